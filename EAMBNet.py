@@ -1,0 +1,447 @@
+"""EAMB-Net: image aesthetics assessment with an emotion-aware multi-branch network.
+
+The whole network in the paper's order: blocks, emotion branch, fusion, EAMBNet (IEEE TIM 2024,
+doi 10.1109/TIM.2024.3365174). Sizes in comments are the paper's: ResNet-50, both small branches at half size;
+N pictures, E emotions, K outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import ceil
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbones import build_pyramid
+
+EMOTIONS = ("amusement", "awe", "contentment", "excitement", "anger", "disgust", "fear", "sadness")
+SMALLEST_SIDE = 64  # pixels
+
+
+class Output(NamedTuple):
+    """What the network says about N pictures.
+
+    prediction: (N, K), the raw probability (K = 1) or rating distribution (rows sum to 1); `Scale` reads it.
+    emotion_logits: (N, E), before softmax.
+    emotion_map: (N, 1, h, w), the emotion-aware map in [0, 1]; carries no gradient.
+    """
+
+    prediction: Tensor
+    emotion_logits: Tensor
+    emotion_map: Tensor
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a raw prediction means, in the unit that people rated in. Travels with the weights.
+
+    kind: "distribution" over rating bins, "score" (value = offset + factor * p) or "label" (p = P(high)).
+    minimum, maximum: the ends of the rating scale.
+    threshold: a picture counts as high above it, and at it too if `inclusive`.
+    bins: the rating each bin of a distribution stands for.
+    """
+
+    kind: str
+    minimum: float
+    maximum: float
+    threshold: float
+    inclusive: bool = False
+    bins: tuple[float, ...] = ()
+    offset: float = 0.0
+    factor: float = 1.0
+
+    def __post_init__(self):
+        if self.kind not in ("distribution", "score", "label"):
+            raise ValueError(f"Scale: kind must be distribution, score or label, got '{self.kind}'")
+        if (self.kind == "distribution") != bool(self.bins):
+            raise ValueError(
+                f"Scale: a distribution has bins and nothing else has; got {self.kind}, {self.bins}"
+            )
+
+    @property
+    def outputs(self) -> int:
+        return len(self.bins) or 1
+
+    def value(self, prediction: np.ndarray) -> np.ndarray:
+        """(N, K) raw predictions -> (N,) ratings: the mean, offset + factor * p, or P(high)."""
+        prediction = np.asarray(prediction, np.float64)  # float32 would move ratings across the threshold
+        if self.kind == "distribution":
+            return prediction @ np.asarray(self.bins)
+        return self.offset + self.factor * prediction[:, 0]
+
+    def deviation(self, prediction: np.ndarray) -> np.ndarray:
+        """(N, K) -> (N,) standard deviation of each rating distribution; NaN where there is none."""
+        if self.kind != "distribution":
+            return np.full(len(prediction), np.nan)
+        prediction = np.asarray(prediction, np.float64)
+        distance = np.asarray(self.bins)[None] - self.value(prediction)[:, None]  # (N, K)
+        return np.sqrt((prediction * distance**2).sum(1))
+
+    def probability(self, value: Tensor) -> Tensor:
+        """(N,) ratings -> (N,) the p in [0, 1] that a score network should give for them."""
+        return (value - self.offset) / self.factor
+
+    def is_high(self, value: np.ndarray) -> np.ndarray:
+        """(N,) ratings -> (N,) bool, compared exactly as they come: no rounding to float32 before."""
+        return value >= self.threshold if self.inclusive else value > self.threshold
+
+    def as_dict(self) -> dict:
+        return {**asdict(self), "bins": list(self.bins)}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Scale:
+        return cls(**{**values, "bins": tuple(values["bins"])})
+
+
+# ---------------------------------------------------------------------------------------------------
+# Blocks
+
+
+class ConvBNReLU(nn.Sequential):
+    """3x3 convolution with bias, BatchNorm, ReLU; keeps the size."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(
+            nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+        )
+
+
+def resize(x: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+    """Plain bilinear interpolation without antialiasing; (N, C, h, w) -> (N, C, *size)."""
+    if x.shape[2:] == size:
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
+
+
+def shrink(images: Tensor, scale: float) -> Tensor:
+    """(N, 3, H, W) -> (N, 3, ceil(scale * H), ceil(scale * W)), the paper's `half` for scale = 1/2."""
+    size = (ceil(images.shape[2] * scale), ceil(images.shape[3] * scale))
+    return resize(images, size, align_corners=True)
+
+
+class GuidedFusion(nn.Module):
+    """The paper's SADEM: adds a coarse map y to a fine map x where the two agree.
+
+    a = sigmoid(sum_c k * q), k from x, q from y;  result = a * x + a * y + x.
+    """
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.key = self._project(channels, hidden)
+        self.query = self._project(channels, hidden)
+
+    @staticmethod
+    def _project(inputs: int, outputs: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+        )
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        size = x.shape[2:]
+        query = resize(self.query(y), size, align_corners=False)  # (N, hidden, h, w)
+        agreement = torch.sigmoid((self.key(x) * query).sum(dim=1, keepdim=True))  # (N, 1, h, w)
+        y = resize(y, size, align_corners=False)  # (N, channels, h, w)
+        return agreement * x + agreement * y + x
+
+
+class CBAM(nn.Module):
+    """Channel gate, then spatial gate (Woo et al. 2018); keeps the shape."""
+
+    def __init__(self, channels: int, reduction: int = 16, window: int = 7):
+        super().__init__()
+        hidden = max(1, channels // reduction)
+        self.mlp = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1, bias=False),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, channels, 1, bias=False),
+        )
+        self.conv = nn.Conv2d(2, 1, window, padding=window // 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        peak, mean = x.amax(dim=(2, 3), keepdim=True), x.mean(dim=(2, 3), keepdim=True)  # (N, C, 1, 1)
+        x = x * torch.sigmoid(self.mlp(peak) + self.mlp(mean))
+        summary = torch.cat([x.amax(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)], dim=1)  # (N, 2, h, w)
+        return x * torch.sigmoid(self.conv(summary))
+
+
+class Head(nn.Sequential):
+    """Pooled features (N, width) -> logits (N, K). The first PReLU stands behind a ReLU and never acts."""
+
+    def __init__(self, width: int, hidden: int, outputs: int, dropout: float):
+        super().__init__(
+            nn.PReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(width, hidden),
+            nn.PReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, outputs),
+        )
+
+
+# ---------------------------------------------------------------------------------------------------
+# Emotion branch
+
+
+class EmotionBranch(nn.Module):
+    """A top-down pyramid whose pooled features are classified into emotions.
+
+    For ResNet-50 the widths are exactly the paper's, 1024 -> 512 -> 256 -> 256. A pyramid that is narrower
+    than `width` at its finest level gets 1x1 lateral convolutions to `width`, and the whole path has that
+    width.
+    """
+
+    def __init__(self, backbone: str, emotions: int, width: int):
+        super().__init__()
+        self.pyramid = build_pyramid(backbone, levels=3)
+        fine, middle, coarse = self.pyramid.channels
+        self.lateral_fine, self.lateral_middle = nn.Identity(), nn.Identity()
+        if fine < width:
+            self.lateral_fine, self.lateral_middle = nn.Conv2d(fine, width, 1), nn.Conv2d(middle, width, 1)
+            fine = middle = width
+        self.coarse = ConvBNReLU(coarse, middle)
+        self.middle = ConvBNReLU(middle, fine)
+        self.fine = ConvBNReLU(fine, fine)
+        self.classifier = nn.Linear(fine, emotions)
+        for block in (self.coarse, self.middle, self.fine):
+            nn.init.xavier_normal_(block[0].weight)
+            nn.init.zeros_(block[0].bias)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures at the branch's own size -> logits (N, E) and features z (N, C, h, w), h = ceil(H / 4)."""
+        fine, middle, coarse = self.pyramid(images)  # (N, 256, h, w), (N, 512, h/2, w/2), (N, 1024, h/4, w/4)
+        middle, fine = self.lateral_middle(middle), self.lateral_fine(fine)
+        x = resize(self.coarse(coarse), middle.shape[2:], align_corners=True) + middle  # (N, 512, h/2, w/2)
+        x = resize(self.middle(x), fine.shape[2:], align_corners=True) + fine  # (N, 256, h, w)
+        features = self.fine(x)  # (N, 256, h, w)
+        return self.classifier(features.mean(dim=(2, 3))), features
+
+    def class_activation_maps(self, features: Tensor) -> Tensor:
+        """z (N, C, h, w) -> (N, E, h, w), each map stretched to [0, 1] on its own. Always float32.
+
+        CAM_k = sum_c W[k, c] z[c], minus its minimum, over its maximum after that + 1e-12.
+        """
+        with torch.autocast(features.device.type, enabled=False):  # 1e-12 would vanish in float16
+            weight = self.classifier.weight.float()
+            maps = torch.einsum("ec,nchw->nehw", weight, features.float())  # (N, E, h, w)
+            maps = maps - maps.amin(dim=(2, 3), keepdim=True)
+            return maps / (maps.amax(dim=(2, 3), keepdim=True) + 1e-12)
+
+    def emotion_map(self, logits: Tensor, features: Tensor) -> Tensor:
+        """The emotion-aware map (N, 1, h, w) in [0, 1]: EAM = sum_k p_k CAM_k, p = softmax(logits)."""
+        with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+            probability = logits.float().softmax(dim=1)[:, :, None, None]  # (N, E, 1, 1)
+            maps = self.class_activation_maps(features)  # (N, E, h, w)
+            return (probability * maps).sum(dim=1, keepdim=True).clamp(max=1)  # rounding can exceed 1
+
+
+class EmotionNetwork(nn.Module):
+    """The emotion branch alone, for training it on emotions; its `prediction` is the emotion distribution.
+
+    Its names are those of the branch inside EAMBNet (`emotion.*`), so that one loads into the other.
+    """
+
+    def __init__(self, backbone: str, emotions: tuple[str, ...], emotion_scale: float, width: int):
+        super().__init__()
+        self.arguments = {
+            "backbone": backbone,
+            "emotions": tuple(emotions),
+            "emotion_scale": emotion_scale,
+            "width": width,
+        }
+        check_arguments(self.arguments)
+        self.emotion = EmotionBranch(backbone, len(emotions), width)
+        self.emotion_scale = emotion_scale
+
+    def forward(self, images: Tensor) -> Output:
+        check_size(images)
+        logits, features = self.emotion(shrink(images, self.emotion_scale))
+        return Output(logits.float().softmax(dim=1), logits, self.emotion.emotion_map(logits, features))
+
+    def class_activation_maps(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, E, h, w) in [0, 1], one map per emotion."""
+        check_size(images)
+        _, features = self.emotion(shrink(images, self.emotion_scale))
+        return self.emotion.class_activation_maps(features)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Fusion of detail, context and emotion
+
+
+class Fusion(nn.Module):
+    """Brings the detail map and three context maps to one map F, `width` wide, at the detail map's size."""
+
+    def __init__(self, detail: int, context: tuple[int, int, int], width: int, guided: int, hidden: int):
+        super().__init__()
+        fine, middle, coarse = context
+        self.detail = ConvBNReLU(detail, guided)
+        self.context_fine = ConvBNReLU(fine, guided)
+        self.context_middle = ConvBNReLU(middle, guided)
+        self.guide_fine = GuidedFusion(guided, hidden)
+        self.guide_middle = GuidedFusion(guided, hidden)
+        self.expand = ConvBNReLU(guided, width)
+        self.semantic_conv = nn.Conv2d(coarse, width, 1)
+        self.semantic_norm = nn.BatchNorm2d(width)
+        self.merge = ConvBNReLU(2 * width, width)
+
+    def forward(self, detail: Tensor, fine: Tensor, middle: Tensor, coarse: Tensor) -> Tensor:
+        """(N, 512, H/8, W/8); (N, 512, H/16, W/16), (N, 1024, H/32, W/32), (N, 2048, H/64, W/64)
+        -> (N, 256, H/8, W/8)."""
+        guided = self.guide_fine(self.detail(detail), self.context_fine(fine))  # (N, 56, H/8, W/8)
+        guided = self.guide_middle(guided, self.context_middle(middle))  # (N, 56, H/8, W/8)
+        guided = self.expand(guided)  # (N, 256, H/8, W/8)
+        # A 1x1 convolution and a resize commute (both linear, the resize's weights sum to 1), and here there
+        # are 64 times fewer positions. The BatchNorm stays behind the resize, or its statistics would change.
+        semantic = self.semantic_conv(coarse)  # (N, 256, H/64, W/64)
+        semantic = resize(semantic, detail.shape[2:], align_corners=True)  # (N, 256, H/8, W/8)
+        semantic = F.relu(self.semantic_norm(semantic))
+        return self.merge(torch.cat([guided, semantic], dim=1))
+
+
+class EAMBNet(nn.Module):
+    """Detail, context and emotion branch; `forward(images (N, 3, H, W), normalised)` gives an `Output`.
+
+    The emotion branch is frozen: `train()` leaves it in evaluation mode, its parameters ask for no gradient.
+    With `emotion_batchnorm="official"` its BatchNorm statistics drift in training, as the released code's do.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        outputs: int,
+        emotions: tuple[str, ...],
+        width: int,
+        guided_width: int,
+        guided_hidden: int,
+        head_width: int,
+        dropout: float,
+        context_scale: float,
+        emotion_scale: float,
+        emotion_batchnorm: str,
+    ):
+        super().__init__()
+        self.context_scale, self.emotion_scale = context_scale, emotion_scale
+        self.emotion_batchnorm = emotion_batchnorm
+        self.detail = build_pyramid(backbone, levels=2)
+        self.context = build_pyramid(backbone, levels=4)
+        self.emotion = EmotionBranch(backbone, len(emotions), width).requires_grad_(False)
+        self.fusion = Fusion(
+            self.detail.channels[1], self.context.channels[1:], width, guided_width, guided_hidden
+        )
+        self.attention = CBAM(width)
+        self.emotion_merge = ConvBNReLU(2 * width, width)
+        self.head = Head(width, head_width, outputs, dropout)
+        self.train()
+
+    def train(self, mode: bool = True) -> EAMBNet:
+        super().train(mode)
+        self.emotion.train(mode and self.emotion_batchnorm == "official")
+        return self
+
+    def forward(self, images: Tensor) -> Output:
+        check_size(images)
+        self._check_batchnorm(images)
+        small = shrink(images, self.context_scale)  # (N, 3, H/2, W/2)
+        same = self.emotion_scale == self.context_scale
+        with torch.no_grad():
+            logits, features = self.emotion(small if same else shrink(images, self.emotion_scale))
+        emotion_map = self.emotion.emotion_map(logits, features)  # (N, 1, H/8, W/8)
+
+        _, detail = self.detail(images)  # (N, 512, H/8, W/8)
+        _, fine, middle, coarse = self.context(small)
+        fused = self.fusion(detail, fine, middle, coarse)  # (N, 256, H/8, W/8)
+
+        weight = resize(emotion_map, fused.shape[2:], align_corners=False).to(fused.dtype)  # (N, 1, H/8, W/8)
+        emotional = self.attention(fused * weight)  # (N, 256, H/8, W/8)
+        merged = self.emotion_merge(torch.cat([emotional, fused], dim=1))  # (N, 256, H/8, W/8)
+        logit = self.head(merged.mean(dim=(2, 3))).float()  # (N, K)
+        prediction = logit.sigmoid() if logit.shape[1] == 1 else logit.softmax(dim=1)
+        return Output(prediction, logits, emotion_map)
+
+    def class_activation_maps(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, E, h, w) in [0, 1], one map per emotion."""
+        check_size(images)
+        with torch.no_grad():
+            _, features = self.emotion(shrink(images, self.emotion_scale))
+            return self.emotion.class_activation_maps(features)
+
+    def _check_batchnorm(self, images: Tensor) -> None:
+        count, _, height, width = images.shape
+        sides = [ceil(ceil(side * self.context_scale) / 32) for side in (height, width)]
+        if self.training and count * sides[0] * sides[1] == 1:
+            raise ValueError(
+                f"EAMBNet: a single {height}x{width} picture in training leaves BatchNorm one value per "
+                "channel; use a larger batch or larger pictures"
+            )
+
+
+def check_size(images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < SMALLEST_SIDE:
+        raise ValueError(
+            f"EAMBNet: pictures must be (N, 3, H, W) with H and W from {SMALLEST_SIDE} up, "
+            f"got {tuple(images.shape)}"
+        )
+    if not images.is_floating_point():
+        raise ValueError(
+            f"EAMBNet: pictures must be normalised floating point numbers, got {images.dtype}; "
+            "datasets.normalise makes them"
+        )
+
+
+def build_model(
+    backbone: str = "resnet50",
+    outputs: int = 10,
+    *,
+    emotions: tuple[str, ...] = EMOTIONS,
+    width: int = 256,
+    guided_width: int = 56,
+    guided_hidden: int = 16,
+    head_width: int = 128,
+    dropout: float = 0.75,
+    context_scale: float = 0.5,
+    emotion_scale: float = 0.5,
+    emotion_batchnorm: str = "frozen",
+) -> EAMBNet:
+    """EAMB-Net with random weights; reads no file. The defaults are the paper's.
+
+    Args:
+        backbone: "resnet50" or a timm name with maps at strides 4, 8, 16, 32 (`backbones.py`).
+        outputs: 1 for a sigmoid, K for a softmax over K rating bins.
+        emotions: class names of the emotion branch, in the order of its logits.
+        width: channels of the fused map, and of the emotion path of narrow backbones (Lite: 128).
+        context_scale, emotion_scale: how much the two branches shrink their input; 1/2 in the paper.
+        emotion_batchnorm: "frozen", or "official" for statistics that drift in training.
+
+    Returns:
+        The network; its attribute `arguments` rebuilds it: `build_model(**model.arguments)`.
+
+    Raises:
+        ValueError: an argument out of range or an unknown backbone.
+    """
+    arguments = dict(locals())
+    check_arguments(arguments)
+    model = EAMBNet(**arguments)
+    model.arguments = arguments
+    return model
+
+
+def check_arguments(arguments: dict) -> None:
+    """Refuses values out of range among those that are given."""
+    for name in arguments.keys() & {"context_scale", "emotion_scale"}:
+        if not 0 < arguments[name] <= 1:
+            raise ValueError(f"EAMBNet: {name} must be above 0 and at most 1, got {arguments[name]}")
+    for name in arguments.keys() & {"outputs", "width", "guided_width", "guided_hidden", "head_width"}:
+        if arguments[name] < 1:
+            raise ValueError(f"EAMBNet: {name} must be at least 1, got {arguments[name]}")
+    if not 0 <= arguments.get("dropout", 0) < 1:
+        raise ValueError(f"EAMBNet: dropout must be from 0 to below 1, got {arguments['dropout']}")
+    if arguments.get("emotion_batchnorm", "frozen") not in ("frozen", "official"):
+        raise ValueError(
+            f"EAMBNet: emotion_batchnorm must be frozen or official, got '{arguments['emotion_batchnorm']}'"
+        )
+    if len(set(arguments["emotions"])) != len(arguments["emotions"]) or not arguments["emotions"]:
+        raise ValueError(f"EAMBNet: emotions must be different names, got {arguments['emotions']}")

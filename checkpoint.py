@@ -1,0 +1,523 @@
+"""The only file that loads or saves weights: ours, the official code's, and ImageNet's.
+
+Nothing in a file is ever executed (`weights_only=True` or safetensors), and a file is either written whole or
+not at all. A file of ours holds tensors and one plain description: which network, what its output means, what
+it was trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import backbones
+from EAMBNet import EMOTIONS, EAMBNet, EmotionNetwork, Scale, build_model
+
+FORMAT = 1  # of our own files
+IDS = "training_ids"
+EMOTION_IDS = "emotion_training_ids"
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A network's tensors and everything that must travel with them.
+
+    tensors: by our names.
+    description: plain values; "task", "architecture" (arguments of the constructor) and "scale" always, and
+        what the training adds (image_size, dataset, splits, config ...).
+    training_ids, emotion_training_ids: int64, sorted 64-bit hashes of the ids of every picture trained on.
+    """
+
+    tensors: Tensors
+    description: dict
+    training_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    emotion_training_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @property
+    def task(self) -> str:
+        return self.description["task"]
+
+    @property
+    def scale(self) -> Scale | None:
+        values = self.description.get("scale")
+        return Scale.from_dict(values) if values else None
+
+    @property
+    def emotions(self) -> tuple[str, ...]:
+        return tuple(self.description["architecture"]["emotions"])
+
+    def build(self) -> EAMBNet | EmotionNetwork:
+        """The network with these weights, in evaluation mode."""
+        arguments = {**self.description["architecture"], "emotions": self.emotions}
+        model = build_model(**arguments) if self.task == "aesthetics" else EmotionNetwork(**arguments)
+        load_tensors(model, self.tensors, "the set of tensors")
+        return model.eval()
+
+
+def describe(model: EAMBNet | EmotionNetwork, scale: Scale | None) -> dict:
+    """The part of a description that every file of ours has."""
+    return {
+        "format": FORMAT,
+        "task": "aesthetics" if isinstance(model, EAMBNet) else "emotion",
+        "architecture": {**model.arguments, "emotions": list(model.arguments["emotions"])},
+        "scale": scale.as_dict() if scale else None,
+    }
+
+
+def weights_hash(tensors: Tensors) -> str:
+    """SHA-256 over names, shapes and values, whatever file they lie in."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------
+# Files
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary name to write to; renamed to `path` when all is on the disk, removed if anything fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        if os.name == "posix":  # elsewhere a folder cannot be opened
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_torch(path: Path) -> dict:
+    """A file of torch.save, read without executing anything in it.
+
+    Raises:
+        ValueError: it is no such file, or holds more than tensors and plain values.
+    """
+    check_file(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, about pickles that it is going to refuse
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # damaged files fail in every way: EOFError, IndexError, struct.error ...
+        raise ValueError(unreadable(path, ", or holds code, which is never executed")) from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"checkpoint: {path} must hold a dictionary of tensors, got {type(content).__name__}"
+        )
+    return content
+
+
+def read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
+    """The tensors and the metadata of a safetensors file."""
+    from safetensors import SafetensorError, safe_open
+
+    check_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(unreadable(path)) from error
+
+
+def check_file(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint: no file {path}")
+
+
+def unreadable(path: Path, otherwise: str = "") -> str:
+    """One sentence on a file that could not be read, from how it begins."""
+    with path.open("rb") as file:
+        start = file.read(64).lstrip()
+    if not start:
+        reason = "it is empty"
+    elif start.startswith(b"version https://git-lfs"):
+        reason = "it is a Git LFS pointer; fetch the file itself with `git lfs pull`"
+    elif start.startswith(b"<"):
+        reason = "it is a web page; download the file itself"
+    else:
+        reason = f"it is cut off, damaged or something else{otherwise}"
+    return f"checkpoint: {path} is not a weights file: {reason}"
+
+
+def read(path: Path) -> dict:
+    """Whatever weights file, as a dictionary; tensors of safetensors by name."""
+    path = Path(path)
+    return read_safetensors(path)[0] if path.suffix == ".safetensors" else read_torch(path)
+
+
+def export_weights(path: Path, weights: Weights) -> None:
+    """Writes a safetensors file: tensors, id hashes, the description as JSON in the metadata."""
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.tensors.items()}
+    tensors |= id_tensors(weights)
+    with written_whole(Path(path)) as temporary:
+        save_file(tensors, temporary, {"format": "pt", "eambnet": json.dumps(weights.description)})
+
+
+def save_training(path: Path, weights: Weights, state: dict) -> None:
+    """Writes weights and all else that a resumed training needs (`state`, plain values and tensors)."""
+    content = {
+        "weights": weights.tensors,
+        "description": json.dumps(weights.description),
+        **id_tensors(weights),
+        "state": state,
+    }
+    with written_whole(Path(path)) as temporary:
+        torch.save(content, temporary)
+
+
+def id_tensors(weights: Weights) -> Tensors:
+    ids = {IDS: weights.training_ids, EMOTION_IDS: weights.emotion_training_ids}
+    return {name: torch.tensor(values, dtype=torch.int64) for name, values in ids.items()}
+
+
+def load_training(path: Path) -> tuple[Weights, dict]:
+    """What `save_training` wrote."""
+    content = read_torch(Path(path))
+    if "state" not in content:
+        raise ValueError(f"checkpoint: {path} holds no training state to resume from")
+    return as_weights(content.get("weights"), content, content.get("description"), path), content["state"]
+
+
+def load_weights(path: Path | str) -> Weights:
+    """Reads a file of ours, .pt or .safetensors.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a weights file, or not one of ours (`load_official_weights` is for official files).
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        content = read_torch(path)
+        return as_weights(content.get("weights"), content, content.get("description"), path)
+    tensors, metadata = read_safetensors(path)
+    return as_weights(tensors, tensors, metadata.get("eambnet"), path)
+
+
+def as_weights(tensors: Tensors | None, ids: dict, description: str | None, path: Path) -> Weights:
+    """Puts together what was read from a file of ours, and refuses other files."""
+    if tensors is None or description is None or not {IDS, EMOTION_IDS} <= ids.keys():
+        raise ValueError(
+            f"checkpoint: {path} was not written by this program (it does not say what its output means). "
+            "Start from an official state dict with --weights FILE or --emotion-checkpoint FILE."
+        )
+    plain = json.loads(description)
+    if plain.get("format") != FORMAT:
+        raise ValueError(
+            f"checkpoint: {path} has format {plain.get('format')} and this program reads {FORMAT}; "
+            "use the version of the program that wrote it"
+        )
+    network = {name: tensor for name, tensor in tensors.items() if name not in (IDS, EMOTION_IDS)}
+    return Weights(network, plain, ids[IDS].numpy(), ids[EMOTION_IDS].numpy())
+
+
+# ---------------------------------------------------------------------------------------------------
+# Tensors into networks
+
+
+def load_tensors(
+    model: nn.Module,
+    tensors: Tensors,
+    source: str,
+    only: str | tuple[str, ...] = "",
+    leave: tuple[str, ...] = (),
+    shown: Callable[[str], str] = str,
+    problems: Iterable[str] = (),
+) -> None:
+    """Copies tensors into a model by name; nothing is written unless everything fits.
+
+    Args:
+        source: where the tensors come from, for the error.
+        only: the names to fill, by their beginnings; all by default.
+        leave: beginnings of names that keep the values that the model has.
+        shown: the name of a tensor in the file it comes from, for the error.
+        problems: found before, to be listed with the others.
+
+    Raises:
+        ValueError: lists the missing, unknown and misshapen names.
+    """
+    target = model.state_dict()
+    wanted = {name for name in target if name.startswith(only) and not name.startswith(leave or "\0")}
+    given = {name for name in tensors if not name.startswith(leave or "\0")}
+    problems = list(problems)
+    problems += [f"missing {shown(name)}" for name in sorted(wanted - given)]
+    problems += [f"unknown {shown(name)}" for name in sorted(given - wanted)]
+    problems += [
+        f"{shown(name)} is {shape_of(tensors[name])}, the network's is {shape_of(target[name])}"
+        for name in sorted(wanted & given)
+        if shape_of(tensors[name]) != shape_of(target[name])
+    ]
+    if problems:
+        problems = list(dict.fromkeys(problems))  # one tensor of a file may be wanted in several places
+        more = f" (+{len(problems) - 12} more)" if len(problems) > 12 else ""
+        raise ValueError(f"checkpoint: {source} does not fit the network: {'; '.join(problems[:12])}{more}")
+    with torch.no_grad():
+        for name in wanted:
+            target[name].copy_(tensors[name])
+
+
+def shape_of(value) -> tuple[int, ...] | str:
+    return tuple(value.shape) if isinstance(value, Tensor) else f"no tensor but {type(value).__name__}"
+
+
+def load_emotion_branch(model: EAMBNet | EmotionNetwork, path: Path | str) -> Weights:
+    """Fills the emotion branch from a file of ours (emotion or whole network) or of the official code.
+
+    Returns:
+        What is known of the branch: its description, and the hashes of the pictures it was trained on.
+    """
+    content = read(Path(path))
+    if looks_official(content):
+        fill_from_official(model, content, str(path), only="emotion.")
+        return Weights({}, {"task": "emotion", "architecture": {"emotions": list(EMOTIONS)}})
+    weights = load_weights(path)
+    check_backbone(model, weights.description["architecture"]["backbone"], str(path))
+    check_emotions(model, weights.emotions, str(path))
+    tensors = {name: value for name, value in weights.tensors.items() if name.startswith("emotion.")}
+    load_tensors(model, tensors, str(path), only="emotion.")
+    ids = weights.training_ids if weights.task == "emotion" else weights.emotion_training_ids
+    return replace(weights, emotion_training_ids=ids)
+
+
+def check_backbone(model: EAMBNet | EmotionNetwork, backbone: str, source: str) -> None:
+    have = model.arguments["backbone"]
+    if have != backbone:
+        raise ValueError(f"checkpoint: {source} has the backbone {backbone}; the network's is {have}")
+
+
+def check_emotions(model: EAMBNet | EmotionNetwork, emotions: tuple[str, ...], source: str) -> None:
+    have = tuple(model.arguments["emotions"])
+    if have != emotions:
+        raise ValueError(
+            f"checkpoint: {source} knows the emotions {', '.join(emotions)}, in this order; the network's "
+            f"are {', '.join(have)}"
+        )
+
+
+def emotions_in(path: Path | str) -> tuple[str, ...]:
+    """The class names of the emotion branch in a file of ours or of the official code."""
+    return EMOTIONS if looks_official(read(Path(path))) else load_weights(path).emotions
+
+
+def load_imagenet(model: EAMBNet | EmotionNetwork, source: str = "auto") -> None:
+    """Fills every backbone of the network with ImageNet weights: the known ones, or those of a local file.
+
+    Raises:
+        FileNotFoundError: no such file, or no network to download it; says which file to put where.
+        ValueError: tensors of the backbone are missing or misshapen in the file; nothing is written then.
+    """
+    name = model.arguments["backbone"]
+    file = backbones.imagenet_file(name) if source == "auto" else Path(source)
+    state = imagenet_state(name, file)
+    tensors = {
+        f"{place}{key}": state[key]
+        for place, pyramid in pyramids(model).items()
+        for key in pyramid.state_dict()
+        if key in state
+    }
+
+    def shown(ours: str) -> str:
+        place = next(place for place in pyramids(model) if ours.startswith(place))
+        return ours.removeprefix(place).removeprefix("body.")
+
+    load_tensors(model, tensors, str(file or name), only=tuple(pyramids(model)), shown=shown)
+
+
+def imagenet_state(name: str, file: Path | None) -> Tensors:
+    """The tensors of a classification network, by the names that they have in a pyramid of `name`."""
+    state = None
+    if file is not None:
+        state = {key: value for key, value in unwrapped(read(file)).items() if isinstance(value, Tensor)}
+    if name in (backbones.RESNET50, backbones.LITE0):
+        return backbones.rename_imagenet(name, state)
+    return backbones.timm_imagenet_state(name, state)
+
+
+def pyramids(model: EAMBNet | EmotionNetwork) -> dict[str, nn.Module]:
+    """The network's backbones, by the beginnings of their names in it."""
+    found = {"emotion.pyramid.": model.emotion.pyramid}
+    if isinstance(model, EAMBNet):
+        found |= {"detail.": model.detail, "context.": model.context}
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------
+# State dicts of the official code
+
+_RESNET_STEM = {"0": "conv1", "1": "bn1", "4": "layer1"}
+
+OFFICIAL_NAMES = {  # beginning of an official name -> beginning of ours
+    **{f"feature1_x.{i}": f"detail.{name}" for i, name in _RESNET_STEM.items()},
+    **{f"feature1_s.{i}": f"context.{name}" for i, name in _RESNET_STEM.items()},
+    **{f"emotion_model.backbone.feature1.{i}": f"emotion.pyramid.{name}" for i, name in _RESNET_STEM.items()},
+    "feature2_x": "detail.layer2",
+    **{f"feature{i}_s": f"context.layer{i}" for i in (2, 3, 4)},
+    **{f"emotion_model.backbone.feature{i}": f"emotion.pyramid.layer{i}" for i in (2, 3)},
+    **{f"model_x.{name}": f"detail.{name}" for name in ("conv1", "bn1", "layer1", "layer2")},
+    **{
+        f"model_s.{name}": f"context.{name}"
+        for name in ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
+    },
+    "emotion_model.emotion_module.conv1": "emotion.coarse",
+    "emotion_model.emotion_module.conv2": "emotion.middle",
+    "emotion_model.emotion_module.conv3": "emotion.fine",
+    "emotion_model.emotion_module.fc_layer": "emotion.classifier",
+    **{
+        f"{official}.{part}": f"{ours}.{i}"
+        for official, ours in {
+            "CBR1": "fusion.context_fine",
+            "CBR2": "fusion.detail",
+            "CBR3": "fusion.context_middle",
+            "CBR5": "fusion.expand",
+            "CBR6": "fusion.merge",
+            "CBR7": "emotion_merge",
+        }.items()
+        for i, part in enumerate(("conv", "bn"))
+    },
+    "up1.conv": "fusion.semantic_conv",
+    "up1.bn": "fusion.semantic_norm",
+    "SADEM1.f_x": "fusion.guide_fine.key",
+    "SADEM1.f_y": "fusion.guide_fine.query",
+    "SADEM2.f_x": "fusion.guide_middle.key",
+    "SADEM2.f_y": "fusion.guide_middle.query",
+    "CBAM": "attention",
+    "head": "head",
+}
+OFFICIAL_UNUSED = (  # registered there, never run
+    "model_x.layer3",
+    "model_x.layer4",
+    "model_x.fc",
+    "model_s.fc",
+    "CBR4",
+    "emotion_model.backbone.feature4",
+)
+
+
+def load_official_weights(model: EAMBNet | EmotionNetwork, source: Path | str | dict) -> None:
+    """Loads the public emotion checkpoint into the emotion branch, or a whole official network into a model.
+
+    Args:
+        source: a path, or a dictionary: a state dict of the official code, bare or under "model", with or
+            without "module." before its names. Whether it is the whole network is told from the names.
+
+    Raises:
+        ValueError: unknown, missing or misshapen names, listed; unequal copies of one tensor; another number
+            of outputs or list of emotions. The model is unchanged then.
+    """
+    name = "the given state dict" if isinstance(source, dict) else str(source)
+    content = source if isinstance(source, dict) else read(Path(source))
+    fill_from_official(model, content, name, only="emotion." if isinstance(model, EmotionNetwork) else "")
+
+
+def fill_from_official(model: EAMBNet | EmotionNetwork, content: dict, name: str, only: str) -> None:
+    """Fills the names that begin with `only`; the emotion branch alone if the file has no more than that."""
+    check_backbone(model, backbones.RESNET50, name)
+    check_emotions(model, EMOTIONS, name)
+    tensors, problems = translate_official(content)
+    if only or all(key.startswith("emotion.") for key in tensors):
+        only = "emotion."
+        tensors = {key: value for key, value in tensors.items() if key.startswith(only)}
+    beginning = "emotion_model." if is_emotion_file(unwrapped(content)) else ""
+
+    def shown(ours: str) -> str:
+        return official_name(ours).removeprefix(beginning)
+
+    load_tensors(model, tensors, name, only=only, shown=shown, problems=problems)
+
+
+def looks_official(content: dict) -> bool:
+    """Whether names like the official code's are in it; a file of ours has none."""
+    state = unwrapped(content)
+    return is_emotion_file(state) or any(
+        key.startswith(("emotion_model.", "feature", "CBR")) for key in state
+    )
+
+
+def is_emotion_file(state: dict) -> bool:
+    """Whether it is the official emotion branch on its own."""
+    return any(key.startswith(("emotion_module.", "backbone.feature")) for key in state)
+
+
+def unwrapped(content: dict) -> dict:
+    """The state dict inside a checkpoint: the entry "model" if there is one, without "module." prefixes."""
+    state = content["model"] if isinstance(content.get("model"), dict) else content
+    return {str(key).removeprefix("module."): value for key, value in state.items()}
+
+
+def translate_official(content: dict) -> tuple[Tensors, list[str]]:
+    """Official names -> ours, without the unused layers.
+
+    Returns:
+        The tensors, and in words what is wrong: unknown names and unequal copies of one tensor.
+    """
+    state = unwrapped(content)
+    beginning = "emotion_model." if is_emotion_file(state) else ""
+    tensors, origin, problems = {}, {}, []
+    for name, tensor in state.items():
+        if begins(beginning + name, OFFICIAL_UNUSED):
+            continue
+        ours = our_name(beginning + name)
+        if ours is None:
+            problems.append(f"unknown {name}")
+        elif ours in tensors and not equal(tensors[ours], tensor):
+            problems.append(f"{origin[ours]} and {name} are copies of one tensor, but differ")
+        else:
+            tensors[ours], origin[ours] = tensor, name
+    return tensors, problems
+
+
+def equal(a, b) -> bool:
+    return isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+
+
+def begins(name: str, beginnings: Iterable[str]) -> bool:
+    """Whether one of the dotted beginnings is the name or stands before one of its dots."""
+    return any(name == beginning or name.startswith(f"{beginning}.") for beginning in beginnings)
+
+
+def our_name(official: str) -> str | None:
+    for beginning, ours in OFFICIAL_NAMES.items():
+        if begins(official, (beginning,)):
+            return ours + official[len(beginning) :]
+    return None
+
+
+def official_name(ours: str) -> str:
+    for official, beginning in OFFICIAL_NAMES.items():
+        if begins(ours, (beginning,)):
+            return official + ours[len(beginning) :]
+    return ours

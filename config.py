@@ -1,0 +1,278 @@
+"""The settings of a run: frozen dataclasses, filled from YAML files, then from key=value words.
+
+Later sources win, key by key. An unknown key, a wrong type or a value that is not among the choices is an
+error before anything is built.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+CHOICES = {
+    "task": ("aesthetics", "emotion"),
+    "data.target": ("auto", "distribution", "score", "label"),
+    "data.score_range": ("sound", "official"),
+    "model.emotion_weights": ("required", "none"),
+    "model.emotion_batchnorm": ("frozen", "official"),
+    "loss.emd_reduction": ("image", "batch"),
+    "optimizer.name": ("adam", "adamw"),
+    "optimizer.schedule": ("constant", "ava", "para", "one_cycle"),
+    "train.precision": ("fp32", "bf16", "fp16"),
+    "train.validate_on": ("val", "test"),
+}
+SMALLEST = {  # values that are numbers but below what can work; the networks check their own
+    "data.size": 64,  # pixels, EAMBNet.SMALLEST_SIDE
+    "data.workers": -1,
+    "data.limit": 0,
+    "loss.emd_r": 1,
+    "optimizer.learning_rate": 0,
+    "optimizer.weight_decay": 0,
+    "train.epochs": 1,
+    "train.batch_size": 1,
+    "train.accumulate": 1,
+    "train.clip": 0,
+    "train.seed": 0,
+    "train.checkpoint_minutes": 0,
+    "evaluate.batch_size": 1,
+    "evaluate.bootstrap": 0,
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which pictures and ratings, and how they are read. `datasets.DataOptions` explains the column keys."""
+
+    dataset: str = ""
+    root: str = ""
+    size: int = 512  # pixels; pictures are resized to size x size, aspect not kept (the paper's input)
+    exif: bool = True  # turn pictures as their EXIF orientation says; false is the official code's behaviour
+    validation: float = 0.05  # share of the training pool, where a set has no validation split of its own
+    workers: int = -1  # decoding processes; -1: one per spare core, at most 8
+    skip_broken: bool = False
+    limit: int = 0  # first so many training pictures in the order of their ids' hashes; 0: all
+    target: str = "auto"
+    score_range: str = "sound"
+    twins: bool = True
+    table: str = ""
+    images: str = ""
+    path_column: str = ""
+    score_column: str = ""
+    count_columns: str = ""
+    emotion_columns: str = ""
+    split_column: str = ""
+    minimum: float | None = None
+    maximum: float | None = None
+    threshold: float | None = None
+
+    def options(self, cls: type) -> Any:
+        """The part of these settings that a dataclass of the same field names takes."""
+        return cls(**{f.name: getattr(self, f.name) for f in fields(cls)})
+
+    def worker_count(self) -> int:
+        """Decoding processes of each training process: the spare cores, at most 8; none on a single core."""
+        if self.workers >= 0:
+            return self.workers
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(8, max(0, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network's shape (`EAMBNet.build_model`) and where its first weights come from."""
+
+    backbone: str = "resnet50"
+    width: int = 256
+    guided_width: int = 56
+    guided_hidden: int = 16
+    head_width: int = 128
+    dropout: float = 0.75
+    context_scale: float = 0.5  # how much the two small branches shrink their input
+    emotion_scale: float = 0.5
+    emotion_batchnorm: str = "frozen"
+    emotion_weights: str = "required"  # "none" allows an emotion branch that was never trained on emotions
+    imagenet: str = "auto"  # "auto", "none" or a local file
+
+
+@dataclass(frozen=True)
+class Loss:
+    """How the distance of rating distributions becomes one number (`losses.emd_loss`)."""
+
+    emd_r: float = 2.0
+    emd_reduction: str = "image"
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """`engine.learning_rate` explains the schedules."""
+
+    name: str = "adam"
+    learning_rate: float = 3e-5
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+
+
+@dataclass(frozen=True)
+class Train:
+    """How long, how fast, and what is kept."""
+
+    epochs: int = 30
+    batch_size: int = 24  # over all processes together
+    accumulate: int = 1  # batches per optimizer step
+    clip: float = 0.0  # largest gradient norm; 0: no clipping
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "fp32"
+    checkpoint_minutes: float = 10.0
+    validate_on: str = "val"  # "test" scores the test set each epoch, as the official PARA code does
+    score_test: bool = True
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Validation and test, always in fp32."""
+
+    batch_size: int = 32  # of each process
+    bootstrap: int = 1000  # resamples for the 95 % intervals; 0: none
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run; a key is `section.name`, or `task`."""
+
+    task: str = "aesthetics"
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    loss: Loss = field(default_factory=Loss)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    train: Train = field(default_factory=Train)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+SECTIONS = {f.name: f.default_factory for f in fields(Config) if f.name != "task"}
+KEYS = {"task": str} | {
+    f"{section}.{name}": kind
+    for section, cls in SECTIONS.items()
+    for name, kind in get_type_hints(cls).items()
+}
+
+
+def load_config(files: Iterable[Path | str] = (), words: Iterable[str] = ()) -> Config:
+    """The defaults, changed by YAML files and then by `key=value` words, in their order.
+
+    Raises:
+        ValueError: an unknown key (with the nearest name), a wrong type, a value not among the choices.
+        FileNotFoundError: no such file.
+    """
+    settings: dict[str, Any] = {}
+    for file in files:
+        settings |= flatten(read_yaml(Path(file)), str(file))
+    for word in words:
+        settings |= parse_word(word)
+    return from_settings(settings)
+
+
+def read_yaml(path: Path) -> dict:
+    if not path.is_file():
+        raise FileNotFoundError(f"config: no file {path}; the shipped ones are in configs/")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"config: {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict | None):
+        raise ValueError(
+            f"config: {path} must hold 'section:' with 'key: value' lines, got {type(content).__name__}"
+        )
+    return content or {}
+
+
+def flatten(content: dict, source: str) -> dict[str, Any]:
+    """{'train': {'epochs': 3}} -> {'train.epochs': 3}, every key known."""
+    settings = {}
+    for name, value in content.items():
+        if name in SECTIONS and not isinstance(value, dict):
+            raise ValueError(f"config: {source}: '{name}' is a section; write '{name}:' and its keys below")
+        inner = {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+        settings |= {str(key): v for key, v in inner.items()}
+    for key in settings:
+        check_key(key, source)
+    return settings
+
+
+def parse_word(word: str) -> dict[str, Any]:
+    key, equals, text = word.partition("=")
+    if not equals:
+        raise ValueError(f"config: '{word}' is neither an option nor key=value, as in train.epochs=3")
+    check_key(key, "command line")
+    try:
+        return {key: text if KEYS[key] is str else yaml.safe_load(text)}
+    except yaml.YAMLError as error:
+        raise ValueError(f"config: cannot read the value of '{key}': {text!r}") from error
+
+
+def check_key(key: str, source: str) -> None:
+    if key not in KEYS:
+        near = get_close_matches(key, KEYS, n=1, cutoff=0.5)
+        hint = f"; did you mean '{near[0]}'?" if near else f"; sections are {', '.join(SECTIONS)}"
+        raise ValueError(f"config: {source}: unknown key '{key}'{hint}")
+
+
+def from_settings(settings: dict[str, Any]) -> Config:
+    """Builds a Config from flat keys ('train.epochs') after checking each value."""
+    config = Config()
+    for key, value in settings.items():
+        section, _, name = key.rpartition(".")
+        value = checked(key, value)
+        if not section:
+            config = replace(config, **{name: value})
+        else:
+            config = replace(config, **{section: replace(getattr(config, section), **{name: value})})
+    return config
+
+
+def from_dict(content: dict) -> Config:
+    """The inverse of `Config.as_dict`, for a config that was saved in a checkpoint."""
+    return from_settings(flatten(content, "checkpoint"))
+
+
+def checked(key: str, value: Any) -> Any:
+    """The value, if its key takes such values."""
+    kind = KEYS[key]
+    if kind is float or kind == float | None:
+        value = as_number(key, value, optional=kind is not float)
+    elif type(value) is not kind:
+        raise ValueError(f"config: '{key}' must be {NAMES[kind]}, got {value!r}")
+    if key in CHOICES and value not in CHOICES[key]:
+        raise ValueError(f"config: '{key}' must be one of {', '.join(CHOICES[key])}, got {value!r}")
+    if key in SMALLEST and value < SMALLEST[key]:
+        raise ValueError(f"config: '{key}' must be at least {SMALLEST[key]}, got {value:g}")
+    return value
+
+
+NAMES = {int: "a whole number", bool: "true or false", str: "text"}
+
+
+def as_number(key: str, value: Any, optional: bool) -> float | None:
+    if value is None and optional:
+        return None
+    try:  # YAML 1.1 reads 3e-5 as text
+        number = float(value) if not isinstance(value, bool) else None
+    except (TypeError, ValueError):
+        number = None
+    if number is None or not math.isfinite(number):
+        raise ValueError(f"config: '{key}' must be a number, got {value!r}")
+    return number
+
+
+def as_yaml(config: Config) -> str:
+    return yaml.safe_dump(config.as_dict(), sort_keys=False)

@@ -1,0 +1,1504 @@
+"""Rated pictures: AVA, PARA, IAE, your own csv and the demo set, as columns; decoding; batches.
+
+    splits = load_dataset("para", "/data/PARA", splits=("train", "val"))
+    pictures = PictureSet(splits["train"], size=224, flip_seed=0)
+    loader = make_loader(pictures, TrainOrder(len(pictures), batch_size=32, seed=0, epoch=0), workers=2)
+
+From top to bottom: what a split is; reading tables with checks; one parse function per set; looking the
+pictures up; splitting by hash; decoding; orders; loaders. Emotions are mapped by name, never by index.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib.util
+import os
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from EAMBNet import EMOTIONS, Scale
+
+SPLITS = ("train", "val", "test")
+PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+ANY_CASE_ENDINGS = (*PICTURE_ENDINGS, *(ending.upper() for ending in PICTURE_ENDINGS))
+
+# ---------------------------------------------------------------------------------------------------
+# What a split is
+
+
+class Sample(NamedTuple):
+    """One rated picture: score in the set's unit (NaN if unknown), distribution (K,), emotion (E,)."""
+
+    id: str
+    path: str
+    score: float
+    distribution: np.ndarray | None
+    emotion: np.ndarray | None
+
+
+class LeftOut(NamedTuple):
+    """A picture that is not used, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Choices about targets and splits; the second half is for `csv` only.
+
+    validation: share of the training pictures held out where the set has no validation split of its own.
+    target: "distribution", "score" or "label"; "auto" is what the set is usually trained on.
+    score_range: what p in [0, 1] means: "sound" from minimum to maximum, "official" maximum * p.
+    twins: keep byte-identical pictures on one side when splitting by hash. They are found by content in sets
+        of up to TWIN_LIMIT pictures; the protocol says if they were not.
+    table: the csv file, relative to the root. images: the folder its paths are relative to.
+    count_columns: comma separated, `name=value` where the name does not end in its rating.
+    emotion_columns: one column of names, or several of counts, comma separated.
+    minimum, maximum, threshold: of the ratings; the threshold is taken for every set if given.
+    """
+
+    validation: float = 0.05
+    target: str = "auto"
+    score_range: str = "sound"
+    twins: bool = True
+    table: str = ""
+    images: str = ""
+    path_column: str = ""
+    score_column: str = ""
+    count_columns: str = ""
+    emotion_columns: str = ""
+    split_column: str = ""
+    minimum: float | None = None
+    maximum: float | None = None
+    threshold: float | None = None
+
+    def __post_init__(self):
+        if not 0 < self.validation < 1:
+            raise ValueError(f"datasets: data.validation is a share between 0 and 1, got {self.validation}.")
+        if self.target not in ("auto", "distribution", "score", "label"):
+            raise ValueError(
+                f"datasets: data.target is auto, distribution, score or label, got '{self.target}'."
+            )
+        if self.score_range not in ("sound", "official"):
+            raise ValueError(f"datasets: data.score_range is sound or official, got '{self.score_range}'.")
+
+
+@dataclass(frozen=True, eq=False)
+class RatedSet:
+    """One split of a set, as columns of equal length n; `rated[i]` is a Sample.
+
+    protocol: in words, where the split comes from.
+    scores: (n,) float64 in the set's unit, NaN where unknown.
+    scale: what a network trained on it predicts.
+    distributions: (n, K) shares of votes per rating of `bins`, rows sum to 1.
+    emotions: (n, E) shares of votes or one-hot, over `emotion_classes`, rows sum to 1.
+    """
+
+    name: str
+    split: str
+    protocol: str
+    ids: list[str]
+    paths: list[str]
+    scores: np.ndarray
+    scale: Scale
+    distributions: np.ndarray | None = None
+    bins: tuple[float, ...] = ()
+    emotions: np.ndarray | None = None
+    emotion_classes: tuple[str, ...] = ()
+    left_out: list[LeftOut] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(
+            self.ids[index],
+            self.paths[index],
+            float(self.scores[index]),
+            _rows(self.distributions, index),
+            _rows(self.emotions, index),
+        )
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> RatedSet:
+        """The pictures at `indices` (positions, or a mask of length n), in that order."""
+        indices = np.arange(len(self))[np.asarray(indices)]
+        return replace(
+            self,
+            ids=[self.ids[i] for i in indices],
+            paths=[self.paths[i] for i in indices],
+            scores=self.scores[indices],
+            distributions=_rows(self.distributions, indices),
+            emotions=_rows(self.emotions, indices),
+        )
+
+    def high(self) -> np.ndarray:
+        """(n,) bool: rated high, by exact comparison of the scores with the scale's threshold."""
+        return self.scale.is_high(self.scores)
+
+    @property
+    def sha256(self) -> str:
+        """Of the sorted ids, one per line: equal for equal splits, whatever their order."""
+        return hashlib.sha256("".join(f"{i}\n" for i in sorted(self.ids)).encode()).hexdigest()
+
+    @property
+    def id_hashes(self) -> np.ndarray:
+        """(n,) int64, sorted: first 64 bits of the SHA-256 of "name:id", to find trained pictures again."""
+        return np.sort(_hash64([f"{self.name}:{i}" for i in self.ids]).view(np.int64))
+
+
+def describe(rated: RatedSet) -> str:
+    """One line for the log: what was loaded, by which protocol, what was left out."""
+    known = rated.scores[~np.isnan(rated.scores)]
+    parts = [f"{rated.name} {rated.split}: {len(rated):,} pictures ({rated.protocol})"]
+    if known.size:
+        parts.append(f"scores {known.min():.4g} to {known.max():.4g}, mean {known.mean():.4g}")
+    if rated.emotions is not None:
+        parts.append(f"{len(rated.emotion_classes)} emotions")
+    parts.append(f"{len(rated.left_out):,} left out")
+    return ", ".join(parts) + f", ids sha256 {rated.sha256[:12]}"
+
+
+def write_left_out(path: str | Path, rated: RatedSet) -> None:
+    """Writes one row `id,reason` for each picture of the split that is not used."""
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(LeftOut._fields)
+        writer.writerows(rated.left_out)
+
+
+def _rows(values: np.ndarray | None, index) -> np.ndarray | None:
+    return None if values is None else values[index]
+
+
+def _hash64(texts: Iterable[str]) -> np.ndarray:
+    """(n,) uint64: the first 64 bits of each text's SHA-256."""
+    digests = b"".join(hashlib.sha256(text.encode()).digest()[:8] for text in texts)
+    return np.frombuffer(digests, dtype=">u8").astype(np.uint64)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Loading: parse, look the pictures up, split
+
+
+@dataclass(frozen=True)
+class Rating:
+    """How a set rates: a picture is high above `threshold`, and at it too if `inclusive`.
+
+    target: what "auto" trains on. scored: False if the scores are only the labels 0 and 1.
+    """
+
+    minimum: float
+    maximum: float
+    threshold: float
+    inclusive: bool = False
+    target: str = "score"
+    scored: bool = True
+
+    def is_high(self, scores: np.ndarray) -> np.ndarray:
+        """(n,) ratings -> (n,) bool, by exact comparison."""
+        return scores >= self.threshold if self.inclusive else scores > self.threshold
+
+
+@dataclass
+class Table:
+    """The rows of a set as its files have them: pictures not looked up, validation perhaps not split off.
+
+    names: each picture's path, relative to one of `places`.
+    split: (n,) of "train", "val", "test", or "" where the hash of the id is to decide.
+    protocol: split -> where its rows come from, in words.
+    votes: (n, K) counts per rating of `bins`; emotions: (n, E) counts. Rows of NaN where a file has none.
+    twins: groups of ids known to be the same picture; None if they are to be found by content.
+    """
+
+    name: str
+    ids: list[str]
+    names: list[str]
+    split: np.ndarray
+    scores: np.ndarray
+    rating: Rating
+    places: list[Path] = field(default_factory=list)
+    protocol: dict[str, str] = field(default_factory=dict)
+    votes: np.ndarray | None = None
+    bins: tuple[float, ...] = ()
+    emotions: np.ndarray | None = None
+    emotion_classes: tuple[str, ...] = ()
+    twins: list[list[str]] | None = None
+    left_out: dict[str, list[LeftOut]] = field(default_factory=dict)
+
+    def take(self, indices: np.ndarray) -> Table:
+        return replace(
+            self,
+            ids=[self.ids[i] for i in indices],
+            names=[self.names[i] for i in indices],
+            split=self.split[indices],
+            scores=self.scores[indices],
+            votes=_rows(self.votes, indices),
+            emotions=_rows(self.emotions, indices),
+        )
+
+
+def load_dataset(
+    name: str,
+    root: str | Path,
+    splits: Sequence[str] = SPLITS,
+    options: DataOptions | None = None,
+) -> dict[str, RatedSet]:
+    """Reads the splits asked for, checked and complete: split -> RatedSet.
+
+    Args:
+        name: ava, para, iae, csv or demo, in any case.
+        root: the set's folder. For demo it is filled if it has no labels.csv yet.
+
+    Raises:
+        ValueError, FileNotFoundError: one sentence that names file, row and column.
+    """
+    options = options or DataOptions()
+    parse = _parser(name)
+    root = Path(root).expanduser()
+    if name.lower() != "demo" and not root.is_dir():
+        raise FileNotFoundError(
+            f"datasets: there is no folder {root}; --data-root must name the {name} folder."
+        )
+    unknown = [split for split in splits if split not in SPLITS]
+    if unknown or not splits:
+        raise ValueError(f"datasets: splits are train, val and test; got {', '.join(unknown) or 'none'}.")
+    table, paths = look_up(parse(root, tuple(splits), options))
+    split_by_hash(table, paths, splits, options)
+    return {split: _rated_set(table, paths, split, options) for split in splits}
+
+
+def _parser(name: str) -> Callable[[Path, tuple[str, ...], DataOptions], Table]:
+    parsers = {"ava": parse_ava, "para": parse_para, "iae": parse_iae, "csv": parse_csv, "demo": parse_demo}
+    if name.lower() not in parsers:
+        raise ValueError(
+            f"datasets: there is no set '{name}'; known are {', '.join(parsers)} (your own: csv)."
+        )
+    return parsers[name.lower()]
+
+
+def _rated_set(table: Table, paths: list[str], split: str, options: DataOptions) -> RatedSet:
+    """The rows of one split with the target made from them."""
+    rows = np.flatnonzero(table.split == split)
+    left_out = table.left_out.get(split, [])
+    if not len(rows):
+        reason = f": {len(left_out)} pictures are left out, {left_out[0].reason}" if left_out else ""
+        raise ValueError(f"datasets: the {split} split of {table.name} is empty{reason}.")
+    part = table.take(rows)
+    return RatedSet(
+        name=table.name,
+        split=split,
+        protocol=table.protocol[split],
+        ids=part.ids,
+        paths=[paths[i] for i in rows],
+        scores=part.scores,
+        scale=_scale(part, split, options),
+        distributions=_shares(part.votes),
+        bins=() if _shares(part.votes) is None else part.bins,
+        emotions=_shares(part.emotions),
+        emotion_classes=() if _shares(part.emotions) is None else part.emotion_classes,
+        left_out=left_out,
+    )
+
+
+def _shares(counts: np.ndarray | None) -> np.ndarray | None:
+    """(n, K) counts -> (n, K) rows that sum to 1; None where a split has no counts."""
+    if counts is None or np.isnan(counts).all():
+        return None
+    return counts / counts.sum(1, keepdims=True)
+
+
+def _scale(table: Table, split: str, options: DataOptions) -> Scale:
+    """What training on this split predicts, from the set's way of rating and `data.target`."""
+    rating = table.rating
+    threshold = rating.threshold if options.threshold is None else options.threshold
+    target = rating.target if options.target == "auto" else options.target
+    common = (rating.minimum, rating.maximum, threshold, rating.inclusive)
+    if target == "distribution":
+        if _shares(table.votes) is None:
+            raise ValueError(
+                f"datasets: data.target=distribution needs vote counts and the {split} split of {table.name} "
+                f"({table.protocol[split]}) has none; use data.target=score."
+            )
+        return Scale("distribution", *common, bins=table.bins)
+    if target == "label":
+        return Scale("label", *common)
+    if not rating.scored:
+        raise ValueError(
+            f"datasets: {table.name} has high/low labels and no scores; data.target=score needs scores."
+        )
+    if options.score_range == "official":
+        return Scale("score", *common, offset=0.0, factor=rating.maximum)
+    return Scale("score", *common, offset=rating.minimum, factor=rating.maximum - rating.minimum)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Reading tables: every check is vectorised, every error names file, row and column
+
+
+class Sheet:
+    """One table file, with checks on its way out. Rows are numbered as an editor shows them.
+
+    Args:
+        text: columns that stay text, so that the id 007 does not become 7.
+        options: for pandas.read_csv.
+    """
+
+    def __init__(self, path: Path, text: Sequence[str] = (), **options):
+        if not path.is_file():
+            raise FileNotFoundError(f"datasets: there is no file {path}; is --data-root right?")
+        self.path = path
+        options = {"dtype": dict.fromkeys(text, str), "index_col": False, **options}
+        # Only an empty cell is missing: a picture may be called NA. Blank lines stay until rows are numbered.
+        options |= {"keep_default_na": False, "na_values": [""], "skip_blank_lines": False}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", pd.errors.ParserWarning)
+                frame = pd.read_csv(path, **options)
+        except (ValueError, pd.errors.ParserWarning) as error:
+            reason = str(error).strip().rstrip(".")
+            raise ValueError(f"datasets: {path.name} is no readable table: {reason}.") from error
+        frame.columns = [str(column).strip() for column in frame.columns]
+        first_line = 1 if "names" in options else 2
+        frame.index = np.arange(first_line, first_line + len(frame))
+        self.frame = frame.dropna(how="all")
+        if self.frame.empty:
+            raise ValueError(f"datasets: {path.name} has no rows.")
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self.frame.columns)
+
+    def need(self, columns: Iterable[str], hint: str = "") -> None:
+        missing = [column for column in columns if column not in self.columns]
+        if missing:
+            found = ", ".join(self.columns[:12]) + (", ..." if len(self.columns) > 12 else "")
+            raise ValueError(
+                f"datasets: {self.path.name} has no column '{missing[0]}' (found: {found}).{hint}"
+            )
+
+    def error(self, bad: np.ndarray, column: str, expected: str) -> ValueError:
+        """About the first row of the mask `bad` (n,)."""
+        first, more = int(np.flatnonzero(bad)[0]), int(bad.sum()) - 1
+        value = self.frame[column].iloc[first]
+        shown = f"{value:g}" if isinstance(value, float) else value
+        shown = "empty" if pd.isna(value) else f"'{shown}'"
+        others = f" ({more} more like it)" if more else ""
+        row = self.frame.index[first]
+        return ValueError(
+            f"datasets: {self.path.name} row {row}: '{column}' is {shown}, expected {expected}{others}."
+        )
+
+    def numbers(self, column: str, minimum: float = -np.inf, maximum: float = np.inf) -> np.ndarray:
+        """(n,) float64, each finite and in [minimum, maximum]."""
+        values = pd.to_numeric(self.frame[column], errors="coerce").to_numpy(np.float64)
+        if not np.isfinite(values).all():
+            raise self.error(~np.isfinite(values), column, "a number")
+        outside = (values < minimum) | (values > maximum)
+        if outside.any():
+            raise self.error(outside, column, f"a value from {minimum:g} to {maximum:g}")
+        return values
+
+    def counts(self, columns: Sequence[str]) -> np.ndarray:
+        """(n, K) numbers of votes, none negative, at least one in each row."""
+        votes = np.stack([self.numbers(column) for column in columns], axis=1)
+        for k in np.flatnonzero((votes < 0).any(0)):
+            raise self.error(votes[:, k] < 0, columns[k], "a number of votes, 0 or more")
+        none = votes.sum(1) == 0
+        if none.any():
+            raise self.error(none, columns[0], f"at least one vote in {columns[0]} to {columns[-1]}")
+        return votes
+
+    def counts_if_there(self, columns: Sequence[str]) -> np.ndarray | None:
+        return self.counts(columns) if set(columns) <= set(self.columns) else None
+
+    def texts(self, column: str) -> list[str]:
+        """n strings without blanks around them, none empty."""
+        values = ["" if pd.isna(value) else str(value).strip() for value in self.frame[column].astype(object)]
+        if "" in values:
+            raise self.error(np.array([not value for value in values]), column, "a text")
+        return values
+
+    def ids(self, column: str, ending: str = "") -> list[str]:
+        """n strings as in `texts`, `ending` removed, each of them once."""
+        ids = [text.removesuffix(ending) for text in self.texts(column)]
+        if len(set(ids)) < len(ids):
+            repeated = pd.Series(ids).duplicated().to_numpy()
+            first = self.frame.index[ids.index(ids[int(np.argmax(repeated))])]
+            raise self.error(repeated, column, f"each picture once, but row {first} has it too")
+        return ids
+
+    def codes(self, column: str, known: Sequence[str]) -> np.ndarray:
+        """(n, E) one-hot of a column of names, over `known`."""
+        positions = pd.Index(known).get_indexer(self.texts(column))
+        if (positions < 0).any():
+            raise self.error(positions < 0, column, f"one of {', '.join(known)}")
+        return np.eye(len(known))[positions]
+
+
+def means(votes: np.ndarray, bins: Sequence[float]) -> np.ndarray:
+    """(n, K) counts -> (n,) mean ratings. Integer sums are exact, so a mean of 5 is exactly 5."""
+    return (votes @ np.asarray(bins, dtype=np.float64)) / votes.sum(1)
+
+
+def joined(parts: list[Table]) -> Table:
+    """The tables of several files as one; a picture may be in only one of them."""
+    ids = [i for part in parts for i in part.ids]
+    lengths = [len(part.ids) for part in parts]
+    if len(set(ids)) < len(ids):
+        twice = pd.Series(ids)[pd.Series(ids).duplicated()]
+        files = " and ".join(words for part in parts for words in part.protocol.values())
+        raise ValueError(
+            f"datasets: {len(twice)} pictures are in more than one of {files}, first '{twice.iloc[0]}'."
+        )
+    return replace(
+        parts[0],
+        ids=ids,
+        names=[name for part in parts for name in part.names],
+        split=np.concatenate([part.split for part in parts]),
+        protocol={split: words for part in parts for split, words in part.protocol.items()},
+        scores=np.concatenate([part.scores for part in parts]),
+        votes=_below_each_other([part.votes for part in parts], lengths),
+        emotions=_below_each_other([part.emotions for part in parts], lengths),
+    )
+
+
+def _below_each_other(parts: list[np.ndarray | None], lengths: list[int]) -> np.ndarray | None:
+    """Counts of several files as one array, NaN where a file has none."""
+    width = max((part.shape[1] for part in parts if part is not None), default=0)
+    filled = [np.full((n, width), np.nan) if p is None else p for p, n in zip(parts, lengths, strict=True)]
+    return np.concatenate(filled) if width else None
+
+
+def split_files(folder: Path, splits: Sequence[str]) -> dict[str, Path]:
+    """split -> its csv; without a val.csv the training csv also serves validation."""
+    wanted = set(splits)
+    if "val" in wanted and not (folder / "val.csv").is_file():
+        wanted = wanted - {"val"} | {"train"}
+    files = {split: folder / f"{split}.csv" for split in SPLITS if split in wanted}
+    for split, path in files.items():
+        if not path.is_file():
+            raise FileNotFoundError(f"datasets: the {split} split is asked for and {path} does not exist.")
+    return files
+
+
+# ---------------------------------------------------------------------------------------------------
+# AVA
+
+
+AVA_BINS = tuple(float(rating) for rating in range(1, 11))
+AVA_RATING = Rating(1.0, 10.0, threshold=5.0, target="distribution")
+AVA_TEXT_COLUMNS = ("row", "image_id", *(f"votes_{r}" for r in range(1, 11)), "tag1", "tag2", "challenge")
+# The csv splits count from 2: score2 holds the votes for rating 1.
+AVA_CSV_COLUMNS = tuple(f"score{rating + 1}" for rating in range(1, 11))
+
+
+def parse_ava(root: Path, splits: tuple[str, ...], options: DataOptions) -> Table:
+    """train.csv, val.csv and test.csv in root or root/splits, else AVA.txt with the official test list."""
+    folders = [root, root / "splits"]
+    whole = [f for f in folders if (f / "train.csv").is_file() and (f / "test.csv").is_file()]
+    some = [f for f in folders if any((f / f"{split}.csv").is_file() for split in SPLITS)]
+    use_text = not whole and ((root / "AVA.txt").is_file() or not some)
+    table = _ava_from_text(root) if use_text else _ava_from_csv([*whole, *some][0], splits)
+    table.places = [root / "images", root / "image", root]
+    return table
+
+
+def _ava_from_text(root: Path) -> Table:
+    path = root / "AVA.txt"
+    lists = [root / folder / "generic_test.jpgl" for folder in (".", "aesthetics_image_lists")]
+    test_list = next((each for each in lists if each.is_file()), None)
+    if not path.is_file():
+        raise FileNotFoundError(f"datasets: {root} has neither AVA.txt nor train.csv; is --data-root right?")
+    if test_list is None:
+        raise FileNotFoundError(f"datasets: {lists[1]}, the official test split, does not exist.")
+    sheet = Sheet(path, text=["image_id"], names=AVA_TEXT_COLUMNS, sep=r"\s+")
+    ids, votes = sheet.ids("image_id"), sheet.counts(AVA_TEXT_COLUMNS[2:12])
+    test = [line.removesuffix(".jpg") for line in test_list.read_text().split()]
+    table = _ava_table(ids, votes, np.where(pd.Index(ids).isin(test), "test", "train"))
+    table.protocol = {"train": "AVA.txt without the official test list", "test": "official test list"}
+    unrated = sorted(set(test) - set(ids))
+    table.left_out = {"test": [LeftOut(i, f"in {test_list.name} but not rated in AVA.txt") for i in unrated]}
+    return table
+
+
+def _ava_from_csv(folder: Path, splits: tuple[str, ...]) -> Table:
+    parts = []
+    for split, path in split_files(folder, splits).items():
+        sheet = Sheet(path, text=["image_id"])
+        sheet.need(["image_id", *AVA_CSV_COLUMNS], " AVA's csv splits have image_id, score2, ..., score11.")
+        ids = sheet.ids("image_id", ending=".jpg")
+        parts.append(_ava_table(ids, sheet.counts(AVA_CSV_COLUMNS), np.full(len(ids), split)))
+        parts[-1].protocol = {split: path.name}
+    return joined(parts)
+
+
+def _ava_table(ids: list[str], votes: np.ndarray, split: np.ndarray) -> Table:
+    return Table(
+        name="ava",
+        ids=ids,
+        names=ids,
+        split=split,
+        scores=means(votes, AVA_BINS),
+        rating=AVA_RATING,
+        votes=votes,
+        bins=AVA_BINS,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------
+# PARA
+
+
+PARA_BINS = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
+PARA_RATING = Rating(1.0, 5.0, threshold=3.0, target="score")
+PARA_EMOTIONS = ("neutral", "disgust", "sadness", "fear", "awe", "amusement", "excitement", "contentment")
+PARA_FILES = {"train": "PARA-GiaaTrain.csv", "test": "PARA-GiaaTest.csv"}
+
+
+def parse_para(root: Path, splits: tuple[str, ...], options: DataOptions) -> Table:
+    """The official csvs, those that the splits need; rating bins and emotion votes where a csv has them."""
+    needed = ["train"] * ("train" in splits or "val" in splits) + ["test"] * ("test" in splits)
+    table = joined([_para_part(root / "annotation" / PARA_FILES[split], split) for split in needed])
+    table.places = [root / "imgs"]
+    table.twins = _para_twins(root / "annotation" / "identical_images.txt", table.ids)
+    return table
+
+
+def _para_part(path: Path, split: str) -> Table:
+    sheet = Sheet(path, text=["imageName", "sessionId"])
+    sheet.need(
+        ["imageName", "sessionId", "aestheticScore_mean"],
+        " For your own columns use --dataset csv data.score_column=NAME.",
+    )
+    names = sheet.ids("imageName")
+    ids = [f"{session}/{name}" for session, name in zip(sheet.texts("sessionId"), names, strict=True)]
+    return Table(
+        name="para",
+        ids=ids,
+        names=ids,
+        split=np.full(len(ids), split),
+        protocol={split: f"official {path.name}"},
+        scores=sheet.numbers("aestheticScore_mean", 1, 5),
+        rating=PARA_RATING,
+        votes=sheet.counts_if_there([f"aestheticScore_{rating:.1f}" for rating in PARA_BINS]),
+        bins=PARA_BINS,
+        emotions=sheet.counts_if_there([f"imgEmotion_{emotion}" for emotion in PARA_EMOTIONS]),
+        emotion_classes=PARA_EMOTIONS,
+    )
+
+
+def _para_twins(path: Path, ids: list[str]) -> list[list[str]] | None:
+    """Groups of ids of one picture, from lines of two or more image names; None without the file."""
+    if not path.is_file():
+        return None
+    by_name = {i.rpartition("/")[2]: i for i in ids}
+    lines = path.read_text().splitlines()
+    return [[by_name[name] for name in line.split() if name in by_name] for line in lines]
+
+
+# ---------------------------------------------------------------------------------------------------
+# IAE
+
+
+# In the order of the codes 0 to 7 of the emotion lists.
+IAE_EMOTIONS = ("amusement", "excitement", "awe", "contentment", "disgust", "anger", "fear", "sadness")
+IAE_CODES = tuple(str(code) for code in range(8))
+IAE_BINS = (1.0, 4.0, 7.0, 10.0)
+IAE_LABELS = Rating(0.0, 1.0, threshold=0.5, target="label", scored=False)
+IAE_RATINGS = Rating(1.0, 10.0, threshold=5.0, inclusive=True, target="label")
+
+
+def parse_iae(root: Path, splits: tuple[str, ...], options: DataOptions) -> Table:
+    """The list files, `ID LABEL` a line, and scores.h5 with ten ratings a picture where that can be read.
+
+    Scores are mean ratings (high from 5 on) where the lists or scores.h5 have them, else the 0/1 labels.
+    """
+    table = joined([_iae_part(root, split) for split in SPLITS if split in splits])
+    table.places = [root / "images"]
+    known = table.scores[~np.isnan(table.scores)]
+    table.rating = IAE_LABELS if np.isin(known, (0, 1)).all() else IAE_RATINGS
+    if (root / "scores.h5").is_file():
+        note = _use_ratings(table, root / "scores.h5")
+        table.protocol = {split: f"{words}, {note}" for split, words in table.protocol.items()}
+    return table
+
+
+def _iae_part(root: Path, split: str) -> Table:
+    """One split; without its aesthetic list the scores are NaN, which is enough for the emotion task."""
+    lists = [root / f"{split}_aes_list.txt", root / f"{split}_emo_list.txt"]
+    sheets = [_iae_list(path) if path.is_file() else None for path in lists]
+    if sheets == [None, None]:
+        raise FileNotFoundError(
+            f"datasets: neither {lists[0]} nor {lists[1].name} exists; is --data-root right?"
+        )
+    aesthetic, emotion = sheets
+    ids = (aesthetic or emotion).ids("id", ending=".jpg")
+    return Table(
+        name="iae",
+        ids=ids,
+        names=ids,
+        split=np.full(len(ids), split),
+        protocol={split: " and ".join(sheet.path.name for sheet in sheets if sheet)},
+        scores=aesthetic.numbers("label", 0, 10) if aesthetic else np.full(len(ids), np.nan),
+        rating=IAE_LABELS,
+        emotions=_iae_emotions(emotion, ids) if emotion else None,
+        emotion_classes=IAE_EMOTIONS,
+    )
+
+
+def _iae_list(path: Path) -> Sheet:
+    return Sheet(path, names=["id", "label"], dtype=str, sep=r"\s+")
+
+
+def _iae_emotions(sheet: Sheet, ids: list[str]) -> np.ndarray:
+    """(n, 8) one-hot in the order of `ids`; the emotion list must name the same pictures."""
+    own = sheet.ids("id", ending=".jpg")
+    different = set(ids) ^ set(own)
+    if different:
+        raise ValueError(
+            f"datasets: {sheet.path.name} and the aesthetic list of its split must name the same pictures; "
+            f"{len(different)} are in one of them only, first '{min(different)}'."
+        )
+    return sheet.codes("label", IAE_CODES)[pd.Index(own).get_indexer(ids)]
+
+
+def _use_ratings(table: Table, path: Path) -> str:
+    """Puts each picture's ratings and their mean into the table; says in words what was done."""
+    if importlib.util.find_spec("h5py") is None:
+        return f"{path.name} not read (it needs h5py)"
+    ratings = _read_ratings(path)
+    rows = pd.to_numeric(pd.Series(table.ids), errors="coerce").to_numpy(np.float64)
+    if not ((rows >= 0) & (rows < len(ratings))).all():
+        raise ValueError(f"datasets: {path.name} has {len(ratings)} rows, too few for the ids of the lists.")
+    high, known = table.rating.is_high(table.scores), ~np.isnan(table.scores)
+    table.votes = (ratings[rows.astype(int)][:, :, None] == np.array(IAE_BINS)).sum(1).astype(np.float64)
+    table.scores, table.bins, table.rating = means(table.votes, IAE_BINS), IAE_BINS, IAE_RATINGS
+    contradicted = int((high != table.rating.is_high(table.scores))[known].sum())
+    return f"mean ratings of {path.name}" + (f" ({contradicted} labels differ)" if contradicted else "")
+
+
+def _read_ratings(path: Path) -> np.ndarray:
+    """(pictures, 10) ratings from the one table in the file that has 10 columns, or 11 with their total."""
+    import h5py
+
+    with h5py.File(path) as file:
+        found = []
+        file.visititems(lambda name, item: found.append(item) if isinstance(item, h5py.Dataset) else None)
+        tables = [item[...] for item in found if item.ndim == 2 and item.shape[1] in (10, 11)]
+        shapes = ", ".join(f"{item.name} {item.shape}" for item in found) or "nothing"
+    if len(tables) != 1:
+        raise ValueError(
+            f"datasets: {path.name} should hold one table of pictures x 10 ratings; found {shapes}."
+        )
+    ratings = tables[0][:, :10]
+    wrong = ~np.isin(ratings, IAE_BINS).all(1)
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise ValueError(
+            f"datasets: {path.name} row {first}: ratings are 1, 4, 7 or 10, got {ratings[first]}."
+        )
+    return ratings
+
+
+# ---------------------------------------------------------------------------------------------------
+# Your own csv
+
+
+PATH_COLUMNS = (
+    *("path", "image", "file", "name", "picture", "photo", "img", "filename", "filepath", "imagename"),
+    *("file_name", "file_path", "image_name", "image_path", "image_file", "image_id", "img_name", "img_path"),
+)
+SCORE_COLUMNS = (
+    *("score", "mos", "mean", "rating", "average", "aesthetics", "mean_score", "score_mean", "mean_rating"),
+    *("average_score", "aesthetic_score", "aesthetic_mean"),
+)
+SPLIT_COLUMNS = ("split", "set", "subset")
+COUNT_COLUMN = re.compile(r"(scores?|counts?|votes?|ratings?|bin|c|n|p)[_ ]?(\d+(?:\.\d+)?)", re.IGNORECASE)
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+TEST_SHARE = 0.10
+
+
+@dataclass(frozen=True)
+class CsvColumns:
+    """Which columns of a csv mean what; "" or nothing for what it does not have. counts: column -> rating."""
+
+    path: str
+    score: str
+    split: str
+    counts: dict[str, float]
+    emotions: list[str]
+    emotion_classes: tuple[str, ...]
+
+    @property
+    def used(self) -> list[str]:
+        single = [name for name in (self.path, self.score, self.split) if name]
+        return [*single, *self.counts, *self.emotions]
+
+
+def parse_csv(root: Path, splits: tuple[str, ...], options: DataOptions) -> Table:
+    """A table of paths and ratings, or one per split; columns found by their usual names, or by options."""
+    files = _csv_files(root, splits, options)
+    sheets = {split: Sheet(path, dtype=str, sep=_separator(path)) for split, path in files.items()}
+    columns = _csv_columns(list(sheets.values()), options)
+    table = joined([_csv_part(sheet, split, columns) for split, sheet in sheets.items()])
+    table.rating = _csv_rating(table, columns, sheets.values(), options)
+    folders = [root, next(iter(files.values())).parent, root / "images", root / "imgs"]
+    table.places = [root / options.images] if options.images else folders
+    return table
+
+
+def _csv_files(root: Path, splits: tuple[str, ...], options: DataOptions) -> dict[str, Path]:
+    """split -> file, or "" -> the one file for all splits."""
+    if options.table:
+        return {"": root / Path(options.table).expanduser()}
+    if any((root / f"{split}.csv").is_file() for split in SPLITS):
+        return split_files(root, splits)
+    tables = sorted(path for path in root.iterdir() if path.suffix.lower() in (".csv", ".tsv"))
+    if len(tables) != 1:
+        found = ", ".join(path.name for path in tables) or "none"
+        raise FileNotFoundError(
+            f"datasets: {root} should hold one csv, or train.csv and test.csv; found {found}. "
+            "Choose with data.table=NAME."
+        )
+    return {"": tables[0]}
+
+
+def _separator(path: Path) -> str:
+    """Comma, semicolon or tab, whichever the header line has most of."""
+    if not path.is_file():
+        return ","  # Sheet says that it is missing
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        header = file.readline()
+    return max(",;\t", key=header.count)
+
+
+def _csv_columns(sheets: list[Sheet], options: DataOptions) -> CsvColumns:
+    """Found in the first table by option or by name; all tables must have them."""
+    sheet = sheets[0]
+    chosen = [name.strip() for name in options.emotion_columns.split(",") if name.strip()]
+    usual = [c for c in sheet.columns if c == "emotion"] or [
+        c for c in sheet.columns if c.startswith("emotion_")
+    ]
+    columns = CsvColumns(
+        path=_find_column(sheet, options.path_column, PATH_COLUMNS, "path"),
+        score=_find_column(sheet, options.score_column, SCORE_COLUMNS, "score", needed=False),
+        split=_find_column(sheet, options.split_column, SPLIT_COLUMNS, "split", needed=False),
+        counts=_count_columns(sheet, options),
+        emotions=chosen or usual,
+        emotion_classes=(),
+    )
+    if not columns.score and not columns.counts and not columns.emotions:
+        _find_column(sheet, "", SCORE_COLUMNS, "score")
+    for each in sheets:
+        each.need(columns.used)
+    return replace(columns, emotion_classes=_emotion_classes(sheets, columns.emotions))
+
+
+def _find_column(sheet: Sheet, chosen: str, usual: Sequence[str], what: str, needed: bool = True) -> str:
+    """The column an option names, or the only one with a usual name, or "" where none is needed."""
+    if chosen:
+        sheet.need([chosen], f" data.{what}_column asks for it.")
+        return chosen
+    found = [column for column in sheet.columns if column.lower() in usual]
+    if len(found) == 1 or not (found or needed):
+        return (found or [""])[0]
+    saw = f"{' and '.join(found)} could be" if found else f"found {', '.join(sheet.columns[:12])}"
+    raise ValueError(
+        f"datasets: {sheet.path.name}: which column is the {what}? ({saw}.) Say data.{what}_column=NAME."
+    )
+
+
+def _count_columns(sheet: Sheet, options: DataOptions) -> dict[str, float]:
+    """Column -> rating, in ascending order; as chosen, or columns like score1, score2, ..."""
+    if options.count_columns:
+        return _chosen_counts(options.count_columns)
+    if options.score_column:
+        return {}
+    families = defaultdict(dict)
+    for column in sheet.columns:
+        match = COUNT_COLUMN.fullmatch(column)
+        if match:
+            families[match[1].lower()][column] = float(match[2])
+    families = {name: columns for name, columns in families.items() if len(columns) > 1}
+    if len(families) > 1:
+        raise ValueError(
+            f"datasets: {sheet.path.name} has columns numbered after {' and '.join(families)}; "
+            "say which are vote counts with data.count_columns=a,b,c (or data.score_column=NAME)."
+        )
+    columns = next(iter(families.values()), {})
+    return dict(sorted(columns.items(), key=lambda item: item[1]))
+
+
+def _chosen_counts(text: str) -> dict[str, float]:
+    """From "a1,a2" or "low=1,high=5": column -> rating, in ascending order."""
+    columns = {}
+    for part in text.split(","):
+        column, _, rating = part.strip().partition("=")
+        rating = rating or (re.search(r"\d+(\.\d+)?$", column) or [""])[0]
+        try:
+            columns[column] = float(rating)
+        except ValueError:
+            raise ValueError(
+                f"datasets: data.count_columns: '{part}' has no rating; write {column}=RATING."
+            ) from None
+    if len(columns) < 2 or len(set(columns.values())) < len(columns):
+        raise ValueError(
+            f"datasets: data.count_columns needs two columns or more, each of another rating; got {text}."
+        )
+    return dict(sorted(columns.items(), key=lambda item: item[1]))
+
+
+def _emotion_classes(sheets: list[Sheet], columns: list[str]) -> tuple[str, ...]:
+    """Names of the emotions: of the count columns, or those in the one column of names."""
+    if len(columns) != 1:
+        return tuple(column.removeprefix("emotion_") for column in columns)
+    found = {name for sheet in sheets for name in sheet.texts(columns[0])}
+    # The eight common emotions keep their order even if a table lacks some of them.
+    return EMOTIONS if found <= set(EMOTIONS) else tuple(sorted(found))
+
+
+def _csv_part(sheet: Sheet, split: str, columns: CsvColumns) -> Table:
+    ids = sheet.ids(columns.path)
+    votes = sheet.counts(list(columns.counts)) if columns.counts else None
+    bins = tuple(columns.counts.values())
+    if votes is not None:
+        scores, used = means(votes, bins), f"votes in {', '.join(columns.counts)}"
+    elif columns.score:
+        scores, used = sheet.numbers(columns.score), f"scores in {columns.score}"
+    else:
+        scores, used = np.full(len(ids), np.nan), "emotions only"
+    return Table(
+        name="csv",
+        ids=ids,
+        names=[_native(name) for name in ids],
+        split=np.full(len(ids), split, dtype="<U5")
+        if split or not columns.split
+        else _splits(sheet, columns),
+        protocol=dict.fromkeys([split] if split else SPLITS, f"{sheet.path.name} ({used})"),
+        scores=scores,
+        rating=Rating(0, 1, 0.5, target="score" if votes is None else "distribution"),
+        votes=votes,
+        bins=bins,
+        emotions=_csv_emotions(sheet, columns),
+        emotion_classes=columns.emotion_classes,
+    )
+
+
+def _csv_emotions(sheet: Sheet, columns: CsvColumns) -> np.ndarray | None:
+    """(n, E) votes or one-hot."""
+    if len(columns.emotions) == 1:
+        return sheet.codes(columns.emotions[0], columns.emotion_classes)
+    return sheet.counts(columns.emotions) if columns.emotions else None
+
+
+def _splits(sheet: Sheet, columns: CsvColumns) -> np.ndarray:
+    """(n,) of train, val and test, from the words that people use for them."""
+    found = np.array([SPLIT_WORDS.get(word.lower(), "") for word in sheet.texts(columns.split)])
+    if (found == "").any():
+        raise sheet.error(found == "", columns.split, "train, val or test")
+    return found
+
+
+def _csv_rating(table: Table, columns: CsvColumns, sheets: Iterable[Sheet], options: DataOptions) -> Rating:
+    """Ends and middle of the ratings: as given, else of the bins, else the data's range rounded outwards."""
+    known = table.scores[~np.isnan(table.scores)]
+    low, high = (table.bins[0], table.bins[-1]) if table.bins else round_outwards(known)
+    low = low if options.minimum is None else options.minimum
+    high = high if options.maximum is None else options.maximum
+    if not low < high:
+        raise ValueError(f"datasets: data.minimum must be below data.maximum, got {low:g} and {high:g}.")
+    for sheet in sheets if columns.score and not columns.counts else ():
+        sheet.numbers(columns.score, low, high)
+    return replace(table.rating, minimum=low, maximum=high, threshold=(low + high) / 2)
+
+
+def round_outwards(scores: np.ndarray) -> tuple[float, float]:
+    """The likely ends of the scale of (n,) scores: 1.3 to 4.8 -> 1 to 5, 4 to 88 -> 0 to 90."""
+    if not scores.size:
+        return 0.0, 1.0
+    low, high = float(scores.min()), float(scores.max())
+    digits = 0 if low == high else int(-np.floor(np.log10((high - low) / 2)))
+    step = 10.0**-digits
+    low, high = round(np.floor(low / step) * step, 12), round(np.ceil(high / step) * step, 12)
+    return low, high if high > low else low + step
+
+
+def _native(name: str) -> str:
+    """A path as this system writes it: home folders, and the separators of tables made on Windows."""
+    name = name.replace("\\", "/")
+    return Path(name).expanduser().as_posix() if name.startswith("~") else name
+
+
+# ---------------------------------------------------------------------------------------------------
+# The demo set
+
+
+def parse_demo(root: Path, splits: tuple[str, ...], options: DataOptions) -> Table:
+    """The labels.csv of `demo.py`, which makes it if it is not there."""
+    path = root / "labels.csv"
+    if not path.is_file():
+        from demo import make_demo
+
+        make_demo(root)
+    sheet = Sheet(path, text=["image", "split", "emotion"])
+    columns = [f"score{rating}" for rating in range(1, 11)]
+    sheet.need(["image", "split", "emotion", *columns], " Delete the folder to make it again.")
+    ids, votes = sheet.ids("image"), sheet.counts(columns)
+    return Table(
+        name="demo",
+        ids=ids,
+        names=ids,
+        places=[root / "images"],
+        split=np.array(SPLITS)[sheet.codes("split", SPLITS).argmax(1)],
+        protocol=dict.fromkeys(SPLITS, "synthetic labels, split by source photograph"),
+        scores=means(votes, AVA_BINS),
+        rating=AVA_RATING,
+        votes=votes,
+        bins=AVA_BINS,
+        emotions=sheet.codes("emotion", EMOTIONS),
+        emotion_classes=EMOTIONS,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------
+# Looking pictures up: each folder is listed once
+
+
+class Folders:
+    """Finds files below `places`, in order; lists each folder once, asks nothing about single files."""
+
+    def __init__(self, places: Sequence[Path]):
+        self.places = [str(place) for place in places]
+        self.listed: dict[str, frozenset[str]] = {}
+        self.choices: dict[str, list[tuple[str, frozenset[str]]]] = {}
+
+    def find(self, name: str) -> str | None:
+        """The path of a file, by its name as written or with a picture ending added."""
+        file = name.rpartition("/")[2]
+        head = name.removesuffix(file)  # "" or "folder/" or "/absolute/folder/"
+        if head not in self.choices:
+            folders = [os.path.join(place, head, "") for place in self.places]  # noqa: PTH118
+            self.choices[head] = [(folder, self.names(folder)) for folder in folders]
+        for folder, names in self.choices[head]:
+            if file in names:
+                return folder + file
+            for ending in ANY_CASE_ENDINGS if names else ():
+                if file + ending in names:
+                    return folder + file + ending
+        return None
+
+    def names(self, folder: str) -> frozenset[str]:
+        """Of the files in a folder; none if there is no such folder."""
+        if folder not in self.listed:
+            try:
+                with os.scandir(folder) as entries:
+                    # is_file asks the disk for links only, so that a link to nothing counts as missing.
+                    self.listed[folder] = frozenset(entry.name for entry in entries if entry.is_file())
+            except OSError:
+                self.listed[folder] = frozenset()
+        return self.listed[folder]
+
+
+def look_up(table: Table) -> tuple[Table, list[str]]:
+    """The table without the pictures that have no file, and the path of each that stays.
+
+    Raises:
+        FileNotFoundError: not one of the pictures exists, so the folder is wrong.
+    """
+    folders = Folders(table.places)
+    found = [folders.find(name) for name in table.names]
+    missing = [i for i, path in enumerate(found) if path is None]
+    if len(missing) == len(found):
+        raise FileNotFoundError(
+            f"datasets: none of the {len(found):,} pictures of {table.name} exists, e.g. '{table.names[0]}'; "
+            f"looked in {' and '.join(dict.fromkeys(folders.places))}. Is --data-root right?"
+        )
+    kept = table.take(np.flatnonzero([path is not None for path in found]))
+    kept.left_out = {split: list(rows) for split, rows in table.left_out.items()}
+    for i in missing:
+        row = LeftOut(table.ids[i], f"no picture file {table.names[i]}")
+        kept.left_out.setdefault(str(table.split[i]), []).append(row)
+    return kept, [path for path in found if path is not None]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Splitting by hash
+
+
+# Asking 255,530 files for their size takes a second from memory, and minutes from a cold or a network disk.
+TWIN_LIMIT = 100_000
+# Sizes shared by more files than this are placeholders or uncompressed pictures; they are not compared.
+SAME_SIZE_LIMIT = 10_000
+
+
+def split_by_hash(table: Table, paths: list[str], splits: Sequence[str], options: DataOptions) -> None:
+    """Gives rows a split, in place: all rows of a csv without one, else a validation part of training."""
+    if (table.split == "").any():
+        pool, shares = "", {"test": TEST_SHARE, "val": options.validation}
+    elif {"train", "val"} & set(splits) and not (table.split == "val").any():
+        pool, shares = "train", {"val": options.validation}
+    else:
+        return
+    rows = np.flatnonzero(table.split == pool)
+    ids = [table.ids[i] for i in rows]
+    searched = options.twins and (table.twins is not None or len(rows) <= TWIN_LIMIT)
+    twins = _twins(table, [paths[i] for i in rows], ids, sum(shares.values())) if searched else []
+    _say_split(
+        table, shares, "by hash of the id" + ("" if searched else ", identical pictures not looked for")
+    )
+    table.split = table.split.astype("<U5")
+    table.split[rows] = hash_split(ids, shares, twins)
+    for row in table.left_out.pop(pool, []):
+        side = str(_sides(hash_fractions([row.id]), shares)[0])
+        table.left_out.setdefault(side, []).append(row)
+
+
+def _say_split(table: Table, shares: dict[str, float], how: str) -> None:
+    """Adds to the protocol which share of which files each split is."""
+    percent = {split: f"{100 * share:g} %" for split, share in shares.items()}
+    source = table.protocol["train"]
+    for split in shares:
+        table.protocol[split] = f"{percent[split]} of {source}, {how}"
+    table.protocol["train"] = f"{source} without {' and '.join(percent.values())}, {how}"
+
+
+def hash_fractions(ids: Sequence[str]) -> np.ndarray:
+    """(n,) float64 in [0, 1]: each id's SHA-256 as a fraction, whatever the order and the other ids."""
+    return _hash64(ids) / 2.0**64
+
+
+def hash_split(
+    ids: Sequence[str], shares: dict[str, float], twins: Sequence[Sequence[int]] = ()
+) -> np.ndarray:
+    """(n,) split names: each of `shares` takes its part by the hash of the id, "train" the rest.
+
+    A group of twins goes where its smallest id goes. A split that would get nothing, as happens with a few
+    pictures, takes the picture (or group) with the smallest hash.
+    """
+    fractions = hash_fractions(ids)
+    limit = max(10, sum(shares.values()) * len(ids))
+    for group in twins:
+        # More equal pictures than are held out: one placeholder for many, which says nothing about them.
+        if len(group) <= limit:
+            fractions[list(group)] = fractions[min(group, key=lambda i: ids[i])]
+    split = _sides(fractions, shares)
+    for name in shares:
+        rest = fractions[split == "train"]
+        if not (split == name).any() and len(np.unique(rest)) > 1:
+            split[(fractions == rest.min()) & (split == "train")] = name
+    return split
+
+
+def _sides(fractions: np.ndarray, shares: dict[str, float]) -> np.ndarray:
+    """(n,) the split that each fraction falls into."""
+    edges = np.cumsum(list(shares.values()))
+    return np.array([*shares, "train"])[np.searchsorted(edges, fractions, side="right")]
+
+
+def _twins(table: Table, paths: list[str], ids: list[str], share: float) -> list[list[int]]:
+    """Groups of positions in `ids` of the same picture, those that matter to a split."""
+    if table.twins is None:
+        fractions = hash_fractions(ids)
+        suspects = fractions < share
+        suspects[np.argsort(fractions)[:100]] = True  # in a small set a split may take those that come next
+        return identical_files(paths, suspects)
+    position = {name: i for i, name in enumerate(ids)}
+    groups = [[position[name] for name in group if name in position] for group in table.twins]
+    return [group for group in groups if len(group) > 1]
+
+
+def identical_files(paths: Sequence[str], suspects: np.ndarray) -> list[list[int]]:
+    """Groups of positions of byte-identical files, those that hold at least one of the `suspects` (n,) bool.
+
+    Cheap: sizes first, then 4 KiB from the middle, then the whole of what is still equal; each only for
+    files that share all before it with a suspect.
+    """
+
+    def parts(group: list[int], key: Callable[[str], object]) -> list[list[int]]:
+        by_key = defaultdict(list)
+        for i in group:
+            by_key[key(paths[i])].append(i)
+        return [part for part in by_key.values() if len(part) > 1 and suspects[part].any()]
+
+    same_size = parts(list(range(len(paths))), _size_or_path)
+    same_size = [group for group in same_size if len(group) <= SAME_SIZE_LIMIT]
+    same_middle = [part for group in same_size for part in parts(group, _middle)]
+    return [part for group in same_middle for part in parts(group, _digest)]
+
+
+def _size_or_path(path: str) -> int | str:
+    return os.stat(path).st_size or path  # noqa: PTH116 - empty files are broken, not twins
+
+
+def _middle(path: str) -> bytes:
+    """4 KiB from the middle: the heads of photographs from one camera are often equal."""
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+        size = os.fstat(file.fileno()).st_size
+        file.seek(max(0, size // 2 - 2048))
+        return file.read(4096)
+
+
+def _digest(path: str) -> bytes:
+    return hashlib.sha256(Path(path).read_bytes()).digest()
+
+
+# ---------------------------------------------------------------------------------------------------
+# Decoding
+
+
+class DecodeError(ValueError):
+    """A picture file that cannot be decoded. `reason` is the part of the message after the path."""
+
+    def __init__(self, message: str, reason: str = ""):
+        super().__init__(message)
+        self.reason = reason or message
+
+
+RAW_ENDINGS = (
+    *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mrw", ".nef", ".nrw"),
+    *(".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
+)
+HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+ORIENTATION_TAG = 0x0112
+TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(path: str | Path, size: int | tuple[int, int] | None = None, exif: bool = True) -> np.ndarray:
+    """A picture file as RGB: the one decoder for training, evaluation and prediction.
+
+    Grayscale, CMYK, palette and 16-bit pictures become RGB; transparency is laid over white, as viewers
+    and web pages show it (the colour under transparent pixels is arbitrary, mostly black).
+
+    Args:
+        size: side of a square or (height, width); resized with antialias exactly as PIL's BILINEAR does,
+            the aspect is not kept. None keeps the picture's own.
+        exif: turn the picture as its EXIF orientation says.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        DecodeError: one sentence that names the file and what is wrong with it.
+    """
+    if str(path).lower().endswith(RAW_ENDINGS):
+        # PIL would open many of these as TIFF and return the small preview inside.
+        raise _decode_error(path, "a raw camera file; convert it to JPEG first")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                image.load()
+                return _resized(_rgb(_upright(image) if exif else image), size)
+    except (
+        Exception
+    ) as error:  # PIL raises nearly anything on damaged files, SyntaxError and struct.error included
+        raise _decode_error(path, explain_failure(path, error)) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(ORIENTATION_TAG)
+    except Exception:  # damaged EXIF in a picture that is otherwise fine
+        return image
+    return image.transpose(TRANSPOSES[orientation]) if orientation in TRANSPOSES else image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # PIL clips 16-bit values at 255, which turns nearly every pixel white.
+        values = np.asarray(image).astype(np.float64).clip(0, 65535) / 257
+        return Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range; convert it to 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _resized(image: Image.Image, size: int | tuple[int, int] | None) -> np.ndarray:
+    height, width = (size, size) if isinstance(size, int) else size or (image.height, image.width)
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.array(image)  # (H, W, 3), a copy: torch refuses to share PIL's read-only buffer
+
+
+def _decode_error(path: str | Path, reason: str) -> DecodeError:
+    return DecodeError(f"datasets: {path} cannot be decoded: {reason}.", reason)
+
+
+def explain_failure(path: str | Path, error: Exception) -> str:
+    """Why a file is no picture, from its first bytes where they say more than PIL does."""
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, refused as a decompression bomb"
+    try:
+        with Path(path).open("rb") as file:
+            start = file.read(256)
+    except FileNotFoundError:
+        return "there is no such file"
+    except OSError as failure:
+        return failure.strerror or str(failure)
+    if not start:
+        return "the file is empty"
+    if start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS:
+        return "a HEIC picture; convert it to JPEG first"
+    if start.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer, not the picture; run git lfs pull"
+    if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "a web page (HTML), not a picture; the download failed"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not a picture in a known format"
+    return str(error).strip().rstrip(".") or type(error).__name__
+
+
+# ---------------------------------------------------------------------------------------------------
+# Pictures and batches
+
+
+class Draw(NamedTuple):
+    """What a sampler yields; all randomness of a picture is a function of (seed, epoch, index)."""
+
+    epoch: int
+    index: int
+
+
+class Picture(NamedTuple):
+    """One decoded picture: image (3, H, W) uint8; score, distribution and emotion as in Sample."""
+
+    index: int
+    image: Tensor
+    score: float
+    distribution: np.ndarray | None
+    emotion: np.ndarray | None
+
+
+class Batch(NamedTuple):
+    """N pictures; those that could not be decoded are in `broken` and nowhere else.
+
+    index (N,) int64, images (N, 3, H, W) uint8, scores (N,) float64 in the set's unit,
+    distributions (N, K) float32, emotions (N, E) float32.
+    """
+
+    index: Tensor
+    images: Tensor
+    scores: Tensor
+    distributions: Tensor | None
+    emotions: Tensor | None
+    broken: list[LeftOut]
+
+
+class PictureSet(Dataset):
+    """The decoded pictures of a split, by Draw (or by plain index, as epoch 0).
+
+    Args:
+        size: side, or (height, width), that all pictures are resized to.
+        exif: respect the EXIF orientation; ignoring it is the official option.
+        flip_seed: mirror every other picture, by (flip_seed, epoch, index); None never does.
+        skip_broken: leave out files that cannot be decoded and list them; otherwise they are errors.
+    """
+
+    def __init__(
+        self,
+        rated: RatedSet,
+        size: int | tuple[int, int] | None,
+        exif: bool = True,
+        flip_seed: int | None = None,
+        skip_broken: bool = False,
+    ):
+        self.rated, self.size, self.exif = rated, size, exif
+        self.flip_seed, self.skip_broken = flip_seed, skip_broken
+
+    def __len__(self) -> int:
+        return len(self.rated)
+
+    def __getitem__(self, draw: Draw | int) -> Picture | LeftOut:
+        picture = self.read(draw)
+        if isinstance(picture, LeftOut) and not self.skip_broken:
+            raise broken_error(picture)
+        return picture
+
+    def __getitems__(self, draws: Sequence[Draw | int]) -> list[Picture | LeftOut]:
+        # Never raises: torch would wrap an error of a worker process in its traceback. The loader raises it.
+        return [self.read(draw) for draw in draws]
+
+    def read(self, draw: Draw | int) -> Picture | LeftOut:
+        """The picture, or the reason why it cannot be decoded."""
+        epoch, index = draw if isinstance(draw, tuple) else (0, draw)
+        sample = self.rated[index]
+        try:
+            image = decode(sample.path, self.size, self.exif)  # (H, W, 3)
+        except DecodeError as error:
+            return LeftOut(sample.id, str(error))
+        if self.flip_seed is not None and coin(self.flip_seed, epoch, index):
+            image = np.ascontiguousarray(image[:, ::-1])
+        tensor = torch.from_numpy(image).permute(2, 0, 1)  # (3, H, W)
+        return Picture(index, tensor, sample.score, sample.distribution, sample.emotion)
+
+    def collate(self, pictures: Sequence[Picture | LeftOut]) -> Batch:
+        """Stacks what was decoded and lists what was not; a batch may come out empty."""
+        good = [picture for picture in pictures if isinstance(picture, Picture)]
+        index = np.array([picture.index for picture in good], dtype=np.int64)
+        height, width = (self.size, self.size) if isinstance(self.size, int) else self.size or (1, 1)
+        images = [picture.image for picture in good]
+        return Batch(
+            index=torch.from_numpy(index),
+            images=torch.stack(images) if good else torch.empty(0, 3, height, width, dtype=torch.uint8),
+            scores=torch.from_numpy(self.rated.scores[index]),
+            distributions=_float_tensor(_rows(self.rated.distributions, index)),
+            emotions=_float_tensor(_rows(self.rated.emotions, index)),
+            broken=[picture for picture in pictures if isinstance(picture, LeftOut)],
+        )
+
+
+def broken_error(picture: LeftOut) -> DecodeError:
+    return DecodeError(f"{picture.reason} Repair it, or leave such files out with --skip-broken.")
+
+
+def _float_tensor(values: np.ndarray | None) -> Tensor | None:
+    return None if values is None else torch.from_numpy(values).float()
+
+
+def coin(seed: int, epoch: int, index: int) -> bool:
+    """A fair coin that is a function of its arguments: splitmix64, one microsecond, no generator to build."""
+    mask = (1 << 64) - 1
+    bits = 0
+    for number in (seed, epoch, index):
+        bits = (bits + number + 1) * 0x9E3779B97F4A7C15 & mask
+        bits = (bits ^ bits >> 30) * 0xBF58476D1CE4E5B9 & mask
+        bits = (bits ^ bits >> 27) * 0x94D049BB133111EB & mask
+        bits ^= bits >> 31
+    return bool(bits >> 63)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Orders and loaders
+
+
+class TrainOrder(Sampler):
+    """Batches of one epoch in random order, a function of (seed, epoch).
+
+    Each step's pictures are the same however many processes share them: rank r of `world` takes
+    every world-th of the global batch. The incomplete batch at the end is dropped, unless it is the only one.
+
+    Args:
+        count: number of pictures.
+        batch_size: of all processes together.
+        start_step: steps of this epoch already done, for a resume. `len` is the whole epoch's steps.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        start_step: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        if batch_size < 1 or batch_size % world:
+            raise ValueError(
+                f"datasets: a batch of {batch_size} pictures cannot be divided over {world} processes."
+            )
+        if count < world:
+            raise ValueError(f"datasets: {count} training pictures are too few for {world} processes.")
+        self.count, self.batch_size, self.seed, self.epoch = count, batch_size, seed, epoch
+        self.start_step, self.rank, self.world = start_step, rank, world
+
+    def __len__(self) -> int:
+        return max(1, self.count // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.count)
+        for step in range(self.start_step, len(self)):
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield [Draw(self.epoch, int(index)) for index in batch[self.rank :: self.world]]
+
+
+class TestOrder(Sampler):
+    """Every picture exactly once over all processes, in order: rank r takes r, r + world, ...
+
+    Args:
+        batch_size: of each process.
+    """
+
+    __test__ = False  # not a test case, whatever pytest makes of the name
+
+    def __init__(self, count: int, batch_size: int, rank: int = 0, world: int = 1):
+        self.indices = range(rank, count, world)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for start in range(0, len(self.indices), self.batch_size):
+            yield [Draw(0, index) for index in self.indices[start : start + self.batch_size]]
+
+
+class Loader(DataLoader):
+    """A DataLoader of Batch that reports a broken file in one sentence, from the main process."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in super().__iter__():
+            if batch.broken and not self.dataset.skip_broken:
+                raise broken_error(batch.broken[0])
+            yield batch
+
+
+def make_loader(
+    picture_set: PictureSet, order: TrainOrder | TestOrder, workers: int, pin_memory: bool = False
+) -> DataLoader:
+    """Decoded batches in the given order; `workers` processes decode, 0 decodes in this one."""
+    return Loader(
+        picture_set,
+        batch_sampler=order,
+        num_workers=workers,
+        collate_fn=picture_set.collate,
+        pin_memory=pin_memory,
+        worker_init_fn=_one_thread,
+        # Without its own generator the loader draws from the global one, and a resume would not be exact.
+        generator=torch.Generator(),
+    )
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(N, 3, H, W) uint8 -> float32 (x / 255 - mean) / std, on the images' device, in their memory format."""
+    mean = torch.tensor(mean, device=images.device).view(1, 3, 1, 1)
+    std = torch.tensor(std, device=images.device).view(1, 3, 1, 1)
+    return images.float().div_(255).sub_(mean).div_(std)

@@ -1,0 +1,112 @@
+"""The only file that imports torch.distributed. Alone, everything here is a no-op.
+
+Started by torchrun, every process has a rank; gloo joins them on CPU, nccl on CUDA.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def choose_device(name: str) -> torch.device:
+    """'auto', 'cpu', 'cuda', 'cuda:1' or 'mps' -> the device of this process.
+
+    Raises:
+        ValueError: the name is unknown or the device is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"distributed: unknown device '{name}'; use auto, cpu, cuda, cuda:1 or mps"
+        ) from error
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= there.get(device.type, 0):
+        raise ValueError(
+            f"distributed: device '{name}' is not on this machine; train.device=cpu always works"
+        )
+    return device
+
+
+@contextmanager
+def session(device_name: str) -> Iterator[torch.device]:
+    """Joins the processes that torchrun started, while the context lasts; gives this one's device.
+
+    Raises:
+        ValueError: as `choose_device`.
+    """
+    device = choose_device(device_name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    together = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if together:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        if together:
+            dist.destroy_process_group()
+
+
+def wrap(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model, averaging its gradients over all processes."""
+    if world() == 1:
+        return model
+    return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def without_sync(model: nn.Module, last: bool) -> AbstractContextManager:
+    """A context in which gradients stay with their process, unless this is the last of several batches."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Gives every process the BatchNorm statistics of the first, so that all evaluate the same network."""
+    if world() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def gather(value: Any) -> list[Any]:
+    """Every process's value, in the order of ranks, on every process."""
+    if world() == 1:
+        return [value]
+    values = [None] * world()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast(value: Any) -> Any:
+    """The first process's value, on every process."""
+    values = [value]
+    if world() > 1:
+        dist.broadcast_object_list(values, src=0)
+    return values[0]

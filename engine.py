@@ -1,0 +1,258 @@
+"""Training one epoch, predicting a set, and the learning rate as a pure function.
+
+Exactness: every random choice is a function of (seed, epoch, step or index), so a resumed training equals one
+that never stopped; every picture is predicted once, in batches of one shape, so one process and many agree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import distributed
+from datasets import Batch, LeftOut, normalise
+from EAMBNet import Output
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Compute(NamedTuple):
+    """Where and how a network runs: the device, "fp32", "bf16" or "fp16", and its backbone's mean and std."""
+
+    device: torch.device
+    precision: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def autocast(self):
+        kind = PRECISIONS[self.precision]
+        return torch.autocast(self.device.type, kind) if kind else nullcontext()
+
+    def images(self, batch: Batch) -> Tensor:
+        """uint8 (N, 3, H, W) of the loader -> normalised float32 on the device, channels last in memory."""
+        images = batch.images.to(self.device, non_blocking=True)
+        return normalise(images.contiguous(memory_format=torch.channels_last), self.mean, self.std)
+
+
+def learning_rate(schedule: str, base: float, epochs: int, epoch: int, fraction: float) -> float:
+    """The learning rate at `fraction` (0 to 1) of an epoch (from 0).
+
+    constant: base.
+    ava: the official AVA recipe: base in epochs 0 to 2, then base * 0.5^(epoch - 2).
+    para: the official PARA recipe: base * 0.5^(epoch // 10).
+    one_cycle: from base / 25 up to base over the first fifth of the training, then a half cosine down to
+        base / 1e4.
+    """
+    if schedule == "constant":
+        return base
+    if schedule == "ava":
+        return base * 0.5 ** max(0, epoch - 2)
+    if schedule == "para":
+        return base * 0.5 ** (epoch // 10)
+    return one_cycle(base, (epoch + fraction) / epochs)
+
+
+def one_cycle(base: float, done: float, warmup: float = 0.2) -> float:
+    """The one-cycle rate when the share `done` (0 to 1) of the training lies behind."""
+    if done < warmup:
+        low, high, position = base / 25, base, 1 - done / warmup
+    else:
+        low, high, position = base / 1e4, base, (done - warmup) / (1 - warmup)
+    return low + (high - low) * (1 + math.cos(math.pi * position)) / 2
+
+
+def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
+    """One seed for the random numbers (dropout) of one step of one process."""
+    return int(np.random.SeedSequence([seed, epoch, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+
+
+@dataclass
+class Totals:
+    """What an epoch has added up so far; plain values, so that a checkpoint in its midst can keep them."""
+
+    step: int = 0
+    loss: float = 0.0
+    pictures: int = 0
+    broken: list[tuple[str, str]] = field(default_factory=list)
+
+
+def train_one_epoch(
+    model: nn.Module,
+    loader: Iterable[Batch],
+    *,
+    loss_function: Callable[[Output, Batch], Tensor],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    rate: Callable[[float], float],
+    compute: Compute,
+    steps: int,
+    epoch: int,
+    seed: int,
+    totals: Totals,
+    ids: Sequence[str],
+    accumulate: int = 1,  # batches per optimizer step; the last one of an epoch takes what is left
+    clip: float = 0.0,  # largest gradient norm; 0: no clipping
+    after_step: Callable[[Totals], None] = lambda totals: None,
+) -> dict[str, float]:
+    """Trains on what the loader gives, the first batch being number `totals.step` of the epoch's `steps`.
+
+    Args:
+        loss_function: a scalar from the network's output and the batch, on the device.
+        rate: the learning rate at a fraction of the epoch.
+        totals: changed in place; zero, or those of an interrupted epoch.
+        ids: of all pictures by index, to name them in an error.
+        after_step: called behind each optimizer step, where a checkpoint may be taken.
+
+    Returns:
+        loss (mean over the pictures of all processes), pictures, broken, learning_rate (the last).
+
+    Raises:
+        FloatingPointError: the loss is not a number; the weights are those before the step.
+    """
+    model.train()
+    for batch in loader:
+        position = totals.step % accumulate
+        group = min(accumulate, position + steps - totals.step)  # batches that this optimizer step adds up
+        if position == 0:
+            set_rate(optimizer, rate(totals.step / steps))
+            optimizer.zero_grad(set_to_none=True)
+        torch.manual_seed(step_seed(seed, epoch, totals.step, distributed.rank()))
+        with distributed.without_sync(model, last=position + 1 == group):
+            loss = forward_loss(model, batch, loss_function, compute)
+            scaler.scale(loss / group).backward()
+        check_loss(loss.item(), f"step {totals.step + 1} of epoch {epoch + 1}", batch, ids)
+        add_up(totals, batch, loss.item())
+        if position + 1 == group:
+            optimizer_step(model, optimizer, scaler, clip)
+            after_step(totals)
+    return summary(totals, optimizer)
+
+
+def forward_loss(model: nn.Module, batch: Batch, loss_function: Callable, compute: Compute) -> Tensor:
+    if not len(batch.images):
+        return zero_loss(model, batch, compute)
+    batch = to_device(batch, compute.device)
+    with compute.autocast():
+        output = model(compute.images(batch))
+        return loss_function(output, batch)
+
+
+def zero_loss(model: nn.Module, batch: Batch, compute: Compute) -> Tensor:
+    """For a batch whose files are all broken: other processes still expect this one's gradients."""
+    black = batch._replace(images=batch.images.new_zeros(1, *batch.images.shape[1:]))  # (1, 3, H, W)
+    model.eval()  # a black picture must not enter BatchNorm's statistics
+    output = model(compute.images(black))
+    model.train()
+    return 0 * (output.prediction.sum() + output.emotion_logits.sum())
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with all but `broken` on the device; ratings as float32, which all devices know."""
+
+    def move(value):
+        if not isinstance(value, Tensor):
+            return value
+        return (value.float() if value.dtype == torch.float64 else value).to(device, non_blocking=True)
+
+    return Batch(*(move(value) for value in batch))
+
+
+def check_loss(loss: float, when: str, batch: Batch, ids: Sequence[str]) -> None:
+    if math.isfinite(loss):
+        return
+    names = ", ".join(ids[i] for i in batch.index[:8].tolist())
+    more = f" and {len(batch.index) - 8} more" if len(batch.index) > 8 else ""
+    raise FloatingPointError(
+        f"engine: the loss is {loss} at {when} (pictures {names}{more}); "
+        "a lower optimizer.learning_rate, train.clip=1 or train.precision=fp32 usually mends it"
+    )
+
+
+def add_up(totals: Totals, batch: Batch, loss: float) -> None:
+    totals.step += 1
+    totals.loss += loss * len(batch.images)
+    totals.pictures += len(batch.images)
+    totals.broken += [tuple(entry) for entry in batch.broken]
+
+
+def optimizer_step(model, optimizer, scaler, clip: float) -> None:
+    if clip:
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
+    scaler.step(optimizer)
+    scaler.update()
+
+
+def set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = value
+
+
+def summary(totals: Totals, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    parts = distributed.gather((totals.loss, totals.pictures, len(totals.broken)))
+    loss, pictures, broken = (sum(values) for values in zip(*parts, strict=True))
+    return {
+        "loss": loss / pictures if pictures else math.nan,
+        "pictures": pictures,
+        "broken": broken,
+        "learning_rate": optimizer.param_groups[0]["lr"],
+    }
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The predictions of a set, one row per picture that could be read, in the order of the set.
+
+    index: (n,) int64 rows of the RatedSet.
+    prediction: (n, K) float64, raw as in `Output`; `Scale.value` reads it.
+    emotion: (n, E) float64, probabilities.
+    broken: the pictures that could not be decoded, sorted by id.
+    """
+
+    index: np.ndarray
+    prediction: np.ndarray
+    emotion: np.ndarray
+    broken: list[LeftOut]
+
+
+def predict(model: nn.Module, loader: Iterable[Batch], compute: Compute, batch_size: int) -> Predictions:
+    """Predicts every picture of the loader once; gathered over all processes, equal whatever their number."""
+    distributed.share_buffers(model)
+    rows = []
+    for batch, output in outputs(model, loader, compute, batch_size):
+        emotion = output.emotion_logits.softmax(dim=1)
+        rows.append((batch.index.numpy(), output.prediction.numpy(), emotion.numpy(), batch.broken))
+    rows = [row for part in distributed.gather(rows) for row in part]
+    index = np.concatenate([row[0] for row in rows])
+    order = np.argsort(index)
+    return Predictions(
+        index[order],
+        np.concatenate([row[1] for row in rows])[order].astype(np.float64),
+        np.concatenate([row[2] for row in rows])[order].astype(np.float64),
+        sorted(entry for row in rows for entry in row[3]),
+    )
+
+
+def outputs(
+    model: nn.Module, loader: Iterable[Batch], compute: Compute, batch_size: int
+) -> Iterator[tuple[Batch, Output]]:
+    """Each batch with the network's output for it, float32 on the CPU.
+
+    A shorter batch is filled up with black pictures: kernels, and with them the last digits, depend on a
+    batch's shape, and a picture's score should not depend on its neighbours.
+    """
+    model.eval()
+    for batch in loader:
+        count = len(batch.images)
+        empty = batch.images.new_zeros(batch_size - count, *batch.images.shape[1:])
+        padded = batch._replace(images=torch.cat([batch.images, empty]))  # (batch_size, 3, H, W)
+        with torch.inference_mode(), compute.autocast():
+            output = model(compute.images(padded))
+        yield batch, Output(*(value[:count].float().cpu() for value in output))

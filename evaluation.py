@@ -1,0 +1,330 @@
+"""Predicting a rated set and reporting it: one table, predictions.csv, metrics.json."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import subprocess
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import backbones
+import checkpoint
+import distributed
+import engine
+import metrics
+from checkpoint import Weights
+from config import Config
+from datasets import (
+    DataOptions,
+    LeftOut,
+    PictureSet,
+    RatedSet,
+    TestOrder,
+    describe,
+    load_dataset,
+    make_loader,
+    write_left_out,
+)
+from EAMBNet import Scale
+
+CROSS_SET = ("n", "srcc", "plcc", "krcc")
+
+
+@dataclass
+class Report:
+    """The outcome of one evaluation; `str()` is the table, `write` leaves the files.
+
+    predictions: columns of predictions.csv, each (n,), in the order of the set.
+    facts: everything in metrics.json beside metrics and intervals.
+    rated: (n,) ratings in the unit of the predictions, for the scatter plot; None draws none.
+    """
+
+    title: str
+    metrics: dict[str, float]
+    predictions: dict[str, np.ndarray]
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    facts: dict = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    rated: np.ndarray | None = None
+
+    def __str__(self) -> str:
+        return "\n".join([self.title, metrics.table(self.metrics, self.intervals), *self.notes])
+
+    @property
+    def files(self) -> str:
+        return "predictions.csv metrics.json" + (" scatter.png" if self.rated is not None else "")
+
+    def write(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with checkpoint.written_whole(folder / "predictions.csv") as path:
+            write_columns(path, self.predictions)
+        content = {"metrics": self.metrics, "intervals_95": self.intervals, **self.facts, "notes": self.notes}
+        text = json.dumps(without_nan(content), indent=1, allow_nan=False)
+        with checkpoint.written_whole(folder / "metrics.json") as path:
+            path.write_text(text + "\n", encoding="utf-8")
+        if self.rated is not None:
+            self.draw(folder / "scatter.png")
+
+    def draw(self, path: Path) -> None:
+        from visualize import save_scatter
+
+        found = "SRCC {srcc:.3f}, PLCC {plcc:.3f}, n = {n:,}".format(**self.metrics)
+        save_scatter(self.predictions["prediction"], self.rated, path, "rating", f"{self.title}: {found}")
+
+
+def without_nan(value):
+    """The same value with None for NaN and infinity, which JSON does not know."""
+    if isinstance(value, dict):
+        return {name: without_nan(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_columns(path: Path, columns: dict[str, np.ndarray]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        for row in zip(*columns.values(), strict=True):
+            writer.writerow([f"{value:.8g}" if isinstance(value, float) else value for value in row])
+
+
+def evaluate_checkpoint(path: Path, config: Config, split: str, output: Path | None) -> Report:
+    """`main.py evaluate`: the network of a checkpoint on one split of a set; prints and writes the report.
+
+    Raises:
+        ValueError, FileNotFoundError: no such weights or data, or they don't go together; in one sentence.
+    """
+    weights = checkpoint.load_weights(path)
+    config = as_trained(config, weights)
+    options = config.data.options(DataOptions)
+    rated = load_dataset(config.data.dataset, config.data.root, (split,), options)[split]
+    rated = labelled(rated, config.task)
+    with distributed.session(config.train.device) as device:
+        # As in training, or the last digits of the two would differ.
+        network = weights.build().to(device, memory_format=torch.channels_last)
+        mean, std = backbones.normalisation(config.model.backbone)
+        report = evaluate(network, weights, rated, config, engine.Compute(device, "fp32", mean, std))
+        if distributed.is_main():
+            folder = output or Path("runs") / f"evaluate_{rated.name}_{split}"
+            report.write(folder)
+            if rated.left_out:
+                write_left_out(folder / "left_out.csv", rated)
+            print(f"{describe(rated)}\n\n{report}\n\n{folder}: {report.files}")
+    return report
+
+
+def as_trained(config: Config, weights: Weights) -> Config:
+    """The config with all that the weights decide: task, backbone, picture size, and the set's threshold."""
+    known = weights.description
+    data = replace(config.data, size=known["image_size"], exif=known["exif"])
+    if weights.scale and known["dataset"] == data.dataset and data.threshold is None:
+        data = replace(data, threshold=weights.scale.threshold)
+    model = replace(config.model, backbone=known["architecture"]["backbone"])
+    return replace(config, task=weights.task, data=data, model=model)
+
+
+def labelled(rated: RatedSet, task: str) -> RatedSet:
+    """The pictures that have what the task needs: a rating, or emotion votes. The others are left out.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if task == "aesthetics":
+        known = ~np.isnan(rated.scores)
+    elif rated.emotions is None:
+        raise ValueError(
+            f"evaluation: {rated.name} {rated.split} has no emotions; the task emotion needs them"
+        )
+    else:
+        known = ~np.isnan(rated.emotions).any(axis=1)
+    if not known.any():
+        raise ValueError(
+            f"evaluation: no picture of {rated.name} {rated.split} has a label for the task {task}"
+        )
+    unknown = [LeftOut(rated.ids[i], f"no label for the task {task}") for i in np.flatnonzero(~known)]
+    return replace(rated.take(known), left_out=[*rated.left_out, *unknown])
+
+
+def evaluate(
+    network: nn.Module, weights: Weights, rated: RatedSet, config: Config, compute: engine.Compute
+) -> Report:
+    """Predicts every picture of the set once and compares; with intervals, leak check and all provenance.
+
+    Raises:
+        ValueError: the network knows other emotions than the set.
+    """
+    if config.task == "emotion":
+        rated = with_emotions(rated, weights.emotions)
+    found = predict_set(network, rated, config, compute, show=True)
+    report = measure(found, rated, config.task, weights, config.evaluate.bootstrap)
+    if found.broken:
+        report.notes.append(f"pictures that cannot be decoded, left out: {len(found.broken)}")
+    leaked = leaks(rated, weights)
+    report.notes += [f"{name.replace('_', ' ')}: {count}" for name, count in leaked.items()]
+    report.facts |= leaked | {
+        "task": config.task,
+        "dataset": rated.name,
+        "split": rated.split,
+        "protocol": rated.protocol,
+        "split_sha256": rated.sha256,
+        "weights_sha256": checkpoint.weights_hash(weights.tensors),
+        "trained_on": weights.description["dataset"],
+        "broken": [list(entry) for entry in found.broken],
+        "left_out": len(rated.left_out),
+        "versions": versions(),
+    }
+    return report
+
+
+def leaks(rated: RatedSet, weights: Weights) -> dict[str, int]:
+    """How many of the pictures the network, or its emotion branch, was trained on, by their ids' hashes."""
+    trained = {
+        "test_pictures_trained_on": weights.training_ids,
+        "test_pictures_that_the_emotion_branch_was_trained_on": weights.emotion_training_ids,
+    }
+    return {name: int(np.isin(rated.id_hashes, ids).sum()) for name, ids in trained.items()}
+
+
+def predict_set(
+    network: nn.Module, rated: RatedSet, config: Config, compute: engine.Compute, show: bool = False
+) -> engine.Predictions:
+    """Every picture of the set once, in the order of the set, over all processes. Always in fp32."""
+    pictures = PictureSet(rated, config.data.size, exif=config.data.exif, skip_broken=config.data.skip_broken)
+    order = TestOrder(len(rated), config.evaluate.batch_size, distributed.rank(), distributed.world())
+    loader = make_loader(
+        pictures, order, config.data.worker_count(), pin_memory=compute.device.type == "cuda"
+    )
+    hidden = not (show and distributed.is_main())
+    batches = tqdm(loader, desc=f"{rated.name} {rated.split}", unit="batch", disable=hidden, mininterval=2)
+    compute = compute._replace(precision="fp32")
+    return engine.predict(network, batches, compute, config.evaluate.batch_size)
+
+
+def measure(
+    found: engine.Predictions,
+    rated: RatedSet,
+    task: str,
+    weights: Weights | None = None,
+    bootstrap: int = 0,
+) -> Report:
+    """Metrics of predictions, with `bootstrap` resamples for the intervals.
+
+    Args:
+        rated: for the task emotion with the emotions in the network's order (`with_emotions`).
+        weights: the network's, when they may come from another set; None for the set's own.
+
+    Raises:
+        ValueError: no picture could be decoded.
+    """
+    if not len(found.index):
+        raise ValueError(
+            f"evaluation: none of the {len(rated)} pictures of {rated.name} {rated.split} can be decoded, "
+            f"e.g. {found.broken[0].reason}"
+        )
+    rated = rated.take(found.index)
+    if task == "emotion":
+        report = measure_emotions(found, rated, bootstrap)
+    else:
+        report = measure_scores(found, rated, weights.scale if weights else rated.scale, weights, bootstrap)
+    if weights and is_cross_set(weights, rated):
+        kept = ", correlations only" if task == "aesthetics" else ""
+        report.title += f" (cross-set: trained on {weights.description['dataset']}{kept})"
+    return report
+
+
+def measure_scores(
+    found: engine.Predictions, rated: RatedSet, scale: Scale, weights: Weights | None, bootstrap: int
+) -> Report:
+    cross = weights is not None and is_cross_set(weights, rated)
+    labels = scale.kind == "label" and not cross
+    predicted = scale.value(found.prediction)  # (n,)
+    scores = rated.high().astype(np.float64) if labels else rated.scores  # (n,)
+    threshold = 0.5 if labels else rated.scale.threshold
+    arrays = [predicted, scores]
+    if scale.kind == "distribution" and rated.distributions is not None and scale.bins == rated.bins:
+        arrays += [found.prediction, rated.distributions]
+
+    def figures(*arrays: np.ndarray) -> dict[str, float]:
+        result = metrics.aesthetic_metrics(arrays[0], arrays[1], threshold, *arrays[2:])
+        return {name: value for name, value in result.items() if name in CROSS_SET} if cross else result
+
+    report = Report(f"{rated.name} {rated.split}", figures(*arrays), score_columns(found, rated, scale))
+    if bootstrap:
+        report.intervals = metrics.bootstrap_intervals(figures, tuple(arrays), bootstrap)
+    if not cross:
+        report.rated = None if labels else scores
+        add_baselines(report, rated)
+    return report
+
+
+def add_baselines(report: Report, rated: RatedSet) -> None:
+    """What no picture needs to be looked at for, from the labels at hand."""
+    high = rated.high()
+    report.facts["majority_accuracy"] = metrics.majority_accuracy(high)
+    report.notes.append(f"accuracy of always naming the majority: {report.facts['majority_accuracy']:.4f}")
+    if rated.name == "iae" and rated.emotions is not None:
+        rule = metrics.positive_emotion_accuracy(rated.emotions, high, rated.emotion_classes)
+        report.facts["positive_emotion_accuracy"] = rule
+        report.notes.append(f"accuracy of the rule 'positive emotion = high': {rule:.4f}")
+
+
+def is_cross_set(weights: Weights, rated: RatedSet) -> bool:
+    """Whether the network was trained on another set than this one; for ratings of a csv the range tells."""
+    known = weights.scale or rated.scale  # an emotion network has no scale
+    same_range = (known.minimum, known.maximum) == (rated.scale.minimum, rated.scale.maximum)
+    return weights.description["dataset"] != rated.name or not same_range
+
+
+def score_columns(found: engine.Predictions, rated: RatedSet, scale: Scale) -> dict[str, np.ndarray]:
+    columns = {"id": np.array(rated.ids), "prediction": scale.value(found.prediction)}
+    return columns | {f"p_{value:g}": found.prediction[:, i] for i, value in enumerate(scale.bins)}
+
+
+def measure_emotions(found: engine.Predictions, rated: RatedSet, bootstrap: int) -> Report:
+    def figures(probabilities: np.ndarray, votes: np.ndarray) -> dict[str, float]:
+        return metrics.emotion_metrics(probabilities, votes, rated.emotion_classes)
+
+    strongest = np.array(rated.emotion_classes)[found.emotion.argmax(axis=1)]  # (n,)
+    columns = {"id": np.array(rated.ids), "prediction": strongest}
+    columns |= {f"emotion_{name}": found.emotion[:, i] for i, name in enumerate(rated.emotion_classes)}
+    arrays = (found.emotion, rated.emotions)
+    report = Report(f"{rated.name} {rated.split}, emotions", figures(*arrays), columns)
+    if bootstrap:
+        report.intervals = metrics.bootstrap_intervals(figures, arrays, bootstrap)
+    return report
+
+
+def with_emotions(rated: RatedSet, emotions: tuple[str, ...]) -> RatedSet:
+    """The set with its emotions in the network's order, matched by name.
+
+    Raises:
+        ValueError: they are not the same emotions.
+    """
+    if set(rated.emotion_classes) != set(emotions):
+        raise ValueError(
+            f"evaluation: the network knows {', '.join(emotions)}; {rated.name} has "
+            f"{', '.join(rated.emotion_classes)}"
+        )
+    columns = [rated.emotion_classes.index(name) for name in emotions]
+    return replace(rated, emotions=rated.emotions[:, columns], emotion_classes=tuple(emotions))
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that can change a figure, and of this program if it is a git checkout."""
+    found = {name: version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")}
+    try:
+        command = ["git", "rev-parse", "HEAD"]
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        found["revision"] = done.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        found["revision"] = "unknown"
+    return found

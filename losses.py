@@ -1,0 +1,120 @@
+"""The losses: EMD between rating distributions, and what scores, labels and emotions are trained with.
+
+All compute in float32 at least, under autocast too: cumulative sums and logarithms of half-precision
+probabilities are wrong in the second digit. Predictions are probabilities, as the network gives them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def emd(p: Tensor, q: Tensor, r: float = 2) -> Tensor:
+    """Earth mover's distance between rating distributions, one value per image.
+
+    ((1/K) * sum_k |P_k - Q_k|^r)^(1/r) over cumulative distributions P, Q; 0 is equal, 1 is as far as can be
+    (Talebi & Milanfar 2018, eq. 1). Its gradient where p equals q is 0, a valid subgradient.
+
+    Args:
+        p, q: (N, K), rows sum to 1.
+
+    Returns:
+        (N,), in [0, 1].
+    """
+    gap = _cumulative_gap(p, q, r)  # (N, K)
+    # The root's slope is infinite at 0; vector_norm takes 0 there, without an epsilon that biases the rest.
+    return torch.linalg.vector_norm(gap, ord=r, dim=1) / gap.shape[1] ** (1 / r)  # (N,)
+
+
+def emd_loss(p: Tensor, q: Tensor, r: float = 2, reduction: str = "image") -> Tensor:
+    """EMD of a batch, a scalar.
+
+    Args:
+        p, q: (N, K), rows sum to 1.
+        reduction: "image" takes the root per image, then the mean over images. "batch" takes the mean over
+            images and bins, then the root, as the official code does; it weighs an image by its company.
+    """
+    if reduction == "image":
+        return emd(p, q, r).mean()
+    if reduction == "batch":
+        gap = _cumulative_gap(p, q, r)  # (N, K)
+        return torch.linalg.vector_norm(gap, ord=r) / gap.numel() ** (1 / r)
+    raise ValueError(f"losses: reduction must be 'image' or 'batch', not {reduction!r}.")
+
+
+def score_loss(p: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of probabilities, a scalar.
+
+    Args:
+        p: (N, 1), in [0, 1].
+        target: (N,), in [0, 1]: the score as `Scale.probability` gives it.
+    """
+    p, target = _one_column(p, target)
+    return functional.mse_loss(p, target)
+
+
+def label_loss(p: Tensor, high: Tensor) -> Tensor:
+    """Binary cross-entropy of high/low labels, a scalar.
+
+    Takes probabilities, which `functional.binary_cross_entropy` refuses under autocast.
+
+    Args:
+        p: (N, 1), the probability of "high".
+        high: (N,), 1 where the picture counts as high, else 0.
+    """
+    # The slope of log(p) is 1/p, and it goes back to p in p's own type: float16 ends at 65,504.
+    smallest = 2.0**-15 if p.dtype == torch.float16 else 1e-12
+    p, high = _one_column(p, high)
+    log_high = p.clamp(min=smallest).log()
+    log_low = (1 - p).clamp(min=smallest).log()
+    return -(high * log_high + (1 - high) * log_low).mean()
+
+
+def emotion_loss(logits: Tensor, votes: Tensor) -> Tensor:
+    """Cross-entropy against vote shares, a scalar: the mean over the pictures that have votes, 0 if none has.
+
+    Args:
+        logits: (N, E).
+        votes: (N, E), shares or counts, each row is divided by its sum. A row of zeros or with a NaN is a
+            picture without votes.
+    """
+    _same_shape("emotion logits", logits, "votes", votes)
+    logits, votes = _at_least_float32(logits), _at_least_float32(votes)
+    total = votes.sum(dim=1, keepdim=True)  # (N, 1)
+    known = total > 0  # (N, 1), False for NaN
+    shares = torch.where(known, votes / total, 0.0)
+    loss = -(shares * functional.log_softmax(logits, dim=1)).sum(dim=1)  # (N,)
+    return loss.sum() / known.sum().clamp(min=1)
+
+
+def _cumulative_gap(p: Tensor, q: Tensor, r: float) -> Tensor:
+    """Difference of the two cumulative distributions, (N, K)."""
+    _same_shape("predicted distributions", p, "rated ones", q)
+    if r < 1:
+        raise ValueError(f"losses: the exponent r of the EMD must be 1 or more, not {r}.")
+    return (_at_least_float32(p) - _at_least_float32(q)).cumsum(dim=1)
+
+
+def _one_column(p: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as (N,). An (N, 1) against an (N,) would silently broadcast to (N, N)."""
+    if p.ndim != 2 or p.shape[1] != 1 or target.shape != p.shape[:1]:
+        raise ValueError(
+            f"losses: expected predictions (N, 1) and targets (N,), got {tuple(p.shape)} and "
+            f"{tuple(target.shape)}. A head with several outputs predicts a distribution: use emd_loss."
+        )
+    return _at_least_float32(p[:, 0]), _at_least_float32(target)
+
+
+def _same_shape(name: str, first: Tensor, other_name: str, second: Tensor) -> None:
+    if first.ndim != 2 or first.shape != second.shape:
+        raise ValueError(
+            f"losses: {name} and {other_name} must have one shape (N, K), got {tuple(first.shape)} and "
+            f"{tuple(second.shape)}. The head and the data set must have the same classes or bins."
+        )
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    """Half precision, integers and labels become float32; float64 stays."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

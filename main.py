@@ -1,0 +1,149 @@
+"""EAMB-Net: train, evaluate and predict. `python main.py --help` lists the commands."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+HERE = Path(__file__).parent
+DATASETS = ("ava", "para", "iae", "csv", "demo")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; 0 all well, 1 some pictures failed, 2 bad input, 130 interrupted."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return options.run(options)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Without a command word `train` is meant, as readers of the paper's release expect.
+
+    Paths and key=value words may stand anywhere among the options, which argparse alone does not allow.
+    """
+    first = arguments[0] if arguments else ""
+    if (first.startswith("-") or "=" in first) and first not in ("-h", "--help"):
+        arguments = ["train", *arguments]
+    parser = argparse.ArgumentParser(
+        prog="main.py", description="Image aesthetics assessment with EAMB-Net.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{train,evaluate,predict}")
+    add_train(commands.add_parser("train", help="train on a rated set", allow_abbrev=False))
+    add_evaluate(commands.add_parser("evaluate", help="score a rated set and compare", allow_abbrev=False))
+    add_predict(commands.add_parser("predict", help="score photographs", allow_abbrev=False))
+    options, rest = parser.parse_known_args(arguments)
+    unknown = [word for word in rest if word.startswith("-") and word != "-"]
+    if unknown:
+        parser.error(f"unknown option {unknown[0]}; python main.py {options.command} --help lists them")
+    (options.paths if options.command == "predict" else options.settings).extend(rest)
+    return options
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", type=str.lower, choices=DATASETS, help="which set, in any case")
+    parser.add_argument("--data-root", metavar="DIR", help="its folder; the README shows the layout")
+    parser.add_argument("--config", metavar="FILE", action="append", default=[], help="YAML; may be repeated")
+    parser.add_argument("--skip-broken", action="store_true", help="leave out files that cannot be decoded")
+    parser.add_argument("settings", metavar="key=value", nargs="*", help="as in train.epochs=3")
+
+
+def add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--task", type=str.lower, choices=("aesthetics", "emotion"))
+    add_data_options(parser)
+    parser.add_argument("--emotion-checkpoint", metavar="FILE", help="weights of the emotion branch")
+    parser.add_argument("--weights", metavar="FILE", help="start from this network (fine-tuning)")
+    parser.add_argument(
+        "--output", metavar="DIR", type=Path, help="default: runs/<task>_<dataset>_<backbone>"
+    )
+    parser.add_argument("--force", action="store_true", help="start anew over an existing run")
+    parser.add_argument("--resume", action="store_true", help="go on where the run in --output stopped")
+    parser.set_defaults(run=run_train)
+
+
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", metavar="FILE", type=Path, required=True)
+    add_data_options(parser)
+    parser.add_argument("--split", type=str.lower, choices=("train", "val", "test"), default="test")
+    parser.add_argument("--output", metavar="DIR", type=Path, help="default: runs/evaluate_<dataset>_<split>")
+    parser.set_defaults(run=run_evaluate)
+
+
+def add_predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("paths", metavar="PATH", nargs="*", help="files, folders, globs; - reads a list")
+    parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="default: the shipped weights")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="scores.csv or scores.jsonl")
+    parser.add_argument("--maps", metavar="DIR", type=Path, help="write emotion-aware maps over the pictures")
+    parser.add_argument("--emotions", action="store_true", help="one column per emotion")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing output")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument(
+        "--workers", type=int, default=-1, help="decoding processes; -1: chosen by the machine"
+    )
+    parser.set_defaults(run=run_predict)
+
+
+def run_train(options: argparse.Namespace) -> int:
+    from training import train
+
+    train(
+        read_config(options),
+        emotion_checkpoint=options.emotion_checkpoint,
+        weights=options.weights,
+        output=options.output,
+        resume=options.resume,
+        force=options.force,
+    )
+    return 0
+
+
+def run_evaluate(options: argparse.Namespace) -> int:
+    from evaluation import evaluate_checkpoint
+
+    evaluate_checkpoint(options.checkpoint, read_config(options), options.split, options.output)
+    return 0
+
+
+def run_predict(options: argparse.Namespace) -> int:
+    from predict import run
+
+    return run(options)
+
+
+def read_config(options: argparse.Namespace):
+    """The set's own config unless others are given, then the command line's words, then its options."""
+    from config import load_config
+
+    words = list(options.settings)
+    if options.dataset:
+        words.append(f"data.dataset={options.dataset}")
+    if options.data_root is not None:
+        words.append(f"data.root={options.data_root}")
+    if options.skip_broken:
+        words.append("data.skip_broken=true")
+    if getattr(options, "task", None):
+        words.append(f"task={options.task}")
+    config = load_config(options.config, words)
+    dataset = config.data.dataset.lower()
+    if dataset not in DATASETS:
+        named = f", not '{dataset}'" if dataset else ""
+        raise ValueError(f"main: which data set? --dataset {{{','.join(DATASETS)}}}{named}")
+    if not options.config:
+        config = load_config([HERE / "configs" / f"{dataset}.yaml"], words)
+    root = config.data.root or ("data/demo" if dataset == "demo" else "")
+    if not root:
+        raise ValueError(f"main: where is {dataset}? --data-root DIR")
+    return replace(config, data=replace(config.data, dataset=dataset, root=root))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,593 @@
+"""Scores photographs: files, folders, globs or a list, with any weights that this program trained.
+
+    from predict import Scorer
+    scorer = Scorer()
+    print(scorer.score("photo.jpg").score)
+
+From top to bottom: what is said about a picture; the scorer; finding pictures; writing rows; the command.
+"""
+
+# Paths stay text here: a row repeats a path as it was given, and Path would drop a leading "./".
+# ruff: noqa: PTH110, PTH112, PTH113, PTH114, PTH118, PTH119, PTH120, PTH122
+
+from __future__ import annotations
+
+import argparse
+import csv
+import functools
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+import backbones
+import checkpoint
+import engine
+from config import Data
+from datasets import PICTURE_ENDINGS, DecodeError, decode
+from distributed import choose_device
+from EAMBNet import Scale
+
+SHIPPED = Path(__file__).parent / "checkpoints" / "eambnet_lite_para.safetensors"
+
+# ---------------------------------------------------------------------------------------------------
+# What is said about a picture
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One picture's figures; of a picture that cannot be decoded only `path` and `error`.
+
+    path: as it was given.
+    score: in the unit of the training set's ratings, whose scale runs from score_min to score_max.
+    score_std: standard deviation of the predicted rating distribution, same unit; None for other networks.
+    percentile: share of the training ratings below the score, 0 to 100; None if the weights do not know it.
+    emotion, emotion_probability: the strongest emotion and its probability, 0 to 1.
+    error: why there is no score.
+    emotions: probability of every emotion by name; they sum to 1.
+    distribution: predicted share of each rating, summing to 1; empty for networks that give a score only.
+    emotion_map: (h, w) float32, the emotion-aware map in [0, 1].
+    """
+
+    path: str
+    score: float | None = None
+    score_min: float | None = None
+    score_max: float | None = None
+    score_std: float | None = None
+    percentile: float | None = None
+    emotion: str | None = None
+    emotion_probability: float | None = None
+    error: str | None = None
+    emotions: dict[str, float] = field(default_factory=dict, repr=False)
+    distribution: dict[float, float] = field(default_factory=dict, repr=False)
+    emotion_map: np.ndarray | None = field(default=None, repr=False, compare=False)
+
+
+COLUMNS = (  # of every table; fields of Scored
+    *("path", "score", "score_min", "score_max", "score_std", "percentile"),
+    *("emotion", "emotion_probability", "error"),
+)
+
+
+def percentile(value: float, quantiles: np.ndarray) -> float:
+    """Share of ratings below a value, in percent, exact where several ratings are equal.
+
+    Args:
+        quantiles: (Q,) of the ratings, ascending, evenly spaced from the smallest to the largest.
+    """
+    last = len(quantiles) - 1
+    above = int(np.searchsorted(quantiles, value))  # quantiles[above - 1] < value <= quantiles[above]
+    if above in (0, last + 1):
+        return 100.0 * (above > 0)
+    low, high = quantiles[above - 1 : above + 1]
+    return float(100 * (above - 1 + (value - low) / (high - low)) / last)
+
+
+# ---------------------------------------------------------------------------------------------------
+# The scorer
+
+
+class Decoded(NamedTuple):
+    """A batch of files.
+
+    images: (n, 3, H, W) uint8, of the files that are pictures.
+    reasons: for every file None, or why it is no picture.
+    """
+
+    images: Tensor
+    reasons: list[str | None]
+
+
+class PictureFiles(Dataset):
+    """Decodes files by their path. The sampler brings the paths, so that no worker process holds them all."""
+
+    def __init__(self, size: int, exif: bool):
+        self.size, self.exif = size, exif
+
+    def __getitem__(self, path: str) -> Tensor | str:
+        """(3, H, W) uint8, or the reason why there is none."""
+        try:
+            return read_picture(path, self.size, self.exif)
+        except DecodeError as error:
+            return error.reason
+
+    def collate(self, items: Sequence[Tensor | str]) -> Decoded:
+        images = [item for item in items if isinstance(item, Tensor)]
+        empty = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
+        reasons = [item if isinstance(item, str) else None for item in items]
+        return Decoded(torch.stack(images) if images else empty, reasons)
+
+
+def read_picture(path: str, size: int, exif: bool) -> Tensor:
+    """A file as (3, size, size) uint8.
+
+    Raises:
+        DecodeError: it is no picture, or no file at all; opening a pipe would wait for ever.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        kind = "a folder that cannot be listed" if os.path.isdir(path) else "a pipe or device, not a file"
+        raise DecodeError(f"predict: {path} is {kind}", kind)
+    return torch.from_numpy(decode(path, size, exif)).permute(2, 0, 1)  # (3, H, W)
+
+
+class Scorer:
+    """A network with its weights, ready to score pictures.
+
+    Args:
+        checkpoint: weights for aesthetics, .pt or .safetensors; the shipped ones by default.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        precision: "fp32", "bf16" or "fp16".
+        batch_size: pictures at a time in `score_all`.
+        workers: decoding processes of `score_all`; 0 decodes in this one, -1: as many as the machine
+            has cores to spare.
+
+    Attributes:
+        scale: what a score means: its ends, its threshold, its rating bins.
+        emotions: names, in the order of the network.
+
+    Raises:
+        ValueError: the weights give no score, or another argument is out of range.
+        FileNotFoundError: there are no such weights.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Path | str | None = None,
+        device: str = "auto",
+        precision: str = "fp32",
+        batch_size: int = 16,
+        workers: int = 0,
+    ):
+        if batch_size < 1 or workers < -1 or precision not in engine.PRECISIONS:
+            raise ValueError(
+                "predict: batch size at least 1, workers at least -1, precision "
+                f"{', '.join(engine.PRECISIONS)}; got {batch_size}, {workers}, {precision}"
+            )
+        weights = load_aesthetics(checkpoint)
+        known = weights.description
+        self.scale, self.emotions = weights.scale, weights.emotions
+        self.size, self.exif = known["image_size"], known["exif"]
+        ratings = known.get("training_ratings", ()) if self.scale.kind != "label" else ()
+        self.quantiles = np.asarray(ratings) if len(ratings) > 1 else None
+        self.batch_size, self.workers = batch_size, Data(workers=workers).worker_count()
+        self.compute = engine.Compute(
+            choose_device(device), precision, *backbones.normalisation(known["architecture"]["backbone"])
+        )
+        self.model = weights.build().to(self.compute.device, memory_format=torch.channels_last)
+
+    def score(self, path: Path | str) -> Scored:
+        """Scores one picture.
+
+        Raises:
+            DecodeError: the file is no picture; `score_all` reports such files instead.
+        """
+        image = read_picture(os.fspath(path), self.size, self.exif)
+        return self._measure([os.fspath(path)], Decoded(image[None], [None]), batch_size=1)[0]
+
+    def score_all(self, paths: Iterable[Path | str]) -> Iterator[Scored]:
+        """Scores pictures in batches, in their order; one result per path, those with an `error` included.
+
+        Nothing but the paths is held in memory, however many there are.
+        """
+        paths = [os.fspath(path) for path in paths]
+        batch_size = min(self.batch_size, len(paths))
+        batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size or 1)]
+        for batch_paths, batch in zip(batches, self._loader(batches), strict=True):
+            good = [path for path, reason in zip(batch_paths, batch.reasons, strict=True) if reason is None]
+            measured = iter(self._measure(good, batch, batch_size))
+            for path, reason in zip(batch_paths, batch.reasons, strict=True):
+                yield next(measured) if reason is None else Scored(path, error=reason)
+
+    def _loader(self, batches: list[list[str]]) -> Iterable[Decoded]:
+        files = PictureFiles(self.size, self.exif)
+        return DataLoader(
+            files,
+            batch_sampler=batches,
+            num_workers=self.workers if len(batches) > 1 else 0,
+            collate_fn=files.collate,
+            pin_memory=self.compute.device.type == "cuda",
+            generator=torch.Generator(),  # without one of its own the loader would draw from the caller's
+        )
+
+    def _measure(self, paths: list[str], batch: Decoded, batch_size: int) -> list[Scored]:
+        """The figures of the n pictures of a batch, which lie at `paths`."""
+        if not paths:
+            return []
+        [(_, output)] = engine.outputs(self.model, [batch], self.compute, batch_size)
+        prediction = output.prediction.double().numpy()  # (n, K)
+        values, deviations = self.scale.value(prediction), self.scale.deviation(prediction)  # (n,), (n,)
+        emotions = output.emotion_logits.double().softmax(dim=1).numpy()  # (n, E)
+        maps = output.emotion_map[:, 0].numpy()  # (n, h, w)
+        rows = zip(paths, prediction, values, deviations, emotions, maps, strict=True)
+        return [self._scored(*row) for row in rows]
+
+    def _scored(self, path: str, prediction, value, deviation, emotions, emotion_map) -> Scored:
+        """One row: prediction (K,), value and deviation (), emotions (E,), emotion_map (h, w)."""
+        if not (np.isfinite(value) and np.isfinite(emotions).all()):
+            return Scored(
+                path, error="the network's output is not a number; --precision fp32 usually mends it"
+            )
+        strongest = int(emotions.argmax())
+        return Scored(
+            path,
+            score=float(value),
+            score_min=self.scale.minimum,
+            score_max=self.scale.maximum,
+            score_std=None if np.isnan(deviation) else float(deviation),
+            percentile=None if self.quantiles is None else percentile(value, self.quantiles),
+            emotion=self.emotions[strongest],
+            emotion_probability=float(emotions[strongest]),
+            emotions=dict(zip(self.emotions, emotions.tolist(), strict=True)),
+            distribution=dict(zip(self.scale.bins, prediction.tolist(), strict=False)),  # no bins, no shares
+            emotion_map=emotion_map,
+        )
+
+
+def load_aesthetics(path: Path | str | None) -> checkpoint.Weights:
+    """The weights of a network that scores.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; an emotion network.
+    """
+    if path is None and not SHIPPED.is_file():
+        raise FileNotFoundError(
+            f"predict: the shipped weights checkpoints/{SHIPPED.name} are missing. Name others with "
+            "--checkpoint FILE, or train some: python main.py train --dataset ... --data-root DIR"
+        )
+    weights = checkpoint.load_weights(path or SHIPPED)
+    if weights.task != "aesthetics":
+        raise ValueError(
+            f"predict: {path} holds an emotion network alone, which gives no score; it needs weights trained "
+            f"with --task aesthetics (--emotion-checkpoint {path} starts such a training)"
+        )
+    return weights
+
+
+# ---------------------------------------------------------------------------------------------------
+# Finding pictures
+
+
+class Found(NamedTuple):
+    """A picture to score, and the folder in which it was found (its own, if it was named itself)."""
+
+    path: str
+    folder: str
+
+
+class Search:
+    """Collects pictures in the order they are named, each file once; counts what folders hold beside them."""
+
+    def __init__(self):
+        self.pictures: dict[str, Found] = {}  # by where the file really lies
+        self.passed_over: Counter[str] = Counter()
+        self.real_folder = functools.cache(os.path.realpath)
+
+    def add_argument(self, argument: str) -> None:
+        """A word of the command line: a path, a glob, or - for the list on standard input."""
+        if argument == "-":
+            paths = read_list(sys.stdin)
+        elif is_glob(argument) and not os.path.lexists(argument):
+            paths = expand_glob(argument) or [argument]
+        else:
+            paths = [argument]
+        for path in paths:
+            self.add_path(path)
+
+    def add_path(self, path: str) -> None:
+        """A named file is taken whatever its ending, even if it is missing: its row will say so."""
+        if os.path.isdir(path):
+            self.add_folder(path)
+        else:
+            self.add_file(path, os.path.dirname(path))
+
+    def add_file(self, path: str, folder: str) -> None:
+        parent, name = os.path.split(path)
+        self.pictures.setdefault(os.path.join(self.real_folder(parent), name), Found(path, folder))
+
+    def add_folder(self, folder: str) -> None:
+        """Everything below a folder that has a picture's ending, sorted; does not follow linked folders."""
+        for parent, folders, files in os.walk(
+            folder, onerror=lambda error: self.add_file(error.filename, folder)
+        ):
+            folders[:] = [name for name in sorted(folders) if self.enters(parent, name)]
+            for name in sorted(files):
+                ending = os.path.splitext(name)[1].lower()
+                if name.startswith("."):
+                    self.passed_over["hidden"] += 1
+                elif ending not in PICTURE_ENDINGS:
+                    self.passed_over[ending or "without an ending"] += 1
+                else:
+                    self.add_file(os.path.join(parent, name), folder)
+
+    def enters(self, parent: str, name: str) -> bool:
+        if name.startswith("."):
+            self.passed_over["hidden"] += 1
+        elif os.path.islink(os.path.join(parent, name)):
+            self.passed_over["linked"] += 1
+        else:
+            return True
+        return False
+
+    def describe_passed_over(self) -> str:
+        """As in "118 .heic, 2 .txt, 3 hidden", the most frequent first."""
+        ranked = self.passed_over.most_common()
+        parts = [f"{count} {printable(kind)}" for kind, count in ranked[:8]]
+        more = sum(count for _, count in ranked[8:])
+        return ", ".join(parts + ([f"{more} more"] if more else []))
+
+
+def is_glob(text: str) -> bool:
+    return any(letter in text for letter in "*?[")
+
+
+def expand_glob(pattern: str) -> list[str]:
+    """The matches, sorted, without hidden ones unless the pattern names them."""
+    parts = Path(pattern).parts
+    first = next(index for index, part in enumerate(parts) if is_glob(part))
+    base, rest = Path(*parts[:first]), Path(*parts[first:])
+
+    def is_hidden(path: Path) -> bool:
+        return any(part.startswith(".") for part in path.parts)
+
+    # Not glob.glob, whose ** follows linked folders: two links back to the top would keep it busy for ever.
+    return [
+        str(path)
+        for path in sorted(base.glob(str(rest)))
+        if is_hidden(rest) or not is_hidden(path.relative_to(base))
+    ]
+
+
+def read_list(file: TextIO) -> list[str]:
+    """Paths, one a line, in whatever bytes the file system uses for them; empty lines are skipped."""
+    content = file.buffer.read()
+    if b"\0" in content:
+        raise ValueError("predict: the list on standard input has NUL characters; one path a line, please")
+    return [os.fsdecode(line) for line in content.splitlines() if line]
+
+
+def find_pictures(arguments: Sequence[str]) -> list[Found]:
+    """The pictures that a command line names; says on standard error what its folders hold beside.
+
+    Raises:
+        ValueError: nothing was named, or no picture is in it.
+        FileNotFoundError: nothing of it exists.
+    """
+    if not arguments:
+        raise ValueError(
+            "predict: which pictures? Name files, folders or globs, or - for a list on standard input"
+        )
+    search = Search()
+    for argument in arguments:
+        search.add_argument(argument)
+    passed_over = search.describe_passed_over()
+    pictures = list(search.pictures.values())
+    named = printable(", ".join(arguments[:3]) + (" ..." if len(arguments) > 3 else ""))
+    if not pictures:
+        raise ValueError(
+            f"predict: no picture ({' '.join(PICTURE_ENDINGS)}) in {named}"
+            + (f"; passed over: {passed_over}" if passed_over else "")
+        )
+    if not any(os.path.lexists(picture.path) for picture in pictures):
+        more = f" (nor {len(pictures) - 1} others that were named)" if len(pictures) > 1 else ""
+        raise FileNotFoundError(f"predict: no such file or folder: {printable(pictures[0].path)}{more}")
+    if passed_over:
+        print(f"passed over in folders: {passed_over}", file=sys.stderr)
+    return pictures
+
+
+# ---------------------------------------------------------------------------------------------------
+# Writing rows
+
+Write = Callable[[dict], object]
+
+
+def column_names(scale: Scale, emotions: Sequence[str]) -> list[str]:
+    """Columns of a table: those of every table, one per emotion of `emotions`, one per rating bin."""
+    return [*COLUMNS, *(f"emotion_{name}" for name in emotions), *(f"p_{value:g}" for value in scale.bins)]
+
+
+def as_row(scored: Scored, columns: Sequence[str]) -> dict[str, str | float | None]:
+    """The values of the columns, numbers with six significant digits, None where there is nothing to say."""
+    known = {name: getattr(scored, name) for name in COLUMNS}
+    known |= {f"emotion_{name}": value for name, value in scored.emotions.items()}
+    known |= {f"p_{value:g}": share for value, share in scored.distribution.items()}
+    return {name: as_cell(known.get(name)) for name in columns}
+
+
+def as_cell(value: str | float | None) -> str | float | None:
+    if isinstance(value, str):
+        return encodable(value)
+    return None if value is None else float(f"{value:.6g}")
+
+
+def encodable(text: str) -> str:
+    r"""The text with bytes that are not UTF-8, which file names may have, written like \xff."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
+
+
+def printable(text: str) -> str:
+    r"""`encodable`, on one line: control characters are written like \n."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in encodable(text))
+
+
+def csv_rows(file: TextIO, columns: Sequence[str]) -> Write:
+    writer = csv.writer(file)
+    writer.writerow(columns)
+    return lambda row: writer.writerow(row.values())
+
+
+def json_rows(file: TextIO, columns: Sequence[str]) -> Write:
+    return lambda row: file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def table_rows(file: TextIO, columns: Sequence[str]) -> Write:
+    """Aligned columns for people; the path stands last, so that rows can be printed as they come."""
+    shown = ["score", "percentile", "emotion", *(name for name in columns if name.startswith("emotion_"))]
+    shown.remove("emotion_probability")
+
+    def write_line(cells: Sequence[str], path: str) -> None:
+        line = "  ".join(f"{cell:>{max(len(name), 11)}}" for name, cell in zip(shown, cells, strict=True))
+        encoding = file.encoding or "utf-8"
+        line = f"{line}  {path}".encode(encoding, "backslashreplace").decode(encoding)
+        tqdm.write(line, file=file)  # around the progress bar, which may be on the same screen
+
+    def write_row(row: dict) -> None:
+        cells = [table_cell(name, row[name]) for name in shown]
+        error = f": {printable(row['error'])}" if row["error"] else ""
+        write_line(cells, printable(row["path"]) + error)
+
+    write_line(shown, "path")
+    return write_row
+
+
+def table_cell(column: str, value: str | float | None) -> str:
+    if isinstance(value, float):
+        return f"{value:.0f}" if column == "percentile" else f"{value:.2f}"
+    return value or "-"
+
+
+FORMATS = {".csv": csv_rows, ".jsonl": json_rows}
+
+
+@contextmanager
+def open_rows(output: Path | None, force: bool, columns: Sequence[str]) -> Iterator[Write]:
+    """A function that writes a row at once and whole, to the file or as a table to standard output."""
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        opened = output.open("w" if force else "x", encoding="utf-8", newline="")
+    else:
+        opened = nullcontext(sys.stdout)
+    with opened as file:
+        write = (FORMATS[output.suffix.lower()] if output else table_rows)(file, columns)
+
+        def write_now(row: dict) -> None:
+            write(row)
+            file.flush()
+
+        yield write_now
+
+
+class MapFolder:
+    """Writes emotion-aware maps beside their pictures as PNG files, in sub-folders like the pictures' own."""
+
+    def __init__(self, folder: Path, exif: bool):
+        self.folder, self.exif = folder, exif
+        self.names: set[str] = set()
+
+    def write(self, scored: Scored, found: Found) -> None:
+        from visualize import save_map_panel  # matplotlib takes a second to load
+
+        save_map_panel(
+            self.folder / self.name(found),
+            decode(found.path, exif=self.exif),
+            scored.emotion_map,
+            title=printable(os.path.basename(found.path)),
+            score=describe_score(scored),
+            emotions=list(scored.emotions.items()),
+        )
+
+    def name(self, found: Found) -> str:
+        """`sub/a.jpg.png`; a second picture of that name, from another folder, gets `sub/a.jpg.2.png`."""
+        stem = os.path.relpath(found.path, found.folder or ".")
+        name, number = f"{stem}.png", 1
+        while name in self.names:
+            number += 1
+            name = f"{stem}.{number}.png"
+        self.names.add(name)
+        return name
+
+
+def describe_score(scored: Scored) -> str:
+    """As in "3.72 of 1 to 5, above 81 % of the training ratings"."""
+    text = f"{scored.score:.2f} of {scored.score_min:g} to {scored.score_max:g}"
+    if scored.percentile is None:
+        return text
+    return f"{text}, above {scored.percentile:.0f} % of the training ratings"
+
+
+# ---------------------------------------------------------------------------------------------------
+# The command
+
+
+def run(options: argparse.Namespace) -> int:
+    """`main.py predict`: 0 if every picture was scored, 1 if some could not be.
+
+    Raises:
+        ValueError, OSError: bad arguments, in one sentence; nothing was written then.
+    """
+    check_targets(options.output, options.maps, options.force)
+    pictures = find_pictures(options.paths)
+    scorer = Scorer(
+        options.checkpoint, options.device, options.precision, options.batch_size, options.workers
+    )
+    columns = column_names(scorer.scale, scorer.emotions if options.emotions else ())
+    maps = MapFolder(options.maps, scorer.exif) if options.maps else None
+    failed = 0
+    with (
+        open_rows(options.output, options.force, columns) as write,
+        progress(len(pictures), options.output) as bar,
+    ):
+        results = scorer.score_all(picture.path for picture in pictures)
+        for found, scored in zip(pictures, results, strict=True):
+            write(as_row(scored, columns))
+            if scored.error:
+                failed += 1
+            elif maps:
+                maps.write(scored, found)
+            bar.update()
+    written = "".join(f", {target} written" for target in (options.output, options.maps) if target)
+    print(f"{len(pictures) - failed} of {len(pictures)} pictures scored{written}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def progress(count: int, output: Path | None) -> tqdm:
+    """A bar with images/s on standard error. A table's rows redraw it, so a log gets one or the other."""
+    hidden = None if output is None else False  # None: where standard error is no terminal
+    return tqdm(total=count, desc="predict", unit=" images", mininterval=0.5, disable=hidden)
+
+
+def check_targets(output: Path | None, maps: Path | None, force: bool) -> None:
+    """Refuses what cannot be written, or would overwrite something, before any work is done."""
+    if output is not None and output.suffix.lower() not in FORMATS:
+        raise ValueError(f"predict: --output must end in {' or '.join(FORMATS)}, got {output}")
+    if maps is not None and maps.exists() and not maps.is_dir():
+        raise NotADirectoryError(f"predict: --maps needs a folder; {maps} is a file")
+    if force:
+        return
+    if output is not None and output.exists():
+        raise FileExistsError(f"predict: {output} exists; choose another name, or overwrite it with --force")
+    if maps is not None and maps.is_dir() and any(maps.iterdir()):
+        raise FileExistsError(
+            f"predict: {maps} holds files already; choose another folder, or write into it with --force"
+        )

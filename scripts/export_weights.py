@@ -1,0 +1,40 @@
+"""Turns a run's best.pt into a safetensors file to share, with its licence and provenance inside.
+
+    python scripts/export_weights.py runs/para_lite/best.pt checkpoints/eambnet_lite_para.safetensors \
+        --licence "research and learning only" --source "PARA 224-px copies"
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import checkpoint
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("checkpoint", type=Path, metavar="BEST.PT")
+    parser.add_argument("output", type=Path, metavar="FILE.safetensors")
+    parser.add_argument("--licence", required=True, help="what users may do with the weights")
+    parser.add_argument("--source", required=True, help="the pictures and ratings they were trained on")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing file")
+    options = parser.parse_args()
+    if options.output.exists() and not options.force:
+        parser.error(f"{options.output} exists; --force overwrites it")
+    try:
+        weights = checkpoint.load_weights(options.checkpoint)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    description = {**weights.description, "licence": options.licence, "source": options.source}
+    checkpoint.export_weights(options.output, replace(weights, description=description))
+    print(f"{options.output}: {options.output.stat().st_size / 1e6:.1f} MB")
+    print(f"weights sha256 {checkpoint.weights_hash(weights.tensors)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""The paper's network with the rule-made official weights, and EAMB-Net Lite: built once for all tests."""
+
+import zlib
+
+import numpy as np
+import pytest
+import small
+import torch
+
+from backbones import LITE0
+from checkpoint import load_official_weights
+from EAMBNet import EMOTIONS, build_model
+
+CBR = {1: (512, 56), 2: (512, 56), 3: (1024, 56), 4: (2048, 56), 5: (56, 256), 6: (512, 256), 7: (512, 256)}
+
+
+def convolution(name: str, inputs: int, outputs: int, kernel: int, bias: bool = True) -> dict:
+    shapes = {f"{name}.weight": (outputs, inputs, kernel, kernel)}
+    return shapes | ({f"{name}.bias": (outputs,)} if bias else {})
+
+
+def batchnorm(name: str, channels: int) -> dict:
+    vectors = ("weight", "bias", "running_mean", "running_var")
+    return {f"{name}.{part}": (channels,) for part in vectors} | {f"{name}.num_batches_tracked": ()}
+
+
+def linear(name: str, inputs: int, outputs: int) -> dict:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def resnet_shapes() -> dict:
+    from torchvision.models import resnet50
+
+    with torch.device("meta"):
+        return {name: tuple(value.shape) for name, value in resnet50().state_dict().items()}
+
+
+def sequential(backbone: dict, stem: str, later: dict[str, str]) -> dict:
+    """A ResNet's shapes under the official names: conv1, bn1, layer1 by number, later layers by name."""
+    names = {"conv1": f"{stem}.0", "bn1": f"{stem}.1", "layer1": f"{stem}.4", **later}
+    parts = {name: name.partition(".") for name in backbone}
+    return {
+        f"{names[first]}.{rest}": backbone[name] for name, (first, _, rest) in parts.items() if first in names
+    }
+
+
+def emotion_shapes() -> dict:
+    """The official emotion network, by the names in its own file, the layer that is never used included."""
+    later = {f"layer{i}": f"backbone.feature{i}" for i in (2, 3, 4)}
+    shapes = sequential(resnet_shapes(), "backbone.feature1", later)
+    for i, (inputs, outputs) in enumerate([(1024, 512), (512, 256), (256, 256)], start=1):
+        shapes |= convolution(f"emotion_module.conv{i}.0", inputs, outputs, 3)
+        shapes |= batchnorm(f"emotion_module.conv{i}.1", outputs)
+    return shapes | linear("emotion_module.fc_layer", 256, 8)
+
+
+def official_shapes(outputs: int) -> dict:
+    """Every tensor of the official network by its official name; without the copies `model_x`, `model_s`."""
+    backbone = resnet_shapes()
+    shapes = {f"emotion_model.{name}": shape for name, shape in emotion_shapes().items()}
+    shapes |= sequential(backbone, "feature1_x", {"layer2": "feature2_x"})
+    shapes |= sequential(backbone, "feature1_s", {f"layer{i}": f"feature{i}_s" for i in (2, 3, 4)})
+    for i, (inputs, width) in CBR.items():
+        shapes |= convolution(f"CBR{i}.conv", inputs, width, 3) | batchnorm(f"CBR{i}.bn", width)
+    shapes |= convolution("up1.conv", 2048, 256, 1) | batchnorm("up1.bn", 256)
+    for name in ("SADEM1.f_x", "SADEM1.f_y", "SADEM2.f_x", "SADEM2.f_y"):
+        shapes |= convolution(f"{name}.0", 56, 16, 1, bias=False) | batchnorm(f"{name}.1", 16)
+    shapes |= convolution("CBAM.mlp.0", 256, 16, 1, bias=False)
+    shapes |= convolution("CBAM.mlp.2", 16, 256, 1, bias=False)
+    shapes |= convolution("CBAM.conv", 2, 1, 7, bias=False)
+    shapes |= {"head.0.weight": (1,), "head.3.weight": (1,)}
+    return shapes | linear("head.2", 256, 128) | linear("head.5", 128, outputs)
+
+
+def rule_made(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """The tensor that golden_official.json's rule gives to an official name."""
+    noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
+    if name.endswith("num_batches_tracked"):
+        return torch.tensor(0)
+    if name.endswith(("running_mean", "bias")):
+        value = 0.1 * noise
+    elif name.endswith("running_var"):
+        value = 1 + 0.1 * np.abs(noise)
+    elif len(shape) > 1:
+        value = noise * np.sqrt(2 / np.prod(shape[1:]))
+    else:
+        value = np.full(shape, 0.25) if shape == (1,) else 0.5 + 0.1 * noise
+    return torch.from_numpy(value.astype(np.float32))
+
+
+@pytest.fixture(scope="session")
+def official_state() -> dict[str, torch.Tensor]:
+    """A whole official network for AVA (10 bins), rule-made; unused layers are there and empty of memory."""
+    unused = ("CBR4", "emotion_model.backbone.feature4")
+    return {
+        name: torch.zeros(()).expand(shape) if name.startswith(unused) else rule_made(name, shape)
+        for name, shape in official_shapes(10).items()
+    }
+
+
+@pytest.fixture(scope="session")
+def official_emotion(official_state) -> dict[str, torch.Tensor]:
+    """The state dict of the official emotion network on its own."""
+    return {
+        name.removeprefix("emotion_model."): value
+        for name, value in official_state.items()
+        if name.startswith("emotion_model.")
+    }
+
+
+@pytest.fixture(scope="session")
+def paper_network(official_state):
+    """The paper's network with the official weights, in evaluation mode. Copy it to change it."""
+    network = build_model("resnet50", outputs=10)
+    load_official_weights(network, official_state)
+    return network.eval()
+
+
+def build_lite(**changes):
+    """EAMB-Net Lite for one score, the same random weights each time."""
+    torch.manual_seed(0)
+    arguments = {"backbone": LITE0, "outputs": 1, "width": 128, "context_scale": 1.0}
+    return build_model(**{**arguments, **changes})
+
+
+@pytest.fixture(scope="session")
+def lite_network():
+    """EAMB-Net Lite in evaluation mode, with statistics of real activations. Copy it to change it."""
+    network = build_lite(dropout=0.0, emotion_batchnorm="official")
+    with torch.no_grad():
+        for _ in range(3):
+            network(torch.randn(4, 3, 96, 96))
+    return network.eval()
+
+
+# ---- tiny runs, trained once through main.py
+
+
+@pytest.fixture(scope="session")
+def scored_set(tmp_path_factory):
+    """24 pictures with scores from 1 to 5 and an emotion each: 16 train, 4 val, 4 test."""
+    scores = [f"{1 + 4 * i / 23:.2f}" for i in range(24)]
+    columns = {"score": scores, "emotion": [EMOTIONS[5 * i % 8] for i in range(24)]}
+    return small.write_csv(tmp_path_factory.mktemp("scored"), columns)
+
+
+@pytest.fixture(scope="session")
+def emotion_run(scored_set, tmp_path_factory):
+    """The folder of a finished --task emotion run on `scored_set`."""
+    output = tmp_path_factory.mktemp("runs") / "emotion"
+    assert small.train("csv", scored_set, output, "--task", "emotion", "train.epochs=2") == 0
+    return output
+
+
+@pytest.fixture(scope="session")
+def score_run(scored_set, emotion_run, tmp_path_factory):
+    """The folder of a finished run on `scored_set`, over the branch of `emotion_run`; not to be changed."""
+    output = tmp_path_factory.mktemp("runs") / "score"
+    branch = ["--emotion-checkpoint", emotion_run / "best.pt"]
+    assert small.train("csv", scored_set, output, *branch, "train.epochs=2", "evaluate.bootstrap=20") == 0
+    return output

@@ -1,0 +1,79 @@
+"""What the tests of whole runs share: a network and sets so small that a run takes a second."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from main import main
+
+ROOT = Path(__file__).parents[1]
+BACKBONE = "test_efficientnet"  # timm's own for tests: 0.1 M parameters, maps at strides 4 to 32
+WORDS = [
+    *("data.size=64", "data.workers=0", "train.batch_size=8", "train.epochs=1", "evaluate.bootstrap=0"),
+    *(f"model.backbone={BACKBONE}", "model.width=16", "model.guided_width=8", "model.guided_hidden=4"),
+    *("model.head_width=8", "model.imagenet=none", "train.checkpoint_minutes=1000", "train.device=cpu"),
+]
+UNTRAINED = "model.emotion_weights=none"
+
+
+def train(dataset: str, root: Path, output: Path, *words: str) -> int:
+    """One tiny training through main.py, options and key=value words in any order; its exit code."""
+    options = ["--dataset", dataset, "--data-root", str(root), "--output", str(output)]
+    return main(["train", *WORDS, *options, *map(str, words)])
+
+
+def evaluate(checkpoint: Path, dataset: str, root: Path, output: Path, *words: str) -> int:
+    options = ["--dataset", dataset, "--data-root", str(root), "--checkpoint", str(checkpoint)]
+    fixed = ["data.workers=0", "evaluate.bootstrap=0", "train.device=cpu"]
+    return main(["evaluate", *options, "--output", str(output), *fixed, *map(str, words)])
+
+
+def command(*words: object, folder: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
+    """Runs `python WORDS...` in a process of its own, one thread, warnings shown."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+    arguments = [sys.executable, *map(str, words)]
+    return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def write_pictures(folder: Path, count: int, seed: int = 0) -> list[str]:
+    """Smooth random pictures of 64 x 64 pixels; their names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"{seed}_{number:03d}.png" for number in range(count)]
+    for number, name in enumerate(names):
+        colours = np.random.default_rng((seed, number)).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(colours).resize((64, 64), Image.Resampling.BICUBIC).save(folder / name)
+    return names
+
+
+def write_csv(root: Path, columns: dict[str, list], count: int = 24, seed: int = 0) -> Path:
+    """A set for --dataset csv: pictures and a table of them with the given columns; two thirds are train."""
+    names = write_pictures(root / "images", count, seed)
+    splits = ["train" if i % 6 < 4 else "val" if i % 6 == 4 else "test" for i in range(count)]
+    table = {"path": names, "split": splits, **columns}
+    with (root / "ratings.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(table)
+        writer.writerows(zip(*table.values(), strict=True))
+    return root
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def read_json(path: Path) -> dict:
+    def refuse(word: str):
+        raise AssertionError(f"{path} holds {word}, which is no JSON")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def read_log(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,674 @@
+"""The network: equal to the official one, every block by an independent formula, any size, nothing dead."""
+
+import copy
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import build_lite, rule_made
+from scipy.signal import correlate2d
+
+from backbones import LITE0, build_pyramid
+from checkpoint import load_official_weights
+from EAMBNet import (
+    CBAM,
+    EMOTIONS,
+    ConvBNReLU,
+    EmotionNetwork,
+    Fusion,
+    GuidedFusion,
+    Head,
+    Scale,
+    build_model,
+    shrink,
+)
+
+GOLDEN = json.loads((Path(__file__).parent / "golden_official.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def same_numbers_in_every_run():
+    torch.manual_seed(0)
+
+
+def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def lively(module: torch.nn.Module) -> torch.nn.Module:
+    """Gives every BatchNorm statistics and weights of its own, so that leaving one out would show."""
+    for part in module.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(part.running_mean)
+            for values in (part.weight, part.bias, part.running_var):
+                torch.nn.init.uniform_(values, 0.1, 0.9)
+    return module
+
+
+# ---- the official network ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def golden_picture() -> torch.Tensor:
+    blocks = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 3, 16, 16)).astype(np.float32))
+    return blocks.repeat_interleave(32, dim=2).repeat_interleave(32, dim=3)  # (1, 3, 512, 512)
+
+
+@pytest.fixture(scope="module")
+def golden_output(paper_network, golden_picture):
+    with torch.inference_mode():
+        return paper_network(golden_picture)
+
+
+def test_ava_distribution_equals_the_official_network(golden_output):
+    np.testing.assert_allclose(golden_output.prediction[0], GOLDEN["ava"]["prediction"], atol=1e-5)
+
+
+def test_emotion_logits_and_map_equal_the_official_network(golden_output):
+    np.testing.assert_allclose(golden_output.emotion_logits[0], GOLDEN["emotion_logits"], atol=1e-5)
+    assert golden_output.emotion_map.shape == (1, 1, 64, 64)
+    found = golden_output.emotion_map[0, 0].numpy()
+    blocks = found.reshape(8, 8, 8, 8).mean(axis=(1, 3))  # (row, inside, column, inside)
+    np.testing.assert_allclose(blocks, GOLDEN["emotion_map_8x8_block_means"], atol=1e-5)
+    for place, value in GOLDEN["emotion_map_points"].items():
+        row, column = map(int, place.split(","))
+        assert found[row, column] == pytest.approx(value, abs=1e-5), place
+
+
+def test_class_activation_maps_equal_the_official_network(paper_network, golden_picture):
+    maps = paper_network.class_activation_maps(golden_picture)
+    assert maps.shape == (1, 8, 64, 64)
+    for place, value in GOLDEN["class_map_points"].items():
+        emotion, row, column = map(int, place.split(","))
+        assert maps[0, emotion, row, column].item() == pytest.approx(value, abs=1e-5), place
+
+
+def test_para_score_equals_the_official_network(
+    paper_network, official_state, golden_picture, golden_output, monkeypatch
+):
+    network = copy.deepcopy(paper_network)
+    network.head = Head(256, 128, outputs=1, dropout=0.75).eval()
+    head = {
+        "head.5.weight": rule_made("head.5.weight", (1, 128)),
+        "head.5.bias": rule_made("head.5.bias", (1,)),
+    }
+    load_official_weights(network, {**official_state, **head})
+    # The emotion branch has been compared above; running it once saves a second.
+    monkeypatch.setattr(network.emotion, "forward", lambda images: (golden_output.emotion_logits, None))
+    monkeypatch.setattr(network.emotion, "emotion_map", lambda *_: golden_output.emotion_map)
+    with torch.inference_mode():
+        prediction = network(golden_picture).prediction
+    np.testing.assert_allclose(prediction[0], GOLDEN["para"]["prediction"], atol=1e-5)
+
+
+# ---- parameters ---------------------------------------------------------------------------------------
+
+
+def test_the_paper_network_has_the_stated_number_of_parameters(paper_network):
+    counts = {
+        part: sum(p.numel() for p in module.parameters()) for part, module in paper_network.named_children()
+    }
+    assert sum(counts.values()) == 44_084_014
+    assert counts["emotion"] == 15_036_488
+    assert sum(p.numel() for p in paper_network.parameters() if p.requires_grad) == 29_047_526
+
+
+def dead_parameters(network, output: torch.Tensor) -> list[str]:
+    """Names of trainable parameters that a random function of the output does not depend on."""
+    (output * numbers(*output.shape, seed=5)).sum().backward()
+    return [
+        name
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad and (parameter.grad is None or not parameter.grad.any())
+    ]
+
+
+def test_every_trainable_parameter_of_the_paper_network_is_used(paper_network):
+    network = copy.deepcopy(paper_network)
+    # In evaluation mode: behind a BatchNorm in training the gradient of a bias is zero but for rounding.
+    assert dead_parameters(network, network(numbers(2, 3, 64, 64)).prediction) == ["head.0.weight"]
+    assert all(parameter.grad is None for parameter in network.emotion.parameters())
+
+
+def test_every_trainable_parameter_of_lite_is_used(lite_network):
+    network = copy.deepcopy(lite_network)
+    assert dead_parameters(network, network(numbers(2, 3, 96, 96)).prediction) == ["head.0.weight"]
+
+
+def test_every_trainable_parameter_of_another_timm_network_is_used():
+    network = build_model("mobilenetv3_small_100", outputs=10, width=64).eval()
+    assert dead_parameters(network, network(numbers(2, 3, 96, 64)).prediction) == ["head.0.weight"]
+
+
+@pytest.mark.parametrize("backbone", [LITE0, "mobilenetv3_small_100"])
+def test_every_parameter_of_the_emotion_network_is_used(backbone):
+    network = EmotionNetwork(backbone, EMOTIONS, emotion_scale=0.5, width=128).eval()
+    assert dead_parameters(network, network(numbers(2, 3, 96, 96)).emotion_logits) == []
+
+
+def test_emotion_convolutions_start_xavier_normal_without_bias():
+    branch = build_lite().emotion
+    for block in (branch.coarse, branch.middle, branch.fine):
+        outputs, inputs = block[0].weight.shape[:2]
+        expected = math.sqrt(2 / (9 * inputs + 9 * outputs))
+        assert block[0].weight.std().item() == pytest.approx(expected, rel=0.02)
+        assert not block[0].bias.any()
+
+
+def test_the_emotion_path_follows_the_pyramid(paper_network, lite_network):
+    def widths(network):
+        branch = network.emotion
+        return [tuple(block[0].weight.shape[1::-1]) for block in (branch.coarse, branch.middle, branch.fine)]
+
+    assert widths(paper_network) == [(1024, 512), (512, 256), (256, 256)]
+    assert widths(lite_network) == [(112, 128), (128, 128), (128, 128)]
+    assert lite_network.emotion.lateral_fine.weight.shape == (128, 24, 1, 1)
+    assert lite_network.emotion.lateral_middle.weight.shape == (128, 40, 1, 1)
+    assert not list(paper_network.emotion.lateral_fine.parameters())
+
+
+# ---- the frozen branch --------------------------------------------------------------------------------
+
+
+def train_steps(network, steps: int = 3):
+    """Trains on everything it is given, frozen parts too, with a weight decay that would show."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.01, weight_decay=0.5)
+    network.train()
+    for step in range(steps):
+        optimizer.zero_grad()
+        network(numbers(2, 3, 96, 96, seed=step)).prediction.sum().backward()
+        optimizer.step()
+
+
+def moved(module, before: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def test_no_parameter_and_no_buffer_of_the_frozen_emotion_branch_moves():
+    network = build_lite()
+    before = copy.deepcopy(network.state_dict())
+    train_steps(network)
+    changed = moved(network, before)
+    assert not [name for name in changed if name.startswith("emotion.")]
+    assert {"detail.body.bn1.running_mean", "context.body.conv_stem.weight", "head.5.bias"} <= changed
+
+
+def test_official_batchnorm_drifts_and_its_weights_stay():
+    network = build_lite(emotion_batchnorm="official")
+    before = copy.deepcopy(network.emotion.state_dict())
+    train_steps(network)
+    changed = moved(network.emotion, before)
+    assert changed == {name for name, _ in network.emotion.named_buffers()}
+    network.eval()
+    before = copy.deepcopy(network.emotion.state_dict())
+    network(numbers(2, 3, 96, 96))
+    assert not moved(network.emotion, before)
+
+
+def test_the_emotion_network_trains_its_branch_and_shares_its_names():
+    network = EmotionNetwork(LITE0, EMOTIONS, emotion_scale=0.5, width=128).train()
+    output = network(numbers(2, 3, 96, 96))
+    torch.testing.assert_close(output.prediction, output.emotion_logits.softmax(dim=1))
+    output.emotion_logits.sum().backward()
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    whole = {name for name in build_lite().state_dict() if name.startswith("emotion.")}
+    assert network.state_dict().keys() == whole
+
+
+# ---- sizes --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(64, 64), (65, 97), (127, 64), (64, 200), (96, 71), (83, 82), (129, 130)]
+)
+def test_any_size_from_64_up(lite_network, height, width):
+    with torch.inference_mode():
+        output = lite_network(numbers(2, 3, height, width))
+        maps = lite_network.class_activation_maps(numbers(2, 3, height, width))
+    size = (math.ceil(math.ceil(height / 2) / 4), math.ceil(math.ceil(width / 2) / 4))
+    assert output.emotion_map.shape == (2, 1, *size)
+    assert maps.shape == (2, 8, *size)
+    assert output.prediction.shape == (2, 1)
+    assert 0 < output.prediction.min() <= output.prediction.max() < 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (65, 99)])
+def test_any_size_with_the_paper_network(paper_network, height, width):
+    with torch.inference_mode():
+        output = paper_network(numbers(3, 3, height, width))
+    assert output.emotion_map.shape == (3, 1, math.ceil(height / 8), math.ceil(width / 8))
+    torch.testing.assert_close(output.prediction.sum(dim=1), torch.ones(3))
+    assert output.prediction.shape == (3, 10)
+    assert output.emotion_logits.shape == (3, 8)
+
+
+def test_a_backbone_that_rounds_its_maps_down_takes_odd_sizes():
+    network = build_model("convnext_atto", outputs=1, width=32).eval()  # its maps are H // 4, H // 8 ...
+    with torch.inference_mode():
+        assert network(numbers(1, 3, 71, 90)).prediction.isfinite().all()
+
+
+def test_pictures_of_a_batch_do_not_influence_each_other(lite_network):
+    images = numbers(3, 3, 64, 96)
+    with torch.inference_mode():
+        together, alone = lite_network(images), lite_network(images[1:2])
+    for whole, single in zip(together, alone, strict=True):
+        torch.testing.assert_close(whole[1:2], single, atol=1e-5, rtol=1e-4)
+
+
+def test_each_branch_sees_its_own_size():
+    network = build_lite(context_scale=0.75, emotion_scale=0.5).eval()
+    seen = {}
+    for name in ("detail", "context"):
+        getattr(network, name).register_forward_pre_hook(
+            lambda _, arguments, name=name: seen.update({name: tuple(arguments[0].shape[2:])})
+        )
+    network.emotion.register_forward_pre_hook(
+        lambda _, arguments: seen.update(emotion=tuple(arguments[0].shape[2:]))
+    )
+    network(numbers(1, 3, 65, 128))
+    assert seen == {"detail": (65, 128), "context": (49, 96), "emotion": (33, 64)}
+
+
+def test_the_shrunken_picture_keeps_its_corners_and_samples_between():
+    row = torch.arange(9.0).expand(1, 3, 9, 9)
+    half = shrink(row, 0.5)
+    assert half.shape == (1, 3, 5, 5)
+    torch.testing.assert_close(half[0, 0, 0], torch.tensor([0.0, 2, 4, 6, 8]))  # align_corners=True
+    assert shrink(row, 1.0) is row
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 63, 64), (2, 3, 64, 63), (2, 1, 64, 64), (3, 64, 64)])
+def test_pictures_of_another_shape_are_refused(lite_network, shape):
+    for call in (lite_network, lite_network.class_activation_maps):
+        with pytest.raises(ValueError, match=rf"EAMBNet: pictures must be .* 64 up, got \({shape[0]}"):
+            call(torch.zeros(shape))
+
+
+def test_pictures_that_were_not_normalised_are_refused(lite_network):
+    with pytest.raises(ValueError, match=r"EAMBNet: pictures must be normalised .* torch\.uint8"):
+        lite_network(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+
+
+def test_a_single_smallest_picture_in_training_is_the_one_case_refused():
+    network = build_lite(context_scale=0.5).train()
+    with pytest.raises(ValueError, match="EAMBNet: a single 64x64 picture in training"):
+        network(numbers(1, 3, 64, 64))
+    for shape in [(2, 3, 64, 64), (1, 3, 64, 65), (1, 3, 65, 64)]:
+        assert network(numbers(*shape)).prediction.isfinite().all()
+    assert network.eval()(numbers(1, 3, 64, 64)).prediction.isfinite().all()
+
+
+# ---- blocks -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_convolution_before_the_resize_equals_the_one_behind_it(training):
+    fusion = lively(Fusion(detail=12, context=(10, 20, 32), width=16, guided=8, hidden=4)).train(training)
+    maps = [numbers(2, 12, 9, 16), numbers(2, 10, 5, 8), numbers(2, 20, 3, 4), numbers(2, 32, 2, 2)]
+    behind = copy.deepcopy(fusion)
+    guided = behind.guide_fine(behind.detail(maps[0]), behind.context_fine(maps[1]))
+    guided = behind.expand(behind.guide_middle(guided, behind.context_middle(maps[2])))
+    large = torch.nn.functional.interpolate(maps[3], size=(9, 16), mode="bilinear", align_corners=True)
+    semantic = behind.semantic_norm(behind.semantic_conv(large)).relu()
+    expected = behind.merge(torch.cat([guided, semantic], dim=1))
+
+    torch.testing.assert_close(fusion(*maps), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(fusion.state_dict(), behind.state_dict(), atol=1e-6, rtol=1e-5)
+
+
+def test_convbnrelu_is_a_padded_3x3_convolution_with_bias_norm_and_relu():
+    block = lively(ConvBNReLU(2, 3)).eval()
+    convolution, norm, _ = block
+    x = numbers(1, 2, 5, 6)
+    expected = np.stack(
+        [
+            sum(
+                correlate2d(x[0, i].numpy(), convolution.weight[o, i].detach().numpy(), mode="same")
+                for i in range(2)
+            )
+            + convolution.bias[o].item()
+            for o in range(3)
+        ]
+    )
+    expected = apply_norm(expected, norm).clip(min=0)
+    np.testing.assert_allclose(block(x)[0].detach(), expected, atol=1e-5)
+    assert expected.max() > 0
+
+
+def apply_norm(x: np.ndarray, norm: torch.nn.BatchNorm2d) -> np.ndarray:
+    """BatchNorm in evaluation mode on (C, h, w), written out."""
+    mean, variance, weight, bias = (
+        value.detach().numpy().astype(float)[:, None, None]
+        for value in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    )
+    return (x - mean) / np.sqrt(variance + 1e-5) * weight + bias
+
+
+def upsample(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear with pixel centres (align_corners=False) of (C, h, w), one axis after the other."""
+    for axis, length in zip((1, 2), size, strict=True):
+        old = x.shape[axis]
+        position = np.clip((np.arange(length) + 0.5) * old / length - 0.5, 0, old - 1)
+        low = np.floor(position).astype(int)
+        high = np.minimum(low + 1, old - 1)
+        share = (position - low).reshape([-1 if i == axis else 1 for i in range(3)])
+        x = np.take(x, low, axis) * (1 - share) + np.take(x, high, axis) * share
+    return x
+
+
+def project(x: np.ndarray, block: torch.nn.Sequential) -> np.ndarray:
+    """1x1 convolution without bias, BatchNorm, ReLU of (C, h, w)."""
+    weight = block[0].weight.detach().numpy()[:, :, 0, 0]
+    return apply_norm(np.einsum("oc,chw->ohw", weight, x), block[1]).clip(min=0)
+
+
+def test_guided_fusion_by_hand():
+    block = lively(GuidedFusion(6, 4)).eval()
+    x, y = numbers(2, 6, 7, 8), numbers(2, 6, 4, 3, seed=1)
+    found = block(x, y).detach().numpy()
+    for i in range(2):
+        fine, coarse = x[i].numpy().astype(float), y[i].numpy().astype(float)
+        key, query = project(fine, block.key), upsample(project(coarse, block.query), (7, 8))
+        agreement = sigmoid((key * query).sum(axis=0))
+        expected = agreement * fine + agreement * upsample(coarse, (7, 8)) + fine
+        np.testing.assert_allclose(found[i], expected, atol=1e-5)
+        assert agreement.std() > 0.01  # the guidance does something here
+
+
+def test_cbam_by_hand():
+    block = CBAM(32)
+    x = numbers(2, 32, 9, 8)
+    first, second = (block.mlp[i].weight.detach().numpy()[:, :, 0, 0] for i in (0, 2))
+    assert first.shape == (2, 32)
+    window = block.conv.weight.detach().numpy()[0]  # (2, 7, 7)
+    assert window.shape == (2, 7, 7)
+    found = block(x).detach().numpy()
+    for i in range(2):
+        features = x[i].numpy().astype(float)
+        pooled = [features.max(axis=(1, 2)), features.mean(axis=(1, 2))]
+        gate = sigmoid(sum(second @ np.maximum(first @ values, 0) for values in pooled))
+        features = features * gate[:, None, None]
+        summary = [features.max(axis=0), features.mean(axis=0)]
+        spatial = sigmoid(sum(correlate2d(m, w, mode="same") for m, w in zip(summary, window, strict=True)))
+        np.testing.assert_allclose(found[i], features * spatial, atol=1e-5)
+
+
+def test_cbam_of_few_channels_still_has_a_gate():
+    x = numbers(1, 8, 4, 4)
+    assert CBAM(8)(x).shape == x.shape
+    assert CBAM(8).mlp[0].weight.shape == (1, 8, 1, 1)
+
+
+def test_head_drops_three_quarters_before_each_linear_layer_in_training_only():
+    head = Head(256, 128, outputs=10, dropout=0.75)
+    assert [layer.p for layer in head if isinstance(layer, torch.nn.Dropout)] == [0.75, 0.75]
+    x = numbers(4, 256)
+    assert not torch.equal(head.train()(x), head(x))
+    first, second = head[2], head[5]
+    hidden = first(torch.where(x > 0, x, 0.25 * x))
+    expected = second(torch.where(hidden > 0, hidden, 0.25 * hidden))
+    torch.testing.assert_close(head.eval()(x), expected)
+
+
+# ---- emotion-aware map --------------------------------------------------------------------------------
+
+
+def map_by_hand(weight: np.ndarray, logits: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """EAM of one picture: features (C, h, w), logits (E,) -> (h, w), in float64 and plain loops."""
+    probability = np.exp(logits) / np.exp(logits).sum()
+    total = np.zeros(features.shape[1:])
+    for share, row in zip(probability, weight, strict=True):
+        cam = sum(value * channel for value, channel in zip(row, features, strict=True))
+        cam = cam - cam.min()
+        total += share * cam / (cam.max() + 1e-12)
+    return total
+
+
+def test_emotion_map_by_hand_for_each_picture_of_a_batch(lite_network):
+    images = numbers(3, 3, 96, 64)
+    output = lite_network(images)
+    with torch.no_grad():
+        _, features = lite_network.emotion(shrink(images, 0.5))
+    weight = lite_network.emotion.classifier.weight.detach().double().numpy()
+    for i in range(3):
+        logits = output.emotion_logits[i].detach().double().numpy()
+        expected = map_by_hand(weight, logits, features[i].double().numpy())
+        np.testing.assert_allclose(output.emotion_map[i, 0], expected, atol=1e-5)
+        assert expected.std() > 0.01
+
+
+def test_emotion_logits_are_the_pooled_features_through_the_linear_layer(lite_network):
+    with torch.no_grad():
+        logits, features = lite_network.emotion(numbers(2, 3, 48, 48))
+        classifier = lite_network.emotion.classifier
+        pooled = features.sum(dim=(2, 3)) / (features.shape[2] * features.shape[3])
+        torch.testing.assert_close(logits, pooled @ classifier.weight.T + classifier.bias)
+
+
+def test_class_maps_span_0_to_1_and_the_emotion_map_stays_inside(lite_network):
+    images = 5 * numbers(4, 3, 64, 96)
+    maps = lite_network.class_activation_maps(images)
+    torch.testing.assert_close(maps.amin(dim=(2, 3)), torch.zeros(4, 8))
+    torch.testing.assert_close(maps.amax(dim=(2, 3)), torch.ones(4, 8))
+    emotion_map = lite_network(images).emotion_map
+    assert 0 <= emotion_map.min() <= emotion_map.max() <= 1
+
+
+def test_a_map_on_which_all_classes_agree_does_not_exceed_1_by_rounding(lite_network):
+    branch = copy.deepcopy(lite_network.emotion)
+    torch.nn.init.ones_(branch.classifier.weight)
+    logits = numbers(2000, 8)
+    found = branch.emotion_map(logits, numbers(2000, 128, 2, 2))
+    assert logits.softmax(dim=1).sum(dim=1).max() > 1  # the rounding that could show
+    assert found.max() == 1
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_no_gradient_flows_through_the_emotion_map(lite_network, trained):
+    network = EmotionNetwork(LITE0, EMOTIONS, 0.5, width=32) if trained else lite_network
+    output = network(numbers(2, 3, 64, 64).requires_grad_())
+    assert not output.emotion_map.requires_grad
+    assert output.emotion_logits.requires_grad is trained
+    assert output.prediction.requires_grad
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_the_map_is_normalised_in_float32_under_autocast(lite_network, kind):
+    images = numbers(2, 3, 64, 64)
+    with torch.inference_mode():
+        exact = lite_network(images).emotion_map
+        with torch.autocast("cpu", kind):
+            output = lite_network(images)
+    assert output.emotion_logits.dtype == kind
+    assert output.emotion_map.dtype == output.prediction.dtype == torch.float32
+    torch.testing.assert_close(output.emotion_map, exact, atol=0.1, rtol=0)
+    assert not torch.equal(output.emotion_map, exact)
+
+
+def test_a_flat_map_is_zero_and_not_nan_in_float16(lite_network):
+    # 1e-12 is 0 in float16, and 0 / 0 would be NaN.
+    with torch.autocast("cpu", torch.float16):
+        maps = lite_network.emotion.class_activation_maps(torch.ones(1, 128, 4, 4, dtype=torch.float16))
+    assert maps.dtype == torch.float32
+    assert torch.equal(maps, torch.zeros(1, 8, 4, 4))
+
+
+def test_class_order_of_the_classifier_permutes_the_maps_and_not_the_emotion_map(lite_network):
+    order = [3, 1, 7, 0, 2, 6, 5, 4]
+    other = copy.deepcopy(lite_network)
+    with torch.no_grad():
+        for values in (other.emotion.classifier.weight, other.emotion.classifier.bias):
+            values.copy_(values[order])
+    images = numbers(2, 3, 64, 64)
+    with torch.inference_mode():
+        before, after = lite_network(images), other(images)
+        maps, permuted = (network.class_activation_maps(images) for network in (lite_network, other))
+    torch.testing.assert_close(after.emotion_logits, before.emotion_logits[:, order])
+    torch.testing.assert_close(permuted, maps[:, order])
+    torch.testing.assert_close(after.emotion_map, before.emotion_map)
+    torch.testing.assert_close(after.prediction, before.prediction)
+    assert not torch.allclose(permuted, maps)
+
+
+def test_the_emotion_map_reaches_the_prediction(lite_network):
+    images = numbers(2, 3, 64, 64)
+    other = copy.deepcopy(lite_network)
+    other.emotion.emotion_map = lambda logits, features: torch.zeros(2, 1, 8, 8)
+    assert not torch.allclose(other(images).prediction, lite_network(images).prediction, atol=1e-6)
+
+
+def test_emotions_stand_in_the_order_of_the_released_checkpoint():
+    assert ", ".join(EMOTIONS) == "amusement, awe, contentment, excitement, anger, disgust, fear, sadness"
+
+
+# ---- what a prediction means --------------------------------------------------------------------------
+
+TEN_BINS = Scale("distribution", 1, 10, 5, bins=tuple(float(i) for i in range(1, 11)))
+PARA = Scale("score", 1, 5, 3, offset=1, factor=4)
+LABEL = Scale("label", 0, 1, 0.5)
+
+
+def test_a_distribution_is_read_by_its_mean_and_deviation():
+    half = np.zeros((2, 10))
+    half[0, [0, 9]] = 0.5  # ratings 1 and 10
+    half[1, 6] = 1  # all on rating 7
+    np.testing.assert_allclose(TEN_BINS.value(half), [5.5, 7])
+    np.testing.assert_allclose(TEN_BINS.deviation(half), [4.5, 0])
+    random = np.random.default_rng(0).dirichlet(np.ones(10), 20)
+    ratings = np.arange(1, 11)
+    expected = np.sqrt(random @ ratings**2 - (random @ ratings) ** 2)  # E[x^2] - E[x]^2
+    np.testing.assert_allclose(TEN_BINS.deviation(random), expected)
+    np.testing.assert_allclose(TEN_BINS.value(torch.from_numpy(random)), random @ ratings)
+    assert TEN_BINS.outputs == 10
+
+
+def test_bins_need_not_be_whole_or_evenly_spaced():
+    scale = Scale("distribution", 1, 5, 3, bins=(1.0, 2.5, 5.0))
+    np.testing.assert_allclose(scale.value(np.array([[0.2, 0.4, 0.4]])), [0.2 + 1.0 + 2.0])
+    assert scale.outputs == 3
+
+
+def test_a_score_is_1_plus_4p_and_back():
+    np.testing.assert_allclose(PARA.value(np.array([[0.0], [0.25], [1.0]])), [1, 2, 5])
+    ratings = torch.tensor([1.0, 2.0, 3.5, 5.0])
+    p = PARA.probability(ratings)
+    torch.testing.assert_close(p, torch.tensor([0, 0.25, 0.625, 1]))
+    np.testing.assert_allclose(PARA.value(p[:, None].numpy()), ratings)
+    official = Scale("score", 0, 5, 3, offset=0, factor=5)
+    np.testing.assert_allclose(official.value(np.array([[0.6]])), [3.0])
+    assert PARA.outputs == 1
+    assert np.isnan(PARA.deviation(np.zeros((3, 1)))).tolist() == [True] * 3
+
+
+def test_a_label_is_its_own_probability():
+    np.testing.assert_allclose(LABEL.value(np.array([[0.2], [0.7]])), [0.2, 0.7])
+    assert LABEL.is_high(np.array([0.2, 0.7])).tolist() == [False, True]
+    assert LABEL.outputs == 1
+
+
+def test_exactly_at_the_threshold_counts_only_where_it_is_inclusive():
+    ratings = np.array([np.nextafter(3.0, 0), 3.0, np.nextafter(3.0, 4)])
+    assert PARA.is_high(ratings).tolist() == [False, False, True]
+    inclusive = Scale("score", 1, 5, 3, inclusive=True, offset=1, factor=4)
+    assert inclusive.is_high(ratings).tolist() == [False, True, True]
+
+
+def test_ratings_are_computed_in_float64():
+    # 1 + 4p is 3 - 1.2e-7 here; rounded to float32 it would be 3.0 and count as high.
+    p = np.nextafter(np.float32(0.5), np.float32(0))
+    scale = Scale("score", 1, 5, 3, inclusive=True, offset=1, factor=4)
+    assert scale.is_high(1 + 4 * np.array([p])).tolist() == [True]
+    assert scale.is_high(scale.value(np.array([[p]]))).tolist() == [False]
+    assert TEN_BINS.value(np.full((1, 10), 0.1, np.float32)).dtype == np.float64
+
+
+@pytest.mark.parametrize("scale", [TEN_BINS, PARA, LABEL, Scale("score", 1, 7, 4, inclusive=True)])
+def test_a_scale_survives_json(scale):
+    assert Scale.from_dict(json.loads(json.dumps(scale.as_dict()))) == scale
+
+
+def test_impossible_scales_are_refused():
+    with pytest.raises(ValueError, match="Scale: kind must be distribution, score or label, got 'stars'"):
+        Scale("stars", 1, 5, 3)
+    with pytest.raises(ValueError, match="Scale: a distribution has bins"):
+        Scale("distribution", 1, 5, 3)
+    with pytest.raises(ValueError, match="nothing else has; got score"):
+        Scale("score", 1, 5, 3, bins=(1.0, 2.0))
+
+
+# ---- building -----------------------------------------------------------------------------------------
+
+opened: list[str] = []
+listening: list[bool] = []
+
+
+def listen(event: str, arguments: tuple) -> None:
+    if listening and event == "open":
+        opened.append(str(arguments[0]))
+
+
+def test_building_a_network_reads_no_file(tmp_path):
+    sys.addaudithook(listen)  # sees every file that Python opens, by whatever function
+    builders = [build_lite, lambda: build_pyramid("resnet50", levels=2)]
+    for build in builders:
+        build()  # imports what it needs
+    opened.clear()
+    listening.append(True)
+    try:
+        for build in builders:
+            build()
+        assert opened == []
+        (tmp_path / "proof").write_text("that the hook hears")
+        assert opened == [str(tmp_path / "proof")]
+    finally:
+        listening.clear()
+
+
+def test_a_network_can_be_rebuilt_from_its_arguments(lite_network):
+    arguments = json.loads(json.dumps(lite_network.arguments))
+    again = build_model(**{**arguments, "emotions": tuple(arguments["emotions"])})
+    assert again.arguments == lite_network.arguments
+    shapes = [{name: v.shape for name, v in n.state_dict().items()} for n in (again, lite_network)]
+    assert shapes[0] == shapes[1]
+
+
+def test_the_paper_is_the_default(paper_network):
+    arguments = paper_network.arguments
+    assert arguments == {
+        "backbone": "resnet50", "outputs": 10, "emotions": EMOTIONS, "width": 256, "guided_width": 56,
+        "guided_hidden": 16, "head_width": 128, "dropout": 0.75, "context_scale": 0.5, "emotion_scale": 0.5,
+        "emotion_batchnorm": "frozen",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("outputs", 0),
+        ("width", 0),
+        ("context_scale", 0),
+        ("context_scale", 1.5),
+        ("emotion_scale", -0.5),
+        ("dropout", 1.0),
+        ("emotion_batchnorm", "thawed"),
+        ("emotions", ()),
+        ("emotions", ("awe", "awe")),
+    ],
+)
+def test_arguments_out_of_range_are_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=rf"EAMBNet: {name} must be .*got"):
+        build_lite(**{name: value})
+
+
+def test_the_emotion_network_checks_its_arguments_too():
+    with pytest.raises(ValueError, match="EAMBNet: emotion_scale must be above 0 and at most 1, got 2"):
+        EmotionNetwork(LITE0, EMOTIONS, emotion_scale=2, width=32)

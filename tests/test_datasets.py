@@ -1,0 +1,1127 @@
+"""Sets, splits, decoding, orders and loaders, on files small enough to be made here."""
+
+import csv
+import hashlib
+import os
+import sys
+import time
+import types
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+import datasets
+from datasets import (
+    Batch,
+    DataOptions,
+    DecodeError,
+    Draw,
+    LeftOut,
+    PictureSet,
+    RatedSet,
+    TestOrder,
+    TrainOrder,
+    coin,
+    decode,
+    describe,
+    hash_split,
+    identical_files,
+    load_dataset,
+    make_loader,
+    normalise,
+    round_outwards,
+    write_left_out,
+)
+from EAMBNet import EMOTIONS, Scale
+
+# ---- making sets ----------------------------------------------------------------------------------
+
+
+def random_image(seed=0, size=(8, 6)):
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def write_pictures(folder, names):
+    """A different picture for each name, so that no two are twins by accident."""
+    for seed, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        random_image(seed).save(path)
+
+
+def write_table(path, header, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+PARA_HEADER = ["imageName", "sessionId", "aestheticScore_mean"]
+PARA_BIN_COLUMNS = [f"aestheticScore_{rating:.1f}" for rating in datasets.PARA_BINS]
+PARA_EMOTION_COLUMNS = [f"imgEmotion_{emotion}" for emotion in datasets.PARA_EMOTIONS]
+
+
+def make_para(root, train=60, test=5, bins=False, emotions=True):
+    """PARA with `train` + `test` pictures in two sessions; scores 1 + i/100."""
+    header = PARA_HEADER + PARA_BIN_COLUMNS * bins + PARA_EMOTION_COLUMNS * emotions
+    numbers = {"Train": range(train), "Test": range(train, train + test)}
+    for split, members in numbers.items():
+        rows = [
+            [f"p{i}_.jpg", f"session{i % 2}", f"{1 + i / 100:.2f}"]
+            + [i % 3, 0, 0, 1, 2, 0, 0, 0, 0] * bins
+            + [3, 0, 0, 0, 1, 0, 0, i % 2] * emotions
+            for i in members
+        ]
+        write_table(root / "annotation" / f"PARA-Giaa{split}.csv", header, rows)
+    write_pictures(root / "imgs", [f"session{i % 2}/p{i}_.jpg" for i in range(train + test)])
+    return root
+
+
+AVA_ROWS = [
+    "1 953619 0 1 5 17 38 36 15 6 5 1 1 22 1396",
+    "2 953958 10 7 15 26 26 21 10 8 1 2 1 21 1396",
+    "3 954184 0 0 4 8 41 56 10 3 4 0 0 0 1396",
+    "4 953349 0 0 0 0 5 0 0 0 0 0 0 0 1396",
+    *(f"{row} {row} 1 1 1 1 1 1 1 1 1 1 0 0 7" for row in range(5, 60)),
+]
+
+
+def make_ava(root, test=("954184", "953349", "404")):
+    (root / "aesthetics_image_lists").mkdir()
+    (root / "AVA.txt").write_text("\n".join(AVA_ROWS) + "\n")
+    (root / "aesthetics_image_lists" / "generic_test.jpgl").write_text("\n".join(test) + "\n")
+    write_pictures(root / "images", [f"{row.split()[1]}.jpg" for row in AVA_ROWS])
+    return root
+
+
+def make_csv(root, header=("path", "score"), rows=None, name="ratings.csv", count=40):
+    rows = (
+        rows if rows is not None else [[f"pics/{i}.png", 1.2 + 3.6 * i / (count - 1)] for i in range(count)]
+    )
+    write_table(root / name, header, rows)
+    column = list(header).index("path")
+    write_pictures(root, [row[column] for row in rows])
+    return root
+
+
+def rated_set(tmp_path, count=13, distributions=False, emotions=False):
+    write_pictures(tmp_path, [f"{i}.png" for i in range(count)])
+    return RatedSet(
+        name="csv",
+        split="train",
+        protocol="made here",
+        ids=[f"{i}.png" for i in range(count)],
+        paths=[str(tmp_path / f"{i}.png") for i in range(count)],
+        scores=np.linspace(1, 5, count),
+        scale=Scale("score", 1, 5, 3, offset=1, factor=4),
+        distributions=np.full((count, 4), 0.25) if distributions else None,
+        bins=(1.0, 2.0, 3.0, 4.0) if distributions else (),
+        emotions=np.full((count, 2), 0.5) if emotions else None,
+        emotion_classes=("awe", "fear") if emotions else (),
+    )
+
+
+def message(error, *arguments, **options):
+    """The text of the error that loading must raise: one line that begins with the area."""
+    with pytest.raises(error) as caught:
+        load_dataset(*arguments, **options)
+    text = str(caught.value)
+    assert text.startswith("datasets: ") and "\n" not in text
+    return text
+
+
+# ---- RatedSet --------------------------------------------------------------------------------------
+
+
+def test_sha256_is_of_the_sorted_ids_and_does_not_depend_on_order(tmp_path):
+    rated = rated_set(tmp_path, 12)
+    expected = hashlib.sha256("".join(f"{i}\n" for i in sorted(rated.ids)).encode()).hexdigest()
+    assert rated.sha256 == expected == rated.take(np.random.default_rng(0).permutation(12)).sha256
+    assert rated.sha256 != rated.take(range(11)).sha256
+
+
+def test_id_hashes_are_the_first_64_bits_of_sha256_of_set_and_id(tmp_path):
+    rated = rated_set(tmp_path, 9)
+    expected = sorted(
+        int.from_bytes(hashlib.sha256(f"csv:{i}".encode()).digest()[:8], "big", signed=True)
+        for i in rated.ids
+    )
+    assert rated.id_hashes.dtype == np.int64
+    assert rated.id_hashes.tolist() == expected
+
+
+def test_take_keeps_the_columns_together(tmp_path):
+    rated = rated_set(tmp_path, 10, distributions=True, emotions=True)
+    some = rated.take([7, 2])
+    assert some.ids == ["7.png", "2.png"] and some[0].path == rated.paths[7]
+    assert some.scores.tolist() == rated.scores[[7, 2]].tolist() and some.emotions.shape == (2, 2)
+    assert rated.take(rated.scores > 3).ids == [
+        i for i, s in zip(rated.ids, rated.scores, strict=True) if s > 3
+    ]
+
+
+def test_high_compares_exactly_at_the_threshold(tmp_path):
+    rated = rated_set(tmp_path, 3)  # scores 1, 3, 5
+    assert rated.high().tolist() == [False, False, True]
+    inclusive = Scale("label", 1, 5, 3, inclusive=True)
+    assert datasets.replace(rated, scale=inclusive).high().tolist() == [False, True, True]
+
+
+def test_describe_is_one_line_and_left_out_is_a_table(tmp_path):
+    rated = datasets.replace(rated_set(tmp_path, 5), left_out=[LeftOut("x,y.png", "no file")])
+    assert describe(rated).startswith("csv train: 5 pictures (made here), scores 1 to 5, mean 3, 1 left out")
+    assert "\n" not in describe(rated)
+    write_left_out(tmp_path / "left.csv", rated)
+    with (tmp_path / "left.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [["id", "reason"], ["x,y.png", "no file"]]
+
+
+# ---- splitting by hash -----------------------------------------------------------------------------
+
+
+def names(count):
+    return [f"session{i % 7}/picture{i}.jpg" for i in range(count)]
+
+
+@given(st.permutations(names(60)), st.integers(10, 60))
+@settings(max_examples=30, deadline=None)
+def test_the_side_of_a_picture_depends_on_its_id_alone(order, count):
+    side = dict(zip(names(60), hash_split(names(60), {"test": 0.2, "val": 0.2}), strict=True))
+    shuffled = dict(zip(order[:count], hash_split(order[:count], {"test": 0.2, "val": 0.2}), strict=True))
+    # With few pictures a split that would be empty takes one more; all others stay where they are.
+    moved = [i for i in shuffled if shuffled[i] != side[i]]
+    assert len(moved) <= sum(split not in {side[i] for i in shuffled} for split in ("test", "val"))
+    assert {"test", "val", "train"} == set(shuffled.values())
+
+
+def test_shares_are_met_in_the_long_run_and_known_ids_never_move():
+    split = hash_split(names(20_000), {"test": 0.1, "val": 0.05})
+    assert (split == "test").mean() == pytest.approx(0.10, abs=0.01)
+    assert (split == "val").mean() == pytest.approx(0.05, abs=0.006)
+    # By hand from sha256sum: no later version may split PARA or AVA in another way.
+    first = {i: int(hashlib.sha256(names(60)[i].encode()).hexdigest()[:4], 16) / 65536 for i in range(60)}
+    assert (
+        np.flatnonzero(split[:60] == "val").tolist()
+        == [i for i in first if 0.1 <= first[i] < 0.15]
+        == [26, 54]
+    )
+
+
+def test_twins_go_where_the_smallest_id_goes():
+    ids = names(2000)
+    alone = hash_split(ids, {"val": 0.05})
+    groups = [[3 * i, 3 * i + 1, 3 * i + 2] for i in range(600)]
+    together = hash_split(ids, {"val": 0.05}, groups)
+    for group in groups:
+        assert len(set(together[group])) == 1
+        assert together[group[0]] == alone[min(group, key=lambda i: ids[i])]
+    assert (together[1800:] == alone[1800:]).all()
+
+
+def test_one_placeholder_for_all_pictures_is_still_split():
+    ids = names(400)
+    assert (hash_split(ids, {"val": 0.05}, [range(400)]) == hash_split(ids, {"val": 0.05})).all()
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=25), st.data())
+@settings(max_examples=25, deadline=None)
+def test_identical_files_are_found_as_comparing_everything_finds_them(tmp_path_factory, kinds, data):
+    folder = tmp_path_factory.mktemp("twins")
+    # Kinds of equal size, with equal heads and middles: only the whole tells some of them apart.
+    contents = [b"a" * 9000, b"b" + b"a" * 8999, b"a" * 8999 + b"b", b"a" * 100, b"", b"c" * 100, b"a" * 9001]
+    paths = [folder / str(i) for i in range(len(kinds))]
+    for path, kind in zip(paths, kinds, strict=True):
+        path.write_bytes(contents[kind])
+    suspects = np.array(data.draw(st.lists(st.booleans(), min_size=len(kinds), max_size=len(kinds))))
+    groups = [[i for i, each in enumerate(kinds) if each == kind] for kind in set(kinds) if contents[kind]]
+    expected = [group for group in groups if len(group) > 1 and suspects[group].any()]
+    assert sorted(identical_files([str(path) for path in paths], suspects)) == sorted(expected)
+
+
+# ---- PARA ------------------------------------------------------------------------------------------
+
+
+def test_para_columns_become_scores_and_emotion_votes(tmp_path):
+    sets = load_dataset("PARA", make_para(tmp_path))
+    train, val, test = sets["train"], sets["val"], sets["test"]
+    assert len(train) + len(val) == 60 and len(test) == 5 and not set(train.ids) & set(val.ids)
+    assert test.ids[0] == "session0/p60_.jpg" and test.paths[0] == str(tmp_path / "imgs" / test.ids[0])
+    assert test.scores.tolist() == [1.6, 1.61, 1.62, 1.63, 1.64]
+    assert test.scale == Scale("score", 1, 5, 3, offset=1, factor=4)
+    assert test.emotion_classes[0] == "neutral" and test.emotions[1].tolist() == [
+        0.6,
+        0,
+        0,
+        0,
+        0.2,
+        0,
+        0,
+        0.2,
+    ]
+    assert test.distributions is None and test[0].distribution is None
+    assert "PARA-GiaaTest.csv" in test.protocol and "5 % of" in val.protocol
+
+
+def test_para_official_range_is_five_times_p(tmp_path):
+    options = DataOptions(score_range="official")
+    scale = load_dataset("para", make_para(tmp_path), ("test",), options)["test"].scale
+    assert (scale.offset, scale.factor) == (0, 5)
+
+
+def test_para_bins_are_a_distribution_when_they_are_there(tmp_path):
+    sets = load_dataset("para", make_para(tmp_path, bins=True), options=DataOptions(target="distribution"))
+    assert sets["train"].scale.bins == datasets.PARA_BINS
+    assert sets["test"].distributions[1].tolist() == pytest.approx([1 / 4, 0, 0, 1 / 4, 1 / 2, 0, 0, 0, 0])
+
+
+def test_para_distribution_without_bins_is_refused(tmp_path):
+    text = message(ValueError, "para", make_para(tmp_path), options=DataOptions(target="distribution"))
+    assert "train split of para" in text and "data.target=score" in text
+
+
+def test_para_reads_only_the_csv_it_needs(tmp_path):
+    root = make_para(tmp_path)
+    (root / "annotation" / "PARA-GiaaTrain.csv").unlink()
+    assert len(load_dataset("para", root, ("test",))["test"]) == 5
+    assert "PARA-GiaaTrain.csv" in message(FileNotFoundError, "para", root, ("val",))
+
+
+def test_para_without_emotions_still_loads(tmp_path):
+    test = load_dataset("para", make_para(tmp_path, emotions=False), ("test",))["test"]
+    assert test.emotions is None and test.emotion_classes == ()
+
+
+@pytest.mark.parametrize("known", ["by content", "by list"])
+def test_para_twins_stay_on_one_side(tmp_path, known):
+    root = make_para(tmp_path, train=60)
+    alone = load_dataset("para", root, ("train", "val"))
+    held, trained = alone["val"].ids[0], min(alone["train"].ids)
+    if known == "by content":
+        (root / "imgs" / held).write_bytes((root / "imgs" / trained).read_bytes())
+    else:
+        pair = " ".join(i.split("/")[1] for i in (held, trained))
+        (root / "annotation" / "identical_images.txt").write_text(f"{pair}\nabsent.jpg p60_.jpg\n")
+    together = load_dataset("para", root, ("train", "val"))
+    # The smaller id was in training, so its twin leaves validation.
+    assert held in together["train"].ids and trained in together["train"].ids
+    apart = load_dataset("para", root, ("train", "val"), DataOptions(twins=False))
+    assert apart["val"].sha256 == alone["val"].sha256
+
+
+def test_twins_are_not_looked_for_in_huge_sets_and_that_is_said(tmp_path, monkeypatch):
+    root = make_para(tmp_path)
+    assert "not looked for" not in load_dataset("para", root, ("val",))["val"].protocol
+    monkeypatch.setattr(datasets, "TWIN_LIMIT", 59)
+    monkeypatch.setattr(datasets, "identical_files", None)
+    assert load_dataset("para", root, ("val",))["val"].protocol == (
+        "5 % of official PARA-GiaaTrain.csv, by hash of the id, identical pictures not looked for"
+    )
+
+
+def test_split_is_the_same_when_the_csv_is_reordered(tmp_path):
+    root = make_para(tmp_path)
+    before = load_dataset("para", root)
+    path = root / "annotation" / "PARA-GiaaTrain.csv"
+    header, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([header, *reversed(rows)]) + "\n\n")
+    after = load_dataset("para", root)
+    assert [s.sha256 for s in before.values()] == [s.sha256 for s in after.values()]
+    score = dict(zip(before["train"].ids, before["train"].scores, strict=True))
+    assert all(score[i] == s for i, s in zip(after["train"].ids, after["train"].scores, strict=True))
+
+
+def edit_cell(path, line, column, value):
+    """Sets a cell; `line` as an editor counts, the header is 1."""
+    rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+    rows[line - 1][rows[0].index(column)] = value
+    write_table(path, rows[0], rows[1:])
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "expected"),
+    [
+        ("aestheticScore_mean", "5.5", "row 3: 'aestheticScore_mean' is '5.5', expected a value from 1 to 5"),
+        ("aestheticScore_mean", "", "row 3: 'aestheticScore_mean' is empty, expected a number"),
+        ("aestheticScore_mean", "nan", "row 3: 'aestheticScore_mean' is 'nan', expected a number"),
+        ("aestheticScore_mean", "inf", "row 3: 'aestheticScore_mean' is 'inf', expected a number"),
+        ("aestheticScore_mean", "good", "row 3: 'aestheticScore_mean' is 'good', expected a number"),
+        ("imgEmotion_awe", "-1", "row 3: 'imgEmotion_awe' is '-1', expected a number of votes, 0 or more"),
+        (
+            "imageName",
+            "p60_.jpg",
+            "row 3: 'imageName' is 'p60_.jpg', expected each picture once, but row 2 has",
+        ),
+        ("sessionId", "", "row 3: 'sessionId' is empty, expected a text"),
+    ],
+)
+def test_bad_cells_are_named_by_file_row_and_column(tmp_path, column, value, expected):
+    path = make_para(tmp_path) / "annotation" / "PARA-GiaaTest.csv"
+    edit_cell(path, 3, column, value)
+    text = message(ValueError, "para", tmp_path, ("test",))
+    assert expected in text and "PARA-GiaaTest.csv" in text
+
+
+def test_a_row_without_any_vote_is_refused(tmp_path):
+    path = make_para(tmp_path) / "annotation" / "PARA-GiaaTest.csv"
+    for column in PARA_EMOTION_COLUMNS:
+        edit_cell(path, 4, column, "0")
+    assert "row 4: 'imgEmotion_neutral' is '0', expected at least one vote" in message(
+        ValueError, "para", tmp_path, ("test",)
+    )
+
+
+def test_row_numbers_survive_blank_lines(tmp_path):
+    path = make_para(tmp_path) / "annotation" / "PARA-GiaaTest.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], "", lines[1], "", lines[2].replace("1.61", "9")]))
+    assert "row 5: 'aestheticScore_mean' is '9'" in message(ValueError, "para", tmp_path, ("test",))
+
+
+def test_missing_column_tells_what_was_found_and_what_to_do(tmp_path):
+    path = make_para(tmp_path) / "annotation" / "PARA-GiaaTest.csv"
+    path.write_text(path.read_text().replace("aestheticScore_mean", "score"))
+    text = message(ValueError, "para", tmp_path, ("test",))
+    assert "PARA-GiaaTest.csv has no column 'aestheticScore_mean' (found: imageName, sessionId, score" in text
+    assert "--dataset csv data.score_column=NAME" in text
+
+
+def test_missing_pictures_are_left_out_and_listed(tmp_path):
+    root = make_para(tmp_path)
+    (root / "imgs/session1/p61_.jpg").unlink()
+    test = load_dataset("para", root, ("test",))["test"]
+    assert len(test) == 4 and [row.id for row in test.left_out] == ["session1/p61_.jpg"]
+    assert "no picture file" in test.left_out[0].reason and "1 left out" in describe(test)
+
+
+def test_a_missing_training_picture_is_listed_once_on_the_side_of_its_hash(tmp_path):
+    root = make_para(tmp_path)
+    whole = load_dataset("para", root, ("train", "val"))
+    for split in ("train", "val"):
+        (root / "imgs" / whole[split].ids[-1]).unlink()
+    sets = load_dataset("para", root, ("train", "val"))
+    assert [row.id for row in sets["train"].left_out] == [whole["train"].ids[-1]]
+    assert [row.id for row in sets["val"].left_out] == [whole["val"].ids[-1]]
+
+
+def test_wrong_data_root_says_where_it_looked(tmp_path):
+    root = make_para(tmp_path)
+    (root / "imgs").rename(root / "pictures")
+    text = message(FileNotFoundError, "para", root, ("test",))
+    assert "none of the 5 pictures" in text and str(root / "imgs") in text and "--data-root" in text
+    assert "there is no folder" in message(FileNotFoundError, "para", root / "nowhere")
+
+
+def test_each_folder_is_listed_once_and_no_file_is_asked_for(tmp_path, monkeypatch):
+    root = make_para(tmp_path)
+    listed, asked = [], []
+    scandir, stat = os.scandir, os.stat
+    monkeypatch.setattr(os, "scandir", lambda path: (listed.append(str(path).rstrip("/")), scandir(path))[1])
+    monkeypatch.setattr(os, "stat", lambda path, **o: (asked.append(str(path)), stat(path, **o))[1])
+    load_dataset("para", root, options=DataOptions(twins=False))
+    assert sorted(listed) == [str(root / "imgs" / "session0"), str(root / "imgs" / "session1")]
+    assert not [path for path in asked if path.endswith(".jpg")]
+
+
+def test_unknown_set_split_and_options_are_refused(tmp_path):
+    assert "no set 'coco'; known are ava, para, iae, csv, demo" in message(ValueError, "coco", tmp_path)
+    assert "got valid" in message(ValueError, "para", tmp_path, ("valid",))
+    for options, words in (
+        ({"validation": 1.5}, "between 0 and 1, got 1.5"),
+        ({"target": "rank"}, "got 'rank'"),
+        ({"score_range": "wide"}, "got 'wide'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            DataOptions(**options)
+
+
+# ---- AVA -------------------------------------------------------------------------------------------
+
+
+def test_ava_text_votes_and_official_test_list(tmp_path):
+    sets = load_dataset("ava", make_ava(tmp_path))
+    train, val, test = sets["train"], sets["val"], sets["test"]
+    assert test.ids == ["954184", "953349"] and len(train) + len(val) == len(AVA_ROWS) - 2
+    votes = np.array([0, 0, 4, 8, 41, 56, 10, 3, 4, 0])
+    assert test.distributions[0] == pytest.approx(votes / 126)
+    assert test.scores[0] == (votes * np.arange(1, 11)).sum() / 126
+    assert test.scores[1] == 5 and not test.high()[1]  # exactly 5 is not above 5
+    assert test.scale == Scale("distribution", 1, 10, 5, bins=tuple(map(float, range(1, 11))))
+    assert test.protocol == "official test list"
+    assert test.left_out == [LeftOut("404", "in generic_test.jpgl but not rated in AVA.txt")]
+
+
+def make_ava_csv(root, split, ids, ending=".jpg"):
+    header = ["image_id", *(f"score{k}" for k in range(2, 12)), "tag1", "tag2", "challenge_id", "MOS"]
+    rows = [[f"{i}{ending}", *([1] + [0] * 8 + [3]), 1, 2, 3, 7.75] for i in ids]
+    write_table(root / f"{split}.csv", header, rows)
+
+
+@pytest.mark.parametrize("folder", ["", "splits"])
+@pytest.mark.parametrize("ending", ["", ".jpg"])
+def test_ava_csv_counts_from_score2_and_ids_may_lack_the_ending(tmp_path, folder, ending):
+    for split, ids in (("train", range(1, 40)), ("val", range(40, 44)), ("test", range(44, 50))):
+        make_ava_csv(tmp_path / folder, split, ids, ending)
+    write_pictures(tmp_path / "image", [f"{i}.jpg" for i in range(1, 50)])
+    sets = load_dataset("ava", tmp_path)
+    assert [len(s) for s in sets.values()] == [39, 4, 6] and sets["val"].ids == ["40", "41", "42", "43"]
+    assert sets["val"].scores.tolist() == [(1 + 3 * 10) / 4] * 4
+    assert sets["val"].paths[0] == str(tmp_path / "image" / "40.jpg")
+
+
+def test_ava_csv_without_validation_takes_it_from_training(tmp_path):
+    make_ava_csv(tmp_path, "train", range(1, 60))
+    make_ava_csv(tmp_path, "test", range(60, 64))
+    write_pictures(tmp_path, [f"{i}.jpg" for i in range(1, 64)])  # flat, beside the tables
+    sets = load_dataset("ava", tmp_path)
+    assert len(sets["train"]) + len(sets["val"]) == 59 and "5 % of train.csv" in sets["val"].protocol
+
+
+def test_ava_pictures_in_two_splits_are_refused(tmp_path):
+    make_ava_csv(tmp_path, "train", range(1, 9))
+    make_ava_csv(tmp_path, "test", range(8, 12))
+    assert "1 pictures are in more than one of train.csv and test.csv, first '8'" in message(
+        ValueError, "ava", tmp_path
+    )
+
+
+def test_ava_needs_its_files(tmp_path):
+    assert "neither AVA.txt nor train.csv" in message(FileNotFoundError, "ava", tmp_path)
+    (tmp_path / "AVA.txt").write_text("\n".join(AVA_ROWS))
+    assert "official test split" in message(FileNotFoundError, "ava", tmp_path)
+
+
+def test_ava_text_row_errors_count_from_one(tmp_path):
+    rows = [*AVA_ROWS[:2], AVA_ROWS[2].replace(" 41 ", " -41 "), *AVA_ROWS[3:]]
+    (make_ava(tmp_path) / "AVA.txt").write_text("\n".join(rows))
+    assert "AVA.txt row 3: 'votes_5' is '-41', expected a number of votes" in message(
+        ValueError, "ava", tmp_path
+    )
+
+
+def test_ava_duplicate_id(tmp_path):
+    (make_ava(tmp_path) / "AVA.txt").write_text("\n".join([*AVA_ROWS, AVA_ROWS[1]]))
+    assert f"AVA.txt row {len(AVA_ROWS) + 1}: 'image_id' is '953958'" in message(ValueError, "ava", tmp_path)
+
+
+@pytest.mark.slow
+def test_ava_sized_table_is_ready_in_five_seconds(tmp_path, monkeypatch):
+    count = 255_530
+    lines = [f"{i} {i} 0 1 5 17 38 36 15 6 5 1 1 22 1396" for i in range(1, count + 1)]
+    (tmp_path / "AVA.txt").write_text("\n".join(lines))
+    (tmp_path / "generic_test.jpgl").write_text("\n".join(map(str, range(1, 20_001))))
+    there = frozenset(f"{i}.jpg" for i in range(1, count + 1))
+    monkeypatch.setattr(datasets.Folders, "names", lambda self, folder: there)
+    start = time.process_time()
+    sets = load_dataset("ava", tmp_path)
+    assert time.process_time() - start < 5 and sum(map(len, sets.values())) == count
+
+
+# ---- IAE -------------------------------------------------------------------------------------------
+
+
+def make_iae(root, labels=(0, 1, 1, 0), emotions=(3, 7, 2, 0), splits=("train", "val", "test")):
+    for k, split in enumerate(splits):
+        ids = range(4 * k, 4 * k + 4)
+        for kind, values in (("aes", labels), ("emo", emotions)):
+            if values is not None:
+                lines = [f"{i} {value}\n" for i, value in zip(ids, values, strict=True)]
+                # The two lists of a split need not have the same order.
+                (root / f"{split}_{kind}_list.txt").write_text("".join(lines[:: 1 if kind == "aes" else -1]))
+    write_pictures(root / "images", [f"{i}.jpg" for i in range(4 * len(splits))])
+    return root
+
+
+def test_iae_classes_are_labels_and_emotions_go_by_name(tmp_path):
+    val = load_dataset("iae", make_iae(tmp_path))["val"]
+    assert val.ids == ["4", "5", "6", "7"] and val.scores.tolist() == [0, 1, 1, 0]
+    assert val.scale == Scale("label", 0, 1, 0.5) and val.high().tolist() == [False, True, True, False]
+    named = [val.emotion_classes[k] for k in val.emotions.argmax(1)]
+    assert named == ["contentment", "sadness", "awe", "amusement"]
+
+
+def test_iae_mean_scores_are_high_from_five_on(tmp_path):
+    root = make_iae(tmp_path, labels=(4.9, 5.0, 7.3, 1.0))
+    val = load_dataset("iae", root)["val"]
+    assert val.scale == Scale("label", 1, 10, 5, inclusive=True)
+    assert val.high().tolist() == [False, True, True, False] and val.scores[2] == 7.3
+    scored = load_dataset("iae", root, options=DataOptions(target="score"))["val"]
+    assert scored.scale == Scale("score", 1, 10, 5, inclusive=True, offset=1, factor=9)
+
+
+def test_iae_without_aesthetic_lists_serves_the_emotion_task(tmp_path):
+    test = load_dataset("iae", make_iae(tmp_path, labels=None), ("test",))["test"]
+    assert np.isnan(test.scores).all() and test.ids == ["11", "10", "9", "8"]
+    assert test.emotion_classes[test.emotions[0].argmax()] == "amusement"
+
+
+def test_iae_labels_have_no_score_to_train_on(tmp_path):
+    text = message(ValueError, "iae", make_iae(tmp_path), options=DataOptions(target="score"))
+    assert "iae has high/low labels and no scores" in text
+
+
+def test_iae_lists_must_name_the_same_pictures_and_known_codes(tmp_path):
+    root = make_iae(tmp_path)
+    (root / "test_emo_list.txt").write_text("8 1\n9 1\n10 1\n99 1\n")
+    text = message(ValueError, "iae", root, ("test",))
+    assert "test_emo_list.txt" in text and "2 are in one of them only, first '11'" in text
+    (root / "test_emo_list.txt").write_text("8 1\n9 8\n10 1\n11 1\n")
+    assert "test_emo_list.txt row 2: 'label' is '8', expected one of 0, 1" in message(ValueError, "iae", root)
+    assert "train_aes_list.txt" in message(FileNotFoundError, "iae", root / "images", ("train",))
+
+
+@pytest.mark.parametrize("columns", [10, 11])
+def test_iae_ratings_of_h5_give_means_and_distributions(tmp_path, columns):
+    h5py = pytest.importorskip("h5py")
+    ratings = np.random.default_rng(0).choice([1, 4, 7, 10], (12, 10))
+    table = ratings if columns == 10 else np.column_stack([ratings, ratings.sum(1)])
+    with h5py.File(make_iae(tmp_path) / "scores.h5", "w") as file:
+        file["ratings_of_volunteers"] = table
+    val = load_dataset("iae", tmp_path)["val"]
+    assert val.scores.tolist() == ratings[4:8].mean(1).tolist()
+    assert val.distributions @ val.bins == pytest.approx(val.scores) and val.bins == (1, 4, 7, 10)
+    assert val.high().tolist() == (ratings[4:8].mean(1) >= 5).tolist()
+    assert "mean ratings of scores.h5" in val.protocol and "labels differ" in val.protocol
+    with h5py.File(tmp_path / "scores.h5", "w") as file:
+        file["ratings"] = np.where(table == table[5], 3, table)
+    assert "ratings are 1, 4, 7 or 10" in message(ValueError, "iae", tmp_path)
+    with h5py.File(tmp_path / "scores.h5", "w") as file:
+        file["ratings"] = np.ones((12, 3))
+    assert "found /ratings (12, 3)" in message(ValueError, "iae", tmp_path)
+
+
+def test_iae_says_when_h5py_is_missing(tmp_path, monkeypatch):
+    (make_iae(tmp_path) / "scores.h5").write_bytes(b"")
+    monkeypatch.setattr(datasets.importlib.util, "find_spec", lambda name: None)
+    val = load_dataset("iae", tmp_path)["val"]
+    assert "scores.h5 not read (it needs h5py)" in val.protocol and val.scores.tolist() == [0, 1, 1, 0]
+
+
+# ---- csv -------------------------------------------------------------------------------------------
+
+
+def test_csv_just_works_with_a_path_and_a_score(tmp_path):
+    sets = load_dataset("csv", make_csv(tmp_path))
+    assert sum(map(len, sets.values())) == 40 and all(len(s) for s in sets.values())
+    train = sets["train"]
+    assert train.scale == Scale("score", 1, 5, 3, offset=1, factor=4)
+    assert train.paths[0] == str(tmp_path / train.ids[0])
+    protocols = [rated.protocol for rated in sets.values()]
+    assert protocols == [
+        "ratings.csv (scores in score) without 10 % and 5 %, by hash of the id",
+        "5 % of ratings.csv (scores in score), by hash of the id",
+        "10 % of ratings.csv (scores in score), by hash of the id",
+    ]
+
+
+def test_csv_twins_stay_on_one_side_of_test_too(tmp_path):
+    root = make_csv(tmp_path)
+    test = load_dataset("csv", root)["test"].ids[-1]
+    twins = {"pics/0.png", "pics/1.png", "pics/2.png", test}
+    for name in twins:
+        (root / name).write_bytes((root / "pics/0.png").read_bytes())
+    sets = load_dataset("csv", root)
+    assert sum(bool(twins & set(rated.ids)) for rated in sets.values()) == 1
+
+
+@pytest.mark.parametrize("pair", [(0, 1), (0, 2), (1, 2), (1, 3), (2, 3), (0, 3)])
+def test_csv_twins_stay_together_where_a_split_takes_what_comes_next(tmp_path, pair):
+    root = make_csv(tmp_path, count=4)
+    first, second = (f"pics/{i}.png" for i in pair)
+    (root / first).write_bytes((root / second).read_bytes())
+    sets = load_dataset("csv", root)
+    assert any({first, second} <= set(rated.ids) for rated in sets.values())
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(3, [1, 1, 1]), (4, [2, 1, 1]), (6, None)])
+def test_csv_of_a_few_pictures_has_three_splits(tmp_path, rows, expected):
+    sizes = [len(s) for s in load_dataset("csv", make_csv(tmp_path, count=rows)).values()]
+    assert sum(sizes) == rows and min(sizes) > 0 and sizes == (expected or sizes)
+
+
+def test_csv_too_small_for_three_splits_is_an_error(tmp_path):
+    assert "split of csv is empty" in message(ValueError, "csv", make_csv(tmp_path, count=2))
+
+
+def test_csv_paths_as_people_write_them(tmp_path, monkeypatch):
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    write_pictures(root, ["a.png", "sub/b.png", "tables/c.png", "images/d.png", "e.jpg"])
+    write_pictures(elsewhere, ["f.png", "g.png", "h.png"])
+    (root / "link.png").symlink_to(elsewhere / "g.png")
+    (root / "linked").symlink_to(elsewhere)
+    (root / "broken.png").symlink_to(elsewhere / "gone.png")
+    monkeypatch.setenv("HOME", str(elsewhere))
+    written = ["./a.png", "sub\\b.png", "c.png", "d.png", "e", str(elsewhere / "f.png"), "link.png"]
+    written += ["~/h.png", "linked/g.png", "../elsewhere/h.png", "broken.png"]
+    rows = [[name, 1 + 0.1 * i, "test"] for i, name in enumerate(written)]
+    write_table(root / "tables" / "t.csv", ["path", "score", "split"], rows)
+    test = load_dataset("csv", root, ("test",), DataOptions(table="tables/t.csv"))["test"]
+    assert test.ids == written[:-1] and [row.id for row in test.left_out] == ["broken.png"]
+    assert all(decode(path).shape == (6, 8, 3) for path in test.paths)
+
+
+def test_csv_counts_become_distributions_over_their_numbers(tmp_path):
+    header = ["path", "c1", "c2", "c3", "c4", "c5", "c_total", "MOS"]  # as in KonIQ-10k
+    root = make_csv(tmp_path, header, [[f"{i}.png", 0, 0, 1, 2, 1, 4, 4.0] for i in range(30)])
+    train = load_dataset("csv", root)["train"]
+    assert train.scale == Scale("distribution", 1, 5, 3, bins=(1.0, 2.0, 3.0, 4.0, 5.0))
+    assert train.distributions[0].tolist() == [0, 0, 0.25, 0.5, 0.25] and train.scores[0] == 4
+    scored = load_dataset("csv", root, options=DataOptions(score_column="MOS"))["train"]
+    assert scored.scale.kind == "score" and scored.distributions is None
+
+
+def test_csv_count_columns_by_option_are_sorted_by_rating(tmp_path):
+    root = make_csv(tmp_path, ["path", "good", "bad", "x3"], [[f"{i}.png", 3, 1, 0] for i in range(30)])
+    options = DataOptions(count_columns="good=5, bad=1, x3")
+    train = load_dataset("csv", root, options=options)["train"]
+    assert train.bins == (1, 3, 5) and train.scores[0] == (1 + 15) / 4
+    for wrong, words in (("good,bad", "'good' has no rating"), ("good=1,bad=1", "two columns or more")):
+        assert words in message(ValueError, "csv", root, options=DataOptions(count_columns=wrong))
+
+
+def test_csv_split_column_in_the_words_people_use(tmp_path):
+    words = ["Training", "validation", "test", "train", "dev"]
+    rows = [[f"{i}.png", i, word] for i, word in enumerate(words)]
+    sets = load_dataset("csv", make_csv(tmp_path, ["path", "mos", "set"], rows))
+    assert [s.ids for s in sets.values()] == [["0.png", "3.png"], ["1.png", "4.png"], ["2.png"]]
+    edit_cell(tmp_path / "ratings.csv", 4, "set", "holdout")
+    assert "ratings.csv row 4: 'set' is 'holdout', expected train, val or test" in message(
+        ValueError, "csv", tmp_path
+    )
+
+
+def test_csv_one_table_per_split(tmp_path):
+    make_csv(tmp_path, rows=[[f"{i}.png", i] for i in range(1, 31)], name="train.csv")
+    make_csv(tmp_path, rows=[[f"t{i}.png", i] for i in range(1, 6)], name="test.csv")
+    sets = load_dataset("csv", tmp_path)
+    assert len(sets["test"]) == 5 and len(sets["train"]) + len(sets["val"]) == 30
+    (tmp_path / "test.csv").write_text("path,rating\nt1.png,3\n")
+    assert "test.csv has no column 'score'" in message(ValueError, "csv", tmp_path)
+
+
+def test_csv_emotions_by_name_or_by_counts(tmp_path):
+    names = ["fear", "awe", "joy"] * 10
+    root = make_csv(tmp_path, ["path", "emotion"], [[f"{i}.png", name] for i, name in enumerate(names)])
+    train = load_dataset("csv", root)["train"]
+    assert train.emotion_classes == ("awe", "fear", "joy") and np.isnan(train.scores).all()
+    known = [train.emotion_classes[k] for k in train.emotions.argmax(1)]
+    assert known == [names[int(i.removesuffix(".png"))] for i in train.ids]
+    rows = [[f"{i}.png", 3, 1, 3] for i in range(30)]
+    make_csv(tmp_path, ["path", "score", "emotion_awe", "emotion_fear"], rows)
+    train = load_dataset("csv", root)["train"]
+    assert train.emotion_classes == ("awe", "fear") and train.emotions[0].tolist() == [0.25, 0.75]
+
+
+def test_csv_common_emotions_keep_their_order_whatever_a_table_lacks(tmp_path):
+    root = make_csv(tmp_path, ["path", "score", "emotion"], [[f"{i}.png", i, "fear"] for i in range(30)])
+    assert load_dataset("csv", root)["train"].emotion_classes == EMOTIONS
+
+
+def test_csv_score_outside_the_given_range_names_the_row(tmp_path):
+    root = make_csv(tmp_path)
+    text = message(ValueError, "csv", root, options=DataOptions(minimum=0, maximum=4))
+    assert "ratings.csv row 33: 'score' is '4.0" in text and "expected a value from 0 to 4 (8 more" in text
+    assert "data.minimum must be below" in message(ValueError, "csv", root, options=DataOptions(minimum=9))
+    wide = load_dataset("csv", root, options=DataOptions(minimum=0, maximum=10, threshold=6))["train"].scale
+    assert (wide.minimum, wide.maximum, wide.threshold, wide.factor) == (0, 10, 6, 10)
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ("path,image_name,score", "which column is the path? (path and image_name could be.)"),
+        ("where,score", "which column is the path? (found where, score.) Say data.path_column=NAME."),
+        ("path,mos,score", "which column is the score? (mos and score could be.)"),
+        ("path,beauty", "which column is the score? (found path, beauty.) Say data.score_column=NAME."),
+        ("path,c1,c2,votes1,votes2", "columns numbered after c and votes"),
+    ],
+)
+def test_csv_columns_that_cannot_be_guessed(tmp_path, header, words):
+    (tmp_path / "ratings.csv").write_text(f"{header}\n" + ",".join("1" for _ in header.split(",")) + "\n")
+    assert words in message(ValueError, "csv", tmp_path)
+
+
+def test_csv_chosen_columns_must_exist(tmp_path):
+    text = message(ValueError, "csv", make_csv(tmp_path), options=DataOptions(score_column="beauty"))
+    assert "ratings.csv has no column 'beauty' (found: path, score). data.score_column asks for it." in text
+
+
+def test_csv_which_table(tmp_path):
+    assert "found none" in message(FileNotFoundError, "csv", tmp_path)
+    make_csv(tmp_path, name="a.csv"), make_csv(tmp_path, name="b.csv")
+    assert "found a.csv, b.csv. Choose with data.table=NAME" in message(FileNotFoundError, "csv", tmp_path)
+    assert load_dataset("csv", tmp_path, ("test",), DataOptions(table="b.csv"))
+    assert "there is no file" in message(
+        FileNotFoundError, "csv", tmp_path, options=DataOptions(table="c.csv")
+    )
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_csv_of_a_spreadsheet(tmp_path, separator):
+    write_pictures(tmp_path, [f"{i}.png" for i in range(9)])
+    lines = [f"{i}.png{separator} {i}" for i in range(9)]
+    text = "\n".join([f"Image{separator} Score ", *lines])
+    (tmp_path / "r.csv").write_text(text, encoding="utf-8-sig")
+    assert sum(len(s) for s in load_dataset("csv", tmp_path).values()) == 9
+
+
+def test_csv_that_is_no_table(tmp_path):
+    for text in ("", 'path,score\n"a', "path,score\na.png,1,2,3\n"):
+        (tmp_path / "r.csv").write_text(text)
+        assert "r.csv is no readable table" in message(ValueError, "csv", tmp_path)
+    (tmp_path / "r.csv").write_text("path,score\n\n")
+    assert "r.csv has no rows" in message(ValueError, "csv", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([1.3, 4.8], (1, 5)),
+        ([3.9, 88.4], (0, 90)),
+        ([0.05, 0.97], (0, 1)),
+        ([0, 1], (0, 1)),
+        ([-1.7, 1.2], (-2, 2)),
+        ([3.0], (3, 4)),
+        ([], (0, 1)),
+    ],
+)
+def test_range_of_a_csv_is_rounded_outwards(scores, expected):
+    assert round_outwards(np.array(scores)) == expected
+
+
+@given(st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=9))
+@settings(max_examples=100, deadline=None)
+def test_rounded_range_holds_all_scores(scores):
+    low, high = round_outwards(np.array(scores))
+    slack = 1e-9 * max(1.0, *map(abs, scores))
+    assert low - slack <= min(scores) and max(scores) <= high + slack and low < high
+
+
+# ---- demo ------------------------------------------------------------------------------------------
+
+
+def make_demo(root):
+    columns = [f"score{k}" for k in range(1, 11)]
+    header = ["image", "split", "source", "degradation", "severity", "emotion", *columns]
+    rows = [
+        [f"{i}.png", split, "cat", "blur", 1, emotion, *[0] * 4, 2, 2, *[0] * 4]
+        for i, (split, emotion) in enumerate([("train", "awe"), ("val", "fear"), ("test", "anger")])
+    ]
+    write_table(root / "labels.csv", header, rows)
+    write_pictures(root / "images", ["0.png", "1.png", "2.png"])
+
+
+def test_demo_is_made_when_it_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "demo", types.SimpleNamespace(make_demo=make_demo))
+    sets = load_dataset("demo", tmp_path / "new")
+    assert [s.ids for s in sets.values()] == [["0.png"], ["1.png"], ["2.png"]]
+    assert sets["test"].scores.tolist() == [5.5] and sets["test"].scale.bins == tuple(
+        map(float, range(1, 11))
+    )
+    assert sets["test"].emotion_classes[sets["test"].emotions[0].argmax()] == "anger"
+    edit_cell(tmp_path / "new" / "labels.csv", 3, "emotion", "joy")
+    assert "labels.csv row 3: 'emotion' is 'joy'" in message(ValueError, "demo", tmp_path / "new")
+
+
+# ---- decode ----------------------------------------------------------------------------------------
+
+
+def saved(tmp_path, image, name="picture.png", **options):
+    image.save(tmp_path / name, **options)
+    return tmp_path / name
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "RGBA", "LA", "CMYK", "I;16"])
+@pytest.mark.parametrize("size", [None, 5, (7, 3)])
+def test_every_mode_comes_out_as_rgb(tmp_path, mode, size):
+    image = random_image().convert("I").convert("I;16") if mode == "I;16" else random_image().convert(mode)
+    pixels = decode(saved(tmp_path, image, f"picture.{'tif' if mode == 'CMYK' else 'png'}"), size)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == {None: (6, 8, 3), 5: (5, 5, 3), (7, 3): (7, 3, 3)}[size]
+
+
+@pytest.mark.parametrize("name", ["deep.png", "deep.tif"])
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path, name):
+    values = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    pixels = decode(saved(tmp_path, Image.fromarray(values * 257), name))
+    assert (pixels == values[:, :, None]).all()
+
+
+def test_big_endian_sixteen_bits(tmp_path):
+    values = np.array([[0, 257, 65535, 200, 128]], dtype=">u2")
+    (tmp_path / "deep.pgm").write_bytes(b"P5 5 1 65535\n" + values.tobytes())
+    assert decode(tmp_path / "deep.pgm")[0, :, 0].tolist() == [0, 1, 255, 1, 0]  # to the nearest
+
+
+def test_transparency_is_laid_over_white(tmp_path):
+    pixels = np.array([[[200, 0, 0, 255], [200, 0, 0, 0], [200, 0, 0, 51]]], dtype=np.uint8)
+    shown = decode(saved(tmp_path, Image.fromarray(pixels)))[0].tolist()
+    assert shown == [[200, 0, 0], [255, 255, 255], [244, 204, 204]]
+
+
+def test_palette_transparency_does_not_warn(tmp_path):
+    image = random_image().quantize(4)
+    path = saved(tmp_path, image, transparency=bytes([0, 255, 255, 255]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pixels = decode(path)
+    first = np.asarray(image) == 0
+    assert (pixels[first] == 255).all() and (pixels[~first] == np.asarray(image.convert("RGB"))[~first]).all()
+
+
+def test_cmyk_jpeg_keeps_its_colours(tmp_path):
+    red = Image.new("RGB", (16, 16), (200, 30, 40))
+    # PIL writes the Adobe marker, so the file is inverted as Photoshop's are.
+    pixels = decode(saved(tmp_path, red.convert("CMYK"), "press.jpg", quality=95))
+    assert np.abs(pixels.astype(int) - [200, 30, 40]).max() < 8
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["turned.png", "turned.jpg"])
+def test_exif_orientation_is_respected_unless_told_otherwise(tmp_path, orientation, name):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(tmp_path, random_image(), name, exif=exif)
+    with Image.open(path) as image:
+        assert (decode(path) == np.asarray(ImageOps.exif_transpose(image))).all()
+        assert (decode(path, exif=False) == np.asarray(image)).all()
+    assert decode(path).shape == ((6, 8, 3) if orientation < 5 else (8, 6, 3))
+
+
+def test_damaged_exif_does_not_lose_the_picture(tmp_path):
+    path = saved(tmp_path, random_image(), "odd.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"\1" * 20)
+    assert decode(path).shape == (6, 8, 3)
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+@settings(max_examples=15, deadline=None)
+def test_resizing_is_exactly_pils(tmp_path_factory, height, width):
+    image = random_image(3, (31, 17))
+    path = saved(tmp_path_factory.mktemp("resize"), image)
+    expected = image.resize((width, height), Image.Resampling.BILINEAR)
+    assert (decode(path, (height, width)) == np.asarray(expected)).all()
+
+
+def test_decoded_pixels_can_be_written_to(tmp_path):
+    pixels = decode(saved(tmp_path, random_image()), 8)
+    assert pixels.flags.writeable and torch.from_numpy(pixels).shape == (8, 8, 3)
+
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 50
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.jpg", b"", "the file is empty"),
+        ("a.jpg", b"  <!DOCTYPE html><html>", "a web page (HTML), not a picture; the download failed"),
+        (
+            "a.jpg",
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "a git-lfs pointer, not the picture; run git lfs",
+        ),
+        ("a.heic", HEIC, "a HEIC picture; convert it to JPEG first"),
+        ("a.jpg", HEIC, "a HEIC picture"),
+        ("a.NEF", b"II*\0", "a raw camera file; convert it to JPEG first"),
+        ("a.jpg", b"hello", "not a picture in a known format"),
+        ("a.jpg", None, "there is no such file"),
+    ],
+)
+def test_files_that_are_no_pictures_are_named_with_their_reason(tmp_path, name, content, reason):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DecodeError) as caught:
+        decode(tmp_path / name)
+    assert str(caught.value).startswith(f"datasets: {tmp_path / name} cannot be decoded: {reason}")
+    assert caught.value.reason.startswith(reason) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["cut.jpg", "cut.png"])
+def test_truncated_files_are_errors_not_gray_pictures(tmp_path, name):
+    path = saved(tmp_path, random_image(size=(64, 64)), name)
+    path.write_bytes(path.read_bytes()[:-600])
+    with pytest.raises(DecodeError, match=f"{name} cannot be decoded: .*truncated"):
+        decode(path)
+
+
+def test_decompression_bombs(tmp_path, monkeypatch):
+    path = saved(tmp_path, random_image())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)  # 48 pixels: PIL warns, we do not
+    assert decode(path).shape == (6, 8, 3)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    with pytest.raises(DecodeError, match="more than 40 pixels"):
+        decode(path)
+
+
+def test_floating_point_pictures_are_refused(tmp_path):
+    path = saved(tmp_path, Image.fromarray(np.ones((4, 4), np.float32)), "f.tif")
+    with pytest.raises(DecodeError, match="floating-point pixels have no agreed range"):
+        decode(path)
+
+
+# ---- orders ----------------------------------------------------------------------------------------
+
+
+@given(
+    st.integers(1, 200), st.integers(1, 8), st.sampled_from([1, 2, 4]), st.integers(0, 5), st.integers(0, 9)
+)
+@settings(max_examples=60, deadline=None)
+def test_steps_see_the_same_pictures_on_any_number_of_processes(count, per_rank, world, seed, epoch):
+    size = per_rank * world
+    count = max(count, world)
+    alone = list(TrainOrder(count, size, seed, epoch))
+    shared = [list(TrainOrder(count, size, seed, epoch, rank=rank, world=world)) for rank in range(world)]
+    for rank in range(world):
+        assert shared[rank] == [batch[rank::world] for batch in alone]
+    drawn = [draw.index for batch in alone for draw in batch]
+    assert len(set(drawn)) == len(drawn) and set(drawn) <= set(range(count))
+    # Only a whole batch counts, unless there is none.
+    assert len(drawn) == (count // size * size or count) and len(alone) == len(
+        TrainOrder(count, size, seed, epoch)
+    )
+    assert all(draw.epoch == epoch for batch in alone for draw in batch)
+
+
+@given(st.integers(1, 100), st.integers(1, 10), st.integers(0, 12))
+@settings(max_examples=40, deadline=None)
+def test_a_resumed_epoch_is_the_rest_of_the_whole_one(count, size, done):
+    whole = TrainOrder(count, size, seed=1, epoch=2)
+    resumed = TrainOrder(count, size, seed=1, epoch=2, start_step=done)
+    assert list(resumed) == list(whole)[done:] and len(resumed) == len(whole)
+
+
+def test_order_changes_with_epoch_and_seed_only():
+    first = list(TrainOrder(50, 10, seed=0, epoch=0))
+    assert first == list(TrainOrder(50, 10, seed=0, epoch=0))
+    assert first != list(TrainOrder(50, 10, seed=1, epoch=0))
+    indices = [[draw.index for batch in TrainOrder(50, 10, 0, epoch) for draw in batch] for epoch in (0, 1)]
+    assert indices[0] != indices[1] and sorted(indices[0]) == sorted(indices[1]) == list(range(50))
+
+
+def test_orders_refuse_what_cannot_be_divided():
+    with pytest.raises(ValueError, match="a batch of 10 pictures cannot be divided over 4 processes"):
+        TrainOrder(100, 10, 0, 0, world=4)
+    with pytest.raises(ValueError, match="3 training pictures are too few for 4 processes"):
+        TrainOrder(3, 4, 0, 0, world=4)
+
+
+@given(st.integers(0, 60), st.integers(1, 9), st.integers(1, 4))
+@settings(max_examples=60, deadline=None)
+def test_every_picture_is_evaluated_exactly_once(count, size, world):
+    orders = [TestOrder(count, size, rank, world) for rank in range(world)]
+    seen = [draw.index for order in orders for batch in order for draw in batch]
+    assert sorted(seen) == list(range(count))
+    assert all(len(list(order)) == len(order) for order in orders)
+    assert [draw.index for batch in orders[0] for draw in batch] == list(range(0, count, world))
+
+
+def test_coin_is_fair_and_independent_of_epoch_neighbour_and_seed():
+    flips = np.array(
+        [[[coin(s, e, i) for i in range(2000)] for e in range(3)] for s in (0, 1, 7)], dtype=float
+    )
+    assert flips.mean((2,)) == pytest.approx(0.5, abs=0.05)
+    rows = flips.reshape(9, -1)
+    between = np.corrcoef(np.vstack([rows, np.roll(rows[0], 1)]))
+    assert np.abs(between[~np.eye(10, dtype=bool)]).max() < 0.08
+
+
+# ---- pictures and loaders --------------------------------------------------------------------------
+
+
+def batches(pictures, order, workers=0):
+    return list(make_loader(pictures, order, workers))
+
+
+def test_batch_holds_what_the_set_holds(tmp_path):
+    rated = rated_set(tmp_path, distributions=True, emotions=True)
+    (batch, *_) = batches(PictureSet(rated, (4, 5)), TestOrder(13, 6))
+    assert batch.index.tolist() == [0, 1, 2, 3, 4, 5] and batch.index.dtype == torch.int64
+    assert batch.images.shape == (6, 3, 4, 5) and batch.images.dtype == torch.uint8
+    assert batch.images[2].permute(1, 2, 0).equal(torch.from_numpy(decode(rated.paths[2], (4, 5))))
+    assert batch.scores.tolist() == rated.scores[:6].tolist() and batch.scores.dtype == torch.float64
+    assert batch.distributions.shape == (6, 4) and batch.emotions.dtype == torch.float32 and not batch.broken
+
+
+def test_sets_without_distributions_or_emotions_give_none(tmp_path):
+    (batch,) = batches(PictureSet(rated_set(tmp_path), 4), TestOrder(13, 20))
+    assert batch.distributions is None and batch.emotions is None
+
+
+def test_flips_mirror_half_of_the_pictures_by_seed_epoch_and_index(tmp_path):
+    rated = rated_set(tmp_path, 40)
+    plain, flipped = PictureSet(rated, 8), PictureSet(rated, 8, flip_seed=5)
+    mirrored = []
+    for epoch in (0, 1):
+        for index in range(40):
+            image, same = flipped[Draw(epoch, index)].image, plain[index].image
+            assert image.equal(same) or image.equal(same.flip(2))
+            mirrored.append(not image.equal(same))
+            assert mirrored[-1] == coin(5, epoch, index)
+    assert 20 < sum(mirrored) < 60 and mirrored[:40] != mirrored[40:]
+
+
+def test_workers_give_the_same_batches_and_leave_the_random_state_alone(tmp_path):
+    pictures = PictureSet(rated_set(tmp_path, emotions=True), 6, flip_seed=1)
+    state = torch.get_rng_state()
+    alone, shared = (batches(pictures, TrainOrder(13, 4, 0, 3), workers) for workers in (0, 2))
+    assert torch.get_rng_state().equal(state)
+    assert len(alone) == len(shared) == 3
+    for one, other in zip(alone, shared, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
+        assert one.emotions.equal(other.emotions)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_file_is_one_clear_sentence_from_any_process(tmp_path, workers):
+    rated = rated_set(tmp_path)
+    (tmp_path / "7.png").write_bytes(b"")
+    with pytest.raises(DecodeError) as caught:
+        batches(PictureSet(rated, 4), TestOrder(13, 4), workers)
+    assert str(caught.value) == (
+        f"datasets: {tmp_path / '7.png'} cannot be decoded: the file is empty. "
+        "Repair it, or leave such files out with --skip-broken."
+    )
+    with pytest.raises(DecodeError):
+        PictureSet(rated, 4)[7]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_skipped_files_are_listed_and_keep_no_place(tmp_path, workers):
+    rated = rated_set(tmp_path, 6, distributions=True)
+    for broken in (1, 2, 3):
+        (tmp_path / f"{broken}.png").write_text("<html>")
+    first, second, third = batches(PictureSet(rated, 4, skip_broken=True), TestOrder(6, 2), workers)
+    assert first.index.tolist() == [0] and [row.id for row in first.broken] == ["1.png"]
+    assert "web page" in first.broken[0].reason
+    assert second.images.shape == (0, 3, 4, 4) and second.index.shape == (0,)
+    assert second.distributions.shape == (0, 4) and [row.id for row in second.broken] == ["2.png", "3.png"]
+    assert third.index.tolist() == [4, 5] and isinstance(third, Batch) and third.broken == []
+
+
+def test_workers_use_one_thread_each(tmp_path):
+    threads = torch.get_num_threads()
+    loader = make_loader(PictureSet(rated_set(tmp_path), 4), TestOrder(13, 4), 1)
+    try:
+        torch.set_num_threads(2)
+        loader.worker_init_fn(0)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_normalise_is_its_formula_and_keeps_the_memory_format():
+    images = torch.randint(0, 256, (2, 3, 5, 4), dtype=torch.uint8)
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+    expected = (images.double() / 255 - torch.tensor(mean).double().view(3, 1, 1)) / torch.tensor(std).view(
+        3, 1, 1
+    )
+    before = images.clone()
+    out = normalise(images, mean, std)
+    assert out.dtype == torch.float32 and torch.allclose(out.double(), expected, atol=1e-6)
+    assert images.equal(before) and out.is_contiguous()
+    last = normalise(images.contiguous(memory_format=torch.channels_last), mean, std)
+    assert last.is_contiguous(memory_format=torch.channels_last) and last.equal(out)

@@ -1,0 +1,331 @@
+"""The engine: learning rates in closed form, seeds, accumulation, errors, exact prediction."""
+
+import math
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import engine
+from datasets import Batch, LeftOut
+from EAMBNet import Output, build_model
+from engine import Compute, Totals, learning_rate, step_seed
+
+CPU = Compute(torch.device("cpu"), "fp32", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+IDS = [f"picture {i}" for i in range(64)]
+
+# ---- learning rates
+
+
+def test_ava_schedule_is_constant_for_three_epochs_then_halves_each():
+    found = [learning_rate("ava", 3e-5, 30, epoch, 0.7) for epoch in range(30)]
+    assert found[:3] == [3e-5] * 3
+    assert found[3:6] == [1.5e-5, 0.75e-5, 0.375e-5]
+    assert found[29] == pytest.approx(3e-5 * 0.5**27, rel=1e-12)
+
+
+def test_para_schedule_halves_every_ten_epochs():
+    found = [learning_rate("para", 3e-5, 100, epoch, 0.0) for epoch in (0, 9, 10, 19, 20, 99)]
+    assert found == [3e-5, 3e-5, 1.5e-5, 1.5e-5, 0.75e-5, 3e-5 * 0.5**9]
+
+
+def test_constant_schedule():
+    assert {learning_rate("constant", 1e-4, 5, epoch, 0.5) for epoch in range(5)} == {1e-4}
+
+
+def test_one_cycle_starts_at_a_25th_peaks_after_a_fifth_and_ends_near_nothing():
+    assert learning_rate("one_cycle", 1e-3, 5, 0, 0.0) == pytest.approx(1e-3 / 25)
+    assert learning_rate("one_cycle", 1e-3, 5, 1, 0.0) == pytest.approx(1e-3)
+    assert learning_rate("one_cycle", 1e-3, 5, 4, 1.0) == pytest.approx(1e-3 / 1e4)
+    # Half-way up and half-way down the cosine is the mean of its ends.
+    assert learning_rate("one_cycle", 1e-3, 5, 0, 0.5) == pytest.approx((1e-3 / 25 + 1e-3) / 2)
+    assert learning_rate("one_cycle", 1e-3, 5, 3, 0.0) == pytest.approx((1e-3 + 1e-7) / 2)
+
+
+def test_one_cycle_rises_once_and_falls_once():
+    rates = np.array([learning_rate("one_cycle", 1.0, 4, e, s / 50) for e in range(4) for s in range(50)])
+    peak = rates.argmax()
+    assert peak == 40
+    assert (np.diff(rates[: peak + 1]) > 0).all()
+    assert (np.diff(rates[peak:]) < 0).all()
+
+
+# ---- seeds and pictures
+
+
+def test_step_seed_differs_by_seed_epoch_step_and_rank_and_is_repeatable():
+    places = [(s, e, t, r) for s in range(3) for e in range(4) for t in range(20) for r in range(4)]
+    seeds = [step_seed(*place) for place in places]
+    assert len(set(seeds)) == len(places)
+    assert seeds == [step_seed(*place) for place in places]
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert step_seed(0, 1, 0, 0) != step_seed(0, 0, 1, 0)
+
+
+def test_compute_normalises_on_the_device_channels_last():
+    images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    images[1] = 255
+    compute = CPU._replace(mean=(0.1, 0.2, 0.3), std=(0.5, 0.4, 0.2))
+    found = compute.images(batch_of(images))
+    assert found.dtype == torch.float32
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert found[0, :, 0, 0].tolist() == pytest.approx([-0.2, -0.5, -1.5])
+    assert found[1, :, 3, 3].tolist() == pytest.approx([1.8, 2.0, 3.5])
+
+
+@pytest.mark.parametrize("precision, kind", [("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")])
+def test_precision_is_that_of_matrix_products(precision, kind):
+    with CPU._replace(precision=precision).autocast():
+        found = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert found.dtype == getattr(torch, kind)
+
+
+# ---- training
+
+
+class Toy(nn.Module):
+    """A linear network without BatchNorm, whose pictures do not know of each other."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.linear = nn.Linear(3, 1)
+
+    def forward(self, images):
+        pooled = images.mean(dim=(2, 3))  # (N, 3)
+        return Output(self.linear(pooled), pooled, pooled)
+
+
+def batch_of(images: torch.Tensor, first: int = 0, broken: tuple = ()) -> Batch:
+    count = len(images)
+    index = torch.arange(first, first + count)
+    return Batch(index, images, torch.linspace(0, 1, count, dtype=torch.float64), None, None, list(broken))
+
+
+def pictures(count: int, size: int = 4) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
+
+
+def squared_error(output: Output, batch: Batch) -> torch.Tensor:
+    return ((output.prediction[:, 0] - batch.scores) ** 2).mean()
+
+
+def cut(batch: Batch, size: int) -> list[Batch]:
+    parts = range(0, len(batch.images), size)
+    return [
+        Batch(*(value[i : i + size] if isinstance(value, torch.Tensor) else value for value in batch))
+        for i in parts
+    ]
+
+
+def fit(model: nn.Module, batches: list[Batch], **options):
+    """One epoch of plain gradient descent at rate 0.1; what the engine returns."""
+    settings = {
+        "loss_function": squared_error,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=9.0),
+        "scaler": torch.amp.GradScaler("cpu", enabled=False),
+        "rate": lambda fraction: 0.1,
+        "compute": CPU,
+        "steps": len(batches),
+        "epoch": 0,
+        "seed": 0,
+        "totals": Totals(),
+        "ids": IDS,
+    }
+    return engine.train_one_epoch(model, batches, **{**settings, **options})
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_one_step_is_gradient_descent_at_the_given_rate():
+    model, batch = Toy(), batch_of(pictures(8))
+    x = CPU.images(batch).mean(dim=(2, 3)).double()  # (8, 3)
+    w, b = model.linear.weight.detach().double()[0].clone(), model.linear.bias.detach().double().clone()
+    error = x @ w + b - batch.scores  # (8,)
+    found = fit(model, [batch])
+    assert torch.allclose(model.linear.weight[0].double(), w - 0.1 * (2 * error @ x / 8), atol=1e-6)
+    assert torch.allclose(model.linear.bias.double(), b - 0.1 * 2 * error.mean(), atol=1e-6)
+    assert found["loss"] == pytest.approx((error**2).mean().item(), rel=1e-5)
+    assert (found["pictures"], found["broken"], found["learning_rate"]) == (8, 0, 0.1)
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_two_accumulated_batches_of_four_equal_one_of_eight(steps):
+    whole = batch_of(pictures(4 * steps))
+    together, apart = Toy(), Toy()
+    fit(together, cut(whole, 8))
+    fit(apart, cut(whole, 4), accumulate=2)
+    assert not torch.equal(weights(together), weights(Toy()))
+    assert torch.allclose(weights(together), weights(apart), atol=1e-6)
+
+
+def test_the_batches_left_at_the_end_of_an_epoch_count_fully():
+    # Three batches, two at a time: the third is a step on its own, not half a one.
+    whole = batch_of(pictures(12))
+    by_hand, accumulated = Toy(), Toy()
+    fit(by_hand, [*cut(whole, 8)])
+    fit(accumulated, cut(whole, 4), accumulate=2)
+    assert torch.allclose(weights(by_hand), weights(accumulated), atol=1e-6)
+
+
+def test_checkpoints_are_taken_behind_whole_steps_only():
+    seen, batches = [], cut(batch_of(pictures(20)), 4)
+    fit(Toy(), batches, accumulate=2, after_step=lambda totals: seen.append(totals.step))
+    assert seen == [2, 4, 5]
+
+
+def test_the_rate_is_asked_for_the_fraction_of_the_epoch():
+    asked = []
+    fit(Toy(), cut(batch_of(pictures(16)), 4), rate=lambda fraction: asked.append(fraction) or 0.1)
+    assert asked == [0, 0.25, 0.5, 0.75]
+
+
+def test_clipping_bounds_the_norm_of_a_step():
+    free, clipped = Toy(), Toy()
+    start, batch = weights(Toy()), batch_of(pictures(8))
+    fit(free, [batch])
+    fit(clipped, [batch], clip=0.01)
+    assert torch.linalg.vector_norm(weights(free) - start) > 0.0011
+    assert torch.linalg.vector_norm(weights(clipped) - start).item() == pytest.approx(0.1 * 0.01, rel=1e-3)
+
+
+def test_an_epoch_taken_up_in_its_midst_counts_the_whole():
+    batches = cut(batch_of(pictures(16)), 4)
+    whole, halves = Toy(), Toy()
+    expected = fit(whole, batches)
+    totals = Totals()
+    fit(halves, batches[:2], steps=4, totals=totals)
+    saved = asdict(totals)
+    assert saved["step"] == 2
+    found = fit(halves, batches[2:], steps=4, totals=Totals(**saved))
+    assert found == expected
+    assert torch.equal(weights(whole), weights(halves))
+
+
+def test_random_numbers_of_a_step_depend_on_seed_epoch_and_step_only():
+    class Noisy(Toy):
+        def forward(self, images):
+            drawn.append(torch.rand(1).item())
+            return super().forward(images)
+
+    drawn: list[float] = []
+    batches = cut(batch_of(pictures(12)), 4)
+    torch.manual_seed(77)
+    fit(Noisy(), batches)
+    torch.manual_seed(78)
+    fit(Noisy(), batches[1:], steps=3, totals=Totals(step=1))
+    assert drawn[3:] == drawn[1:3]
+    assert len(set(drawn[:3])) == 3
+    fit(Noisy(), batches, epoch=1)
+    assert not set(drawn[5:]) & set(drawn[:5])
+
+
+def test_a_loss_that_is_no_number_names_step_and_pictures_and_keeps_the_weights():
+    model, batches = Toy(), cut(batch_of(pictures(12)), 4)
+    batches[1].scores[2] = math.nan
+    after_first = Toy()
+    fit(after_first, batches[:1])
+    named = r"the loss is nan at step 2 of epoch 4 \(pictures picture 4, picture 5, picture 6, picture 7\)"
+    with pytest.raises(FloatingPointError, match=named):
+        fit(model, batches, epoch=3)
+    assert torch.equal(weights(model), weights(after_first))
+
+
+def test_the_error_names_eight_pictures_at_most():
+    batch = batch_of(pictures(11))
+    batch.scores[0] = math.inf
+    with pytest.raises(FloatingPointError, match=r"picture 7 and 3 more\); a lower optimizer"):
+        fit(Toy(), [batch])
+
+
+def test_broken_pictures_are_counted_and_an_empty_batch_changes_nothing():
+    lost = (LeftOut("a", "empty"), LeftOut("b", "no picture"))
+    empty = batch_of(torch.zeros(0, 3, 64, 64, dtype=torch.uint8), broken=lost)
+    torch.manual_seed(0)
+    model = build_model("test_efficientnet", outputs=1, width=16)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    totals = Totals()
+    found = fit(model, [empty], totals=totals, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    assert (found["pictures"], found["broken"]) == (0, 2)
+    assert math.isnan(found["loss"])
+    assert totals.broken == [("a", "empty"), ("b", "no picture")]
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert model.training
+
+
+def test_half_precision_scales_its_loss_and_still_learns():
+    model, batch = Toy(), batch_of(pictures(8))
+    start = weights(model).clone()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    found = fit(model, [batch], scaler=scaler, compute=CPU._replace(precision="fp16"), clip=1.0)
+    reference = Toy()
+    expected = fit(reference, [batch], clip=1.0)
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-2)
+    assert torch.allclose(weights(model) - start, weights(reference) - start, rtol=0.05, atol=1e-4)
+
+
+def test_ratings_go_to_the_device_as_float32_and_the_rest_as_it_is():
+    batch = batch_of(pictures(3), broken=[LeftOut("a", "b")])
+    found = engine.to_device(batch, torch.device("cpu"))
+    kinds = [value.dtype for value in found[:3]]
+    assert kinds == [torch.int64, torch.uint8, torch.float32]
+    assert (found.distributions, found.broken) == (None, batch.broken)
+
+
+# ---- predicting
+
+
+@pytest.fixture(scope="module")
+def lite():
+    """A small Lite network, its BatchNorm fed with real statistics."""
+    torch.manual_seed(3)
+    model = build_model("tf_efficientnet_lite0", outputs=5, width=24, context_scale=1.0)
+    with torch.no_grad():
+        model(CPU.images(batch_of(pictures(8, 64))))
+        model.head[5].weight.mul_(20)
+    return model.to(memory_format=torch.channels_last)
+
+
+def test_a_pictures_output_does_not_depend_on_its_neighbours(lite):
+    images = pictures(7, 64)
+    together = engine.predict(lite, [batch_of(images)], CPU, batch_size=8)
+    assert len({tuple(row) for row in together.prediction.tolist()}) == 7
+    alone = [engine.predict(lite, [batch_of(images[i : i + 1], i)], CPU, batch_size=8) for i in range(7)]
+    for part in ("prediction", "emotion"):
+        expected = np.concatenate([getattr(each, part) for each in alone])
+        assert np.array_equal(getattr(together, part), expected)
+
+
+def test_predictions_come_in_the_order_of_the_set_with_what_was_broken(lite):
+    images = pictures(6, 64)
+    batches = [
+        batch_of(images[4:], 4, broken=[LeftOut("z", "is empty")]),
+        batch_of(images[:0], 0, broken=[LeftOut("y", "is no picture")]),
+        batch_of(images[:4], 0),
+    ]
+    found = engine.predict(lite, batches, CPU, batch_size=4)
+    in_order = engine.predict(lite, [batch_of(images[:4]), batch_of(images[4:], 4)], CPU, batch_size=4)
+    assert found.index.tolist() == [0, 1, 2, 3, 4, 5]
+    assert np.array_equal(found.prediction, in_order.prediction)
+    assert found.broken == [LeftOut("y", "is no picture"), LeftOut("z", "is empty")]
+    assert found.prediction.dtype == found.emotion.dtype == np.float64
+    assert np.allclose(found.emotion.sum(axis=1), 1)
+    assert np.allclose(found.prediction.sum(axis=1), 1)
+
+
+def test_predicting_leaves_weights_and_statistics_alone(lite):
+    before = {name: value.clone() for name, value in lite.state_dict().items()}
+    engine.predict(lite, [batch_of(pictures(3, 64))], CPU, batch_size=4)
+    assert all(torch.equal(before[name], value) for name, value in lite.state_dict().items())
+
+
+def test_outputs_are_float32_and_of_the_batch_only(lite):
+    [(batch, output)] = engine.outputs(lite, [batch_of(pictures(3, 64))], CPU._replace(precision="bf16"), 5)
+    assert len(batch.images) == 3
+    assert [tuple(value.shape) for value in output] == [(3, 5), (3, 8), (3, 1, 8, 8)]
+    assert {value.dtype for value in output} == {torch.float32}

@@ -1,0 +1,360 @@
+"""Reports: files in the set's unit, provenance, leaks, other sets marked as such, emotions by name."""
+
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from small import UNTRAINED, evaluate, read_csv, read_json, train, write_csv, write_pictures
+
+import checkpoint
+import evaluation
+from config import Config
+from datasets import RatedSet, load_dataset
+from EAMBNet import EMOTIONS, Scale
+from engine import Predictions
+from evaluation import Report, as_trained, measure
+
+BINS = (1.0, 2.0, 3.0, 4.0)
+COUNTS = {f"score{rating:g}": [(7 * i + 3 * int(rating)) % 5 + 1 for i in range(24)] for rating in BINS}
+
+
+def column(path: Path, name: str) -> np.ndarray:
+    return np.array([float(row[name]) for row in read_csv(path)])
+
+
+@pytest.fixture(scope="module")
+def counts_set(tmp_path_factory):
+    return write_csv(tmp_path_factory.mktemp("counts"), COUNTS, seed=2)
+
+
+@pytest.fixture(scope="module")
+def bins_run(counts_set, tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs") / "bins"
+    assert train("csv", counts_set, output, UNTRAINED) == 0
+    return output
+
+
+# ---- predictions.csv
+
+
+def test_predictions_are_ids_and_scores_in_the_sets_unit(score_run, scored_set):
+    path = score_run / "test" / "predictions.csv"
+    rated = load_dataset("csv", scored_set, ("test",))["test"]
+    assert list(read_csv(path)[0]) == ["id", "prediction"]
+    assert [row["id"] for row in read_csv(path)] == list(rated.ids)
+    predicted = column(path, "prediction")
+    assert ((predicted > 1) & (predicted < 5)).all()
+    assert len(set(predicted)) == 4
+
+
+def test_a_distribution_has_a_column_for_each_bin_and_its_mean(bins_run):
+    path = bins_run / "test" / "predictions.csv"
+    assert list(read_csv(path)[0]) == ["id", "prediction", "p_1", "p_2", "p_3", "p_4"]
+    shares = np.stack([column(path, f"p_{value:g}") for value in BINS], axis=1)
+    assert np.allclose(shares.sum(axis=1), 1, atol=1e-5)
+    assert np.allclose(shares @ BINS, column(path, "prediction"), atol=1e-4)
+
+
+def test_evaluating_a_checkpoint_repeats_the_training_runs_test(score_run, scored_set, tmp_path):
+    words = ("evaluate.bootstrap=20",)
+    assert evaluate(score_run / "best.pt", "CSV", scored_set, tmp_path / "again", *words) == 0
+    for name in ("predictions.csv", "metrics.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (score_run / "test" / name).read_bytes()
+
+
+def test_exported_weights_score_as_the_checkpoint_does(score_run, scored_set, tmp_path):
+    weights = checkpoint.load_weights(score_run / "best.pt")
+    checkpoint.export_weights(tmp_path / "shared.safetensors", weights)
+    assert evaluate(tmp_path / "shared.safetensors", "csv", scored_set, tmp_path / "again") == 0
+    predictions = [folder / "predictions.csv" for folder in (tmp_path / "again", score_run / "test")]
+    assert predictions[0].read_bytes() == predictions[1].read_bytes()
+    hashes = [read_json(path.with_name("metrics.json"))["weights_sha256"] for path in predictions]
+    assert hashes[0] == hashes[1]
+
+
+# ---- metrics.json
+
+
+def test_metrics_are_those_of_the_predictions(score_run, scored_set):
+    rated = load_dataset("csv", scored_set, ("test",))["test"].scores
+    predicted = column(score_run / "test" / "predictions.csv", "prediction")
+    metrics = read_json(score_run / "test" / "metrics.json")["metrics"]
+    assert metrics["n"] == 4
+    assert metrics["srcc"] == pytest.approx(stats.spearmanr(predicted, rated).statistic, abs=1e-5)
+    assert metrics["plcc"] == pytest.approx(stats.pearsonr(predicted, rated).statistic, abs=1e-3)
+    assert metrics["rmse"] == pytest.approx(math.sqrt(np.mean((predicted - rated) ** 2)), abs=1e-4)
+    assert metrics["mae"] == pytest.approx(np.abs(predicted - rated).mean(), abs=1e-4)
+    assert metrics["accuracy"] == pytest.approx(np.mean((predicted > 3) == (rated > 3)))
+
+
+def test_metrics_json_says_where_everything_comes_from(score_run, scored_set):
+    found = read_json(score_run / "test" / "metrics.json")
+    rated = load_dataset("csv", scored_set, ("test",))["test"]
+    assert (found["task"], found["dataset"], found["split"]) == ("aesthetics", "csv", "test")
+    assert (found["protocol"], found["split_sha256"]) == (rated.protocol, rated.sha256)
+    tensors = checkpoint.load_weights(score_run / "best.pt").tensors
+    assert found["weights_sha256"] == checkpoint.weights_hash(tensors)
+    assert {"torch", "timm", "numpy", "pillow", "revision"} <= set(found["versions"])
+    assert (found["broken"], found["left_out"], found["trained_on"]) == ([], 0, "csv")
+    for name in ("srcc", "plcc", "krcc", "rmse", "mae", "accuracy"):
+        low, high = found["intervals_95"][name]
+        assert low <= high
+    assert found["majority_accuracy"] == max(np.mean(rated.scores > 3), np.mean(rated.scores <= 3))
+
+
+def test_distributions_are_compared_by_emd(bins_run, counts_set):
+    rated = load_dataset("csv", counts_set, ("test",))["test"].distributions
+    path = bins_run / "test" / "predictions.csv"
+    shares = np.stack([column(path, f"p_{value:g}") for value in BINS], axis=1)
+    gap = np.abs((shares - rated).cumsum(axis=1))
+    metrics = read_json(bins_run / "test" / "metrics.json")["metrics"]
+    assert metrics["emd1"] == pytest.approx(gap.mean(), abs=1e-5)
+    assert metrics["emd2"] == pytest.approx(np.sqrt((gap**2).mean(axis=1)).mean(), abs=1e-5)
+
+
+def test_what_is_undefined_becomes_null(tmp_path):
+    undefined = {"srcc": math.nan, "n": 2, "kl": math.inf}
+    facts = {"nested": [{"a": math.nan}, (1.5, math.nan)]}
+    Report("t", undefined, {"id": np.array(["a"])}, {"srcc": (math.nan, 1.0)}, facts).write(tmp_path)
+    found = read_json(tmp_path / "metrics.json")
+    assert found["metrics"] == {"srcc": None, "n": 2, "kl": None}
+    assert found["intervals_95"] == {"srcc": [None, 1.0]}
+    assert found["nested"] == [{"a": None}, [1.5, None]]
+
+
+def test_one_table_is_printed_with_what_it_needs_to_be_read(score_run, scored_set, tmp_path, capsys):
+    assert evaluate(score_run / "best.pt", "csv", scored_set, tmp_path / "out", "evaluate.bootstrap=9") == 0
+    said = capsys.readouterr().out
+    metrics = read_json(tmp_path / "out" / "metrics.json")["metrics"]
+    assert said.startswith("csv test: 4 pictures (ratings.csv")
+    assert f"SRCC             {metrics['srcc']:.4f}".split() in [
+        line.split()[:2] for line in said.splitlines()
+    ]
+    assert "95 % interval" in said
+    assert "accuracy (> 3)" in said
+    assert "accuracy of always naming the majority: 0.5000" in said
+    assert said.endswith(f"{tmp_path / 'out'}: predictions.csv metrics.json scatter.png\n")
+    assert all((tmp_path / "out" / name).is_file() for name in ("predictions.csv", "scatter.png"))
+
+
+# ---- leaks
+
+
+@pytest.mark.parametrize("split, leaked", [("test", 0), ("TRAIN", 16)])
+def test_pictures_that_were_trained_on_are_counted(split, leaked, score_run, scored_set, tmp_path, capsys):
+    assert evaluate(score_run / "best.pt", "csv", scored_set, tmp_path, "--split", split) == 0
+    found = read_json(tmp_path / "metrics.json")
+    assert found["test_pictures_trained_on"] == leaked
+    assert found["test_pictures_that_the_emotion_branch_was_trained_on"] == leaked
+    said = capsys.readouterr().out
+    assert f"test pictures trained on: {leaked}\n" in said
+    assert f"test pictures that the emotion branch was trained on: {leaked}\n" in said
+
+
+# ---- other sets
+
+
+def test_another_range_makes_another_set_of_which_only_correlations_count(score_run, tmp_path, capsys):
+    other = write_csv(tmp_path / "other", {"score": [4 * i for i in range(24)]}, seed=8)
+    assert evaluate(score_run / "best.pt", "csv", other, tmp_path / "out", "evaluate.bootstrap=9") == 0
+    found = read_json(tmp_path / "out" / "metrics.json")
+    assert set(found["metrics"]) == {"n", "srcc", "plcc", "krcc"}
+    assert set(found["intervals_95"]) == {"srcc", "plcc", "krcc"}
+    assert "majority_accuracy" not in found
+    said = capsys.readouterr().out
+    assert "csv test (cross-set: trained on csv, correlations only)" in said
+    assert not any(word in said for word in ("accuracy", "RMSE", "MAE", "EMD"))
+    assert not (tmp_path / "out" / "scatter.png").exists()
+    predicted = column(tmp_path / "out" / "predictions.csv", "prediction")
+    assert ((predicted > 1) & (predicted < 5)).all()  # in the unit of the network's own set
+
+
+def test_the_demo_is_another_set(bins_run, demo_pictures, tmp_path, capsys):
+    words = ("evaluate.batch_size=64",)
+    assert evaluate(bins_run / "best.pt", "demo", demo_pictures, tmp_path / "out", *words) == 0
+    found = read_json(tmp_path / "out" / "metrics.json")
+    assert set(found["metrics"]) == {"n", "srcc", "plcc", "krcc"}
+    assert (found["trained_on"], found["dataset"]) == ("csv", "demo")
+    assert "demo test (cross-set: trained on csv, correlations only)" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def demo_pictures(tmp_path_factory):
+    """A folder that looks like the demo set, with three small pictures."""
+    root = tmp_path_factory.mktemp("demo")
+    names = write_pictures(root / "images", 3)
+    bins = [f"score{rating}" for rating in range(1, 11)]
+    lines = [",".join(["image", "split", "emotion", *bins])]
+    lines += [
+        f"{name},test,awe,{','.join(str(1 + (i == k)) for k in range(10))}" for i, name in enumerate(names)
+    ]
+    (root / "labels.csv").write_text("\n".join(lines))
+    return root
+
+
+def scores(values, scale: Scale, name: str = "csv") -> RatedSet:
+    ids = [f"{i}" for i in range(len(values))]
+    return RatedSet(name, "test", "by hand", ids, ids, np.array(values, dtype=float), scale)
+
+
+def found(values) -> Predictions:
+    prediction = np.array(values, dtype=float)[:, None]
+    return Predictions(np.arange(len(values)), prediction, np.full((len(values), 8), 1 / 8), [])
+
+
+def test_a_high_low_network_is_correlated_with_the_scores_of_another_set():
+    label = checkpoint.Weights({}, {"dataset": "iae", "scale": Scale("label", 0, 1, 0.5).as_dict()})
+    five = Scale("score", 1, 5, 3, offset=1, factor=4)
+    report = measure(found([0.1, 0.2, 0.9, 0.3]), scores([1.0, 2.0, 2.5, 5.0], five), "aesthetics", label)
+    assert report.metrics["srcc"] == pytest.approx(0.8)  # against high or low it would be .2582
+    assert "threshold" not in report.metrics
+
+
+def test_high_and_low_are_decided_by_exact_ratings():
+    scale = Scale("label", 1, 10, 5, inclusive=True)
+    report = measure(found([0.6, 0.4, 0.6]), scores([5.0, 4.9999999999, 7.0], scale, "iae"), "aesthetics")
+    assert (report.metrics["accuracy"], report.metrics["threshold"], report.metrics["auc"]) == (1.0, 0.5, 1.0)
+    assert report.predictions["prediction"].tolist() == [0.6, 0.4, 0.6]
+    assert report.rated is None
+
+
+def test_rows_that_could_not_be_read_leave_the_others_in_place():
+    scale = Scale("score", 1, 5, 3, offset=1, factor=4)
+    part = Predictions(np.array([0, 2, 3]), np.array([[0.0], [0.5], [1.0]]), np.zeros((3, 8)), [])
+    report = measure(part, scores([1.0, 9.0, 3.0, 5.0], scale), "aesthetics")
+    assert report.metrics["rmse"] == 0
+    assert report.predictions["id"].tolist() == ["0", "2", "3"]
+
+
+# ---- what the weights decide
+
+
+def test_size_orientation_and_task_come_from_the_weights(score_run, emotion_run):
+    weights = checkpoint.load_weights(score_run / "best.pt")
+    turned = replace(weights, description={**weights.description, "exif": False})
+    config = as_trained(Config(), turned)
+    assert (config.data.size, config.data.exif, config.task) == (64, False, "aesthetics")
+    assert config.model.backbone == weights.description["architecture"]["backbone"]
+    assert as_trained(Config(), checkpoint.load_weights(emotion_run / "best.pt")).task == "emotion"
+
+
+def test_the_threshold_travels_with_the_weights_unless_another_is_asked_for(scored_set, tmp_path):
+    words = (UNTRAINED, "data.threshold=2.25", "train.score_test=false")
+    assert train("csv", scored_set, tmp_path / "run", *words) == 0
+    for extra, expected in {"": 2.25, "data.threshold=4": 4.0}.items():
+        best = tmp_path / "run" / "best.pt"
+        assert evaluate(best, "csv", scored_set, tmp_path / "out", *extra.split()) == 0
+        assert read_json(tmp_path / "out" / "metrics.json")["metrics"]["threshold"] == expected
+
+
+# ---- emotions
+
+
+def emotion_votes(root: Path) -> dict[str, str]:
+    return {row["path"]: row["emotion"] for row in read_csv(root / "ratings.csv")}
+
+
+def test_emotions_are_reported_by_name(emotion_run, scored_set):
+    path = emotion_run / "test" / "predictions.csv"
+    rows = read_csv(path)
+    assert list(rows[0]) == ["id", "prediction", *(f"emotion_{name}" for name in EMOTIONS)]
+    for row in rows:
+        shares = {name: float(row[f"emotion_{name}"]) for name in EMOTIONS}
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-4)
+        assert row["prediction"] == max(shares, key=shares.get)
+    truth = emotion_votes(scored_set)
+    metrics = read_json(emotion_run / "test" / "metrics.json")["metrics"]
+    assert metrics["accuracy"] == np.mean([row["prediction"] == truth[row["id"]] for row in rows])
+    own = [float(row[f"emotion_{truth[row['id']]}"]) for row in rows]
+    assert metrics["cross_entropy"] == pytest.approx(-np.log(own).mean(), abs=1e-4)
+
+
+def test_the_order_in_which_a_set_lists_its_emotions_does_not_matter(emotion_run, scored_set, tmp_path):
+    root = tmp_path / "turned"
+    shutil.copytree(scored_set / "images", root / "images")
+    rows = read_csv(scored_set / "ratings.csv")
+    lines = [",".join(["path", "split", *(f"emotion_{name}" for name in EMOTIONS[::-1])])]
+    for row in rows:
+        lines.append(
+            ",".join([row["path"], row["split"], *(str(int(row["emotion"] == n)) for n in EMOTIONS[::-1])])
+        )
+    (root / "ratings.csv").write_text("\n".join(lines))
+    assert evaluate(emotion_run / "best.pt", "csv", root, tmp_path / "out") == 0
+    expected = read_json(emotion_run / "test" / "metrics.json")["metrics"]
+    assert read_json(tmp_path / "out" / "metrics.json")["metrics"] == expected
+
+
+def test_a_set_with_other_emotions_is_refused_before_anything_is_predicted(
+    emotion_run, tmp_path, monkeypatch, capsys
+):
+    root = write_csv(tmp_path / "set", {"emotion": ["calm" if i % 3 else "wild" for i in range(24)]})
+    monkeypatch.setattr(evaluation, "predict_set", None)
+    assert evaluate(emotion_run / "best.pt", "csv", root, tmp_path / "out") == 2
+    said = f"the network knows {', '.join(EMOTIONS)}; csv has calm, wild"
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_set_without_emotions_is_refused_for_an_emotion_network(emotion_run, counts_set, tmp_path, capsys):
+    assert evaluate(emotion_run / "best.pt", "csv", counts_set, tmp_path / "out") == 2
+    assert "csv test has no emotions; the task emotion needs them" in capsys.readouterr().err
+
+
+def test_a_set_without_ratings_is_refused_for_scores(score_run, tmp_path, capsys):
+    root = write_csv(tmp_path / "set", {"emotion": [EMOTIONS[i % 8] for i in range(24)]})
+    assert evaluate(score_run / "best.pt", "csv", root, tmp_path / "out") == 2
+    assert "no picture of csv test has a label for the task aesthetics" in capsys.readouterr().err
+
+
+# ---- broken and missing pictures
+
+
+def test_broken_and_missing_pictures_are_counted_and_listed(score_run, scored_set, tmp_path, capsys):
+    best, split = score_run / "best.pt", ("--split", "train")
+    assert evaluate(best, "csv", scored_set, tmp_path / "whole", *split) == 0
+    root = shutil.copytree(scored_set, tmp_path / "set")
+    (root / "images" / "0_000.png").write_bytes(b"")
+    (root / "images" / "0_001.png").unlink()
+    assert evaluate(best, "csv", root, tmp_path / "no", *split) == 2
+    assert "0_000.png cannot be decoded: the file is empty. Repair it" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+    assert evaluate(best, "csv", root, tmp_path / "out", *split, "--skip-broken") == 0
+    found = read_json(tmp_path / "out" / "metrics.json")
+    assert (found["metrics"]["n"], found["left_out"]) == (14, 1)
+    [[name, reason]] = found["broken"]
+    assert name == "0_000.png"
+    assert "the file is empty" in reason
+    assert "pictures that cannot be decoded, left out: 1" in capsys.readouterr().out
+    assert [row["id"] for row in read_csv(tmp_path / "out" / "left_out.csv")] == ["0_001.png"]
+    rows = read_csv(tmp_path / "whole" / "predictions.csv")
+    assert [row["id"] for row in rows[:2]] == ["0_000.png", "0_001.png"]
+    assert read_csv(tmp_path / "out" / "predictions.csv") == rows[2:]
+
+
+def test_a_set_of_broken_pictures_is_an_error(score_run, scored_set, tmp_path, capsys):
+    root = shutil.copytree(scored_set, tmp_path / "set")
+    for number in (5, 11, 17, 23):
+        (root / "images" / f"0_{number:03d}.png").write_bytes(b"x")
+    assert evaluate(score_run / "best.pt", "csv", root, tmp_path / "out", "--skip-broken") == 2
+    assert "none of the 4 pictures of csv test can be decoded, e.g." in capsys.readouterr().err
+
+
+def test_an_unfinished_report_replaces_nothing(tmp_path, monkeypatch):
+    report = Report("t", {"n": 1}, {"id": np.array(["a"]), "prediction": np.array([2.0])})
+    report.write(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    report.predictions["prediction"] = np.array([2.0, 3.0])  # one more than ids: writing fails in its midst
+    with pytest.raises(ValueError, match="longer"):
+        report.write(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_versions_are_of_what_is_installed():
+    found = evaluation.versions()
+    assert torch.__version__.startswith(found["torch"])
+    assert found["numpy"] == np.__version__

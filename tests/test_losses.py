@@ -1,0 +1,246 @@
+"""Losses: closed forms, gradients where they could break, and that half precision changes nothing."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+import metrics
+from losses import emd, emd_loss, emotion_loss, label_loss, score_loss
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+@pytest.fixture(autouse=True)
+def same_numbers_in_every_run():
+    torch.manual_seed(0)
+
+
+def random_distributions(count: int, bins: int = 10, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.softmax(2 * torch.randn(count, bins, generator=generator), dim=1)
+
+
+def spike(rating: int, bins: int = 10) -> torch.Tensor:
+    """All votes on one rating, counted from 1; (1, K)."""
+    return functional.one_hot(torch.tensor([rating - 1]), bins).float()
+
+
+def gradient(loss, values: torch.Tensor) -> torch.Tensor:
+    leaf = values.clone().requires_grad_()
+    loss(leaf).backward()
+    return leaf.grad
+
+
+# ---- EMD ---------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(first=st.integers(1, 10), second=st.integers(1, 10), r=st.sampled_from([1, 1.5, 2, 3]))
+def test_emd_of_two_spikes_is_their_distance(first, second, r):
+    # The cumulative distributions differ by 1 in as many bins as the spikes are apart.
+    expected = (abs(first - second) / 10) ** (1 / r)
+    assert emd(spike(first), spike(second), r).item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("r", [1, 1.5, 2])
+def test_emd_is_the_one_that_metrics_reports(r):
+    p, q = random_distributions(50), random_distributions(50, seed=1)
+    np.testing.assert_allclose(emd(p, q, r), metrics.emd(p.numpy(), q.numpy(), r), atol=1e-6)
+
+
+def test_emd_is_the_same_however_the_batch_is_cut():
+    p, q = random_distributions(24), random_distributions(24, seed=1)
+    parts = [emd(a, b) for a, b in zip(p.split(7), q.split(7), strict=True)]
+    assert torch.equal(emd(p, q), torch.cat(parts))
+
+
+def test_emd_is_symmetric_and_the_same_on_the_reversed_scale():
+    p, q = random_distributions(24).double(), random_distributions(24, seed=1).double()
+    p, q = p / p.sum(1, keepdim=True), q / q.sum(1, keepdim=True)  # float32 sums to 1 only nearly
+    torch.testing.assert_close(emd(p, q), emd(q, p))
+    # Reversing moves the one gap that is always 0 from the last bin to before the first.
+    torch.testing.assert_close(emd(p, q), emd(p.flip(1), q.flip(1)))
+
+
+@pytest.mark.parametrize("r", [1, 1.5, 2, 3])
+@pytest.mark.parametrize("reduction", ["image", "batch"])
+def test_emd_of_equal_distributions_is_exactly_zero_with_a_zero_gradient(r, reduction):
+    p = random_distributions(6)
+    assert emd_loss(p, p, r, reduction).item() == 0
+    assert torch.equal(gradient(lambda x: emd_loss(x, p, r, reduction), p), torch.zeros_like(p))
+
+
+def test_an_equal_image_does_not_disturb_the_gradient_of_its_neighbour():
+    p, q = random_distributions(2), random_distributions(2, seed=1)
+    q[0] = p[0]
+    whole = gradient(lambda x: emd(x, q).sum(), p)
+    assert torch.equal(whole[0], torch.zeros(10))
+    assert torch.equal(whole[1:], gradient(lambda x: emd(x, q[1:]).sum(), p[1:]))
+
+
+@pytest.mark.parametrize("r", [1, 1.5, 2, 3])
+def test_gradient_of_emd_is_that_of_finite_differences(r):
+    # Through a softmax, as in the network: the last gap is 0 for all distributions, a kink no step may leave.
+    logits = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    q = torch.softmax(torch.randn(3, 5, dtype=torch.float64), dim=1)
+    assert torch.autograd.gradcheck(lambda x: emd(torch.softmax(x, dim=1), q, r), logits)
+
+
+def test_a_tiny_distance_is_not_lost_in_an_epsilon():
+    p = spike(5).double()
+    q = p.clone()
+    q[0, 4:6] += torch.tensor([-1e-9, 1e-9])
+    assert emd(p, q).item() == pytest.approx(1e-9 / 10**0.5, rel=1e-6)
+
+
+def test_reduction_image_is_the_mean_of_roots_and_batch_the_root_of_the_mean():
+    # One image is right, the other is off by one bin of ten: gaps of 0 and 1/10 under the root.
+    p, q = torch.cat([spike(3), spike(7)]), torch.cat([spike(3), spike(8)])
+    assert emd_loss(p, q).item() == pytest.approx((0 + 0.1**0.5) / 2)
+    assert emd_loss(p, q, reduction="batch").item() == pytest.approx(((0 + 0.1) / 2) ** 0.5)
+
+
+def test_reduction_batch_is_the_official_formula():
+    p, q = random_distributions(9), random_distributions(9, seed=1)
+    gap = np.cumsum(p.double().numpy(), 1) - np.cumsum(q.double().numpy(), 1)
+    assert emd_loss(p, q, reduction="batch").item() == pytest.approx(np.sqrt(np.mean(gap**2)), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("reduction", ["image", "batch"])
+def test_emd_of_half_precision_is_computed_in_float32_under_autocast(dtype, reduction):
+    p, q = random_distributions(8).to(dtype), random_distributions(8, seed=1).to(dtype)
+    expected = emd_loss(p.float(), q.float(), reduction=reduction)
+    with torch.autocast("cpu", dtype=dtype):
+        found = emd_loss(p, q, reduction=reduction)
+        assert torch.isfinite(gradient(lambda x: emd_loss(x, q, reduction=reduction), p)).all()
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+
+
+def test_emd_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"losses: .* one shape \(N, K\), got \(4, 10\) and \(4, 9\)"):
+        emd(random_distributions(4), random_distributions(4, 9))
+    with pytest.raises(ValueError, match=r"r of the EMD must be 1 or more, not 0\.5"):
+        emd(random_distributions(4), random_distributions(4), r=0.5)
+    with pytest.raises(ValueError, match="must be 'image' or 'batch', not 'mean'"):
+        emd_loss(random_distributions(4), random_distributions(4), reduction="mean")
+
+
+# ---- Scores ------------------------------------------------------------------------------------------------
+
+
+def test_score_loss_is_the_mean_square_picture_by_picture():
+    p, target = torch.tensor([[0.1], [0.5], [0.9]]), torch.tensor([0.2, 0.5, 0.5], dtype=torch.float64)
+    assert score_loss(p, target).item() == pytest.approx((0.01 + 0 + 0.16) / 3)
+
+
+@pytest.mark.parametrize("loss", [score_loss, label_loss])
+@pytest.mark.parametrize("shapes", [((4,), (4,)), ((4, 1), (4, 1)), ((4, 10), (4,)), ((4, 1), (3,))])
+def test_shapes_that_would_broadcast_are_refused(loss, shapes):
+    with pytest.raises(ValueError, match=r"losses: expected predictions \(N, 1\) and targets \(N,\), got"):
+        loss(torch.full(shapes[0], 0.5), torch.ones(shapes[1]))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_score_loss_of_half_precision_is_computed_in_float32_under_autocast(dtype):
+    p, target = torch.rand(8, 1).to(dtype), torch.rand(8)
+    with torch.autocast("cpu", dtype=dtype):
+        found = score_loss(p, target)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, score_loss(p.float(), target))
+
+
+# ---- Labels ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bool, torch.int64])
+def test_label_loss_is_binary_cross_entropy_whatever_type_the_label_has(kind):
+    p, high = torch.rand(40, 1), torch.arange(40) % 3 == 0
+    expected = functional.binary_cross_entropy(p[:, 0], high.float())
+    assert label_loss(p, high.to(kind)).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+def test_label_loss_is_finite_for_certainty_and_its_gradient_too(dtype):
+    p, high = torch.tensor([[0.0], [0.0], [1.0], [1.0]], dtype=dtype), torch.tensor([0, 1, 0, 1])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = label_loss(p, high)
+        slope = gradient(lambda x: label_loss(x, high), p)
+    assert found.dtype == torch.float32
+    assert found.item() > 5  # two of four are as wrong as can be
+    assert torch.isfinite(slope).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "smallest"), [(torch.float32, 1e-38), (torch.bfloat16, 1e-38), (torch.float16, 2.0**-24)]
+)
+def test_gradient_of_label_loss_is_finite_for_the_smallest_probability(dtype, smallest):
+    p = torch.full((1, 1), smallest, dtype=dtype)
+    assert p > 0
+    assert torch.isfinite(gradient(lambda x: label_loss(x, torch.ones(1)), p)).all()
+
+
+def test_a_confident_mistake_still_learns():
+    # At a logit of -20 the probability is 2e-9; the loss must still push with its full slope of -1.
+    slope = gradient(lambda logit: label_loss(torch.sigmoid(logit), torch.ones(1)), torch.full((1, 1), -20.0))
+    assert slope.item() == pytest.approx(-1, rel=1e-4)
+
+
+# ---- Emotions ----------------------------------------------------------------------------------------------
+
+
+def test_emotion_loss_is_soft_label_cross_entropy():
+    logits, votes = torch.randn(12, 8), random_distributions(12, 8)
+    expected = functional.cross_entropy(logits, votes)
+    assert emotion_loss(logits, votes).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_counts_are_as_good_as_shares():
+    logits, counts = torch.randn(3, 3), torch.tensor([[20, 0, 5], [1, 1, 1], [0, 3, 0]])
+    shares = counts / counts.sum(1, keepdim=True)
+    torch.testing.assert_close(emotion_loss(logits, counts), emotion_loss(logits, shares))
+
+
+def test_emotion_loss_is_least_at_the_votes_where_it_is_their_entropy():
+    votes = random_distributions(5, 8).double()
+    entropy = -(votes * votes.log()).sum(1).mean()
+    torch.testing.assert_close(emotion_loss(votes.log(), votes), entropy, rtol=1e-6, atol=0)
+    assert gradient(lambda x: emotion_loss(x, votes), votes.log()).abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("nothing", [0.0, float("nan")])
+def test_pictures_without_votes_are_left_out_of_the_mean(nothing):
+    logits, votes = torch.randn(6, 8), random_distributions(6, 8)
+    votes[[1, 4]] = nothing
+    known = [0, 2, 3, 5]
+    torch.testing.assert_close(emotion_loss(logits, votes), emotion_loss(logits[known], votes[known]))
+    slope = gradient(lambda x: emotion_loss(x, votes), logits)
+    assert torch.equal(slope[[1, 4]], torch.zeros(2, 8))
+    assert (slope[known] != 0).all()
+
+
+@pytest.mark.parametrize("nothing", [0.0, float("nan")])
+def test_a_batch_without_any_votes_costs_nothing_and_can_be_differentiated(nothing):
+    logits, votes = torch.randn(4, 8), torch.full((4, 8), nothing)
+    assert emotion_loss(logits, votes).item() == 0
+    assert torch.equal(gradient(lambda x: emotion_loss(x, votes), logits), torch.zeros(4, 8))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_emotion_loss_of_half_precision_is_computed_in_float32_under_autocast(dtype):
+    logits, votes = (torch.randn(6, 8) * 30).to(dtype), random_distributions(6, 8)
+    with torch.autocast("cpu", dtype=dtype):
+        found = emotion_loss(logits, votes)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, emotion_loss(logits.float(), votes))
+
+
+def test_emotion_loss_refuses_another_class_list():
+    with pytest.raises(
+        ValueError, match=r"emotion logits and votes .* got \(2, 8\) and \(2, 9\).*same classes"
+    ):
+        emotion_loss(torch.zeros(2, 8), torch.ones(2, 9))

@@ -1,0 +1,383 @@
+"""The command line: what words mean, which config counts; bad input ends in one sentence and exit 2."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from small import UNTRAINED, command, evaluate, read_csv, train, write_csv
+
+import evaluation
+import main as program
+import predict
+import training
+from main import main, parse, read_config
+
+
+def settings(*words: str):
+    return read_config(parse(list(words)))
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What would be run, instead of running it."""
+    made = []
+    monkeypatch.setattr(training, "train", lambda config, **options: made.append((config, options)))
+    monkeypatch.setattr(evaluation, "evaluate_checkpoint", lambda *arguments: made.append(arguments))
+    monkeypatch.setattr(predict, "run", lambda options: made.append(options) or 1)
+    return made
+
+
+# ---- commands and words
+
+
+def test_importing_and_help_load_nothing_heavy():
+    code = (
+        "import sys, main\n"
+        "for words in (['--help'], ['train', '--help'], ['evaluate', '--help'], ['predict', '--help']):\n"
+        "    try: main.main(words)\n"
+        "    except SystemExit as end: assert not end.code, words\n"
+        "heavy = {'torch', 'numpy', 'yaml', 'timm', 'pandas', 'PIL', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = command("-c", code)
+    assert (done.returncode, done.stderr) == (0, "")
+    for word in (
+        "train",
+        "evaluate",
+        "predict",
+        "--emotion-checkpoint",
+        "--checkpoint",
+        "--maps",
+        "key=value",
+    ):
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize("words", [["--dataset", "PARA"], ["data.dataset=para"]])
+def test_without_a_command_word_train_is_meant(words, calls):
+    assert main([*words, "--data-root", "somewhere"]) == 0
+    [(config, options)] = calls
+    assert (config.data.dataset, config.data.root, config.task) == ("para", "somewhere", "aesthetics")
+    assert options == {
+        "emotion_checkpoint": None,
+        "weights": None,
+        "output": None,
+        "resume": False,
+        "force": False,
+    }
+
+
+def test_names_are_taken_in_any_case(calls):
+    assert main(["train", "--task", "Emotion", "--dataset", "Iae", "--data-root", "x"]) == 0
+    assert (
+        main(["evaluate", "--checkpoint", "f", "--dataset", "AVA", "--data-root", "x", "--split", "VAL"]) == 0
+    )
+    config = calls[0][0]
+    assert (config.task, config.data.dataset) == ("emotion", "iae")
+    path, config, split, output = calls[1]
+    assert (path, config.data.dataset, split, output) == (Path("f"), "ava", "val", None)
+
+
+def test_options_reach_the_training(calls):
+    words = ["--emotion-checkpoint", "e.pt", "--weights", "w.pt", "--output", "o", "--resume", "--force"]
+    assert main(["train", "--dataset", "demo", "--skip-broken", *words]) == 0
+    [(config, options)] = calls
+    assert config.data.skip_broken
+    assert options == {
+        "emotion_checkpoint": "e.pt",
+        "weights": "w.pt",
+        "output": Path("o"),
+        "resume": True,
+        "force": True,
+    }
+
+
+def test_settings_may_stand_anywhere_and_the_later_wins(calls):
+    words = ["train.epochs=2", "--dataset", "demo", "train.epochs=3", "train.seed=9", "--output", "o"]
+    assert main([*words, "train.epochs=4"]) == 0
+    [(config, options)] = calls
+    assert (config.train.epochs, config.train.seed, options["output"]) == (4, 9, Path("o"))
+
+
+def test_paths_may_stand_anywhere(calls):
+    assert main(["predict", "a.jpg", "--emotions", "b.jpg", "--output", "s.csv", "-", "c d.jpg"]) == 1
+    [options] = calls
+    assert (options.paths, options.emotions) == (["a.jpg", "b.jpg", "-", "c d.jpg"], True)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["trian", "--dataset", "demo"], "invalid choice: 'trian'"),
+        (["train", "--datset", "demo"], "unknown option --datset; python main.py train --help lists them"),
+        (["--dataset", "coco"], "argument --dataset: invalid choice: 'coco'"),
+        (["evaluate", "--dataset", "demo"], "the following arguments are required: --checkpoint"),
+        (["train", "--outp", "x"], "unknown option --outp"),
+        ([], "the following arguments are required"),
+    ],
+)
+def test_wrong_options_exit_2_and_are_named(words, said, capsys, calls):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not calls
+
+
+# ---- which config counts
+
+
+@pytest.mark.parametrize("name, size, epochs", [("ava", 512, 30), ("para", 512, 100), ("demo", 224, 5)])
+def test_a_set_comes_with_its_own_config(name, size, epochs):
+    config = settings("train", "--dataset", name, "--data-root", "x")
+    assert (config.data.dataset, config.data.size, config.train.epochs) == (name, size, epochs)
+    assert settings("train", f"data.dataset={name.upper()}", "data.root=x") == config
+
+
+def test_other_configs_replace_it_and_lie_over_each_other(tmp_path):
+    (tmp_path / "a.yaml").write_text("train: {epochs: 7, seed: 1}")
+    (tmp_path / "b.yaml").write_text("train: {epochs: 8}")
+    files = ["--config", str(tmp_path / "a.yaml"), "--config", str(tmp_path / "b.yaml")]
+    train = settings("--dataset", "para", "--data-root", "x", *files, "train.batch_size=3").train
+    assert (train.epochs, train.seed, train.batch_size) == (8, 1, 3)
+
+
+def test_options_win_over_words():
+    config = settings(
+        "--dataset", "para", "data.root=a", "--data-root", "b", "task=emotion", "--task", "aesthetics"
+    )
+    assert (config.data.root, config.task) == ("b", "aesthetics")
+    assert settings("--dataset", "para", "data.dataset=ava", "data.root=a").data.dataset == "para"
+
+
+def test_the_demo_needs_no_folder(tmp_path):
+    (tmp_path / "a.yaml").write_text("train: {epochs: 7}")
+    for words in ([], ["--config", str(tmp_path / "a.yaml")]):
+        assert settings("--dataset", "demo", *words).data.root == "data/demo"
+    assert settings("--dataset", "demo", "--data-root", "d").data.root == "d"
+
+
+# ---- bad input
+
+
+def ratings(root: Path, change) -> Path:
+    """`change` takes the rows of the table (lists of cells, the header first) and returns them."""
+    lines = (root / "ratings.csv").read_text().splitlines()
+    rows = change([line.split(",") for line in lines])
+    (root / "ratings.csv").write_text("\n".join(",".join(row) for row in rows))
+    return root
+
+
+def in_row(row: int, column: int, value: str):
+    def change(rows):
+        rows[row][column] = value
+        return rows
+
+    return change
+
+
+PATH, SPLIT, SCORE, VOTES = range(4)
+
+
+@pytest.fixture
+def own_set(tmp_path):
+    """path, split, score, votes1, votes2."""
+    columns = {"score": [1 + i % 5 for i in range(24)], "votes1": [2] * 24, "votes2": list(range(24))}
+    return write_csv(tmp_path / "set", columns)
+
+
+COUNTED = "data.count_columns=votes1,votes2"
+SCORED = "data.score_column=score"
+BAD_TABLES = {
+    "missing column": (
+        lambda rows: rows,
+        ["data.score_column=mos"],
+        "has no column 'mos' (found: path, split, score",
+    ),
+    "duplicate id": (
+        in_row(2, PATH, "0_000.png"),
+        [SCORED],
+        "row 3: 'path' is '0_000.png', expected each picture once",
+    ),
+    "negative count": (
+        in_row(4, VOTES, "-1"),
+        [COUNTED],
+        "row 5: 'votes1' is '-1', expected a number of votes, 0 or",
+    ),
+    "no number": (in_row(1, SCORE, "good"), [SCORED], "row 2: 'score' is 'good', expected a number"),
+    "score outside": (
+        in_row(3, SCORE, "7"),
+        [SCORED, "data.minimum=1", "data.maximum=5"],
+        "row 4: 'score' is '7', expected a value from 1 to 5",
+    ),
+    "empty split": (
+        lambda rows: [row for row in rows if row[SPLIT] != "test"],
+        [SCORED],
+        "the test split of csv is empty",
+    ),
+    "unknown split": (
+        in_row(1, SPLIT, "holdout"),
+        [SCORED],
+        "'split' is 'holdout', expected train, val or test",
+    ),
+    "no picture": (
+        lambda rows: [rows[0], *(["x" + r[0], *r[1:]] for r in rows[1:])],
+        [SCORED],
+        "none of the 24 pic",
+    ),
+    "no votes": (
+        lambda rows: rows,
+        [SCORED, "data.target=distribution"],
+        "data.target=distribution needs vote counts",
+    ),
+    "no emotions": (
+        lambda rows: rows,
+        [SCORED, "--task", "emotion"],
+        "has no emotions; the task emotion needs them",
+    ),
+    "wrong shares": (
+        lambda rows: rows,
+        [SCORED, "data.validation=1.5"],
+        "data.validation is a share between 0 and 1",
+    ),
+}
+
+
+def assert_one_sentence(said: str, expected: str) -> None:
+    lines = [line for line in said.splitlines() if line]
+    assert len(lines) == 1, said
+    assert lines[0].startswith("error: ")
+    assert expected in lines[0]
+
+
+@pytest.mark.parametrize("case", BAD_TABLES)
+def test_a_bad_table_is_one_sentence_and_leaves_no_trace(case, own_set, tmp_path, capsys):
+    change, words, said = BAD_TABLES[case]
+    ratings(own_set, change)
+    assert train("csv", own_set, tmp_path / "run", UNTRAINED, *words) == 2
+    assert_one_sentence(capsys.readouterr().err, said)
+    assert not (tmp_path / "run").exists()
+
+
+BAD_WORDS = {
+    "wrong data root": (
+        ["--data-root", "nowhere"],
+        "there is no folder nowhere; --data-root must name the csv folder",
+    ),
+    "unknown key": (["train.epoch=3"], "unknown key 'train.epoch'; did you mean 'train.epochs'?"),
+    "wrong type": (["train.epochs=few"], "'train.epochs' must be a whole number, got 'few'"),
+    "stray word": (["fast"], "'fast' is neither an option nor key=value"),
+    "wrong backbone": (
+        ["model.backbone=resnet5"],
+        "'resnet5' is neither 'resnet50' nor a network of timm; did you mean",
+    ),
+    "backbone without a pyramid": (["model.backbone=test_vit"], "backbones: "),
+    "wrong scale": (["model.context_scale=0"], "context_scale must be above 0 and at most 1, got 0"),
+    "wrong device": (["train.device=gpu"], "unknown device 'gpu'; use auto, cpu, cuda, cuda:1 or mps"),
+    "missing config": (["--config", "mine.yaml"], "no file mine.yaml; the shipped ones are in configs/"),
+    "missing weights": (["--weights", "mine.pt"], "there is no weights file mine.pt"),
+    "missing branch": (["--emotion-checkpoint", "mine.pt"], "there is no weights file mine.pt"),
+    "missing ImageNet file": (["model.imagenet=mine.pth"], "no file mine.pth"),
+    "no set": (["data.dataset=coco"], "which data set? --dataset {ava,para,iae,csv,demo}, not 'coco'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_WORDS)
+def test_bad_words_are_one_sentence_and_leave_no_trace(case, scored_set, tmp_path, capsys, monkeypatch):
+    words, said = BAD_WORDS[case]
+    monkeypatch.chdir(tmp_path)
+    root = scored_set
+    if case == "no set":
+        assert main(["train", "--data-root", str(root), "--output", "run", *words]) == 2
+    else:
+        assert train("csv", root, tmp_path / "run", UNTRAINED, *words) == 2
+    assert_one_sentence(capsys.readouterr().err, said)
+    assert not list(tmp_path.iterdir())
+
+
+def test_questions_that_are_missing_are_asked(capsys):
+    assert main(["train", "--data-root", "x"]) == 2
+    assert_one_sentence(capsys.readouterr().err, "main: which data set? --dataset {ava,para,iae,csv,demo}")
+    assert main(["train", "--dataset", "para"]) == 2
+    assert_one_sentence(capsys.readouterr().err, "main: where is para? --data-root DIR")
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (None, "no file"),
+        (b"<html>not found</html>", "a web page"),
+        (b"", "empty"),
+        (b"PK\3\4", "weights file"),
+    ],
+)
+@pytest.mark.parametrize("ending", [".pt", ".safetensors"])
+def test_weights_that_cannot_be_read_are_one_sentence(content, said, ending, scored_set, tmp_path, capsys):
+    path = tmp_path / f"weights{ending}"
+    if content is not None:
+        path.write_bytes(content)
+    assert evaluate(path, "csv", scored_set, tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert_one_sentence(error, str(path))
+    assert said in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_from_a_shell_bad_input_is_one_line_and_status_2(score_run, emotion_run, scored_set, tmp_path):
+    output = shutil.copytree(score_run, tmp_path / "run")
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    words = ["--dataset", "CSV", "--data-root", scored_set, "--output", output, "--force"]
+    done = command(program.__file__, *words, "--weights", emotion_run / "best.pt", folder=tmp_path)
+    assert done.returncode == 2
+    assert_one_sentence(done.stderr, "best.pt holds an emotion branch alone, which cannot score pictures")
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
+# ---- how a command ends
+
+
+def test_interruption_ends_with_130(monkeypatch, capsys):
+    def interrupt(config, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", interrupt)
+    assert main(["--dataset", "demo"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied", "run"), FloatingPointError("nan")]
+)
+def test_what_a_user_can_mend_is_a_sentence(error, monkeypatch, capsys):
+    def fail(config, **options):
+        raise error
+
+    monkeypatch.setattr(training, "train", fail)
+    assert main(["--dataset", "demo"]) == 2
+    assert_one_sentence(capsys.readouterr().err, str(error))
+
+
+def test_our_own_mistakes_keep_their_traceback(monkeypatch):
+    def fail(config, **options):
+        raise TypeError("ours")
+
+    monkeypatch.setattr(training, "train", fail)
+    with pytest.raises(TypeError, match="ours"):
+        main(["--dataset", "demo"])
+
+
+def test_words_come_from_the_shell_by_default(monkeypatch, calls):
+    monkeypatch.setattr(sys, "argv", ["main.py", "--dataset", "demo", "train.epochs=2"])
+    assert main() == 0
+    assert calls[0][0].train.epochs == 2
+
+
+def test_what_was_trained_scores_photographs(score_run, scored_set, tmp_path):
+    words = ["--checkpoint", str(score_run / "best.pt"), "--output", str(tmp_path / "scores.csv")]
+    pictures = [str(scored_set / "images" / f"0_{number:03d}.png") for number in (5, 11)]
+    assert main(["predict", *pictures, *words, "--workers", "0", "--device", "cpu"]) == 0
+    found = {Path(row["path"]).name: float(row["score"]) for row in read_csv(tmp_path / "scores.csv")}
+    tested = read_csv(score_run / "test" / "predictions.csv")
+    expected = {row["id"]: float(row["prediction"]) for row in tested if row["id"] in found}
+    assert found == pytest.approx(expected, abs=1e-4)

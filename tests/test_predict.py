@@ -1,0 +1,486 @@
+"""Scoring pictures: every file gets its own figures or its reason, in order, and nothing is overwritten."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import checkpoint
+import predict
+from backbones import LITE0, normalisation
+from datasets import DecodeError, decode, normalise
+from EAMBNet import EMOTIONS, EmotionNetwork, Scale, build_model
+from main import main
+from predict import Scorer, find_pictures, percentile
+
+SIZE = 64
+FOUR_STARS = Scale("score", 1.0, 5.0, 3.0, offset=1.0, factor=4.0)
+TEN_BINS = Scale("distribution", 1.0, 10.0, 5.0, bins=tuple(float(rating) for rating in range(1, 11)))
+RATINGS = [1.0, 2.0, 2.0, 4.0, 5.0]  # as quantiles: a quarter of the ratings lies in each step
+GOOD = ["a.PNG", "b.jpg", "\udcff.jpg", "sub/b.jpg", "sub/c.webp"]
+ALBUM = ["a.PNG", "b.jpg", "broken.jpg", "empty.jpg", "\udcff.jpg", "sub/b.jpg", "sub/c.webp"]
+
+
+def blotches(seed):
+    """A picture of a few soft blotches, 96 wide and 80 high."""
+    colours = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    return Image.fromarray(colours).resize((96, 80), Image.Resampling.BICUBIC)
+
+
+def lively_network():
+    """A random Lite network whose scores and emotions differ from picture to picture."""
+    torch.manual_seed(0)
+    model = build_model(LITE0, outputs=1, width=16)
+    images = [torch.from_numpy(np.array(blotches(seed).resize((SIZE, SIZE)))) for seed in range(100, 112)]
+    model.train()
+    model.emotion.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        model(normalise(torch.stack(images).permute(0, 3, 1, 2), *normalisation(LITE0)))
+        model.head[5].weight.mul_(10)
+        model.emotion.classifier.weight.mul_(10)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return lively_network()
+
+
+def export(path, model, scale, **changes):
+    known = {"dataset": "para", "image_size": SIZE, "exif": True, "training_ratings": RATINGS}
+    description = checkpoint.describe(model, scale) | known | changes
+    checkpoint.export_weights(path, checkpoint.Weights(model.state_dict(), description))
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights(model, tmp_path_factory):
+    return export(tmp_path_factory.mktemp("weights") / "stars.safetensors", model, FOUR_STARS)
+
+
+@pytest.fixture(scope="module")
+def scorer(weights):
+    return Scorer(weights, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def album(tmp_path_factory):
+    """A folder as people have them: pictures, damaged ones, hidden and other files, a link to itself."""
+    folder = tmp_path_factory.mktemp("photos") / "album"
+    (folder / "sub").mkdir(parents=True)
+    (folder / ".cache").mkdir()
+    for seed, name in enumerate([*GOOD, ".hidden.jpg", ".cache/d.jpg"]):
+        blotches(seed).save(folder / name)
+    (folder / "broken.jpg").write_text("<html>not found</html>")
+    (folder / "empty.jpg").touch()
+    (folder / "notes.txt").touch()
+    (folder / "raw.CR2").touch()
+    (folder / "again").symlink_to(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scored(album, weights, tmp_path_factory):
+    """What one run over the album wrote: its exit code, the csv's rows, the folder of maps, the messages."""
+    folder = tmp_path_factory.mktemp("out")
+    messages = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stderr", messages)
+        code = call(
+            album, weights, "--output", folder / "new/scores.csv", "--maps", folder / "maps", "--emotions"
+        )
+    return code, read_csv(folder / "new/scores.csv"), folder / "maps", messages.getvalue()
+
+
+def call(paths, weights, *options):
+    """`main.py predict`; returns the exit code."""
+    paths = paths if isinstance(paths, (list, tuple)) else [paths]
+    words = [
+        *paths,
+        "--checkpoint",
+        weights,
+        "--device",
+        "cpu",
+        "--batch-size",
+        "3",
+        "--workers",
+        "0",
+        *options,
+    ]
+    return main(["predict", *map(str, words)])
+
+
+def read_csv(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def direct_score(model, path):
+    """1 + 4p straight from the network, one picture by itself."""
+    image = torch.from_numpy(decode(path, SIZE)).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        return 1 + 4 * model(normalise(image, *normalisation(LITE0))).prediction.item()
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+
+
+def test_rows_come_in_the_order_of_a_sorted_folder(scored, album):
+    _, rows, _, _ = scored
+    assert [row["path"] for row in rows] == [f"{album}/{name}".replace("\udcff", r"\xff") for name in ALBUM]
+
+
+def test_each_row_has_its_own_pictures_score(scored, album, model):
+    _, rows, _, _ = scored
+    by_path = {row["path"].replace(r"\xff", "\udcff"): row for row in rows if not row["error"]}
+    scores = {path: float(row["score"]) for path, row in by_path.items()}
+    direct = {f"{album}/{name}": direct_score(model, album / name) for name in GOOD}
+    assert scores == pytest.approx(direct, abs=4e-5)
+    assert np.ptp(list(direct.values())) > 0.2, "the scores are too alike to tell rows apart"
+
+
+def test_columns_are_as_documented(scored):
+    _, rows, _, _ = scored
+    documented = "path score score_min score_max score_std percentile emotion emotion_probability error"
+    assert list(rows[0]) == documented.split() + [f"emotion_{name}" for name in EMOTIONS]
+    assert (rows[0]["score_min"], rows[0]["score_max"], rows[0]["score_std"]) == ("1.0", "5.0", "")
+
+
+def test_the_named_emotion_is_the_most_probable_one(scored):
+    rows = [row for row in scored[1] if not row["error"]]
+    for row in rows:
+        probabilities = {name: float(row[f"emotion_{name}"]) for name in EMOTIONS}
+        assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
+        assert max(probabilities, key=probabilities.get) == row["emotion"]
+        assert float(row["emotion_probability"]) == max(probabilities.values())
+    assert len({row["emotion"] for row in rows}) > 1
+
+
+def test_a_broken_file_is_a_row_with_its_reason_and_exit_code_1(scored):
+    code, rows, _, messages = scored
+    broken, empty = rows[2], rows[3]
+    assert "web page" in broken["error"]
+    assert empty["error"] == "the file is empty"
+    assert {value for key, value in broken.items() if key not in ("path", "error")} == {""}
+    assert code == 1
+    assert "5 of 7 pictures scored" in messages
+
+
+def test_what_a_folder_holds_beside_pictures_is_counted(scored):
+    [line] = [line for line in scored[3].splitlines() if line.startswith("passed over in folders: ")]
+    assert sorted(line.removeprefix("passed over in folders: ").split(", ")) == [
+        *("1 .cr2", "1 .txt", "1 linked", "2 hidden")
+    ]
+
+
+def test_json_lines_say_the_same_as_csv(scored, album, weights, tmp_path):
+    assert call(album, weights, "--output", tmp_path / "scores.JSONL", "--emotions") == 1
+    lines = (tmp_path / "scores.JSONL").read_text(encoding="utf-8").splitlines()
+    for line, row in zip(map(json.loads, lines), scored[1], strict=True):
+        assert {key: "" if value is None else str(value) for key, value in line.items()} == row
+
+
+def test_rating_bins_become_columns_that_give_score_and_deviation(model, album, tmp_path):
+    bins = np.array(TEN_BINS.bins)
+    ten = build_model(LITE0, outputs=10, width=16)
+    head = {"head.5.weight": torch.randn(10, 128), "head.5.bias": torch.zeros(10)}
+    ten.load_state_dict(model.state_dict() | head)
+    file = export(tmp_path / "ten.safetensors", ten, TEN_BINS)
+    assert call(album / "b.jpg", file, "--output", tmp_path / "scores.csv") == 0
+    [row] = read_csv(tmp_path / "scores.csv")
+    assert list(row)[9:] == [f"p_{rating}" for rating in range(1, 11)]
+    shares = np.array([float(row[f"p_{rating}"]) for rating in range(1, 11)])
+    mean = (shares * bins).sum()
+    assert shares.sum() == pytest.approx(1, abs=1e-5)
+    assert float(row["score"]) == pytest.approx(mean, abs=1e-4)
+    assert float(row["score_std"]) == pytest.approx(np.sqrt((shares * (bins - mean) ** 2).sum()), abs=1e-4)
+
+
+def test_a_row_is_on_the_disk_before_the_next_picture_is_asked_for(album, weights, tmp_path, monkeypatch):
+    whole = Scorer.score_all
+
+    def interrupted(self, paths):
+        results = whole(self, paths)
+        yield next(results)
+        yield next(results)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Scorer, "score_all", interrupted)
+    assert call(album, weights, "--output", tmp_path / "scores.csv") == 130
+    assert [Path(row["path"]).name for row in read_csv(tmp_path / "scores.csv")] == ["a.PNG", "b.jpg"]
+
+
+def test_the_table_on_standard_output_is_aligned_and_on_one_line_a_picture(weights, tmp_path, capsys):
+    blotches(0).save(tmp_path / "two\nlines.jpg")
+    (tmp_path / "z.jpg").touch()
+    assert call(tmp_path, weights) == 1
+    header, first, second = capsys.readouterr().out.splitlines()
+    assert header.split() == ["score", "percentile", "emotion", "path"]
+    assert first.index(f"{tmp_path}/two\\nlines.jpg") == header.index("path")
+    assert second.split()[:3] == ["-", "-", "-"]
+    assert second.endswith("z.jpg: the file is empty")
+
+
+# ---- percentiles ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "share"),
+    [(0, 0), (1, 0), (1.5, 12.5), (2, 25), (3, 62.5), (4, 75), (4.5, 87.5), (5, 100), (6, 100)],
+)
+def test_percentile_is_the_share_of_ratings_below(value, share):
+    # Of RATINGS' quarters one lies between 1 and 2, one on 2 itself, one in 2 to 4, one in 4 to 5.
+    assert percentile(value, np.array(RATINGS)) == share
+
+
+def test_percentile_of_every_rating_is_counted_exactly():
+    ratings = np.sort(np.random.default_rng(0).integers(2, 10, 1001) / 2)  # many are equal
+    quantiles = np.quantile(ratings, np.linspace(0, 1, 1001))
+    for value in np.arange(1, 5, 0.5):
+        assert percentile(value, quantiles) == pytest.approx(100 * np.mean(ratings < value), abs=0.11)
+
+
+def test_no_percentile_without_training_ratings(model, album, tmp_path):
+    file = export(tmp_path / "w.safetensors", model, FOUR_STARS, training_ratings=[])
+    assert Scorer(file, device="cpu").score(album / "b.jpg").percentile is None
+
+
+# ---- the same score in any company -----------------------------------------------------------------
+
+
+def test_scores_depend_neither_on_batches_nor_on_workers(scorer, weights, album):
+    paths = [album / name for name in ALBUM]
+    scores = [[result.score for result in scorer.score_all(paths)]]
+    for batch_size, workers in ((1, 0), (3, 2)):
+        other = Scorer(weights, device="cpu", batch_size=batch_size, workers=workers)
+        scores.append([result.score for result in other.score_all(paths)])
+    missing = [[value is None for value in row] for row in scores]
+    assert missing == 3 * [[name not in GOOD for name in ALBUM]]
+    values = np.array([[value for value in row if value is not None] for row in scores])
+    assert np.ptp(values, axis=0).max() < 1e-5 * 4
+
+
+def test_three_lines_of_python(album, weights, model, monkeypatch):
+    monkeypatch.setattr(predict, "SHIPPED", weights)
+    result = Scorer().score(album / "b.jpg")
+    assert result.score == pytest.approx(direct_score(model, album / "b.jpg"), abs=1e-4)
+    assert result.emotion_map.shape == (SIZE // 8, SIZE // 8)
+    assert result.distribution == {}
+
+
+def test_score_raises_where_score_all_reports(scorer, album):
+    assert [result.error for result in scorer.score_all([album / "empty.jpg"])] == ["the file is empty"]
+    with pytest.raises(DecodeError, match=r"empty\.jpg cannot be decoded: the file is empty"):
+        scorer.score(album / "empty.jpg")
+
+
+def test_no_paths_give_no_results(scorer):
+    assert list(scorer.score_all([])) == []
+
+
+def test_folders_and_pipes_are_reasons_not_a_hang(scorer, tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    reasons = [result.error for result in scorer.score_all([tmp_path / "pipe.jpg", tmp_path])]
+    assert reasons == ["a pipe or device, not a file", "a folder that cannot be listed"]
+
+
+def test_a_network_that_gives_no_number_is_a_reason(model, album, tmp_path):
+    tensors = model.state_dict() | {"head.5.bias": torch.tensor([float("nan")])}
+    file = export(tmp_path / "w.safetensors", model, FOUR_STARS)
+    checkpoint.export_weights(file, checkpoint.Weights(tensors, checkpoint.load_weights(file).description))
+    [result] = Scorer(file, device="cpu").score_all([album / "b.jpg"])
+    assert result.score is None
+    assert "not a number" in result.error
+
+
+# ---- finding pictures ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def inside(album, monkeypatch):
+    monkeypatch.chdir(album)
+
+
+def found(*arguments):
+    return [picture.path for picture in find_pictures(arguments)]
+
+
+def test_paths_stay_as_they_were_given(inside):
+    assert found("./b.jpg", "sub/", "broken.jpg") == ["./b.jpg", "sub/b.jpg", "sub/c.webp", "broken.jpg"]
+
+
+def test_a_file_named_twice_is_scored_once(inside, album):
+    assert found("sub/b.jpg", "sub", str(album / "sub"), "again/sub/c.webp") == ["sub/b.jpg", "sub/c.webp"]
+
+
+def test_a_link_to_a_picture_is_a_picture_of_its_own(tmp_path, album):
+    for name in ("x.jpg", "y.jpg"):
+        (tmp_path / name).symlink_to(album / "b.jpg")
+    assert found(str(tmp_path)) == [f"{tmp_path}/x.jpg", f"{tmp_path}/y.jpg"]
+
+
+def test_globs_are_read_as_a_shell_reads_them(inside):
+    assert found("*b.jpg", "**/c.*") == ["b.jpg", "sub/c.webp"]
+    assert found("[s]ub") == ["sub/b.jpg", "sub/c.webp"]
+    assert found(".c*/*") == [".cache/d.jpg"]
+
+
+def test_a_glob_does_not_go_round_in_linked_folders(tmp_path):
+    for name in ("one", "two"):  # each way round opens two more
+        (tmp_path / name).symlink_to(tmp_path)
+    blotches(0).save(tmp_path / "a.jpg")
+    assert found(f"{tmp_path}/**/*.jpg") == [f"{tmp_path}/a.jpg"]
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a[1].jpg", "a1.jpg"):
+        blotches(0).save(name)
+    assert found("a[1].jpg") == ["a[1].jpg"]
+
+
+def test_a_named_file_is_tried_whatever_it_is_called(inside):
+    assert found("notes.txt", ".hidden.jpg", "missing.jpg") == ["notes.txt", ".hidden.jpg", "missing.jpg"]
+
+
+def test_a_list_on_standard_input_may_hold_any_name(inside, monkeypatch):
+    monkeypatch.setattr(
+        sys, "stdin", io.TextIOWrapper(io.BytesIO(b"b.jpg\r\n\n\xff.jpg\nsub\n"), encoding="utf-8")
+    )
+    assert found("-") == ["b.jpg", "\udcff.jpg", "sub/b.jpg", "sub/c.webp"]
+
+
+def test_a_list_of_zero_separated_names_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a.jpg\0b.jpg\0"), encoding="utf-8"))
+    with pytest.raises(ValueError, match="one path a line"):
+        found("-")
+
+
+def test_a_missing_file_among_others_is_a_row(album, weights, tmp_path):
+    paths = [album / "missing.jpg", album / "b.jpg"]
+    assert call(paths, weights, "--output", tmp_path / "scores.csv") == 1
+    missing, good = read_csv(tmp_path / "scores.csv")
+    assert missing["error"] == "there is no such file"
+    assert good["error"] == ""
+
+
+# ---- maps ------------------------------------------------------------------------------------------
+
+
+def test_maps_keep_sub_folders_and_endings(scored):
+    maps = scored[2]
+    names = sorted(str(path.relative_to(maps)) for path in maps.rglob("*") if path.is_file())
+    assert names == sorted(f"{name}.png" for name in GOOD)
+    with Image.open(maps / "sub" / "c.webp.png") as panel:
+        assert panel.format == "PNG"
+        assert min(panel.size) > 300
+
+
+def test_a_map_says_the_score_and_its_scale(album, weights, tmp_path, monkeypatch):
+    import visualize
+
+    drawn = []
+    monkeypatch.setattr(
+        visualize,
+        "save_map_panel",
+        lambda path, image, *arguments, **words: drawn.append((path, image, words)),
+    )
+    assert (
+        call(album / "sub/b.jpg", weights, "--maps", tmp_path / "maps", "--output", tmp_path / "s.csv") == 0
+    )
+    [(path, image, words)] = drawn
+    [row] = read_csv(tmp_path / "s.csv")
+    assert path == tmp_path / "maps" / "b.jpg.png"
+    assert image.shape == (80, 96, 3)
+    assert words["title"] == "b.jpg"
+    share = float(row["percentile"])
+    assert (
+        words["score"] == f"{float(row['score']):.2f} of 1 to 5, above {share:.0f} % of the training ratings"
+    )
+
+
+def test_pictures_of_one_name_get_maps_of_their_own(inside):
+    maps = predict.MapFolder(Path("maps"), exif=True)
+    pictures = find_pictures(["b.jpg", "sub", "."])
+    names = [maps.name(picture) for picture in pictures]
+    assert names[:3] == ["b.jpg.png", "b.jpg.2.png", "c.webp.png"]
+    assert len(set(names)) == len(names) == len(ALBUM)
+
+
+# ---- bad arguments ---------------------------------------------------------------------------------
+
+
+def refused(capsys, paths, checkpoint_file, *options):
+    """The message of a call that exits with 2."""
+    assert call(paths, checkpoint_file, *options) == 2
+    return capsys.readouterr().err
+
+
+def test_an_existing_output_is_refused_before_any_work(album, weights, tmp_path, capsys):
+    output = tmp_path / "scores.csv"
+    output.write_text("precious")
+    # The weights do not exist either: a message about them would mean that work had begun.
+    assert "--force" in refused(capsys, album, "no.safetensors", "--output", output)
+    assert output.read_text() == "precious"
+    assert call(album / "b.jpg", weights, "--output", output, "--force") == 0
+    assert len(read_csv(output)) == 1
+
+
+def test_a_failed_start_leaves_the_forced_output_as_it_was(album, tmp_path, capsys):
+    output = tmp_path / "scores.csv"
+    output.write_text("precious")
+    assert "no file" in refused(capsys, album, "no.safetensors", "--output", output, "--force")
+    assert output.read_text() == "precious"
+
+
+def test_a_used_folder_of_maps_is_refused(album, weights, tmp_path, capsys):
+    (tmp_path / "holiday.jpg").touch()
+    assert "--force" in refused(capsys, album, weights, "--maps", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("paths", "options", "words"),
+    [
+        ([], (), "which pictures"),
+        (["missing.jpg"], (), "no such file or folder: missing.jpg"),
+        (["*.tiff"], (), "no such file or folder"),
+        ([".cache/.."], ("--output", "scores.tsv"), "must end in .csv or .jsonl, got scores.tsv"),
+        (["empty"], (), "no picture (.jpg .jpeg"),
+        (["b.jpg"], ("--batch-size", "0"), "batch size at least 1"),
+        (["b.jpg"], ("--workers", "-2"), "workers at least -1"),
+        (["b.jpg"], ("--maps", "notes.txt"), "notes.txt is a file"),
+    ],
+)
+def test_bad_arguments_exit_with_2_and_a_sentence(inside, weights, capsys, album, paths, options, words):
+    (album / "empty").mkdir(exist_ok=True)
+    before = sorted(album.rglob("*"))
+    assert words in refused(capsys, paths, weights, *options)
+    assert sorted(album.rglob("*")) == before
+
+
+def test_missing_shipped_weights_say_what_to_do(album, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "SHIPPED", tmp_path / "lite.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"lite\.safetensors are missing.*--checkpoint FILE"):
+        Scorer()
+
+
+def test_an_emotion_network_gives_no_score(album, tmp_path, capsys):
+    network = EmotionNetwork(LITE0, EMOTIONS, emotion_scale=0.5, width=16)
+    file = export(tmp_path / "emotion.safetensors", network, None)
+    assert "emotion network alone" in refused(capsys, album, file)
+
+
+def test_scoring_loads_no_drawing_library():
+    code = "import sys, predict; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(predict.__file__).parent).returncode == 0

@@ -1,0 +1,793 @@
+"""Whole runs, tiny: what they write, exact resuming, where first weights come from, what is refused."""
+
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small import BACKBONE, UNTRAINED, read_csv, read_json, read_log, train, write_csv, write_pictures
+
+import checkpoint
+import training
+from config import load_config
+from datasets import Batch, load_dataset
+from EAMBNet import EMOTIONS, Output, Scale, build_model
+from training import Best, make_loss, make_optimizer
+
+COUNTS = {f"score{rating}": [(7 * i + 3 * rating) % 5 + 1 for i in range(24)] for rating in range(1, 5)}
+SHORT = ("train.score_test=false", UNTRAINED)
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load_weights(path).tensors
+
+
+def same(first: dict, second: dict, only: str = "") -> bool:
+    names = [name for name in first if name.startswith(only)]
+    return bool(names) and all(torch.equal(first[name], second[name]) for name in names)
+
+
+def parameters(path: Path) -> dict[str, torch.Tensor]:
+    """Without BatchNorm's statistics, which move even where nothing is learned."""
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    return {name: value for name, value in tensors(path).items() if not name.endswith(statistics)}
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+# ---- a whole run
+
+
+def test_a_run_leaves_everything_one_needs(score_run):
+    files = {str(path.relative_to(score_run)) for path in score_run.rglob("*") if path.is_file()}
+    events = {name for name in files if name.startswith("tensorboard/events.")}
+    assert len(events) == 1
+    assert files - events == {
+        *("config.yaml", "metrics.jsonl", "last.pt", "best.pt", "curves.png"),
+        *("test/predictions.csv", "test/metrics.json", "test/scatter.png"),
+    }
+    assert load_config([score_run / "config.yaml"]).train.epochs == 2
+    for name in ("curves.png", "test/scatter.png"):
+        with Image.open(score_run / name) as picture:
+            assert min(picture.size) > 200
+
+
+def test_the_log_has_a_line_an_epoch_and_best_is_the_best_of_them(score_run):
+    lines = read_log(score_run)
+    assert [line["epoch"] for line in lines] == [0, 1]
+    assert all({"learning_rate", "train_loss", "val_srcc", "val_rmse"} <= set(line) for line in lines)
+    assert [(line["train_pictures"], line["train_broken"], line["val_n"]) for line in lines] == [
+        (16, 0, 4)
+    ] * 2
+    chosen = checkpoint.load_weights(score_run / "best.pt").description["best"]
+    values = [line["val_srcc"] for line in lines]
+    assert chosen == {"measure": "srcc", "value": max(values), "epoch": values.index(max(values))}
+
+
+def test_tensorboard_gets_the_numbers_of_the_log(score_run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(score_run / "tensorboard"))
+    events.Reload()
+    for name in ("train_loss", "val_rmse"):
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        expected = [(line["epoch"], pytest.approx(line[name])) for line in read_log(score_run)]
+        assert found == expected
+
+
+def test_weights_say_what_they_are(score_run, scored_set):
+    known = checkpoint.load_weights(score_run / "best.pt").description
+    data = load_dataset("csv", scored_set)
+    assert known["task"] == "aesthetics"
+    assert (known["dataset"], known["image_size"], known["exif"], known["pictures"]) == ("csv", 64, True, 16)
+    assert known["splits"] == {split: rated.sha256 for split, rated in data.items()}
+    assert known["scale"]["kind"] == "score"
+    assert (known["scale"]["offset"], known["scale"]["factor"]) == (1, 4)
+    assert known["config"]["data"]["root"] == ""
+    assert torch.__version__.startswith(known["versions"]["torch"])
+    ratings = np.quantile(data["train"].scores, [0, 0.5, 1])
+    assert [known["training_ratings"][i] for i in (0, 500, 1000)] == pytest.approx(ratings)
+
+
+def test_ids_of_all_training_pictures_travel_exactly(score_run, emotion_run, scored_set):
+    # As 64-bit integers: a detour over float64 would change nearly all of them.
+    expected = load_dataset("csv", scored_set, ("train",))["train"].id_hashes
+    for run in (score_run, emotion_run):
+        for name in ("best.pt", "last.pt"):
+            weights = checkpoint.load_weights(run / name)
+            for ids in (weights.training_ids, weights.emotion_training_ids):
+                assert ids.dtype == np.int64
+                assert np.array_equal(ids, expected)
+
+
+def test_the_emotion_branch_is_the_given_one_to_the_last_bit_and_the_rest_has_moved(score_run, emotion_run):
+    given, kept, last = (
+        tensors(path) for path in (emotion_run / "best.pt", score_run / "best.pt", score_run / "last.pt")
+    )
+    assert same(given, kept, "emotion.")
+    assert same(given, last, "emotion.")
+    for part in ("detail.", "context.", "fusion.", "attention.", "emotion_merge.", "head."):
+        moved = [name for name in kept if name.startswith(part) and not torch.equal(kept[name], last[name])]
+        assert moved, part
+
+
+def test_where_weights_came_from_is_told(score_run, emotion_run):
+    origin = checkpoint.load_weights(score_run / "best.pt").description["origin"]
+    assert origin["emotion_checkpoint"] == "best.pt"
+    assert origin["emotion_checkpoint_sha256"] == checkpoint.file_hash(emotion_run / "best.pt")
+    assert (origin["emotion_checkpoint_dataset"], origin["emotion_branch"]) == ("csv", "trained")
+
+
+def test_the_emotion_task_selects_by_divergence_and_scores_emotions(emotion_run):
+    lines = read_log(emotion_run)
+    chosen = checkpoint.load_weights(emotion_run / "best.pt").description["best"]
+    values = [line["val_kl"] for line in lines]
+    assert chosen == {"measure": "kl", "value": min(values), "epoch": values.index(min(values))}
+    assert read_json(emotion_run / "test" / "metrics.json")["metrics"]["n"] == 4
+
+
+def test_the_demo_set_trains(tmp_path, capsys):
+    few = ("data.limit=16", "evaluate.batch_size=64", *SHORT)
+    assert train("DEMO", tmp_path / "demo", tmp_path / "run", *few) == 0
+    weights = checkpoint.load_weights(tmp_path / "run" / "best.pt")
+    assert weights.scale.bins == tuple(range(1, 11))
+    assert weights.description["protocol"].endswith(", 16 of it by hash of the id")
+    assert len(weights.training_ids) == 16
+    said = capsys.readouterr().out
+    assert "demo train: 16 pictures" in said
+    assert "epoch 1/1  train_loss" in said
+    assert not (tmp_path / "run" / "test").exists()
+
+
+# ---- resuming
+
+
+class Stop(BaseException):
+    """Something that ends a run from outside, as a power cut does."""
+
+
+def stop_at(monkeypatch, place: str) -> None:
+    """Ends the second epoch: before its first step, behind its third, behind its last, or in validation."""
+    save_if_due, train_epoch, validate = training.Run.save_if_due, training.train_epoch, training.validate
+
+    def save_and_stop(run):
+        save_if_due(run)
+        if run.epoch == 1 and str(run.totals.step) == place:
+            raise Stop
+
+    def stop(function, word):
+        def stopping(run, *arguments):
+            if run.epoch == 1 and place == word:
+                raise Stop
+            return function(run, *arguments)
+
+        return stopping
+
+    monkeypatch.setattr(training.Run, "save_if_due", save_and_stop)
+    monkeypatch.setattr(training, "train_epoch", stop(train_epoch, "start"))
+    monkeypatch.setattr(training, "validate", stop(validate, "validation"))
+
+
+LONG = [
+    *("train.epochs=3", "train.batch_size=4", "train.checkpoint_minutes=0", "train.clip=0.5"),
+    *("optimizer.name=adamw", "optimizer.schedule=one_cycle", "optimizer.learning_rate=1e-2"),
+]
+RESUMED = ("last.pt", "best.pt", "metrics.jsonl", "test/predictions.csv", "test/metrics.json")
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    """Equal in every bit that matters: weights, optimizer, progress, best, log and test predictions."""
+    for name in ("last.pt", "best.pt"):
+        a, b = (checkpoint.load_training(folder / name) for folder in (first, second))
+        assert same(a[0].tensors, b[0].tensors)
+        assert a[0].description == b[0].description
+        assert np.array_equal(a[0].training_ids, b[0].training_ids)
+        assert np.array_equal(a[0].emotion_training_ids, b[0].emotion_training_ids)
+        for key in set(a[1]) - {"optimizer"}:
+            assert a[1][key] == b[1][key], key
+    for a, b in zip(
+        *(checkpoint.load_training(f / "last.pt")[1]["optimizer"]["state"].values() for f in (first, second)),
+        strict=True,
+    ):
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    for name in RESUMED[2:]:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+@pytest.fixture(scope="module")
+def never_stopped(scored_set, emotion_run, tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs") / "never_stopped"
+    assert train("csv", scored_set, output, *LONG, "--emotion-checkpoint", emotion_run / "best.pt") == 0
+    return output
+
+
+@pytest.mark.parametrize("place", ["start", "1", "3", "4", "validation"])
+def test_a_resumed_run_equals_one_that_never_stopped(
+    place, never_stopped, scored_set, emotion_run, tmp_path, monkeypatch, capsys
+):
+    output = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_at(patch, place)
+        train("csv", scored_set, output, *LONG, "--emotion-checkpoint", emotion_run / "best.pt")
+    assert len(read_log(output)) == 1
+    torch.manual_seed(12345)
+    assert train("csv", scored_set, output, *LONG, "--resume") == 0
+    step = {"start": 1, "validation": 5}.get(place) or int(place) + 1
+    assert f"at epoch 2, step {step}\n" in capsys.readouterr().out
+    assert_same_run(output, never_stopped)
+
+
+def test_accumulated_and_emotion_runs_resume_exactly_too(scored_set, tmp_path, monkeypatch):
+    words = [*LONG, "--task", "emotion", "train.accumulate=2"]
+    assert train("csv", scored_set, tmp_path / "whole", *words) == 0
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_at(patch, "2")
+        train("csv", scored_set, tmp_path / "cut", *words)
+    assert train("csv", scored_set, tmp_path / "cut", *words, "--resume") == 0
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_lines_of_epochs_behind_the_checkpoint_are_cut_off(never_stopped, scored_set, tmp_path, monkeypatch):
+    # A power cut between the line of an epoch and its checkpoint: the epoch is done again.
+    output = shutil.copytree(never_stopped, tmp_path / "run")
+    log = (output / "metrics.jsonl").read_bytes()
+    (output / "metrics.jsonl").write_bytes(log + b'{"epoch": 3}\n')
+    assert train("csv", scored_set, output, *LONG, "--resume") == 0
+    assert (output / "metrics.jsonl").read_bytes() == log
+
+
+def test_resume_without_a_run_starts_one(scored_set, tmp_path):
+    assert train("csv", scored_set, tmp_path / "run", *SHORT, "--resume") == 0
+    assert len(read_log(tmp_path / "run")) == 1
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["train.seed=5"], "train.seed was 0 and is 5"),
+        (["optimizer.learning_rate=0.5"], "optimizer.learning_rate was 3e-05 and is 0.5"),
+        (["model.dropout=0.1"], "model.dropout was 0.75 and is 0.1"),
+        (["--task", "emotion", UNTRAINED], "task was aesthetics and is emotion"),
+        (["data.limit=10"], "data.limit was 0 and is 10"),
+    ],
+)
+def test_resuming_with_other_settings_is_refused_with_both_values(words, said, score_run, scored_set, capsys):
+    before = snapshot(score_run)
+    assert train("csv", scored_set, score_run, "train.epochs=2", "--resume", *words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: training: cannot resume {score_run / 'last.pt'}: ")
+    assert said in error
+    assert snapshot(score_run) == before
+
+
+def test_resuming_on_other_pictures_is_refused_with_both_hashes(score_run, scored_set, tmp_path, capsys):
+    known = load_dataset("csv", scored_set)["train"].sha256
+    changed = shutil.copytree(scored_set, tmp_path / "changed")
+    table = (changed / "ratings.csv").read_text().splitlines()
+    (changed / "ratings.csv").write_text("\n".join([*table[:1], *table[2:]]))
+    assert train("csv", changed, score_run, "train.epochs=2", "--resume") == 2
+    error = capsys.readouterr().err
+    now = load_dataset("csv", changed)["train"].sha256
+    assert f"the ids of train had the SHA-256 {known[:12]} and have {now[:12]}" in error
+    assert "the ids of val" not in error
+
+
+def test_resuming_on_other_processes_is_refused_with_both_numbers(score_run, scored_set, monkeypatch, capsys):
+    monkeypatch.setattr(training.distributed, "world", lambda: 4)
+    assert train("csv", scored_set, score_run, "train.epochs=2", "--resume") == 2
+    assert "the number of processes was 1 and is 4" in capsys.readouterr().err
+
+
+def test_resuming_over_another_emotion_branch_is_refused(score_run, emotion_run, scored_set, capsys):
+    other = ["--emotion-checkpoint", emotion_run / "last.pt"]
+    assert train("csv", scored_set, score_run, "train.epochs=2", "--resume", *other) == 2
+    assert "--emotion-checkpoint was another file (best.pt) than" in capsys.readouterr().err
+
+
+def test_a_finished_run_may_be_resumed_elsewhere_and_with_other_workers(score_run, scored_set, tmp_path):
+    output, root = shutil.copytree(score_run, tmp_path / "run"), shutil.copytree(scored_set, tmp_path / "set")
+    assert train("csv", root, output, "train.epochs=2", "data.workers=1", "--resume") == 0
+    for name in ("metrics.jsonl", "test/predictions.csv"):
+        assert (output / name).read_bytes() == (score_run / name).read_bytes()
+
+
+def test_best_pt_cannot_be_resumed_from(score_run, scored_set, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    content = torch.load(score_run / "best.pt", weights_only=True)
+    del content["state"]
+    torch.save(content, tmp_path / "run" / "last.pt")
+    assert train("csv", scored_set, tmp_path / "run", *SHORT, "--resume") == 2
+    assert "holds no training state to resume from" in capsys.readouterr().err
+
+
+# ---- runs that exist already
+
+
+def test_an_existing_run_is_refused_and_stays(score_run, scored_set, capsys):
+    before = snapshot(score_run)
+    assert train("csv", scored_set, score_run, UNTRAINED) == 2
+    error = capsys.readouterr().err
+    assert f"{score_run} holds a run already" in error
+    assert "--resume" in error
+    assert "--force" in error
+    assert snapshot(score_run) == before
+
+
+def test_force_starts_over_and_leaves_nothing_of_the_old_run(score_run, scored_set, tmp_path):
+    output = shutil.copytree(score_run, tmp_path / "run")
+    (output / "notes.txt").write_text("mine")
+    assert train("csv", scored_set, output, *SHORT, "--force") == 0
+    assert len(read_log(output)) == 1
+    assert not (output / "test" / "metrics.json").exists()
+    assert len(list((output / "tensorboard").iterdir())) == 1
+    assert (output / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--emotion-checkpoint", "nowhere.pt"],
+        ["data.score_column=beauty"],
+        ["model.backbone=resnet5"],
+        ["train.device=cuda:77"],
+        [],  # the emotion branch would be untrained
+    ],
+)
+def test_bad_input_with_force_overwrites_nothing(words, score_run, scored_set, tmp_path, capsys):
+    output = shutil.copytree(score_run, tmp_path / "run")
+    before = snapshot(output)
+    untrained = [] if not words else [UNTRAINED]
+    assert train("csv", scored_set, output, *untrained, *words, "--force") == 2
+    assert snapshot(output) == before
+
+
+def test_a_batch_that_cannot_be_divided_overwrites_nothing(
+    score_run, scored_set, tmp_path, monkeypatch, capsys
+):
+    output = shutil.copytree(score_run, tmp_path / "run")
+    before = snapshot(output)
+    monkeypatch.setattr(training.distributed, "world", lambda: 3)
+    monkeypatch.setattr(training.distributed, "wrap", lambda model, device: model)
+    assert train("csv", scored_set, output, UNTRAINED, "--force") == 2
+    assert "a batch of 8 pictures cannot be divided over 3 processes" in capsys.readouterr().err
+    assert snapshot(output) == before
+
+
+# ---- the emotion branch
+
+
+def test_an_untrained_emotion_branch_is_refused_with_both_ways_out(scored_set, tmp_path, capsys):
+    assert train("csv", scored_set, tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert "the emotion branch was never trained" in error
+    for way_out in ("--emotion-checkpoint FILE", "--task emotion", "model.emotion_weights=none"):
+        assert way_out in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def untrained_run(scored_set, tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs") / "untrained"
+    assert train("csv", scored_set, output, *SHORT) == 0
+    return output
+
+
+def test_emotion_weights_none_accepts_it_and_says_so(untrained_run):
+    weights = checkpoint.load_weights(untrained_run / "best.pt")
+    assert weights.description["origin"]["emotion_branch"] == "never trained"
+    assert len(weights.emotion_training_ids) == 0
+
+
+def test_a_branch_that_was_never_trained_is_not_accepted_by_a_detour(
+    untrained_run, scored_set, tmp_path, capsys
+):
+    start = ["--weights", untrained_run / "best.pt"]
+    assert train("csv", scored_set, tmp_path / "run", *start) == 2
+    assert "the emotion branch was never trained" in capsys.readouterr().err
+
+
+def test_the_official_drift_moves_statistics_and_no_parameter(scored_set, emotion_run, tmp_path):
+    branch = ["--emotion-checkpoint", emotion_run / "best.pt", "train.score_test=false"]
+    assert train("csv", scored_set, tmp_path / "run", *branch, "model.emotion_batchnorm=official") == 0
+    given, kept = parameters(emotion_run / "best.pt"), parameters(tmp_path / "run" / "best.pt")
+    assert same(given, kept, "emotion.")
+    assert not same(tensors(emotion_run / "best.pt"), tensors(tmp_path / "run" / "best.pt"), "emotion.")
+
+
+def test_emotion_checkpoint_is_not_for_the_emotion_task(scored_set, emotion_run, tmp_path, capsys):
+    words = ["--task", "emotion", "--emotion-checkpoint", emotion_run / "best.pt"]
+    assert train("csv", scored_set, tmp_path / "run", *words) == 2
+    assert "an emotion training starts from given weights with --weights FILE" in capsys.readouterr().err
+
+
+# ---- starting from given weights
+
+STILL = ("optimizer.learning_rate=0", "train.score_test=false")
+
+
+def test_fine_tuning_on_the_same_kind_of_rating_keeps_all(score_run, scored_set, tmp_path, capsys):
+    assert train("csv", scored_set, tmp_path / "run", "--weights", score_run / "best.pt", *STILL) == 0
+    assert same(parameters(score_run / "best.pt"), parameters(tmp_path / "run" / "last.pt"))
+    assert "replaced" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (
+            ["data.target=label"],
+            "predicts a score from 1 to 5, this run high or low; its last layer is replaced",
+        ),
+        (
+            ["data.count_columns=score1,score2,score3,score4"],
+            "predicts a score from 1 to 5, this run shares of 4 ratings; its last layer is replaced",
+        ),
+    ],
+)
+def test_a_head_of_another_kind_is_replaced_and_said(words, said, score_run, tmp_path, capsys):
+    root = write_csv(tmp_path / "set", {**COUNTS, "score": list(range(24))}, seed=9)
+    words = [*words, "--weights", score_run / "best.pt", *STILL]
+    if "data.target=label" in words:
+        words.append("data.score_column=score")
+    assert train("csv", root, tmp_path / "run", *words) == 0
+    before, after = parameters(score_run / "best.pt"), parameters(tmp_path / "run" / "last.pt")
+    replaced = {name for name in before if not torch.equal(before[name], after[name])}
+    assert replaced == {"head.5.weight", "head.5.bias"}
+    assert said in capsys.readouterr().out
+
+
+def test_a_fine_tuned_network_remembers_what_it_was_trained_on_before(score_run, tmp_path):
+    root = write_csv(tmp_path / "set", {"score": list(range(24))}, seed=9)
+    assert train("csv", root, tmp_path / "run", "--weights", score_run / "best.pt", *STILL) == 0
+    before = checkpoint.load_weights(score_run / "best.pt")
+    after = checkpoint.load_weights(tmp_path / "run" / "best.pt")
+    new = load_dataset("csv", root, ("train",))["train"].id_hashes
+    assert len(new) == len(before.training_ids) == 16
+    assert np.array_equal(after.training_ids, np.unique([*new, *before.training_ids]))
+    assert np.array_equal(after.emotion_training_ids, before.emotion_training_ids)
+    assert after.description["origin"]["weights_sha256"] == checkpoint.file_hash(score_run / "best.pt")
+
+
+def test_given_weights_over_another_emotion_branch(score_run, emotion_run, scored_set, tmp_path):
+    both = ["--weights", score_run / "best.pt", "--emotion-checkpoint", emotion_run / "last.pt"]
+    assert train("csv", scored_set, tmp_path / "run", *both, *STILL) == 0
+    found = parameters(tmp_path / "run" / "last.pt")
+    assert same(parameters(emotion_run / "last.pt"), found, "emotion.")
+    assert same(parameters(score_run / "best.pt"), found, "fusion.")
+
+
+def test_an_emotion_network_is_no_start_for_scores(emotion_run, scored_set, tmp_path, capsys):
+    assert train("csv", scored_set, tmp_path / "run", "--weights", emotion_run / "best.pt") == 2
+    error = capsys.readouterr().err
+    assert "holds an emotion branch alone" in error
+    assert "start from it with --emotion-checkpoint" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_another_shape_say_which_settings_they_have(score_run, scored_set, tmp_path, capsys):
+    words = ["--weights", score_run / "best.pt", "model.width=24", "model.head_width=9"]
+    assert train("csv", scored_set, tmp_path / "run", *words) == 2
+    said = "has model.width=16 model.head_width=8 and this run model.width=24 model.head_width=9; give the"
+    assert said in capsys.readouterr().err
+
+
+def test_an_emotion_training_starts_from_the_branch_of_a_whole_network(score_run, scored_set, tmp_path):
+    words = ["--task", "emotion", "--weights", score_run / "best.pt", *STILL]
+    assert train("csv", scored_set, tmp_path / "run", *words) == 0
+    assert same(parameters(tmp_path / "run" / "last.pt"), parameters(score_run / "best.pt"), "emotion.")
+
+
+def test_emotions_are_matched_by_name_when_fine_tuning(emotion_run, tmp_path, capsys):
+    # A set that lists the same emotions in another order: the network keeps its own.
+    turned = EMOTIONS[::-1]
+    votes = {f"emotion_{name}": [int(i % 8 == k) for i in range(24)] for k, name in enumerate(turned)}
+    root = write_csv(tmp_path / "set", votes, seed=3)
+    words = ["--task", "emotion", "--weights", emotion_run / "best.pt", *STILL]
+    assert train("csv", root, tmp_path / "run", *words) == 0
+    assert load_dataset("csv", root, ("val",))["val"].emotion_classes == turned
+    weights = checkpoint.load_weights(tmp_path / "run" / "best.pt")
+    assert weights.emotions == EMOTIONS
+    assert "replaced" not in capsys.readouterr().out
+    # Pictures 4, 10, 16 and 22 are validation; their one vote is for emotion i % 8 of the set's own order.
+    [line] = read_log(tmp_path / "run")
+    rated = training.evaluation.with_emotions(load_dataset("csv", root, ("val",))["val"], EMOTIONS)
+    assert [EMOTIONS[k] for k in rated.emotions.argmax(1)] == [turned[i % 8] for i in (4, 10, 16, 22)]
+    prior = rated.emotions.mean(0)
+    assert line["val_kl_prior"] == pytest.approx(-sum(p * math.log(p) for p in prior if p))
+
+
+def test_a_classifier_of_other_emotions_is_replaced_and_said(emotion_run, tmp_path, capsys):
+    moods = ["calm" if i // 6 % 2 else "wild" for i in range(24)]
+    root = write_csv(tmp_path / "set", {"emotion": moods}, seed=3)
+    words = ["--task", "emotion", "--weights", emotion_run / "best.pt", *STILL]
+    assert train("csv", root, tmp_path / "run", *words) == 0
+    said = f"best.pt knows the emotions {', '.join(EMOTIONS)}; its last layer is replaced"
+    assert said in capsys.readouterr().out
+    assert checkpoint.load_weights(tmp_path / "run" / "best.pt").emotions == ("calm", "wild")
+    before, after = parameters(emotion_run / "best.pt"), parameters(tmp_path / "run" / "last.pt")
+    changed = {name for name in before if before[name].shape != after[name].shape}
+    assert changed == {"emotion.classifier.weight", "emotion.classifier.bias"}
+    assert same(before, after, "emotion.fine.")
+
+
+def test_official_weights_start_a_training_with_their_head_replaced(official_state, tmp_path, capsys):
+    torch.save({"model": official_state}, tmp_path / "ava.pth")
+    config = load_config(words=["data.dataset=csv"])
+    rated = replace(some_ratings(), scale=Scale("score", 1, 5, 3, offset=1, factor=4))
+    network, origin = training.build_network(config, rated, None, str(tmp_path / "ava.pth"))
+    state = network.state_dict()
+    assert torch.equal(state["head.2.weight"], official_state["head.2.weight"])
+    assert torch.equal(state["detail.conv1.weight"], official_state["feature1_x.0.weight"])
+    fc_layer = official_state["emotion_model.emotion_module.fc_layer.weight"]
+    assert torch.equal(state["emotion.classifier.weight"], fc_layer)
+    assert state["head.5.bias"].shape == (1,)
+    assert "predicts 10 value(s), this run a score from 1 to 5" in capsys.readouterr().out
+    assert (origin["weights"], origin["emotion_branch"]) == ("ava.pth", "trained")
+
+
+def some_ratings():
+    scale = Scale("label", 0, 1, 0.5)
+    return training.RatedSet("csv", "train", "", ["a"], ["a"], np.array([1.0]), scale)
+
+
+def test_the_official_emotion_file_is_no_whole_network(tmp_path):
+    torch.save({"emotion_module.fc_layer.bias": torch.zeros(8)}, tmp_path / "emotion.pth")
+    config = load_config(words=["model.backbone=test_efficientnet", "model.width=16"])
+    with pytest.raises(ValueError, match=r"emotion.pth holds an emotion branch alone.*--emotion-checkpoint"):
+        training.build_network(config, some_ratings(), None, str(tmp_path / "emotion.pth"))
+
+
+# ---- targets and losses
+
+
+@pytest.mark.parametrize(
+    "words, kind, outputs",
+    [
+        (["data.target=label"], "label", 1),
+        (["data.target=score"], "score", 1),
+        (["data.target=distribution"], "distribution", 4),
+        (["data.target=score", "data.score_range=official"], "score", 1),
+    ],
+)
+def test_every_kind_of_rating_trains(words, kind, outputs, tmp_path):
+    root = write_csv(tmp_path / "set", COUNTS)
+    assert train("csv", root, tmp_path / "run", *words, UNTRAINED) == 0
+    weights = checkpoint.load_weights(tmp_path / "run" / "best.pt")
+    assert (weights.scale.kind, weights.scale.outputs) == (kind, outputs)
+    assert weights.tensors["head.5.bias"].shape == (outputs,)
+    assert weights.scale.offset == (1 if words[-1] == "data.target=score" else 0)
+    assert math.isfinite(read_log(tmp_path / "run")[0]["train_loss"])
+    metrics = read_json(tmp_path / "run" / "test" / "metrics.json")["metrics"]
+    assert ("emd2" in metrics) == (kind == "distribution")
+
+
+def make_iae(root: Path) -> Path:
+    """IAE's own layout: lists of `ID LABEL`, the labels 0 and 1."""
+    names = write_pictures(root / "images", 24)
+    for i, name in enumerate(names):
+        (root / "images" / name).rename(root / "images" / f"{i}.png")
+    for split, rows in {"train": range(16), "val": range(16, 20), "test": range(20, 24)}.items():
+        (root / f"{split}_aes_list.txt").write_text("".join(f"{i} {i % 2}\n" for i in rows))
+        (root / f"{split}_emo_list.txt").write_text("".join(f"{i} {i % 8}\n" for i in rows))
+    return root
+
+
+def test_iae_trains_on_high_and_low_and_is_selected_by_accuracy(tmp_path):
+    root = make_iae(tmp_path / "iae")
+    assert train("IAE", root, tmp_path / "run", UNTRAINED) == 0
+    assert checkpoint.load_weights(tmp_path / "run" / "best.pt").description["best"]["measure"] == "accuracy"
+    found = read_json(tmp_path / "run" / "test" / "metrics.json")
+    assert {"accuracy", "auc"} <= set(found["metrics"])
+    assert (found["majority_accuracy"], found["positive_emotion_accuracy"]) == (0.5, 0.5)
+    assert any("accuracy of the rule 'positive emotion = high'" in note for note in found["notes"])
+    for row in read_csv(tmp_path / "run" / "test" / "predictions.csv"):
+        assert 0 < float(row["prediction"]) < 1
+
+
+def loss_of(scale: Scale, prediction: list, words=(), **labels) -> float:
+    count = len(prediction)
+    fields = {"scores": None, "distributions": None, "emotions": None, **labels}
+    fields = {name: torch.tensor(value) if value else None for name, value in fields.items()}
+    batch = Batch(torch.arange(count), torch.zeros(count), broken=[], **fields)
+    output = Output(torch.tensor(prediction), torch.tensor(prediction), torch.zeros(count))
+    return make_loss(load_config(words=words), scale)(output, batch).item()
+
+
+def test_scores_are_trained_by_squared_error_of_p():
+    scale = Scale("score", 1, 5, 3, offset=1, factor=4)
+    # 5 is p = 1 and 3 is p = 0.5
+    assert loss_of(scale, [[0.5], [0.25]], scores=[5.0, 3.0]) == pytest.approx((0.25 + 0.0625) / 2)
+
+
+def test_labels_are_trained_by_cross_entropy_at_the_threshold():
+    def loss(inclusive):
+        return loss_of(Scale("label", 1, 10, 5, inclusive), [[0.9], [0.9]], scores=[5.0, 7.0])
+
+    assert loss(True) == pytest.approx(-math.log(0.9))
+    assert loss(False) == pytest.approx(-(math.log(0.9) + math.log(0.1)) / 2)
+
+
+def test_distributions_are_trained_by_emd_as_the_config_says():
+    scale = Scale("distribution", 1, 2, 1.5, bins=(1.0, 2.0))
+    p, q = [[1.0, 0.0], [0.5, 0.5]], [[0.0, 1.0], [0.5, 0.5]]
+    # The first picture's cumulative gap is (1, 0), the second's (0, 0).
+    assert loss_of(scale, p, distributions=q) == pytest.approx(math.sqrt(0.5) / 2)
+    assert loss_of(scale, p, ["loss.emd_r=1"], distributions=q) == pytest.approx(0.25)
+    assert loss_of(scale, p, ["loss.emd_reduction=batch"], distributions=q) == pytest.approx(0.5)
+
+
+def test_emotions_are_trained_by_cross_entropy_of_votes():
+    found = loss_of(Scale("score", 1, 5, 3), [[0.0, math.log(3)]], ["task=emotion"], emotions=[[0.5, 0.5]])
+    assert found == pytest.approx(-(math.log(0.25) + math.log(0.75)) / 2)
+
+
+# ---- optimizer and schedule
+
+
+def small_network():
+    torch.manual_seed(0)
+    return build_model(BACKBONE, outputs=1, width=16)
+
+
+def test_adamw_decays_matrices_only_and_adam_everything():
+    network = small_network()
+    words = ["optimizer.weight_decay=0.1", "optimizer.learning_rate=0.5"]
+    groups = make_optimizer(load_config(words=[*words, "optimizer.name=adamw"]), network).param_groups
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+    assert {p.ndim for p in groups[0]["params"]} == {2, 4}
+    assert {p.ndim for p in groups[1]["params"]} == {1}
+    [all_of_it] = make_optimizer(load_config(words=[*words, "optimizer.name=adam"]), network).param_groups
+    assert (all_of_it["weight_decay"], all_of_it["lr"]) == (0.1, 0.5)
+    trained = {id(p) for name, p in network.named_parameters() if not name.startswith("emotion.")}
+    assert {id(p) for p in all_of_it["params"]} == trained
+    assert {id(p) for group in groups for p in group["params"]} == trained
+
+
+def test_the_schedule_of_the_config_is_the_one_that_runs(scored_set, tmp_path):
+    words = [
+        "optimizer.schedule=ava",
+        "optimizer.learning_rate=8e-4",
+        "train.epochs=5",
+        "train.batch_size=16",
+    ]
+    assert train("csv", scored_set, tmp_path / "run", *words, *SHORT) == 0
+    assert [line["learning_rate"] for line in read_log(tmp_path / "run")] == [8e-4, 8e-4, 8e-4, 4e-4, 2e-4]
+
+
+# ---- randomness
+
+
+def test_a_run_is_a_function_of_its_seed_alone(untrained_run, scored_set, tmp_path):
+    first = tensors(untrained_run / "last.pt")
+    torch.manual_seed(999)
+    np.random.seed(999)
+    assert train("csv", scored_set, tmp_path / "again", *SHORT, "data.workers=1") == 0
+    assert same(first, tensors(tmp_path / "again" / "last.pt"))
+    assert train("csv", scored_set, tmp_path / "other", *SHORT, "train.seed=1") == 0
+    other = tensors(tmp_path / "other" / "last.pt")
+    assert not torch.equal(first["head.2.weight"], other["head.2.weight"])
+
+
+# ---- data
+
+
+def test_validate_on_test_trains_on_the_validation_pictures_too(scored_set, tmp_path):
+    words = ["train.validate_on=test", "train.score_test=false", UNTRAINED, "train.batch_size=20"]
+    assert train("csv", scored_set, tmp_path / "run", *words) == 0
+    data = load_dataset("csv", scored_set)
+    weights = checkpoint.load_weights(tmp_path / "run" / "best.pt")
+    expected = np.union1d(data["train"].id_hashes, data["val"].id_hashes)
+    assert np.array_equal(weights.training_ids, expected)
+    assert set(weights.description["splits"]) == {"train", "test"}
+    assert weights.description["splits"]["test"] == data["test"].sha256
+    [line] = read_log(tmp_path / "run")
+    assert (line["train_pictures"], line["val_n"]) == (20, 4)
+
+
+def test_a_limit_takes_the_same_pictures_whatever_the_order_of_the_table(scored_set):
+    rated = load_dataset("csv", scored_set, ("train",))["train"]
+    chosen = training.first_by_hash(rated, 5)
+    turned = training.first_by_hash(rated.take(np.arange(len(rated))[::-1]), 5)
+    assert len(chosen) == 5
+    assert set(chosen.ids) == set(turned.ids)
+    assert set(chosen.ids) <= set(training.first_by_hash(rated, 9).ids)
+    assert training.first_by_hash(rated, 16) is rated
+
+
+@pytest.fixture
+def damaged_set(scored_set, tmp_path):
+    """`scored_set` with a broken picture in train and in val, and one of test missing."""
+    root = shutil.copytree(scored_set, tmp_path / "damaged")
+    for number in (0, 4):
+        (root / "images" / f"0_{number:03d}.png").write_bytes(b"<html>not found</html>")
+    (root / "images" / "0_005.png").unlink()
+    return root
+
+
+def test_a_broken_picture_is_an_error_that_names_it(damaged_set, tmp_path, capsys):
+    assert train("csv", damaged_set, tmp_path / "run", UNTRAINED) == 2
+    error = capsys.readouterr().err
+    assert "0_000.png cannot be decoded: a web page (HTML)" in error
+    assert "--skip-broken" in error
+
+
+def test_skipped_pictures_are_counted_and_listed(damaged_set, tmp_path, capsys):
+    output = tmp_path / "run"
+    assert train("csv", damaged_set, output, UNTRAINED, "--skip-broken", "train.epochs=2") == 0
+    for line in read_log(output):
+        assert (line["train_pictures"], line["train_broken"], line["val_n"]) == (15, 1, 3)
+    for split, name in {"train": "0_000.png", "val": "0_004.png"}.items():
+        [row] = read_csv(output / f"broken_{split}.csv")
+        assert row["id"] == name
+        assert "a web page (HTML)" in row["reason"]
+    [row] = read_csv(output / "left_out_test.csv")
+    assert row == {"id": "0_005.png", "reason": "no picture file 0_005.png"}
+    assert not (output / "left_out_train.csv").exists()
+    said = capsys.readouterr().out
+    assert said.count("1 pictures of train cannot be decoded and are left out:") == 1
+    assert "csv test: 3 pictures" in said
+
+
+def test_pictures_without_a_label_for_the_task_are_left_out_by_name(scored_set):
+    rated = load_dataset("csv", scored_set, ("train",))["train"]
+    rated.scores[3] = np.nan
+    kept = training.evaluation.labelled(rated, "aesthetics")
+    assert (len(kept), kept.left_out[-1].id) == (15, rated.ids[3])
+    assert kept.left_out[-1].reason == "no label for the task aesthetics"
+    assert len(training.evaluation.labelled(rated, "emotion")) == 16
+
+
+# ---- the best and the worst
+
+
+def test_best_is_the_largest_and_the_smallest_divergence():
+    best = Best("srcc")
+    assert [best.update(i, {"srcc": v}) for i, v in enumerate([0.2, 0.1, 0.3, 0.3])] == [
+        True,
+        False,
+        True,
+        False,
+    ]
+    assert (best.value, best.epoch) == (0.3, 2)
+    best = Best("kl")
+    assert [best.update(i, {"kl": v}) for i, v in enumerate([0.2, 0.3, 0.1])] == [True, False, True]
+
+
+def test_best_takes_something_even_where_the_measure_is_undefined():
+    best = Best("srcc")
+    nan = math.nan
+    assert [best.update(i, {"srcc": v}) for i, v in enumerate([nan, nan, -0.5, nan])] == [
+        True,
+        False,
+        True,
+        False,
+    ]
+    assert (best.value, best.epoch) == (-0.5, 2)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(
+    scored_set, tmp_path, monkeypatch, capsys
+):
+    def nan_in_the_second_epoch(config, scale):
+        return lambda output, batch: output.prediction.sum() * (math.nan if config_epoch(tmp_path) else 1)
+
+    monkeypatch.setattr(training, "make_loss", nan_in_the_second_epoch)
+    assert train("csv", scored_set, tmp_path / "run", "train.epochs=2", *SHORT) == 2
+    error = capsys.readouterr().err
+    assert "the loss is nan at step 1 of epoch 2 (pictures 0_0" in error
+    weights, state = checkpoint.load_training(tmp_path / "run" / "last.pt")
+    assert (state["epoch"], state["totals"][0]["step"]) == (1, 0)
+    assert all(torch.isfinite(value).all() for value in weights.tensors.values())
+
+
+def config_epoch(folder: Path) -> int:
+    log = folder / "run" / "metrics.jsonl"
+    return len(log.read_text().splitlines()) if log.exists() else 0

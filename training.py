@@ -1,0 +1,644 @@
+"""One training run: data, network, epochs, checkpoints, records; resumes exactly where it stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import backbones
+import checkpoint
+import distributed
+import engine
+import evaluation
+import losses
+from checkpoint import Weights
+from config import Config, as_yaml
+from datasets import (
+    Batch,
+    DataOptions,
+    LeftOut,
+    PictureSet,
+    RatedSet,
+    TrainOrder,
+    describe,
+    hash_fractions,
+    load_dataset,
+    make_loader,
+    write_left_out,
+)
+from EAMBNet import EMOTIONS, EAMBNet, EmotionNetwork, Output, Scale, build_model
+
+QUANTILES = 1001  # of the training ratings; predictions are placed among them
+
+
+def train(
+    config: Config,
+    emotion_checkpoint: str | None = None,
+    weights: str | None = None,
+    output: Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+) -> dict[str, float]:
+    """Trains as the config says; returns the test metrics, or the best validation's if test is not scored.
+
+    Args:
+        emotion_checkpoint: weights of the emotion branch, ours or the official code's.
+        weights: a whole network to start from, ours or the official code's.
+        output: the run's folder; default runs/<task>_<dataset>_<backbone>.
+        resume: go on where the run in `output` stopped, or start if there is none.
+        force: start anew over the run in `output`.
+
+    Raises:
+        ValueError, FileNotFoundError: bad settings or data, in one sentence.
+    """
+    output = output or Path("runs") / f"{config.task}_{config.data.dataset}_{config.model.backbone}"
+    last = output / "last.pt"
+    with distributed.session(config.train.device) as device:
+        check_output(output, resume, force)
+        if resume and last.is_file():
+            stopped, state = checkpoint.load_training(last)
+            data = load_data(config)
+            files = {"weights": weights, "emotion_checkpoint": emotion_checkpoint}
+            check_same_run(last, config, data, stopped, state, files)
+            network, origin = rebuild_network(stopped)
+        else:
+            state = None
+            check_sources(config, emotion_checkpoint, weights)
+            data = load_data(config)
+            network, origin = build_network(config, data["train"], emotion_checkpoint, weights)
+        run = Run(config, output, device, data, network, origin)
+        run.open_records(state)
+        for epoch in range(run.epoch, config.train.epochs):
+            found = train_epoch(run, epoch)
+            run.record(epoch, found, validate(run))
+        return finish(run)
+
+
+def check_output(output: Path, resume: bool, force: bool) -> None:
+    if (output / "last.pt").exists() and not (resume or force):
+        raise ValueError(
+            f"training: {output} holds a run already; go on with --resume, choose another --output, "
+            "or start over it with --force"
+        )
+
+
+RECORDS = ("last.pt", "best.pt", "metrics.jsonl", "curves.png", "left_out_*.csv", "broken_*.csv")
+RECORDS += ("test/predictions.csv", "test/metrics.json", "test/scatter.png", "tensorboard/events.*")
+
+
+def clear(output: Path) -> None:
+    """Removes an older run's files, which would mix with the new ones."""
+    for pattern in RECORDS:
+        for path in output.glob(pattern):
+            path.unlink()
+
+
+# ---------------------------------------------------------------------------------------------------
+# Data
+
+
+def load_data(config: Config) -> dict[str, RatedSet]:
+    """The splits that the run uses, ready for its task."""
+    splits = ("train", "val", "test") if needs_test(config) else ("train", "val")
+    options = config.data.options(DataOptions)
+    data = load_dataset(config.data.dataset, config.data.root, splits, options)
+    data = {split: evaluation.labelled(rated, config.task) for split, rated in data.items()}
+    if config.train.validate_on == "test":
+        data["train"] = joined(data["train"], data.pop("val"))
+    if config.data.limit:
+        data["train"] = first_by_hash(data["train"], config.data.limit)
+    if distributed.is_main():
+        print("\n".join(describe(rated) for rated in data.values()), flush=True)
+    return data
+
+
+def needs_test(config: Config) -> bool:
+    return config.train.score_test or config.train.validate_on == "test"
+
+
+def joined(train: RatedSet, val: RatedSet) -> RatedSet:
+    """Both as one training set, for the official PARA protocol, which holds nothing out."""
+    columns = {}
+    for name in ("scores", "distributions", "emotions"):
+        parts = [getattr(rated, name) for rated in (train, val)]
+        columns[name] = None if any(part is None for part in parts) else np.concatenate(parts)
+    for name in ("ids", "paths", "left_out"):
+        columns[name] = [*getattr(train, name), *getattr(val, name)]
+    return replace(train, protocol=f"{train.protocol}; and {val.protocol}", **columns)
+
+
+def first_by_hash(rated: RatedSet, limit: int) -> RatedSet:
+    """A fixed sample of a set, whatever the order of its files."""
+    if limit >= len(rated):
+        return rated
+    chosen = np.sort(np.argsort(hash_fractions(rated.ids), kind="stable")[:limit])
+    return replace(rated.take(chosen), protocol=f"{rated.protocol}, {limit} of it by hash of the id")
+
+
+# ---------------------------------------------------------------------------------------------------
+# Network
+
+LAST_LAYER, CLASSIFIER = "head.5.", "emotion.classifier."  # beginnings of names
+EMOTION_SHAPES = ("backbone", "width")  # settings that decide the shapes of the emotion branch
+SHAPES = (*EMOTION_SHAPES, "guided_width", "guided_hidden", "head_width")
+UNTRAINED_BRANCH = (
+    "training: the emotion branch was never trained, and it stays frozen. Give it weights with "
+    "--emotion-checkpoint FILE (train them with --task emotion), or accept ImageNet's features with "
+    "model.emotion_weights=none"
+)
+
+
+def check_sources(config: Config, emotion_checkpoint: str | None, weights: str | None) -> None:
+    """Whether the files of first weights are there and are enough, before anything is built or downloaded."""
+    for file in (weights, emotion_checkpoint):
+        if file and not Path(file).is_file():
+            raise FileNotFoundError(f"training: there is no weights file {file}")
+    if config.task == "emotion":
+        if emotion_checkpoint:
+            raise ValueError(
+                "training: --emotion-checkpoint is for --task aesthetics; "
+                "an emotion training starts from given weights with --weights FILE"
+            )
+    elif not (weights or emotion_checkpoint or config.model.emotion_weights == "none"):
+        raise ValueError(UNTRAINED_BRANCH)
+
+
+def build_network(
+    config: Config, rated: RatedSet, emotion_checkpoint: str | None, weights: str | None
+) -> tuple[EAMBNet | EmotionNetwork, dict]:
+    """The network with its first weights, and in words and hashes where they came from."""
+    torch.manual_seed(config.train.seed)
+    start = read_start(Path(weights)) if weights else None
+    if start:
+        check_start(config, start, str(weights))
+    model = new_network(config, rated.scale, choose_emotions(config, rated, start, emotion_checkpoint))
+    none = np.empty(0, np.int64)
+    origin = {"imagenet": config.model.imagenet, "training_ids": none, "emotion_training_ids": none}
+    if start:
+        start_from(model, start, str(weights), rated.scale, other_branch=bool(emotion_checkpoint))
+        origin = describe_file("weights", Path(weights), start)
+        origin["emotion_branch"] = start.description.get("origin", {}).get("emotion_branch", "trained")
+        origin["training_ids"], origin["emotion_training_ids"] = trained_ids(config.task, start)
+    elif config.model.imagenet != "none":
+        checkpoint.load_imagenet(model, config.model.imagenet)
+        origin["imagenet"] = Path(config.model.imagenet).name  # a folder says nothing on another machine
+    if emotion_checkpoint:
+        branch = checkpoint.load_emotion_branch(model, emotion_checkpoint)
+        origin |= describe_file("emotion_checkpoint", Path(emotion_checkpoint), branch)
+        origin |= {"emotion_branch": "trained", "emotion_training_ids": branch.emotion_training_ids}
+    trained = config.task == "emotion" or origin.setdefault("emotion_branch", "never trained") == "trained"
+    if not trained and config.model.emotion_weights != "none":
+        raise ValueError(UNTRAINED_BRANCH)
+    return model.to(memory_format=torch.channels_last), origin
+
+
+def rebuild_network(stopped: Weights) -> tuple[EAMBNet | EmotionNetwork, dict]:
+    """The network of a run that is resumed, and where its first weights came from."""
+    origin = {**stopped.description["origin"], "training_ids": stopped.training_ids}
+    origin["emotion_training_ids"] = stopped.emotion_training_ids
+    return stopped.build().to(memory_format=torch.channels_last), origin
+
+
+def choose_emotions(
+    config: Config, rated: RatedSet, start: Weights | None, emotion_checkpoint: str | None
+) -> tuple[str, ...]:
+    """The emotions that the weights at hand know; those of the data set where these are to be learned."""
+    if config.task == "emotion":
+        known = start.emotions if start else ()
+        return known if set(known) == set(rated.emotion_classes) else rated.emotion_classes
+    if emotion_checkpoint:
+        return checkpoint.emotions_in(emotion_checkpoint)
+    return start.emotions if start else EMOTIONS
+
+
+def new_network(config: Config, scale: Scale, emotions: tuple[str, ...]) -> EAMBNet | EmotionNetwork:
+    settings = asdict(config.model)
+    del settings["imagenet"], settings["emotion_weights"]
+    if config.task == "emotion":
+        return EmotionNetwork(settings["backbone"], emotions, settings["emotion_scale"], settings["width"])
+    return build_model(outputs=scale.outputs, emotions=emotions, **settings)
+
+
+def read_start(path: Path) -> Weights:
+    """The weights to start from; of the official code's we know only what their names and shapes tell."""
+    content = checkpoint.read(path)
+    if not checkpoint.looks_official(content):
+        return checkpoint.load_weights(path)
+    tensors, problems = checkpoint.translate_official(content)
+    if problems:
+        raise ValueError(f"training: {path} is not of the official network: {'; '.join(problems[:12])}")
+    task = "aesthetics" if LAST_LAYER + "bias" in tensors else "emotion"
+    architecture = {"backbone": backbones.RESNET50, "width": 256, "emotions": list(EMOTIONS)}
+    return Weights(tensors, {"task": task, "architecture": architecture})
+
+
+def start_from(
+    model: EAMBNet | EmotionNetwork, start: Weights, path: str, scale: Scale, other_branch: bool
+) -> None:
+    """Fills the network with given weights; a last layer of another kind stays random, and this is said.
+
+    Args:
+        other_branch: the emotion branch comes from elsewhere.
+
+    Raises:
+        ValueError: the weights are of another network.
+    """
+    tensors, replaced = start.tensors, ""
+    if isinstance(model, EmotionNetwork):
+        tensors = {name: value for name, value in tensors.items() if name.startswith("emotion.")}
+        leave = () if start.emotions == model.arguments["emotions"] else (CLASSIFIER,)
+        replaced = f"{path} knows the emotions {', '.join(start.emotions)}" if leave else ""
+    else:
+        leave = () if same_kind(start, scale) else (LAST_LAYER,)
+        replaced = f"{path} predicts {kind_of(start)}, this run {kind_of(scale)}" if leave else ""
+        leave += ("emotion.",) if other_branch else ()
+    checkpoint.load_tensors(model, tensors, path, leave=leave)
+    if replaced and distributed.is_main():
+        print(f"{replaced}; its last layer is replaced.", flush=True)
+
+
+def check_start(config: Config, start: Weights, path: str) -> None:
+    """Whether weights can start this run, before its network is built."""
+    if config.task == "aesthetics" and start.task == "emotion":
+        raise ValueError(
+            f"training: {path} holds an emotion branch alone, which cannot score pictures; "
+            f"start from it with --emotion-checkpoint {path}"
+        )
+    theirs, ours = start.description["architecture"], asdict(config.model)
+    deciding = SHAPES if config.task == "aesthetics" else EMOTION_SHAPES
+    other = [name for name in deciding if theirs.get(name, ours[name]) != ours[name]]
+    if other:
+        has = " ".join(f"model.{name}={theirs[name]}" for name in other)
+        wants = " ".join(f"model.{name}={ours[name]}" for name in other)
+        raise ValueError(
+            f"training: {path} has {has} and this run {wants}; give the former, or a --config that has them"
+        )
+
+
+def same_kind(start: Weights, scale: Scale) -> bool:
+    """Whether the outputs mean what this run's will mean; of an official head only their number is known."""
+    same_count = start.tensors[LAST_LAYER + "bias"].numel() == scale.outputs
+    return same_count and (start.scale is None or start.scale.kind == scale.kind)
+
+
+def kind_of(what: Weights | Scale) -> str:
+    scale = what if isinstance(what, Scale) else what.scale
+    if scale is None:
+        return f"{what.tensors[LAST_LAYER + 'bias'].numel()} value(s)"
+    words = {"distribution": f"shares of {scale.outputs} ratings", "label": "high or low"}
+    return words.get(scale.kind, f"a score from {scale.minimum:g} to {scale.maximum:g}")
+
+
+def trained_ids(task: str, start: Weights) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of the pictures that the taken-over part, and its emotion branch, has seen."""
+    if task == "emotion" and start.task == "aesthetics":
+        return start.emotion_training_ids, start.emotion_training_ids
+    return start.training_ids, start.emotion_training_ids
+
+
+def describe_file(what: str, path: Path, weights: Weights | None) -> dict:
+    known = weights.description if weights else {}
+    return {
+        what: path.name,
+        f"{what}_sha256": checkpoint.file_hash(path),
+        f"{what}_dataset": known.get("dataset", "unknown"),
+    }
+
+
+def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """Adam or AdamW; AdamW's decay leaves out biases and BatchNorm, Adam's is the official code's on all."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    settings = config.optimizer
+    if settings.name == "adam":
+        return torch.optim.Adam(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+
+
+def make_loss(config: Config, scale: Scale) -> Callable[[Output, Batch], Tensor]:
+    """The training loss that fits the task and the kind of rating."""
+    if config.task == "emotion":
+        return lambda output, batch: losses.emotion_loss(output.emotion_logits, batch.emotions)
+    if scale.kind == "distribution":
+        settings = config.loss
+        return lambda output, batch: losses.emd_loss(
+            output.prediction, batch.distributions, settings.emd_r, settings.emd_reduction
+        )
+    if scale.kind == "label":
+        return lambda output, batch: losses.label_loss(output.prediction, scale.is_high(batch.scores).float())
+    return lambda output, batch: losses.score_loss(output.prediction, scale.probability(batch.scores))
+
+
+# ---------------------------------------------------------------------------------------------------
+# The run
+
+
+def best_measure(config: Config, scale: Scale) -> str:
+    """The validation metric that chooses the weights to keep."""
+    if config.task == "emotion":
+        return "kl"
+    return "accuracy" if scale.kind == "label" else "srcc"
+
+
+@dataclass
+class Best:
+    """The best validation so far: of `measure`, larger is better unless it is a divergence."""
+
+    measure: str
+    value: float = math.nan
+    epoch: int = -1
+
+    def update(self, epoch: int, metrics: dict[str, float]) -> bool:
+        value = metrics[self.measure]
+        better = value < self.value if self.measure == "kl" else value > self.value
+        if better or (math.isnan(self.value) and not (math.isnan(value) and self.epoch >= 0)):
+            self.value, self.epoch = value, epoch
+            return True
+        return False
+
+
+class Run:
+    """What a run consists of, what it writes, and how it is taken up again."""
+
+    def __init__(
+        self,
+        config: Config,
+        output: Path,
+        device: torch.device,
+        data: dict[str, RatedSet],
+        network: EAMBNet | EmotionNetwork,
+        origin: dict,
+    ):
+        if config.task == "emotion":
+            emotions = network.arguments["emotions"]
+            data = {split: evaluation.with_emotions(rated, emotions) for split, rated in data.items()}
+        self.config, self.output, self.device, self.data, self.origin = config, output, device, data, origin
+        self.network = network.to(device)
+        self.model = distributed.wrap(self.network, device)
+        self.optimizer = make_optimizer(config, self.network)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
+        mean, std = backbones.normalisation(config.model.backbone)
+        self.compute = engine.Compute(device, config.train.precision, mean, std)
+        self.epoch, self.totals = 0, engine.Totals()
+        self.order(epoch=0)  # a batch size that cannot be had is an error before anything is written
+        self.best = Best(best_measure(config, data["train"].scale))
+        self.broken: dict[str, set[LeftOut]] = {}
+        self.last, self.best_file = output / "last.pt", output / "best.pt"
+        self.saved = time.monotonic()
+        self.writer = None
+        self.description = describe_run(config, network, data, origin)
+
+    def order(self, epoch: int) -> TrainOrder:
+        """The batches of an epoch that this process has still to do."""
+        settings = self.config.train
+        return TrainOrder(
+            len(self.data["train"]),
+            settings.batch_size,
+            settings.seed,
+            epoch,
+            start_step=self.totals.step,
+            rank=distributed.rank(),
+            world=distributed.world(),
+        )
+
+    def weights(self) -> Weights:
+        ids = np.union1d(self.origin["training_ids"], self.data["train"].id_hashes)
+        emotion_ids = ids if self.config.task == "emotion" else self.origin["emotion_training_ids"]
+        description = {**self.description, "best": asdict(self.best)}
+        return Weights(self.network.state_dict(), description, ids, emotion_ids)
+
+    def save(self) -> None:
+        """Writes last.pt: everything that resuming needs. Random states are none of it: all randomness is a
+        function of seed, epoch and step."""
+        parts = distributed.gather(asdict(self.totals))
+        self.saved = time.monotonic()
+        if not distributed.is_main():
+            return
+        state = {
+            "config": self.config.as_dict(),
+            "world": distributed.world(),
+            "epoch": self.epoch,
+            "totals": parts,
+            "best": asdict(self.best),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+        checkpoint.save_training(self.last, self.weights(), state)
+
+    def save_if_due(self) -> None:
+        due = time.monotonic() - self.saved > 60 * self.config.train.checkpoint_minutes
+        if distributed.broadcast(due):
+            self.save()
+
+    def open_records(self, state: dict | None) -> None:
+        """Opens the run's folder: cleared for a new run, else taken up where `state` of last.pt was saved."""
+        if state:
+            self.resume(state)
+        elif distributed.is_main():
+            clear(self.output)
+        if distributed.is_main():
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.output.mkdir(parents=True, exist_ok=True)
+            (self.output / "config.yaml").write_text(as_yaml(self.config), encoding="utf-8")
+            for split, rated in self.data.items():
+                if rated.left_out:
+                    write_left_out(self.output / f"left_out_{split}.csv", rated)
+            self.writer = SummaryWriter(self.output / "tensorboard", purge_step=self.epoch)
+
+    def resume(self, state: dict) -> None:
+        """Takes up optimizer, progress and log; the weights are in the network already."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.best = state["epoch"], Best(**state["best"])
+        self.totals = engine.Totals(**state["totals"][distributed.rank()])
+        if distributed.is_main():
+            print(f"resumed {self.last} at epoch {self.epoch + 1}, step {self.totals.step + 1}", flush=True)
+            log = self.output / "metrics.jsonl"
+            lines = log.read_text().splitlines(keepends=True)[: self.epoch] if log.exists() else []
+            with checkpoint.written_whole(log) as temporary:
+                temporary.write_text("".join(lines))
+
+    def list_broken(self, split: str, broken: list[LeftOut]) -> None:
+        """Keeps broken_<split>.csv, which names each picture that could not be decoded."""
+        known = self.broken.setdefault(split, set())
+        if distributed.is_main() and not known.issuperset(broken):
+            known.update(broken)
+            path = self.output / f"broken_{split}.csv"
+            write_left_out(path, replace(self.data[split], left_out=sorted(known)))
+            print(f"{len(known)} pictures of {split} cannot be decoded and are left out: {path}", flush=True)
+
+    def record(self, epoch: int, trained: dict[str, float], validated: dict[str, float]) -> None:
+        """Ends an epoch: one line of metrics.jsonl, TensorBoard, last.pt, and best.pt if it is the best."""
+        improved = self.best.update(epoch, validated)
+        line = {"epoch": epoch, "learning_rate": trained.pop("learning_rate")}
+        line |= {f"train_{name}": value for name, value in trained.items()}
+        line |= {f"val_{name}": value for name, value in validated.items()}
+        if distributed.is_main():
+            with (self.output / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(evaluation.without_nan(line)) + "\n")
+            for name, value in line.items():
+                self.writer.add_scalar(name, value, epoch)
+            self.writer.flush()
+            if improved:
+                checkpoint.save_training(self.best_file, self.weights(), {"epoch": epoch})
+            shown = "  ".join(f"{k} {v:.4f}" for k, v in line.items() if k in SHOWN)
+            print(
+                f"epoch {epoch + 1}/{self.config.train.epochs}  {shown}{'  (best)' if improved else ''}",
+                flush=True,
+            )
+        self.epoch, self.totals = epoch + 1, engine.Totals()
+        self.save()
+
+
+SHOWN = ("train_loss", "val_srcc", "val_plcc", "val_accuracy", "val_rmse", "val_kl", "val_kl_ratio")
+SETTLED = ("task", "data", "model", "loss", "optimizer", "train")  # sections that a resumed run must share
+FREE = ("data.root", "data.workers", "train.device", "train.checkpoint_minutes")
+
+
+def check_same_run(
+    last: Path, config: Config, data: dict[str, RatedSet], stopped: Weights, state: dict, files: dict
+) -> None:
+    """A resumed run must be the one that stopped.
+
+    Args:
+        files: "weights" and "emotion_checkpoint", as on the command line; None needs no repeating.
+    """
+    differences = changed_settings(state["config"], config.as_dict())
+    if state["world"] != distributed.world():
+        differences.append(f"the number of processes was {state['world']} and is {distributed.world()}")
+    splits, origin = stopped.description["splits"], stopped.description["origin"]
+    differences += [
+        f"the ids of {name} had the SHA-256 {splits.get(name, 'none')[:12]} and have {rated.sha256[:12]}"
+        for name, rated in data.items()
+        if splits.get(name) != rated.sha256
+    ]
+    differences += [
+        f"--{what.replace('_', '-')} was another file ({origin.get(what, 'none')}) than {file}"
+        for what, file in files.items()
+        if file and checkpoint.file_hash(Path(file)) != origin.get(f"{what}_sha256")
+    ]
+    if differences:
+        raise ValueError(f"training: cannot resume {last}: {'; '.join(differences)}")
+
+
+def changed_settings(before: dict, now: dict) -> list[str]:
+    differences = []
+    for section in SETTLED:
+        if not isinstance(before[section], dict):
+            pairs = [(section, before[section], now[section])]
+        else:
+            values = now[section].items()
+            pairs = [(f"{section}.{key}", before[section].get(key), value) for key, value in values]
+        differences += [f"{key} was {a} and is {b}" for key, a, b in pairs if a != b and key not in FREE]
+    return differences
+
+
+def describe_run(config: Config, network, data: dict[str, RatedSet], origin: dict) -> dict:
+    """The description that travels with the weights."""
+    rated = data["train"]
+    scores = rated.scores[~np.isnan(rated.scores)]
+    quantiles = np.quantile(scores, np.linspace(0, 1, QUANTILES)) if len(scores) else []
+    settings = config.as_dict()
+    settings["data"]["root"] = ""  # a folder of the machine it was trained on says nothing elsewhere
+    return checkpoint.describe(network, rated.scale if config.task == "aesthetics" else None) | {
+        "dataset": rated.name,
+        "protocol": rated.protocol,
+        "splits": {name: part.sha256 for name, part in data.items()},
+        "pictures": len(rated),
+        "image_size": config.data.size,
+        "exif": config.data.exif,
+        "training_ratings": [round(float(value), 6) for value in quantiles],
+        "origin": {name: value for name, value in origin.items() if not isinstance(value, np.ndarray)},
+        "config": settings,
+        "versions": evaluation.versions(),
+    }
+
+
+def train_epoch(run: Run, epoch: int) -> dict[str, float]:
+    config, rated = run.config, run.data["train"]
+    flips, broken = config.train.seed, config.data.skip_broken
+    pictures = PictureSet(rated, config.data.size, config.data.exif, flip_seed=flips, skip_broken=broken)
+    order = run.order(epoch)
+    loader = make_loader(pictures, order, config.data.worker_count(), pin_memory=run.device.type == "cuda")
+    schedule, base = config.optimizer.schedule, config.optimizer.learning_rate
+    with progress(order, run, epoch) as bar:
+
+        def after_step(totals: engine.Totals) -> None:
+            bar.update(totals.step - bar.n)
+            bar.set_postfix_str(f"loss {totals.loss / max(1, totals.pictures):.4f}", refresh=False)
+            run.save_if_due()
+
+        found = engine.train_one_epoch(
+            run.model,
+            loader,
+            loss_function=make_loss(config, rated.scale),
+            optimizer=run.optimizer,
+            scaler=run.scaler,
+            rate=lambda done: engine.learning_rate(schedule, base, config.train.epochs, epoch, done),
+            compute=run.compute,
+            steps=len(order),
+            epoch=epoch,
+            seed=config.train.seed,
+            totals=run.totals,
+            ids=rated.ids,
+            accumulate=config.train.accumulate,
+            clip=config.train.clip,
+            after_step=after_step,
+        )
+    parts = distributed.gather(run.totals.broken)
+    run.list_broken("train", [LeftOut(*entry) for part in parts for entry in part])
+    return found
+
+
+def progress(order: TrainOrder, run: Run, epoch: int) -> tqdm:
+    return tqdm(
+        total=len(order),
+        initial=run.totals.step,
+        desc=f"epoch {epoch + 1}/{run.config.train.epochs}",
+        unit="step",
+        disable=not distributed.is_main(),
+        mininterval=2,
+    )
+
+
+def validate(run: Run) -> dict[str, float]:
+    """Metrics on the validation pictures, without intervals."""
+    split = run.config.train.validate_on
+    found = evaluation.predict_set(run.network, run.data[split], run.config, run.compute)
+    run.list_broken(split, found.broken)
+    return evaluation.measure(found, run.data[split], run.config.task).metrics
+
+
+def finish(run: Run) -> dict[str, float]:
+    """Draws the curves and scores the best weights once on test."""
+    from visualize import save_curves
+
+    if distributed.is_main():
+        run.writer.close()
+        save_curves(run.output / "metrics.jsonl", run.output / "curves.png")
+    best = checkpoint.load_weights(run.best_file)
+    chosen = best.description["best"]
+    if distributed.is_main():
+        shown = f"epoch {chosen['epoch'] + 1}, {chosen['measure']} {chosen['value']:.4f}"
+        print(f"\n{run.output}: best.pt ({shown}) last.pt metrics.jsonl curves.png", flush=True)
+    if not run.config.train.score_test:
+        return chosen
+    checkpoint.load_tensors(run.network, best.tensors, str(run.best_file))
+    report = evaluation.evaluate(run.network, best, run.data["test"], run.config, run.compute)
+    if distributed.is_main():
+        report.write(run.output / "test")
+        print(f"\n{report}\n\n{run.output / 'test'}: {report.files}", flush=True)
+    return report.metrics
