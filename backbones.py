@@ -80,7 +80,7 @@ def create_timm_features(name: str, **options) -> nn.Module:
     if not timm.is_model(name):
         from difflib import get_close_matches
 
-        near = get_close_matches(name, [RESNET50, *timm.list_models()], n=3)
+        near = get_close_matches(name, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() names all."
         raise ValueError(f"backbones: '{name}' is neither '{RESNET50}' nor a network of timm{hint}")
     try:

@@ -1487,14 +1487,9 @@ def make_loader(
         num_workers=workers,
         collate_fn=picture_set.collate,
         pin_memory=pin_memory,
-        worker_init_fn=_one_thread,
         # Without its own generator the loader draws from the global one, and a resume would not be exact.
         generator=torch.Generator(),
     )
-
-
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

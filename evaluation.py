@@ -109,7 +109,7 @@ def evaluate_checkpoint(path: Path, config: Config, split: str, output: Path | N
     rated = load_dataset(config.data.dataset, config.data.root, (split,), options)[split]
     rated = labelled(rated, config.task)
     with distributed.session(config.train.device) as device:
-        # As in training, or the last digits of the two would differ.
+        # In memory as in training, so that the same kernels run and give the same digits.
         network = weights.build().to(device, memory_format=torch.channels_last)
         mean, std = backbones.normalisation(config.model.backbone)
         report = evaluate(network, weights, rated, config, engine.Compute(device, "fp32", mean, std))

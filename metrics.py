@@ -258,7 +258,7 @@ def _divergences(probabilities: np.ndarray, votes: np.ndarray) -> dict[str, floa
     cross_entropy = _cross_entropy(votes, probabilities)
     entropy = _cross_entropy(votes, votes)
     kl = cross_entropy - entropy
-    kl_prior = _cross_entropy(votes, votes.mean(axis=0, keepdims=True)) - entropy
+    kl_prior = _cross_entropy(votes, emotion_prior(votes)[None]) - entropy
     prior_is_exact = kl_prior < 1e-12  # equal rows leave a rest of rounding instead of 0
     if prior_is_exact:
         _warn("KL ratio is undefined (NaN): all pictures have the same votes, the constant prior is exact.")

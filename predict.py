@@ -50,7 +50,8 @@ class Scored:
     """One picture's figures; of a picture that cannot be decoded only `path` and `error`.
 
     path: as it was given.
-    score: in the unit of the training set's ratings, whose scale runs from score_min to score_max.
+    score: in the unit of the training set's ratings, whose scale runs from score_min to score_max; of a
+        network for high/low labels the probability of "high", 0 to 1.
     score_std: standard deviation of the predicted rating distribution, same unit; None for other networks.
     percentile: share of the training ratings below the score, 0 to 100; None if the weights do not know it.
     emotion, emotion_probability: the strongest emotion and its probability, 0 to 1.
@@ -177,6 +178,7 @@ class Scorer:
         weights = load_aesthetics(checkpoint)
         known = weights.description
         self.scale, self.emotions = weights.scale, weights.emotions
+        self.ends = (0.0, 1.0) if self.scale.kind == "label" else (self.scale.minimum, self.scale.maximum)
         self.size, self.exif = known["image_size"], known["exif"]
         ratings = known.get("training_ratings", ()) if self.scale.kind != "label" else ()
         self.quantiles = np.asarray(ratings) if len(ratings) > 1 else None
@@ -242,8 +244,8 @@ class Scorer:
         return Scored(
             path,
             score=float(value),
-            score_min=self.scale.minimum,
-            score_max=self.scale.maximum,
+            score_min=self.ends[0],
+            score_max=self.ends[1],
             score_std=None if np.isnan(deviation) else float(deviation),
             percentile=None if self.quantiles is None else percentile(value, self.quantiles),
             emotion=self.emotions[strongest],

@@ -63,8 +63,11 @@ def test_a_distribution_has_a_column_for_each_bin_and_its_mean(bins_run):
 def test_evaluating_a_checkpoint_repeats_the_training_runs_test(score_run, scored_set, tmp_path):
     words = ("evaluate.bootstrap=20",)
     assert evaluate(score_run / "best.pt", "CSV", scored_set, tmp_path / "again", *words) == 0
-    for name in ("predictions.csv", "metrics.json"):
-        assert (tmp_path / "again" / name).read_bytes() == (score_run / "test" / name).read_bytes()
+    again, first = (folder / "predictions.csv" for folder in (tmp_path / "again", score_run / "test"))
+    assert again.read_bytes() == first.read_bytes()
+    again, first = (read_json(path.with_name("metrics.json")) for path in (again, first))
+    assert again.pop("versions").keys() == first.pop("versions").keys()
+    assert again == first
 
 
 def test_exported_weights_score_as_the_checkpoint_does(score_run, scored_set, tmp_path):

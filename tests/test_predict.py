@@ -259,6 +259,13 @@ def test_no_percentile_without_training_ratings(model, album, tmp_path):
 # ---- the same score in any company -----------------------------------------------------------------
 
 
+def test_a_high_or_low_network_gives_a_probability_whatever_the_ratings_were(model, album, tmp_path):
+    high = Scale("label", 1.0, 10.0, threshold=5.0, inclusive=True)  # IAE's ratings run from 1 to 10
+    scored = Scorer(export(tmp_path / "high.safetensors", model, high), device="cpu").score(album / "a.PNG")
+    assert scored.score == pytest.approx((direct_score(model, album / "a.PNG") - 1) / 4, abs=1e-5)
+    assert (scored.score_min, scored.score_max, scored.percentile) == (0.0, 1.0, None)
+
+
 def test_scores_depend_neither_on_batches_nor_on_workers(scorer, weights, album):
     paths = [album / name for name in ALBUM]
     scores = [[result.score for result in scorer.score_all(paths)]]
