@@ -7,6 +7,7 @@ that never stopped; every picture is predicted once, in batches of one shape, so
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -193,6 +194,18 @@ def optimizer_step(model, optimizer, scaler, clip: float) -> None:
 def set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = value
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory this process has held so far, in GB: of the GPU if it runs on one; NaN on Windows."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    try:
+        import resource
+    except ImportError:
+        return math.nan
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def summary(totals: Totals, optimizer: torch.optim.Optimizer) -> dict[str, float]:

@@ -36,6 +36,9 @@ from datasets import (
 from EAMBNet import Scale
 
 CROSS_SET = ("n", "srcc", "plcc", "krcc")
+CSV_KEYS = (  # how a csv is read need not be said again for the set that was trained on
+    *("table", "images", "path_column", "score_column", "count_columns", "emotion_columns", "split_column"),
+)
 
 
 @dataclass
@@ -114,7 +117,8 @@ def evaluate_checkpoint(path: Path, config: Config, split: str, output: Path | N
         mean, std = backbones.normalisation(config.model.backbone)
         report = evaluate(network, weights, rated, config, engine.Compute(device, "fp32", mean, std))
         if distributed.is_main():
-            folder = output or Path("runs") / f"evaluate_{rated.name}_{split}"
+            name = f"evaluate_{rated.name}_{split}_{report.facts['weights_sha256'][:8]}"
+            folder = output or Path("runs") / name
             report.write(folder)
             if rated.left_out:
                 write_left_out(folder / "left_out.csv", rated)
@@ -128,6 +132,9 @@ def as_trained(config: Config, weights: Weights) -> Config:
     data = replace(config.data, size=known["image_size"], exif=known["exif"])
     if weights.scale and known["dataset"] == data.dataset and data.threshold is None:
         data = replace(data, threshold=weights.scale.threshold)
+    if known["dataset"] == data.dataset == "csv":
+        said = {name: known["config"]["data"].get(name, "") for name in CSV_KEYS if not getattr(data, name)}
+        data = replace(data, **said)
     model = replace(config.model, backbone=known["architecture"]["backbone"])
     return replace(config, task=weights.task, data=data, model=model)
 
@@ -180,6 +187,7 @@ def evaluate(
         "trained_on": weights.description["dataset"],
         "broken": [list(entry) for entry in found.broken],
         "left_out": len(rated.left_out),
+        "training": weights.description.get("config", {}),
         "versions": versions(),
     }
     return report
@@ -278,10 +286,13 @@ def add_baselines(report: Report, rated: RatedSet) -> None:
 
 
 def is_cross_set(weights: Weights, rated: RatedSet) -> bool:
-    """Whether the network was trained on another set than this one; for ratings of a csv the range tells."""
+    """Whether the network was trained on another set than this one.
+
+    Every csv is called csv: there the range of the ratings tells, which a part of the set may not fill.
+    """
     known = weights.scale or rated.scale  # an emotion network has no scale
-    same_range = (known.minimum, known.maximum) == (rated.scale.minimum, rated.scale.maximum)
-    return weights.description["dataset"] != rated.name or not same_range
+    inside = known.minimum <= rated.scale.minimum and rated.scale.maximum <= known.maximum
+    return weights.description["dataset"] != rated.name or not inside
 
 
 def score_columns(found: engine.Predictions, rated: RatedSet, scale: Scale) -> dict[str, np.ndarray]:

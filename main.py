@@ -72,7 +72,9 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", metavar="FILE", type=Path, required=True)
     add_data_options(parser)
     parser.add_argument("--split", type=str.lower, choices=("train", "val", "test"), default="test")
-    parser.add_argument("--output", metavar="DIR", type=Path, help="default: runs/evaluate_<dataset>_<split>")
+    parser.add_argument(
+        "--output", metavar="DIR", type=Path, help="default: runs/evaluate_<dataset>_<split>_<hash>"
+    )
     parser.set_defaults(run=run_evaluate)
 
 

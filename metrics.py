@@ -45,8 +45,9 @@ def krcc(predicted: ArrayLike, rated: ArrayLike) -> float:
     predicted, rated = _pair(predicted, rated)
     if _undefined("KRCC", predicted, rated):
         return np.nan
-    # The method only concerns the p-value, which is thrown away: take the cheap one.
-    return float(stats.kendalltau(predicted, rated, method="asymptotic").statistic)
+    # The method only concerns the p-value, which is thrown away: take the cheap one, which needs n > 2.
+    method = "asymptotic" if len(predicted) > 2 else "auto"
+    return float(stats.kendalltau(predicted, rated, method=method).statistic)
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> float:

@@ -84,10 +84,15 @@ def train(
 
 
 def check_output(output: Path, resume: bool, force: bool) -> None:
-    if (output / "last.pt").exists() and not (resume or force):
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"training: --output must be a folder; {output} is a file")
+    if force or (resume and (output / "last.pt").exists()):
+        return
+    kept = [name for name in ("last.pt", "best.pt", "metrics.jsonl") if (output / name).exists()]
+    if kept:
         raise ValueError(
-            f"training: {output} holds a run already; go on with --resume, choose another --output, "
-            "or start over it with --force"
+            f"training: {output} holds a run already ({', '.join(kept)}); go on with --resume (it needs "
+            "last.pt), choose another --output, or start over it with --force"
         )
 
 
@@ -113,7 +118,7 @@ def load_data(config: Config) -> dict[str, RatedSet]:
     data = load_dataset(config.data.dataset, config.data.root, splits, options)
     data = {split: evaluation.labelled(rated, config.task) for split, rated in data.items()}
     if config.train.validate_on == "test":
-        data["train"] = joined(data["train"], data.pop("val"))
+        data["train"] = with_validation(data["train"], data.pop("val"))
     if config.data.limit:
         data["train"] = first_by_hash(data["train"], config.data.limit)
     if distributed.is_main():
@@ -125,7 +130,7 @@ def needs_test(config: Config) -> bool:
     return config.train.score_test or config.train.validate_on == "test"
 
 
-def joined(train: RatedSet, val: RatedSet) -> RatedSet:
+def with_validation(train: RatedSet, val: RatedSet) -> RatedSet:
     """Both as one training set, for the official PARA protocol, which holds nothing out."""
     columns = {}
     for name in ("scores", "distributions", "emotions"):
@@ -194,7 +199,8 @@ def build_network(
     if emotion_checkpoint:
         branch = checkpoint.load_emotion_branch(model, emotion_checkpoint)
         origin |= describe_file("emotion_checkpoint", Path(emotion_checkpoint), branch)
-        origin |= {"emotion_branch": "trained", "emotion_training_ids": branch.emotion_training_ids}
+        state = branch.description.get("origin", {}).get("emotion_branch", "trained")
+        origin |= {"emotion_branch": state, "emotion_training_ids": branch.emotion_training_ids}
     trained = config.task == "emotion" or origin.setdefault("emotion_branch", "never trained") == "trained"
     if not trained and config.model.emotion_weights != "none":
         raise ValueError(UNTRAINED_BRANCH)
@@ -324,7 +330,8 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+    fused = trained[0].device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=fused)
 
 
 def make_loss(config: Config, scale: Scale) -> Callable[[Output, Batch], Tensor]:
@@ -573,6 +580,7 @@ def train_epoch(run: Run, epoch: int) -> dict[str, float]:
     pictures = PictureSet(rated, config.data.size, config.data.exif, flip_seed=flips, skip_broken=broken)
     order = run.order(epoch)
     loader = make_loader(pictures, order, config.data.worker_count(), pin_memory=run.device.type == "cuda")
+    start, started = time.monotonic(), run.totals.step
     schedule, base = config.optimizer.schedule, config.optimizer.learning_rate
     with progress(order, run, epoch) as bar:
 
@@ -598,6 +606,10 @@ def train_epoch(run: Run, epoch: int) -> dict[str, float]:
             clip=config.train.clip,
             after_step=after_step,
         )
+    if distributed.is_main() and run.totals.step > started:
+        seconds = (time.monotonic() - start) / (run.totals.step - started)
+        memory = engine.peak_memory(run.device)
+        print(f"{seconds:.2f} s a step of {config.train.batch_size} pictures, {memory:.1f} GB", flush=True)
     parts = distributed.gather(run.totals.broken)
     run.list_broken("train", [LeftOut(*entry) for part in parts for entry in part])
     return found

@@ -177,6 +177,25 @@ def test_another_range_makes_another_set_of_which_only_correlations_count(score_
     assert ((predicted > 1) & (predicted < 5)).all()  # in the unit of the network's own set
 
 
+def test_a_test_file_that_does_not_fill_the_range_is_the_same_set(score_run, tmp_path, capsys):
+    part = write_csv(tmp_path / "part", {"score": [2 + i // 8 for i in range(24)]}, seed=8)
+    assert evaluate(score_run / "best.pt", "csv", part, tmp_path / "out") == 0
+    assert "accuracy" in capsys.readouterr().out
+    assert read_json(tmp_path / "out" / "metrics.json")["metrics"]["threshold"] == 3
+
+
+def test_how_a_csv_is_read_need_not_be_said_twice(score_run, scored_set, tmp_path):
+    weights = checkpoint.load_weights(score_run / "best.pt")
+    weights.description["config"]["data"]["score_column"] = "beauty"
+    checkpoint.export_weights(tmp_path / "w.safetensors", weights)
+    table = (scored_set / "ratings.csv").read_text()
+    root = tmp_path / "set"
+    root.mkdir()
+    (root / "images").symlink_to(scored_set / "images")
+    (root / "ratings.csv").write_text(table.replace("score", "beauty", 1))
+    assert evaluate(tmp_path / "w.safetensors", "csv", root, tmp_path / "out") == 0
+
+
 def test_the_demo_is_another_set(bins_run, demo_pictures, tmp_path, capsys):
     words = ("evaluate.batch_size=64",)
     assert evaluate(bins_run / "best.pt", "demo", demo_pictures, tmp_path / "out", *words) == 0

@@ -59,6 +59,11 @@ few_levels = arrays(np.float64, 12, elements=st.integers(0, 5).map(float)).filte
 # ---- Correlations ------------------------------------------------------------------------------------------
 
 
+def test_two_pictures_have_a_kendall_correlation():
+    assert krcc([1, 2], [3.0, 4.0]) == 1
+    assert krcc([1, 2], [4.0, 3.0]) == -1
+
+
 @settings(deadline=None)
 @given(few_levels, few_levels)
 def test_correlations_with_many_ties_agree_with_other_routes(predicted, rated):

@@ -336,6 +336,22 @@ def test_an_existing_run_is_refused_and_stays(score_run, scored_set, capsys):
     assert snapshot(score_run) == before
 
 
+@pytest.mark.parametrize("words", [(), ("--resume",)])
+def test_a_kept_best_is_not_deleted_without_force(score_run, scored_set, tmp_path, capsys, words):
+    (tmp_path / "run").mkdir()
+    shutil.copy(score_run / "best.pt", tmp_path / "run")  # people delete the large last.pt
+    assert train("csv", scored_set, tmp_path / "run", UNTRAINED, *words) == 2
+    assert "holds a run already (best.pt)" in capsys.readouterr().err
+    assert (tmp_path / "run" / "best.pt").read_bytes() == (score_run / "best.pt").read_bytes()
+
+
+def test_an_output_that_is_a_file_is_refused(scored_set, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert train("csv", scored_set, tmp_path / "notes.txt", UNTRAINED) == 2
+    assert "--output must be a folder" in capsys.readouterr().err
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 def test_force_starts_over_and_leaves_nothing_of_the_old_run(score_run, scored_set, tmp_path):
     output = shutil.copytree(score_run, tmp_path / "run")
     (output / "notes.txt").write_text("mine")
@@ -404,9 +420,9 @@ def test_emotion_weights_none_accepts_it_and_says_so(untrained_run):
 def test_a_branch_that_was_never_trained_is_not_accepted_by_a_detour(
     untrained_run, scored_set, tmp_path, capsys
 ):
-    start = ["--weights", untrained_run / "best.pt"]
-    assert train("csv", scored_set, tmp_path / "run", *start) == 2
-    assert "the emotion branch was never trained" in capsys.readouterr().err
+    for option in ("--weights", "--emotion-checkpoint"):
+        assert train("csv", scored_set, tmp_path / "run", option, untrained_run / "best.pt") == 2
+        assert "the emotion branch was never trained" in capsys.readouterr().err
 
 
 def test_the_official_drift_moves_statistics_and_no_parameter(scored_set, emotion_run, tmp_path):
