@@ -1102,17 +1102,6 @@ def test_skipped_files_are_listed_and_keep_no_place(tmp_path, workers):
     assert third.index.tolist() == [4, 5] and isinstance(third, Batch) and third.broken == []
 
 
-def test_workers_use_one_thread_each(tmp_path):
-    threads = torch.get_num_threads()
-    loader = make_loader(PictureSet(rated_set(tmp_path), 4), TestOrder(13, 4), 1)
-    try:
-        torch.set_num_threads(2)
-        loader.worker_init_fn(0)
-        assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(threads)
-
-
 def test_normalise_is_its_formula_and_keeps_the_memory_format():
     images = torch.randint(0, 256, (2, 3, 5, 4), dtype=torch.uint8)
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
