@@ -5,6 +5,7 @@ Started by torchrun, every process has a rank; gloo joins them on CPU, nccl on C
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -67,8 +68,11 @@ def session(device_name: str) -> Iterator[torch.device]:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
+        if together:
+            dist.barrier()  # none leaves while another still talks to it
     finally:
         if together:
+            gc.collect()  # a DDP model is a reference cycle; freed after its group, it can abort the process
             dist.destroy_process_group()
 
 
