@@ -191,7 +191,7 @@ def build_network(
     if start:
         start_from(model, start, str(weights), rated.scale, other_branch=bool(emotion_checkpoint))
         origin = describe_file("weights", Path(weights), start)
-        origin["emotion_branch"] = start.description.get("origin", {}).get("emotion_branch", "trained")
+        origin["emotion_branch"] = branch_state(start)
         origin["training_ids"], origin["emotion_training_ids"] = trained_ids(config.task, start)
     elif config.model.imagenet != "none":
         checkpoint.load_imagenet(model, config.model.imagenet)
@@ -199,12 +199,19 @@ def build_network(
     if emotion_checkpoint:
         branch = checkpoint.load_emotion_branch(model, emotion_checkpoint)
         origin |= describe_file("emotion_checkpoint", Path(emotion_checkpoint), branch)
-        state = branch.description.get("origin", {}).get("emotion_branch", "trained")
-        origin |= {"emotion_branch": state, "emotion_training_ids": branch.emotion_training_ids}
+        ids = branch.emotion_training_ids
+        origin |= {"emotion_branch": branch_state(branch), "emotion_training_ids": ids}
     trained = config.task == "emotion" or origin.setdefault("emotion_branch", "never trained") == "trained"
     if not trained and config.model.emotion_weights != "none":
         raise ValueError(UNTRAINED_BRANCH)
     return model.to(memory_format=torch.channels_last), origin
+
+
+def branch_state(weights: Weights) -> str:
+    """Of the emotion branch in these weights: "trained" on emotions, or "never trained"."""
+    if weights.task == "emotion":  # whatever it was started from
+        return "trained"
+    return weights.description.get("origin", {}).get("emotion_branch", "trained")
 
 
 def rebuild_network(stopped: Weights) -> tuple[EAMBNet | EmotionNetwork, dict]:

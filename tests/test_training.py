@@ -425,6 +425,13 @@ def test_a_branch_that_was_never_trained_is_not_accepted_by_a_detour(
         assert "the emotion branch was never trained" in capsys.readouterr().err
 
 
+def test_a_branch_trained_from_an_untrained_one_is_trained(untrained_run, scored_set, tmp_path):
+    start = ["--task", "emotion", "--weights", untrained_run / "best.pt", "train.score_test=false"]
+    assert train("csv", scored_set, tmp_path / "emotion", *start) == 0
+    branch = ["--emotion-checkpoint", tmp_path / "emotion" / "best.pt", "train.score_test=false"]
+    assert train("csv", scored_set, tmp_path / "run", *branch) == 0
+
+
 def test_the_official_drift_moves_statistics_and_no_parameter(scored_set, emotion_run, tmp_path):
     branch = ["--emotion-checkpoint", emotion_run / "best.pt", "train.score_test=false"]
     assert train("csv", scored_set, tmp_path / "run", *branch, "model.emotion_batchnorm=official") == 0
