@@ -307,6 +307,7 @@ class EAMBNet(nn.Module):
 
     The emotion branch is frozen: `train()` leaves it in evaluation mode, its parameters ask for no gradient.
     With `emotion_batchnorm="official"` its BatchNorm statistics drift in training, as the released code's do.
+    With `train_emotion` it is trained through its logits; the map still carries no gradient.
     """
 
     def __init__(
@@ -322,13 +323,14 @@ class EAMBNet(nn.Module):
         context_scale: float,
         emotion_scale: float,
         emotion_batchnorm: str,
+        train_emotion: bool,
     ):
         super().__init__()
         self.context_scale, self.emotion_scale = context_scale, emotion_scale
-        self.emotion_batchnorm = emotion_batchnorm
+        self.emotion_batchnorm, self.train_emotion = emotion_batchnorm, train_emotion
         self.detail = build_pyramid(backbone, levels=2)
         self.context = build_pyramid(backbone, levels=4)
-        self.emotion = EmotionBranch(backbone, len(emotions), width).requires_grad_(False)
+        self.emotion = EmotionBranch(backbone, len(emotions), width).requires_grad_(train_emotion)
         self.fusion = Fusion(
             self.detail.channels[1], self.context.channels[1:], width, guided_width, guided_hidden
         )
@@ -339,7 +341,7 @@ class EAMBNet(nn.Module):
 
     def train(self, mode: bool = True) -> EAMBNet:
         super().train(mode)
-        self.emotion.train(mode and self.emotion_batchnorm == "official")
+        self.emotion.train(mode and (self.train_emotion or self.emotion_batchnorm == "official"))
         return self
 
     def forward(self, images: Tensor) -> Output:
@@ -347,7 +349,7 @@ class EAMBNet(nn.Module):
         self._check_batchnorm(images)
         small = shrink(images, self.context_scale)  # (N, 3, H/2, W/2)
         same = self.emotion_scale == self.context_scale
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.train_emotion and torch.is_grad_enabled()):
             logits, features = self.emotion(small if same else shrink(images, self.emotion_scale))
         emotion_map = self.emotion.emotion_map(logits, features)  # (N, 1, H/8, W/8)
 
@@ -405,6 +407,7 @@ def build_model(
     context_scale: float = 0.5,
     emotion_scale: float = 0.5,
     emotion_batchnorm: str = "frozen",
+    train_emotion: bool = False,
 ) -> EAMBNet:
     """EAMB-Net with random weights; reads no file. The defaults are the paper's.
 
@@ -415,6 +418,7 @@ def build_model(
         width: channels of the fused map, and of the emotion path of narrow backbones (Lite: 128).
         context_scale, emotion_scale: how much the two branches shrink their input; 1/2 in the paper.
         emotion_batchnorm: "frozen", or "official" for statistics that drift in training.
+        train_emotion: train the emotion branch too, by a loss on its logits; the paper freezes it.
 
     Returns:
         The network; its attribute `arguments` rebuilds it: `build_model(**model.arguments)`.

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -56,6 +57,13 @@ class Weights:
     @property
     def emotions(self) -> tuple[str, ...]:
         return tuple(self.description["architecture"]["emotions"])
+
+    @property
+    def emotion_branch(self) -> str:
+        """Whether the emotion branch was "trained" on emotions, or "never trained"."""
+        if self.task == "emotion":  # whatever it was started from
+            return "trained"
+        return self.description.get("origin", {}).get("emotion_branch", "trained")
 
     def build(self) -> EAMBNet | EmotionNetwork:
         """The network with these weights, in evaluation mode."""
@@ -129,10 +137,10 @@ def read_torch(path: Path) -> dict:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, about pickles that it is going to refuse
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
+    except PermissionError:
         raise
     except Exception as error:  # damaged files fail in every way: EOFError, IndexError, struct.error ...
-        raise ValueError(unreadable(path, ", or holds code, which is never executed")) from error
+        raise ValueError(unreadable(path)) from error
     if not isinstance(content, dict):
         raise ValueError(
             f"checkpoint: {path} must hold a dictionary of tensors, got {type(content).__name__}"
@@ -157,18 +165,22 @@ def check_file(path: Path) -> None:
         raise FileNotFoundError(f"checkpoint: no file {path}")
 
 
-def unreadable(path: Path, otherwise: str = "") -> str:
-    """One sentence on a file that could not be read, from how it begins."""
+def unreadable(path: Path) -> str:
+    """One sentence on a file that could not be read, from how it begins and ends."""
     with path.open("rb") as file:
-        start = file.read(64).lstrip()
+        start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()  # some web pages begin with this mark
     if not start:
         reason = "it is empty"
     elif start.startswith(b"version https://git-lfs"):
         reason = "it is a Git LFS pointer; fetch the file itself with `git lfs pull`"
     elif start.startswith(b"<"):
         reason = "it is a web page; download the file itself"
+    elif start.startswith(b"PK") and not zipfile.is_zipfile(path):  # a zip file's directory is at its end
+        reason = f"it is cut off after {path.stat().st_size:,} bytes; download it again"
+    elif start.startswith(b"PK"):
+        reason = "it is damaged, or holds more than tensors, such as code, which is never executed"
     else:
-        reason = f"it is cut off, damaged or something else{otherwise}"
+        reason = "it is cut off, damaged or something else, or holds code, which is never executed"
     return f"checkpoint: {path} is not a weights file: {reason}"
 
 
@@ -294,16 +306,21 @@ def shape_of(value) -> tuple[int, ...] | str:
     return tuple(value.shape) if isinstance(value, Tensor) else f"no tensor but {type(value).__name__}"
 
 
-def load_emotion_branch(model: EAMBNet | EmotionNetwork, path: Path | str) -> Weights:
+def load_emotion_branch(
+    model: EAMBNet | EmotionNetwork, path: Path | str, named: tuple[str, ...] = ()
+) -> Weights:
     """Fills the emotion branch from a file of ours (emotion or whole network) or of the official code.
+
+    Args:
+        named: the class list of an official file, which has none of its own; empty for the usual one.
 
     Returns:
         What is known of the branch: its description, and the hashes of the pictures it was trained on.
     """
     content = read(Path(path))
     if looks_official(content):
-        fill_from_official(model, content, str(path), only="emotion.")
-        return Weights({}, {"task": "emotion", "architecture": {"emotions": list(EMOTIONS)}})
+        fill_from_official(model, content, str(path), only="emotion.", named=named)
+        return Weights({}, {"task": "emotion", "architecture": {"emotions": list(named or EMOTIONS)}})
     weights = load_weights(path)
     check_backbone(model, weights.description["architecture"]["backbone"], str(path))
     check_emotions(model, weights.emotions, str(path))
@@ -328,9 +345,25 @@ def check_emotions(model: EAMBNet | EmotionNetwork, emotions: tuple[str, ...], s
         )
 
 
-def emotions_in(path: Path | str) -> tuple[str, ...]:
-    """The class names of the emotion branch in a file of ours or of the official code."""
-    return EMOTIONS if looks_official(read(Path(path))) else load_weights(path).emotions
+def emotions_in(path: Path | str, named: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The class names of the emotion branch in a file of ours or of the official code.
+
+    Args:
+        named: the class list of an official file, which has none of its own; empty for the usual one.
+
+    Raises:
+        ValueError: an official file has another number of classes than the list.
+    """
+    content = read(Path(path))
+    if not looks_official(content):
+        return load_weights(path).emotions
+    emotions, biases = named or EMOTIONS, translate_official(content)[0].get("emotion.classifier.bias")
+    if isinstance(biases, Tensor) and biases.numel() != len(emotions):
+        raise ValueError(
+            f"checkpoint: {path} tells {biases.numel()} emotions apart, and the list has {len(emotions)} "
+            f"({', '.join(emotions)}); name the file's, in its order, with model.emotions=NAME,NAME,..."
+        )
+    return emotions
 
 
 def load_imagenet(model: EAMBNet | EmotionNetwork, source: str = "auto") -> None:
@@ -443,10 +476,12 @@ def load_official_weights(model: EAMBNet | EmotionNetwork, source: Path | str | 
     fill_from_official(model, content, name, only="emotion." if isinstance(model, EmotionNetwork) else "")
 
 
-def fill_from_official(model: EAMBNet | EmotionNetwork, content: dict, name: str, only: str) -> None:
+def fill_from_official(
+    model: EAMBNet | EmotionNetwork, content: dict, name: str, only: str, named: tuple[str, ...] = ()
+) -> None:
     """Fills the names that begin with `only`; the emotion branch alone if the file has no more than that."""
     check_backbone(model, backbones.RESNET50, name)
-    check_emotions(model, EMOTIONS, name)
+    check_emotions(model, named or EMOTIONS, name)
     tensors, problems = translate_official(content)
     if only or all(key.startswith("emotion.") for key in tensors):
         only = "emotion."

@@ -23,6 +23,8 @@ CHOICES = {
     "model.emotion_weights": ("required", "none"),
     "model.emotion_batchnorm": ("frozen", "official"),
     "loss.emd_reduction": ("image", "batch"),
+    "loss.class_weights": ("none", "balanced"),
+    "loss.class_shift": ("sets", "none"),
     "optimizer.name": ("adam", "adamw"),
     "optimizer.schedule": ("constant", "ava", "para", "one_cycle"),
     "train.precision": ("fp32", "bf16", "fp16"),
@@ -32,8 +34,12 @@ SMALLEST = {  # values that are numbers but below what can work; the networks ch
     "data.size": 64,  # pixels, EAMBNet.SMALLEST_SIDE
     "data.workers": -1,
     "data.limit": 0,
+    "data.folds": 0,
+    "data.fold": 0,
     "loss.emd_r": 1,
+    "loss.emotion_weight": 0,
     "optimizer.learning_rate": 0,
+    "optimizer.backbone_factor": 0,
     "optimizer.weight_decay": 0,
     "train.epochs": 1,
     "train.batch_size": 1,
@@ -48,7 +54,10 @@ SMALLEST = {  # values that are numbers but below what can work; the networks ch
 
 @dataclass(frozen=True)
 class Data:
-    """Which pictures and ratings, and how they are read. `datasets.DataOptions` explains the column keys."""
+    """Which pictures and ratings, and how they are read. `datasets.DataOptions` explains the column keys.
+
+    Several sets, for the task emotion, are written "para+fi", and their roots as in PATH: "PARA:FI".
+    """
 
     dataset: str = ""
     root: str = ""
@@ -57,7 +66,10 @@ class Data:
     validation: float = 0.05  # share of the training pool, where a set has no validation split of its own
     workers: int = -1  # decoding processes; -1: one per spare core, at most 8
     skip_broken: bool = False
-    limit: int = 0  # first so many training pictures in the order of their ids' hashes; 0: all
+    limit: int = 0  # first so many training pictures of each set in the order of their ids' hashes; 0: all
+    repeat: str = ""  # with several sets: how often an epoch shows each one's training pictures, as in "1,10"
+    folds: int = 0  # cross-validation of sets without a split of their own: test is fold `fold` of `folds`
+    fold: int = 0  # from 0
     target: str = "auto"
     score_range: str = "sound"
     twins: bool = True
@@ -71,6 +83,16 @@ class Data:
     minimum: float | None = None
     maximum: float | None = None
     threshold: float | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Of the sets, one or several."""
+        return self.dataset.lower().split("+")
+
+    @property
+    def roots(self) -> list[str]:
+        """The folder of each set; one of a single set may have any name."""
+        return self.root.split(os.pathsep) if len(self.names) > 1 else [self.root]
 
     def options(self, cls: type) -> Any:
         """The part of these settings that a dataclass of the same field names takes."""
@@ -97,16 +119,29 @@ class Model:
     context_scale: float = 0.5  # how much the two small branches shrink their input
     emotion_scale: float = 0.5
     emotion_batchnorm: str = "frozen"
+    emotions: str = ""  # class names, in order, for an official emotion file whose list is not the usual one
     emotion_weights: str = "required"  # "none" allows an emotion branch that was never trained on emotions
     imagenet: str = "auto"  # "auto", "none" or a local file
 
 
 @dataclass(frozen=True)
 class Loss:
-    """How the distance of rating distributions becomes one number (`losses.emd_loss`)."""
+    """How the distance of rating distributions becomes one number (`losses.emd_loss`), and what emotions add.
+
+    class_weights: "balanced" lets every emotion count alike, however rare its votes are. Sets are lopsided
+        (58 % of PARA's votes are "neutral"), so that a network may never name a rare emotion first; balanced
+        weights mend this, and make the predicted shares of votes wrong. None by default, for right shares.
+    class_shift: "sets" takes into account, of several sets, how often each shows a class
+        (`losses.class_shift`); "none" lets the network learn this choice as if pictures showed it.
+    emotion_weight: above 0 the emotion branch of an aesthetic network is trained too, and its loss is added
+        with this weight. The paper freezes it.
+    """
 
     emd_r: float = 2.0
     emd_reduction: str = "image"
+    class_weights: str = "none"
+    class_shift: str = "sets"
+    emotion_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -115,6 +150,7 @@ class Optimizer:
 
     name: str = "adam"
     learning_rate: float = 3e-5
+    backbone_factor: float = 1.0  # times this for the backbones, which start from ImageNet's weights
     weight_decay: float = 0.0
     schedule: str = "constant"
 

@@ -1,11 +1,13 @@
-"""Rated pictures: AVA, PARA, IAE, your own csv and the demo set, as columns; decoding; batches.
+"""Rated pictures: AVA, PARA, IAE, FI, EmoSet, your own csv and the demo set, as columns; decoding; batches.
 
     splits = load_dataset("para", "/data/PARA", splits=("train", "val"))
+    splits = load_datasets(["para", "fi"], ["/data/PARA", "/data/FI"], ("train", "val"))  # emotions of both
     pictures = PictureSet(splits["train"], size=224, flip_seed=0)
     loader = make_loader(pictures, TrainOrder(len(pictures), batch_size=32, seed=0, epoch=0), workers=2)
 
-From top to bottom: what a split is; reading tables with checks; one parse function per set; looking the
-pictures up; splitting by hash; decoding; orders; loaders. Emotions are mapped by name, never by index.
+From top to bottom: names of emotions; what a split is; loading one set; uniting several; reading tables
+with checks; one parse function per set; looking the pictures up; splitting by hash, in folds too; decoding;
+orders; loaders. Emotions are mapped by name, never by index.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import importlib.util
+import json
 import os
 import re
 import warnings
@@ -36,11 +39,38 @@ PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".
 ANY_CASE_ENDINGS = (*PICTURE_ENDINGS, *(ending.upper() for ending in PICTURE_ENDINGS))
 
 # ---------------------------------------------------------------------------------------------------
+# Names of emotions
+
+
+# Only words of the same emotion: joy is not amusement, and surprise is none of them.
+EMOTION_WORDS = {
+    "amusement": ("amused", "amusing"),
+    "awe": ("awed", "awestruck"),
+    "contentment": ("content", "contented"),
+    "excitement": ("excited", "exciting"),
+    "anger": ("angry", "angered"),
+    "disgust": ("disgusted", "disgusting"),
+    "fear": ("fearful", "afraid", "scared", "frightened"),
+    "sadness": ("sad",),
+}
+EMOTION_OF_WORD = {word: emotion for emotion, words in EMOTION_WORDS.items() for word in words}
+
+
+def emotion_name(text: str) -> str:
+    """The one name of an emotion: "Sad" -> "sadness", "Mixed feelings" -> "mixed_feelings"."""
+    name = re.sub(r"[\s-]+", "_", text.strip().lower())
+    return EMOTION_OF_WORD.get(name, name)
+
+
+# ---------------------------------------------------------------------------------------------------
 # What a split is
 
 
 class Sample(NamedTuple):
-    """One rated picture: score in the set's unit (NaN if unknown), distribution (K,), emotion (E,)."""
+    """One rated picture: score in the set's unit (NaN if unknown), distribution (K,), emotion (E,).
+
+    A NaN in `emotion`: this class was not offered for this picture; all NaN: no emotion is known.
+    """
 
     id: str
     path: str
@@ -58,13 +88,16 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Choices about targets and splits; the second half is for `csv` only.
+    """Choices about targets and splits; those from `table` on are for `csv`.
 
     validation: share of the training pictures held out where the set has no validation split of its own.
     target: "distribution", "score" or "label"; "auto" is what the set is usually trained on.
     score_range: what p in [0, 1] means: "sound" from minimum to maximum, "official" maximum * p.
     twins: keep byte-identical pictures on one side when splitting by hash. They are found by content in sets
         of up to TWIN_LIMIT pictures; the protocol says if they were not.
+    folds, fold: cross-validation of a set without a split of its own: its test split is number `fold`, from
+        0, of `folds` equal parts, in each of which the emotions are as frequent as in the whole. 0: none.
+    repeat: of several sets, how often an epoch shows each one's training pictures, as "1,10"; "" is once.
     table: the csv file, relative to the root. images: the folder its paths are relative to.
     count_columns: comma separated, `name=value` where the name does not end in its rating.
     emotion_columns: one column of names, or several of counts, comma separated.
@@ -75,6 +108,9 @@ class DataOptions:
     target: str = "auto"
     score_range: str = "sound"
     twins: bool = True
+    folds: int = 0
+    fold: int = 0
+    repeat: str = ""
     table: str = ""
     images: str = ""
     path_column: str = ""
@@ -95,17 +131,27 @@ class DataOptions:
             )
         if self.score_range not in ("sound", "official"):
             raise ValueError(f"datasets: data.score_range is sound or official, got '{self.score_range}'.")
+        if self.folds < 0 or self.folds == 1:
+            raise ValueError(f"datasets: data.folds is 2 or more, or 0 for no folds; got {self.folds}.")
+        if not 0 <= self.fold < max(1, self.folds):
+            allowed = f"from 0 to {self.folds - 1}" if self.folds else "0 without data.folds"
+            raise ValueError(f"datasets: data.fold is {allowed}, got {self.fold}.")
 
 
 @dataclass(frozen=True, eq=False)
 class RatedSet:
-    """One split of a set, as columns of equal length n; `rated[i]` is a Sample.
+    """One split of a set, or of several, as columns of equal length n; `rated[i]` is a Sample.
 
     protocol: in words, where the split comes from.
+    ids: each once, except in a training split of several sets that shows some pictures repeatedly.
     scores: (n,) float64 in the set's unit, NaN where unknown.
     scale: what a network trained on it predicts.
     distributions: (n, K) shares of votes per rating of `bins`, rows sum to 1.
-    emotions: (n, E) shares of votes or one-hot, over `emotion_classes`, rows sum to 1.
+    emotions: (n, E) shares of votes or one-hot, over `emotion_classes`; what is not NaN in a row sums to 1.
+        NaN: the class was not offered for this picture. A row of NaN: no emotion is known.
+    dealt: the splits are folds of a set without splits of its own.
+    united: made of several sets by `unite`; the ids begin with "set:".
+    parts: the sets that it is made of, as they were.
     """
 
     name: str
@@ -120,6 +166,9 @@ class RatedSet:
     emotions: np.ndarray | None = None
     emotion_classes: tuple[str, ...] = ()
     left_out: list[LeftOut] = field(default_factory=list)
+    dealt: bool = False
+    united: bool = False
+    parts: tuple[RatedSet, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -134,7 +183,7 @@ class RatedSet:
         )
 
     def take(self, indices: Sequence[int] | np.ndarray) -> RatedSet:
-        """The pictures at `indices` (positions, or a mask of length n), in that order."""
+        """The pictures at `indices` (positions, or a mask of length n), in that order; without `parts`."""
         indices = np.arange(len(self))[np.asarray(indices)]
         return replace(
             self,
@@ -143,6 +192,7 @@ class RatedSet:
             scores=self.scores[indices],
             distributions=_rows(self.distributions, indices),
             emotions=_rows(self.emotions, indices),
+            parts=(),
         )
 
     def high(self) -> np.ndarray:
@@ -151,13 +201,21 @@ class RatedSet:
 
     @property
     def sha256(self) -> str:
-        """Of the sorted ids, one per line: equal for equal splits, whatever their order."""
-        return hashlib.sha256("".join(f"{i}\n" for i in sorted(self.ids)).encode()).hexdigest()
+        """Of the sorted ids, each once, one per line: equal for equal splits, whatever their order."""
+        return hashlib.sha256("".join(f"{i}\n" for i in sorted(set(self.ids))).encode()).hexdigest()
+
+    def per_set(self, values: dict[str, dict[str, float]]) -> np.ndarray:
+        """(n, E) what `values` (set -> class -> number) has for each picture, 0 where it has nothing."""
+        sets = [i.partition(":")[0] for i in self.ids] if self.united else [self.name] * len(self)
+        rows = {name: [values.get(name, {}).get(c, 0.0) for c in self.emotion_classes] for name in set(sets)}
+        return np.array([rows[name] for name in sets], dtype=np.float64)
 
     @property
     def id_hashes(self) -> np.ndarray:
-        """(n,) int64, sorted: first 64 bits of the SHA-256 of "name:id", to find trained pictures again."""
-        return np.sort(_hash64([f"{self.name}:{i}" for i in self.ids]).view(np.int64))
+        """(distinct ids,) int64, sorted: first 64 bits of the SHA-256 of "set:id", to find trained pictures
+        again, by themselves or among others."""
+        texts = self.ids if self.united else [f"{self.name}:{i}" for i in self.ids]
+        return np.unique(_hash64(texts).view(np.int64))
 
 
 def describe(rated: RatedSet) -> str:
@@ -222,6 +280,7 @@ class Table:
     protocol: split -> where its rows come from, in words.
     votes: (n, K) counts per rating of `bins`; emotions: (n, E) counts. Rows of NaN where a file has none.
     twins: groups of ids known to be the same picture; None if they are to be found by content.
+    test_share: of the rows whose split is "".
     """
 
     name: str
@@ -238,6 +297,11 @@ class Table:
     emotion_classes: tuple[str, ...] = ()
     twins: list[list[str]] | None = None
     left_out: dict[str, list[LeftOut]] = field(default_factory=dict)
+    test_share: float = 0.10
+
+    @property
+    def has_own_split(self) -> bool:
+        return not (self.split == "").any()
 
     def take(self, indices: np.ndarray) -> Table:
         return replace(
@@ -260,13 +324,22 @@ def load_dataset(
     """Reads the splits asked for, checked and complete: split -> RatedSet.
 
     Args:
-        name: ava, para, iae, csv or demo, in any case.
+        name: ava, para, iae, fi, emoset, csv or demo, in any case.
         root: the set's folder. For demo it is filled if it has no labels.csv yet.
 
     Raises:
         ValueError, FileNotFoundError: one sentence that names file, row and column.
     """
     options = options or DataOptions()
+    table, paths = _read(name, root, splits, options)
+    _check_folds([table], options)
+    return _split_sets(table, paths, splits, options)
+
+
+def _read(
+    name: str, root: str | Path, splits: Sequence[str], options: DataOptions
+) -> tuple[Table, list[str]]:
+    """The rows whose pictures exist, and the paths of these."""
     parse = _parser(name)
     root = Path(root).expanduser()
     if name.lower() != "demo" and not root.is_dir():
@@ -276,13 +349,31 @@ def load_dataset(
     unknown = [split for split in splits if split not in SPLITS]
     if unknown or not splits:
         raise ValueError(f"datasets: splits are train, val and test; got {', '.join(unknown) or 'none'}.")
-    table, paths = look_up(parse(root, tuple(splits), options))
+    return look_up(parse(root, tuple(splits), options))
+
+
+def _check_folds(tables: list[Table], options: DataOptions) -> None:
+    if options.folds and all(table.has_own_split for table in tables):
+        names = " and ".join(table.name for table in tables)
+        have = "have splits of their own" if len(tables) > 1 else "has a split of its own"
+        raise ValueError(
+            f"datasets: {names} {have} here; data.folds={options.folds} is for sets without one "
+            "(fi, or a csv without a split column)."
+        )
+
+
+def _split_sets(
+    table: Table, paths: list[str], splits: Sequence[str], options: DataOptions
+) -> dict[str, RatedSet]:
+    dealt = bool(options.folds) and not table.has_own_split
     split_by_hash(table, paths, splits, options)
-    return {split: _rated_set(table, paths, split, options) for split in splits}
+    loaded = {split: _rated_set(table, paths, split, options) for split in splits}
+    return {split: replace(rated, dealt=dealt) for split, rated in loaded.items()}
 
 
 def _parser(name: str) -> Callable[[Path, tuple[str, ...], DataOptions], Table]:
-    parsers = {"ava": parse_ava, "para": parse_para, "iae": parse_iae, "csv": parse_csv, "demo": parse_demo}
+    parsers = {"ava": parse_ava, "para": parse_para, "iae": parse_iae, "fi": parse_fi}
+    parsers |= {"emoset": parse_emoset, "csv": parse_csv, "demo": parse_demo}
     if name.lower() not in parsers:
         raise ValueError(
             f"datasets: there is no set '{name}'; known are {', '.join(parsers)} (your own: csv)."
@@ -343,6 +434,154 @@ def _scale(table: Table, split: str, options: DataOptions) -> Scale:
     if options.score_range == "official":
         return Scale("score", *common, offset=0.0, factor=rating.maximum)
     return Scale("score", *common, offset=rating.minimum, factor=rating.maximum - rating.minimum)
+
+
+def check_classes(rated: RatedSet) -> None:
+    """Refuses a split in which an emotion of its list has no vote: nothing can be learned about it.
+
+    Raises:
+        ValueError: names the emotions.
+    """
+    votes = np.nansum(rated.emotions, axis=0)  # (E,)
+    empty = [name for name, count in zip(rated.emotion_classes, votes, strict=True) if not count]
+    if empty:
+        raise ValueError(
+            f"datasets: the {rated.split} split of {rated.name} has no picture of {' and '.join(empty)}, "
+            "an empty class. Add pictures of it (or raise data.limit), or leave it out of the classes."
+        )
+
+
+def first_by_hash(rated: RatedSet, limit: int) -> RatedSet:
+    """A fixed sample of a set, whatever the order of its files."""
+    if limit >= len(rated):
+        return rated
+    chosen = np.sort(np.argsort(hash_fractions(rated.ids), kind="stable")[:limit])
+    return replace(rated.take(chosen), protocol=f"{rated.protocol}, {limit} of it by hash of the id")
+
+
+# ---------------------------------------------------------------------------------------------------
+# Several sets as one, for their emotions
+
+
+def load_datasets(
+    names: Sequence[str],
+    roots: Sequence[str | Path],
+    splits: Sequence[str] = SPLITS,
+    options: DataOptions | None = None,
+    limit: int = 0,
+) -> dict[str, RatedSet]:
+    """One set as `load_dataset` reads it, or the emotions of several, united: split -> RatedSet.
+
+    Each set keeps its own splits and validation share; `data.folds` holds for those without a split of their
+    own. Byte-identical pictures are not looked for between sets.
+
+    Args:
+        names, roots: of the same length, in the same order; no set twice.
+        limit: of each set, the first so many training pictures in the order of their ids' hashes; 0: all.
+
+    Raises:
+        ValueError, FileNotFoundError: one sentence that names the set, or file, row and column.
+    """
+    options = options or DataOptions()
+    _check_names(names, roots)
+    repeats = _repeats(options.repeat, names) if "train" in splits else ()
+    tables = [_read(name, root, splits, options) for name, root in zip(names, roots, strict=True)]
+    _check_folds([table for table, _ in tables], options)
+    loaded = []
+    for table, paths in tables:
+        own = replace(options, folds=0, fold=0) if table.has_own_split else options
+        loaded.append(_split_sets(table, paths, splits, own))
+        if limit and "train" in splits:
+            loaded[-1]["train"] = first_by_hash(loaded[-1]["train"], limit)
+    if len(loaded) == 1:
+        return loaded[0]
+    united = {split: [sets[split] for sets in loaded] for split in splits}
+    return {split: unite(sets, repeats if split == "train" else ()) for split, sets in united.items()}
+
+
+def _check_names(names: Sequence[str], roots: Sequence[str | Path]) -> None:
+    if len(names) != len(roots) or not names:
+        raise ValueError(
+            "datasets: --data-root must be given once per --dataset, in the same order; got "
+            f"{len(names)} of --dataset and {len(roots)} of --data-root."
+        )
+    known = [name.lower() for name in names]
+    twice = sorted({name for name in known if known.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"datasets: {twice[0]} is given twice; sets are united by name, so each can be given once."
+        )
+
+
+def _repeats(text: str, names: Sequence[str]) -> tuple[int, ...]:
+    """From data.repeat, "1,10": how often each set's training pictures are shown; () for once each."""
+    if not text:
+        return ()
+    words = [word.strip() for word in text.split(",")]
+    if len(names) < 2 or len(words) != len(names):
+        raise ValueError(
+            "datasets: data.repeat is one number per set, of several sets; "
+            f"got '{text}' for {len(names)} ({', '.join(names)})."
+        )
+    if not all(word.isdecimal() and int(word) for word in words):
+        raise ValueError(f"datasets: data.repeat is whole numbers from 1 on, as 1,10; got '{text}'.")
+    return tuple(int(word) for word in words)
+
+
+def unite(sets: Sequence[RatedSet], repeats: Sequence[int] = ()) -> RatedSet:
+    """One split of several sets as one set of emotions; ids become "set:id".
+
+    Classes are united by name: those of EMOTIONS in their order, then the others as they appear. A class that
+    a set does not have is NaN for its pictures. Scores are unknown: the sets rate in different units.
+
+    Args:
+        repeats: how often each set's pictures are in the result; empty for once each.
+
+    Raises:
+        ValueError: a set without emotions.
+    """
+    for rated in sets:
+        if rated.emotions is None:
+            raise ValueError(
+                f"datasets: the {rated.split} split of {rated.name} has no emotions; "
+                "sets are united for their emotions only. Give it alone."
+            )
+    repeats = tuple(repeats) or (1,) * len(sets)
+    parts = list(zip(sets, repeats, strict=True))
+    classes = _united_classes(sets)
+    emotions = [np.tile(over_classes(rated, classes), (times, 1)) for rated, times in parts]
+    ids = [f"{rated.name}:{i}" for rated, times in parts for i in rated.ids * times]
+    return RatedSet(
+        name="+".join(rated.name for rated in sets),
+        split=sets[0].split,
+        protocol="; ".join(_part_protocol(rated, times) for rated, times in parts),
+        ids=ids,
+        paths=[path for rated, times in parts for path in rated.paths * times],
+        scores=np.full(len(ids), np.nan),
+        scale=sets[0].scale,
+        emotions=np.concatenate(emotions),
+        emotion_classes=classes,
+        left_out=[LeftOut(f"{rated.name}:{i}", reason) for rated in sets for i, reason in rated.left_out],
+        united=True,
+        parts=tuple(sets),
+    )
+
+
+def _united_classes(sets: Sequence[RatedSet]) -> tuple[str, ...]:
+    found = dict.fromkeys(name for rated in sets for name in rated.emotion_classes)
+    return (*(e for e in EMOTIONS if e in found), *(name for name in found if name not in EMOTIONS))
+
+
+def over_classes(rated: RatedSet, classes: Sequence[str]) -> np.ndarray:
+    """(n, E) the set's emotions in the columns of `classes`, NaN for those that it does not have."""
+    emotions = np.full((len(rated), len(classes)), np.nan)
+    emotions[:, [classes.index(name) for name in rated.emotion_classes]] = rated.emotions
+    return emotions
+
+
+def _part_protocol(rated: RatedSet, times: int) -> str:
+    shown = f" x{times}" if times > 1 else ""
+    return f"{rated.name} {len(rated):,}{shown}: {rated.protocol}"
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -452,6 +691,11 @@ class Sheet:
         return np.eye(len(known))[positions]
 
 
+def one_hot(names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    """n of the `classes` -> (n, E)."""
+    return np.eye(len(classes))[pd.Index(classes).get_indexer(names)]
+
+
 def means(votes: np.ndarray, bins: Sequence[float]) -> np.ndarray:
     """(n, K) counts -> (n,) mean ratings. Integer sums are exact, so a mean of 5 is exactly 5."""
     return (votes @ np.asarray(bins, dtype=np.float64)) / votes.sum(1)
@@ -486,12 +730,12 @@ def _below_each_other(parts: list[np.ndarray | None], lengths: list[int]) -> np.
     return np.concatenate(filled) if width else None
 
 
-def split_files(folder: Path, splits: Sequence[str]) -> dict[str, Path]:
-    """split -> its csv; without a val.csv the training csv also serves validation."""
+def split_files(folder: Path, splits: Sequence[str], ending: str = ".csv") -> dict[str, Path]:
+    """split -> its file; without a val.csv the training csv also serves validation."""
     wanted = set(splits)
-    if "val" in wanted and not (folder / "val.csv").is_file():
+    if "val" in wanted and not (folder / f"val{ending}").is_file():
         wanted = wanted - {"val"} | {"train"}
-    files = {split: folder / f"{split}.csv" for split in SPLITS if split in wanted}
+    files = {split: folder / f"{split}{ending}" for split in SPLITS if split in wanted}
     for split, path in files.items():
         if not path.is_file():
             raise FileNotFoundError(f"datasets: the {split} split is asked for and {path} does not exist.")
@@ -718,6 +962,236 @@ def _read_ratings(path: Path) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------------------------------------
+# FI: the class is the name of a picture's folder, or the beginning of its own
+
+
+FI_TEST_SHARE = 0.15
+FI_DEPTH = 2  # folders below the root that are looked through for the classes
+NUMBERED = re.compile(r"(.*?)[ _-]*\(?\d*\)?", re.DOTALL)  # amusement12, amusement_12, amusement (12)
+# Sets of emotions only have no ratings; the scale stands for none.
+NO_RATING = Rating(0.0, 1.0, threshold=0.5)
+
+
+def parse_fi(root: Path, splits: tuple[str, ...], options: DataOptions) -> Table:
+    """`<emotion>/*.jpg` or `<emotion><n>.jpg` in root or a folder in it, or so in train/, val/ and test/."""
+    folder = _fi_folder(root)
+    heads = [(split, f"{place.name}/") for split, place in _fi_splits(folder, splits)] or [("", "")]
+    found = [(split, *picture) for split, head in heads for picture in _fi_pictures(folder, head)]
+    own, names, emotions = (list(column) for column in zip(*found, strict=True))
+    classes = tuple(emotion for emotion in EMOTIONS if emotion in emotions)
+    if len(classes) < 2:
+        raise ValueError(
+            f"datasets: {folder} has pictures of {classes[0]} only; an emotion set needs two classes or more "
+            f"of {', '.join(EMOTIONS)}."
+        )
+    missing = [emotion for emotion in EMOTIONS if emotion not in classes]
+    lacks = f"; it has no {' and no '.join(missing)}" if missing else ""
+    return Table(
+        name="fi",
+        ids=names,
+        names=names,
+        places=[folder],
+        split=np.array(own, dtype="<U5"),
+        protocol=dict.fromkeys(SPLITS, f"folder {folder.resolve().name} (emotions by name{lacks})"),
+        scores=np.full(len(names), np.nan),
+        rating=NO_RATING,
+        emotions=one_hot(emotions, classes),
+        emotion_classes=classes,
+        test_share=FI_TEST_SHARE,
+    )
+
+
+def _fi_folder(root: Path) -> Path:
+    """The one folder with the classes, or with the splits above them: root, or the first level with one."""
+    level = [root]
+    for _ in range(FI_DEPTH + 1):
+        found = [f for f in level if _has_emotions(f) or any(_has_emotions(p) for _, p in _split_folders(f))]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ValueError(
+                f"datasets: {found[0]} and {found[1]} both have pictures by emotion; "
+                "--data-root must name one of them."
+            )
+        level = [folder for parent in level for folder in _listed(parent)[1]]
+    files, folders = _listed(root)
+    names = [folder.name for folder in folders] + [name for name in files if _is_picture(name)]
+    raise ValueError(
+        f"datasets: {root} should hold a folder per emotion ({', '.join(EMOTIONS)}) or pictures named "
+        f"<emotion><number>.jpg; found {', '.join(names[:8]) or 'nothing'}{', ...' if names[8:] else ''}."
+    )
+
+
+def _fi_splits(folder: Path, splits: tuple[str, ...]) -> list[tuple[str, Path]]:
+    """The folders of the splits with their names; none if the pictures are not split."""
+    places = [(split, place) for split, place in _split_folders(folder) if _has_emotions(place)]
+    if places and _has_emotions(folder):
+        raise ValueError(
+            f"datasets: {folder} has pictures by emotion, and so has its folder {places[0][1].name}; "
+            "which are meant? Move the others away."
+        )
+    there = {split for split, _ in places}
+    needed = {"train" if split == "val" and "val" not in there else split for split in splits}
+    absent = [split for split in SPLITS if split in needed - there]
+    if places and absent:
+        raise FileNotFoundError(
+            f"datasets: the {absent[0]} split is asked for and {folder} has only folders of "
+            f"{' and '.join(sorted(there))}."
+        )
+    return places
+
+
+def _split_folders(folder: Path) -> list[tuple[str, Path]]:
+    return [(SPLIT_WORDS[f.name.lower()], f) for f in _listed(folder)[1] if f.name.lower() in SPLIT_WORDS]
+
+
+def _has_emotions(folder: Path) -> bool:
+    files, folders = _listed(folder)
+    named = (emotion_name(each.name) for each in folders)
+    numbered = (_numbered_emotion(name) for name in files if _is_picture(name))
+    return any(emotion in EMOTIONS for emotion in (*named, *numbered))
+
+
+def _fi_pictures(folder: Path, head: str) -> list[tuple[str, str]]:
+    """Path relative to `folder`, and emotion, of each picture in folder/head and in its class folders."""
+    files, class_folders = _listed(folder / head)
+    pictures = [(head + name, _numbered_emotion(name)) for name in files if _is_picture(name)]
+    for each in class_folders:
+        emotion = emotion_name(each.name)
+        names = [name for name in _listed(each)[0] if _is_picture(name)]
+        if not names and emotion in EMOTIONS:
+            raise ValueError(
+                f"datasets: {each} has no picture: {emotion} is an empty class. Fill the folder or remove it."
+            )
+        pictures += [(f"{head}{each.name}/{name}", emotion) for name in names]
+    for name, emotion in pictures:
+        if emotion not in EMOTIONS:
+            raise ValueError(
+                f"datasets: {folder / name}: '{emotion}' is no emotion of this set; known are "
+                f"{', '.join(EMOTIONS)}. Rename it or move it away."
+            )
+    return pictures
+
+
+def _listed(folder: Path) -> tuple[list[str], list[Path]]:
+    """Names of the files and the folders of a folder, sorted; what is hidden or not readable is left out."""
+    try:
+        with os.scandir(folder) as entries:
+            seen = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+    except OSError:
+        seen = []
+    files = [name for name, is_folder in seen if not is_folder]
+    return files, [folder / name for name, is_folder in seen if is_folder]
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(PICTURE_ENDINGS)
+
+
+def _numbered_emotion(name: str) -> str:
+    """The emotion that a file is named for: "Sad (12).jpg" -> "sadness"."""
+    return emotion_name(NUMBERED.fullmatch(name.rpartition(".")[0])[1])
+
+
+# ---------------------------------------------------------------------------------------------------
+# EmoSet-118K
+
+
+EMOSET_ENTRY = "[label, id, picture, annotation] or [label, picture, annotation], all texts"
+
+
+def parse_emoset(root: Path, splits: tuple[str, ...], options: DataOptions) -> Table:
+    """info.json with the classes, and train.json, val.json and test.json, those that the splits need."""
+    folder = next((f for f in (root, root / "EmoSet-118K") if (f / "info.json").is_file()), root)
+    classes = _emoset_classes(folder / "info.json")
+    files = split_files(folder, splits, ".json")
+    table = joined([_emoset_part(path, split, classes) for split, path in files.items()])
+    table.places = [folder]
+    return table
+
+
+def _emoset_classes(path: Path) -> tuple[str, ...]:
+    """The names of label2idx, in the order of EMOTIONS."""
+    info = _read_json(path)
+    labels = info.get("label2idx") if isinstance(info, dict) else None
+    if not isinstance(labels, dict) or not labels:
+        raise ValueError(f"datasets: {path.name} should name its classes in 'label2idx', as {{\"awe\": 1}}.")
+    names = [emotion_name(label) for label in labels]
+    for label, name in zip(labels, names, strict=True):
+        if name not in EMOTIONS or names.count(name) > 1:
+            wrong = "is there twice, under two names" if name in EMOTIONS else "is no known emotion"
+            raise ValueError(
+                f"datasets: {path.name}: label2idx: '{label}' {wrong}; known are {', '.join(EMOTIONS)}."
+            )
+    return tuple(emotion for emotion in EMOTIONS if emotion in names)
+
+
+def _emoset_part(path: Path, split: str, classes: tuple[str, ...]) -> Table:
+    entries = _emoset_entries(path)
+    emotions = [emotion_name(entry[0]) for entry in entries]
+    for number, emotion in enumerate(emotions, 1):
+        if emotion not in classes:
+            known = ", ".join(classes)
+            raise _entry_error(path, number, entries[number - 1], f"a label of info.json ({known})")
+    empty = [emotion for emotion in classes if emotion not in emotions]
+    if split == "train" and empty:
+        raise ValueError(
+            f"datasets: {path.name} has no picture of {' and '.join(empty)}, an empty class of info.json."
+        )
+    # Copies differ in whether an entry has an id of its own; it is the name of the file.
+    ids = [entry[1] if len(entry) == 4 else Path(entry[1]).stem for entry in entries]
+    names = [entry[-2] for entry in entries]
+    for values in (ids, names):
+        _refuse_repeats(path, entries, values)
+    return Table(
+        name="emoset",
+        ids=ids,
+        names=names,
+        split=np.full(len(ids), split),
+        protocol={split: f"official {path.name}"},
+        scores=np.full(len(ids), np.nan),
+        rating=NO_RATING,
+        emotions=one_hot(emotions, classes),
+        emotion_classes=classes,
+    )
+
+
+def _emoset_entries(path: Path) -> list[list[str]]:
+    entries = _read_json(path)
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"datasets: {path.name} should be a list of {EMOSET_ENTRY}.")
+    for number, entry in enumerate(entries, 1):
+        if not (isinstance(entry, list) and len(entry) in (3, 4) and {*map(type, entry)} == {str}):
+            raise _entry_error(path, number, entry, EMOSET_ENTRY)
+    return entries
+
+
+def _refuse_repeats(path: Path, entries: list, values: list[str]) -> None:
+    repeated = pd.Series(values).duplicated().to_numpy()
+    if repeated.any():
+        second = int(np.argmax(repeated))
+        first = values.index(values[second]) + 1
+        expected = f"each picture once, but entry {first} has '{values[second]}' too"
+        raise _entry_error(path, second + 1, entries[second], expected)
+
+
+def _entry_error(path: Path, number: int, entry: object, expected: str) -> ValueError:
+    """About one entry of a list; they are counted from 1."""
+    return ValueError(
+        f"datasets: {path.name} entry {number} is {json.dumps(entry)[:200]}, expected {expected}."
+    )
+
+
+def _read_json(path: Path) -> object:
+    if not path.is_file():
+        raise FileNotFoundError(f"datasets: there is no file {path}; is --data-root right?")
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"datasets: {path.name} is no readable JSON: {error}.") from error
+
+
+# ---------------------------------------------------------------------------------------------------
 # Your own csv
 
 
@@ -736,7 +1210,6 @@ SPLIT_WORDS = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-TEST_SHARE = 0.10
 
 
 @dataclass(frozen=True)
@@ -761,6 +1234,8 @@ def parse_csv(root: Path, splits: tuple[str, ...], options: DataOptions) -> Tabl
     files = _csv_files(root, splits, options)
     sheets = {split: Sheet(path, dtype=str, sep=_separator(path)) for split, path in files.items()}
     columns = _csv_columns(list(sheets.values()), options)
+    if len(columns.emotions) == 1:
+        columns = replace(columns, emotion_classes=_named_classes(files, columns.emotions[0]))
     table = joined([_csv_part(sheet, split, columns) for split, sheet in sheets.items()])
     table.rating = _csv_rating(table, columns, sheets.values(), options)
     folders = [root, next(iter(files.values())).parent, root / "images", root / "imgs"]
@@ -812,7 +1287,7 @@ def _csv_columns(sheets: list[Sheet], options: DataOptions) -> CsvColumns:
         _find_column(sheet, "", SCORE_COLUMNS, "score")
     for each in sheets:
         each.need(columns.used)
-    return replace(columns, emotion_classes=_emotion_classes(sheets, columns.emotions))
+    return replace(columns, emotion_classes=_emotion_classes(sheet, columns.emotions))
 
 
 def _find_column(sheet: Sheet, chosen: str, usual: Sequence[str], what: str, needed: bool = True) -> str:
@@ -869,13 +1344,37 @@ def _chosen_counts(text: str) -> dict[str, float]:
     return dict(sorted(columns.items(), key=lambda item: item[1]))
 
 
-def _emotion_classes(sheets: list[Sheet], columns: list[str]) -> tuple[str, ...]:
-    """Names of the emotions: of the count columns, or those in the one column of names."""
-    if len(columns) != 1:
-        return tuple(column.removeprefix("emotion_") for column in columns)
-    found = {name for sheet in sheets for name in sheet.texts(columns[0])}
-    # The eight common emotions keep their order even if a table lacks some of them.
-    return EMOTIONS if found <= set(EMOTIONS) else tuple(sorted(found))
+def _emotion_classes(sheet: Sheet, columns: list[str]) -> tuple[str, ...]:
+    """Names of the emotions of count columns, which must be different."""
+    column_of = {}
+    for column in columns:
+        name = emotion_name(column.removeprefix("emotion_"))
+        if name in column_of:
+            raise ValueError(
+                f"datasets: {sheet.path.name}: the columns '{column_of[name]}' and '{column}' are both "
+                f"{name}. Choose one column per emotion with data.emotion_columns=a,b,c."
+            )
+        column_of[name] = column
+    return tuple(column_of)
+
+
+def _named_classes(files: dict[str, Path], column: str) -> tuple[str, ...]:
+    """The emotions in a column of names, whichever splits are asked for: the files beside are read too.
+
+    Without training pictures nobody knows which classes a set has: the eight common ones, if it names no
+    other.
+    """
+    paths = set(files.values())
+    if "" not in files:
+        folder = next(iter(paths)).parent
+        paths |= {folder / f"{split}.csv" for split in SPLITS if (folder / f"{split}.csv").is_file()}
+    sheets = [Sheet(path, dtype=str, sep=_separator(path)) for path in sorted(paths)]
+    texts = [text for sheet in sheets if column in sheet.columns for text in sheet.texts(column)]
+    found = {emotion_name(text) for text in texts}
+    complete = "" in files or any(path.name == "train.csv" for path in paths)
+    if not complete and found <= set(EMOTIONS):
+        return EMOTIONS
+    return (*(name for name in EMOTIONS if name in found), *sorted(found - set(EMOTIONS)))
 
 
 def _csv_part(sheet: Sheet, split: str, columns: CsvColumns) -> Table:
@@ -908,7 +1407,8 @@ def _csv_part(sheet: Sheet, split: str, columns: CsvColumns) -> Table:
 def _csv_emotions(sheet: Sheet, columns: CsvColumns) -> np.ndarray | None:
     """(n, E) votes or one-hot."""
     if len(columns.emotions) == 1:
-        return sheet.codes(columns.emotions[0], columns.emotion_classes)
+        names = [emotion_name(text) for text in sheet.texts(columns.emotions[0])]
+        return one_hot(names, columns.emotion_classes)
     return sheet.counts(columns.emotions) if columns.emotions else None
 
 
@@ -1053,9 +1553,10 @@ SAME_SIZE_LIMIT = 10_000
 
 
 def split_by_hash(table: Table, paths: list[str], splits: Sequence[str], options: DataOptions) -> None:
-    """Gives rows a split, in place: all rows of a csv without one, else a validation part of training."""
-    if (table.split == "").any():
-        pool, shares = "", {"test": TEST_SHARE, "val": options.validation}
+    """Gives rows a split, in place: all rows of a set without one, else a validation part of training."""
+    if not table.has_own_split:
+        test = 1 / options.folds if options.folds else table.test_share
+        pool, shares = "", {"test": test, "val": options.validation}
     elif {"train", "val"} & set(splits) and not (table.split == "val").any():
         pool, shares = "train", {"val": options.validation}
     else:
@@ -1063,12 +1564,17 @@ def split_by_hash(table: Table, paths: list[str], splits: Sequence[str], options
     rows = np.flatnonzero(table.split == pool)
     ids = [table.ids[i] for i in rows]
     searched = options.twins and (table.twins is not None or len(rows) <= TWIN_LIMIT)
-    twins = _twins(table, [paths[i] for i in rows], ids, sum(shares.values())) if searched else []
-    _say_split(
-        table, shares, "by hash of the id" + ("" if searched else ", identical pictures not looked for")
-    )
+    # Every picture is tested in one of the folds, so all twins matter.
+    share = 1.0 if options.folds else sum(shares.values())
+    twins = _twins(table, [paths[i] for i in rows], ids, share) if searched else []
+    how = "by hash of the id" + ("" if searched else ", identical pictures not looked for")
     table.split = table.split.astype("<U5")
-    table.split[rows] = hash_split(ids, shares, twins)
+    if options.folds:
+        _say_fold(table, options, how)
+        table.split[rows] = fold_split(ids, _main_emotions(table)[rows], options, twins)
+    else:
+        _say_split(table, shares, how)
+        table.split[rows] = hash_split(ids, shares, twins)
     for row in table.left_out.pop(pool, []):
         side = str(_sides(hash_fractions([row.id]), shares)[0])
         table.left_out.setdefault(side, []).append(row)
@@ -1081,6 +1587,24 @@ def _say_split(table: Table, shares: dict[str, float], how: str) -> None:
     for split in shares:
         table.protocol[split] = f"{percent[split]} of {source}, {how}"
     table.protocol["train"] = f"{source} without {' and '.join(percent.values())}, {how}"
+
+
+def _say_fold(table: Table, options: DataOptions, how: str) -> None:
+    how = f"by emotion and {how}" if table.emotions is not None else how
+    fold, source = f"fold {options.fold + 1} of {options.folds}", table.protocol["train"]
+    percent = f"{100 * options.validation:g} %"
+    table.protocol = {
+        "train": f"{source} without {fold} and {percent} of the rest, {how}",
+        "val": f"{percent} of {source} without {fold}, {how}",
+        "test": f"{fold} of {source}, {how}",
+    }
+
+
+def _main_emotions(table: Table) -> np.ndarray:
+    """(n,) position of the emotion with most votes; 0 where there is none."""
+    if table.emotions is None:
+        return np.zeros(len(table.ids), dtype=int)
+    return np.nan_to_num(table.emotions).argmax(1)
 
 
 def hash_fractions(ids: Sequence[str]) -> np.ndarray:
@@ -1096,18 +1620,50 @@ def hash_split(
     A group of twins goes where its smallest id goes. A split that would get nothing, as happens with a few
     pictures, takes the picture (or group) with the smallest hash.
     """
-    fractions = hash_fractions(ids)
-    limit = max(10, sum(shares.values()) * len(ids))
-    for group in twins:
-        # More equal pictures than are held out: one placeholder for many, which says nothing about them.
-        if len(group) <= limit:
-            fractions[list(group)] = fractions[min(group, key=lambda i: ids[i])]
+    fractions = hash_fractions(ids)[twin_leaders(ids, twins, sum(shares.values()))]
     split = _sides(fractions, shares)
     for name in shares:
         rest = fractions[split == "train"]
         if not (split == name).any() and len(np.unique(rest)) > 1:
             split[(fractions == rest.min()) & (split == "train")] = name
     return split
+
+
+def fold_split(
+    ids: Sequence[str], classes: np.ndarray, options: DataOptions, twins: Sequence[Sequence[int]] = ()
+) -> np.ndarray:
+    """(n,) split names: "test" is one fold, "val" a share of the rest by hash.
+
+    The pictures of each class, sorted by hash, are dealt out in turn, so that the counts of a class differ by
+    at most one between folds. A group of twins is dealt as the one with its smallest id.
+
+    Args:
+        classes: (n,) of integers.
+    """
+    leaders = twin_leaders(ids, twins, 1 / options.folds)
+    dealt = np.unique(leaders)
+    dealt = dealt[np.lexsort((hash_fractions(ids)[dealt], classes[dealt]))]
+    folds = np.empty(len(ids), dtype=int)
+    folds[dealt] = np.arange(len(dealt)) % options.folds
+    rest = np.flatnonzero(folds[leaders] != options.fold)
+    position = {int(row): i for i, row in enumerate(rest)}
+    groups = [[position[i] for i in group if i in position] for group in twins]
+    split = np.full(len(ids), "test", dtype="<U5")
+    split[rest] = hash_split(
+        [ids[i] for i in rest], {"val": options.validation}, [group for group in groups if group]
+    )
+    return split
+
+
+def twin_leaders(ids: Sequence[str], twins: Sequence[Sequence[int]], share: float) -> np.ndarray:
+    """(n,) position of each picture's twin with the smallest id; its own where it has none."""
+    leaders = np.arange(len(ids))
+    limit = max(10, share * len(ids))
+    for group in twins:
+        # More equal pictures than are held out: one placeholder for many, which says nothing about them.
+        if len(group) <= limit:
+            leaders[list(group)] = leaders[min(group, key=lambda i: ids[i])]
+    return leaders
 
 
 def _sides(fractions: np.ndarray, shares: dict[str, float]) -> np.ndarray:
@@ -1307,7 +1863,7 @@ class Batch(NamedTuple):
     """N pictures; those that could not be decoded are in `broken` and nowhere else.
 
     index (N,) int64, images (N, 3, H, W) uint8, scores (N,) float64 in the set's unit,
-    distributions (N, K) float32, emotions (N, E) float32.
+    distributions (N, K) float32, emotions (N, E) float32, NaN as in Sample.
     """
 
     index: Tensor

@@ -193,7 +193,7 @@ def optimizer_step(model, optimizer, scaler, clip: float) -> None:
 
 def set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = value
+        group["lr"] = value * group.get("factor", 1.0)
 
 
 def peak_memory(device: torch.device) -> float:
@@ -215,7 +215,7 @@ def summary(totals: Totals, optimizer: torch.optim.Optimizer) -> dict[str, float
         "loss": loss / pictures if pictures else math.nan,
         "pictures": pictures,
         "broken": broken,
-        "learning_rate": optimizer.param_groups[0]["lr"],
+        "learning_rate": optimizer.param_groups[-1]["lr"],  # of what started from random weights
     }
 
 
@@ -256,16 +256,20 @@ def predict(model: nn.Module, loader: Iterable[Batch], compute: Compute, batch_s
 def outputs(
     model: nn.Module, loader: Iterable[Batch], compute: Compute, batch_size: int
 ) -> Iterator[tuple[Batch, Output]]:
-    """Each batch with the network's output for it, float32 on the CPU.
-
-    A shorter batch is filled up with black pictures: kernels, and with them the last digits, depend on a
-    batch's shape, and a picture's score should not depend on its neighbours.
-    """
+    """Each batch with the network's output for it, float32 on the CPU."""
     model.eval()
     for batch in loader:
         count = len(batch.images)
-        empty = batch.images.new_zeros(batch_size - count, *batch.images.shape[1:])
-        padded = batch._replace(images=torch.cat([batch.images, empty]))  # (batch_size, 3, H, W)
         with torch.inference_mode(), compute.autocast():
-            output = model(compute.images(padded))
+            output = model(compute.images(filled_up(batch, batch_size)))
         yield batch, Output(*(value[:count].float().cpu() for value in output))
+
+
+def filled_up(batch: Batch, batch_size: int) -> Batch:
+    """The batch with black pictures behind its own, (batch_size, 3, H, W).
+
+    Kernels, and with them the last digits, depend on a batch's shape, and a picture's score should not depend
+    on its neighbours.
+    """
+    empty = batch.images.new_zeros(batch_size - len(batch.images), *batch.images.shape[1:])
+    return batch._replace(images=torch.cat([batch.images, empty]))

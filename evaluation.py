@@ -6,7 +6,9 @@ import csv
 import json
 import math
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,14 +33,17 @@ from datasets import (
     describe,
     load_dataset,
     make_loader,
+    over_classes,
     write_left_out,
 )
 from EAMBNet import Scale
 
 CROSS_SET = ("n", "srcc", "plcc", "krcc")
+FILES = ("predictions.csv", "metrics.json", "scatter.png", "confusion.png", "emotion_bars.png")
 CSV_KEYS = (  # how a csv is read need not be said again for the set that was trained on
     *("table", "images", "path_column", "score_column", "count_columns", "emotion_columns", "split_column"),
 )
+FOLD_KEYS = ("folds", "fold")  # nor which part of a set was held out, where it has no split of its own
 
 
 @dataclass
@@ -47,7 +52,9 @@ class Report:
 
     predictions: columns of predictions.csv, each (n,), in the order of the set.
     facts: everything in metrics.json beside metrics and intervals.
-    rated: (n,) ratings in the unit of the predictions, for the scatter plot; None draws none.
+    pictures: file name -> function that draws it to the path it is given.
+    high: (n,) bool, the pictures predicted to be high; None where no threshold applies.
+    emotions: of an aesthetic network on a set with emotion labels, the report on those.
     """
 
     title: str
@@ -56,31 +63,45 @@ class Report:
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     facts: dict = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    rated: np.ndarray | None = None
+    pictures: dict[str, Callable[[Path], None]] = field(default_factory=dict)
+    high: np.ndarray | None = None
+    emotions: Report | None = None
 
     def __str__(self) -> str:
-        return "\n".join([self.title, metrics.table(self.metrics, self.intervals), *self.notes])
+        own = "\n".join([self.title, metrics.table(self.metrics, self.intervals), *self.notes])
+        return f"{own}\n\n{self.emotions}" if self.emotions else own
+
+    @property
+    def all_pictures(self) -> dict[str, Callable[[Path], None]]:
+        return self.pictures | (self.emotions.pictures if self.emotions else {})
 
     @property
     def files(self) -> str:
-        return "predictions.csv metrics.json" + (" scatter.png" if self.rated is not None else "")
+        return " ".join(["predictions.csv", "metrics.json", *self.all_pictures])
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """Of predictions.csv: of a score, then of the emotions."""
+        if not self.emotions:
+            return self.predictions
+        columns = dict(self.emotions.predictions)
+        del columns["id"]
+        return self.predictions | {"emotion": columns.pop("prediction")} | columns
+
+    def content(self) -> dict:
+        """Of metrics.json."""
+        content = {"metrics": self.metrics, "intervals_95": self.intervals, **self.facts, "notes": self.notes}
+        return content | ({"emotions": self.emotions.content()} if self.emotions else {})
 
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with checkpoint.written_whole(folder / "predictions.csv") as path:
-            write_columns(path, self.predictions)
-        content = {"metrics": self.metrics, "intervals_95": self.intervals, **self.facts, "notes": self.notes}
-        text = json.dumps(without_nan(content), indent=1, allow_nan=False)
+            write_columns(path, self.columns)
+        text = json.dumps(without_nan(self.content()), indent=1, allow_nan=False)
         with checkpoint.written_whole(folder / "metrics.json") as path:
             path.write_text(text + "\n", encoding="utf-8")
-        if self.rated is not None:
-            self.draw(folder / "scatter.png")
-
-    def draw(self, path: Path) -> None:
-        from visualize import save_scatter
-
-        found = "SRCC {srcc:.3f}, PLCC {plcc:.3f}, n = {n:,}".format(**self.metrics)
-        save_scatter(self.predictions["prediction"], self.rated, path, "rating", f"{self.title}: {found}")
+        for name, draw in self.all_pictures.items():
+            draw(folder / name)
 
 
 def without_nan(value):
@@ -106,6 +127,8 @@ def evaluate_checkpoint(path: Path, config: Config, split: str, output: Path | N
     Raises:
         ValueError, FileNotFoundError: no such weights or data, or they don't go together; in one sentence.
     """
+    if len(config.data.names) > 1:
+        raise ValueError(f"evaluation: one data set at a time, please, not {' and '.join(config.data.names)}")
     weights = checkpoint.load_weights(path)
     config = as_trained(config, weights)
     options = config.data.options(DataOptions)
@@ -132,9 +155,10 @@ def as_trained(config: Config, weights: Weights) -> Config:
     data = replace(config.data, size=known["image_size"], exif=known["exif"])
     if weights.scale and known["dataset"] == data.dataset and data.threshold is None:
         data = replace(data, threshold=weights.scale.threshold)
-    if known["dataset"] == data.dataset == "csv":
-        said = {name: known["config"]["data"].get(name, "") for name in CSV_KEYS if not getattr(data, name)}
-        data = replace(data, **said)
+    before = known.get("config", {}).get("data", {})
+    keys = CSV_KEYS if data.dataset == "csv" and "csv" in known["dataset"].split("+") else ()
+    keys += FOLD_KEYS if data.dataset in known.get("dealt", ()) and not data.folds else ()
+    data = replace(data, **{key: before[key] for key in keys if key in before and not getattr(data, key)})
     model = replace(config.model, backbone=known["architecture"]["backbone"])
     return replace(config, task=weights.task, data=data, model=model)
 
@@ -152,13 +176,15 @@ def labelled(rated: RatedSet, task: str) -> RatedSet:
             f"evaluation: {rated.name} {rated.split} has no emotions; the task emotion needs them"
         )
     else:
-        known = ~np.isnan(rated.emotions).any(axis=1)
+        known = ~np.isnan(rated.emotions).all(axis=1)
     if not known.any():
         raise ValueError(
             f"evaluation: no picture of {rated.name} {rated.split} has a label for the task {task}"
         )
-    unknown = [LeftOut(rated.ids[i], f"no label for the task {task}") for i in np.flatnonzero(~known)]
-    return replace(rated.take(known), left_out=[*rated.left_out, *unknown])
+    ids = dict.fromkeys(rated.ids[i] for i in np.flatnonzero(~known))  # of united sets some are repeated
+    unknown = [LeftOut(i, f"no label for the task {task}") for i in ids]
+    parts = tuple(labelled(part, task) for part in rated.parts)
+    return replace(rated.take(known), left_out=[*rated.left_out, *unknown], parts=parts)
 
 
 def evaluate(
@@ -167,14 +193,18 @@ def evaluate(
     """Predicts every picture of the set once and compares; with intervals, leak check and all provenance.
 
     Raises:
-        ValueError: the network knows other emotions than the set.
+        ValueError: the network is one for emotions, and does not know all of the set's.
     """
-    if config.task == "emotion":
+    branch = None
+    if config.task == "emotion" or knows_emotions(weights, rated):
+        branch = weights.description
         rated = with_emotions(rated, weights.emotions)
     found = predict_set(network, rated, config, compute, show=True)
-    report = measure(found, rated, config.task, weights, config.evaluate.bootstrap)
+    report = measure(found, rated, config.task, weights, config.evaluate.bootstrap, branch)
     if found.broken:
         report.notes.append(f"pictures that cannot be decoded, left out: {len(found.broken)}")
+    if not branch and rated.emotions is not None:
+        report.notes.append(why_not_measured(weights, rated))
     leaked = leaks(rated, weights)
     report.notes += [f"{name.replace('_', ' ')}: {count}" for name, count in leaked.items()]
     report.facts |= leaked | {
@@ -185,6 +215,7 @@ def evaluate(
         "split_sha256": rated.sha256,
         "weights_sha256": checkpoint.weights_hash(weights.tensors),
         "trained_on": weights.description["dataset"],
+        "origin": weights.description.get("origin", {}),
         "broken": [list(entry) for entry in found.broken],
         "left_out": len(rated.left_out),
         "training": weights.description.get("config", {}),
@@ -223,11 +254,12 @@ def measure(
     task: str,
     weights: Weights | None = None,
     bootstrap: int = 0,
+    branch: dict | None = None,
 ) -> Report:
     """Metrics of predictions, with `bootstrap` resamples for the intervals.
 
     Args:
-        rated: for the task emotion with the emotions in the network's order (`with_emotions`).
+        branch: the network's description, if its emotions are to be measured.
         weights: the network's, when they may come from another set; None for the set's own.
 
     Raises:
@@ -239,10 +271,15 @@ def measure(
             f"e.g. {found.broken[0].reason}"
         )
     rated = rated.take(found.index)
+    if branch:
+        rated = with_emotions(rated, tuple(branch["architecture"]["emotions"]))
+        found = replace(found, emotion=shifted(found.emotion, rated, branch.get("class_shift", {})))
     if task == "emotion":
         report = measure_emotions(found, rated, bootstrap)
     else:
         report = measure_scores(found, rated, weights.scale if weights else rated.scale, weights, bootstrap)
+        if branch:
+            add_emotions(report, found, rated, bootstrap)
     if weights and is_cross_set(weights, rated):
         kept = ", correlations only" if task == "aesthetics" else ""
         report.title += f" (cross-set: trained on {weights.description['dataset']}{kept})"
@@ -269,7 +306,9 @@ def measure_scores(
     if bootstrap:
         report.intervals = metrics.bootstrap_intervals(figures, tuple(arrays), bootstrap)
     if not cross:
-        report.rated = None if labels else scores
+        report.high = predicted > 0.5 if labels else rated.scale.is_high(predicted)
+        if not labels:
+            report.pictures["scatter.png"] = partial(draw_scatter, report, scores)
         add_baselines(report, rated)
     return report
 
@@ -279,8 +318,10 @@ def add_baselines(report: Report, rated: RatedSet) -> None:
     high = rated.high()
     report.facts["majority_accuracy"] = metrics.majority_accuracy(high)
     report.notes.append(f"accuracy of always naming the majority: {report.facts['majority_accuracy']:.4f}")
-    if rated.name == "iae" and rated.emotions is not None:
-        rule = metrics.positive_emotion_accuracy(rated.emotions, high, rated.emotion_classes)
+    votes = np.empty((len(rated), 0)) if rated.emotions is None else np.nan_to_num(rated.emotions)
+    known = votes.sum(axis=1) > 0  # (n,) pictures with an emotion; classes that the set lacks have no votes
+    if rated.name == "iae" and known.any():
+        rule = metrics.positive_emotion_accuracy(votes[known], high[known], rated.emotion_classes)
         report.facts["positive_emotion_accuracy"] = rule
         report.notes.append(f"accuracy of the rule 'positive emotion = high': {rule:.4f}")
 
@@ -292,7 +333,7 @@ def is_cross_set(weights: Weights, rated: RatedSet) -> bool:
     """
     known = weights.scale or rated.scale  # an emotion network has no scale
     inside = known.minimum <= rated.scale.minimum and rated.scale.maximum <= known.maximum
-    return weights.description["dataset"] != rated.name or not inside
+    return rated.name not in weights.description["dataset"].split("+") or not inside
 
 
 def score_columns(found: engine.Predictions, rated: RatedSet, scale: Scale) -> dict[str, np.ndarray]:
@@ -301,32 +342,119 @@ def score_columns(found: engine.Predictions, rated: RatedSet, scale: Scale) -> d
 
 
 def measure_emotions(found: engine.Predictions, rated: RatedSet, bootstrap: int) -> Report:
-    def figures(probabilities: np.ndarray, votes: np.ndarray) -> dict[str, float]:
-        return metrics.emotion_metrics(probabilities, votes, rated.emotion_classes)
+    """Emotions against votes, among the classes that the set offers.
 
-    strongest = np.array(rated.emotion_classes)[found.emotion.argmax(axis=1)]  # (n,)
+    Args:
+        rated: with its emotions in the network's order (`with_emotions`).
+    """
+    known = ~np.isnan(rated.emotions).all(axis=1)  # (n,) pictures with votes
+    offered = ~np.isnan(rated.emotions).all(axis=0)  # (E,)
+    classes = [name for name, there in zip(rated.emotion_classes, offered, strict=True) if there]
+    votes, shares = rated.emotions[:, offered], found.emotion[:, offered]  # (n, C) each
+    shares = shares / shares.sum(axis=1, keepdims=True)
+
+    def figures(probabilities: np.ndarray, votes: np.ndarray) -> dict[str, float]:
+        return metrics.emotion_metrics(probabilities, votes, classes)
+
+    arrays = (shares[known], votes[known])
+    strongest = np.array(classes)[shares.argmax(axis=1)]  # (n,)
     columns = {"id": np.array(rated.ids), "prediction": strongest}
-    columns |= {f"emotion_{name}": found.emotion[:, i] for i, name in enumerate(rated.emotion_classes)}
-    arrays = (found.emotion, rated.emotions)
+    columns |= {f"emotion_{name}": shares[:, i] for i, name in enumerate(classes)}
     report = Report(f"{rated.name} {rated.split}, emotions", figures(*arrays), columns)
+    confusion = metrics.confusion_matrix(*arrays, classes)  # (C, C)
+    report.facts["emotions"], report.facts["confusion"] = classes, confusion.tolist()
+    report.pictures["confusion.png"] = partial(draw_confusion, report)
     if bootstrap:
         report.intervals = metrics.bootstrap_intervals(figures, arrays, bootstrap)
     return report
 
 
+def add_emotions(report: Report, found: engine.Predictions, rated: RatedSet, bootstrap: int) -> None:
+    """Adds the report on the emotions of the same run, and which emotions go with high scores."""
+    labelled_rows = ~np.isnan(rated.emotions).all(axis=1)  # (n,)
+    if not labelled_rows.any():
+        return
+    report.emotions = measure_emotions(found, rated, bootstrap)
+    if report.high is None:
+        return
+    classes = report.emotions.facts["emotions"]
+    votes = np.nan_to_num(rated.emotions[labelled_rows], nan=-1.0)  # (m, E); -1: never the strongest
+    true = np.array(rated.emotion_classes)[votes.argmax(axis=1)]  # (m,)
+    predicted = report.emotions.predictions["prediction"][labelled_rows]  # (m,)
+    groups = {
+        "labels": emotions_by_side(true, rated.high()[labelled_rows], classes),
+        "predictions": emotions_by_side(predicted, report.high[labelled_rows], classes),
+    }
+    report.emotions.facts["high_and_low"] = {
+        name: [side.tolist() for side in sides] for name, sides in groups.items()
+    }
+    report.emotions.pictures["emotion_bars.png"] = partial(draw_bars, report, groups)
+
+
+def emotions_by_side(
+    names: np.ndarray, high: np.ndarray, classes: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures of each class among the high and among the low ones, (C,) and (C,); names and high: (m,)."""
+    is_class = names[:, None] == np.array(classes)  # (m, C)
+    return is_class[high].sum(axis=0), is_class[~high].sum(axis=0)
+
+
+def shifted(probabilities: np.ndarray, rated: RatedSet, shifts: dict[str, dict[str, float]]) -> np.ndarray:
+    """(n, E) probabilities, on pictures of a set that the branch was trained on with others, as in training.
+
+    Args:
+        shifts: set -> class -> what is added to its logit (`losses.class_shift`); other sets have none.
+    """
+    return probabilities * np.exp(rated.per_set(shifts))  # rows are divided by their sums where they are used
+
+
+def knows_emotions(weights: Weights, rated: RatedSet) -> bool:
+    """Whether the network's emotions can be measured on the set: it was trained on all that the set has."""
+    known = rated.emotions is not None and set(rated.emotion_classes) <= set(weights.emotions)
+    return known and weights.emotion_branch == "trained"
+
+
+def why_not_measured(weights: Weights, rated: RatedSet) -> str:
+    if weights.emotion_branch != "trained":
+        return "emotions not measured: the emotion branch was never trained"
+    unknown = [name for name in rated.emotion_classes if name not in weights.emotions]
+    return f"emotions not measured: the network does not know {', '.join(unknown)}"
+
+
 def with_emotions(rated: RatedSet, emotions: tuple[str, ...]) -> RatedSet:
-    """The set with its emotions in the network's order, matched by name.
+    """The set with its emotions in the network's order, matched by name; NaN for those that it lacks.
 
     Raises:
-        ValueError: they are not the same emotions.
+        ValueError: the set has an emotion that the network does not know.
     """
-    if set(rated.emotion_classes) != set(emotions):
+    unknown = [name for name in rated.emotion_classes if name not in emotions]
+    if unknown:
         raise ValueError(
-            f"evaluation: the network knows {', '.join(emotions)}; {rated.name} has "
-            f"{', '.join(rated.emotion_classes)}"
+            f"evaluation: the network knows {', '.join(emotions)}; {rated.name} has {', '.join(unknown)} too"
         )
-    columns = [rated.emotion_classes.index(name) for name in emotions]
-    return replace(rated, emotions=rated.emotions[:, columns], emotion_classes=tuple(emotions))
+    return replace(rated, emotions=over_classes(rated, emotions), emotion_classes=tuple(emotions))
+
+
+def draw_scatter(report: Report, rated: np.ndarray, path: Path) -> None:
+    from visualize import save_scatter
+
+    found = "SRCC {srcc:.3f}, PLCC {plcc:.3f}, n = {n:,}".format(**report.metrics)
+    save_scatter(report.predictions["prediction"], rated, path, "rating", f"{report.title}: {found}")
+
+
+def draw_confusion(report: Report, path: Path) -> None:
+    from visualize import save_confusion
+
+    found = "accuracy {accuracy:.3f}, macro F1 {macro_f1:.3f}, n = {n:,}".format(**report.metrics)
+    counts = np.array(report.facts["confusion"])
+    save_confusion(counts, report.facts["emotions"], path, f"{report.title}: {found}")
+
+
+def draw_bars(report: Report, groups: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
+    from visualize import save_emotion_bars
+
+    title = f"{report.title}: high and low pictures by emotion"
+    save_emotion_bars(groups, report.emotions.facts["emotions"], path, title)
 
 
 def versions() -> dict[str, str]:

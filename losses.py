@@ -6,6 +6,8 @@ probabilities are wrong in the second digit. Predictions are probabilities, as t
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -72,21 +74,51 @@ def label_loss(p: Tensor, high: Tensor) -> Tensor:
     return -(high * log_high + (1 - high) * log_low).mean()
 
 
-def emotion_loss(logits: Tensor, votes: Tensor) -> Tensor:
+def emotion_loss(logits: Tensor, votes: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """Cross-entropy against vote shares, a scalar: the mean over the pictures that have votes, 0 if none has.
+
+    A class that was not offered to a picture's raters is left out of its softmax: of not being chosen it
+    says nothing, and its logit gets no gradient.
 
     Args:
         logits: (N, E).
-        votes: (N, E), shares or counts, each row is divided by its sum. A row of zeros or with a NaN is a
-            picture without votes.
+        votes: (N, E), shares or counts, each row is divided by its sum. NaN: a class that was not offered.
+            A row of zeros or of NaN alone is a picture without votes.
+        class_weights: (E,), what a vote for each class counts; the mean is then weighted by it too.
     """
     _same_shape("emotion logits", logits, "votes", votes)
     logits, votes = _at_least_float32(logits), _at_least_float32(votes)
-    total = votes.sum(dim=1, keepdim=True)  # (N, 1)
-    known = total > 0  # (N, 1), False for NaN
-    shares = torch.where(known, votes / total, 0.0)
-    loss = -(shares * functional.log_softmax(logits, dim=1)).sum(dim=1)  # (N,)
-    return loss.sum() / known.sum().clamp(min=1)
+    counts = votes.nan_to_num(nan=0.0)
+    total = counts.sum(dim=1, keepdim=True)  # (N, 1)
+    known = total > 0  # (N, 1)
+    shares = torch.where(known, counts / total, 0.0)
+    if class_weights is not None:
+        shares = shares * class_weights.to(shares)
+    absent = votes.isnan() & known
+    # Twice, because 0 votes * log(0) is NaN.
+    log_p = functional.log_softmax(logits.masked_fill(absent, -torch.inf), dim=1).masked_fill(absent, 0.0)
+    weight = shares.sum() if class_weights is not None else known.sum().clamp(min=1)
+    return -(shares * log_p).sum() / weight.clamp(min=torch.finfo(log_p.dtype).tiny)
+
+
+def class_shift(shares: dict[str, float], reference: dict[str, float]) -> dict[str, float]:
+    """What to add to a network's logits on the pictures of a set, by class, to reckon with the set's choice.
+
+    A set that shows sad pictures often says nothing about how sad a picture is. With log(share in the set /
+    share in the reference) added to each logit the network learns the rest: what the pictures themselves say,
+    at the reference's shares (Saerens et al. 2002; logit adjustment, Menon et al. 2021). A class that the
+    reference does not have is taken to be as much rarer there as the others are on average.
+
+    Args:
+        shares, reference: share of the votes of each class, above 0.
+
+    Returns:
+        A number for each class of `shares`; all 0 for the reference itself.
+    """
+    common = [name for name in shares if name in reference]
+    shift = {name: math.log(shares[name] / reference[name]) for name in common}
+    average = sum(shift.values()) / len(common) if common else 0.0
+    return {name: shift.get(name, average) for name in shares}
 
 
 def _cumulative_gap(p: Tensor, q: Tensor, r: float) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 HERE = Path(__file__).parent
-DATASETS = ("ava", "para", "iae", "csv", "demo")
+DATASETS = ("ava", "para", "iae", "emoset", "fi", "csv", "demo")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,8 +49,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", type=str.lower, choices=DATASETS, help="which set, in any case")
-    parser.add_argument("--data-root", metavar="DIR", help="its folder; the README shows the layout")
+    parser.add_argument(
+        "--dataset",
+        type=str.lower,
+        choices=DATASETS,
+        action="append",
+        help="which set, in any case; --task emotion takes several",
+    )
+    parser.add_argument(
+        "--data-root", metavar="DIR", action="append", help="its folder, as in the README; one per --dataset"
+    )
     parser.add_argument("--config", metavar="FILE", action="append", default=[], help="YAML; may be repeated")
     parser.add_argument("--skip-broken", action="store_true", help="leave out files that cannot be decoded")
     parser.add_argument("settings", metavar="key=value", nargs="*", help="as in train.epochs=3")
@@ -82,7 +91,8 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", metavar="PATH", nargs="*", help="files, folders, globs; - reads a list")
     parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="default: the shipped weights")
     parser.add_argument("--output", metavar="FILE", type=Path, help="scores.csv or scores.jsonl")
-    parser.add_argument("--maps", metavar="DIR", type=Path, help="write emotion-aware maps over the pictures")
+    parser.add_argument("--maps", metavar="DIR", type=Path, help="write a panel that explains each score")
+    parser.add_argument("--maps-raw", action="store_true", help="with --maps: the maps as .npy files too")
     parser.add_argument("--emotions", action="store_true", help="one column per emotion")
     parser.add_argument("--force", action="store_true", help="overwrite an existing output")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
@@ -125,26 +135,42 @@ def read_config(options: argparse.Namespace):
     """The set's own config unless others are given, then the command line's words, then its options."""
     from config import load_config
 
+    if len(options.data_root or ()) > 1 and len(options.data_root) != len(options.dataset or ()):
+        raise ValueError(
+            f"main: --data-root is given {len(options.data_root)} times and --dataset "
+            f"{len(options.dataset or ())} times; give one per set, in the same order"
+        )
     words = list(options.settings)
     if options.dataset:
-        words.append(f"data.dataset={options.dataset}")
+        words.append(f"data.dataset={'+'.join(options.dataset)}")
     if options.data_root is not None:
-        words.append(f"data.root={options.data_root}")
+        words.append(f"data.root={os.pathsep.join(options.data_root)}")
     if options.skip_broken:
         words.append("data.skip_broken=true")
     if getattr(options, "task", None):
         words.append(f"task={options.task}")
     config = load_config(options.config, words)
-    dataset = config.data.dataset.lower()
-    if dataset not in DATASETS:
-        named = f", not '{dataset}'" if dataset else ""
-        raise ValueError(f"main: which data set? --dataset {{{','.join(DATASETS)}}}{named}")
+    for name in config.data.names:
+        if name not in DATASETS:
+            named = f", not '{name}'" if name else ""
+            raise ValueError(f"main: which data set? --dataset {{{','.join(DATASETS)}}}{named}")
     if not options.config:
-        config = load_config([HERE / "configs" / f"{dataset}.yaml"], words)
+        config = load_config([default_config(config)], words)
+    dataset = config.data.dataset.lower()
     root = config.data.root or ("data/demo" if dataset == "demo" else "")
     if not root:
         raise ValueError(f"main: where is {dataset}? --data-root DIR")
-    return replace(config, data=replace(config.data, dataset=dataset, root=root))
+    config = replace(config, data=replace(config.data, dataset=dataset, root=root))
+    if options.command == "train" and config.task == "aesthetics" and len(config.data.names) > 1:
+        raise ValueError(f"main: several sets ({dataset}) are for --task emotion; ratings cannot be united")
+    return config
+
+
+def default_config(config) -> Path:
+    """The recipe for ratings is the set's, the one for emotions is one for all sets but the small demo."""
+    dataset = config.data.names[0]
+    of_emotions = (config.task == "emotion" and dataset != "demo") or dataset in ("emoset", "fi")
+    return HERE / "configs" / ("emotion.yaml" if of_emotions else f"{dataset}.yaml")
 
 
 if __name__ == "__main__":

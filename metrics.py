@@ -188,28 +188,69 @@ def _are_labels(rated: np.ndarray, threshold: float) -> bool:
 def emotion_metrics(probabilities: ArrayLike, votes: ArrayLike, classes: Sequence[str]) -> dict[str, float]:
     """All figures for predicted emotions.
 
+    A class that was not offered for a picture does not compete there: the prediction is divided by the sum of
+    the others, as if it had been left out of the softmax.
+
     Args:
         probabilities: (n, E), rows sum to 1.
-        votes: (n, E), shares or counts, each row with at least one vote.
+        votes: (n, E), shares or counts, each row with at least one vote; NaN: a class that was not offered.
         classes: E names, in the order of the columns.
 
     Returns:
         n, accuracy (top-1, see `top_classes`), macro_f1 (over the classes that occur as truth or prediction),
-        recall_<class> (NaN for a class without pictures), kl = mean KL(votes || prediction) in nats,
-        kl_prior = the same for the constant mean vote of these pictures, kl_ratio = kl / kl_prior,
-        cross_entropy in nats, calibration_error (expected, 15 equal bins of the top probability), and the
-        accuracies of always naming the commonest class (majority) and of guessing (chance).
+        recall_<class> (NaN for a class without pictures; none for a class never offered), kl = mean
+        KL(votes || prediction) in nats, kl_prior = the same for the constant mean vote of these pictures (of
+        those that were offered the same classes), kl_ratio = kl / kl_prior, cross_entropy in nats,
+        calibration_error (expected, 15 equal bins of the top probability), and the accuracies of always
+        naming the commonest class (majority) and of guessing (chance).
     """
-    probabilities, votes = _emotion_pair(probabilities, votes, classes)
+    probabilities, votes, offered = offered_shares(probabilities, votes, classes)
     predicted, truth = top_classes(probabilities, votes)  # (n,) each
     correct = predicted == truth
+    named = offered.any(axis=0)  # (E,)
     found = {"n": len(votes), "accuracy": float(correct.mean())}
-    found |= _class_metrics(predicted, truth, classes)
-    found |= _divergences(probabilities, votes)
+    found |= {
+        name: value
+        for name, value in _class_metrics(predicted, truth, classes).items()
+        if name == "macro_f1" or named[list(classes).index(name.removeprefix("recall_"))]
+    }
+    found |= _divergences(probabilities, votes, offered)
     found["calibration_error"] = _calibration_error(probabilities.max(axis=1), correct)
     found["majority"] = float(_leading(votes).mean(axis=0).max())
-    found["chance"] = 1 / len(classes)
+    found["chance"] = float((1 / offered.sum(axis=1)).mean())
     return found
+
+
+def offered_shares(
+    probabilities: ArrayLike, votes: ArrayLike, classes: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Predictions and votes as shares among the classes that were offered for each picture, checked.
+
+    Args:
+        probabilities, votes, classes: as `emotion_metrics` takes them.
+
+    Returns:
+        Probabilities and vote shares (n, E), whose rows sum to 1, 0 where a class was not offered; and
+        whether it was, (n, E) bool.
+    """
+    votes = np.asarray(votes, dtype=np.float64)
+    offered = ~np.isnan(votes)
+    probabilities, votes = _emotion_pair(probabilities, np.where(offered, votes, 0.0), classes)
+    some = ~offered.all(axis=1)  # (n,) pictures for which a class is left out
+    # A row in which nothing is left would be divided by 0; a floor makes it even among the offered.
+    rest = np.where(offered[some], np.maximum(probabilities[some], SMALLEST_PROBABILITY), 0.0)
+    probabilities = probabilities.copy()
+    probabilities[some] = rest / rest.sum(axis=1, keepdims=True)
+    return probabilities, votes, offered
+
+
+def confusion_matrix(probabilities: ArrayLike, votes: ArrayLike, classes: Sequence[str]) -> np.ndarray:
+    """(E, E) numbers of pictures, true class by predicted class; arguments as for `emotion_metrics`."""
+    probabilities, votes, _ = offered_shares(probabilities, votes, classes)
+    predicted, truth = top_classes(probabilities, votes)  # (n,) each
+    counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    np.add.at(counts, (truth, predicted), 1)
+    return counts
 
 
 def top_classes(probabilities: np.ndarray, votes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -254,17 +295,28 @@ def _class_metrics(predicted: np.ndarray, truth: np.ndarray, classes: Sequence[s
     }
 
 
-def _divergences(probabilities: np.ndarray, votes: np.ndarray) -> dict[str, float]:
-    """kl, kl_prior, kl_ratio and cross_entropy in nats, from shares (n, E) and (n, E)."""
+def _divergences(probabilities: np.ndarray, votes: np.ndarray, offered: np.ndarray) -> dict[str, float]:
+    """kl, kl_prior, kl_ratio and cross_entropy in nats, from shares (n, E) and (n, E); offered: (n, E)."""
     cross_entropy = _cross_entropy(votes, probabilities)
     entropy = _cross_entropy(votes, votes)
     kl = cross_entropy - entropy
-    kl_prior = _cross_entropy(votes, emotion_prior(votes)[None]) - entropy
+    prior = np.empty_like(votes)  # (n, E)
+    for rows in _alike(offered):
+        prior[rows] = emotion_prior(votes[rows])
+    kl_prior = _cross_entropy(votes, prior) - entropy
     prior_is_exact = kl_prior < 1e-12  # equal rows leave a rest of rounding instead of 0
     if prior_is_exact:
         _warn("KL ratio is undefined (NaN): all pictures have the same votes, the constant prior is exact.")
     kl_ratio = np.nan if prior_is_exact else kl / kl_prior
     return {"kl": kl, "kl_prior": kl_prior, "kl_ratio": kl_ratio, "cross_entropy": cross_entropy}
+
+
+def _alike(offered: np.ndarray) -> list[np.ndarray]:
+    """Masks (n,) of the pictures that were offered the same classes; offered: (n, E) bool."""
+    if (offered == offered[0]).all():
+        return [np.ones(len(offered), dtype=bool)]
+    patterns, which = np.unique(offered, axis=0, return_inverse=True)
+    return [which.ravel() == i for i in range(len(patterns))]
 
 
 def _cross_entropy(votes: np.ndarray, probabilities: np.ndarray) -> float:

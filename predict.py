@@ -54,11 +54,14 @@ class Scored:
         network for high/low labels the probability of "high", 0 to 1.
     score_std: standard deviation of the predicted rating distribution, same unit; None for other networks.
     percentile: share of the training ratings below the score, 0 to 100; None if the weights do not know it.
-    emotion, emotion_probability: the strongest emotion and its probability, 0 to 1.
+    emotion, emotion_probability: the strongest emotion and its probability, 0 to 1; None if the network's
+        emotion branch was never trained on emotions.
     error: why there is no score.
-    emotions: probability of every emotion by name; they sum to 1.
+    emotions: probability of every emotion by name; they sum to 1. Empty if the branch was never trained.
     distribution: predicted share of each rating, summing to 1; empty for networks that give a score only.
     emotion_map: (h, w) float32, the emotion-aware map in [0, 1].
+    class_maps: (E, h, w) float32, one map per emotion in the order of `Scorer.emotions`, each from 0 to 1;
+        None if they were not asked for, or if the branch was never trained.
     """
 
     path: str
@@ -73,6 +76,7 @@ class Scored:
     emotions: dict[str, float] = field(default_factory=dict, repr=False)
     distribution: dict[float, float] = field(default_factory=dict, repr=False)
     emotion_map: np.ndarray | None = field(default=None, repr=False, compare=False)
+    class_maps: np.ndarray | None = field(default=None, repr=False, compare=False)
 
 
 COLUMNS = (  # of every table; fields of Scored
@@ -152,10 +156,13 @@ class Scorer:
         batch_size: pictures at a time in `score_all`.
         workers: decoding processes of `score_all`; 0 decodes in this one, -1: as many as the machine
             has cores to spare.
+        maps: compute the maps of single emotions too, which runs the emotion branch once more.
 
     Attributes:
         scale: what a score means: its ends, its threshold, its rating bins.
         emotions: names, in the order of the network.
+        emotions_trained: False if the emotion branch was never trained on emotions, so that its names mean
+            nothing; results leave them out.
 
     Raises:
         ValueError: the weights give no score, or another argument is out of range.
@@ -169,6 +176,7 @@ class Scorer:
         precision: str = "fp32",
         batch_size: int = 16,
         workers: int = 0,
+        maps: bool = False,
     ):
         if batch_size < 1 or workers < -1 or precision not in engine.PRECISIONS:
             raise ValueError(
@@ -178,11 +186,13 @@ class Scorer:
         weights = load_aesthetics(checkpoint)
         known = weights.description
         self.scale, self.emotions = weights.scale, weights.emotions
+        self.emotions_trained = weights.emotion_branch == "trained"
         self.ends = (0.0, 1.0) if self.scale.kind == "label" else (self.scale.minimum, self.scale.maximum)
         self.size, self.exif = known["image_size"], known["exif"]
         ratings = known.get("training_ratings", ()) if self.scale.kind != "label" else ()
         self.quantiles = np.asarray(ratings) if len(ratings) > 1 else None
         self.batch_size, self.workers = batch_size, Data(workers=workers).worker_count()
+        self.with_class_maps = maps and self.emotions_trained
         self.compute = engine.Compute(
             choose_device(device), precision, *backbones.normalisation(known["architecture"]["backbone"])
         )
@@ -231,16 +241,26 @@ class Scorer:
         values, deviations = self.scale.value(prediction), self.scale.deviation(prediction)  # (n,), (n,)
         emotions = output.emotion_logits.double().softmax(dim=1).numpy()  # (n, E)
         maps = output.emotion_map[:, 0].numpy()  # (n, h, w)
-        rows = zip(paths, prediction, values, deviations, emotions, maps, strict=True)
+        class_maps = self._class_maps(batch, batch_size) if self.with_class_maps else [None] * len(paths)
+        rows = zip(paths, prediction, values, deviations, emotions, maps, class_maps, strict=True)
         return [self._scored(*row) for row in rows]
 
-    def _scored(self, path: str, prediction, value, deviation, emotions, emotion_map) -> Scored:
-        """One row: prediction (K,), value and deviation (), emotions (E,), emotion_map (h, w)."""
+    def _class_maps(self, batch: Decoded, batch_size: int) -> np.ndarray:
+        """(n, E, h, w) float32 of the n pictures of a batch."""
+        images = self.compute.images(engine.filled_up(batch, batch_size))  # (batch_size, 3, H, W)
+        with torch.inference_mode(), self.compute.autocast():
+            maps = self.model.class_activation_maps(images)
+        return maps[: len(batch.images)].float().contiguous().cpu().numpy()
+
+    def _scored(self, path: str, prediction, value, deviation, emotions, emotion_map, class_maps) -> Scored:
+        """One picture's: prediction (K,), value and deviation (), emotions (E,), emotion_map (h, w),
+        class_maps (E, h, w) or None."""
         if not (np.isfinite(value) and np.isfinite(emotions).all()):
             return Scored(
                 path, error="the network's output is not a number; --precision fp32 usually mends it"
             )
-        strongest = int(emotions.argmax())
+        named = dict(zip(self.emotions, emotions.tolist(), strict=True)) if self.emotions_trained else {}
+        strongest = max(named, key=named.get, default=None)
         return Scored(
             path,
             score=float(value),
@@ -248,11 +268,12 @@ class Scorer:
             score_max=self.ends[1],
             score_std=None if np.isnan(deviation) else float(deviation),
             percentile=None if self.quantiles is None else percentile(value, self.quantiles),
-            emotion=self.emotions[strongest],
-            emotion_probability=float(emotions[strongest]),
-            emotions=dict(zip(self.emotions, emotions.tolist(), strict=True)),
+            emotion=strongest,
+            emotion_probability=named.get(strongest),
+            emotions=named,
             distribution=dict(zip(self.scale.bins, prediction.tolist(), strict=False)),  # no bins, no shares
             emotion_map=emotion_map,
+            class_maps=class_maps,
         )
 
 
@@ -500,34 +521,69 @@ def open_rows(output: Path | None, force: bool, columns: Sequence[str]) -> Itera
         yield write_now
 
 
-class MapFolder:
-    """Writes emotion-aware maps beside their pictures as PNG files, in sub-folders like the pictures' own."""
+LONGEST_NAME = 230  # bytes; an ending and a temporary name come on top, and file systems take 255
+UNTRAINED = "the emotion branch of these weights was never trained on emotions"
+UNTRAINED_MAP = "map of an emotion branch never trained on emotions"
 
-    def __init__(self, folder: Path, exif: bool):
-        self.folder, self.exif = folder, exif
+
+class MapFolder:
+    """Writes what explains scores, in sub-folders like the pictures' own.
+
+    Per picture a panel as PNG; with `raw` also the maps at feature resolution, `<name>.eam.npy` (h, w) and
+    `<name>.cam.npy` (E, h, w), float32, and once `emotions.txt`, the names of the E classes.
+    """
+
+    def __init__(self, folder: Path, scorer: Scorer, raw: bool):
+        self.folder, self.scorer, self.raw = folder, scorer, raw
         self.names: set[str] = set()
 
     def write(self, scored: Scored, found: Found) -> None:
-        from visualize import save_map_panel  # matplotlib takes a second to load
+        from panels import Explanation, save_panel  # matplotlib takes a second to load
 
-        save_map_panel(
-            self.folder / self.name(found),
-            decode(found.path, exif=self.exif),
-            scored.emotion_map,
+        name = self.name(found)
+        explanation = Explanation(
             title=printable(os.path.basename(found.path)),
             score=describe_score(scored),
-            emotions=list(scored.emotions.items()),
+            value=scored.score,
+            ends=self.scorer.ends,
+            emotion_map=scored.emotion_map,
+            map_title="emotion-aware map" if self.scorer.emotions_trained else UNTRAINED_MAP,
+            emotions=scored.emotions,
+            class_maps=scored.class_maps,
+            training_ratings=self.scorer.quantiles,
+            distribution=scored.distribution,
         )
+        save_panel(self.folder / f"{name}.png", decode(found.path, exif=self.scorer.exif), explanation)
+        if self.raw:
+            self.write_arrays(scored, name)
+
+    def write_arrays(self, scored: Scored, name: str) -> None:
+        write_array(self.folder / f"{name}.eam.npy", scored.emotion_map)
+        if scored.class_maps is None:
+            return
+        write_array(self.folder / f"{name}.cam.npy", scored.class_maps)
+        if len(self.names) == 1:  # the first picture
+            with checkpoint.written_whole(self.folder / "emotions.txt") as unfinished:
+                unfinished.write_text(
+                    "".join(f"{emotion}\n" for emotion in scored.emotions), encoding="utf-8"
+                )
 
     def name(self, found: Found) -> str:
-        """`sub/a.jpg.png`; a second picture of that name, from another folder, gets `sub/a.jpg.2.png`."""
+        """`sub/a.jpg`; a second picture of that name, from another folder, gets `sub/a.jpg.2`."""
         stem = os.path.relpath(found.path, found.folder or ".")
-        name, number = f"{stem}.png", 1
+        while len(os.fsencode(os.path.basename(stem))) > LONGEST_NAME:
+            stem = stem[:-1]
+        name, number = stem, 1
         while name in self.names:
             number += 1
-            name = f"{stem}.{number}.png"
+            name = f"{stem}.{number}"
         self.names.add(name)
         return name
+
+
+def write_array(path: Path, values: np.ndarray) -> None:
+    with checkpoint.written_whole(path) as unfinished, unfinished.open("wb") as file:
+        np.save(file, values)
 
 
 def describe_score(scored: Scored) -> str:
@@ -549,12 +605,21 @@ def run(options: argparse.Namespace) -> int:
         ValueError, OSError: bad arguments, in one sentence; nothing was written then.
     """
     check_targets(options.output, options.maps, options.force)
+    if options.maps_raw and options.maps is None:
+        raise ValueError("predict: --maps-raw writes beside the panels of --maps; add --maps DIR")
     pictures = find_pictures(options.paths)
     scorer = Scorer(
-        options.checkpoint, options.device, options.precision, options.batch_size, options.workers
+        options.checkpoint,
+        options.device,
+        options.precision,
+        options.batch_size,
+        options.workers,
+        maps=options.maps is not None,
     )
+    if not scorer.emotions_trained:
+        print(f"{UNTRAINED}; its emotions are left out", file=sys.stderr)
     columns = column_names(scorer.scale, scorer.emotions if options.emotions else ())
-    maps = MapFolder(options.maps, scorer.exif) if options.maps else None
+    maps = MapFolder(options.maps, scorer, options.maps_raw) if options.maps is not None else None
     failed = 0
     with (
         open_rows(options.output, options.force, columns) as write,

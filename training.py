@@ -29,9 +29,11 @@ from datasets import (
     PictureSet,
     RatedSet,
     TrainOrder,
+    check_classes,
     describe,
-    hash_fractions,
-    load_dataset,
+    emotion_name,
+    first_by_hash,
+    load_datasets,
     make_loader,
     write_left_out,
 )
@@ -97,7 +99,8 @@ def check_output(output: Path, resume: bool, force: bool) -> None:
 
 
 RECORDS = ("last.pt", "best.pt", "metrics.jsonl", "curves.png", "left_out_*.csv", "broken_*.csv")
-RECORDS += ("test/predictions.csv", "test/metrics.json", "test/scatter.png", "tensorboard/events.*")
+RECORDS += tuple(f"{test}/{name}" for test in ("test", "test/*") for name in evaluation.FILES)
+RECORDS += ("tensorboard/events.*",)
 
 
 def clear(output: Path) -> None:
@@ -112,18 +115,35 @@ def clear(output: Path) -> None:
 
 
 def load_data(config: Config) -> dict[str, RatedSet]:
-    """The splits that the run uses, ready for its task."""
+    """The splits that the run uses, ready for its task; several sets are united."""
     splits = ("train", "val", "test") if needs_test(config) else ("train", "val")
-    options = config.data.options(DataOptions)
-    data = load_dataset(config.data.dataset, config.data.root, splits, options)
+    options, held_out = config.data.options(DataOptions), config.train.validate_on == "val"
+    if not held_out and len(config.data.names) > 1:
+        raise ValueError("training: train.validate_on=test is for one data set, not for several together")
+    limit = config.data.limit if held_out else 0
+    data = load_datasets(config.data.names, config.data.roots, splits, options, limit)
     data = {split: evaluation.labelled(rated, config.task) for split, rated in data.items()}
-    if config.train.validate_on == "test":
+    if not held_out:
         data["train"] = with_validation(data["train"], data.pop("val"))
-    if config.data.limit:
-        data["train"] = first_by_hash(data["train"], config.data.limit)
+        data["train"] = first_by_hash(data["train"], config.data.limit or len(data["train"]))
+    if learns_emotions(config):
+        check_emotion_labels(data["train"])
     if distributed.is_main():
         print("\n".join(describe(rated) for rated in data.values()), flush=True)
     return data
+
+
+def learns_emotions(config: Config) -> bool:
+    """Whether the emotion branch is trained: on its own, or together with the rest."""
+    return config.task == "emotion" or config.loss.emotion_weight > 0
+
+
+def check_emotion_labels(rated: RatedSet) -> None:
+    if rated.emotions is None:
+        raise ValueError(
+            f"training: {rated.name} {rated.split} has no emotions; loss.emotion_weight needs them"
+        )
+    check_classes(rated)
 
 
 def needs_test(config: Config) -> bool:
@@ -139,14 +159,6 @@ def with_validation(train: RatedSet, val: RatedSet) -> RatedSet:
     for name in ("ids", "paths", "left_out"):
         columns[name] = [*getattr(train, name), *getattr(val, name)]
     return replace(train, protocol=f"{train.protocol}; and {val.protocol}", **columns)
-
-
-def first_by_hash(rated: RatedSet, limit: int) -> RatedSet:
-    """A fixed sample of a set, whatever the order of its files."""
-    if limit >= len(rated):
-        return rated
-    chosen = np.sort(np.argsort(hash_fractions(rated.ids), kind="stable")[:limit])
-    return replace(rated.take(chosen), protocol=f"{rated.protocol}, {limit} of it by hash of the id")
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -167,14 +179,35 @@ def check_sources(config: Config, emotion_checkpoint: str | None, weights: str |
     for file in (weights, emotion_checkpoint):
         if file and not Path(file).is_file():
             raise FileNotFoundError(f"training: there is no weights file {file}")
+    check_losses(config)
+    if emotion_checkpoint:
+        checkpoint.emotions_in(emotion_checkpoint, named_emotions(config))
     if config.task == "emotion":
         if emotion_checkpoint:
             raise ValueError(
                 "training: --emotion-checkpoint is for --task aesthetics; "
                 "an emotion training starts from given weights with --weights FILE"
             )
-    elif not (weights or emotion_checkpoint or config.model.emotion_weights == "none"):
+    elif not (weights or emotion_checkpoint or needs_no_branch(config)):
         raise ValueError(UNTRAINED_BRANCH)
+
+
+def check_losses(config: Config) -> None:
+    """Refuses settings of a loss that this run does not have."""
+    if config.task == "emotion" and config.loss.emotion_weight:
+        raise ValueError(
+            "training: loss.emotion_weight is for --task aesthetics; emotions are all of this loss"
+        )
+    if config.loss.class_weights != "none" and not learns_emotions(config):
+        raise ValueError(
+            "training: loss.class_weights weighs emotions, which this run does not learn; it is for --task "
+            "emotion, or with loss.emotion_weight"
+        )
+
+
+def needs_no_branch(config: Config) -> bool:
+    """Whether an emotion branch that was never trained will do: it is trained here, or it was asked for."""
+    return learns_emotions(config) or config.model.emotion_weights == "none"
 
 
 def build_network(
@@ -182,7 +215,7 @@ def build_network(
 ) -> tuple[EAMBNet | EmotionNetwork, dict]:
     """The network with its first weights, and in words and hashes where they came from."""
     torch.manual_seed(config.train.seed)
-    start = read_start(Path(weights)) if weights else None
+    start = read_start(Path(weights), named_emotions(config)) if weights else None
     if start:
         check_start(config, start, str(weights))
     model = new_network(config, rated.scale, choose_emotions(config, rated, start, emotion_checkpoint))
@@ -191,27 +224,21 @@ def build_network(
     if start:
         start_from(model, start, str(weights), rated.scale, other_branch=bool(emotion_checkpoint))
         origin = describe_file("weights", Path(weights), start)
-        origin["emotion_branch"] = branch_state(start)
+        origin["emotion_branch"] = start.emotion_branch
         origin["training_ids"], origin["emotion_training_ids"] = trained_ids(config.task, start)
     elif config.model.imagenet != "none":
         checkpoint.load_imagenet(model, config.model.imagenet)
         origin["imagenet"] = Path(config.model.imagenet).name  # a folder says nothing on another machine
     if emotion_checkpoint:
-        branch = checkpoint.load_emotion_branch(model, emotion_checkpoint)
+        branch = checkpoint.load_emotion_branch(model, emotion_checkpoint, named_emotions(config))
         origin |= describe_file("emotion_checkpoint", Path(emotion_checkpoint), branch)
         ids = branch.emotion_training_ids
-        origin |= {"emotion_branch": branch_state(branch), "emotion_training_ids": ids}
-    trained = config.task == "emotion" or origin.setdefault("emotion_branch", "never trained") == "trained"
-    if not trained and config.model.emotion_weights != "none":
+        origin |= {"emotion_branch": branch.emotion_branch, "emotion_training_ids": ids}
+    if learns_emotions(config):
+        origin["emotion_branch"] = "trained"
+    elif origin.setdefault("emotion_branch", "never trained") != "trained" and not needs_no_branch(config):
         raise ValueError(UNTRAINED_BRANCH)
     return model.to(memory_format=torch.channels_last), origin
-
-
-def branch_state(weights: Weights) -> str:
-    """Of the emotion branch in these weights: "trained" on emotions, or "never trained"."""
-    if weights.task == "emotion":  # whatever it was started from
-        return "trained"
-    return weights.description.get("origin", {}).get("emotion_branch", "trained")
 
 
 def rebuild_network(stopped: Weights) -> tuple[EAMBNet | EmotionNetwork, dict]:
@@ -224,24 +251,47 @@ def rebuild_network(stopped: Weights) -> tuple[EAMBNet | EmotionNetwork, dict]:
 def choose_emotions(
     config: Config, rated: RatedSet, start: Weights | None, emotion_checkpoint: str | None
 ) -> tuple[str, ...]:
-    """The emotions that the weights at hand know; those of the data set where these are to be learned."""
-    if config.task == "emotion":
-        known = start.emotions if start else ()
-        return known if set(known) == set(rated.emotion_classes) else rated.emotion_classes
+    """The emotions that the weights at hand know; those of the data set where these are to be learned.
+
+    Those that both know keep the order of the weights.
+    """
+    known, named = (), named_emotions(config)
     if emotion_checkpoint:
-        return checkpoint.emotions_in(emotion_checkpoint)
-    return start.emotions if start else EMOTIONS
+        known = checkpoint.emotions_in(emotion_checkpoint, named)
+    elif start:
+        known = start.emotions
+    elif not learns_emotions(config):
+        known = named or EMOTIONS
+    if named and known and named != known:
+        raise ValueError(
+            f"training: model.emotions names {', '.join(named)}; the weights at hand know {', '.join(known)}"
+        )
+    if known and config.task == "aesthetics":
+        return known
+    classes = rated.emotion_classes
+    if named and set(named) != set(classes):
+        raise ValueError(
+            f"training: model.emotions names {', '.join(named)}; {rated.name} has {', '.join(classes)}"
+        )
+    known = known or named
+    return (*(n for n in known if n in classes), *(n for n in classes if n not in known))
+
+
+def named_emotions(config: Config) -> tuple[str, ...]:
+    """The class list that the command line gives to a file without one."""
+    return tuple(emotion_name(name) for name in config.model.emotions.split(",") if name.strip())
 
 
 def new_network(config: Config, scale: Scale, emotions: tuple[str, ...]) -> EAMBNet | EmotionNetwork:
     settings = asdict(config.model)
-    del settings["imagenet"], settings["emotion_weights"]
+    del settings["imagenet"], settings["emotion_weights"], settings["emotions"]
     if config.task == "emotion":
         return EmotionNetwork(settings["backbone"], emotions, settings["emotion_scale"], settings["width"])
-    return build_model(outputs=scale.outputs, emotions=emotions, **settings)
+    joint = config.loss.emotion_weight > 0
+    return build_model(outputs=scale.outputs, emotions=emotions, train_emotion=joint, **settings)
 
 
-def read_start(path: Path) -> Weights:
+def read_start(path: Path, named: tuple[str, ...]) -> Weights:
     """The weights to start from; of the official code's we know only what their names and shapes tell."""
     content = checkpoint.read(path)
     if not checkpoint.looks_official(content):
@@ -250,7 +300,8 @@ def read_start(path: Path) -> Weights:
     if problems:
         raise ValueError(f"training: {path} is not of the official network: {'; '.join(problems[:12])}")
     task = "aesthetics" if LAST_LAYER + "bias" in tensors else "emotion"
-    architecture = {"backbone": backbones.RESNET50, "width": 256, "emotions": list(EMOTIONS)}
+    emotions = checkpoint.emotions_in(path, named)
+    architecture = {"backbone": backbones.RESNET50, "width": 256, "emotions": list(emotions)}
     return Weights(tensors, {"task": task, "architecture": architecture})
 
 
@@ -268,15 +319,32 @@ def start_from(
     tensors, replaced = start.tensors, ""
     if isinstance(model, EmotionNetwork):
         tensors = {name: value for name, value in tensors.items() if name.startswith("emotion.")}
-        leave = () if start.emotions == model.arguments["emotions"] else (CLASSIFIER,)
-        replaced = f"{path} knows the emotions {', '.join(start.emotions)}" if leave else ""
+        leave, ours = (), model.arguments["emotions"]
+        if start.emotions != ours:
+            tensors = with_classes_of(model, tensors, start.emotions)
+            lists = f"{path} knows the emotions {', '.join(start.emotions)}, this run {', '.join(ours)}"
+            replaced = f"{lists}; its last layer keeps what both know."
     else:
         leave = () if same_kind(start, scale) else (LAST_LAYER,)
-        replaced = f"{path} predicts {kind_of(start)}, this run {kind_of(scale)}" if leave else ""
+        if leave:
+            kinds = f"{path} predicts {kind_of(start)}, this run {kind_of(scale)}"
+            replaced = f"{kinds}; its last layer is replaced."
         leave += ("emotion.",) if other_branch else ()
     checkpoint.load_tensors(model, tensors, path, leave=leave)
     if replaced and distributed.is_main():
-        print(f"{replaced}; its last layer is replaced.", flush=True)
+        print(replaced, flush=True)
+
+
+def with_classes_of(
+    model: EmotionNetwork, tensors: dict[str, Tensor], known: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """The tensors with a classifier for the model's emotions: known ones keep their row."""
+    fitted = dict(tensors)
+    for name, own in model.state_dict().items():
+        if name.startswith(CLASSIFIER) and name in tensors:
+            rows = zip(model.arguments["emotions"], own, strict=True)
+            fitted[name] = torch.stack([tensors[name][known.index(n)] if n in known else r for n, r in rows])
+    return fitted
 
 
 def check_start(config: Config, start: Weights, path: str) -> None:
@@ -328,23 +396,53 @@ def describe_file(what: str, path: Path, weights: Weights | None) -> dict:
 
 
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """Adam or AdamW; AdamW's decay leaves out biases and BatchNorm, Adam's is the official code's on all."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    """Adam or AdamW; AdamW's decay leaves out biases and BatchNorm, Adam's is the official code's on all.
+
+    The backbones come first, in groups with `optimizer.backbone_factor` of the rate of the rest.
+    """
     settings = config.optimizer
+    beginnings = tuple(checkpoint.pyramids(model))
+    groups = []
+    for factor, in_backbone in ((settings.backbone_factor, True), (1.0, False)):
+        named = [(n, p) for n, p in model.named_parameters() if n.startswith(beginnings) == in_backbone]
+        groups.append({"params": [p for _, p in named if p.requires_grad], "factor": factor})
     if settings.name == "adam":
-        return torch.optim.Adam(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    fused = trained[0].device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=fused)
+        return torch.optim.Adam(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    halves = [split_by_decay(group, settings.weight_decay) for group in groups]
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(
+        [part for half in halves for part in half], lr=settings.learning_rate, fused=fused
+    )
 
 
-def make_loss(config: Config, scale: Scale) -> Callable[[Output, Batch], Tensor]:
+def split_by_decay(group: dict, weight_decay: float) -> list[dict]:
+    """A group as two: matrices and kernels, which decay, and vectors, which do not."""
+    matrices = {"params": [p for p in group["params"] if p.ndim > 1], "weight_decay": weight_decay}
+    vectors = {"params": [p for p in group["params"] if p.ndim <= 1], "weight_decay": 0.0}
+    return [{**group, **matrices}, {**group, **vectors}]
+
+
+def make_loss(config: Config, rated: RatedSet) -> Callable[[Output, Batch], Tensor]:
     """The training loss that fits the task and the kind of rating."""
+    weights = class_weights(config, rated)
+    shifts = class_shifts(config, rated)
+    shift = torch.from_numpy(rated.per_set(shifts)).float() if shifts else None  # (n, E)
+
+    def of_emotions(output: Output, batch: Batch) -> Tensor:
+        logits = output.emotion_logits
+        if shift is not None:
+            logits = logits + shift[batch.index.cpu()].to(logits.device)  # (N, E)
+        return losses.emotion_loss(logits, batch.emotions, weights)
+
     if config.task == "emotion":
-        return lambda output, batch: losses.emotion_loss(output.emotion_logits, batch.emotions)
+        return of_emotions
+    of_ratings, weight = make_rating_loss(config, rated.scale), config.loss.emotion_weight
+    if not weight:
+        return of_ratings
+    return lambda output, batch: of_ratings(output, batch) + weight * of_emotions(output, batch)
+
+
+def make_rating_loss(config: Config, scale: Scale) -> Callable[[Output, Batch], Tensor]:
     if scale.kind == "distribution":
         settings = config.loss
         return lambda output, batch: losses.emd_loss(
@@ -353,6 +451,27 @@ def make_loss(config: Config, scale: Scale) -> Callable[[Output, Batch], Tensor]
     if scale.kind == "label":
         return lambda output, batch: losses.label_loss(output.prediction, scale.is_high(batch.scores).float())
     return lambda output, batch: losses.score_loss(output.prediction, scale.probability(batch.scores))
+
+
+def class_shifts(config: Config, rated: RatedSet) -> dict[str, dict[str, float]]:
+    """set -> class -> what is added to its logit; the first of several sets is the reference, of one: {}."""
+    if config.loss.class_shift == "none":
+        return {}
+    shares = {
+        part.name: dict(zip(part.emotion_classes, part.emotions.mean(axis=0).tolist(), strict=True))
+        for part in rated.parts
+    }
+    return {name: losses.class_shift(own, shares[rated.parts[0].name]) for name, own in shares.items()}
+
+
+def class_weights(config: Config, rated: RatedSet) -> Tensor | None:
+    """(E,) what a vote for each emotion counts: the rarer the more, 1 where there are no votes. Or None."""
+    if config.loss.class_weights == "none" or not learns_emotions(config):
+        return None
+    votes = np.nansum(rated.emotions, axis=0)  # (E,)
+    present = votes > 0
+    weights = votes.sum() / np.where(present, votes, 1) / present.sum()
+    return torch.from_numpy(np.where(present, weights, 1.0)).float()
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -395,7 +514,7 @@ class Run:
         network: EAMBNet | EmotionNetwork,
         origin: dict,
     ):
-        if config.task == "emotion":
+        if learns_emotions(config):
             emotions = network.arguments["emotions"]
             data = {split: evaluation.with_emotions(rated, emotions) for split, rated in data.items()}
         self.config, self.output, self.device, self.data, self.origin = config, output, device, data, origin
@@ -429,7 +548,9 @@ class Run:
 
     def weights(self) -> Weights:
         ids = np.union1d(self.origin["training_ids"], self.data["train"].id_hashes)
-        emotion_ids = ids if self.config.task == "emotion" else self.origin["emotion_training_ids"]
+        emotion_ids = self.origin["emotion_training_ids"]
+        if learns_emotions(self.config):
+            emotion_ids = np.union1d(emotion_ids, self.data["train"].id_hashes)
         description = {**self.description, "best": asdict(self.best)}
         return Weights(self.network.state_dict(), description, ids, emotion_ids)
 
@@ -518,6 +639,7 @@ class Run:
 
 
 SHOWN = ("train_loss", "val_srcc", "val_plcc", "val_accuracy", "val_rmse", "val_kl", "val_kl_ratio")
+SHOWN += ("val_emotion_kl", "val_emotion_accuracy")
 SETTLED = ("task", "data", "model", "loss", "optimizer", "train")  # sections that a resumed run must share
 FREE = ("data.root", "data.workers", "train.device", "train.checkpoint_minutes")
 
@@ -571,9 +693,11 @@ def describe_run(config: Config, network, data: dict[str, RatedSet], origin: dic
         "dataset": rated.name,
         "protocol": rated.protocol,
         "splits": {name: part.sha256 for name, part in data.items()},
-        "pictures": len(rated),
+        "pictures": len(set(rated.ids)),
+        "dealt": [part.name for part in rated.parts or (rated,) if part.dealt],
         "image_size": config.data.size,
         "exif": config.data.exif,
+        "class_shift": class_shifts(config, rated),
         "training_ratings": [round(float(value), 6) for value in quantiles],
         "origin": {name: value for name, value in origin.items() if not isinstance(value, np.ndarray)},
         "config": settings,
@@ -599,7 +723,7 @@ def train_epoch(run: Run, epoch: int) -> dict[str, float]:
         found = engine.train_one_epoch(
             run.model,
             loader,
-            loss_function=make_loss(config, rated.scale),
+            loss_function=make_loss(config, rated),
             optimizer=run.optimizer,
             scaler=run.scaler,
             rate=lambda done: engine.learning_rate(schedule, base, config.train.epochs, epoch, done),
@@ -638,7 +762,11 @@ def validate(run: Run) -> dict[str, float]:
     split = run.config.train.validate_on
     found = evaluation.predict_set(run.network, run.data[split], run.config, run.compute)
     run.list_broken(split, found.broken)
-    return evaluation.measure(found, run.data[split], run.config.task).metrics
+    branch = run.description if learns_emotions(run.config) else None
+    report = evaluation.measure(found, run.data[split], run.config.task, branch=branch)
+    if run.config.task == "emotion" or not report.emotions:
+        return report.metrics
+    return report.metrics | {f"emotion_{name}": report.emotions.metrics[name] for name in ("kl", "accuracy")}
 
 
 def finish(run: Run) -> dict[str, float]:
@@ -656,8 +784,17 @@ def finish(run: Run) -> dict[str, float]:
     if not run.config.train.score_test:
         return chosen
     checkpoint.load_tensors(run.network, best.tensors, str(run.best_file))
-    report = evaluation.evaluate(run.network, best, run.data["test"], run.config, run.compute)
-    if distributed.is_main():
-        report.write(run.output / "test")
-        print(f"\n{report}\n\n{run.output / 'test'}: {report.files}", flush=True)
-    return report.metrics
+    return score_test(run, best)
+
+
+def score_test(run: Run, best: Weights) -> dict[str, float]:
+    """The report on test, in test/; of several sets one each, in test/SET/, and SET_ before its metrics."""
+    test, metrics = run.data["test"], {}
+    for rated in test.parts or (test,):
+        report = evaluation.evaluate(run.network, best, rated, run.config, run.compute)
+        folder = run.output / "test" / (rated.name if test.parts else "")
+        if distributed.is_main():
+            report.write(folder)
+            print(f"\n{report}\n\n{folder}: {report.files}", flush=True)
+        metrics |= {f"{rated.name}_{name}" if test.parts else name: v for name, v in report.metrics.items()}
+    return metrics

@@ -1,7 +1,7 @@
-"""Pictures for people: emotion-aware maps over photographs, training curves, predicted against rated.
+"""Pictures for people: maps over photographs, training curves, predicted against rated, emotions.
 
-Drawn on matplotlib's Figure object without pyplot, so nothing global changes and no display is needed. Every
-file is written under a temporary name and renamed.
+`panels.py` puts together what explains one picture. Drawn on matplotlib's Figure object without pyplot, so
+nothing global changes and no display is needed. Every file is written under a temporary name and renamed.
 """
 
 import json
@@ -15,7 +15,6 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -26,12 +25,7 @@ BLUE, ORANGE = "#2f6db5", "#d9822b"
 # ---- emotion-aware maps --------------------------------------------------------------------------
 
 MAP_COLOURS = "inferno"  # perceptually uniform: equal steps of the map look equally large
-MAP_OPACITY = 0.5
-PANEL_WIDTH = 1200  # pixels, as everything here
-MARGIN, BETWEEN, HEADER, PICTURE_TOP = 24, 12, 60, 96
-COLOUR_BAR_WIDTH, COLOUR_BAR_ROOM = 14, 64
-TALLEST_PICTURE = 760
-EMOTION_ROW, EMOTION_WIDTH, SHOWN_EMOTIONS = 24, 600, 4
+MAP_OPACITY = 0.6
 
 
 def resize_map(emotion_map: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -68,108 +62,6 @@ def overlay(image: np.ndarray, emotion_map: np.ndarray, opacity: float = MAP_OPA
     colours = colormaps[MAP_COLOURS](values)[..., :3]  # (H, W, 3), in [0, 1]
     grey = np.asarray(Image.fromarray(image).convert("L"))[..., None] / 255  # (H, W, 1)
     return np.rint(255 * (opacity * colours + (1 - opacity) * grey)).astype(np.uint8)
-
-
-def map_panel(
-    image: np.ndarray,
-    emotion_map: np.ndarray,
-    title: str,
-    score: str = "",
-    emotions: Sequence[tuple[str, float]] = (),
-) -> Figure:
-    """Draw a picture beside its emotion-aware map, PANEL_WIDTH pixels wide, aspect ratio kept.
-
-    Args:
-        image: (H, W, 3) uint8.
-        emotion_map: (h, w), in [0, 1].
-        title: usually the file's name.
-        score: what the network says, with its scale: "6.4 of 10, better than 81 % of the training pictures".
-        emotions: names and probabilities; the strongest SHOWN_EMOTIONS are drawn as bars.
-    """
-    image = check_image(image)
-    width, height = picture_size(image)
-    shown = sorted(emotions, key=lambda pair: -pair[1])[:SHOWN_EMOTIONS]
-    bars_height = EMOTION_ROW * len(shown)
-    panel_height = PICTURE_TOP + height + MARGIN + (bars_height + MARGIN if shown else 0)
-    figure = new_figure(PANEL_WIDTH, panel_height)
-    picture = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
-
-    left = (PANEL_WIDTH - COLOUR_BAR_ROOM - 2 * width - BETWEEN) // 2
-    right = left + width + BETWEEN
-    write_header(figure, left, title, score)
-    write(figure, right, PICTURE_TOP - 8, "emotion-aware map", size=10, color=FAINT)
-    show(figure, (left, PICTURE_TOP, width, height), picture, "picture")
-    show(figure, (right, PICTURE_TOP, width, height), overlay(picture, emotion_map), "map")
-    add_colour_bar(figure, (right + width + BETWEEN, PICTURE_TOP, COLOUR_BAR_WIDTH, height))
-    if shown:
-        bars_width = max(2 * width + BETWEEN, EMOTION_WIDTH)
-        draw_emotions(figure, (left, PICTURE_TOP + height + MARGIN, bars_width, bars_height), shown)
-    return figure
-
-
-def save_map_panel(
-    path: Path,
-    image: np.ndarray,
-    emotion_map: np.ndarray,
-    title: str,
-    score: str = "",
-    emotions: Sequence[tuple[str, float]] = (),
-) -> None:
-    """Write `map_panel` as a PNG."""
-    write_figure(map_panel(image, emotion_map, title, score, emotions), path)
-
-
-def check_image(image: np.ndarray) -> np.ndarray:
-    """Refuse anything but an (H, W, 3) uint8 picture."""
-    image = np.asarray(image)
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-        raise ValueError(f"visualize: a picture is (H, W, 3) uint8; this one is {image.shape} {image.dtype}")
-    return image
-
-
-def picture_size(image: np.ndarray) -> tuple[int, int]:
-    """Width and height in pixels at which a picture is drawn: as large as there is room, in its own shape."""
-    room = (PANEL_WIDTH - 2 * MARGIN - COLOUR_BAR_ROOM - BETWEEN) / 2
-    factor = min(room / image.shape[1], TALLEST_PICTURE / image.shape[0])
-    return max(round(image.shape[1] * factor), 1), max(round(image.shape[0] * factor), 1)
-
-
-def show(figure: Figure, box: tuple[int, int, int, int], pixels: np.ndarray, label: str) -> Axes:
-    """Show (H, W, 3) uint8 pixels in a box of the same size, one to one."""
-    axes = add_axes(figure, box, label)
-    axes.imshow(pixels, interpolation="nearest", aspect="auto")
-    axes.set_axis_off()
-    return axes
-
-
-def write_header(figure: Figure, left: int, title: str, score: str) -> None:
-    """The title, shortened in its middle to the room there is, and the score under it."""
-    longest = (PANEL_WIDTH - left - MARGIN) // 15  # a bold digit is 15 pixels wide
-    if len(title) > longest:
-        title = f"{title[: longest // 2]}…{title[-(longest // 2 - 1) :]}"
-    write(figure, left, 32, title, size=15, weight="bold")
-    write(figure, left, HEADER, score, size=13)
-
-
-def draw_emotions(figure: Figure, box: tuple[int, int, int, int], emotions: list[tuple[str, float]]) -> None:
-    """The probabilities of some emotions as horizontal bars with their names, the first one on top."""
-    axes = add_axes(figure, box, "emotions")
-    names, probabilities = zip(*emotions, strict=True)
-    rows = range(len(names))
-    axes.barh(rows, probabilities, height=0.62, color=BLUE)
-    for row, name, probability in zip(rows, names, probabilities, strict=True):
-        axes.text(-0.012, row, name, ha="right", va="center", fontsize=11, color=INK, parse_math=False)
-        share = f"{100 * probability:.0f} %"
-        axes.text(probability + 0.008, row, share, va="center", fontsize=11, color=FAINT)
-    axes.set(xlim=(-0.17, 1.08), ylim=(len(names) - 0.5, -0.5))
-    axes.set_axis_off()
-
-
-def add_colour_bar(figure: Figure, box: tuple[int, int, int, int]) -> None:
-    """The colours of the map, from 0 to 1."""
-    bar = figure.colorbar(ScalarMappable(cmap=MAP_COLOURS), cax=add_axes(figure, box, "colour bar"))
-    bar.set_ticks([0, 0.5, 1], labels=["0", "0.5", "1"], fontsize=11, color=INK)
-    bar.outline.set_visible(False)
 
 
 # ---- training curves -----------------------------------------------------------------------------
@@ -245,7 +137,7 @@ def draw_curve(axes: Axes, measure: str, epochs: list[dict]) -> None:
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.margins(x=0.04)
     if measure != "learning_rate":
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
     clean(axes)
 
 
@@ -303,6 +195,106 @@ def draw_pairs(axes: Axes, predicted: np.ndarray, rated: np.ndarray) -> None:
     bar.set_label("pictures in a cell", color=FAINT)
     bar.ax.tick_params(length=0, which="both", labelcolor=FAINT)
     bar.outline.set_visible(False)
+
+
+# ---- emotions ------------------------------------------------------------------------------------
+
+CELL = 78  # pixels of a confusion matrix's cell
+SLOT = 120  # pixels of an emotion's two bars
+LETTER = 9  # pixels of a letter of a class name
+
+
+def save_confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title: str) -> None:
+    """Draw a confusion matrix: the colour is the share of its row, a cell says the share and the count.
+
+    Args:
+        counts: (E, E) pictures, rows true, columns predicted. A row of zeros stays grey.
+        classes: (E,) names.
+        path: the PNG to write.
+        title: stands above, such as "FI, fold 0: accuracy .53 (chance .13), n = 150".
+    """
+    counts = check_counts(counts, (len(classes), len(classes)), "a confusion matrix")
+    totals = counts.sum(axis=1)  # (E,)
+    shares = np.divide(counts, totals[:, None], out=np.full(counts.shape, np.nan), where=totals[:, None] > 0)
+    figure = new_plot(max(CELL * len(classes) + 340, 700), CELL * len(classes) + 220)
+    axes = figure.add_subplot()
+    axes.set_facecolor(GRID)
+    cells = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        draw_cell(axes, row, column, count, shares[row, column])
+    names = [f"{name} ({total:,.0f})" for name, total in zip(classes, totals, strict=True)]
+    axes.set_yticks(range(len(classes)), names, fontsize=11, color=INK, parse_math=False)
+    name_columns(axes, classes, CELL)
+    axes.set_xlabel("predicted", fontsize=12, color=FAINT)
+    axes.set_ylabel("true (pictures)", fontsize=12, color=FAINT)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, color=INK, parse_math=False)
+    bar = figure.colorbar(cells, ax=axes, shrink=0.5, pad=0.02)
+    bar.set_ticks([0, 0.5, 1], labels=["0 %", "50 %", "100 %"], color=FAINT)
+    bar.set_label("share of the row", color=FAINT)
+    bar.outline.set_visible(False)
+    axes.spines[:].set_visible(False)
+    for side in (axes, bar.ax):
+        side.tick_params(length=0)
+    write_figure(figure, path)
+
+
+def draw_cell(axes: Axes, row: int, column: int, count: float, share: float) -> None:
+    """Share and count of one cell; the diagonal, which is the recall, in bold."""
+    words = f"{100 * share:.0f} %\n{count:,.0f}" if count else "0"
+    colour = "white" if share > 0.65 else INK if count else FAINT
+    weight = "bold" if row == column else "normal"
+    axes.text(column, row, words, ha="center", va="center", fontsize=10, color=colour, weight=weight)
+
+
+def save_emotion_bars(
+    groups: dict[str, tuple[np.ndarray, np.ndarray]], classes: Sequence[str], path: Path, title: str
+) -> None:
+    """Draw how many pictures of each emotion are rated high and low, as the IAE data set's page shows it.
+
+    Args:
+        groups: for each panel, such as "labels" and "predictions", the numbers (E,) of high and of low ones.
+        classes: (E,) names.
+        path: the PNG to write.
+        title: stands above.
+    """
+    shape = (2, len(classes))
+    panels = {name: check_counts(numbers, shape, f"'{name}'") for name, numbers in groups.items()}
+    figure = new_plot(max(SLOT * len(classes) + 80, 700), 60 + 280 * len(panels))
+    rows = figure.subplots(len(panels), sharex=True, sharey=True, squeeze=False)[:, 0]
+    for axes, (name, numbers) in zip(rows, panels.items(), strict=True):
+        for side, label, values, colour in zip(
+            (-0.2, 0.2), ("high", "low"), numbers, (BLUE, ORANGE), strict=True
+        ):
+            bars = axes.bar(np.arange(len(classes)) + side, values, 0.38, color=colour, label=label)
+            axes.bar_label(bars, fmt="{:,.0f}", fontsize=9, color=FAINT, padding=2)
+        words = f"{name} ({numbers.sum():,.0f} pictures)"
+        axes.set_title(words, fontsize=12, loc="left", color=INK, parse_math=False)
+        axes.margins(x=0.02, y=0.15)
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        clean(axes)
+        axes.grid(visible=False, axis="x")
+    name_columns(rows[-1], classes, SLOT)
+    rows[0].legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, color=INK, parse_math=False)
+    write_figure(figure, path)
+
+
+def check_counts(counts: np.ndarray, shape: tuple[int, int], name: str) -> np.ndarray:
+    """Numbers of pictures as float64; anything but finite ones from 0 up in this shape is refused."""
+    counts = np.asarray(counts, dtype=np.float64)
+    if counts.shape != shape or not counts.size or not (np.isfinite(counts) & (counts >= 0)).all():
+        raise ValueError(
+            f"visualize: {name} of {shape[1]} classes has {shape[0]} x {shape[1]} numbers of pictures, none "
+            f"below 0; this one is {counts.shape}, from {counts.min(initial=0):g} up"
+        )
+    return counts
+
+
+def name_columns(axes: Axes, classes: Sequence[str], room: int) -> None:
+    """Class names below the columns 0 to E - 1, slanted if one is longer than its room in pixels."""
+    slanted = LETTER * max(map(len, classes)) > room
+    style = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
+    axes.set_xticks(range(len(classes)), classes, fontsize=11, color=INK, parse_math=False, **style)
 
 
 # ---- figures and files ---------------------------------------------------------------------------

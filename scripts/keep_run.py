@@ -2,8 +2,9 @@
 
     python scripts/keep_run.py runs/para_lite results/para_lite
 
-Writes config.yaml (without the data folder's path), metrics.jsonl, metrics.json and predictions.csv.gz (ids
-and what the network predicted, nothing of the set's own ratings).
+Keeps config.yaml (without the data folders' paths), metrics.jsonl, metrics.json, cross_validation.json and
+predictions.csv, packed (ids and what the network predicted, nothing of the set's own ratings). Of a run on
+several sets each set's report is in a folder of its name, of a cross-validation each fold's log.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import yaml
 
+COPIED = ("metrics.jsonl", "metrics.json", "cross_validation.json")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
@@ -23,21 +26,41 @@ def main() -> None:
     parser.add_argument("--evaluation", type=Path, help="the evaluation's folder; default: RUN/test")
     options = parser.parse_args()
     evaluation = options.evaluation or options.run / "test"
-    if not (evaluation / "predictions.csv").is_file():
+    if not any(path.is_file() for path in predictions(options.run, evaluation)):
         parser.error(f"{evaluation} holds no predictions.csv; has the run been evaluated?")
     keep(options.run, evaluation, options.output)
-    print(f"{options.output}: {', '.join(sorted(path.name for path in options.output.iterdir()))}")
+    print(f"{options.output}: {', '.join(names(options.output))}")
+
+
+def predictions(run: Path, evaluation: Path) -> list[Path]:
+    return [evaluation / "predictions.csv", *evaluation.glob("*/predictions.csv"), run / "predictions.csv"]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 def keep(run: Path, evaluation: Path, output: Path) -> None:
+    """Copies a run, its folds if it has any, and its evaluation, below which each set may have a folder."""
+    for source in (run, *sorted(run.glob("fold_*"))):
+        keep_folder(source, output / source.relative_to(run))
+    for source in (evaluation, *(path for path in sorted(evaluation.glob("*")) if path.is_dir())):
+        keep_folder(source, output / source.relative_to(evaluation))
+
+
+def keep_folder(source: Path, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    settings["data"]["root"] = ""
-    (output / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-    shutil.copyfile(run / "metrics.jsonl", output / "metrics.jsonl")
-    shutil.copyfile(evaluation / "metrics.json", output / "metrics.json")
-    with gzip.GzipFile(output / "predictions.csv.gz", "wb", mtime=0) as file:  # equal input, equal bytes
-        file.write((evaluation / "predictions.csv").read_bytes())
+    if (source / "config.yaml").is_file():
+        settings = yaml.safe_load((source / "config.yaml").read_text(encoding="utf-8"))
+        settings["data"]["root"] = ""
+        text = yaml.safe_dump(settings, sort_keys=False)
+        (output / "config.yaml").write_text(text, encoding="utf-8")
+    for name in COPIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, output / name)
+    if (source / "predictions.csv").is_file():
+        with gzip.GzipFile(output / "predictions.csv.gz", "wb", mtime=0) as file:  # equal input, equal bytes
+            file.write((source / "predictions.csv").read_bytes())
 
 
 if __name__ == "__main__":

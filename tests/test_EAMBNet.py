@@ -213,6 +213,19 @@ def test_official_batchnorm_drifts_and_its_weights_stay():
     assert not moved(network.emotion, before)
 
 
+def test_a_branch_that_is_trained_too_learns_from_its_logits_and_not_through_the_map():
+    network = build_lite(train_emotion=True, dropout=0.0)
+    output = network(numbers(2, 3, 96, 96))
+    output.prediction.sum().backward()
+    assert all(parameter.grad is None for parameter in network.emotion.parameters())
+    network(numbers(2, 3, 96, 96)).emotion_logits[:, 0].sum().backward()
+    assert all(parameter.grad is not None for parameter in network.emotion.parameters())
+    assert network.emotion.training
+    assert not network.eval().emotion.training
+    with torch.inference_mode():
+        assert not network(numbers(2, 3, 96, 96)).emotion_logits.requires_grad
+
+
 def test_the_emotion_network_trains_its_branch_and_shares_its_names():
     network = EmotionNetwork(LITE0, EMOTIONS, emotion_scale=0.5, width=128).train()
     output = network(numbers(2, 3, 96, 96))
@@ -433,13 +446,25 @@ def map_by_hand(weight: np.ndarray, logits: np.ndarray, features: np.ndarray) ->
     return total
 
 
-def test_emotion_map_by_hand_for_each_picture_of_a_batch(lite_network):
-    images = numbers(3, 3, 96, 64)
-    output = lite_network(images)
+@pytest.mark.parametrize("shape", [(1, 3, 96, 64), (1, 3, 64, 160), (3, 3, 96, 64), (3, 3, 64, 160)])
+def test_emotion_map_by_hand_for_one_picture_and_a_batch_portrait_and_landscape(lite_network, shape):
+    check_map_by_hand(lite_network, numbers(*shape))
+
+
+@pytest.mark.parametrize("emotions", [(*EMOTIONS, "neutral"), ("calm", "wild", "sad")])
+def test_the_map_is_the_same_formula_for_any_class_list(emotions):
+    network = build_lite(emotions=emotions).eval()
+    assert network(numbers(2, 3, 64, 96)).emotion_logits.shape == (2, len(emotions))
+    check_map_by_hand(network, numbers(2, 3, 64, 96))
+
+
+def check_map_by_hand(network, images: torch.Tensor) -> None:
+    """Rebuilds the map of each picture from the classifier's weights, alone and in its batch."""
+    output = network(images)
     with torch.no_grad():
-        _, features = lite_network.emotion(shrink(images, 0.5))
-    weight = lite_network.emotion.classifier.weight.detach().double().numpy()
-    for i in range(3):
+        _, features = network.emotion(shrink(images, 0.5))
+    weight = network.emotion.classifier.weight.detach().double().numpy()
+    for i in range(len(images)):
         logits = output.emotion_logits[i].detach().double().numpy()
         expected = map_by_hand(weight, logits, features[i].double().numpy())
         np.testing.assert_allclose(output.emotion_map[i, 0], expected, atol=1e-5)
@@ -646,7 +671,7 @@ def test_the_paper_is_the_default(paper_network):
     assert arguments == {
         "backbone": "resnet50", "outputs": 10, "emotions": EMOTIONS, "width": 256, "guided_width": 56,
         "guided_hidden": 16, "head_width": 128, "dropout": 0.75, "context_scale": 0.5, "emotion_scale": 0.5,
-        "emotion_batchnorm": "frozen",
+        "emotion_batchnorm": "frozen", "train_emotion": False,
     }  # fmt: skip
 
 

@@ -259,6 +259,7 @@ def test_code_in_a_file_is_refused_and_not_executed(tmp_path, save):
 UNREADABLE = {
     b"<!DOCTYPE html>\n<html><body>404</body></html>": "it is a web page; download the file itself",
     b"\n <html></html>": "it is a web page",
+    b"\xef\xbb\xbf<html></html>": "it is a web page",
     b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n": "a Git LFS pointer; .*lfs pull",
     b"": "it is empty",
     b'{"message": "Not Found"}': "it is cut off, damaged or something else",
@@ -279,7 +280,7 @@ def test_what_is_no_weights_file_is_refused_in_one_sentence(tmp_path, content, e
 @pytest.mark.parametrize("kind", ["pt", "old.pt", "safetensors"])
 def test_a_cut_off_file_is_refused_wherever_it_is_cut(tmp_path, kind):
     whole, path = tmp_path / f"whole.{kind}", tmp_path / f"cut.{kind}"
-    tensors = {"weight": torch.randn(3, 4), "bias": torch.randn(4)}
+    tensors = {"weight": torch.randn(200, 100), "bias": torch.randn(4)}  # torch reads large files otherwise
     if kind == "safetensors":
         save_file(tensors, whole)
     else:
@@ -288,7 +289,7 @@ def test_a_cut_off_file_is_refused_wherever_it_is_cut(tmp_path, kind):
     assert checkpoint.read(whole).keys() == tensors.keys()
     for length in range(1, len(content), max(1, len(content) // 60)):
         path.write_bytes(content[:length])
-        with pytest.raises(ValueError, match="is not a weights file: it is cut off, damaged"):
+        with pytest.raises(ValueError, match="is not a weights file: it is cut off"):
             checkpoint.read(path)
 
 

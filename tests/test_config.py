@@ -15,6 +15,7 @@ from datasets import DataOptions
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 OFFICIAL = next(path for path in CONFIGS if path.name == "official.yaml")
 COMPLETE = [path for path in CONFIGS if path != OFFICIAL]
+OF_ONE_SET = [path for path in COMPLETE if load_config([path]).data.dataset]
 
 
 def message(*words: str) -> str:
@@ -40,7 +41,7 @@ def test_every_shipped_config_loads_and_opens_with_its_command(path):
     assert len(commands) == 1
 
 
-@pytest.mark.parametrize("path", COMPLETE, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", OF_ONE_SET, ids=lambda path: path.name)
 def test_a_config_names_the_set_of_its_own_command(path):
     [command] = [line for line in path.read_text().splitlines() if line.startswith("#   python main.py")]
     assert f"--dataset {load_config([path]).data.dataset} " in command

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 import os
 import sys
 import time
@@ -26,15 +27,21 @@ from datasets import (
     RatedSet,
     TestOrder,
     TrainOrder,
+    check_classes,
     coin,
     decode,
     describe,
+    emotion_name,
+    first_by_hash,
+    fold_split,
     hash_split,
     identical_files,
     load_dataset,
+    load_datasets,
     make_loader,
     normalise,
     round_outwards,
+    unite,
     write_left_out,
 )
 from EAMBNet import EMOTIONS, Scale
@@ -126,10 +133,10 @@ def rated_set(tmp_path, count=13, distributions=False, emotions=False):
     )
 
 
-def message(error, *arguments, **options):
+def message(error, *arguments, load=load_dataset, **options):
     """The text of the error that loading must raise: one line that begins with the area."""
     with pytest.raises(error) as caught:
-        load_dataset(*arguments, **options)
+        load(*arguments, **options)
     text = str(caught.value)
     assert text.startswith("datasets: ") and "\n" not in text
     return text
@@ -179,6 +186,41 @@ def test_describe_is_one_line_and_left_out_is_a_table(tmp_path):
     write_left_out(tmp_path / "left.csv", rated)
     with (tmp_path / "left.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [["id", "reason"], ["x,y.png", "no file"]]
+
+
+# ---- names of emotions ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        *(("sad", "sadness"), (" Angry ", "anger"), ("Amused", "amusement"), ("AWED", "awe")),
+        *(("content", "contentment"), ("Excited", "excitement"), ("disgusted", "disgust")),
+        *(("afraid", "fear"), ("scared", "fear"), ("fearful", "fear"), ("Awe", "awe")),
+        *(("Neutral", "neutral"), ("joy", "joy"), ("happy", "happy"), ("Something else", "something_else")),
+        *(("mixed - feelings", "mixed_feelings"), ("self-pity", "self_pity")),
+    ],
+)
+def test_each_emotion_has_one_name(text, name):
+    assert emotion_name(text) == name == emotion_name(name)
+
+
+def test_names_of_all_sets_are_canonical():
+    for classes in (EMOTIONS, datasets.PARA_EMOTIONS, datasets.IAE_EMOTIONS):
+        assert [emotion_name(name) for name in classes] == list(classes)
+    assert set(datasets.EMOTION_WORDS) == set(EMOTIONS)
+
+
+def test_a_class_without_a_vote_is_named(tmp_path):
+    rated = rated_set(tmp_path, 4, emotions=True)
+    votes = [[1, 0], [np.nan, np.nan], [1, np.nan], [1, 0]]
+    with pytest.raises(ValueError) as caught:
+        check_classes(datasets.replace(rated, emotions=np.array(votes, float)))
+    assert str(caught.value).startswith(
+        "datasets: the train split of csv has no picture of fear, an empty class. Add pictures of it (or"
+    )
+    votes[1] = [np.nan, 0.1]
+    check_classes(datasets.replace(rated, emotions=np.array(votes, float)))
 
 
 # ---- splitting by hash -----------------------------------------------------------------------------
@@ -428,7 +470,9 @@ def test_each_folder_is_listed_once_and_no_file_is_asked_for(tmp_path, monkeypat
 
 
 def test_unknown_set_split_and_options_are_refused(tmp_path):
-    assert "no set 'coco'; known are ava, para, iae, csv, demo" in message(ValueError, "coco", tmp_path)
+    assert "no set 'coco'; known are ava, para, iae, fi, emoset, csv, demo" in message(
+        ValueError, "coco", tmp_path
+    )
     assert "got valid" in message(ValueError, "para", tmp_path, ("valid",))
     for options, words in (
         ({"validation": 1.5}, "between 0 and 1, got 1.5"),
@@ -601,6 +645,475 @@ def test_iae_says_when_h5py_is_missing(tmp_path, monkeypatch):
     assert "scores.h5 not read (it needs h5py)" in val.protocol and val.scores.tolist() == [0, 1, 1, 0]
 
 
+# ---- FI --------------------------------------------------------------------------------------------
+
+
+def make_fi(root, name="{emotion}/{i}.jpg", count=5, emotions=EMOTIONS, start=0):
+    """`count` pictures of each emotion, all different; `name` says where they lie."""
+    names = [name.format(emotion=emotion, i=i) for emotion in emotions for i in range(start, start + count)]
+    write_pictures(root, names)
+    return root
+
+
+FI_LAYOUTS = ["{emotion}/{i}.jpg", "{emotion}{i}.jpg", "images/{emotion}/{i}.png"]
+FI_LAYOUTS += ["data/pretrained_data/{emotion}{i}.jpg", "{emotion} ({i}).JPG"]
+
+
+@pytest.mark.parametrize("layout", FI_LAYOUTS)
+def test_fi_is_a_folder_a_class_or_a_name_a_class(tmp_path, layout):
+    root = make_fi(tmp_path, layout)
+    (root / ".hidden").mkdir()
+    (root / ".hidden" / "1.jpg").write_bytes(b"")
+    (root / "notes").mkdir()  # without pictures
+    (root / "notes" / "read.me").write_text("joy1.jpg")
+    sets = load_dataset("fi", root)
+    assert sum(map(len, sets.values())) == 40 and sets["train"].emotion_classes == EMOTIONS
+    for rated in sets.values():
+        for sample, emotion in zip(rated, rated.emotions, strict=True):
+            assert EMOTIONS[emotion.argmax()] in sample.id and emotion.sum() == 1
+            assert decode(sample.path).shape == (6, 8, 3)
+        assert rated.name == "fi" and np.isnan(rated.scores).all() and rated.distributions is None
+        assert rated.scale == Scale("score", 0, 1, 0.5, offset=0, factor=1)
+
+
+def test_fi_ids_and_splits_are_the_same_from_any_folder_above(tmp_path):
+    make_fi(tmp_path, "data/pretrained_data/{emotion}{i}.jpg")
+    roots = [tmp_path, tmp_path / "data", tmp_path / "data" / "pretrained_data"]
+    hashes = [[rated.sha256 for rated in load_dataset("fi", root).values()] for root in roots]
+    assert hashes[0] == hashes[1] == hashes[2]
+    assert load_dataset("fi", tmp_path, ("test",))["test"].sha256 == hashes[0][2]
+
+
+def test_fi_is_split_80_5_15_by_the_hash_of_the_id(tmp_path):
+    sets = load_dataset("fi", make_fi(tmp_path, "{emotion}{i}.jpg", count=30))
+    ids = [i for rated in sets.values() for i in rated.ids]
+    share = {i: int(hashlib.sha256(i.encode()).hexdigest()[:8], 16) / 2**32 for i in ids}
+    assert set(sets["test"].ids) == {i for i in ids if share[i] < 0.15}
+    assert set(sets["val"].ids) == {i for i in ids if 0.15 <= share[i] < 0.2}
+    assert [rated.protocol for rated in sets.values()] == [
+        f"folder {tmp_path.name} (emotions by name) without 15 % and 5 %, by hash of the id",
+        f"5 % of folder {tmp_path.name} (emotions by name), by hash of the id",
+        f"15 % of folder {tmp_path.name} (emotions by name), by hash of the id",
+    ]
+
+
+def test_fi_twins_stay_on_one_side(tmp_path):
+    root = make_fi(tmp_path)
+    test, train = (load_dataset("fi", root)[split].ids[0] for split in ("test", "train"))
+    (root / test).write_bytes((root / train).read_bytes())
+    assert any({test, train} <= set(rated.ids) for rated in load_dataset("fi", root).values())
+
+
+def test_fi_folders_with_words_of_the_same_emotion_are_its_class(tmp_path):
+    make_fi(tmp_path, emotions=["Sad", "sadness", "Angry"])
+    train = load_dataset("fi", tmp_path)["train"]
+    assert train.emotion_classes == ("anger", "sadness")
+    expected = [["Angry", "Sad", "sadness"].index(i.split("/")[0]) > 0 for i in train.ids]
+    assert train.emotions.argmax(1).tolist() == expected
+    assert "(emotions by name; it has no amusement and no awe and no contentment" in train.protocol
+
+
+def test_fi_may_have_splits_of_its_own(tmp_path):
+    for start, split in ((0, "Train"), (10, "test")):
+        make_fi(tmp_path, f"{split}/{{emotion}}/{{i}}.jpg", count=3, start=start)
+    sets = load_dataset("fi", tmp_path)
+    assert len(sets["test"]) == 24 and all(i.startswith("test/") for i in sets["test"].ids)
+    assert len(sets["train"]) + len(sets["val"]) == 24 and "5 % of" in sets["val"].protocol
+    make_fi(tmp_path, "valid/{emotion}/{i}.jpg", count=1, start=20)
+    assert [len(rated) for rated in load_dataset("fi", tmp_path).values()] == [24, 8, 24]
+    (tmp_path / "test").rename(tmp_path / "later")
+    text = message(FileNotFoundError, "fi", tmp_path)
+    assert f"the test split is asked for and {tmp_path} has only folders of train and val" in text
+    assert len(load_dataset("fi", tmp_path, ("val",))["val"]) == 8
+    make_fi(tmp_path, emotions=["awe"])
+    text = message(ValueError, "fi", tmp_path, ("val",))
+    assert f"{tmp_path} has pictures by emotion, and so has its folder Train; which are meant?" in text
+
+
+@pytest.mark.parametrize("name", ["joy/1.jpg", "joy1.jpg", "Joy_1.PNG"])
+def test_fi_pictures_of_an_unknown_emotion_are_named(tmp_path, name):
+    make_fi(tmp_path, count=1)
+    write_pictures(tmp_path, [name])
+    text = message(ValueError, "fi", tmp_path)
+    assert f"{tmp_path / name}: 'joy' is no emotion of this set; known are amusement, awe," in text
+
+
+def test_fi_empty_class_is_named(tmp_path):
+    (make_fi(tmp_path, count=1) / "fear" / "0.jpg").unlink()
+    text = message(ValueError, "fi", tmp_path)
+    assert (
+        f"{tmp_path / 'fear'} has no picture: fear is an empty class. Fill the folder or remove it." in text
+    )
+    (tmp_path / "fear").rmdir()
+    assert "fear" not in load_dataset("fi", tmp_path, ("train",))["train"].emotion_classes
+
+
+def test_fi_needs_two_classes_in_one_place(tmp_path):
+    assert "found nothing." in message(ValueError, "fi", tmp_path)
+    (tmp_path / "joy").mkdir()
+    text = message(ValueError, "fi", tmp_path)
+    assert "should hold a folder per emotion (amusement, awe," in text and "found joy." in text
+    make_fi(tmp_path / "one", emotions=["awe"])
+    assert "has pictures of awe only; an emotion set needs two classes" in message(ValueError, "fi", tmp_path)
+    make_fi(tmp_path / "two")
+    text = message(ValueError, "fi", tmp_path)
+    assert (
+        f"{tmp_path / 'one'} and {tmp_path / 'two'} both have pictures by emotion; --data-root must" in text
+    )
+
+
+# ---- EmoSet ----------------------------------------------------------------------------------------
+
+
+def emoset_entries(start, count=8, emotions=EMOTIONS):
+    """[label, id, picture, annotation], the emotions in turn."""
+    return [
+        [emotion, f"{emotion}_{i}", f"image/{emotion}/{emotion}_{i}.jpg", f"annotation/{emotion}_{i}.json"]
+        for i, emotion in ((i, emotions[i % len(emotions)]) for i in range(start, start + count))
+    ]
+
+
+def make_emoset(root, labels=EMOTIONS[::-1]):
+    """16 train, 8 val and 8 test pictures; the codes are not in the order of EMOTIONS."""
+    files = {"info": {"label2idx": {label: code for code, label in enumerate(labels)}}}
+    files |= {"train": emoset_entries(0, 16), "val": emoset_entries(16), "test": emoset_entries(24)}
+    for name, content in files.items():
+        write_json(root / f"{name}.json", content)
+    write_pictures(root, [entry[2] for split in ("train", "val", "test") for entry in files[split]])
+    return root
+
+
+def write_json(path, content):
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_emoset_labels_go_by_name(tmp_path):
+    sets = load_dataset("EmoSet", make_emoset(tmp_path))
+    assert [len(rated) for rated in sets.values()] == [16, 8, 8]
+    for rated in sets.values():
+        assert rated.emotion_classes == EMOTIONS and rated.name == "emoset" and np.isnan(rated.scores).all()
+        assert [EMOTIONS[k] for k in rated.emotions.argmax(1)] == [i.split("_")[0] for i in rated.ids]
+        assert rated.scale == Scale("score", 0, 1, 0.5, offset=0, factor=1)
+    assert sets["test"].paths[0] == str(tmp_path / "image/amusement/amusement_24.jpg")
+    assert sets["test"].protocol == "official test.json"
+
+
+def test_emoset_reads_only_the_files_it_needs_and_either_form_of_entry(tmp_path):
+    whole = load_dataset("emoset", make_emoset(tmp_path), ("test",))["test"]
+    (tmp_path / "train.json").unlink(), (tmp_path / "val.json").unlink()
+    write_json(tmp_path / "test.json", [[label, *rest] for label, _, *rest in emoset_entries(24)])
+    short = load_dataset("emoset", tmp_path, ("test",))["test"]
+    assert short.sha256 == whole.sha256 and short.paths == whole.paths
+    assert "train.json does not exist" in message(FileNotFoundError, "emoset", tmp_path, ("val",))
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        (["awe", "a.jpg"], 'is ["awe", "a.jpg"], expected [label, id, picture, annotation] or'),
+        ({"label": "awe"}, 'is {"label": "awe"}, expected [label, id'),
+        (["awe", 7, "a.jpg", ""], 'is ["awe", 7, "a.jpg", ""], expected [label, id'),
+        (
+            ["joy", "1", "a.jpg", ""],
+            'is ["joy", "1", "a.jpg", ""], expected a label of info.json (amusement, ',
+        ),
+        (["awe", "awe_25", "a.jpg", ""], "expected each picture once, but entry 2 has 'awe_25' too"),
+        (
+            ["awe", "a", "image/awe/awe_25.jpg", ""],
+            "expected each picture once, but entry 2 has 'image/awe/awe_25.jpg' too",
+        ),
+    ],
+)
+def test_emoset_entries_are_checked_and_named(tmp_path, entry, expected):
+    entries = emoset_entries(24)
+    entries[4] = entry
+    write_json(make_emoset(tmp_path) / "test.json", entries)
+    text = message(ValueError, "emoset", tmp_path, ("test",))
+    assert text.startswith("datasets: test.json entry 5 is ") and expected in text
+
+
+def test_emoset_empty_class_of_training_is_named(tmp_path):
+    root = make_emoset(tmp_path)
+    write_json(root / "val.json", emoset_entries(16, 1))
+    assert len(load_dataset("emoset", root)["val"]) == 1
+    write_json(root / "train.json", emoset_entries(0, 6))
+    assert "train.json has no picture of fear and sadness, an empty class of info.json" in message(
+        ValueError, "emoset", root
+    )
+    info = {"label2idx": dict.fromkeys(EMOTIONS[:6], 0)}
+    write_json(root / "info.json", info)
+    assert load_dataset("emoset", root, ("train",))["train"].emotion_classes == EMOTIONS[:6]
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        ("{", "info.json is no readable JSON: Expecting"),
+        ("[1]", "info.json should name its classes in 'label2idx'"),
+        ('{"label2idx": {}}', "info.json should name its classes in 'label2idx'"),
+        ('{"label2idx": {"awe": 0, "joy": 1}}', "info.json: label2idx: 'joy' is no known emotion; known are"),
+        ('{"label2idx": {"sad": 0, "Sadness": 1}}', "label2idx: 'sad' is there twice, under two names"),
+    ],
+)
+def test_emoset_classes_are_checked(tmp_path, info, expected):
+    (tmp_path / "info.json").write_text(info)
+    assert expected in message(ValueError, "emoset", tmp_path)
+
+
+def test_emoset_needs_its_files(tmp_path):
+    assert "there is no file" in message(FileNotFoundError, "emoset", tmp_path)
+    make_emoset(tmp_path)
+    (tmp_path / "test.json").write_text("{}")
+    assert "test.json should be a list of [label, id" in message(ValueError, "emoset", tmp_path)
+    (tmp_path / "test.json").unlink()
+    assert "test.json does not exist" in message(FileNotFoundError, "emoset", tmp_path)
+
+
+# ---- folds -----------------------------------------------------------------------------------------
+
+
+@given(st.integers(2, 6), st.lists(st.integers(0, 3), min_size=30, max_size=60), st.randoms())
+@settings(max_examples=40, deadline=None)
+def test_folds_part_a_set_and_each_class_evenly(folds, kinds, random):
+    ids, kinds = names(len(kinds)), np.array(kinds)
+    order = list(range(len(ids)))
+    random.shuffle(order)
+    tested = np.zeros((len(ids), folds), bool)
+    for fold in range(folds):
+        split = fold_split(ids, kinds, DataOptions(folds=folds, fold=fold))
+        tested[:, fold] = split == "test"
+        assert {*split} == {"train", "val", "test"}
+        shuffled = fold_split([ids[i] for i in order], kinds[order], DataOptions(folds=folds, fold=fold))
+        assert (shuffled == split[order]).all()
+    assert (tested.sum(1) == 1).all()
+    for of_kind in (tested[kinds == kind].sum(0) for kind in (0, 1, 2, 3)):
+        assert of_kind.max() - of_kind.min() <= 1
+    assert np.ptp(tested.sum(0)) <= 1
+
+
+def test_validation_of_a_fold_is_a_share_of_the_rest_by_hash():
+    ids = names(4000)
+    for fold in (0, 2):
+        options = DataOptions(folds=4, fold=fold, validation=0.2)
+        split = fold_split(ids, np.arange(4000) % 8, options)
+        rest = np.flatnonzero(split != "test")
+        assert len(rest) == 3000
+        assert (split[rest] == hash_split([ids[i] for i in rest], {"val": 0.2})).all()
+
+
+@pytest.mark.parametrize("fold", range(3))
+def test_twins_are_in_one_fold_and_on_one_side_of_it(fold):
+    ids, kinds = names(120), np.arange(120) % 4
+    groups = [[i, i + 1] for i in range(0, 60, 2)]  # each of two classes
+    split = fold_split(ids, kinds, DataOptions(folds=3, fold=fold, validation=0.3), groups)
+    assert (split[:60:2] == split[1:60:2]).all() and {*split[:60]} == {"train", "val", "test"}
+
+
+def test_folds_of_fi_are_by_emotion_and_keep_twins(tmp_path):
+    root = make_fi(tmp_path, count=6)
+    for name in ("fear/5.jpg", "awe/5.jpg"):
+        (root / name).write_bytes((root / "anger/0.jpg").read_bytes())
+    tested = []
+    for fold in range(3):
+        sets = load_dataset("fi", root, options=DataOptions(folds=3, fold=fold))
+        tested.append(sets["test"].ids)
+        twins = [len({"fear/5.jpg", "awe/5.jpg", "anger/0.jpg"} & set(rated.ids)) for rated in sets.values()]
+        assert sorted(twins) == [0, 0, 3]
+        counts = dict(zip(EMOTIONS, sets["test"].emotions.sum(0), strict=True))
+        assert {counts[name] for name in set(EMOTIONS) - {"fear", "awe", "anger"}} == {2}
+    everything = [i for rated in load_dataset("fi", root).values() for i in rated.ids]
+    assert sorted(i for ids in tested for i in ids) == sorted(everything) and len(everything) == 48
+    where = f"folder {root.name} (emotions by name)"
+    assert [rated.protocol for rated in sets.values()] == [
+        f"{where} without fold 3 of 3 and 5 % of the rest, by emotion and by hash of the id",
+        f"5 % of {where} without fold 3 of 3, by emotion and by hash of the id",
+        f"fold 3 of 3 of {where}, by emotion and by hash of the id",
+    ]
+
+
+def test_twins_are_looked_for_among_all_pictures_of_a_fold(tmp_path):
+    root, options = make_fi(tmp_path, count=15), DataOptions(folds=2)
+    sets = load_dataset("fi", root, options=options)
+    last = {
+        split: max(sets[split].ids, key=lambda i: hashlib.sha256(i.encode()).hexdigest())
+        for split in ("train", "test")
+    }
+    (root / last["train"]).write_bytes((root / last["test"]).read_bytes())
+    assert any(set(last.values()) <= set(r.ids) for r in load_dataset("fi", root, options=options).values())
+
+
+def test_folds_of_a_csv_of_scores(tmp_path):
+    root = make_csv(tmp_path)
+    tests = [load_dataset("csv", root, ("test",), DataOptions(folds=4, fold=k))["test"] for k in range(4)]
+    assert sorted(i for test in tests for i in test.ids) == sorted(f"pics/{i}.png" for i in range(40))
+    assert [len(test) for test in tests] == [10] * 4
+    assert tests[1].protocol == "fold 2 of 4 of ratings.csv (scores in score), by hash of the id"
+
+
+def test_folds_need_a_set_without_a_split_of_its_own(tmp_path):
+    text = message(ValueError, "para", make_para(tmp_path), options=DataOptions(folds=5))
+    assert "para has a split of its own here; data.folds=5 is for sets without one (fi, or a csv" in text
+    for options, words in (
+        ({"folds": 1}, "data.folds is 2 or more, or 0 for no folds; got 1"),
+        ({"folds": -2}, "got -2"),
+        ({"folds": 5, "fold": 5}, "data.fold is from 0 to 4, got 5"),
+        ({"folds": 5, "fold": -1}, "data.fold is from 0 to 4, got -1"),
+        ({"fold": 1}, "data.fold is 0 without data.folds, got 1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            DataOptions(**options)
+
+
+# ---- several sets ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def para_and_fi(tmp_path_factory):
+    """The roots of a PARA of 65 pictures and of an FI of 40."""
+    return [make_para(tmp_path_factory.mktemp("para")), make_fi(tmp_path_factory.mktemp("fi"))]
+
+
+def test_one_set_is_what_loading_it_alone_gives(para_and_fi):
+    alone, one = load_dataset("para", para_and_fi[0]), load_datasets(["para"], para_and_fi[:1])
+    assert list(alone) == list(one)
+    for rated, same in zip(alone.values(), one.values(), strict=True):
+        assert describe(rated) == describe(same) and rated.paths == same.paths and not same.united
+    few = load_datasets(["para"], para_and_fi[:1], limit=7)
+    assert few["train"].ids == first_by_hash(alone["train"], 7).ids and len(few["train"]) == 7
+    assert len(few["test"]) == 5
+
+
+def test_first_by_hash_is_the_same_whatever_the_order(tmp_path):
+    rated = rated_set(tmp_path, 13)
+    by_hash = sorted(rated.ids, key=lambda i: hashlib.sha256(i.encode()).hexdigest())
+    assert set(first_by_hash(rated, 4).ids) == set(by_hash[:4])
+    assert first_by_hash(rated.take(range(12, -1, -1)), 4).sha256 == first_by_hash(rated, 4).sha256
+    assert first_by_hash(rated, 4).protocol == "made here, 4 of it by hash of the id"
+    assert first_by_hash(rated, 13) is rated
+
+
+def test_classes_are_united_by_name_and_what_a_set_lacks_is_nan(para_and_fi):
+    alone = [load_dataset(name, root) for name, root in zip(("para", "fi"), para_and_fi, strict=True)]
+    sets = load_datasets(["PARA", "fi"], para_and_fi)
+    assert list(sets) == ["train", "val", "test"]
+    for split, rated in sets.items():
+        para, fi = (each[split] for each in alone)
+        assert rated.name == "para+fi" and rated.emotion_classes == (*EMOTIONS, "neutral")
+        assert rated.ids == [*(f"para:{i}" for i in para.ids), *(f"fi:{i}" for i in fi.ids)]
+        assert rated.paths == para.paths + fi.paths and len(rated) == len(para) + len(fi)
+        of_para, of_fi = np.split(rated.emotions, [len(para)])
+        for k, name in enumerate(para.emotion_classes):
+            assert (of_para[:, rated.emotion_classes.index(name)] == para.emotions[:, k]).all()
+        assert np.isnan(of_para[:, EMOTIONS.index("anger")]).all() and np.isnan(of_fi[:, 8]).all()
+        assert (of_fi[:, :8] == fi.emotions).all() and np.isnan(of_para).sum() == len(para)
+        assert np.isnan(rated.scores).all() and rated.distributions is None and rated.scale == para.scale
+        assert rated.protocol == f"para {len(para)}: {para.protocol}; fi {len(fi)}: {fi.protocol}"
+        assert [part.sha256 for part in rated.parts] == [para.sha256, fi.sha256]
+
+
+def test_other_classes_follow_the_common_ones_as_they_appear(tmp_path):
+    rated = rated_set(tmp_path, 3, emotions=True)
+    one = datasets.replace(rated, emotion_classes=("tender", "fear"))
+    two = datasets.replace(rated, name="fi", emotion_classes=("bored", "awe"))
+    assert unite([one, two]).emotion_classes == ("awe", "fear", "tender", "bored")
+    assert unite([two, one]).emotion_classes == ("awe", "fear", "bored", "tender")
+
+
+def test_trained_pictures_are_found_again_in_and_out_of_a_union(para_and_fi):
+    train = load_datasets(["para", "fi"], para_and_fi, ("train",))["train"]
+    alone = [
+        load_dataset(n, r, ("train",))["train"] for n, r in zip(("para", "fi"), para_and_fi, strict=True)
+    ]
+    assert train.id_hashes.tolist() == sorted([*alone[0].id_hashes, *alone[1].id_hashes])
+    some = train.take(range(len(alone[0])))
+    assert some.id_hashes.tolist() == alone[0].id_hashes.tolist() and some.parts == () and some.united
+
+
+def test_repeated_pictures_count_once_in_every_hash(para_and_fi):
+    once = load_datasets(["para", "fi"], para_and_fi)
+    sets = load_datasets(["para", "fi"], para_and_fi, options=DataOptions(repeat="1, 3"))
+    para, fi = (len(part) for part in once["train"].parts)
+    train = sets["train"]
+    assert len(train) == len(train.paths) == len(train.emotions) == len(train.scores) == para + 3 * fi
+    assert {train.ids.count(i) for i in train.ids if i.startswith("fi:")} == {3}
+    for sample, same in zip(train.take(range(para + fi, para + 2 * fi)), once["train"].parts[1], strict=True):
+        assert sample.path == same.path and (sample.emotion[:8] == same.emotion).all()
+    assert train.sha256 == once["train"].sha256
+    assert train.id_hashes.tolist() == once["train"].id_hashes.tolist()
+    assert f"; fi {fi} x3: folder" in describe(train) and f"(para {para}: official" in describe(train)
+    assert [len(part) for part in train.parts] == [para, fi]
+    for split in ("val", "test"):
+        assert describe(sets[split]) == describe(once[split])
+
+
+def test_limit_and_repeats_hold_for_each_set_and_folds_for_those_that_can(para_and_fi):
+    options = DataOptions(repeat="2,1", folds=4, fold=1)
+    sets = load_datasets(["para", "fi"], para_and_fi, options=options, limit=6)
+    assert [len(part) for part in sets["train"].parts] == [6, 6] and len(sets["train"]) == 18
+    assert [len(part) for part in sets["test"].parts] == [5, 10]
+    assert "fi 10: fold 2 of 4 of folder" in sets["test"].protocol
+    assert "para 6 x2: official PARA-GiaaTrain.csv without 5 %" in sets["train"].protocol
+    assert sets["train"].protocol.count("6 of it by hash of the id") == 2
+
+
+def test_folds_of_sets_that_all_have_splits_are_refused(para_and_fi, tmp_path):
+    roots = [para_and_fi[0], make_emoset(tmp_path)]
+    text = message(ValueError, ["para", "emoset"], roots, load=load_datasets, options=DataOptions(folds=3))
+    assert "para and emoset have splits of their own here; data.folds=3 is for sets without one" in text
+
+
+def test_left_out_pictures_of_a_union_say_their_set(para_and_fi, tmp_path):
+    root = make_emoset(tmp_path)
+    (root / "image/awe/awe_25.jpg").unlink()
+    test = load_datasets(["fi", "emoset"], [para_and_fi[1], root], ("test",))["test"]
+    assert [row.id for row in test.left_out] == ["emoset:awe_25"] and "1 left out" in describe(test)
+
+
+@pytest.mark.parametrize(
+    ("names", "count", "repeat", "words"),
+    [
+        (
+            ["para", "fi"],
+            1,
+            "",
+            "once per --dataset, in the same order; got 2 of --dataset and 1 of --data-root",
+        ),
+        ([], 0, "", "got 0 of --dataset and 0 of --data-root"),
+        (["fi", "FI"], 2, "", "fi is given twice"),
+        (["para", "fi"], 2, "10", "one number per set, of several sets; got '10' for 2 (para, fi)"),
+        (["para"], 1, "10", "one number per set, of several sets; got '10' for 1 (para)"),
+        (["para", "fi"], 2, "1,0", "data.repeat is whole numbers from 1 on, as 1,10; got '1,0'"),
+        (["para", "fi"], 2, "1,x", "got '1,x'"),
+        (["para", "fi"], 2, "1.5,2", "got '1.5,2'"),
+        (["para", "coco"], 2, "", "there is no set 'coco'"),
+    ],
+)
+def test_sets_that_cannot_be_united(para_and_fi, names, count, repeat, words):
+    options = DataOptions(repeat=repeat)
+    assert words in message(ValueError, names, para_and_fi[:count], load=load_datasets, options=options)
+
+
+def test_repeat_is_not_looked_at_without_training_pictures(para_and_fi):
+    options = DataOptions(repeat="1,10")
+    assert len(load_datasets(["fi"], para_and_fi[1:], ("test",), options)["test"]) == len(
+        load_dataset("fi", para_and_fi[1], ("test",))["test"]
+    )
+
+
+def test_a_set_without_emotions_cannot_be_united(para_and_fi, tmp_path):
+    roots = [para_and_fi[1], make_para(tmp_path, emotions=False)]
+    text = message(ValueError, ["fi", "para"], roots, load=load_datasets)
+    assert "the train split of para has no emotions; sets are united for their emotions only" in text
+
+
+def test_batches_of_a_union_say_which_classes_were_offered(para_and_fi):
+    test = load_datasets(["para", "fi"], para_and_fi, ("test",))["test"]
+    (batch,) = batches(PictureSet(test, 4), TestOrder(len(test), len(test)))
+    assert batch.emotions.shape == (len(test), 9) and batch.distributions is None
+    assert batch.emotions.isnan().sum(1).tolist() == [1] * len(test)
+    assert torch.nansum(batch.emotions, 1) == pytest.approx(1)
+
+
 # ---- csv -------------------------------------------------------------------------------------------
 
 
@@ -716,9 +1229,45 @@ def test_csv_emotions_by_name_or_by_counts(tmp_path):
     assert train.emotion_classes == ("awe", "fear") and train.emotions[0].tolist() == [0.25, 0.75]
 
 
-def test_csv_common_emotions_keep_their_order_whatever_a_table_lacks(tmp_path):
-    root = make_csv(tmp_path, ["path", "score", "emotion"], [[f"{i}.png", i, "fear"] for i in range(30)])
-    assert load_dataset("csv", root)["train"].emotion_classes == EMOTIONS
+def test_csv_emotions_have_their_common_names(tmp_path):
+    words = ["Sad", "angry", "sadness", "AWE", "pure joy"] * 6
+    root = make_csv(tmp_path, ["path", "emotion"], [[f"{i}.png", word] for i, word in enumerate(words)])
+    train = load_dataset("csv", root)["train"]
+    assert train.emotion_classes == ("awe", "anger", "sadness", "pure_joy")  # the common ones in their order
+    known = [train.emotion_classes[k] for k in train.emotions.argmax(1)]
+    assert known == [emotion_name(words[int(i.removesuffix(".png"))]) for i in train.ids]
+    rows = [[f"{i}.png", 1, 3, 4] for i in range(30)]
+    make_csv(tmp_path, ["path", "score", "emotion_Scared", "emotion_sad"], rows)
+    assert load_dataset("csv", root)["train"].emotion_classes == ("fear", "sadness")
+
+
+def test_csv_columns_of_one_emotion_are_both_named(tmp_path):
+    header = ["path", "score", "emotion_sad", "emotion_awe", "emotion_sadness"]
+    make_csv(tmp_path, header, [[f"{i}.png", i, 1, 1, 1] for i in range(30)])
+    text = message(ValueError, "csv", tmp_path)
+    assert "ratings.csv: the columns 'emotion_sad' and 'emotion_sadness' are both sadness" in text
+    options = DataOptions(emotion_columns="emotion_awe, emotion_sad")
+    assert load_dataset("csv", tmp_path, options=options)["train"].emotion_classes == ("awe", "sadness")
+
+
+def test_csv_emotions_that_nobody_named_are_no_classes(tmp_path):
+    rows = [[f"{i}.png", i, "fear" if i % 2 else "awe"] for i in range(30)]
+    root = make_csv(tmp_path, ["path", "score", "emotion"], rows)
+    assert load_dataset("csv", root)["train"].emotion_classes == ("awe", "fear")
+
+
+def test_csv_classes_do_not_depend_on_the_splits_asked_for(tmp_path):
+    kinds = {"train": ("awe", "fear", "calm"), "val": ("awe", "sad"), "test": ("fear",)}
+    for number, (split, names) in enumerate(kinds.items()):
+        pictures = [f"{number}{i}.png" for i in range(6)]
+        rows = [[name, 1, names[i % len(names)]] for i, name in enumerate(pictures)]
+        make_csv(tmp_path, ["path", "score", "emotion"], rows, name=f"{split}.csv")
+    for splits in (("train", "val", "test"), ("test",), ("val",)):
+        for rated in load_dataset("csv", tmp_path, splits).values():
+            assert rated.emotion_classes == ("awe", "fear", "sadness", "calm")
+    (tmp_path / "train.csv").unlink()
+    (tmp_path / "val.csv").unlink()
+    assert load_dataset("csv", tmp_path, ("test",))["test"].emotion_classes == EMOTIONS
 
 
 def test_csv_score_outside_the_given_range_names_the_row(tmp_path):

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from small import UNTRAINED, evaluate, read_csv, read_json, train, write_csv, write_pictures
+from small import BACKBONE, UNTRAINED, evaluate, read_csv, read_json, train, write_csv, write_pictures
 
 import checkpoint
 import evaluation
+from backbones import normalisation
 from config import Config
-from datasets import RatedSet, load_dataset
+from datasets import PictureSet, RatedSet, load_dataset, normalise
 from EAMBNet import EMOTIONS, Scale
 from engine import Predictions
-from evaluation import Report, as_trained, measure
+from evaluation import FILES, Report, as_trained, measure
 
 BINS = (1.0, 2.0, 3.0, 4.0)
 COUNTS = {f"score{rating:g}": [(7 * i + 3 * int(rating)) % 5 + 1 for i in range(24)] for rating in BINS}
@@ -45,7 +46,8 @@ def bins_run(counts_set, tmp_path_factory):
 def test_predictions_are_ids_and_scores_in_the_sets_unit(score_run, scored_set):
     path = score_run / "test" / "predictions.csv"
     rated = load_dataset("csv", scored_set, ("test",))["test"]
-    assert list(read_csv(path)[0]) == ["id", "prediction"]
+    emotions = [f"emotion_{name}" for name in EMOTIONS]  # the set has them too
+    assert list(read_csv(path)[0]) == ["id", "prediction", "emotion", *emotions]
     assert [row["id"] for row in read_csv(path)] == list(rated.ids)
     predicted = column(path, "prediction")
     assert ((predicted > 1) & (predicted < 5)).all()
@@ -141,8 +143,10 @@ def test_one_table_is_printed_with_what_it_needs_to_be_read(score_run, scored_se
     assert "95 % interval" in said
     assert "accuracy (> 3)" in said
     assert "accuracy of always naming the majority: 0.5000" in said
-    assert said.endswith(f"{tmp_path / 'out'}: predictions.csv metrics.json scatter.png\n")
-    assert all((tmp_path / "out" / name).is_file() for name in ("predictions.csv", "scatter.png"))
+    assert said.endswith(
+        f"{tmp_path / 'out'}: predictions.csv metrics.json scatter.png confusion.png emotion_bars.png\n"
+    )
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(FILES)
 
 
 # ---- leaks
@@ -242,7 +246,7 @@ def test_high_and_low_are_decided_by_exact_ratings():
     report = measure(found([0.6, 0.4, 0.6]), scores([5.0, 4.9999999999, 7.0], scale, "iae"), "aesthetics")
     assert (report.metrics["accuracy"], report.metrics["threshold"], report.metrics["auc"]) == (1.0, 0.5, 1.0)
     assert report.predictions["prediction"].tolist() == [0.6, 0.4, 0.6]
-    assert report.rated is None
+    assert not report.pictures  # no scatter plot of labels
 
 
 def test_rows_that_could_not_be_read_leave_the_others_in_place():
@@ -317,7 +321,7 @@ def test_a_set_with_other_emotions_is_refused_before_anything_is_predicted(
     root = write_csv(tmp_path / "set", {"emotion": ["calm" if i % 3 else "wild" for i in range(24)]})
     monkeypatch.setattr(evaluation, "predict_set", None)
     assert evaluate(emotion_run / "best.pt", "csv", root, tmp_path / "out") == 2
-    said = f"the network knows {', '.join(EMOTIONS)}; csv has calm, wild"
+    said = f"the network knows {', '.join(EMOTIONS)}; csv has calm, wild too"
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -331,6 +335,64 @@ def test_a_set_without_ratings_is_refused_for_scores(score_run, tmp_path, capsys
     root = write_csv(tmp_path / "set", {"emotion": [EMOTIONS[i % 8] for i in range(24)]})
     assert evaluate(score_run / "best.pt", "csv", root, tmp_path / "out") == 2
     assert "no picture of csv test has a label for the task aesthetics" in capsys.readouterr().err
+
+
+def test_scores_and_emotions_come_from_one_run_of_the_network(score_run, scored_set, tmp_path, capsys):
+    assert evaluate(score_run / "best.pt", "csv", scored_set, tmp_path / "out", "evaluate.bootstrap=9") == 0
+    rows, truth = read_csv(tmp_path / "out" / "predictions.csv"), emotion_votes(scored_set)
+    found = read_json(tmp_path / "out" / "metrics.json")
+    emotions = found["emotions"]
+    right = [row["emotion"] == truth[row["id"]] for row in rows]
+    assert emotions["metrics"]["accuracy"] == np.mean(right) == np.trace(emotions["confusion"]) / 4
+    assert "accuracy" in emotions["intervals_95"]
+    assert "srcc" in found["metrics"]
+    said = capsys.readouterr().out
+    assert said.index("SRCC") < said.index("csv test, emotions") < said.index("calibration error")
+    high = {row["path"]: float(row["score"]) > 3 for row in read_csv(scored_set / "ratings.csv")}
+    by_label = [[sum(truth[r["id"]] == n and high[r["id"]] == side for r in rows) for n in EMOTIONS]
+                for side in (True, False)]  # fmt: skip
+    by_prediction = [[sum(r["emotion"] == n and (float(r["prediction"]) > 3) == side for r in rows)
+                      for n in EMOTIONS] for side in (True, False)]  # fmt: skip
+    assert emotions["high_and_low"] == {"labels": by_label, "predictions": by_prediction}
+
+
+def test_a_branch_that_was_never_trained_is_not_measured_and_this_is_said(scored_set, tmp_path, capsys):
+    assert train("csv", scored_set, tmp_path / "run", UNTRAINED) == 0
+    assert "emotions" not in read_json(tmp_path / "run" / "test" / "metrics.json")
+    assert "emotions not measured: the emotion branch was never trained" in capsys.readouterr().out
+    assert list(read_csv(tmp_path / "run" / "test" / "predictions.csv")[0]) == ["id", "prediction"]
+
+
+def test_emotions_that_the_network_does_not_know_are_not_measured_and_named(score_run, tmp_path, capsys):
+    columns = {
+        "score": [1 + i % 5 for i in range(24)],
+        "emotion": ["calm" if i % 3 else "awe" for i in range(24)],
+    }
+    root = write_csv(tmp_path / "set", columns)
+    assert evaluate(score_run / "best.pt", "csv", root, tmp_path / "out") == 0
+    assert "emotions" not in read_json(tmp_path / "out" / "metrics.json")
+    assert "emotions not measured: the network does not know calm" in capsys.readouterr().out
+
+
+def test_a_set_with_fewer_emotions_is_measured_among_its_own(emotion_run, tmp_path):
+    three = ("awe", "fear", "sad")
+    votes = {f"emotion_{name}": [int(i // 6 % 3 == k) for i in range(24)] for k, name in enumerate(three)}
+    root = write_csv(tmp_path / "set", votes, seed=4)
+    assert evaluate(emotion_run / "best.pt", "csv", root, tmp_path / "out") == 0
+    rows = read_csv(tmp_path / "out" / "predictions.csv")
+    assert list(rows[0])[2:] == ["emotion_awe", "emotion_fear", "emotion_sadness"]
+    network = checkpoint.load_weights(emotion_run / "best.pt").build()
+    rated = load_dataset("csv", root, ("test",))["test"]
+    images = PictureSet(rated, 64).collate([PictureSet(rated, 64)[i] for i in range(4)]).images
+    with torch.no_grad():
+        logits = network(normalise(images, *normalisation(BACKBONE))).emotion_logits
+    expected = logits[:, [EMOTIONS.index(name) for name in ("awe", "fear", "sadness")]].softmax(dim=1)
+    shares = [[float(row[column]) for column in list(row)[2:]] for row in rows]
+    assert np.allclose(shares, expected, atol=1e-5)
+    metrics = read_json(tmp_path / "out" / "metrics.json")["metrics"]
+    assert metrics["chance"] == pytest.approx(1 / 3)
+    own = [shares[j][j % 3] for j in range(4)]  # test pictures are 5, 11, 17 and 23
+    assert metrics["cross_entropy"] == pytest.approx(-np.log(own).mean(), abs=1e-5)
 
 
 # ---- broken and missing pictures

@@ -1,5 +1,7 @@
 """Losses: closed forms, gradients where they could break, and that half precision changes nothing."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 import metrics
-from losses import emd, emd_loss, emotion_loss, label_loss, score_loss
+from losses import class_shift, emd, emd_loss, emotion_loss, label_loss, score_loss
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -228,6 +230,52 @@ def test_a_batch_without_any_votes_costs_nothing_and_can_be_differentiated(nothi
     logits, votes = torch.randn(4, 8), torch.full((4, 8), nothing)
     assert emotion_loss(logits, votes).item() == 0
     assert torch.equal(gradient(lambda x: emotion_loss(x, votes), logits), torch.zeros(4, 8))
+
+
+def test_a_class_that_was_not_offered_is_left_out_of_the_softmax_and_gets_no_gradient():
+    logits, votes = torch.randn(3, 4), random_distributions(3, 4)
+    votes[1, 2] = float("nan")
+    votes[1] /= votes[1].nansum()
+    offered = [0, 1, 3]
+    alone = emotion_loss(logits[1:2, offered], votes[1:2, offered])
+    others = emotion_loss(logits[[0, 2]], votes[[0, 2]])
+    torch.testing.assert_close(emotion_loss(logits, votes), (alone + 2 * others) / 3)
+    slope = gradient(lambda x: emotion_loss(x, votes), logits)
+    assert slope[1, 2] == 0
+    assert (slope[1, offered] != 0).all()
+    # Taken as zero votes instead, the class would be pushed down.
+    assert gradient(lambda x: emotion_loss(x, votes.nan_to_num(0)), logits)[1, 2] > 0
+
+
+def test_with_its_shift_each_set_is_fitted_best_by_the_shares_of_the_reference():
+    shares = {
+        "para": {"awe": 0.1, "fear": 0.2, "neutral": 0.7},
+        "fi": {"awe": 0.5, "fear": 0.3, "anger": 0.2},
+    }
+    shift = {name: class_shift(own, shares["para"]) for name, own in shares.items()}
+    assert shift["para"] == {"awe": 0, "fear": 0, "neutral": 0}
+    rarer = (math.log(0.5 / 0.1) + math.log(0.3 / 0.2)) / 2
+    assert shift["fi"]["anger"] == pytest.approx(rarer)
+    # What pictures say about themselves is nothing here: the logits are the reference's shares alone.
+    logits = {**{c: math.log(s) for c, s in shares["para"].items()}, "anger": math.log(0.2) - rarer}
+    for name, own in shares.items():
+        row = torch.tensor([[logits[c] + shift[name][c] for c in own]])
+        votes = torch.tensor([list(own.values())])
+        assert gradient(lambda x, votes=votes: emotion_loss(x, votes), row).abs().max() < 1e-6
+
+
+def test_class_weights_count_votes_and_divide_by_what_they_add_up_to():
+    logits, weights = torch.randn(3, 2), torch.tensor([1.0, 5.0])
+    votes = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
+    log_p = logits.log_softmax(1)
+    expected = -(log_p[0, 0] + 5 * log_p[1, 1] + 0.5 * log_p[2, 0] + 2.5 * log_p[2, 1]) / (1 + 5 + 3)
+    torch.testing.assert_close(emotion_loss(logits, votes, weights), expected)
+    torch.testing.assert_close(emotion_loss(logits, votes, torch.ones(2)), emotion_loss(logits, votes))
+    labels = torch.tensor([1, 0, 1])  # torch's own weighted cross-entropy is another route
+    one_hot = torch.eye(2)[labels]
+    theirs = torch.nn.functional.cross_entropy(logits, labels, weights)
+    torch.testing.assert_close(emotion_loss(logits, one_hot, weights), theirs)
+    assert emotion_loss(logits, torch.zeros(3, 2), weights) == 0
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -1,5 +1,6 @@
 """The command line: what words mean, which config counts; bad input ends in one sentence and exit 2."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -135,6 +136,29 @@ def test_a_set_comes_with_its_own_config(name, size, epochs):
     assert settings("train", f"data.dataset={name.upper()}", "data.root=x") == config
 
 
+@pytest.mark.parametrize(
+    "words, task, size, schedule",
+    [
+        (["--dataset", "para", "--task", "emotion"], "emotion", 512, "one_cycle"),
+        (["--dataset", "fi"], "emotion", 512, "one_cycle"),
+        (["--dataset", "EmoSet"], "emotion", 512, "one_cycle"),
+        (["--dataset", "demo", "--task", "emotion"], "emotion", 224, "one_cycle"),
+        (["--dataset", "para"], "aesthetics", 512, "para"),
+    ],
+)
+def test_emotions_have_one_recipe_for_all_sets_but_the_demo(words, task, size, schedule):
+    config = settings("train", "--data-root", "x", *words)
+    assert (config.task, config.data.size, config.optimizer.schedule) == (task, size, schedule)
+
+
+def test_several_sets_are_named_each_with_its_root():
+    words = ["--dataset", "para", "--data-root", "a", "--dataset", "FI", "--data-root", "b"]
+    config = settings("train", "--task", "emotion", *words)
+    assert (config.data.names, config.data.roots) == (["para", "fi"], ["a", "b"])
+    alone = settings("--dataset", "para", "--data-root", f"a{os.pathsep}b")  # of one set any name will do
+    assert alone.data.roots == [f"a{os.pathsep}b"]
+
+
 def test_other_configs_replace_it_and_lie_over_each_other(tmp_path):
     (tmp_path / "a.yaml").write_text("train: {epochs: 7, seed: 1}")
     (tmp_path / "b.yaml").write_text("train: {epochs: 8}")
@@ -262,8 +286,20 @@ def test_a_bad_table_is_one_sentence_and_leaves_no_trace(case, own_set, tmp_path
 
 BAD_WORDS = {
     "wrong data root": (
-        ["--data-root", "nowhere"],
+        ["--dataset", "csv", "--data-root", "nowhere"],
         "there is no folder nowhere; --data-root must name the csv folder",
+    ),
+    "a root too many": (
+        ["--dataset", "para", "--data-root", "a", "--data-root", "b"],
+        "main: --data-root is given 2 times and --dataset 1 times; give one per set, in the same order",
+    ),
+    "a root too few": (
+        ["--dataset", "para", "--dataset", "fi", "--data-root", "a", "--task", "emotion"],
+        "--data-root must be given once per --dataset, in the same order",
+    ),
+    "several sets of ratings": (
+        ["--dataset", "para", "--dataset", "iae", "--data-root", "a", "--data-root", "b"],
+        "main: several sets (para+iae) are for --task emotion; ratings cannot be united",
     ),
     "unknown key": (["train.epoch=3"], "unknown key 'train.epoch'; did you mean 'train.epochs'?"),
     "wrong type": (["train.epochs=few"], "'train.epochs' must be a whole number, got 'few'"),
@@ -279,7 +315,11 @@ BAD_WORDS = {
     "missing weights": (["--weights", "mine.pt"], "there is no weights file mine.pt"),
     "missing branch": (["--emotion-checkpoint", "mine.pt"], "there is no weights file mine.pt"),
     "missing ImageNet file": (["model.imagenet=mine.pth"], "no file mine.pth"),
-    "no set": (["data.dataset=coco"], "which data set? --dataset {ava,para,iae,csv,demo}, not 'coco'"),
+    "no set": (
+        ["--data-root", ".", "data.dataset=coco"],
+        "which data set? --dataset {ava,para,iae,emoset,fi,csv,demo}, not 'coco'",
+    ),
+    "a text that is no root": (["--dataset", "csv", "--data-root", ""], "where is csv? --data-root DIR"),
 }
 
 
@@ -287,18 +327,18 @@ BAD_WORDS = {
 def test_bad_words_are_one_sentence_and_leave_no_trace(case, scored_set, tmp_path, capsys, monkeypatch):
     words, said = BAD_WORDS[case]
     monkeypatch.chdir(tmp_path)
-    root = scored_set
-    if case == "no set":
-        assert main(["train", "--data-root", str(root), "--output", "run", *words]) == 2
+    if "--data-root" in words:
+        assert main(["train", "--output", "run", UNTRAINED, *words]) == 2
     else:
-        assert train("csv", root, tmp_path / "run", UNTRAINED, *words) == 2
+        assert train("csv", scored_set, tmp_path / "run", UNTRAINED, *words) == 2
     assert_one_sentence(capsys.readouterr().err, said)
     assert not list(tmp_path.iterdir())
 
 
 def test_questions_that_are_missing_are_asked(capsys):
     assert main(["train", "--data-root", "x"]) == 2
-    assert_one_sentence(capsys.readouterr().err, "main: which data set? --dataset {ava,para,iae,csv,demo}")
+    said = "main: which data set? --dataset {ava,para,iae,emoset,fi,csv,demo}"
+    assert_one_sentence(capsys.readouterr().err, said)
     assert main(["train", "--dataset", "para"]) == 2
     assert_one_sentence(capsys.readouterr().err, "main: where is para? --data-root DIR")
 

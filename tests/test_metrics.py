@@ -17,12 +17,14 @@ from metrics import (
     aesthetic_metrics,
     auc,
     bootstrap_intervals,
+    confusion_matrix,
     emd,
     emotion_metrics,
     emotion_prior,
     krcc,
     mae,
     majority_accuracy,
+    offered_shares,
     plcc,
     positive_emotion_accuracy,
     rmse,
@@ -374,6 +376,44 @@ def test_a_class_that_never_occurs_has_no_recall_and_no_part_in_macro_f1():
     )
     assert found["macro_f1"] == without["macro_f1"]
     assert np.isnan(found["recall_anger"])
+
+
+def test_a_class_that_no_picture_was_offered_leaves_no_trace():
+    probabilities, votes = emotions()
+    with_fourth = np.hstack([0.7 * probabilities, np.full((200, 1), 0.3)])
+    absent = np.hstack([votes, np.full((200, 1), np.nan)])
+    found = emotion_metrics(with_fourth, absent, (*CLASSES, "anger"))
+    expected = emotion_metrics(probabilities, votes, CLASSES)
+    assert list(found) == list(expected)
+    assert found == pytest.approx(expected)
+    assert confusion_matrix(with_fourth, absent, (*CLASSES, "anger"))[:, 3].sum() == 0
+
+
+def test_pictures_of_two_sets_are_measured_each_among_its_own_classes():
+    probabilities, votes = emotions()
+    votes = votes.astype(float)
+    votes[:80, 0], votes[80:, 2] = np.nan, np.nan  # two sets, each without one of the classes
+    votes[:, 1] += 1  # every picture keeps a vote
+    found = emotion_metrics(probabilities, votes, CLASSES)
+    parts = [emotion_metrics(probabilities[r], votes[r], CLASSES) for r in (slice(80), slice(80, None))]
+    for name in ("accuracy", "kl", "kl_prior", "cross_entropy", "chance"):
+        assert found[name] == pytest.approx((80 * parts[0][name] + 120 * parts[1][name]) / 200)
+    assert found["chance"] == 0.5
+    assert "recall_fear" not in parts[1]
+
+
+def test_a_prediction_with_nothing_left_is_even_among_the_offered():
+    shares, _, _ = offered_shares([[0.0, 0.0, 1.0]], [[1.0, 0.0, np.nan]], CLASSES)
+    assert shares.tolist() == [[0.5, 0.5, 0.0]]
+
+
+def test_the_confusion_matrix_counts_true_by_predicted_and_its_diagonal_is_the_accuracy():
+    probabilities, votes = emotions()
+    counts = confusion_matrix(probabilities, votes, CLASSES)
+    assert counts.sum() == 200
+    assert np.trace(counts) / 200 == pytest.approx(emotion_metrics(probabilities, votes, CLASSES)["accuracy"])
+    one = confusion_matrix([[0.1, 0.2, 0.7]], [[3, 1, 0]], CLASSES)  # true amusement, predicted fear
+    assert one.tolist() == [[0, 0, 1], [0, 0, 0], [0, 0, 0]]
 
 
 def test_calibration_error_is_the_weighted_gap_over_bins():

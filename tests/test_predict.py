@@ -97,9 +97,8 @@ def scored(album, weights, tmp_path_factory):
     messages = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stderr", messages)
-        code = call(
-            album, weights, "--output", folder / "new/scores.csv", "--maps", folder / "maps", "--emotions"
-        )
+        maps = ("--maps", folder / "maps", "--maps-raw")
+        code = call(album, weights, "--output", folder / "new/scores.csv", *maps, "--emotions")
     return code, read_csv(folder / "new/scores.csv"), folder / "maps", messages.getvalue()
 
 
@@ -388,41 +387,116 @@ def test_a_missing_file_among_others_is_a_row(album, weights, tmp_path):
 def test_maps_keep_sub_folders_and_endings(scored):
     maps = scored[2]
     names = sorted(str(path.relative_to(maps)) for path in maps.rglob("*") if path.is_file())
-    assert names == sorted(f"{name}.png" for name in GOOD)
+    endings = ("png", "eam.npy", "cam.npy")
+    assert names == sorted(["emotions.txt", *(f"{name}.{ending}" for name in GOOD for ending in endings)])
     with Image.open(maps / "sub" / "c.webp.png") as panel:
-        assert panel.format == "PNG"
-        assert min(panel.size) > 300
+        assert (panel.format, panel.width) == ("PNG", 1200)
 
 
-def test_a_map_says_the_score_and_its_scale(album, weights, tmp_path, monkeypatch):
-    import visualize
+def test_raw_maps_are_the_networks_own(scored, album, model):
+    maps = scored[2]
+    assert (maps / "emotions.txt").read_text() == "".join(f"{name}\n" for name in EMOTIONS)
+    for name in GOOD:
+        image = torch.from_numpy(decode(album / name, SIZE)).permute(2, 0, 1)[None]
+        image = normalise(image, *normalisation(LITE0))
+        with torch.no_grad():
+            emotion_map, class_maps = model(image).emotion_map[0, 0], model.class_activation_maps(image)[0]
+        eam, cam = (np.load(maps / f"{name}.{ending}.npy") for ending in ("eam", "cam"))
+        assert eam.dtype == cam.dtype == np.float32
+        assert (eam.shape, cam.shape) == ((8, 8), (8, 8, 8))
+        assert np.abs(eam - emotion_map.numpy()).max() < 1e-5
+        assert np.abs(cam - class_maps.numpy()).max() < 1e-5
+        assert np.ptp(eam) > 0.1
 
-    drawn = []
-    monkeypatch.setattr(
-        visualize,
-        "save_map_panel",
-        lambda path, image, *arguments, **words: drawn.append((path, image, words)),
-    )
-    assert (
-        call(album / "sub/b.jpg", weights, "--maps", tmp_path / "maps", "--output", tmp_path / "s.csv") == 0
-    )
-    [(path, image, words)] = drawn
+
+def test_the_emotion_aware_map_is_the_sum_of_the_class_maps_by_probability(scored, album):
+    for row in (row for row in scored[1] if not row["error"]):
+        name = row["path"].removeprefix(f"{album}/").replace(r"\xff", "\udcff")
+        eam, cam = (np.load(scored[2] / f"{name}.{ending}.npy") for ending in ("eam", "cam"))
+        probabilities = [float(row[f"emotion_{emotion}"]) for emotion in EMOTIONS]
+        assert np.abs(np.tensordot(probabilities, cam, 1) - eam).max() < 1e-5
+
+
+def test_class_maps_come_only_when_asked_for_and_do_not_depend_on_neighbours(scorer, weights, album):
+    a, b, c, d = (album / name for name in GOOD[:4])
+    assert scorer.score(a).class_maps is None
+    mapped = Scorer(weights, device="cpu", batch_size=3, maps=True)
+    alone = {result.path: result for result in mapped.score_all([a, b, c, d])}[str(d)]  # filled up with black
+    among = next(mapped.score_all([d, c, a, b]))
+    assert np.array_equal(alone.class_maps, among.class_maps)
+    assert np.array_equal(alone.emotion_map, among.emotion_map)
+    other = next(mapped.score_all([c, d, a]))
+    assert np.abs(other.class_maps - among.class_maps).max() > 0.1
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What panels were about to be written: path, picture, explanation."""
+    import panels
+
+    calls = []
+    monkeypatch.setattr(panels, "save_panel", lambda *arguments: calls.append(arguments))
+    return calls
+
+
+def test_a_panel_explains_the_row(album, weights, tmp_path, drawn):
+    options = ("--maps", tmp_path / "maps", "--output", tmp_path / "s.csv", "--emotions")
+    assert call(album / "sub/b.jpg", weights, *options) == 0
+    [(path, image, explanation)] = drawn
     [row] = read_csv(tmp_path / "s.csv")
     assert path == tmp_path / "maps" / "b.jpg.png"
     assert image.shape == (80, 96, 3)
-    assert words["title"] == "b.jpg"
-    share = float(row["percentile"])
-    assert (
-        words["score"] == f"{float(row['score']):.2f} of 1 to 5, above {share:.0f} % of the training ratings"
-    )
+    assert (explanation.title, explanation.map_title) == ("b.jpg", "emotion-aware map")
+    score, share = float(row["score"]), float(row["percentile"])
+    assert explanation.score == f"{score:.2f} of 1 to 5, above {share:.0f} % of the training ratings"
+    assert explanation.value == pytest.approx(score, abs=1e-5)
+    assert explanation.ends == (1, 5)
+    assert list(explanation.training_ratings) == RATINGS
+    emotions = {name: float(row[f"emotion_{name}"]) for name in EMOTIONS}
+    assert explanation.emotions == pytest.approx(emotions, abs=1e-6)
+    total = np.tensordot(list(explanation.emotions.values()), explanation.class_maps, 1)
+    assert np.abs(total - explanation.emotion_map).max() < 1e-5
+    assert not explanation.distribution
 
 
-def test_pictures_of_one_name_get_maps_of_their_own(inside):
-    maps = predict.MapFolder(Path("maps"), exif=True)
+def test_a_branch_that_was_never_trained_names_no_emotion(model, album, tmp_path, drawn, capsys):
+    origin = {"emotion_branch": "never trained"}
+    file = export(tmp_path / "w.safetensors", model, FOUR_STARS, origin=origin)
+    options = ("--maps", tmp_path / "maps", "--maps-raw", "--output", tmp_path / "s.csv", "--emotions")
+    assert call(album / "sub", file, *options) == 0
+    assert capsys.readouterr().err.count("was never trained on emotions; its emotions are left out") == 1
+    for row in read_csv(tmp_path / "s.csv"):
+        assert {row[name] for name in row if name.startswith("emotion")} == {""}
+        assert row["score"]
+    for _, _, explanation in drawn:
+        assert explanation.class_maps is None and not explanation.emotions
+        assert explanation.map_title == "map of an emotion branch never trained on emotions"
+        assert explanation.emotion_map.shape == (8, 8)
+    names = sorted(path.name for path in (tmp_path / "maps").iterdir())
+    assert names == ["b.jpg.eam.npy", "c.webp.eam.npy"]  # their classes would have no meaning
+
+
+def test_a_branch_that_was_trained_says_nothing(scored):
+    assert "never trained" not in scored[3]
+
+
+def test_pictures_of_one_name_get_maps_of_their_own(inside, scorer):
+    maps = predict.MapFolder(Path("maps"), scorer, raw=False)
     pictures = find_pictures(["b.jpg", "sub", "."])
     names = [maps.name(picture) for picture in pictures]
-    assert names[:3] == ["b.jpg.png", "b.jpg.2.png", "c.webp.png"]
+    assert names[:3] == ["b.jpg", "b.jpg.2", "c.webp"]
     assert len(set(names)) == len(names) == len(ALBUM)
+
+
+def test_the_longest_names_get_maps_too(weights, tmp_path):
+    names = ["x" * 246 + f"{number}.jpg" for number in range(2)] + ["ä" * 125 + ".jpg"]
+    for seed, name in enumerate(names):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        blotches(seed).save(tmp_path / "in" / name)
+    assert call(tmp_path / "in", weights, "--maps", tmp_path / "maps", "--maps-raw") == 0
+    written = {path.name for path in (tmp_path / "maps").glob("*.png")}
+    assert written == {"x" * 230 + ".png", "x" * 230 + ".2.png", "ä" * 115 + ".png"}
+    assert len(list((tmp_path / "maps").glob("*.cam.npy"))) == 3
 
 
 # ---- bad arguments ---------------------------------------------------------------------------------
@@ -467,6 +541,7 @@ def test_a_used_folder_of_maps_is_refused(album, weights, tmp_path, capsys):
         (["b.jpg"], ("--batch-size", "0"), "batch size at least 1"),
         (["b.jpg"], ("--workers", "-2"), "workers at least -1"),
         (["b.jpg"], ("--maps", "notes.txt"), "notes.txt is a file"),
+        (["b.jpg"], ("--maps-raw",), "--maps-raw writes beside the panels of --maps; add --maps DIR"),
     ],
 )
 def test_bad_arguments_exit_with_2_and_a_sentence(inside, weights, capsys, album, paths, options, words):

@@ -22,11 +22,12 @@ from small import (
 )
 
 import checkpoint
+import engine
 import training
 from config import load_config
 from datasets import Batch, load_dataset
 from EAMBNet import EMOTIONS, Output, Scale, build_model
-from training import Best, make_loss, make_optimizer
+from training import Best, make_loss, make_optimizer, make_rating_loss
 
 COUNTS = {f"score{rating}": [(7 * i + 3 * rating) % 5 + 1 for i in range(24)] for rating in range(1, 5)}
 SHORT = ("train.score_test=false", UNTRAINED)
@@ -62,6 +63,7 @@ def test_a_run_leaves_everything_one_needs(score_run):
     assert files - events == {
         *("config.yaml", "metrics.jsonl", "last.pt", "best.pt", "curves.png"),
         *("test/predictions.csv", "test/metrics.json", "test/scatter.png"),
+        *("test/confusion.png", "test/emotion_bars.png"),  # the set has emotions too
     }
     assert load_config([score_run / "config.yaml"]).train.epochs == 2
     for name in ("curves.png", "test/scatter.png"):
@@ -240,8 +242,9 @@ def test_a_resumed_run_equals_one_that_never_stopped(
     assert_same_run(output, never_stopped)
 
 
-def test_accumulated_and_emotion_runs_resume_exactly_too(scored_set, tmp_path, monkeypatch):
-    words = [*LONG, "--task", "emotion", "train.accumulate=2"]
+@pytest.mark.parametrize("words", [["--task", "emotion", "train.accumulate=2"], ["loss.emotion_weight=0.1"]])
+def test_accumulated_emotion_and_joint_runs_resume_exactly_too(words, scored_set, tmp_path, monkeypatch):
+    words = [*LONG, *words]
     assert train("csv", scored_set, tmp_path / "whole", *words) == 0
     with monkeypatch.context() as patch, pytest.raises(Stop):
         stop_at(patch, "2")
@@ -542,17 +545,20 @@ def test_emotions_are_matched_by_name_when_fine_tuning(emotion_run, tmp_path, ca
     assert line["val_kl"] == pytest.approx(-np.log(shares).mean(), rel=1e-6)
 
 
-def test_a_classifier_of_other_emotions_is_replaced_and_said(emotion_run, tmp_path, capsys):
-    moods = ["calm" if i // 6 % 2 else "wild" for i in range(24)]
+def test_a_classifier_keeps_the_emotions_that_both_know_and_says_so(emotion_run, tmp_path, capsys):
+    moods = ["calm" if i // 6 % 2 else "sad" for i in range(24)]  # "sad" is "sadness"
     root = write_csv(tmp_path / "set", {"emotion": moods}, seed=3)
     words = ["--task", "emotion", "--weights", emotion_run / "best.pt", *STILL]
     assert train("csv", root, tmp_path / "run", *words) == 0
-    said = f"best.pt knows the emotions {', '.join(EMOTIONS)}; its last layer is replaced"
+    said = f"best.pt knows the emotions {', '.join(EMOTIONS)}, this run sadness, calm; its last layer keeps"
     assert said in capsys.readouterr().out
-    assert checkpoint.load_weights(tmp_path / "run" / "best.pt").emotions == ("calm", "wild")
+    assert checkpoint.load_weights(tmp_path / "run" / "best.pt").emotions == ("sadness", "calm")
     before, after = parameters(emotion_run / "best.pt"), parameters(tmp_path / "run" / "last.pt")
     changed = {name for name in before if before[name].shape != after[name].shape}
     assert changed == {"emotion.classifier.weight", "emotion.classifier.bias"}
+    old, new = (part["emotion.classifier.weight"] for part in (before, after))
+    assert torch.equal(new[0], old[EMOTIONS.index("sadness")])
+    assert not any(torch.equal(new[1], row) for row in old)
     assert same(before, after, "emotion.fine.")
 
 
@@ -571,6 +577,9 @@ def test_official_weights_start_a_training_with_their_head_replaced(official_sta
     assert (origin["weights"], origin["emotion_branch"]) == ("ava.pth", "trained")
 
 
+SCORES = Scale("score", 1, 5, 3, offset=1, factor=4)
+
+
 def some_ratings():
     scale = Scale("label", 0, 1, 0.5)
     return training.RatedSet("csv", "train", "", ["a"], ["a"], np.array([1.0]), scale)
@@ -581,6 +590,151 @@ def test_the_official_emotion_file_is_no_whole_network(tmp_path):
     config = load_config(words=["model.backbone=test_efficientnet", "model.width=16"])
     with pytest.raises(ValueError, match=r"emotion.pth holds an emotion branch alone.*--emotion-checkpoint"):
         training.build_network(config, some_ratings(), None, str(tmp_path / "emotion.pth"))
+
+
+# ---- emotions: several sets, class lists, together with scores
+
+
+@pytest.fixture(scope="module")
+def fi_set(tmp_path_factory):
+    """Twelve pictures of each of two emotions; the hash of their names splits them."""
+    root = tmp_path_factory.mktemp("fi")
+    for seed, kind in enumerate(("awe", "fear")):
+        write_pictures(root / kind, 12, seed=50 + seed)
+    return root
+
+
+@pytest.fixture(scope="module")
+def united_run(votes_set, fi_set, tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs") / "united"
+    second = ["--dataset", "fi", "--data-root", fi_set, "data.repeat=1,3"]
+    assert train("csv", votes_set, output, "--task", "emotion", *second) == 0
+    return output
+
+
+@pytest.fixture(scope="module")
+def votes_set(tmp_path_factory):
+    """Votes for two emotions: one that FI has, and one that it has not."""
+    votes = {"emotion_neutral": [i % 5 + 1 for i in range(24)], "emotion_awe": [i % 3 for i in range(24)]}
+    return write_csv(tmp_path_factory.mktemp("votes"), votes, seed=6)
+
+
+def test_several_sets_train_one_branch_and_are_tested_each_on_its_own(
+    united_run, votes_set, fi_set, tmp_path
+):
+    weights = checkpoint.load_weights(united_run / "best.pt")
+    assert weights.description["dataset"] == "csv+fi"
+    assert weights.emotions == ("awe", "fear", "neutral")
+    for name, classes, root in (("csv", ["awe", "neutral"], votes_set), ("fi", ["awe", "fear"], fi_set)):
+        rows = read_csv(united_run / "test" / name / "predictions.csv")
+        assert sorted(list(rows[0])[2:]) == [f"emotion_{c}" for c in classes]
+        test = load_dataset(name, root, ("test",))["test"]
+        assert [row["id"] for row in rows] == test.ids
+        assert not np.isin(test.id_hashes, weights.training_ids).any()
+        train_ids = load_dataset(name, root, ("train",))["train"].id_hashes
+        assert np.isin(train_ids, weights.training_ids).all()
+        # The same report as `evaluate` gives, which does not take it for another set.
+        assert evaluate(united_run / "best.pt", name, root, tmp_path / name) == 0
+        found, before = (read_json(f / "metrics.json") for f in (tmp_path / name, united_run / "test" / name))
+        assert found["metrics"] == before["metrics"]
+    [line] = read_log(united_run)
+    fi_train = len(load_dataset("fi", fi_set, ("train",))["train"])
+    assert line["train_pictures"] == (16 + 3 * fi_train) // 8 * 8
+
+
+def test_each_sets_own_shares_of_the_classes_travel_with_the_weights(united_run, votes_set, fi_set):
+    shift = checkpoint.load_weights(united_run / "best.pt").description["class_shift"]
+    assert shift["csv"] == {"awe": 0, "neutral": 0}
+    ours, fi = (load_dataset(n, r, ("train",))["train"] for n, r in (("csv", votes_set), ("fi", fi_set)))
+    of_awe = [part.emotions[:, part.emotion_classes.index("awe")].mean() for part in (ours, fi)]
+    assert shift["fi"]["awe"] == shift["fi"]["fear"] == pytest.approx(math.log(of_awe[1] / of_awe[0]))
+
+
+def test_a_set_is_measured_with_its_own_shares(united_run, fi_set, tmp_path):
+    weights = checkpoint.load_weights(united_run / "best.pt")
+    shares = {}
+    for name, shift in (("as it was", weights.description["class_shift"]), ("without", {})):
+        changed = replace(weights, description={**weights.description, "class_shift": shift})
+        checkpoint.export_weights(tmp_path / f"{name}.safetensors", changed)
+        assert evaluate(tmp_path / f"{name}.safetensors", "fi", fi_set, tmp_path / name) == 0
+        rows = read_csv(tmp_path / name / "predictions.csv")
+        shares[name] = np.array([[float(r["emotion_awe"]), float(r["emotion_fear"])] for r in rows])
+    # Both classes have the same shift here, so only a change of one of them shows.
+    assert np.allclose(shares["as it was"], shares["without"], atol=1e-6)
+    tilted = {"fi": {"awe": 1.0, "fear": 0.0}}
+    changed = replace(weights, description={**weights.description, "class_shift": tilted})
+    checkpoint.export_weights(tmp_path / "tilted.safetensors", changed)
+    assert evaluate(tmp_path / "tilted.safetensors", "fi", fi_set, tmp_path / "tilted") == 0
+    rows = read_csv(tmp_path / "tilted" / "predictions.csv")
+    odds = np.array([float(r["emotion_awe"]) / float(r["emotion_fear"]) for r in rows])
+    assert np.allclose(odds, math.e * shares["without"][:, 0] / shares["without"][:, 1], rtol=1e-4)
+
+
+def test_evaluate_takes_one_set(united_run, votes_set, fi_set, tmp_path, capsys):
+    second = ["--dataset", "fi", "--data-root", fi_set]
+    assert evaluate(united_run / "best.pt", "csv", votes_set, tmp_path / "out", *second) == 2
+    assert "evaluation: one data set at a time" in capsys.readouterr().err
+
+
+def test_an_emotion_without_a_picture_is_refused_by_name(tmp_path, capsys):
+    votes = {"emotion_awe": [1] * 24, "emotion_fear": [int(i % 6 == 5) for i in range(24)]}  # in test only
+    root = write_csv(tmp_path / "set", votes)
+    assert train("csv", root, tmp_path / "run", "--task", "emotion") == 2
+    assert "fear" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_branch_can_be_trained_with_the_rest(scored_set, emotion_run, tmp_path):
+    branch = ["--emotion-checkpoint", emotion_run / "best.pt", "loss.emotion_weight=0.5"]
+    assert train("csv", scored_set, tmp_path / "run", *branch, "train.score_test=false") == 0
+    [line] = read_log(tmp_path / "run")
+    assert {"val_srcc", "val_emotion_kl", "val_emotion_accuracy"} <= line.keys()
+    before, after = parameters(emotion_run / "best.pt"), parameters(tmp_path / "run" / "last.pt")
+    assert not same(before, after, "emotion.fine.0.weight")
+    weights = checkpoint.load_weights(tmp_path / "run" / "best.pt")
+    assert np.array_equal(weights.emotion_training_ids, weights.training_ids)
+    assert weights.description["architecture"]["train_emotion"] is True
+
+
+def test_a_branch_that_is_trained_with_the_rest_needs_no_training_before(scored_set, tmp_path):
+    assert train("csv", scored_set, tmp_path / "run", "loss.emotion_weight=1", *STILL) == 0
+    weights = checkpoint.load_weights(tmp_path / "run" / "best.pt")
+    assert (weights.emotion_branch, weights.emotions) == ("trained", EMOTIONS)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--task", "emotion", "loss.emotion_weight=1"], "loss.emotion_weight is for --task aesthetics"),
+        (
+            ["loss.class_weights=balanced"],
+            "loss.class_weights weighs emotions, which this run does not learn",
+        ),
+        (["--task", "emotion", "model.emotions=awe,bogus"], "model.emotions names awe, bogus; csv has amuse"),
+    ],
+)
+def test_settings_without_a_meaning_here_are_refused(words, said, scored_set, tmp_path, capsys):
+    assert train("csv", scored_set, tmp_path / "run", UNTRAINED, *words) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_emotions_along_needs_emotions(tmp_path, capsys):
+    root = write_csv(tmp_path / "set", {"score": [1 + i % 5 for i in range(24)]})
+    assert train("csv", root, tmp_path / "run", "loss.emotion_weight=1") == 2
+    assert "csv train has no emotions; loss.emotion_weight needs them" in capsys.readouterr().err
+
+
+def test_an_official_file_with_another_class_list_needs_its_names(official_emotion, tmp_path):
+    seven = {name: value[:7] if "fc_layer" in name else value for name, value in official_emotion.items()}
+    torch.save({"model": seven}, tmp_path / "emotion_model.pth")
+    path, words = str(tmp_path / "emotion_model.pth"), ["data.dataset=csv", "model.imagenet=none"]
+    with pytest.raises(ValueError, match=r"tells 7 emotions apart, and the list has 8 .*model.emotions=NAME"):
+        training.build_network(load_config(words=words), some_ratings(), path, None)
+    words.append("model.emotions=Angry, sad,fear,awe,neutral,disgust,amusement")
+    network, origin = training.build_network(load_config(words=words), some_ratings(), path, None)
+    assert network.arguments["emotions"][:3] == ("anger", "sadness", "fear")
+    assert origin["emotion_checkpoint_sha256"] == checkpoint.file_hash(tmp_path / "emotion_model.pth")
 
 
 # ---- targets and losses
@@ -618,6 +772,29 @@ def make_iae(root: Path) -> Path:
     return root
 
 
+def test_iae_over_a_branch_that_knows_more_emotions_predicts_both(tmp_path):
+    nine = (*EMOTIONS, "neutral")
+    votes = {f"emotion_{name}": [int(i // 6 % 4 == k % 4) for i in range(24)] for k, name in enumerate(nine)}
+    branch = tmp_path / "branch"
+    words = ["--task", "emotion", "train.score_test=false"]
+    assert train("csv", write_csv(tmp_path / "votes", votes), branch, *words) == 0
+    root = make_iae(tmp_path / "iae")
+    run = tmp_path / "run"
+    assert train("iae", root, run, "--emotion-checkpoint", branch / "best.pt") == 0
+    found = read_json(run / "test" / "metrics.json")
+    assert found["positive_emotion_accuracy"] == 0.5
+    assert found["emotions"]["metrics"]["chance"] == 1 / 8  # neutral does not compete
+    assert np.sum(found["emotions"]["confusion"]) == np.sum(found["emotions"]["high_and_low"]["labels"]) == 4
+    names = {path.name for path in (run / "test").iterdir()}
+    assert names == {"predictions.csv", "metrics.json", "confusion.png", "emotion_bars.png"}
+    row = read_csv(run / "test" / "predictions.csv")[0]
+    assert 0 < float(row["prediction"]) < 1
+    assert row["emotion"] in EMOTIONS
+    (root / "val_emo_list.txt").unlink()  # pictures without an emotion still have their high or low
+    again = ["--emotion-checkpoint", branch / "best.pt", "loss.emotion_weight=1", "train.score_test=false"]
+    assert train("iae", root, tmp_path / "again", *again) == 0
+
+
 def test_iae_trains_on_high_and_low_and_is_selected_by_accuracy(tmp_path):
     root = make_iae(tmp_path / "iae")
     assert train("IAE", root, tmp_path / "run", UNTRAINED) == 0
@@ -636,7 +813,7 @@ def loss_of(scale: Scale, prediction: list, words=(), **labels) -> float:
     fields = {name: torch.tensor(value) if value else None for name, value in fields.items()}
     batch = Batch(torch.arange(count), torch.zeros(count), broken=[], **fields)
     output = Output(torch.tensor(prediction), torch.tensor(prediction), torch.zeros(count))
-    return make_loss(load_config(words=words), scale)(output, batch).item()
+    return make_rating_loss(load_config(words=words), scale)(output, batch).item()
 
 
 def test_scores_are_trained_by_squared_error_of_p():
@@ -662,9 +839,37 @@ def test_distributions_are_trained_by_emd_as_the_config_says():
     assert loss_of(scale, p, ["loss.emd_reduction=batch"], distributions=q) == pytest.approx(0.5)
 
 
+def emotion_loss_of(logits: list, votes: list, scale: Scale, *words: str, **labels) -> float:
+    votes = np.array(votes)
+    rated = replace(some_ratings(), scale=scale, emotions=votes, emotion_classes=EMOTIONS[: votes.shape[1]])
+    batch = Batch(
+        torch.arange(2), torch.zeros(2), torch.tensor(labels.get("scores", [])), None, torch.tensor(votes), []
+    )
+    output = Output(torch.tensor(labels.get("prediction", [])), torch.tensor(logits), torch.zeros(2))
+    return make_loss(load_config(words=words), rated)(output, batch).item()
+
+
 def test_emotions_are_trained_by_cross_entropy_of_votes():
-    found = loss_of(Scale("score", 1, 5, 3), [[0.0, math.log(3)]], ["task=emotion"], emotions=[[0.5, 0.5]])
+    found = emotion_loss_of([[0.0, math.log(3)]], [[0.5, 0.5]], SCORES, "task=emotion")
     assert found == pytest.approx(-(math.log(0.25) + math.log(0.75)) / 2)
+
+
+def test_balanced_class_weights_let_every_emotion_count_alike():
+    votes = [[1.0, 0.0]] * 3 + [[0.0, 1.0]]
+    logits = [[0.0, math.log(3)]] * 4  # p is 1/4 and 3/4
+    found = emotion_loss_of(logits, votes, SCORES, "task=emotion", "loss.class_weights=balanced")
+    assert found == pytest.approx(-(math.log(0.25) + math.log(0.75)) / 2)
+    found = emotion_loss_of(logits, votes, SCORES, "task=emotion")
+    assert found == pytest.approx(-(3 * math.log(0.25) + math.log(0.75)) / 4)
+
+
+def test_the_emotion_loss_is_added_with_its_weight():
+    arguments = {"scores": [5.0, 3.0], "prediction": [[0.5], [0.25]]}
+    logits, votes = [[0.0, math.log(3)]] * 2, [[1.0, 0.0], [1.0, 0.0]]
+    found = emotion_loss_of(logits, votes, SCORES, "loss.emotion_weight=0.1", **arguments)
+    assert found == pytest.approx((0.25 + 0.0625) / 2 + 0.1 * math.log(4))
+    alone = emotion_loss_of(logits, votes, SCORES, **arguments)
+    assert alone == pytest.approx((0.25 + 0.0625) / 2)
 
 
 # ---- optimizer and schedule
@@ -678,15 +883,29 @@ def small_network():
 def test_adamw_decays_matrices_only_and_adam_everything():
     network = small_network()
     words = ["optimizer.weight_decay=0.1", "optimizer.learning_rate=0.5"]
-    groups = make_optimizer(load_config(words=[*words, "optimizer.name=adamw"]), network).param_groups
-    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
-    assert {p.ndim for p in groups[0]["params"]} == {2, 4}
-    assert {p.ndim for p in groups[1]["params"]} == {1}
-    [all_of_it] = make_optimizer(load_config(words=[*words, "optimizer.name=adam"]), network).param_groups
-    assert (all_of_it["weight_decay"], all_of_it["lr"]) == (0.1, 0.5)
-    trained = {id(p) for name, p in network.named_parameters() if not name.startswith("emotion.")}
-    assert {id(p) for p in all_of_it["params"]} == trained
-    assert {id(p) for group in groups for p in group["params"]} == trained
+    for name in ("adam", "adamw"):
+        optimizer = make_optimizer(load_config(words=[*words, f"optimizer.name={name}"]), network)
+        decays = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+        trained = [p for p in network.parameters() if p.requires_grad]
+        assert len(decays) == len(trained)
+        for parameter in trained:
+            assert decays[id(parameter)] == (0.1 if name == "adam" or parameter.ndim > 1 else 0.0)
+        assert {group["lr"] for group in optimizer.param_groups} == {0.5}
+
+
+def test_backbones_may_learn_at_a_rate_of_their_own():
+    network = small_network()
+    for name in ("adam", "adamw"):
+        words = [f"optimizer.name={name}", "optimizer.backbone_factor=0.1"]
+        optimizer = make_optimizer(load_config(words=words), network)
+        engine.set_rate(optimizer, 0.5)
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        for parameter_name, parameter in network.named_parameters():
+            if parameter_name.startswith(("detail.", "context.")):
+                assert rates.pop(id(parameter)) == pytest.approx(0.05)
+            elif not parameter_name.startswith("emotion."):  # frozen
+                assert rates.pop(id(parameter)) == 0.5
+        assert not rates
 
 
 def test_the_schedule_of_the_config_is_the_one_that_runs(scored_set, tmp_path):

@@ -29,27 +29,6 @@ def spot_map(row, column, shape=(28, 28)):
     return emotion_map
 
 
-def render(figure):
-    """(H, W, 3) uint8 pixels of a figure."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3]
-
-
-def box(figure, label):
-    """Left, top, width and height of the axes with a label, in pixels from the upper left corner."""
-    (axes,) = [axes for axes in figure.axes if axes.get_label() == label]
-    extent = axes.get_window_extent()
-    values = (extent.x0, figure.bbox.height - extent.y1, extent.width, extent.height)
-    assert all(abs(value - round(value)) < 1e-6 for value in values), "axes must lie on whole pixels"
-    return tuple(round(value) for value in values)
-
-
-def cut(pixels, area):
-    left, top, width, height = area
-    return pixels[top : top + height, left : left + width].astype(int)
-
-
 def read(path):
     with Image.open(path) as picture:
         return np.asarray(picture.convert("RGB"))
@@ -58,46 +37,20 @@ def read(path):
 # ---- maps ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(300, 450), (450, 300), (224, 224), (64, 600)])
-@pytest.mark.parametrize(("row", "column"), [(3, 22), (20, 5), (0, 0), (27, 27)])
-def test_a_hot_spot_of_the_map_lies_there_on_the_panel(shape, row, column):
-    figure = visualize.map_panel(grey_image(*shape), spot_map(row, column), "spot.jpg")
-    area = cut(render(figure), box(figure, "map"))
-    hottest = np.unravel_index(area.sum(axis=2).argmax(), area.shape[:2])
-    # The centre of cell (row, column) of 28 x 28, in pixels; half a cell is the tolerance.
-    expected = ((row + 0.5) / 28 * area.shape[0], (column + 0.5) / 28 * area.shape[1])
-    assert abs(hottest[0] + 0.5 - expected[0]) <= area.shape[0] / 56
-    assert abs(hottest[1] + 0.5 - expected[1]) <= area.shape[1] / 56
-
-
-@pytest.mark.parametrize("shape", [(300, 450), (450, 300), (224, 224), (50, 800), (900, 60), (4000, 3000)])
-def test_the_aspect_ratio_is_kept_and_the_panel_is_1200_wide(shape):
-    figure = visualize.map_panel(grey_image(*shape), np.zeros((7, 7)), "a.jpg", "6.4 of 10", [("awe", 1.0)])
-    assert render(figure).shape[1] == 1200
-    for label in ("picture", "map"):
-        _, _, width, height = box(figure, label)
-        exact = (width * shape[0] / shape[1], height * shape[1] / shape[0])
-        assert (
-            abs(height - exact[0]) <= 0.5 or abs(width - exact[1]) <= 0.5
-        )  # to the pixel, on the shorter side
-
-
-@pytest.mark.parametrize("shape", [(300, 450), (450, 300), (900, 60)])
-def test_nothing_on_the_panel_overlaps(shape):
-    figure = visualize.map_panel(grey_image(*shape), np.zeros((7, 7)), "a", "", [("awe", 0.7), ("fear", 0.3)])
-    boxes = [box(figure, label) for label in ("picture", "map", "colour bar", "emotions")]
-    for i, (left, top, width, height) in enumerate(boxes):
-        assert left >= 0 and top >= 0
-        assert left + width <= 1200 and top + height <= figure.bbox.height
-        for other_left, other_top, other_width, other_height in boxes[i + 1 :]:
-            apart = left + width <= other_left or other_left + other_width <= left
-            assert apart or top + height <= other_top or other_top + other_height <= top
-
-
-def test_the_picture_is_shown_pixel_for_pixel():
-    image = random_image(*reversed(visualize.picture_size(random_image(30, 40))))
-    figure = visualize.map_panel(image, np.zeros((7, 7)), "a.jpg")
-    assert np.array_equal(cut(render(figure), box(figure, "picture")), image)
+@pytest.mark.parametrize("shape", [(300, 450), (450, 300), (224, 224), (64, 600), (20, 14)])
+@pytest.mark.parametrize(("row", "column"), [(3, 22), (20, 5), (0, 0), (27, 27), (27, 0)])
+def test_a_hot_cell_of_the_map_lies_at_its_pixels_of_the_picture(shape, row, column):
+    laid = visualize.overlay(grey_image(*shape), spot_map(row, column)).astype(int).sum(axis=2)
+    hottest = np.unravel_index(laid.argmax(), shape)
+    # The centre of cell (row, column) of 28 x 28, in pixels; half a cell is the tolerance, or half a pixel.
+    expected = ((row + 0.5) / 28 * shape[0], (column + 0.5) / 28 * shape[1])
+    assert abs(hottest[0] + 0.5 - expected[0]) <= max(shape[0] / 56, 0.5)
+    assert abs(hottest[1] + 0.5 - expected[1]) <= max(shape[1] / 56, 0.5)
+    # Further away than one cell from the hot one nothing is lit.
+    reach = [max(2 * side / 28, 2) for side in shape]
+    far = np.abs(np.arange(shape[0])[:, None] - hottest[0]) > reach[0]
+    far = far | (np.abs(np.arange(shape[1])[None] - hottest[1]) > reach[1])
+    assert len(np.unique(laid[far])) == 1 and laid[far].max() < laid.max()
 
 
 def test_the_overlay_is_colour_and_grey_by_opacity():
@@ -121,46 +74,18 @@ def test_a_map_is_resized_with_aligned_pixel_centres():
     assert resized[0] == pytest.approx([0, 0.25, 0.75, 1])
 
 
-def test_the_strongest_emotions_are_named_with_their_probability():
-    emotions = [("anger", 0.01), ("awe", 0.6), ("fear", 0.05), ("contentment", 0.24), ("disgust", 0.1)]
-    figure = visualize.map_panel(grey_image(60, 80), np.zeros((7, 7)), "a.jpg", emotions=emotions)
-    (axes,) = [axes for axes in figure.axes if axes.get_label() == "emotions"]
-    words = [text.get_text() for text in axes.texts]
-    assert words == ["awe", "60 %", "contentment", "24 %", "disgust", "10 %", "fear", "5 %"]
-    assert [bar.get_width() for bar in axes.patches] == [0.6, 0.24, 0.1, 0.05]
-
-
-@pytest.mark.parametrize("title", ["a$_1$b.jpg", "$", "日本語.jpg", "long/" * 60 + "end.jpg", ""])
-def test_any_file_name_can_be_a_title(tmp_path, title):
-    visualize.save_map_panel(tmp_path / "panel.png", grey_image(60, 80), np.zeros((7, 7)), title, "$5 of 10")
-    assert read(tmp_path / "panel.png").shape[1] == 1200
-
-
-def test_a_long_title_keeps_its_two_ends_and_stays_on_the_panel():
-    figure = visualize.map_panel(grey_image(60, 80), np.zeros((7, 7)), "first/" + "0" * 200 + "/end.jpg")
-    render(figure)
-    title = figure.texts[0]
-    assert title.get_text().startswith("first/000") and title.get_text().endswith("000/end.jpg")
-    assert title.get_window_extent().x1 <= 1200
-
-
 @pytest.mark.parametrize(
-    ("image", "emotion_map", "message"),
+    ("emotion_map", "message"),
     [
-        (
-            np.zeros((8, 8), np.uint8),
-            np.zeros((7, 7)),
-            r"a picture is \(H, W, 3\) uint8; this one is \(8, 8\) uint8",
-        ),
-        (np.zeros((8, 8, 3)), np.zeros((7, 7)), r"this one is \(8, 8, 3\) float64"),
-        (grey_image(8, 8), np.zeros((1, 7, 7)), r"map has the shape \(h, w\); this one has \(1, 7, 7\)"),
-        (grey_image(8, 8), np.full((7, 7), 2.0), r"lies in \[0, 1\]; this one spans 2 to 2"),
-        (grey_image(8, 8), np.full((7, 7), np.nan), r"lies in \[0, 1\]; this one spans nan to nan"),
+        (np.zeros((1, 7, 7)), r"map has the shape \(h, w\); this one has \(1, 7, 7\)"),
+        (np.zeros((0, 7)), r"map has the shape \(h, w\); this one has \(0, 7\)"),
+        (np.full((7, 7), 2.0), r"lies in \[0, 1\]; this one spans 2 to 2"),
+        (np.full((7, 7), np.nan), r"lies in \[0, 1\]; this one spans nan to nan"),
     ],
 )
-def test_wrong_pictures_and_maps_are_refused(image, emotion_map, message):
+def test_wrong_maps_are_refused(emotion_map, message):
     with pytest.raises(ValueError, match=f"^visualize: .*{message}$"):
-        visualize.map_panel(image, emotion_map, "a.jpg")
+        visualize.overlay(grey_image(8, 8), emotion_map)
 
 
 # ---- curves --------------------------------------------------------------------------------------
@@ -294,6 +219,87 @@ def test_scatter_refuses_what_cannot_be_paired(tmp_path):
         visualize.save_scatter([1, np.nan], [np.nan, 1], tmp_path / "s.png", "rating", "")
 
 
+# ---- emotions ------------------------------------------------------------------------------------
+
+COUNTS = np.array([[30, 9, 1], [0, 0, 0], [2, 0, 1234]])
+NAMES = ("awe", "fear", "sadness")
+
+
+def test_every_cell_of_a_confusion_matrix_says_its_share_of_the_row_and_its_count(drawn):
+    visualize.save_confusion(COUNTS, NAMES, Path("unused.png"), "FI: accuracy .96")
+    axes = drawn[0].axes[0]
+    cells = {text.get_position(): text.get_text() for text in axes.texts}  # (column, row)
+    assert [[cells[column, row] for column in range(3)] for row in range(3)] == [
+        ["75 %\n30", "22 %\n9", "2 %\n1"],
+        ["0", "0", "0"],
+        ["0 %\n2", "0", "100 %\n1,234"],
+    ]
+    colours = np.ma.filled(axes.images[0].get_array(), np.nan)
+    assert colours[[0, 2]] == pytest.approx(COUNTS[[0, 2]] / COUNTS[[0, 2]].sum(1, keepdims=True))
+    assert np.isnan(colours[1]).all()
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["awe (40)", "fear (0)", "sadness (1,236)"]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == list(NAMES)
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true (pictures)")
+    assert drawn[0].get_suptitle() == "FI: accuracy .96"
+
+
+@pytest.mark.parametrize("classes", [2, 8, 10])
+def test_a_confusion_matrix_has_readable_cells(drawn, classes):
+    names = ["contentment"] * classes
+    visualize.save_confusion(np.full((classes, classes), 12345), names, Path("unused.png"), "")
+    FigureCanvasAgg(drawn[0]).draw()
+    axes = drawn[0].axes[0]
+    cell = axes.get_window_extent().width / classes
+    for text in axes.texts:
+        assert text.get_window_extent().width < 0.9 * cell
+        assert text.get_fontsize() * drawn[0].dpi / 72 >= 11
+
+
+def test_emotion_bars_count_high_and_low_pictures_of_every_emotion(drawn):
+    groups = {"labels": ([5, 20, 0], [1, 2, 1300]), "predictions": ([6, 19, 1], [0, 3, 1299])}
+    visualize.save_emotion_bars(groups, NAMES, Path("unused.png"), "IAE test")
+    assert [axes.get_title(loc="left") for axes in drawn[0].axes] == [
+        *("labels (1,328 pictures)", "predictions (1,328 pictures)")
+    ]
+    for axes, numbers in zip(drawn[0].axes, groups.values(), strict=True):
+        high, low = axes.containers
+        assert ([bar.get_height() for bar in high], [bar.get_height() for bar in low]) == numbers
+        for place, (left, right) in enumerate(zip(high, low, strict=True)):
+            assert place - 0.5 < left.get_x() < left.get_x() + left.get_width() <= right.get_x()
+            assert right.get_x() + right.get_width() < place + 0.5
+        assert {text.get_text() for text in axes.texts} == {f"{n:,}" for part in numbers for n in part}
+    first, last = drawn[0].axes
+    assert [text.get_text() for text in first.get_legend().get_texts()] == ["high", "low"]
+    assert [tick.get_text() for tick in last.get_xticklabels()] == list(NAMES)
+    assert first.get_ylim() == last.get_ylim()  # so that the panels can be compared
+    assert drawn[0].get_suptitle() == "IAE test"
+
+
+def test_emotion_charts_are_written_as_png(tmp_path):
+    visualize.save_confusion(COUNTS, ["$", "a_b", "日"], tmp_path / "new" / "c.png", "$x")
+    visualize.save_emotion_bars({"$": ([1, 0], [0, 0])}, ["$", "a"], tmp_path / "b.png", "$x")
+    assert min(read(tmp_path / "new" / "c.png").shape[:2]) > 400
+    assert min(read(tmp_path / "b.png").shape[:2]) > 300
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        (np.zeros((2, 3)), r"of 3 classes has 3 x 3 numbers of pictures, none below 0; this one is \(2, 3\)"),
+        (np.full((3, 3), -1), r"this one is \(3, 3\), from -1 up"),
+        (np.full((3, 3), np.nan), r"this one is \(3, 3\), from nan up"),
+    ],
+)
+def test_counts_that_are_none_are_refused(tmp_path, counts, message):
+    with pytest.raises(ValueError, match=f"^visualize: a confusion matrix .*{message}"):
+        visualize.save_confusion(counts, NAMES, tmp_path / "c.png", "")
+    with pytest.raises(
+        ValueError, match=r"^visualize: 'labels' of 3 classes has 2 x 3 numbers .* is \(2, 2\)"
+    ):
+        visualize.save_emotion_bars({"labels": ([1, 2], [3, 4])}, NAMES, tmp_path / "b.png", "")
+    assert not list(tmp_path.iterdir())
+
+
 # ---- files ---------------------------------------------------------------------------------------
 
 
@@ -302,11 +308,11 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path, mon
         Path(file).write_bytes(b"half a file")
         raise OSError("No space left on device")
 
-    (tmp_path / "panel.png").write_bytes(b"old")
+    (tmp_path / "scatter.png").write_bytes(b"old")
     monkeypatch.setattr(FigureCanvasAgg, "print_png", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        visualize.save_map_panel(tmp_path / "panel.png", grey_image(60, 80), np.zeros((7, 7)), "a")
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"panel.png": b"old"}
+        visualize.save_scatter([1, 2], [1, 2], tmp_path / "scatter.png", "rating", "")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"scatter.png": b"old"}
 
 
 @pytest.mark.parametrize(

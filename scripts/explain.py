@@ -1,0 +1,577 @@
+"""Does the emotion-aware map point at what matters to the score? Measured by blurring what it marks.
+
+    python scripts/explain.py --dataset para --data-root DIR --output DIR
+
+Maps: the network's emotion-aware map (EAM); a random map (noise, one value a cell of the EAM's grid, seeded
+by the picture's id); a centre-weighted one (falls with the distance from the centre; only its order
+counts); and Grad-CAM of the same network (Selvaraju et al. 2017): Z = output of `emotion_merge`, the last
+map before the pooling, a_c = mean over positions of dy / dZ_c, map = ReLU(sum_c a_c Z_c), where y is the
+score's logit, or the mean rating of a network that predicts distributions.
+
+Curves (perturbation curves, Samek et al. 2017; deletion and insertion, RISE, Petsiuk et al. 2018): a map is
+resized to the network's input (bilinear, align_corners=False) and the pixels are ranked by it; equal values
+are ranked by the picture's random map, and what is equal there too by position. For x = 0, 10, ..., 100 %
+exactly round(x * H * W) pixels, the same number for every map, are replaced by the same pixels of a blurred
+copy (Gaussian, sigma = BLUR times the side, the picture mirrored at its border, rounded to 8 bits). The
+change is the score of that picture minus the score of the whole one, in the unit of the ratings the network
+was trained on. "most" blurs the most important pixels first: deletion. "least" blurs the least important
+first: insertion read from the right, because a blurred picture with its most important x % put back is the
+picture with its least important 100 - x % blurred.
+
+Area of a map: integral over x from 0 to 1 of |change| for "most" minus |change| for "least", by the
+trapezoid rule, a mean over pictures, in the unit of the score. Absolute, because blur can raise a score as
+well as lower it. A map that knows nothing has 0 on average; one that points away from what matters is
+negative. Maps are compared by this area and not by single curves: scattered cells make many new edges and a
+compact region few, but the area compares a map with itself. Intervals are 95 % bootstrap intervals over the
+pictures; differences are paired.
+
+The EAM enters the network itself (F * EAM), so the EAM of a blurred picture differs from that of the whole
+one. That is what the network really does, and it is kept.
+
+Writes explain.json (everything), explain.csv (the curves) and explain.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.integrate import trapezoid
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import backbones
+import engine
+import evaluation
+from checkpoint import Weights, weights_hash, written_whole
+from config import Config, load_config
+from datasets import (
+    DataOptions,
+    LeftOut,
+    PictureSet,
+    RatedSet,
+    TestOrder,
+    describe,
+    first_by_hash,
+    load_dataset,
+    make_loader,
+)
+from distributed import choose_device
+from EAMBNet import EAMBNet, Scale, resize
+from metrics import bootstrap_intervals
+from predict import SHIPPED, load_aesthetics
+from visualize import BLUE, FAINT, INK, ORANGE, clean, new_plot, write_figure
+
+MAPS = {
+    "eam": "emotion-aware map",
+    "random": "random map",
+    "centre": "centre-weighted map",
+    "grad_cam": "Grad-CAM map",
+}
+ORDERS = {
+    "most": "most important first (deletion)",
+    "least": "least important first (insertion, read from the right)",
+}
+SHARES = tuple(tenth / 10 for tenth in range(11))
+FORWARDS = 2 + len(MAPS) * len(ORDERS) * (len(SHARES) - 2)  # of each picture; 0 % and 100 % are all maps' own
+BLUR = 0.05  # sigma over the side: 11 pixels of 224
+CURVES = ("mean_change", "mean_absolute_change")
+
+Score = Callable[[Iterable[Tensor]], np.ndarray]  # batches (N, 3, H, W) uint8 -> (all of them,) scores
+
+
+class Pictures(NamedTuple):
+    """A batch as `engine.outputs` takes it: images (N, 3, H, W) uint8."""
+
+    images: Tensor
+
+
+class Measured(NamedTuple):
+    """What was measured on n pictures.
+
+    changes: (n, maps, orders, shares), score of the damaged minus score of the whole picture.
+    flat: by map, how many pictures have a map without any order, such as a Grad-CAM that is 0 everywhere.
+    broken: the pictures that could not be decoded.
+    """
+
+    changes: np.ndarray
+    flat: dict[str, int]
+    broken: list[LeftOut]
+
+
+class Estimate(NamedTuple):
+    """A mean over pictures with the ends of its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def listed(self) -> str:
+        return "{:+.3f}, {:+.3f} to {:+.3f}".format(*self)
+
+    def __str__(self) -> str:
+        return "{:.3f} ({:.3f} to {:.3f})".format(*self)
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 all well, 2 bad input, 130 interrupted."""
+    options = parse(arguments)
+    try:
+        return run(options)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--dataset", type=str.lower, required=True, help="as main.py knows them")
+    parser.add_argument("--data-root", metavar="DIR", type=Path, required=True, help="its folder")
+    parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="default: the shipped weights")
+    parser.add_argument("--pictures", type=int, default=300, help="so many, chosen by the hash of their ids")
+    parser.add_argument("--split", type=str.lower, default="test", choices=("train", "val", "test"))
+    parser.add_argument("--seed", type=int, default=0, help="of the random maps and the intervals")
+    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="for the three files")
+    parser.add_argument("settings", metavar="key=value", nargs="*", help="as in evaluate.batch_size=16")
+    return parser.parse_intermixed_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    config = read_config(options)
+    weights = load_aesthetics(options.checkpoint)
+    config = evaluation.as_trained(config, weights)
+    data_options = config.data.options(DataOptions)
+    whole_split = load_dataset(config.data.dataset, config.data.root, (options.split,), data_options)
+    rated = first_by_hash(whole_split[options.split], options.pictures)
+    device = choose_device(config.train.device)
+    options.output.mkdir(parents=True, exist_ok=True)
+    print(describe(rated))
+
+    network = weights.build().to(device, memory_format=torch.channels_last)
+    compute = engine.Compute(device, "fp32", *backbones.normalisation(config.model.backbone))
+    measured = measure(network, rated, config, weights.scale, compute, options.seed)
+    check_measured(measured, rated)
+    found = summarise(measured.changes, config.evaluate.bootstrap, options.seed)
+    said = sentence(found, f"{len(measured.changes):,} pictures of {rated.name} {rated.split}")
+    notes = [f"{name} left out: {reason}" for name, reason in measured.broken]
+    notes += [f"{MAPS[name]} without any order: {count}" for name, count in measured.flat.items() if count]
+
+    facts = protocol(options, config, weights, rated, whole_split[options.split])
+    write(options.output, found, {"sentence": said, "notes": notes, "n": len(measured.changes), **facts})
+    heading = f"{facts['checkpoint']} on {len(measured.changes):,} pictures of {rated.name} {rated.split}"
+    write_figure(draw(found, heading, unit(weights.scale)), options.output / "explain.png")
+    files = f"{options.output}: explain.json explain.csv explain.png"
+    print("\n".join(["", table(found), "", *notes, said, "", files]))
+    return 0
+
+
+def read_config(options: argparse.Namespace) -> Config:
+    """The command line's words as a Config.
+
+    Raises:
+        ValueError: a number out of range, an unknown key.
+    """
+    words = [f"data.dataset={options.dataset}", f"data.root={options.data_root}"]
+    config = load_config([], [*options.settings, *words])
+    given = (
+        ("--pictures", options.pictures, 2),  # one picture has no interval
+        ("--seed", options.seed, 0),
+        ("evaluate.bootstrap", config.evaluate.bootstrap, 1),
+    )
+    for name, value, smallest in given:
+        if value < smallest:
+            raise ValueError(f"explain: {name} must be at least {smallest}, got {value}")
+    return config
+
+
+def check_measured(measured: Measured, rated: RatedSet) -> None:
+    """Refuses what no mean can be made of.
+
+    Raises:
+        ValueError: fewer than two pictures, or a score that is not a number.
+    """
+    if len(measured.changes) < 2:
+        reason = f"; {measured.broken[0].reason}" if measured.broken else ""
+        raise ValueError(
+            f"explain: intervals need 2 pictures; of the {len(rated)} chosen of {rated.name} {rated.split} "
+            f"{len(measured.changes)} can be decoded{reason}"
+        )
+    if not np.isfinite(measured.changes).all():
+        raise ValueError("explain: the network's score of a picture is not a number; are its weights whole?")
+
+
+def protocol(
+    options: argparse.Namespace, config: Config, weights: Weights, rated: RatedSet, whole_split: RatedSet
+) -> dict:
+    """Everything that the figures depend on."""
+    return {
+        "checkpoint": (options.checkpoint or SHIPPED).name,
+        "weights_sha256": weights_hash(weights.tensors),
+        "dataset": rated.name,
+        "split": rated.split,
+        "protocol": rated.protocol,
+        "split_sha256": whole_split.sha256,
+        "pictures_sha256": rated.sha256,
+        **evaluation.leaks(rated, weights),
+        "picture_size": config.data.size,
+        "sigma_pixels": BLUR * config.data.size,
+        "seed": options.seed,
+        "bootstrap": config.evaluate.bootstrap,
+        "unit": unit(weights.scale),
+        "versions": evaluation.versions(),
+    }
+
+
+def unit(scale: Scale) -> str:
+    if scale.kind == "label":
+        return "probability of high, 0 to 1"
+    return f"ratings from {scale.minimum:g} to {scale.maximum:g}"
+
+
+# ---- maps ----------------------------------------------------------------------------------------
+
+
+def all_maps(
+    network: EAMBNet, images: Tensor, ids: Sequence[str], scale: Scale, compute: engine.Compute, seed: int
+) -> Tensor:
+    """(N, 3, H, W) uint8 -> (N, 4, H, W) on the CPU, in the order of MAPS."""
+    emotion, grad_cam = network_maps(network, compute.images(Pictures(images)), scale)
+    shape = tuple(emotion.shape[2:])
+    centre = centre_map(shape).expand(len(images), 1, *shape)
+    found = {"eam": emotion, "random": random_maps(ids, shape, seed), "centre": centre, "grad_cam": grad_cam}
+    size = tuple(images.shape[2:])
+    return torch.cat([resize(found[name].cpu(), size, align_corners=False) for name in MAPS], dim=1)
+
+
+def network_maps(network: EAMBNet, images: Tensor, scale: Scale) -> tuple[Tensor, Tensor]:
+    """Normalised pictures (N, 3, H, W) -> the EAM (N, 1, h, w) and Grad-CAM (N, 1, h', w').
+
+    The network's parameters should ask for no gradient: then only what lies behind Z is differentiated.
+    """
+    kept = {}
+
+    def begin_graph(module, inputs, output: Tensor) -> Tensor:
+        kept["features"] = output.detach().requires_grad_()  # Z, (N, C, h', w')
+        return kept["features"]
+
+    def keep_logits(module, inputs, output: Tensor) -> None:
+        kept["logits"] = output  # (N, K)
+
+    hooks = [
+        network.emotion_merge.register_forward_hook(begin_graph),
+        network.head.register_forward_hook(keep_logits),
+    ]
+    try:
+        emotion_map = network(images).emotion_map
+    finally:
+        for hook in hooks:
+            hook.remove()
+    [gradient] = torch.autograd.grad(explained(kept["logits"], scale).sum(), kept["features"])
+    importance = gradient.mean(dim=(2, 3), keepdim=True)  # a_c, (N, C, 1, 1)
+    grad_cam = (importance * kept["features"].detach()).sum(dim=1, keepdim=True).relu()  # (N, 1, h', w')
+    return emotion_map, grad_cam
+
+
+def explained(logits: Tensor, scale: Scale) -> Tensor:
+    """(N, K) -> (N,), the y of Grad-CAM: the mean rating of a distribution, the logit of anything else."""
+    if scale.kind == "distribution":
+        return logits.softmax(dim=1) @ logits.new_tensor(scale.bins)
+    return logits[:, 0]
+
+
+def centre_map(shape: tuple[int, int]) -> Tensor:
+    """(h, w), a Gaussian of the distance from the centre, in shares of each side."""
+    down, across = (((torch.arange(side) + 0.5) / side - 0.5) ** 2 for side in shape)
+    return torch.exp(-8 * (down[:, None] + across[None, :]))  # sigma is a quarter of the side
+
+
+def random_maps(ids: Sequence[str], shape: tuple[int, int], seed: int) -> Tensor:
+    """(N, 1, h, w) of noise in [0, 1), a function of the seed and each picture's id alone."""
+    noise = [np.random.default_rng((seed, zlib.crc32(name.encode()))).random(shape) for name in ids]
+    return torch.from_numpy(np.stack(noise)).float()[:, None]
+
+
+# ---- curves --------------------------------------------------------------------------------------
+
+
+def measure(
+    network: EAMBNet, rated: RatedSet, config: Config, scale: Scale, compute: engine.Compute, seed: int
+) -> Measured:
+    """Blurs and scores every picture of the set that can be decoded."""
+    network.requires_grad_(False)
+    size, batch_size = config.data.size, config.evaluate.batch_size
+    pictures = PictureSet(rated, size, exif=config.data.exif, skip_broken=True)
+    order = TestOrder(len(rated), batch_size)
+    loader = make_loader(pictures, order, config.data.worker_count(), compute.device.type == "cuda")
+    changes, broken = [np.empty((0, len(MAPS), len(ORDERS), len(SHARES)))], []
+    flat = np.zeros(len(MAPS), dtype=int)
+    with tqdm(total=FORWARDS * len(rated), desc="blurred", unit="picture", mininterval=2) as bar:
+
+        def score(batches: Iterable[Tensor]) -> np.ndarray:
+            scores = []
+            for _, output in engine.outputs(network, map(Pictures, batches), compute, batch_size):
+                scores.append(scale.value(output.prediction.numpy()))
+                bar.update(len(scores[-1]))
+            return np.concatenate(scores)
+
+        for batch in loader:
+            broken += batch.broken
+            bar.update(FORWARDS * len(batch.broken))
+            if len(batch.images):
+                ids = [rated.ids[i] for i in batch.index.tolist()]
+                maps = all_maps(network, batch.images, ids, scale, compute, seed)  # (N, maps, H, W)
+                flat += (maps.amax(dim=(2, 3)) == maps.amin(dim=(2, 3))).sum(dim=0).numpy()
+                ties = maps[:, list(MAPS).index("random")]  # (N, H, W)
+                changes.append(measure_changes(batch.images, rank_pixels(maps, ties), score, batch_size))
+    return Measured(np.concatenate(changes), dict(zip(MAPS, flat.tolist(), strict=True)), broken)
+
+
+def rank_pixels(maps: Tensor, ties: Tensor) -> Tensor:
+    """The place of each pixel when the most, and when the least important come first, from 0.
+
+    Args:
+        maps: (N, maps, H, W).
+        ties: (N, H, W), orders pixels of equal value.
+
+    Returns:
+        (N, maps, orders, H, W) int32; the second order is the first one reversed.
+    """
+    count, kinds, height, width = maps.shape
+    values, ties = maps.reshape(count, kinds, -1).numpy(), ties.reshape(count, -1).numpy()
+    most = np.empty(values.shape, dtype=np.int32)
+    for i, j in np.ndindex(count, kinds):
+        ascending = np.lexsort((ties[i], values[i, j]))  # (H * W,) positions, the least important first
+        most[i, j, ascending[::-1]] = np.arange(height * width)
+    orders = np.stack([most, height * width - 1 - most], axis=2)
+    return torch.from_numpy(orders.reshape(count, kinds, len(ORDERS), height, width))
+
+
+def measure_changes(images: Tensor, ranks: Tensor, score: Score, batch_size: int) -> np.ndarray:
+    """The change of the score at each share, for each map and order.
+
+    Args:
+        images: (N, 3, H, W) uint8.
+        ranks: (N, maps, orders, H, W), of `rank_pixels`.
+        score: of batches of at most `batch_size` pictures.
+
+    Returns:
+        (N, maps, orders, shares) float64.
+    """
+    soft = blur(images)
+    ends = score([*images.split(batch_size), *soft.split(batch_size)])  # (2N,)
+    whole, blurred = ends.reshape(2, len(images), 1, 1)  # (N, 1, 1) each
+    changes = np.zeros((*ranks.shape[:3], len(SHARES)))
+    changes[..., 1:-1] = score(damaged(images, soft, ranks, batch_size)).reshape(*ranks.shape[:3], -1)
+    changes[..., 1:-1] -= whole[..., None]
+    changes[..., -1] = blurred - whole
+    return changes
+
+
+def damaged(images: Tensor, soft: Tensor, ranks: Tensor, batch_size: int) -> Iterator[Tensor]:
+    """Each picture with each share between 0 % and 100 % blurred by each map and order, shares fastest.
+
+    Args:
+        images, soft: (N, 3, H, W) uint8, the pictures and their blurred copies.
+        ranks: (N, maps, orders, H, W).
+
+    Yields:
+        (batch_size or fewer, 3, H, W) uint8.
+    """
+    pixels = ranks.shape[-2] * ranks.shape[-1]
+    counts = torch.tensor([round(share * pixels) for share in SHARES[1:-1]])  # (shares - 2,)
+    variants = torch.cartesian_prod(*(torch.arange(length) for length in (*ranks.shape[:3], len(counts))))
+    for part in variants.split(batch_size):
+        picture, kind, order, share = part.T  # (V,) each
+        first = ranks[picture, kind, order] < counts[share, None, None]  # (V, H, W)
+        yield torch.where(first[:, None], soft[picture], images[picture])
+
+
+def blur(images: Tensor) -> Tensor:
+    """(N, 3, H, W) uint8 -> the same, blurred."""
+    sigma = BLUR * images.shape[3]
+    soft = gaussian_filter(images.numpy().astype(np.float32), (0, 0, sigma, sigma), mode="reflect")
+    return torch.from_numpy(np.rint(soft).astype(np.uint8))
+
+
+# ---- what was found ------------------------------------------------------------------------------
+
+
+def summarise(changes: np.ndarray, repeats: int, seed: int) -> dict[str, Estimate]:
+    """Every figure with its interval, from (n, maps, orders, shares) changes; see `figures`."""
+    intervals = bootstrap_intervals(figures, (changes,), repeats, seed)
+    return {name: Estimate(value, *intervals[name]) for name, value in figures(changes).items()}
+
+
+def figures(changes: np.ndarray) -> dict[str, float]:
+    """The means over pictures: the points of the curves, the areas, and the EAM's area minus each other."""
+    curves = dict(zip(CURVES, (changes.mean(axis=0), np.abs(changes).mean(axis=0)), strict=True))
+    found = {
+        point(kind, order, share, curve): float(values[i, j, k])
+        for curve, values in curves.items()
+        for (i, kind), (j, order), (k, share) in product(*map(enumerate, (MAPS, ORDERS, SHARES)))
+    }
+    areas = dict(zip(MAPS, map_areas(changes).mean(axis=0).tolist(), strict=True))
+    found |= {f"{kind} area": area for kind, area in areas.items()}
+    return found | {f"eam - {kind}": areas["eam"] - area for kind, area in areas.items() if kind != "eam"}
+
+
+def point(kind: str, order: str, share: float, curve: str) -> str:
+    """The name of one point of a curve among the figures."""
+    return f"{kind} {order} {share:g} {curve}"
+
+
+def map_areas(changes: np.ndarray) -> np.ndarray:
+    """(n, maps, orders, shares) -> (n, maps), the area between the two orders' curves of absolute change."""
+    most, least = np.moveaxis(np.abs(changes), 2, 0)  # (n, maps, shares) each
+    return trapezoid(most - least, SHARES, axis=-1)
+
+
+def sentence(found: dict[str, Estimate], pictures: str) -> str:
+    """What was found, by the intervals alone.
+
+    Args:
+        pictures: how many of what, as in "300 pictures of para test".
+    """
+    area = found["eam area"]
+    first = verdict(area, "more than", "less than", "neither measurably more nor less than")
+    others = [
+        verdict(found[f"eam - {kind}"], "is better than", "is worse than", "cannot be told from")
+        + f" the {name} ({found[f'eam - {kind}'].listed})"
+        for kind, name in MAPS.items()
+        if kind != "eam"
+    ]
+    return (
+        f"On {pictures}, blurring what the emotion-aware map marks most changes the score {first} blurring "
+        f"what it marks least (area between its curves {area.listed}); by this area the map "
+        f"{', '.join(others[:-1])}, and {others[-1]}."
+    )
+
+
+def verdict(estimate: Estimate, above: str, below: str, unclear: str) -> str:
+    """Above or below 0 only if the whole interval is; NaN is unclear."""
+    return above if estimate.low > 0 else below if estimate.high < 0 else unclear
+
+
+def table(found: dict[str, Estimate]) -> str:
+    """Areas, differences and the curves of absolute change, for people."""
+    width = max(map(len, MAPS.values()))
+    lines = [f"{'':{width}}  {'area (95 % interval)':26}  EAM's area minus it"]
+    for kind, name in MAPS.items():
+        difference = found.get(f"eam - {kind}", "")
+        lines.append(f"{name:{width}}  {found[f'{kind} area']!s:26}  {difference!s}".rstrip())
+    for order, words in ORDERS.items():
+        lines += ["", f"mean |change of the score|, {words}"]
+        lines.append("blurred" + "".join(f"{name:>{width + 2}}" for name in MAPS.values()))
+        for share in SHARES[1:]:
+            values = [found[point(kind, order, share, CURVES[1])].mean for kind in MAPS]
+            lines.append(f"{share:7.0%}" + "".join(f"{value:{width + 2}.4f}" for value in values))
+    return "\n".join(lines)
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def write(folder: Path, found: dict[str, Estimate], facts: dict) -> None:
+    """explain.json and explain.csv."""
+    rows = curve_rows(found)
+    areas = {kind: found[f"{kind} area"]._asdict() for kind in MAPS}
+    differences = {kind: found[f"eam - {kind}"]._asdict() for kind in MAPS if kind != "eam"}
+    content = {**facts, "areas": areas, "eam_area_minus": differences, "curves": rows}
+    text = json.dumps(evaluation.without_nan(content), indent=1, allow_nan=False)
+    with written_whole(folder / "explain.json") as path:
+        path.write_text(text + "\n", encoding="utf-8")
+    with written_whole(folder / "explain.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(rows[0])
+        writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in row.values()] for row in rows)
+
+
+def curve_rows(found: dict[str, Estimate]) -> list[dict[str, str | float]]:
+    """One row a map, order and share, with both curves' points and the ends of their intervals."""
+    rows = []
+    for kind, order, share in product(MAPS, ORDERS, SHARES):
+        row = {"map": kind, "order": order, "share": share}
+        for curve in CURVES:
+            mean, low, high = found[point(kind, order, share, curve)]
+            row |= {curve: mean, f"{curve}_low": low, f"{curve}_high": high}
+        rows.append(row)
+    return rows
+
+
+STYLES = {
+    "eam": {"color": ORANGE, "linewidth": 2.6, "marker": "o", "markersize": 5, "zorder": 4},
+    "random": {"color": FAINT, "linewidth": 1.8, "linestyle": (0, (2, 1.5))},
+    "centre": {"color": INK, "linewidth": 1.8, "linestyle": (0, (5, 2))},
+    "grad_cam": {"color": BLUE, "linewidth": 1.8, "marker": "s", "markersize": 4},
+}
+
+
+def draw(found: dict[str, Estimate], heading: str, scores: str) -> Figure:
+    """The curves of absolute change, one panel an order, with the areas in the legend.
+
+    Args:
+        heading: what was measured on what.
+        scores: the unit of the score.
+    """
+    figure = new_plot(1200, 600)
+    whole = found[point("eam", "most", 1, "mean_absolute_change")]
+    heading += f"\nwith the whole picture blurred the score changes by {whole}, whatever the map"
+    figure.suptitle(heading, x=0.012, ha="left", fontsize=13, color=INK, parse_math=False)
+    left, right = figure.subplots(1, 2, sharey=True)
+    draw_order(left, found, "most")
+    draw_order(right, found, "least")
+    left.set_ylabel(f"mean |change of the score|\n({scores})", color=INK, fontsize=11)
+    handles, names = left.get_legend_handles_labels()
+    figure.legend(
+        handles,
+        names,
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+        fontsize=11,
+        title="area between the two curves of a map, 95 % interval (larger: it points at what matters)",
+    )
+    return figure
+
+
+def draw_order(axes: Axes, found: dict[str, Estimate], order: str) -> None:
+    """The curves of all maps in one order, with bands of their intervals.
+
+    Without 100 %, where all maps are equal: the change there is so large that it would flatten the rest.
+    """
+    percent = [100 * share for share in SHARES[:-1]]
+    for kind, name in MAPS.items():
+        points = [found[point(kind, order, share, "mean_absolute_change")] for share in SHARES[:-1]]
+        mean, low, high = zip(*points, strict=True)
+        axes.plot(percent, mean, label=f"{name}: {found[f'{kind} area']}", **STYLES[kind])
+        axes.fill_between(percent, low, high, color=STYLES[kind]["color"], alpha=0.13, linewidth=0)
+    axes.set_title(ORDERS[order], fontsize=12, loc="left", color=INK)
+    axes.set_xlabel("blurred part of the picture (%)", color=FAINT)
+    axes.set(xlim=(0, 92), xticks=range(0, 91, 10))
+    axes.set_ylim(bottom=0)
+    clean(axes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""Cross-validation: every picture predicted once by a network that has not seen it; the probe likewise."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from small import BACKBONE, WORDS, read_csv, read_json, write_csv, write_pictures
+
+import checkpoint
+from datasets import DataOptions, load_dataset
+from scripts import cross_validate
+
+KINDS = ("awe", "fear", "sadness")
+
+
+@pytest.fixture(scope="module")
+def fi_set(tmp_path_factory):
+    """Eight pictures of each of three emotions, in folders."""
+    root = tmp_path_factory.mktemp("fi")
+    for seed, kind in enumerate(KINDS):
+        write_pictures(root / kind, 8, seed)
+    return root
+
+
+@pytest.fixture(scope="module")
+def weights_file(tmp_path_factory):
+    """Stands for the ImageNet weights of the small backbone."""
+    import timm
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("imagenet") / "small.pth"
+    torch.save(timm.create_model(BACKBONE).state_dict(), path)
+    return path
+
+
+def run(fi_set, weights_file, output, *words) -> int:
+    config = output.parent / "small.yaml"
+    config.write_text("task: emotion\n")
+    options = [
+        "--config",
+        config,
+        "--dataset",
+        "fi",
+        "--data-root",
+        fi_set,
+        "--folds",
+        "2",
+        "--output",
+        output,
+    ]
+    fixed = [word for word in WORDS if not word.startswith("model.imagenet")]
+    words = [*options, *fixed, f"model.imagenet={weights_file}", *words]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # two validation pictures are too few for some metrics
+        return cross_validate.main([str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def folds(fi_set, weights_file, tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs") / "folds"
+    assert run(fi_set, weights_file, output) == 0
+    return output
+
+
+def test_every_picture_is_predicted_once_by_a_network_that_has_not_seen_it(folds, fi_set):
+    rows = read_csv(folds / "predictions.csv")
+    assert len({row["id"] for row in rows}) == len(rows) == 24
+    for fold in (0, 1):
+        options = DataOptions(folds=2, fold=fold)
+        test = load_dataset("fi", fi_set, ("test",), options)["test"]
+        assert sorted(test.ids) == sorted(row["id"] for row in rows if int(row["fold"]) == fold)
+        trained = checkpoint.load_weights(folds / f"fold_{fold}" / "best.pt").training_ids
+        assert len(trained) > 0
+        assert not np.isin(test.id_hashes, trained).any()
+
+
+def test_the_figures_are_those_of_the_predictions(folds, fi_set):
+    content, rows = read_json(folds / "cross_validation.json"), read_csv(folds / "predictions.csv")
+    truth = [row["id"].partition("/")[0] for row in rows]
+    for column, name in (("prediction", "network"), ("probe_64", "probe_64"), ("probe_32", "probe_32")):
+        right = np.mean([row[column] == true for row, true in zip(rows, truth, strict=True)])
+        assert content["accuracies"][name] == pytest.approx(right)
+    accuracies = content["accuracies"]
+    assert accuracies["network - probe_64"] == pytest.approx(accuracies["network"] - accuracies["probe_64"])
+    assert content["metrics"]["accuracy"] == accuracies["network"]
+    assert content["chance"] == pytest.approx(1 / 3)
+    assert np.sum(content["confusion"]) == 24
+    low, high = content["accuracies_95"]["network - probe_64"]
+    assert low <= accuracies["network - probe_64"] <= high
+    assert str(fi_set) not in json.dumps(content)
+
+
+def test_a_fold_that_is_done_is_not_run_again(folds, fi_set, weights_file, capsys):
+    before = {path: path.stat().st_mtime_ns for path in folds.glob("fold_*/*.pt")}
+    assert len(before) == 4
+    assert run(fi_set, weights_file, folds) == 0
+    said = capsys.readouterr()
+    assert "epoch 1/1" not in said.out + said.err
+    assert {path: path.stat().st_mtime_ns for path in folds.glob("fold_*/*.pt")} == before
+
+
+def test_folds_of_another_run_are_not_taken_for_this_one(folds, fi_set, weights_file, capsys):
+    before = (folds / "cross_validation.json").read_bytes()
+    assert run(fi_set, weights_file, folds, "train.epochs=2") == 2
+    assert "fold_0 was done with other settings (train.epochs was 1 and is 2)" in capsys.readouterr().err
+    assert (folds / "cross_validation.json").read_bytes() == before
+
+
+def test_a_set_that_cannot_be_dealt_is_an_error_before_anything_is_trained(
+    fi_set, weights_file, tmp_path, capsys
+):
+    own = write_csv(tmp_path / "own", {"emotion": ["awe" if i % 2 else "fear" for i in range(24)]})
+    words = ["--dataset", "csv", "--data-root", own]
+    assert run(fi_set, weights_file, tmp_path / "out", *words) == 2
+    assert "csv has a split of its own here" in capsys.readouterr().err
+    assert run(fi_set, weights_file, tmp_path / "out", "--folds", "0") == 2
+    assert "--folds must be 2 or more, got 0" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_probe_separates_what_a_plane_can_and_sees_only_the_other_folds():
+    random = np.random.default_rng(0)
+    truth = [random.integers(0, 3, 30) for _ in range(3)]
+    features = [np.eye(3)[t] + 0.05 * random.standard_normal((30, 3)) for t in truth]
+    assert (cross_validate.probe(features, truth) == np.concatenate(truth)).all()
+    # In the last fold the classes have other names, which no other fold can tell.
+    moved = [truth[0], truth[1], (truth[2] + 1) % 3]
+    assert (cross_validate.probe(features, moved)[60:] == truth[2]).all()
+
+
+def test_bad_input_is_one_sentence(fi_set, weights_file, tmp_path, capsys):
+    assert run(fi_set, weights_file, tmp_path / "out", "train.epoch=3") == 2
+    assert capsys.readouterr().err.startswith("error: config: command line: unknown key 'train.epoch'")
+    assert not (tmp_path / "out").exists()
