@@ -66,6 +66,11 @@ class Scale:
     def outputs(self) -> int:
         return len(self.bins) or 1
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The smallest and the largest value of a prediction, as `value` gives it."""
+        return (0.0, 1.0) if self.kind == "label" else (self.minimum, self.maximum)
+
     def value(self, prediction: np.ndarray) -> np.ndarray:
         """(N, K) raw predictions -> (N,) ratings: the mean, offset + factor * p, or P(high)."""
         prediction = np.asarray(prediction, np.float64)  # float32 would move ratings across the threshold

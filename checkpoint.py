@@ -357,7 +357,12 @@ def emotions_in(path: Path | str, named: tuple[str, ...] = ()) -> tuple[str, ...
     content = read(Path(path))
     if not looks_official(content):
         return load_weights(path).emotions
-    emotions, biases = named or EMOTIONS, translate_official(content)[0].get("emotion.classifier.bias")
+    return official_emotions(translate_official(content)[0], path, named)
+
+
+def official_emotions(tensors: Tensors, path: Path | str, named: tuple[str, ...]) -> tuple[str, ...]:
+    """The class names for an official file's tensors, under our names; `emotions_in` explains the rest."""
+    emotions, biases = named or EMOTIONS, tensors.get("emotion.classifier.bias")
     if isinstance(biases, Tensor) and biases.numel() != len(emotions):
         raise ValueError(
             f"checkpoint: {path} tells {biases.numel()} emotions apart, and the list has {len(emotions)} "

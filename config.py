@@ -194,6 +194,10 @@ class Config:
     def as_dict(self) -> dict:
         return asdict(self)
 
+    def without_root(self) -> dict:
+        """As `as_dict`, to be published: a folder of the machine it ran on says nothing elsewhere."""
+        return replace(self, data=replace(self.data, root="")).as_dict()
+
 
 SECTIONS = {f.name: f.default_factory for f in fields(Config) if f.name != "task"}
 KEYS = {"task": str} | {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +16,20 @@ DATASETS = ("ava", "para", "iae", "emoset", "fi", "csv", "demo")
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; 0 all well, 1 some pictures failed, 2 bad input, 130 interrupted."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
+    return guarded(options.run, options)
+
+
+def guarded(
+    run: Callable[[argparse.Namespace], int], options: argparse.Namespace, interrupted: str = "interrupted"
+) -> int:
+    """The exit code of a command; bad input is one sentence and 2, Ctrl-C is 130. The scripts use it too."""
     try:
-        return options.run(options)
+        return run(options)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         return 130
 
 

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from visualize import BLUE, FAINT, GRID, INK, add_axes, new_figure, overlay, write, write_figure
+from visualize import BLUE, FAINT, GRID, INK, add_axes, colour_ramp, new_figure, overlay, write, write_figure
 
 PANEL_WIDTH = 1200  # pixels, as everything here but sizes of letters, which are points
 MARGIN, BETWEEN = 24, 12
@@ -230,8 +230,7 @@ def show(figure: Figure, box: Box, pixels: np.ndarray, label: str) -> None:
 
 def add_colour_bar(figure: Figure, box: Box) -> None:
     """The colours of a map from 0 to 1, as they look over a picture's middle grey."""
-    grey = np.full((1, 256, 3), 128, dtype=np.uint8)
-    colours = overlay(grey, np.linspace(0, 1, 256)[None])[0] / 255  # (256, 3)
+    colours = colour_ramp(1, 256)[0] / 255  # (256, 3)
     axes = add_axes(figure, box._replace(height=max(box.height, 40)), "colour bar")
     bar = figure.colorbar(ScalarMappable(cmap=ListedColormap(colours)), cax=axes)
     words = ["0", "0.5", "1"] if box.height > 60 else ["0", "1"]

@@ -187,7 +187,7 @@ class Scorer:
         known = weights.description
         self.scale, self.emotions = weights.scale, weights.emotions
         self.emotions_trained = weights.emotion_branch == "trained"
-        self.ends = (0.0, 1.0) if self.scale.kind == "label" else (self.scale.minimum, self.scale.maximum)
+        self.ends = self.scale.ends
         self.size, self.exif = known["image_size"], known["exif"]
         ratings = known.get("training_ratings", ()) if self.scale.kind != "label" else ()
         self.quantiles = np.asarray(ratings) if len(ratings) > 1 else None

@@ -300,7 +300,7 @@ def read_start(path: Path, named: tuple[str, ...]) -> Weights:
     if problems:
         raise ValueError(f"training: {path} is not of the official network: {'; '.join(problems[:12])}")
     task = "aesthetics" if LAST_LAYER + "bias" in tensors else "emotion"
-    emotions = checkpoint.emotions_in(path, named)
+    emotions = checkpoint.official_emotions(tensors, path, named)
     architecture = {"backbone": backbones.RESNET50, "width": 256, "emotions": list(emotions)}
     return Weights(tensors, {"task": task, "architecture": architecture})
 
@@ -687,8 +687,6 @@ def describe_run(config: Config, network, data: dict[str, RatedSet], origin: dic
     rated = data["train"]
     scores = rated.scores[~np.isnan(rated.scores)]
     quantiles = np.quantile(scores, np.linspace(0, 1, QUANTILES)) if len(scores) else []
-    settings = config.as_dict()
-    settings["data"]["root"] = ""  # a folder of the machine it was trained on says nothing elsewhere
     return checkpoint.describe(network, rated.scale if config.task == "aesthetics" else None) | {
         "dataset": rated.name,
         "protocol": rated.protocol,
@@ -700,7 +698,7 @@ def describe_run(config: Config, network, data: dict[str, RatedSet], origin: dic
         "class_shift": class_shifts(config, rated),
         "training_ratings": [round(float(value), 6) for value in quantiles],
         "origin": {name: value for name, value in origin.items() if not isinstance(value, np.ndarray)},
-        "config": settings,
+        "config": config.without_root(),
         "versions": evaluation.versions(),
     }
 

@@ -6,7 +6,6 @@ nothing global changes and no display is needed. Every file is written under a t
 
 import json
 import math
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
+
+from checkpoint import written_whole
 
 DOTS_PER_INCH = 100
 INK, FAINT, GRID = "#202124", "#70757d", "#e3e5e8"
@@ -62,6 +63,11 @@ def overlay(image: np.ndarray, emotion_map: np.ndarray, opacity: float = MAP_OPA
     colours = colormaps[MAP_COLOURS](values)[..., :3]  # (H, W, 3), in [0, 1]
     grey = np.asarray(Image.fromarray(image).convert("L"))[..., None] / 255  # (H, W, 1)
     return np.rint(255 * (opacity * colours + (1 - opacity) * grey)).astype(np.uint8)
+
+
+def colour_ramp(height: int, width: int) -> np.ndarray:
+    """(height, width, 3) uint8: a map from 0 at the left to 1, as it looks over a picture's middle grey."""
+    return overlay(np.full((height, width, 3), 128, dtype=np.uint8), np.linspace(0, 1, width)[None])
 
 
 # ---- training curves -----------------------------------------------------------------------------
@@ -338,14 +344,7 @@ def clean(axes: Axes) -> None:
 
 def write_figure(figure: Figure, path: Path) -> None:
     """Write a PNG whole or not at all: under a temporary name, then renamed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with warnings.catch_warnings():
-            # File names may hold letters that matplotlib's font lacks; they become boxes.
-            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-            FigureCanvasAgg(figure).print_png(unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with written_whole(Path(path)) as unfinished, warnings.catch_warnings():
+        # File names may hold letters that matplotlib's font lacks; they become boxes.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        FigureCanvasAgg(figure).print_png(unfinished)

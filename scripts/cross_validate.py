@@ -38,6 +38,7 @@ import metrics
 from config import Config, load_config
 from datasets import DataOptions, PictureSet, RatedSet, TestOrder, load_dataset, make_loader, normalise
 from EAMBNet import shrink
+from main import guarded
 from training import changed_settings, train
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # inverse regularisation, scikit-learn's C
@@ -46,18 +47,14 @@ BATCH = 32  # pictures
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
+    return guarded(run, parse(arguments), interrupted="interrupted; the same command goes on")
+
+
+def run(options: argparse.Namespace) -> int:
     words = [*options.settings, "task=emotion", f"data.dataset={'+'.join(options.dataset)}"]
     words += [f"data.root={os.pathsep.join(options.data_root)}", f"data.folds={options.folds}"]
-    try:
-        config = load_config(options.config, [*words, "train.score_test=false"])
-        content, columns = cross_validate(config, options.output)
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
+    config = load_config(options.config, [*words, "train.score_test=false"])
+    content, columns = cross_validate(config, options.output)
     evaluation.write_columns(options.output / "predictions.csv", columns)
     text = json.dumps(evaluation.without_nan(content), indent=1)
     (options.output / "cross_validation.json").write_text(text + "\n", encoding="utf-8")
@@ -86,7 +83,7 @@ def cross_validate(config: Config, output: Path) -> tuple[dict, dict[str, np.nda
         part, classes, predicted = run_fold(with_fold(config, fold), output / f"fold_{fold}")
         parts.append(part)
         shares.append(predicted)
-    features = {size: imagenet_features(config, parts, size) for size in probe_sizes(config)}
+    features = imagenet_features(config, parts)
     truth = [part.emotions.argmax(axis=1) for part in parts]  # (n_k,) each
     probes = {size: probe(values, truth) for size, values in features.items()}  # (n,) each
     ids, folds = (
@@ -96,7 +93,7 @@ def cross_validate(config: Config, output: Path) -> tuple[dict, dict[str, np.nda
     shares, votes = np.concatenate(shares), np.concatenate([part.emotions for part in parts])  # (n, E)
     content = compare(shares, votes, classes, probes, folds)
     content |= {"dataset": parts[0].name, "protocol": [part.protocol for part in parts]}
-    content |= {"config": without_roots(config), "versions": evaluation.versions()}
+    content |= {"config": config.without_root(), "versions": evaluation.versions()}
     names = np.array(classes)
     columns = {"id": np.array(ids), "fold": folds, "prediction": names[shares.argmax(axis=1)]}
     columns |= {f"emotion_{name}": shares[:, i] for i, name in enumerate(classes)}
@@ -113,12 +110,6 @@ def alone(config: Config, fold: int) -> tuple[Config, RatedSet]:
     data = replace(config.data, dataset=name, root=root, fold=fold, repeat="")
     rated = load_dataset(name, root, ("test",), data.options(DataOptions))["test"]
     return replace(config, data=data), rated
-
-
-def without_roots(config: Config) -> dict:
-    settings = config.as_dict()
-    settings["data"]["root"] = ""  # a folder of one machine says nothing elsewhere
-    return settings
 
 
 def run_fold(config: Config, folder: Path) -> tuple[RatedSet, tuple[str, ...], np.ndarray]:
@@ -152,17 +143,22 @@ def probe_sizes(config: Config) -> list[int]:
     return [config.data.size, round(config.data.size * config.model.emotion_scale)]
 
 
-def imagenet_features(config: Config, parts: list[RatedSet], size: int) -> list[np.ndarray]:
-    """(n_k, C) for each fold: the backbone's last map, averaged over its positions."""
+def imagenet_features(config: Config, parts: list[RatedSet]) -> dict[int, list[np.ndarray]]:
+    """size -> (n_k, C) for each fold: the backbone's last map, averaged over its positions."""
     network = imagenet_network(config.model.backbone, config.model.imagenet)
     mean, std = backbones.normalisation(config.model.backbone)
-    found = []
+    found = {size: [] for size in probe_sizes(config)}
     for part in parts:
         pictures = PictureSet(part, config.data.size, exif=config.data.exif)
         loader = make_loader(pictures, TestOrder(len(part), BATCH), config.data.worker_count())
+        rows = {size: [] for size in found}
         with torch.inference_mode():
-            maps = [network(shrink(normalise(b.images, mean, std), size / config.data.size)) for b in loader]
-        found.append(torch.cat([each.mean(dim=(2, 3)) for each in maps]).double().numpy())
+            for batch in loader:
+                images = normalise(batch.images, mean, std)  # (N, 3, H, W)
+                for size, pooled in rows.items():
+                    pooled.append(network(shrink(images, size / config.data.size)).mean(dim=(2, 3)))
+        for size, pooled in rows.items():
+            found[size].append(torch.cat(pooled).double().numpy())
     return found
 
 

@@ -72,6 +72,7 @@ from datasets import (
 )
 from distributed import choose_device
 from EAMBNet import EAMBNet, Scale, resize
+from main import guarded
 from metrics import bootstrap_intervals
 from predict import SHIPPED, load_aesthetics
 from visualize import BLUE, FAINT, INK, ORANGE, clean, new_plot, write_figure
@@ -133,15 +134,7 @@ class Estimate(NamedTuple):
 
 def main(arguments: list[str] | None = None) -> int:
     """0 all well, 2 bad input, 130 interrupted."""
-    options = parse(arguments)
-    try:
-        return run(options)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return guarded(run, parse(arguments))
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -35,9 +35,22 @@ from config import load_config
 from datasets import SPLITS, DataOptions, RatedSet, decode, describe, first_by_hash, load_dataset
 from EAMBNet import Scale
 from evaluation import as_trained, is_cross_set
+from main import guarded
 from panels import Box, fit, resize_image, shorten, show
 from predict import Scored, Scorer
-from visualize import BLUE, FAINT, GRID, INK, ORANGE, add_axes, new_figure, overlay, write, write_figure
+from visualize import (
+    BLUE,
+    FAINT,
+    GRID,
+    INK,
+    ORANGE,
+    add_axes,
+    colour_ramp,
+    new_figure,
+    overlay,
+    write,
+    write_figure,
+)
 
 FILES = ("most_least.png", "page.png", "pictures.csv")
 COLUMNS = ("rank", "id", "prediction", "rating", "emotion", "emotion_probability")
@@ -149,9 +162,8 @@ def describe_subject(
 
 def describe_scale(scale: Scale) -> tuple[str, tuple[float, float]]:
     """What a network predicts, in words, and the ends of its scale."""
-    if scale.kind == "label":
-        return "probability of a high rating, 0 to 1", (0.0, 1.0)
-    return f"mean rating, {scale.minimum:g} to {scale.maximum:g}", (scale.minimum, scale.maximum)
+    what = "probability of a high rating" if scale.kind == "label" else "mean rating"
+    return "{}, {:g} to {:g}".format(what, *scale.ends), scale.ends
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -536,8 +548,7 @@ def write_header(figure: Figure, subject: Subject, words: str) -> None:
         write(figure, MARGIN, MARGIN + 20 + LINE * number, line, size=TEXT, color=FAINT)
     width, height = BAR
     box = Box(WIDTH - MARGIN - width - 20, MARGIN, width, height)
-    grey = np.full((height, width, 3), 128, dtype=np.uint8)
-    show(figure, box, overlay(grey, np.linspace(0, 1, width)[None]), "colour bar")
+    show(figure, box, colour_ramp(height, width), "colour bar")
     right = {"horizontalalignment": "right", "color": FAINT}
     write(figure, box.left - 10, box.bottom, "maps over the grey picture:  0", size=TEXT, **right)
     write(figure, WIDTH - MARGIN, box.bottom, "1", size=TEXT, **right)
@@ -555,15 +566,7 @@ def with_share(name: str, probability: float, room: int) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 all well, 1 some pictures could not be scored, 2 bad input, 130 interrupted."""
-    options = parse(arguments)
-    try:
-        return run(options)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return guarded(run, parse(arguments))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

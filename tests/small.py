@@ -77,3 +77,14 @@ def read_json(path: Path) -> dict:
 
 def read_log(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def grey_image(height: int, width: int) -> np.ndarray:
+    return np.full((height, width, 3), 128, dtype=np.uint8)
+
+
+def spot_map(row: int, column: int, shape: tuple[int, int] = (28, 28)) -> np.ndarray:
+    """A map that is 1 in one cell and 0 elsewhere."""
+    emotion_map = np.zeros(shape)
+    emotion_map[row, column] = 1
+    return emotion_map

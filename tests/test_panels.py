@@ -5,6 +5,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from PIL import Image
+from small import grey_image, spot_map
 
 import panels
 from panels import Explanation
@@ -15,16 +16,6 @@ RATINGS = np.linspace(2, 4, 101)  # equally many ratings everywhere between 2 an
 SHARES = {1.0: 0.05, 2.0: 0.15, 3.0: 0.5, 4.0: 0.2, 5.0: 0.1}
 SHAPES = [(300, 450), (450, 300), (77, 500), (900, 60), (3, 4)]
 BARE = {"class_maps": None, "training_ratings": None, "distribution": {}}
-
-
-def grey_image(height, width):
-    return np.full((height, width, 3), 128, dtype=np.uint8)
-
-
-def spot_map(row, column, shape=(28, 28)):
-    emotion_map = np.zeros(shape)
-    emotion_map[row, column] = 1
-    return emotion_map
 
 
 def explanation(**changes):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
+from small import grey_image, spot_map
 
 import visualize
 
@@ -17,16 +18,6 @@ REPOSITORY = Path(__file__).parent.parent
 
 def random_image(height, width):
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def grey_image(height, width):
-    return np.full((height, width, 3), 128, dtype=np.uint8)
-
-
-def spot_map(row, column, shape=(28, 28)):
-    emotion_map = np.zeros(shape)
-    emotion_map[row, column] = 1
-    return emotion_map
 
 
 def read(path):
