@@ -7,6 +7,7 @@ N pictures, E emotions, K outputs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
 from typing import NamedTuple
@@ -16,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones import build_pyramid
+from backbones import Tail, build_pyramid
 
 EMOTIONS = ("amusement", "awe", "contentment", "excitement", "anger", "disgust", "fear", "sadness")
+PARTS = ("emotion", "detail", "context", "guided_fusion", "attention")  # that a network can be built without
 SMALLEST_SIDE = 64  # pixels
 
 
@@ -26,8 +28,8 @@ class Output(NamedTuple):
     """What the network says about N pictures.
 
     prediction: (N, K), the raw probability (K = 1) or rating distribution (rows sum to 1); `Scale` reads it.
-    emotion_logits: (N, E), before softmax.
-    emotion_map: (N, 1, h, w), the emotion-aware map in [0, 1]; carries no gradient.
+    emotion_logits: (N, E), before softmax; E = 0 of a network without an emotion branch.
+    emotion_map: (N, 1, h, w), the emotion-aware map in [0, 1]; carries no gradient. 1 without the branch.
     """
 
     prediction: Tensor
@@ -277,32 +279,53 @@ class EmotionNetwork(nn.Module):
 # Fusion of detail, context and emotion
 
 
+class PlainFusion(nn.Module):
+    """Ablation of GuidedFusion: the coarse map y is added to the fine map x everywhere alike."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + resize(y, x.shape[2:], align_corners=False)
+
+
 class Fusion(nn.Module):
-    """Brings the detail map and three context maps to one map F, `width` wide, at the detail map's size."""
+    """Brings the detail map and three context maps to one map F, `width` wide, at the detail map's size.
 
-    def __init__(self, detail: int, context: tuple[int, int, int], width: int, guided: int, hidden: int):
+    Without the detail map F has the finest context map's size; without context it is made of detail alone.
+    """
+
+    def __init__(
+        self, detail: int, context: tuple[int, ...], width: int, guided: int, hidden: int, plain: bool
+    ):
         super().__init__()
-        fine, middle, coarse = context
-        self.detail = ConvBNReLU(detail, guided)
-        self.context_fine = ConvBNReLU(fine, guided)
-        self.context_middle = ConvBNReLU(middle, guided)
-        self.guide_fine = GuidedFusion(guided, hidden)
-        self.guide_middle = GuidedFusion(guided, hidden)
+        if detail:
+            self.detail = ConvBNReLU(detail, guided)
+        if context:
+            fine, middle, coarse = context
+            self.context_fine = ConvBNReLU(fine, guided)
+            self.context_middle = ConvBNReLU(middle, guided)
+            if detail:
+                self.guide_fine = PlainFusion() if plain else GuidedFusion(guided, hidden)
+            self.guide_middle = PlainFusion() if plain else GuidedFusion(guided, hidden)
         self.expand = ConvBNReLU(guided, width)
-        self.semantic_conv = nn.Conv2d(coarse, width, 1)
-        self.semantic_norm = nn.BatchNorm2d(width)
-        self.merge = ConvBNReLU(2 * width, width)
+        if context:
+            self.semantic_conv = nn.Conv2d(coarse, width, 1)
+            self.semantic_norm = nn.BatchNorm2d(width)
+        self.merge = ConvBNReLU(2 * width if context else width, width)
 
-    def forward(self, detail: Tensor, fine: Tensor, middle: Tensor, coarse: Tensor) -> Tensor:
+    def forward(self, detail: Tensor | None, context: Sequence[Tensor]) -> Tensor:
         """(N, 512, H/8, W/8); (N, 512, H/16, W/16), (N, 1024, H/32, W/32), (N, 2048, H/64, W/64)
         -> (N, 256, H/8, W/8)."""
-        guided = self.guide_fine(self.detail(detail), self.context_fine(fine))  # (N, 56, H/8, W/8)
+        if not context:
+            return self.merge(self.expand(self.detail(detail)))  # (N, 256, H/8, W/8)
+        fine, middle, coarse = context
+        guided = self.context_fine(fine)  # (N, 56, H/16, W/16)
+        if detail is not None:
+            guided = self.guide_fine(self.detail(detail), guided)  # (N, 56, H/8, W/8)
         guided = self.guide_middle(guided, self.context_middle(middle))  # (N, 56, H/8, W/8)
         guided = self.expand(guided)  # (N, 256, H/8, W/8)
         # A 1x1 convolution and a resize commute (both linear, the resize's weights sum to 1), and here there
         # are 64 times fewer positions. The BatchNorm stays behind the resize, or its statistics would change.
         semantic = self.semantic_conv(coarse)  # (N, 256, H/64, W/64)
-        semantic = resize(semantic, detail.shape[2:], align_corners=True)  # (N, 256, H/8, W/8)
+        semantic = resize(semantic, guided.shape[2:], align_corners=True)  # (N, 256, H/8, W/8)
         semantic = F.relu(self.semantic_norm(semantic))
         return self.merge(torch.cat([guided, semantic], dim=1))
 
@@ -313,6 +336,9 @@ class EAMBNet(nn.Module):
     The emotion branch is frozen: `train()` leaves it in evaluation mode, its parameters ask for no gradient.
     With `emotion_batchnorm="official"` its BatchNorm statistics drift in training, as the released code's do.
     With `train_emotion` it is trained through its logits; the map still carries no gradient.
+
+    Ablations are built `without` some of PARTS: without "emotion" the map is 1 everywhere, without
+    "guided_fusion" maps are added plainly, without "attention" there is no CBAM.
     """
 
     def __init__(
@@ -329,61 +355,120 @@ class EAMBNet(nn.Module):
         emotion_scale: float,
         emotion_batchnorm: str,
         train_emotion: bool,
+        without: tuple[str, ...],
+        shortcut: bool,
     ):
         super().__init__()
         self.context_scale, self.emotion_scale = context_scale, emotion_scale
         self.emotion_batchnorm, self.train_emotion = emotion_batchnorm, train_emotion
-        self.detail = build_pyramid(backbone, levels=2)
-        self.context = build_pyramid(backbone, levels=4)
-        self.emotion = EmotionBranch(backbone, len(emotions), width).requires_grad_(train_emotion)
+        self.detail = build_pyramid(backbone, levels=2) if "detail" not in without else None
+        self.context = build_pyramid(backbone, levels=4) if "context" not in without else None
+        self.emotion = None
+        if "emotion" not in without:
+            self.emotion = EmotionBranch(backbone, len(emotions), width).requires_grad_(train_emotion)
         self.fusion = Fusion(
-            self.detail.channels[1], self.context.channels[1:], width, guided_width, guided_hidden
+            self.detail.channels[1] if self.detail else 0,
+            self.context.channels[1:] if self.context else (),
+            *(width, guided_width, guided_hidden, "guided_fusion" in without),
         )
-        self.attention = CBAM(width)
+        self.attention = CBAM(width) if "attention" not in without else nn.Identity()
         self.emotion_merge = ConvBNReLU(2 * width, width)
-        self.head = Head(width, head_width, outputs, dropout)
+        self.tail = Tail(backbone) if shortcut else None
+        self.head = Head(width + (self.tail.channels if shortcut else 0), head_width, outputs, dropout)
         self.train()
 
     def train(self, mode: bool = True) -> EAMBNet:
         super().train(mode)
-        self.emotion.train(mode and (self.train_emotion or self.emotion_batchnorm == "official"))
+        if self.emotion:
+            self.emotion.train(mode and (self.train_emotion or self.emotion_batchnorm == "official"))
         return self
 
-    def forward(self, images: Tensor) -> Output:
+    def forward(self, images: Tensor, emotion: tuple[Tensor, Tensor] | None = None) -> Output:
+        """(N, 3, H, W) -> Output.
+
+        Args:
+            emotion: what the frozen emotion branch is known to give, (N, E) logits and (N, 1, h, w) map; it
+                is not run then.
+        """
         check_size(images)
         self._check_batchnorm(images)
         small = shrink(images, self.context_scale)  # (N, 3, H/2, W/2)
-        same = self.emotion_scale == self.context_scale
-        with torch.set_grad_enabled(self.train_emotion and torch.is_grad_enabled()):
-            logits, features = self.emotion(small if same else shrink(images, self.emotion_scale))
-        emotion_map = self.emotion.emotion_map(logits, features)  # (N, 1, H/8, W/8)
+        logits, emotion_map = emotion or self.feel(images, small)  # (N, E), (N, 1, H/8, W/8)
 
-        _, detail = self.detail(images)  # (N, 512, H/8, W/8)
-        _, fine, middle, coarse = self.context(small)
-        fused = self.fusion(detail, fine, middle, coarse)  # (N, 256, H/8, W/8)
+        detail = self.detail(images)[1] if self.detail else None  # (N, 512, H/8, W/8)
+        context = self.context(small)[1:] if self.context else ()
+        fused = self.fusion(detail, context)  # (N, 256, H/8, W/8)
 
         weight = resize(emotion_map, fused.shape[2:], align_corners=False).to(fused.dtype)  # (N, 1, H/8, W/8)
         emotional = self.attention(fused * weight)  # (N, 256, H/8, W/8)
         merged = self.emotion_merge(torch.cat([emotional, fused], dim=1))  # (N, 256, H/8, W/8)
-        logit = self.head(merged.mean(dim=(2, 3))).float()  # (N, K)
-        prediction = logit.sigmoid() if logit.shape[1] == 1 else logit.softmax(dim=1)
+        pooled = merged.mean(dim=(2, 3))  # (N, 256)
+        if self.tail:
+            pooled = torch.cat([pooled, self.tail(context[-1])], dim=1)  # (N, 256 + 2048)
+        prediction = as_prediction(self.head(pooled))  # (N, K)
         return Output(prediction, logits, emotion_map)
+
+    def feel(self, images: Tensor, small: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The emotion branch's logits (N, E) and map (N, 1, h, w) for pictures (N, 3, H, W).
+
+        Args:
+            small: the pictures as the context branch sees them, if they have been shrunk already.
+        """
+        if not self.emotion:
+            return images.new_empty(len(images), 0), images.new_ones(len(images), 1, 1, 1)
+        if small is None or self.emotion_scale != self.context_scale:
+            small = shrink(images, self.emotion_scale)  # (N, 3, H/2, W/2)
+        with torch.set_grad_enabled(self.train_emotion and torch.is_grad_enabled()):
+            logits, features = self.emotion(small)
+        return logits, self.emotion.emotion_map(logits, features)
 
     def class_activation_maps(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, E, h, w) in [0, 1], one map per emotion."""
         check_size(images)
+        if not self.emotion:
+            return images.new_empty(len(images), 0, 1, 1)
         with torch.no_grad():
             _, features = self.emotion(shrink(images, self.emotion_scale))
             return self.emotion.class_activation_maps(features)
 
     def _check_batchnorm(self, images: Tensor) -> None:
+        if not self.context or not self.training:
+            return
         count, _, height, width = images.shape
         sides = [ceil(ceil(side * self.context_scale) / 32) for side in (height, width)]
-        if self.training and count * sides[0] * sides[1] == 1:
+        if count * sides[0] * sides[1] == 1:
             raise ValueError(
                 f"EAMBNet: a single {height}x{width} picture in training leaves BatchNorm one value per "
                 "channel; use a larger batch or larger pictures"
             )
+
+
+class LinearNetwork(nn.Module):
+    """The field's baseline (NIMA, Talebi & Milanfar 2018): the whole backbone, pooled, and one linear layer.
+
+    Gives an `Output` without emotions, as an EAMBNet without the branch does.
+    """
+
+    def __init__(self, backbone: str, outputs: int, dropout: float):
+        super().__init__()
+        arguments = {"backbone": backbone, "outputs": outputs, "dropout": dropout}
+        check_arguments(arguments)
+        self.arguments = {**arguments, "emotions": ()}
+        self.context = build_pyramid(backbone, levels=4)
+        self.tail = Tail(backbone)
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.tail.channels, outputs))
+
+    def forward(self, images: Tensor) -> Output:
+        check_size(images)
+        pooled = self.tail(self.context(images)[-1])  # (N, 2048)
+        nothing = images.new_empty(len(images), 0), images.new_ones(len(images), 1, 1, 1)
+        return Output(as_prediction(self.head(pooled)), *nothing)
+
+
+def as_prediction(logit: Tensor) -> Tensor:
+    """(N, K) -> (N, K) in float32: a probability, or a distribution whose rows sum to 1."""
+    logit = logit.float()
+    return logit.sigmoid() if logit.shape[1] == 1 else logit.softmax(dim=1)
 
 
 def check_size(images: Tensor) -> None:
@@ -413,6 +498,8 @@ def build_model(
     emotion_scale: float = 0.5,
     emotion_batchnorm: str = "frozen",
     train_emotion: bool = False,
+    without: tuple[str, ...] = (),
+    shortcut: bool = False,
 ) -> EAMBNet:
     """EAMB-Net with random weights; reads no file. The defaults are the paper's.
 
@@ -424,6 +511,8 @@ def build_model(
         context_scale, emotion_scale: how much the two branches shrink their input; 1/2 in the paper.
         emotion_batchnorm: "frozen", or "official" for statistics that drift in training.
         train_emotion: train the emotion branch too, by a loss on its logits; the paper freezes it.
+        without: some of PARTS, for ablations; not both "detail" and "context".
+        shortcut: the context branch's deepest map, through the backbone's last layers, enters the head too.
 
     Returns:
         The network; its attribute `arguments` rebuilds it: `build_model(**model.arguments)`.
@@ -431,6 +520,8 @@ def build_model(
     Raises:
         ValueError: an argument out of range or an unknown backbone.
     """
+    without = tuple(without)
+    emotions = () if "emotion" in without else tuple(emotions)
     arguments = dict(locals())
     check_arguments(arguments)
     model = EAMBNet(**arguments)
@@ -452,5 +543,19 @@ def check_arguments(arguments: dict) -> None:
         raise ValueError(
             f"EAMBNet: emotion_batchnorm must be frozen or official, got '{arguments['emotion_batchnorm']}'"
         )
-    if len(set(arguments["emotions"])) != len(arguments["emotions"]) or not arguments["emotions"]:
-        raise ValueError(f"EAMBNet: emotions must be different names, got {arguments['emotions']}")
+    emotions, without = arguments.get("emotions", EMOTIONS), arguments.get("without", ())
+    if len(set(emotions)) != len(emotions) or not (emotions or "emotion" in without):
+        raise ValueError(f"EAMBNet: emotions must be different names, got {emotions}")
+    check_parts(without, arguments)
+
+
+def check_parts(without: tuple[str, ...], arguments: dict) -> None:
+    unknown = [part for part in without if part not in PARTS]
+    if unknown:
+        raise ValueError(f"EAMBNet: without must name some of {', '.join(PARTS)}, got '{unknown[0]}'")
+    if {"detail", "context"} <= set(without):
+        raise ValueError("EAMBNet: a network needs its detail or its context branch, got without both")
+    if "context" in without and arguments["shortcut"]:
+        raise ValueError("EAMBNet: the shortcut is the context branch's; a network without it has none")
+    if "emotion" in without and arguments["train_emotion"]:
+        raise ValueError("EAMBNet: a network without an emotion branch cannot train it")

@@ -13,8 +13,12 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
+from depthwise import use_fast_gradients
+
 STRIDES = (4, 8, 16, 32)
 RESNET50 = "resnet50"
+RESNET50_CHANNELS = (256, 512, 1024, 2048)
+TAIL = ("conv_head", "bn2")  # timm's names in its EfficientNets
 LITE0 = "tf_efficientnet_lite0"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -37,7 +41,7 @@ class ResNetPyramid(nn.Module):
         self.layers = [f"layer{i + 1}" for i in range(levels)]
         for name in self.layers:
             setattr(self, name, getattr(network, name))
-        self.channels = (256, 512, 1024, 2048)[:levels]
+        self.channels = RESNET50_CHANNELS[:levels]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))  # (N, 64, H/4, W/4)
@@ -57,9 +61,38 @@ class TimmPyramid(nn.Module):
         self.channels = channels[:levels]
         self.body = create_timm_features(name, out_indices=indices[:levels])
         drop_unused_stages(self.body)
+        use_fast_gradients(self.body)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return self.body(images)
+
+
+class Tail(nn.Module):
+    """What a classification network has between its deepest map and its last layer.
+
+    Of timm's EfficientNets a 1x1 convolution with BatchNorm and the mean over the map, of others the mean
+    alone. Attribute `channels` has the width of the result.
+    """
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.body, self.channels = (
+            nn.ModuleDict(),
+            RESNET50_CHANNELS[3] if name == RESNET50 else timm_levels(name)[1][3],
+        )
+        if name != RESNET50:
+            import timm
+
+            whole = timm.create_model(name)
+            if all(hasattr(whole, layer) for layer in TAIL):
+                self.body.update({layer: getattr(whole, layer) for layer in TAIL})
+                self.channels = whole.conv_head.out_channels
+
+    def forward(self, coarse: Tensor) -> Tensor:
+        """(N, C, H/32, W/32) -> (N, channels)."""
+        for layer in self.body.values():
+            coarse = layer(coarse)
+        return coarse.mean(dim=(2, 3))
 
 
 def build_pyramid(name: str, levels: int) -> nn.Module:
@@ -214,17 +247,17 @@ def timm_imagenet_state(name: str, state: dict[str, Tensor] | None = None) -> di
     loading = {"pretrained": True}
     if state is not None:
         loading["pretrained_cfg_overlay"] = {"state_dict": state}
-        try:  # the whole network, because timm checks less when it builds only a pyramid
-            timm.create_model(name, **loading)
-        except (RuntimeError, LookupError, AttributeError) as error:
-            reason = f"missing {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:400]
-            raise ValueError(f"backbones: the given weights do not fit timm's '{name}': {reason}") from error
-    try:
+    try:  # the whole network too, because timm checks less when it builds only a pyramid
+        whole = timm.create_model(name, **loading)
         body = create_timm_features(name, out_indices=timm_levels(name)[0], **loading)
+    except (RuntimeError, LookupError, AttributeError) as error:
+        reason = f"missing {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:400]
+        raise ValueError(f"backbones: the given weights do not fit timm's '{name}': {reason}") from error
     except OSError as error:
         raise FileNotFoundError(
             f"backbones: could not download the ImageNet weights of '{name}' ({error}). Get them from "
             f"{known.url or f'https://huggingface.co/{known.hf_hub_id}'} and name the file with "
             "model.imagenet=FILE."
         ) from error
-    return {f"body.{key}": value for key, value in body.state_dict().items()}
+    tail = {key: value for key, value in whole.state_dict().items() if key.startswith(TAIL)}
+    return {f"body.{key}": value for key, value in (body.state_dict() | tail).items()}

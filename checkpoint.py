@@ -22,12 +22,13 @@ import torch
 from torch import Tensor, nn
 
 import backbones
-from EAMBNet import EMOTIONS, EAMBNet, EmotionNetwork, Scale, build_model
+from EAMBNet import EMOTIONS, EAMBNet, EmotionNetwork, LinearNetwork, Scale, build_model
 
 FORMAT = 1  # of our own files
 IDS = "training_ids"
 EMOTION_IDS = "emotion_training_ids"
 Tensors = dict[str, Tensor]
+Network = EAMBNet | EmotionNetwork | LinearNetwork
 
 
 @dataclass(frozen=True)
@@ -65,20 +66,27 @@ class Weights:
             return "trained"
         return self.description.get("origin", {}).get("emotion_branch", "trained")
 
-    def build(self) -> EAMBNet | EmotionNetwork:
+    def build(self) -> Network:
         """The network with these weights, in evaluation mode."""
         arguments = {**self.description["architecture"], "emotions": self.emotions}
-        model = build_model(**arguments) if self.task == "aesthetics" else EmotionNetwork(**arguments)
+        if self.task == "emotion":
+            model = EmotionNetwork(**arguments)
+        elif self.description.get("network") == "linear":
+            del arguments["emotions"]
+            model = LinearNetwork(**arguments)
+        else:
+            model = build_model(**arguments)
         load_tensors(model, self.tensors, "the set of tensors")
         return model.eval()
 
 
-def describe(model: EAMBNet | EmotionNetwork, scale: Scale | None) -> dict:
+def describe(model: Network, scale: Scale | None) -> dict:
     """The part of a description that every file of ours has."""
     return {
         "format": FORMAT,
-        "task": "aesthetics" if isinstance(model, EAMBNet) else "emotion",
-        "architecture": {**model.arguments, "emotions": list(model.arguments["emotions"])},
+        "task": "emotion" if isinstance(model, EmotionNetwork) else "aesthetics",
+        "network": "linear" if isinstance(model, LinearNetwork) else "eambnet",
+        "architecture": {n: list(v) if isinstance(v, tuple) else v for n, v in model.arguments.items()},
         "scale": scale.as_dict() if scale else None,
     }
 
@@ -306,9 +314,7 @@ def shape_of(value) -> tuple[int, ...] | str:
     return tuple(value.shape) if isinstance(value, Tensor) else f"no tensor but {type(value).__name__}"
 
 
-def load_emotion_branch(
-    model: EAMBNet | EmotionNetwork, path: Path | str, named: tuple[str, ...] = ()
-) -> Weights:
+def load_emotion_branch(model: Network, path: Path | str, named: tuple[str, ...] = ()) -> Weights:
     """Fills the emotion branch from a file of ours (emotion or whole network) or of the official code.
 
     Args:
@@ -330,13 +336,13 @@ def load_emotion_branch(
     return replace(weights, emotion_training_ids=ids)
 
 
-def check_backbone(model: EAMBNet | EmotionNetwork, backbone: str, source: str) -> None:
+def check_backbone(model: Network, backbone: str, source: str) -> None:
     have = model.arguments["backbone"]
     if have != backbone:
         raise ValueError(f"checkpoint: {source} has the backbone {backbone}; the network's is {have}")
 
 
-def check_emotions(model: EAMBNet | EmotionNetwork, emotions: tuple[str, ...], source: str) -> None:
+def check_emotions(model: Network, emotions: tuple[str, ...], source: str) -> None:
     have = tuple(model.arguments["emotions"])
     if have != emotions:
         raise ValueError(
@@ -371,7 +377,7 @@ def official_emotions(tensors: Tensors, path: Path | str, named: tuple[str, ...]
     return emotions
 
 
-def load_imagenet(model: EAMBNet | EmotionNetwork, source: str = "auto") -> None:
+def load_imagenet(model: Network, source: str = "auto") -> None:
     """Fills every backbone of the network with ImageNet weights: the known ones, or those of a local file.
 
     Raises:
@@ -405,12 +411,12 @@ def imagenet_state(name: str, file: Path | None) -> Tensors:
     return backbones.timm_imagenet_state(name, state)
 
 
-def pyramids(model: EAMBNet | EmotionNetwork) -> dict[str, nn.Module]:
-    """The network's backbones, by the beginnings of their names in it."""
-    found = {"emotion.pyramid.": model.emotion.pyramid}
-    if isinstance(model, EAMBNet):
-        found |= {"detail.": model.detail, "context.": model.context}
-    return found
+def pyramids(model: Network) -> dict[str, nn.Module]:
+    """The network's backbones, and what else has ImageNet weights, by the beginnings of their names in it."""
+    branch = getattr(model, "emotion", None)
+    found = {"emotion.pyramid.": branch.pyramid} if branch else {}
+    parts = {f"{name}.": getattr(model, name, None) for name in ("detail", "context", "tail")}
+    return found | {beginning: part for beginning, part in parts.items() if part}
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -465,7 +471,7 @@ OFFICIAL_UNUSED = (  # registered there, never run
 )
 
 
-def load_official_weights(model: EAMBNet | EmotionNetwork, source: Path | str | dict) -> None:
+def load_official_weights(model: Network, source: Path | str | dict) -> None:
     """Loads the public emotion checkpoint into the emotion branch, or a whole official network into a model.
 
     Args:
@@ -482,7 +488,7 @@ def load_official_weights(model: EAMBNet | EmotionNetwork, source: Path | str | 
 
 
 def fill_from_official(
-    model: EAMBNet | EmotionNetwork, content: dict, name: str, only: str, named: tuple[str, ...] = ()
+    model: Network, content: dict, name: str, only: str, named: tuple[str, ...] = ()
 ) -> None:
     """Fills the names that begin with `only`; the emotion branch alone if the file has no more than that."""
     check_backbone(model, backbones.RESNET50, name)

@@ -20,6 +20,7 @@ CHOICES = {
     "task": ("aesthetics", "emotion"),
     "data.target": ("auto", "distribution", "score", "label"),
     "data.score_range": ("sound", "official"),
+    "model.network": ("eambnet", "linear"),
     "model.emotion_weights": ("required", "none"),
     "model.emotion_batchnorm": ("frozen", "official"),
     "loss.emd_reduction": ("image", "batch"),
@@ -38,6 +39,7 @@ SMALLEST = {  # values that are numbers but below what can work; the networks ch
     "data.fold": 0,
     "loss.emd_r": 1,
     "loss.emotion_weight": 0,
+    "loss.correlation_weight": 0,
     "optimizer.learning_rate": 0,
     "optimizer.backbone_factor": 0,
     "optimizer.weight_decay": 0,
@@ -46,10 +48,14 @@ SMALLEST = {  # values that are numbers but below what can work; the networks ch
     "train.accumulate": 1,
     "train.clip": 0,
     "train.seed": 0,
+    "train.average": 0,
     "train.checkpoint_minutes": 0,
     "evaluate.batch_size": 1,
     "evaluate.bootstrap": 0,
 }
+
+
+BELOW = {"train.average": 1}
 
 
 @dataclass(frozen=True)
@@ -108,8 +114,14 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    """The network's shape (`EAMBNet.build_model`) and where its first weights come from."""
+    """The network's shape (`EAMBNet.build_model`) and where its first weights come from.
 
+    network: "eambnet", or "linear", the field's baseline: the whole backbone and one linear layer.
+    without: parts that an ablation leaves out, as in "emotion,attention" (`EAMBNet.PARTS`).
+    shortcut: not the paper's: the context branch's deepest map enters the head too.
+    """
+
+    network: str = "eambnet"
     backbone: str = "resnet50"
     width: int = 256
     guided_width: int = 56
@@ -119,6 +131,8 @@ class Model:
     context_scale: float = 0.5  # how much the two small branches shrink their input
     emotion_scale: float = 0.5
     emotion_batchnorm: str = "frozen"
+    without: str = ""
+    shortcut: bool = False
     emotions: str = ""  # class names, in order, for an official emotion file whose list is not the usual one
     emotion_weights: str = "required"  # "none" allows an emotion branch that was never trained on emotions
     imagenet: str = "auto"  # "auto", "none" or a local file
@@ -135,6 +149,7 @@ class Loss:
         (`losses.class_shift`); "none" lets the network learn this choice as if pictures showed it.
     emotion_weight: above 0 the emotion branch of an aesthetic network is trained too, and its loss is added
         with this weight. The paper freezes it.
+    correlation_weight: above 0 the loss of scores gets 1 - PLCC of each batch, times this (not the paper's).
     """
 
     emd_r: float = 2.0
@@ -142,6 +157,7 @@ class Loss:
     class_weights: str = "none"
     class_shift: str = "sets"
     emotion_weight: float = 0.0
+    correlation_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -157,7 +173,13 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Train:
-    """How long, how fast, and what is kept."""
+    """How long, how fast, and what is kept.
+
+    average: above 0, what is validated and kept is a moving average of the weights, in which those before a
+        step count this much (as in 0.999) and those after it the rest (Polyak averaging).
+    emotion_maps: a folder where the frozen emotion branch's maps are kept (`emotion_maps.py`), computed once
+        and not in every epoch and run; empty: not kept.
+    """
 
     epochs: int = 30
     batch_size: int = 24  # over all processes together
@@ -169,6 +191,8 @@ class Train:
     checkpoint_minutes: float = 10.0
     validate_on: str = "val"  # "test" scores the test set each epoch, as the official PARA code does
     score_test: bool = True
+    average: float = 0.0
+    emotion_maps: str = ""
 
 
 @dataclass(frozen=True)
@@ -195,8 +219,9 @@ class Config:
         return asdict(self)
 
     def without_root(self) -> dict:
-        """As `as_dict`, to be published: a folder of the machine it ran on says nothing elsewhere."""
-        return replace(self, data=replace(self.data, root="")).as_dict()
+        """As `as_dict`, to be published: folders of the machine it ran on say nothing elsewhere."""
+        data, train = replace(self.data, root=""), replace(self.train, emotion_maps="")
+        return replace(self, data=data, train=train).as_dict()
 
 
 SECTIONS = {f.name: f.default_factory for f in fields(Config) if f.name != "task"}
@@ -296,6 +321,8 @@ def checked(key: str, value: Any) -> Any:
         raise ValueError(f"config: '{key}' must be one of {', '.join(CHOICES[key])}, got {value!r}")
     if key in SMALLEST and value < SMALLEST[key]:
         raise ValueError(f"config: '{key}' must be at least {SMALLEST[key]}, got {value:g}")
+    if key in BELOW and value >= BELOW[key]:
+        raise ValueError(f"config: '{key}' must be below {BELOW[key]}, got {value:g}")
     return value
 
 

@@ -13,6 +13,7 @@ orders; loaders. Emotions are mapped by name, never by index.
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import importlib.util
 import json
@@ -331,15 +332,13 @@ def load_dataset(
         ValueError, FileNotFoundError: one sentence that names file, row and column.
     """
     options = options or DataOptions()
-    table, paths = _read(name, root, splits, options)
+    table, paths = look_up(_parsed(name, root, splits, options))
     _check_folds([table], options)
     return _split_sets(table, paths, splits, options)
 
 
-def _read(
-    name: str, root: str | Path, splits: Sequence[str], options: DataOptions
-) -> tuple[Table, list[str]]:
-    """The rows whose pictures exist, and the paths of these."""
+def _parsed(name: str, root: str | Path, splits: Sequence[str], options: DataOptions) -> Table:
+    """The rows of the set's files, whether their pictures exist or not."""
     parse = _parser(name)
     root = Path(root).expanduser()
     if name.lower() != "demo" and not root.is_dir():
@@ -349,7 +348,7 @@ def _read(
     unknown = [split for split in splits if split not in SPLITS]
     if unknown or not splits:
         raise ValueError(f"datasets: splits are train, val and test; got {', '.join(unknown) or 'none'}.")
-    return look_up(parse(root, tuple(splits), options))
+    return parse(root, tuple(splits), options)
 
 
 def _check_folds(tables: list[Table], options: DataOptions) -> None:
@@ -485,7 +484,8 @@ def load_datasets(
     options = options or DataOptions()
     _check_names(names, roots)
     repeats = _repeats(options.repeat, names) if "train" in splits else ()
-    tables = [_read(name, root, splits, options) for name, root in zip(names, roots, strict=True)]
+    parsed = [_parsed(name, root, splits, options) for name, root in zip(names, roots, strict=True)]
+    tables = [look_up(table) for table in parsed]
     _check_folds([table for table, _ in tables], options)
     loaded = []
     for table, paths in tables:
@@ -1232,7 +1232,7 @@ class CsvColumns:
 def parse_csv(root: Path, splits: tuple[str, ...], options: DataOptions) -> Table:
     """A table of paths and ratings, or one per split; columns found by their usual names, or by options."""
     files = _csv_files(root, splits, options)
-    sheets = {split: Sheet(path, dtype=str, sep=_separator(path)) for split, path in files.items()}
+    sheets = {split: Sheet(path, dtype=str, sep=separator(path)) for split, path in files.items()}
     columns = _csv_columns(list(sheets.values()), options)
     if len(columns.emotions) == 1:
         columns = replace(columns, emotion_classes=_named_classes(files, columns.emotions[0]))
@@ -1259,11 +1259,12 @@ def _csv_files(root: Path, splits: tuple[str, ...], options: DataOptions) -> dic
     return {"": tables[0]}
 
 
-def _separator(path: Path) -> str:
-    """Comma, semicolon or tab, whichever the header line has most of."""
+def separator(path: Path) -> str:
+    """Comma, semicolon or tab, whichever the header line has most of; of a packed table (.gz) too."""
     if not path.is_file():
         return ","  # Sheet says that it is missing
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
+    unpacked = gzip.open if path.suffix == ".gz" else open
+    with unpacked(path, "rt", encoding="utf-8-sig", errors="replace") as file:
         header = file.readline()
     return max(",;\t", key=header.count)
 
@@ -1368,7 +1369,7 @@ def _named_classes(files: dict[str, Path], column: str) -> tuple[str, ...]:
     if "" not in files:
         folder = next(iter(paths)).parent
         paths |= {folder / f"{split}.csv" for split in SPLITS if (folder / f"{split}.csv").is_file()}
-    sheets = [Sheet(path, dtype=str, sep=_separator(path)) for path in sorted(paths)]
+    sheets = [Sheet(path, dtype=str, sep=separator(path)) for path in sorted(paths)]
     texts = [text for sheet in sheets if column in sheet.columns for text in sheet.texts(column)]
     found = {emotion_name(text) for text in texts}
     complete = "" in files or any(path.name == "train.csv" for path in paths)
@@ -1566,7 +1567,7 @@ def split_by_hash(table: Table, paths: list[str], splits: Sequence[str], options
     searched = options.twins and (table.twins is not None or len(rows) <= TWIN_LIMIT)
     # Every picture is tested in one of the folds, so all twins matter.
     share = 1.0 if options.folds else sum(shares.values())
-    twins = _twins(table, [paths[i] for i in rows], ids, share) if searched else []
+    twins = _twins(table, [paths[i] for i in rows], ids, _likely(ids, share)) if searched else []
     how = "by hash of the id" + ("" if searched else ", identical pictures not looked for")
     table.split = table.split.astype("<U5")
     if options.folds:
@@ -1672,12 +1673,41 @@ def _sides(fractions: np.ndarray, shares: dict[str, float]) -> np.ndarray:
     return np.array([*shares, "train"])[np.searchsorted(edges, fractions, side="right")]
 
 
-def _twins(table: Table, paths: list[str], ids: list[str], share: float) -> list[list[int]]:
-    """Groups of positions in `ids` of the same picture, those that matter to a split."""
+def twins_in_training(name: str, root: str | Path, options: DataOptions | None = None) -> set[str]:
+    """Ids of the test pictures that have an identical one in the training pool, train or val.
+
+    By the set's own list of identical pictures if it has one, else by content. Without a list they are not
+    looked for in AVA and in sets above TWIN_LIMIT: none.
+
+    Raises:
+        ValueError, FileNotFoundError: as `load_dataset`, which reads the training files too.
+    """
+    if name.lower() == "ava":  # above the limit, and reading it all takes seconds
+        return set()
+    options = options or DataOptions()
+    table = _parsed(name, root, SPLITS, options)
+    paths = table.names
+    if table.twins is None:  # a list holds for pictures that are not here too, content does not
+        if len(table.ids) > TWIN_LIMIT:
+            return set()
+        table, paths = look_up(table)
+    split_by_hash(table, paths, ("test",), options)
+    tested = table.split == "test"  # (n,)
+    groups = [np.array(group) for group in _twins(table, paths, table.ids, tested)]
+    return {table.ids[i] for group in groups if not tested[group].all() for i in group[tested[group]]}
+
+
+def _likely(ids: Sequence[str], share: float) -> np.ndarray:
+    """(n,) bool, the pictures that splits of this share together may take."""
+    fractions = hash_fractions(ids)
+    likely = fractions < share
+    likely[np.argsort(fractions)[:100]] = True  # in a small set a split may take those that come next
+    return likely
+
+
+def _twins(table: Table, paths: list[str], ids: list[str], suspects: np.ndarray) -> list[list[int]]:
+    """Groups of positions in `ids` of the same picture; by content only those with a suspect, (n,) bool."""
     if table.twins is None:
-        fractions = hash_fractions(ids)
-        suspects = fractions < share
-        suspects[np.argsort(fractions)[:100]] = True  # in a small set a split may take those that come next
         return identical_files(paths, suspects)
     position = {name: i for i, name in enumerate(ids)}
     groups = [[position[name] for name in group if name in position] for group in table.twins]

@@ -6,6 +6,8 @@ that never stopped; every picture is predicted once, in batches of one shape, so
 
 from __future__ import annotations
 
+import copy
+import ctypes
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -100,16 +102,18 @@ def train_one_epoch(
     ids: Sequence[str],
     accumulate: int = 1,  # batches per optimizer step; the last one of an epoch takes what is left
     clip: float = 0.0,  # largest gradient norm; 0: no clipping
+    known: Callable[[Batch], tuple[Tensor, Tensor]] | None = None,
     after_step: Callable[[Totals], None] = lambda totals: None,
 ) -> dict[str, float]:
-    """Trains on what the loader gives, the first batch being number `totals.step` of the epoch's `steps`.
+    """Trains on what the loader gives, from the epoch's step number `totals.step` on.
 
     Args:
         loss_function: a scalar from the network's output and the batch, on the device.
         rate: the learning rate at a fraction of the epoch.
         totals: changed in place; zero, or those of an interrupted epoch.
         ids: of all pictures by index, to name them in an error.
-        after_step: called behind each optimizer step, where a checkpoint may be taken.
+        known: the emotion branch's logits (N, E) and maps (N, 1, h, w) for a batch; it is not run then.
+        after_step: called behind each optimizer step.
 
     Returns:
         loss (mean over the pictures of all processes), pictures, broken, learning_rate (the last).
@@ -121,12 +125,10 @@ def train_one_epoch(
     for batch in loader:
         position = totals.step % accumulate
         group = min(accumulate, position + steps - totals.step)  # batches that this optimizer step adds up
-        if position == 0:
-            set_rate(optimizer, rate(totals.step / steps))
-            optimizer.zero_grad(set_to_none=True)
+        set_rate(optimizer, rate((totals.step - position) / steps))
         torch.manual_seed(step_seed(seed, epoch, totals.step, distributed.rank()))
         with distributed.without_sync(model, last=position + 1 == group):
-            loss = forward_loss(model, batch, loss_function, compute)
+            loss = forward_loss(model, batch, loss_function, compute, known)
             scaler.scale(loss / group).backward()
         check_loss(loss.item(), f"step {totals.step + 1} of epoch {epoch + 1}", batch, ids)
         add_up(totals, batch, loss.item())
@@ -136,12 +138,15 @@ def train_one_epoch(
     return summary(totals, optimizer)
 
 
-def forward_loss(model: nn.Module, batch: Batch, loss_function: Callable, compute: Compute) -> Tensor:
+def forward_loss(
+    model: nn.Module, batch: Batch, loss_function: Callable, compute: Compute, known: Callable | None
+) -> Tensor:
     if not len(batch.images):
         return zero_loss(model, batch, compute)
+    emotion = (tuple(value.to(compute.device) for value in known(batch)),) if known else ()
     batch = to_device(batch, compute.device)
     with compute.autocast():
-        output = model(compute.images(batch))
+        output = model(compute.images(batch), *emotion)
         return loss_function(output, batch)
 
 
@@ -189,11 +194,51 @@ def optimizer_step(model, optimizer, scaler, clip: float) -> None:
         nn.utils.clip_grad_norm_(model.parameters(), clip)
     scaler.step(optimizer)
     scaler.update()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = value * group.get("factor", 1.0)
+
+
+class Average:
+    """A moving average of a network's weights and statistics over the optimizer's steps (Polyak averaging).
+
+    Before a step counts `decay`, at the start less: (1 + steps) / (10 + steps), or the first random weights
+    would stay in it for long.
+    """
+
+    def __init__(self, network: nn.Module, decay: float):
+        self.network, self.decay, self.steps = copy.deepcopy(network).eval(), decay, 0
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        own, current = self.network.state_dict(), network.state_dict()
+        for name, value in current.items():
+            if value.is_floating_point():
+                own[name].lerp_(value, 1 - decay)
+            else:
+                own[name].copy_(value)
+
+
+def keep_memory() -> None:
+    """Lets glibc keep what is freed. Else it returns each large tensor to the kernel and asks for the next.
+
+    A quarter of a training step on a CPU goes into that. Does nothing where there is no glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        for setting, value in (
+            (-4, 0),
+            (-1, -1),
+            (-8, 1),
+        ):  # M_MMAP_MAX, M_TRIM_THRESHOLD: never; M_ARENA_MAX
+            mallopt(setting, value)
 
 
 def peak_memory(device: torch.device) -> float:

@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -34,11 +34,13 @@ from datasets import (
     load_dataset,
     make_loader,
     over_classes,
+    twins_in_training,
     write_left_out,
 )
 from EAMBNet import Scale
 
 CROSS_SET = ("n", "srcc", "plcc", "krcc")
+DIGITS = 8  # of a prediction; a float32 has fewer
 FILES = ("predictions.csv", "metrics.json", "scatter.png", "confusion.png", "emotion_bars.png")
 CSV_KEYS = (  # how a csv is read need not be said again for the set that was trained on
     *("table", "images", "path_column", "score_column", "count_columns", "emotion_columns", "split_column"),
@@ -114,11 +116,21 @@ def without_nan(value):
 
 
 def write_columns(path: Path, columns: dict[str, np.ndarray]) -> None:
+    """Numbers are written in full: who reads the file has them again exactly. `rounded` ones are short."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         for row in zip(*columns.values(), strict=True):
-            writer.writerow([f"{value:.8g}" if isinstance(value, float) else value for value in row])
+            writer.writerow([float(value) if isinstance(value, float) else value for value in row])
+
+
+def rounded(values: np.ndarray) -> np.ndarray:
+    """(...) float64 with DIGITS significant digits.
+
+    Predictions are rounded before they are measured, not when they are written: so the figures are those of
+    predictions.csv, to the last digit, and the file is half as long as it would be with all digits.
+    """
+    return np.array([float(f"{value:.{DIGITS}g}") for value in values.ravel()]).reshape(values.shape)
 
 
 def evaluate_checkpoint(path: Path, config: Config, split: str, output: Path | None) -> Report:
@@ -127,26 +139,43 @@ def evaluate_checkpoint(path: Path, config: Config, split: str, output: Path | N
     Raises:
         ValueError, FileNotFoundError: no such weights or data, or they don't go together; in one sentence.
     """
-    if len(config.data.names) > 1:
-        raise ValueError(f"evaluation: one data set at a time, please, not {' and '.join(config.data.names)}")
     weights = checkpoint.load_weights(path)
     config = as_trained(config, weights)
-    options = config.data.options(DataOptions)
-    rated = load_dataset(config.data.dataset, config.data.root, (split,), options)[split]
-    rated = labelled(rated, config.task)
+    rated = load_split(config, split)
     with distributed.session(config.train.device) as device:
         # In memory as in training, so that the same kernels run and give the same digits.
         network = weights.build().to(device, memory_format=torch.channels_last)
         mean, std = backbones.normalisation(config.model.backbone)
         report = evaluate(network, weights, rated, config, engine.Compute(device, "fp32", mean, std))
         if distributed.is_main():
-            name = f"evaluate_{rated.name}_{split}_{report.facts['weights_sha256'][:8]}"
-            folder = output or Path("runs") / name
-            report.write(folder)
-            if rated.left_out:
-                write_left_out(folder / "left_out.csv", rated)
-            print(f"{describe(rated)}\n\n{report}\n\n{folder}: {report.files}")
+            publish(report, rated, output or default_folder(rated, report.facts["weights_sha256"]))
     return report
+
+
+def load_split(config: Config, split: str) -> RatedSet:
+    """The pictures of a split that have what the task needs.
+
+    Raises:
+        ValueError, FileNotFoundError: there is no such set, or the config names several.
+    """
+    if len(config.data.names) > 1:
+        raise ValueError(f"evaluation: one data set at a time, please, not {' and '.join(config.data.names)}")
+    options = config.data.options(DataOptions)
+    loaded = load_dataset(config.data.dataset, config.data.root, (split,), options)
+    return labelled(loaded[split], config.task)
+
+
+def default_folder(rated: RatedSet, sha256: str) -> Path:
+    """For the report on what has this hash: weights, or a file of predictions."""
+    return Path("runs") / f"evaluate_{rated.name}_{rated.split}_{sha256[:8]}"
+
+
+def publish(report: Report, rated: RatedSet, folder: Path) -> None:
+    """Leaves the report's files in the folder and prints it."""
+    report.write(folder)
+    if rated.left_out:
+        write_left_out(folder / "left_out.csv", rated)
+    print(f"{describe(rated)}\n\n{report}\n\n{folder}: {report.files}")
 
 
 def as_trained(config: Config, weights: Weights) -> Config:
@@ -200,7 +229,9 @@ def evaluate(
         branch = weights.description
         rated = with_emotions(rated, weights.emotions)
     found = predict_set(network, rated, config, compute, show=True)
-    report = measure(found, rated, config.task, weights, config.evaluate.bootstrap, branch)
+    twins, unknown = find_twins(rated, config)
+    report = measure(found, rated, config.task, weights, config.evaluate.bootstrap, branch, twins)
+    report.notes += unknown
     if found.broken:
         report.notes.append(f"pictures that cannot be decoded, left out: {len(found.broken)}")
     if not branch and rated.emotions is not None:
@@ -226,11 +257,21 @@ def evaluate(
 
 def leaks(rated: RatedSet, weights: Weights) -> dict[str, int]:
     """How many of the pictures the network, or its emotion branch, was trained on, by their ids' hashes."""
-    trained = {
-        "test_pictures_trained_on": weights.training_ids,
-        "test_pictures_that_the_emotion_branch_was_trained_on": weights.emotion_training_ids,
-    }
+    trained = {"test_pictures_trained_on": weights.training_ids}
+    if weights.emotions:
+        trained["test_pictures_that_the_emotion_branch_was_trained_on"] = weights.emotion_training_ids
     return {name: int(np.isin(rated.id_hashes, ids).sum()) for name, ids in trained.items()}
+
+
+def find_twins(rated: RatedSet, config: Config) -> tuple[set[str], list[str]]:
+    """Ids of the test pictures that have an identical one in training, and a note if nobody could look."""
+    if config.task != "aesthetics" or rated.split != "test":
+        return set(), []
+    try:
+        options = config.data.options(DataOptions)
+        return twins_in_training(config.data.dataset, config.data.root, options), []
+    except (ValueError, OSError) as error:  # a test split can be scored without the files of the others
+        return set(), [f"identical pictures in training were not looked for: {error}"]
 
 
 def predict_set(
@@ -255,12 +296,14 @@ def measure(
     weights: Weights | None = None,
     bootstrap: int = 0,
     branch: dict | None = None,
+    twins: Collection[str] = (),
 ) -> Report:
     """Metrics of predictions, with `bootstrap` resamples for the intervals.
 
     Args:
         branch: the network's description, if its emotions are to be measured.
         weights: the network's, when they may come from another set; None for the set's own.
+        twins: ids of pictures that are in training too: scores are measured without them as well.
 
     Raises:
         ValueError: no picture could be decoded.
@@ -277,7 +320,10 @@ def measure(
     if task == "emotion":
         report = measure_emotions(found, rated, bootstrap)
     else:
-        report = measure_scores(found, rated, weights.scale if weights else rated.scale, weights, bootstrap)
+        scale = weights.scale if weights else rated.scale
+        cross = weights is not None and is_cross_set(weights, rated)
+        labels = scale.kind == "label" and not cross
+        report = compare(score_columns(found, rated, scale), rated, bootstrap, labels, cross, twins)
         if branch:
             add_emotions(report, found, rated, bootstrap)
     if weights and is_cross_set(weights, rated):
@@ -286,31 +332,63 @@ def measure(
     return report
 
 
-def measure_scores(
-    found: engine.Predictions, rated: RatedSet, scale: Scale, weights: Weights | None, bootstrap: int
+def compare(
+    columns: dict[str, np.ndarray],
+    rated: RatedSet,
+    bootstrap: int = 0,
+    labels: bool = False,
+    correlations_only: bool = False,
+    twins: Collection[str] = (),
 ) -> Report:
-    cross = weights is not None and is_cross_set(weights, rated)
-    labels = scale.kind == "label" and not cross
-    predicted = scale.value(found.prediction)  # (n,)
+    """Scores against ratings, from the columns of predictions.csv alone: who has the file gets these figures.
+
+    Args:
+        columns: "id", "prediction" and, for a distribution, "p_<rating>"; (n,) each, in the order of the set.
+        labels: the prediction is the probability of "high".
+        correlations_only: the prediction is in another unit than the ratings.
+        twins: ids of pictures that are in training too: all is measured without them as well.
+    """
+    predicted = columns["prediction"]
     scores = rated.high().astype(np.float64) if labels else rated.scores  # (n,)
     threshold = 0.5 if labels else rated.scale.threshold
     arrays = [predicted, scores]
-    if scale.kind == "distribution" and rated.distributions is not None and scale.bins == rated.bins:
-        arrays += [found.prediction, rated.distributions]
+    bins = [f"p_{value:g}" for value in rated.bins]
+    if bins and bins == [name for name in columns if name.startswith("p_")]:
+        arrays += [np.stack([columns[name] for name in bins], axis=1), rated.distributions]  # (n, K) each
 
     def figures(*arrays: np.ndarray) -> dict[str, float]:
         result = metrics.aesthetic_metrics(arrays[0], arrays[1], threshold, *arrays[2:])
-        return {name: value for name, value in result.items() if name in CROSS_SET} if cross else result
+        return {n: value for n, value in result.items() if n in CROSS_SET} if correlations_only else result
 
-    report = Report(f"{rated.name} {rated.split}", figures(*arrays), score_columns(found, rated, scale))
+    report = Report(f"{rated.name} {rated.split}", figures(*arrays), columns)
     if bootstrap:
         report.intervals = metrics.bootstrap_intervals(figures, tuple(arrays), bootstrap)
-    if not cross:
+    if not correlations_only:
         report.high = predicted > 0.5 if labels else rated.scale.is_high(predicted)
         if not labels:
             report.pictures["scatter.png"] = partial(draw_scatter, report, scores)
         add_baselines(report, rated)
+    other = ~np.isin(columns["id"], list(twins))  # (n,)
+    if 0 < other.sum() < len(rated):
+        rest = {name: values[other] for name, values in columns.items()}
+        add_without_twins(report, compare(rest, rated.take(other), bootstrap, labels, correlations_only))
     return report
+
+
+def add_without_twins(report: Report, rest: Report) -> None:
+    """Adds the figures for the pictures that have no identical one in training."""
+    count = report.metrics["n"] - rest.metrics["n"]
+    report.facts["without_twins"] = {
+        "count": count,
+        "metrics": rest.metrics,
+        "intervals_95": rest.intervals,
+    }
+    words = {"srcc": "SRCC", "plcc": "PLCC", "accuracy": "accuracy"}
+    found = [f"{word} {rest.metrics[name]:.4f}" for name, word in words.items() if name in rest.metrics]
+    report.notes.append(
+        f"without test pictures that have an identical one in training ({count}): "
+        f"n {rest.metrics['n']}, {', '.join(found)}"
+    )
 
 
 def add_baselines(report: Report, rated: RatedSet) -> None:
@@ -337,8 +415,10 @@ def is_cross_set(weights: Weights, rated: RatedSet) -> bool:
 
 
 def score_columns(found: engine.Predictions, rated: RatedSet, scale: Scale) -> dict[str, np.ndarray]:
-    columns = {"id": np.array(rated.ids), "prediction": scale.value(found.prediction)}
-    return columns | {f"p_{value:g}": found.prediction[:, i] for i, value in enumerate(scale.bins)}
+    """Of predictions.csv; of a distribution the mean and the share of each rating."""
+    shares = rounded(found.prediction)  # (n, K)
+    columns = {"id": np.array(rated.ids), "prediction": rounded(scale.value(found.prediction))}
+    return columns | {f"p_{value:g}": shares[:, i] for i, value in enumerate(scale.bins)}
 
 
 def measure_emotions(found: engine.Predictions, rated: RatedSet, bootstrap: int) -> Report:
@@ -351,7 +431,7 @@ def measure_emotions(found: engine.Predictions, rated: RatedSet, bootstrap: int)
     offered = ~np.isnan(rated.emotions).all(axis=0)  # (E,)
     classes = [name for name, there in zip(rated.emotion_classes, offered, strict=True) if there]
     votes, shares = rated.emotions[:, offered], found.emotion[:, offered]  # (n, C) each
-    shares = shares / shares.sum(axis=1, keepdims=True)
+    shares = rounded(shares / shares.sum(axis=1, keepdims=True))
 
     def figures(probabilities: np.ndarray, votes: np.ndarray) -> dict[str, float]:
         return metrics.emotion_metrics(probabilities, votes, classes)
@@ -415,6 +495,8 @@ def knows_emotions(weights: Weights, rated: RatedSet) -> bool:
 
 
 def why_not_measured(weights: Weights, rated: RatedSet) -> str:
+    if not weights.emotions:
+        return "emotions not measured: the network has no emotion branch"
     if weights.emotion_branch != "trained":
         return "emotions not measured: the emotion branch was never trained"
     unknown = [name for name in rated.emotion_classes if name not in weights.emotions]
@@ -439,7 +521,7 @@ def draw_scatter(report: Report, rated: np.ndarray, path: Path) -> None:
     from visualize import save_scatter
 
     found = "SRCC {srcc:.3f}, PLCC {plcc:.3f}, n = {n:,}".format(**report.metrics)
-    save_scatter(report.predictions["prediction"], rated, path, "rating", f"{report.title}: {found}")
+    save_scatter(report.predictions["prediction"], rated, path, "rating", f"{report.title}\n{found}")
 
 
 def draw_confusion(report: Report, path: Path) -> None:

@@ -57,6 +57,20 @@ def score_loss(p: Tensor, target: Tensor) -> Tensor:
     return functional.mse_loss(p, target)
 
 
+def correlation_loss(p: Tensor, target: Tensor) -> Tensor:
+    """1 - PLCC of a batch, a scalar from 0 to 2; 1 if one side does not vary.
+
+    Args:
+        p: (N, 1).
+        target: (N,).
+    """
+    p, target = _one_column(p, target)
+    p, target = p - p.mean(), target - target.mean()
+    # The product of two norms has no slope at 0, which a batch of one picture has.
+    norms = (p.square().sum() * target.square().sum()).clamp(min=1e-12).sqrt()
+    return 1 - (p * target).sum() / norms
+
+
 def label_loss(p: Tensor, high: Tensor) -> Tensor:
     """Binary cross-entropy of high/low labels, a scalar.
 

@@ -86,7 +86,19 @@ def add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", metavar="FILE", type=Path, required=True)
+    parser.description = (
+        "Scores a rated set with a checkpoint, or takes another program's scores, and compares."
+    )
+    parser.epilog = (
+        "The FILE of --predictions is a csv (.gz too) with columns id and prediction, in the unit of the "
+        "set's ratings; path and score, as predict writes them, will do. An id is what the set calls the "
+        "picture: ava 953619, para session144/iaa_pub10022_.jpg, iae 17668, csv and demo the path in the "
+        "table. A longer path that ends in it will do, and so will the name of the file alone, with or "
+        "without its ending, where the split has one such picture."
+    )
+    scored = parser.add_mutually_exclusive_group(required=True)
+    scored.add_argument("--checkpoint", metavar="FILE", type=Path, help="weights that score the pictures")
+    scored.add_argument("--predictions", metavar="FILE", type=Path, help="scores made by any program")
     add_data_options(parser)
     parser.add_argument("--split", type=str.lower, choices=("train", "val", "test"), default="test")
     parser.add_argument(
@@ -128,8 +140,13 @@ def run_train(options: argparse.Namespace) -> int:
 
 def run_evaluate(options: argparse.Namespace) -> int:
     from evaluation import evaluate_checkpoint
+    from referee import evaluate_predictions
 
-    evaluate_checkpoint(options.checkpoint, read_config(options), options.split, options.output)
+    where = read_config(options), options.split, options.output
+    if options.predictions:
+        evaluate_predictions(options.predictions, *where)
+    else:
+        evaluate_checkpoint(options.checkpoint, *where)
     return 0
 
 

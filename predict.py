@@ -160,12 +160,12 @@ class Scorer:
 
     Attributes:
         scale: what a score means: its ends, its threshold, its rating bins.
-        emotions: names, in the order of the network.
+        emotions: names, in the order of the network; none if it has no emotion branch.
         emotions_trained: False if the emotion branch was never trained on emotions, so that its names mean
             nothing; results leave them out.
 
     Raises:
-        ValueError: the weights give no score, or another argument is out of range.
+        ValueError: the weights give no score, or no maps, or another argument is out of range.
         FileNotFoundError: there are no such weights.
     """
 
@@ -187,6 +187,8 @@ class Scorer:
         known = weights.description
         self.scale, self.emotions = weights.scale, weights.emotions
         self.emotions_trained = weights.emotion_branch == "trained"
+        if maps and not self.emotions:
+            raise ValueError("predict: these weights have no emotion branch, so there are no maps to show")
         self.ends = self.scale.ends
         self.size, self.exif = known["image_size"], known["exif"]
         ratings = known.get("training_ratings", ()) if self.scale.kind != "label" else ()
@@ -616,7 +618,7 @@ def run(options: argparse.Namespace) -> int:
         options.workers,
         maps=options.maps is not None,
     )
-    if not scorer.emotions_trained:
+    if scorer.emotions and not scorer.emotions_trained:
         print(f"{UNTRAINED}; its emotions are left out", file=sys.stderr)
     columns = column_names(scorer.scale, scorer.emotions if options.emotions else ())
     maps = MapFolder(options.maps, scorer, options.maps_raw) if options.maps is not None else None

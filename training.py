@@ -17,10 +17,11 @@ from tqdm import tqdm
 import backbones
 import checkpoint
 import distributed
+import emotion_maps
 import engine
 import evaluation
 import losses
-from checkpoint import Weights
+from checkpoint import Network, Weights
 from config import Config, as_yaml
 from datasets import (
     Batch,
@@ -30,6 +31,7 @@ from datasets import (
     RatedSet,
     TrainOrder,
     check_classes,
+    coin,
     describe,
     emotion_name,
     first_by_hash,
@@ -37,7 +39,7 @@ from datasets import (
     make_loader,
     write_left_out,
 )
-from EAMBNet import EMOTIONS, EAMBNet, EmotionNetwork, Output, Scale, build_model
+from EAMBNet import EMOTIONS, EmotionNetwork, LinearNetwork, Output, Scale, build_model
 
 QUANTILES = 1001  # of the training ratings; predictions are placed among them
 
@@ -65,6 +67,8 @@ def train(
     output = output or Path("runs") / f"{config.task}_{config.data.dataset}_{config.model.backbone}"
     last = output / "last.pt"
     with distributed.session(config.train.device) as device:
+        if device.type == "cpu":
+            engine.keep_memory()
         check_output(output, resume, force)
         if resume and last.is_file():
             stopped, state = checkpoint.load_training(last)
@@ -79,6 +83,7 @@ def train(
             network, origin = build_network(config, data["train"], emotion_checkpoint, weights)
         run = Run(config, output, device, data, network, origin)
         run.open_records(state)
+        run.emotion_maps = keep_emotion_maps(run)
         for epoch in range(run.epoch, config.train.epochs):
             found = train_epoch(run, epoch)
             run.record(epoch, found, validate(run))
@@ -166,7 +171,7 @@ def with_validation(train: RatedSet, val: RatedSet) -> RatedSet:
 
 LAST_LAYER, CLASSIFIER = "head.5.", "emotion.classifier."  # beginnings of names
 EMOTION_SHAPES = ("backbone", "width")  # settings that decide the shapes of the emotion branch
-SHAPES = (*EMOTION_SHAPES, "guided_width", "guided_hidden", "head_width")
+SHAPES = (*EMOTION_SHAPES, "guided_width", "guided_hidden", "head_width", "network", "without", "shortcut")
 UNTRAINED_BRANCH = (
     "training: the emotion branch was never trained, and it stays frozen. Give it weights with "
     "--emotion-checkpoint FILE (train them with --task emotion), or accept ImageNet's features with "
@@ -180,6 +185,7 @@ def check_sources(config: Config, emotion_checkpoint: str | None, weights: str |
         if file and not Path(file).is_file():
             raise FileNotFoundError(f"training: there is no weights file {file}")
     check_losses(config)
+    check_parts(config, emotion_checkpoint)
     if emotion_checkpoint:
         checkpoint.emotions_in(emotion_checkpoint, named_emotions(config))
     if config.task == "emotion":
@@ -190,6 +196,23 @@ def check_sources(config: Config, emotion_checkpoint: str | None, weights: str |
             )
     elif not (weights or emotion_checkpoint or needs_no_branch(config)):
         raise ValueError(UNTRAINED_BRANCH)
+
+
+def check_parts(config: Config, emotion_checkpoint: str | None) -> None:
+    """Refuses settings for parts of the network that this run's does not have."""
+    if config.model.network == "linear" and (config.model.without or config.model.shortcut):
+        raise ValueError(
+            "training: model.without and model.shortcut are for model.network=eambnet, not linear"
+        )
+    if config.train.emotion_maps and (
+        learns_emotions(config) or config.model.emotion_batchnorm == "official"
+    ):
+        raise ValueError("training: train.emotion_maps keeps the maps of a frozen branch; this run's changes")
+    if has_emotion_branch(config):
+        return
+    if emotion_checkpoint or config.loss.emotion_weight:
+        given = "--emotion-checkpoint" if emotion_checkpoint else "loss.emotion_weight"
+        raise ValueError(f"training: {given} is given, but this network has no emotion branch")
 
 
 def check_losses(config: Config) -> None:
@@ -206,13 +229,14 @@ def check_losses(config: Config) -> None:
 
 
 def needs_no_branch(config: Config) -> bool:
-    """Whether an emotion branch that was never trained will do: it is trained here, or it was asked for."""
-    return learns_emotions(config) or config.model.emotion_weights == "none"
+    """Whether an untrained emotion branch will do: trained here, or not there, or asked for."""
+    none = config.model.emotion_weights == "none" or not has_emotion_branch(config)
+    return learns_emotions(config) or none
 
 
 def build_network(
     config: Config, rated: RatedSet, emotion_checkpoint: str | None, weights: str | None
-) -> tuple[EAMBNet | EmotionNetwork, dict]:
+) -> tuple[Network, dict]:
     """The network with its first weights, and in words and hashes where they came from."""
     torch.manual_seed(config.train.seed)
     start = read_start(Path(weights), named_emotions(config)) if weights else None
@@ -236,12 +260,14 @@ def build_network(
         origin |= {"emotion_branch": branch.emotion_branch, "emotion_training_ids": ids}
     if learns_emotions(config):
         origin["emotion_branch"] = "trained"
+    elif not has_emotion_branch(config):
+        origin["emotion_branch"] = "none"
     elif origin.setdefault("emotion_branch", "never trained") != "trained" and not needs_no_branch(config):
         raise ValueError(UNTRAINED_BRANCH)
     return model.to(memory_format=torch.channels_last), origin
 
 
-def rebuild_network(stopped: Weights) -> tuple[EAMBNet | EmotionNetwork, dict]:
+def rebuild_network(stopped: Weights) -> tuple[Network, dict]:
     """The network of a run that is resumed, and where its first weights came from."""
     origin = {**stopped.description["origin"], "training_ids": stopped.training_ids}
     origin["emotion_training_ids"] = stopped.emotion_training_ids
@@ -256,6 +282,8 @@ def choose_emotions(
     Those that both know keep the order of the weights.
     """
     known, named = (), named_emotions(config)
+    if not has_emotion_branch(config):
+        return ()
     if emotion_checkpoint:
         known = checkpoint.emotions_in(emotion_checkpoint, named)
     elif start:
@@ -282,13 +310,28 @@ def named_emotions(config: Config) -> tuple[str, ...]:
     return tuple(emotion_name(name) for name in config.model.emotions.split(",") if name.strip())
 
 
-def new_network(config: Config, scale: Scale, emotions: tuple[str, ...]) -> EAMBNet | EmotionNetwork:
+def new_network(config: Config, scale: Scale, emotions: tuple[str, ...]) -> Network:
     settings = asdict(config.model)
-    del settings["imagenet"], settings["emotion_weights"], settings["emotions"]
+    for name in ("network", "imagenet", "emotion_weights", "emotions"):
+        del settings[name]
     if config.task == "emotion":
         return EmotionNetwork(settings["backbone"], emotions, settings["emotion_scale"], settings["width"])
+    if config.model.network == "linear":
+        return LinearNetwork(settings["backbone"], scale.outputs, settings["dropout"])
+    settings["without"] = left_out_parts(config)
     joint = config.loss.emotion_weight > 0
     return build_model(outputs=scale.outputs, emotions=emotions, train_emotion=joint, **settings)
+
+
+def left_out_parts(config: Config) -> tuple[str, ...]:
+    """Of the network, in alphabetical order."""
+    return tuple(sorted(name.strip() for name in config.model.without.split(",") if name.strip()))
+
+
+def has_emotion_branch(config: Config) -> bool:
+    return config.task == "emotion" or (
+        config.model.network == "eambnet" and "emotion" not in left_out_parts(config)
+    )
 
 
 def read_start(path: Path, named: tuple[str, ...]) -> Weights:
@@ -305,9 +348,7 @@ def read_start(path: Path, named: tuple[str, ...]) -> Weights:
     return Weights(tensors, {"task": task, "architecture": architecture})
 
 
-def start_from(
-    model: EAMBNet | EmotionNetwork, start: Weights, path: str, scale: Scale, other_branch: bool
-) -> None:
+def start_from(model: Network, start: Weights, path: str, scale: Scale, other_branch: bool) -> None:
     """Fills the network with given weights; a last layer of another kind stays random, and this is said.
 
     Args:
@@ -354,7 +395,10 @@ def check_start(config: Config, start: Weights, path: str) -> None:
             f"training: {path} holds an emotion branch alone, which cannot score pictures; "
             f"start from it with --emotion-checkpoint {path}"
         )
-    theirs, ours = start.description["architecture"], asdict(config.model)
+    theirs, ours = dict(start.description["architecture"]), asdict(config.model)
+    theirs |= {"network": start.description.get("network", "eambnet")}
+    theirs |= {"without": ",".join(theirs.get("without", ()))}
+    ours |= {"without": ",".join(left_out_parts(config))}
     deciding = SHAPES if config.task == "aesthetics" else EMOTION_SHAPES
     other = [name for name in deciding if theirs.get(name, ours[name]) != ours[name]]
     if other:
@@ -450,7 +494,14 @@ def make_rating_loss(config: Config, scale: Scale) -> Callable[[Output, Batch], 
         )
     if scale.kind == "label":
         return lambda output, batch: losses.label_loss(output.prediction, scale.is_high(batch.scores).float())
-    return lambda output, batch: losses.score_loss(output.prediction, scale.probability(batch.scores))
+    weight = config.loss.correlation_weight
+
+    def of_scores(output: Output, batch: Batch) -> Tensor:
+        target = scale.probability(batch.scores)  # (N,)
+        loss = losses.score_loss(output.prediction, target)
+        return loss + weight * losses.correlation_loss(output.prediction, target) if weight else loss
+
+    return of_scores
 
 
 def class_shifts(config: Config, rated: RatedSet) -> dict[str, dict[str, float]]:
@@ -511,7 +562,7 @@ class Run:
         output: Path,
         device: torch.device,
         data: dict[str, RatedSet],
-        network: EAMBNet | EmotionNetwork,
+        network: Network,
         origin: dict,
     ):
         if learns_emotions(config):
@@ -520,6 +571,8 @@ class Run:
         self.config, self.output, self.device, self.data, self.origin = config, output, device, data, origin
         self.network = network.to(device)
         self.model = distributed.wrap(self.network, device)
+        decay = config.train.average
+        self.average = engine.Average(self.network, decay) if decay else None
         self.optimizer = make_optimizer(config, self.network)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
         mean, std = backbones.normalisation(config.model.backbone)
@@ -530,6 +583,7 @@ class Run:
         self.broken: dict[str, set[LeftOut]] = {}
         self.last, self.best_file = output / "last.pt", output / "best.pt"
         self.saved = time.monotonic()
+        self.emotion_maps: emotion_maps.EmotionMaps | None = None
         self.writer = None
         self.description = describe_run(config, network, data, origin)
 
@@ -546,13 +600,19 @@ class Run:
             world=distributed.world(),
         )
 
-    def weights(self) -> Weights:
+    @property
+    def kept(self) -> Network:
+        """The network that is validated and kept: the average of the weights if there is one."""
+        return self.average.network if self.average else self.network
+
+    def weights(self, network: Network) -> Weights:
+        """Of the network in training or of the kept one, with all that travels with them."""
         ids = np.union1d(self.origin["training_ids"], self.data["train"].id_hashes)
         emotion_ids = self.origin["emotion_training_ids"]
         if learns_emotions(self.config):
             emotion_ids = np.union1d(emotion_ids, self.data["train"].id_hashes)
         description = {**self.description, "best": asdict(self.best)}
-        return Weights(self.network.state_dict(), description, ids, emotion_ids)
+        return Weights(network.state_dict(), description, ids, emotion_ids)
 
     def save(self) -> None:
         """Writes last.pt: everything that resuming needs. Random states are none of it: all randomness is a
@@ -570,7 +630,9 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
-        checkpoint.save_training(self.last, self.weights(), state)
+        if self.average:
+            state |= {"average": self.average.network.state_dict(), "average_steps": self.average.steps}
+        checkpoint.save_training(self.last, self.weights(self.network), state)
 
     def save_if_due(self) -> None:
         due = time.monotonic() - self.saved > 60 * self.config.train.checkpoint_minutes
@@ -597,6 +659,9 @@ class Run:
         """Takes up optimizer, progress and log; the weights are in the network already."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            checkpoint.load_tensors(self.average.network, state["average"], str(self.last))
+            self.average.steps = state["average_steps"]
         self.epoch, self.best = state["epoch"], Best(**state["best"])
         self.totals = engine.Totals(**state["totals"][distributed.rank()])
         if distributed.is_main():
@@ -628,7 +693,7 @@ class Run:
                 self.writer.add_scalar(name, value, epoch)
             self.writer.flush()
             if improved:
-                checkpoint.save_training(self.best_file, self.weights(), {"epoch": epoch})
+                checkpoint.save_training(self.best_file, self.weights(self.kept), {"epoch": epoch})
             shown = "  ".join(f"{k} {v:.4f}" for k, v in line.items() if k in SHOWN)
             print(
                 f"epoch {epoch + 1}/{self.config.train.epochs}  {shown}{'  (best)' if improved else ''}",
@@ -641,7 +706,7 @@ class Run:
 SHOWN = ("train_loss", "val_srcc", "val_plcc", "val_accuracy", "val_rmse", "val_kl", "val_kl_ratio")
 SHOWN += ("val_emotion_kl", "val_emotion_accuracy")
 SETTLED = ("task", "data", "model", "loss", "optimizer", "train")  # sections that a resumed run must share
-FREE = ("data.root", "data.workers", "train.device", "train.checkpoint_minutes")
+FREE = ("data.root", "data.workers", "train.device", "train.checkpoint_minutes", "train.emotion_maps")
 
 
 def check_same_run(
@@ -703,6 +768,23 @@ def describe_run(config: Config, network, data: dict[str, RatedSet], origin: dic
     }
 
 
+def keep_emotion_maps(run: Run) -> emotion_maps.EmotionMaps | None:
+    """The training pictures' maps in `train.emotion_maps`, computed if need be; None: not wanted."""
+    config = run.config
+    if not config.train.emotion_maps or not has_emotion_branch(config):
+        return None
+    return emotion_maps.prepare(
+        Path(config.train.emotion_maps),
+        run.network,
+        run.data["train"],
+        run.compute,
+        size=config.data.size,
+        exif=config.data.exif,
+        workers=config.data.worker_count(),
+        batch_size=config.evaluate.batch_size,
+    )
+
+
 def train_epoch(run: Run, epoch: int) -> dict[str, float]:
     config, rated = run.config, run.data["train"]
     flips, broken = config.train.seed, config.data.skip_broken
@@ -716,7 +798,13 @@ def train_epoch(run: Run, epoch: int) -> dict[str, float]:
         def after_step(totals: engine.Totals) -> None:
             bar.update(totals.step - bar.n)
             bar.set_postfix_str(f"loss {totals.loss / max(1, totals.pictures):.4f}", refresh=False)
+            if run.average:
+                run.average.update(run.network)
             run.save_if_due()
+
+        def known(batch: Batch) -> tuple[Tensor, Tensor]:
+            index = batch.index.tolist()
+            return run.emotion_maps.of(index, [coin(flips, epoch, i) for i in index])
 
         found = engine.train_one_epoch(
             run.model,
@@ -733,6 +821,7 @@ def train_epoch(run: Run, epoch: int) -> dict[str, float]:
             ids=rated.ids,
             accumulate=config.train.accumulate,
             clip=config.train.clip,
+            known=known if run.emotion_maps else None,
             after_step=after_step,
         )
     if distributed.is_main() and run.totals.step > started:
@@ -758,7 +847,7 @@ def progress(order: TrainOrder, run: Run, epoch: int) -> tqdm:
 def validate(run: Run) -> dict[str, float]:
     """Metrics on the validation pictures, without intervals."""
     split = run.config.train.validate_on
-    found = evaluation.predict_set(run.network, run.data[split], run.config, run.compute)
+    found = evaluation.predict_set(run.kept, run.data[split], run.config, run.compute)
     run.list_broken(split, found.broken)
     branch = run.description if learns_emotions(run.config) else None
     report = evaluation.measure(found, run.data[split], run.config.task, branch=branch)

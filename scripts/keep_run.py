@@ -4,7 +4,8 @@
 
 Keeps config.yaml (without the data folders' paths), metrics.jsonl, metrics.json, cross_validation.json and
 predictions.csv, packed (ids and what the network predicted, nothing of the set's own ratings). Of a run on
-several sets each set's report is in a folder of its name, of a cross-validation each fold's log.
+several sets each set's report is in a folder of its name, of a cross-validation each fold's log. Of a trial
+(train.score_test=false) there is no more than settings and log.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def main() -> None:
     parser.add_argument("--evaluation", type=Path, help="the evaluation's folder; default: RUN/test")
     options = parser.parse_args()
     evaluation = options.evaluation or options.run / "test"
-    if not any(path.is_file() for path in predictions(options.run, evaluation)):
+    tested = any(path.is_file() for path in predictions(options.run, evaluation))
+    if not tested and not is_trial(options.run):
         parser.error(f"{evaluation} holds no predictions.csv; has the run been evaluated?")
     keep(options.run, evaluation, options.output)
     print(f"{options.output}: {', '.join(names(options.output))}")
@@ -34,6 +36,13 @@ def main() -> None:
 
 def predictions(run: Path, evaluation: Path) -> list[Path]:
     return [evaluation / "predictions.csv", *evaluation.glob("*/predictions.csv"), run / "predictions.csv"]
+
+
+def is_trial(run: Path) -> bool:
+    """Whether the run has no test on purpose."""
+    config = run / "config.yaml"
+    settings = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    return settings.get("train", {}).get("score_test") is False
 
 
 def names(folder: Path) -> list[str]:
@@ -53,6 +62,7 @@ def keep_folder(source: Path, output: Path) -> None:
     if (source / "config.yaml").is_file():
         settings = yaml.safe_load((source / "config.yaml").read_text(encoding="utf-8"))
         settings["data"]["root"] = ""
+        settings.get("train", {})["emotion_maps"] = ""
         text = yaml.safe_dump(settings, sort_keys=False)
         (output / "config.yaml").write_text(text, encoding="utf-8")
     for name in COPIED:

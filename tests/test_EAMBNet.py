@@ -8,20 +8,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from conftest import build_lite, rule_made
 from scipy.signal import correlate2d
+from torch.nn import functional
 
 from backbones import LITE0, build_pyramid
 from checkpoint import load_official_weights
 from EAMBNet import (
     CBAM,
     EMOTIONS,
+    PARTS,
     ConvBNReLU,
     EmotionNetwork,
     Fusion,
     GuidedFusion,
     Head,
+    LinearNetwork,
+    PlainFusion,
     Scale,
     build_model,
     shrink,
@@ -325,7 +330,7 @@ def test_a_single_smallest_picture_in_training_is_the_one_case_refused():
 
 @pytest.mark.parametrize("training", [False, True])
 def test_the_convolution_before_the_resize_equals_the_one_behind_it(training):
-    fusion = lively(Fusion(detail=12, context=(10, 20, 32), width=16, guided=8, hidden=4)).train(training)
+    fusion = lively(Fusion(12, (10, 20, 32), width=16, guided=8, hidden=4, plain=False)).train(training)
     maps = [numbers(2, 12, 9, 16), numbers(2, 10, 5, 8), numbers(2, 20, 3, 4), numbers(2, 32, 2, 2)]
     behind = copy.deepcopy(fusion)
     guided = behind.guide_fine(behind.detail(maps[0]), behind.context_fine(maps[1]))
@@ -334,7 +339,7 @@ def test_the_convolution_before_the_resize_equals_the_one_behind_it(training):
     semantic = behind.semantic_norm(behind.semantic_conv(large)).relu()
     expected = behind.merge(torch.cat([guided, semantic], dim=1))
 
-    torch.testing.assert_close(fusion(*maps), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(fusion(maps[0], maps[1:]), expected, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(fusion.state_dict(), behind.state_dict(), atol=1e-6, rtol=1e-5)
 
 
@@ -671,7 +676,7 @@ def test_the_paper_is_the_default(paper_network):
     assert arguments == {
         "backbone": "resnet50", "outputs": 10, "emotions": EMOTIONS, "width": 256, "guided_width": 56,
         "guided_hidden": 16, "head_width": 128, "dropout": 0.75, "context_scale": 0.5, "emotion_scale": 0.5,
-        "emotion_batchnorm": "frozen", "train_emotion": False,
+        "emotion_batchnorm": "frozen", "train_emotion": False, "without": (), "shortcut": False,
     }  # fmt: skip
 
 
@@ -697,3 +702,117 @@ def test_arguments_out_of_range_are_refused_by_name(name, value):
 def test_the_emotion_network_checks_its_arguments_too():
     with pytest.raises(ValueError, match="EAMBNet: emotion_scale must be above 0 and at most 1, got 2"):
         EmotionNetwork(LITE0, EMOTIONS, emotion_scale=2, width=32)
+
+
+# ---- ablations and the baseline
+
+
+def parameters(network) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def test_each_ablation_lacks_its_part_and_has_the_rest(lite_network):
+    whole = dict(lite_network.named_children())
+    counts = {name: parameters(module) for name, module in whole.items()}
+
+    def lacking(*parts: str) -> int:
+        return parameters(lite_network) - parameters(build_lite(without=parts))
+
+    assert lacking("emotion") == counts["emotion"]
+    assert lacking("attention") == counts["attention"]
+    fusion = whole["fusion"]
+    guides = parameters(fusion.guide_fine) + parameters(fusion.guide_middle)
+    assert lacking("guided_fusion") == guides
+    assert lacking("detail") == (counts["detail"] + parameters(fusion.detail) + parameters(fusion.guide_fine))
+    merge_width = fusion.merge[0].out_channels * (fusion.merge[0].in_channels // 2) * 9  # what U's half needs
+    semantic = parameters(fusion.semantic_conv) + parameters(fusion.semantic_norm)
+    contexts = parameters(fusion.context_fine) + parameters(fusion.context_middle)
+    assert lacking("context") == counts["context"] + contexts + guides + semantic + merge_width
+    assert lacking("attention", "emotion") == counts["emotion"] + counts["attention"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_trainable_parameter_of_an_ablation_is_used(part):
+    network = build_lite(without=(part,), dropout=0)
+    output = network.eval()(torch.randn(2, 3, 96, 96))
+    assert output.prediction.shape == (2, 1)
+    assert dead_parameters(network, output.prediction) == ["head.0.weight"]
+
+
+def test_without_emotion_the_map_is_one_and_there_are_no_emotions(lite_network):
+    network = build_lite(without=("emotion",)).eval()
+    state = {name: v for name, v in lite_network.state_dict().items() if not name.startswith("emotion.")}
+    network.load_state_dict(state)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        output = network(images)
+        ones = lite_network(images, (torch.zeros(2, 8), torch.ones(2, 1, 16, 16)))
+    torch.testing.assert_close(output.prediction, ones.prediction)
+    assert output.emotion_logits.shape == (2, 0)
+    assert torch.equal(output.emotion_map, torch.ones(2, 1, 1, 1))
+    assert network.arguments["emotions"] == ()
+    assert network.class_activation_maps(images).shape == (2, 0, 1, 1)
+
+
+def test_without_guided_fusion_maps_are_added():
+    fine, coarse = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 4, 4)
+    upsampled = functional.interpolate(coarse, size=(8, 8), mode="bilinear")
+    torch.testing.assert_close(PlainFusion()(fine, coarse), fine + upsampled)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"without": ("emotions",)}, "without must name some of emotion, detail, .*, got 'emotions'"),
+        ({"without": ("detail", "context")}, "needs its detail or its context branch"),
+        ({"without": ("context",), "shortcut": True}, "the shortcut is the context branch's"),
+        ({"without": ("emotion",), "train_emotion": True}, "without an emotion branch cannot train it"),
+    ],
+)
+def test_impossible_ablations_are_refused(arguments, reason):
+    with pytest.raises(ValueError, match=f"EAMBNet: .*{reason}"):
+        build_lite(**arguments)
+
+
+def test_the_shortcut_is_the_classifiers_own_way_to_its_last_layer():
+    network = build_lite(shortcut=True, dropout=0).eval()
+    coarse = torch.randn(2, 320, 3, 3)
+    with torch.inference_mode():
+        expected = network.tail.body["bn2"](network.tail.body["conv_head"](coarse)).mean(dim=(2, 3))
+        assert torch.equal(network.tail(coarse), expected)
+    assert network.head[2].in_features == network.arguments["width"] + 1280
+    assert dead_parameters(network, network.eval()(torch.randn(2, 3, 96, 96)).prediction) == ["head.0.weight"]
+
+
+def test_the_linear_network_is_the_whole_backbone_and_one_layer():
+    torch.manual_seed(0)
+    network = LinearNetwork(LITE0, 10, dropout=0.5).eval()
+    whole = timm.create_model(LITE0, num_classes=10).eval()
+    state = {name.split("body.")[1]: value for name, value in network.state_dict().items() if "body." in name}
+    state |= {f"classifier.{name}": value for name, value in network.head[1].state_dict().items()}
+    whole.load_state_dict(state)
+    images = torch.randn(2, 3, 96, 96)
+    with torch.inference_mode():
+        output = network(images)
+        torch.testing.assert_close(output.prediction, whole(images).softmax(dim=1))
+    assert output.emotion_logits.shape == (2, 0)
+    assert dead_parameters(network, network.eval()(images).prediction) == []
+
+
+def test_the_linear_network_of_the_papers_backbone_is_torchvisions():
+    from torchvision.models import resnet50
+
+    with torch.device("meta"):
+        expected = parameters(resnet50(num_classes=1))
+        assert parameters(LinearNetwork("resnet50", 1, dropout=0.5)) == expected
+
+
+def test_a_known_answer_of_the_branch_is_used_and_the_branch_rests(lite_network, monkeypatch):
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        expected = lite_network(images)
+        known = lite_network.feel(images)
+        monkeypatch.setattr(lite_network.emotion, "forward", lambda images: pytest.fail("the branch was run"))
+        found = lite_network(images, known)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)

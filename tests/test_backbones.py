@@ -285,7 +285,7 @@ def test_timm_offline_says_which_file_to_get(convnext_network, monkeypatch):
     def fail(name, **options):
         raise ConnectionError("offline")
 
-    monkeypatch.setattr(backbones, "create_timm_features", fail)
+    monkeypatch.setattr(timm, "create_model", fail)
     with pytest.raises(FileNotFoundError) as error:
         checkpoint.load_imagenet(convnext_network)
     assert "could not download the ImageNet weights of 'convnext_atto' (offline)" in str(error.value)

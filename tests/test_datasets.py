@@ -41,6 +41,7 @@ from datasets import (
     make_loader,
     normalise,
     round_outwards,
+    twins_in_training,
     unite,
     write_left_out,
 )
@@ -353,6 +354,45 @@ def test_para_twins_stay_on_one_side(tmp_path, known):
     assert held in together["train"].ids and trained in together["train"].ids
     apart = load_dataset("para", root, ("train", "val"), DataOptions(twins=False))
     assert apart["val"].sha256 == alone["val"].sha256
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_test_pictures_with_an_identical_one_in_training_are_found(tmp_path, monkeypatch, listed):
+    root = make_para(tmp_path, train=60, test=6)
+    # 61 and 62 are both tested, 6 and 7 both trained on.
+    groups = [(60, 3), (61, 62), (65, 4, 5), (6, 7)]
+    for first, *others in groups:
+        content = (root / f"imgs/session{first % 2}/p{first}_.jpg").read_bytes()
+        for other in others:
+            (root / f"imgs/session{other % 2}/p{other}_.jpg").write_bytes(content)
+    if listed:
+        lines = [" ".join(f"p{i}_.jpg" for i in group) for group in groups]
+        (root / "annotation" / "identical_images.txt").write_text("\n".join(lines))
+        monkeypatch.setattr(datasets, "identical_files", None)  # the list is enough
+    assert twins_in_training("PARA", root) == {"session0/p60_.jpg", "session1/p65_.jpg"}
+
+
+def test_a_list_of_twins_holds_for_pictures_that_are_not_here(tmp_path):
+    root = make_para(tmp_path, train=60, test=5)
+    (root / "annotation" / "identical_images.txt").write_text("p3_.jpg p60_.jpg")
+    (root / "imgs/session1/p3_.jpg").unlink()
+    assert twins_in_training("para", root) == {"session0/p60_.jpg"}
+
+
+def test_sets_that_split_twins_to_one_side_have_none_in_training(tmp_path):
+    root = make_csv(tmp_path)
+    for i in range(1, 20):
+        (tmp_path / f"pics/{i}.png").write_bytes((tmp_path / f"pics/{i + 20}.png").read_bytes())
+    assert twins_in_training("csv", root) == set()
+    assert twins_in_training("csv", root, DataOptions(twins=False)) != set()
+
+
+def test_twins_in_training_are_not_looked_for_in_huge_sets(tmp_path, monkeypatch):
+    root = make_para(tmp_path / "para")
+    monkeypatch.setattr(datasets, "identical_files", None)
+    monkeypatch.setattr(datasets, "TWIN_LIMIT", 64)  # it has 65
+    assert twins_in_training("para", root) == set()
+    assert twins_in_training("ava", tmp_path / "not looked at") == set()
 
 
 def test_twins_are_not_looked_for_in_huge_sets_and_that_is_said(tmp_path, monkeypatch):

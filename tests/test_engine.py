@@ -329,3 +329,32 @@ def test_outputs_are_float32_and_of_the_batch_only(lite):
     assert len(batch.images) == 3
     assert [tuple(value.shape) for value in output] == [(3, 5), (3, 8), (3, 1, 8, 8)]
     assert {value.dtype for value in output} == {torch.float32}
+
+
+# ---- averaged weights
+
+
+def test_average_is_the_weighted_sum_of_all_weights_so_far():
+    network = nn.Linear(1, 1, bias=False)
+    values = [4.0, 1.0, -2.0, 5.0, 3.0]
+    nn.init.constant_(network.weight, values[0])
+    average = engine.Average(network, decay=0.3)
+    expected = values[0]
+    for step, value in enumerate(values[1:], start=1):
+        nn.init.constant_(network.weight, value)
+        average.update(network)
+        decay = min(0.3, (1 + step) / (10 + step))  # 2/11, 3/12, 4/13 (above 0.3), ...
+        expected = decay * expected + (1 - decay) * value
+        assert average.network.weight.item() == pytest.approx(expected, rel=1e-6)
+    assert network.weight.item() == values[-1]
+
+
+def test_average_follows_batchnorm_statistics_and_copies_counts():
+    network = nn.BatchNorm1d(2).train()
+    average = engine.Average(network, decay=0.0)
+    network(torch.randn(8, 2) + 3)
+    average.update(network)
+    assert average.network.num_batches_tracked == 1
+    assert torch.equal(average.network.running_mean, network.running_mean)
+    assert not average.network.training
+    assert network.training

@@ -14,11 +14,12 @@ from small import BACKBONE, UNTRAINED, evaluate, read_csv, read_json, train, wri
 import checkpoint
 import evaluation
 from backbones import normalisation
-from config import Config
+from config import Config, Data
 from datasets import PictureSet, RatedSet, load_dataset, normalise
 from EAMBNet import EMOTIONS, Scale
-from engine import Predictions
-from evaluation import FILES, Report, as_trained, measure
+from engine import Compute, Predictions
+from evaluation import FILES, Report, as_trained, compare, measure, rounded
+from metrics import emotion_metrics
 
 BINS = (1.0, 2.0, 3.0, 4.0)
 COUNTS = {f"score{rating:g}": [(7 * i + 3 * int(rating)) % 5 + 1 for i in range(24)] for rating in BINS}
@@ -80,6 +81,32 @@ def test_exported_weights_score_as_the_checkpoint_does(score_run, scored_set, tm
     assert predictions[0].read_bytes() == predictions[1].read_bytes()
     hashes = [read_json(path.with_name("metrics.json"))["weights_sha256"] for path in predictions]
     assert hashes[0] == hashes[1]
+
+
+def test_rounded_numbers_have_eight_digits_whatever_their_size():
+    values = np.array([[1 / 3, 2e-7 / 3], [123456789.1, -0.0123456789]])
+    assert rounded(values).tolist() == [[0.33333333, 6.6666667e-8], [123456790.0, -0.012345679]]
+
+
+def test_all_figures_can_be_had_again_from_the_files_to_the_last_digit(score_run, scored_set):
+    found = read_json(score_run / "test" / "metrics.json")
+    path = score_run / "test" / "predictions.csv"
+    rated = load_dataset("csv", scored_set, ("test",))["test"]
+    columns = {"id": np.array(rated.ids), "prediction": column(path, "prediction")}
+    again = compare(columns, rated, 20)
+    digits = [row["prediction"].replace(".", "").strip("0") for row in read_csv(path)]
+    assert max(map(len, digits)) <= 8  # short, though nothing is lost
+    assert again.metrics == found["metrics"]
+    assert {name: list(ends) for name, ends in again.intervals.items()} == found["intervals_95"]
+    shares = np.stack([column(path, f"emotion_{name}") for name in rated.emotion_classes], axis=1)
+    emotions = emotion_metrics(shares, rated.emotions, rated.emotion_classes)
+    assert evaluation.without_nan(emotions) == found["emotions"]["metrics"]
+
+
+def test_numbers_are_written_in_full(tmp_path):
+    values = np.array([1 / 3, 2.0, 1e-300 / 7])
+    evaluation.write_columns(tmp_path / "a.csv", {"id": np.array(["a", "b", "c"]), "value": values})
+    assert column(tmp_path / "a.csv", "value").tolist() == values.tolist()
 
 
 # ---- metrics.json
@@ -161,6 +188,50 @@ def test_pictures_that_were_trained_on_are_counted(split, leaked, score_run, sco
     said = capsys.readouterr().out
     assert f"test pictures trained on: {leaked}\n" in said
     assert f"test pictures that the emotion branch was trained on: {leaked}\n" in said
+
+
+# ---- pictures with an identical one in training
+
+
+def test_figures_are_given_without_the_pictures_that_are_in_training_too(
+    score_run, scored_set, tmp_path, capsys
+):
+    root = shutil.copytree(scored_set, tmp_path / "set")
+    for copy, original in ((5, 0), (17, 11)):  # 5, 11 and 17 are tested, 0 is trained on
+        shutil.copyfile(root / "images" / f"0_{original:03d}.png", root / "images" / f"0_{copy:03d}.png")
+    assert evaluate(score_run / "best.pt", "csv", root, tmp_path / "out", "evaluate.bootstrap=9") == 0
+    found = read_json(tmp_path / "out" / "metrics.json")
+    rest = found["without_twins"]
+    assert (found["metrics"]["n"], rest["count"], rest["metrics"]["n"]) == (4, 1, 3)
+    rated = load_dataset("csv", root, ("test",))["test"].scores[1:]
+    gaps = column(tmp_path / "out" / "predictions.csv", "prediction")[1:] - rated
+    assert rest["metrics"]["mae"] == pytest.approx(np.abs(gaps).mean(), rel=1e-12)
+    low, high = rest["intervals_95"]["mae"]
+    assert np.abs(gaps).min() <= low <= high <= np.abs(gaps).max()
+    said = "without test pictures that have an identical one in training (1): n 3, SRCC"
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith(said)]
+    assert f"PLCC {rest['metrics']['plcc']:.4f}, accuracy {rest['metrics']['accuracy']:.4f}" in line
+    config = Config(data=Data(dataset="csv", root=str(root)))
+    sets = load_dataset("csv", root)
+    assert evaluation.find_twins(sets["test"], config) == ({"0_005.png"}, [])
+    assert evaluation.find_twins(sets["train"], config) == evaluation.find_twins(sets["val"], config)
+    assert evaluation.find_twins(sets["train"], config) == (set(), [])
+    assert evaluation.find_twins(sets["test"], replace(config, task="emotion")) == (set(), [])
+
+
+def test_a_set_without_them_says_nothing(score_run):
+    assert "without_twins" not in read_json(score_run / "test" / "metrics.json")
+    assert "identical" not in (score_run / "test" / "metrics.json").read_text()
+
+
+def test_a_test_split_alone_is_scored_and_that_nobody_looked_is_said(score_run, scored_set, tmp_path, capsys):
+    root = tmp_path / "set"
+    root.mkdir()
+    (root / "images").symlink_to(scored_set / "images")
+    lines = (scored_set / "ratings.csv").read_text().splitlines()
+    (root / "test.csv").write_text("\n".join([lines[0], *(line for line in lines if ",test," in line)]))
+    assert evaluate(score_run / "best.pt", "csv", root, tmp_path / "out") == 0
+    assert "identical pictures in training were not looked for: datasets:" in capsys.readouterr().out
 
 
 # ---- other sets
@@ -393,6 +464,28 @@ def test_a_set_with_fewer_emotions_is_measured_among_its_own(emotion_run, tmp_pa
     assert metrics["chance"] == pytest.approx(1 / 3)
     own = [shares[j][j % 3] for j in range(4)]  # test pictures are 5, 11, 17 and 23
     assert metrics["cross_entropy"] == pytest.approx(-np.log(own).mean(), abs=1e-5)
+
+
+def test_a_network_without_emotions_is_measured_without_them(scored_set, tmp_path, monkeypatch):
+    rated = load_dataset("csv", scored_set, ("test",))["test"]
+    architecture = {"backbone": BACKBONE, "emotions": []}
+    description = {"task": "aesthetics", "dataset": "csv", "architecture": architecture}
+    weights = checkpoint.Weights({}, description | {"scale": rated.scale.as_dict()})
+    none = Predictions(np.arange(4), np.full((4, 1), 0.5), np.empty((4, 0)), [])
+    monkeypatch.setattr(evaluation, "predict_set", lambda *a, **k: none)
+    config = Config(data=Data(dataset="csv", root=str(scored_set)))
+    config = replace(config, evaluate=replace(config.evaluate, bootstrap=0))
+    compute = Compute(torch.device("cpu"), "fp32", (0.0,) * 3, (1.0,) * 3)
+    with pytest.warns(UserWarning, match="all 4 predicted values are 3"):
+        report = evaluation.evaluate(torch.nn.Identity(), weights, rated, config, compute)
+    report.write(tmp_path)
+    assert list(read_csv(tmp_path / "predictions.csv")[0]) == ["id", "prediction"]
+    found = read_json(tmp_path / "metrics.json")
+    assert found["metrics"]["mae"] == pytest.approx(np.abs(rated.scores - 3).mean())
+    assert "emotions" not in found
+    assert [name for name in found if "emotion" in name] == []
+    said = [note for note in found["notes"] if "emotion" in note]
+    assert said == ["emotions not measured: the network has no emotion branch"]
 
 
 # ---- broken and missing pictures

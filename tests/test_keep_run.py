@@ -52,3 +52,17 @@ def test_a_run_that_was_not_evaluated_is_refused(tmp_path, monkeypatch, capsys):
     assert end.value.code == 2
     assert "holds no predictions.csv; has the run been evaluated?" in capsys.readouterr().err
     assert not (tmp_path / "kept").exists()
+
+
+def test_of_a_trial_settings_and_log_are_kept(tmp_path, monkeypatch):
+    trial = tmp_path / "trial"
+    trial.mkdir()
+    for name, content in {
+        "config.yaml": "data: {root: /home/me}\ntrain: {score_test: false, emotion_maps: /home/me/maps}\n",
+        "metrics.jsonl": "{}\n",
+        "best.pt": "weights",
+    }.items():
+        (trial / name).write_text(content)
+    run(monkeypatch, trial, tmp_path / "kept")
+    assert keep_run.names(tmp_path / "kept") == ["config.yaml", "metrics.jsonl"]
+    assert "/home/me" not in (tmp_path / "kept" / "config.yaml").read_text()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 import metrics
-from losses import class_shift, emd, emd_loss, emotion_loss, label_loss, score_loss
+from losses import class_shift, correlation_loss, emd, emd_loss, emotion_loss, label_loss, score_loss
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -292,3 +292,26 @@ def test_emotion_loss_refuses_another_class_list():
         ValueError, match=r"emotion logits and votes .* got \(2, 8\) and \(2, 9\).*same classes"
     ):
         emotion_loss(torch.zeros(2, 8), torch.ones(2, 9))
+
+
+# ---- correlation
+
+
+def test_correlation_loss_is_one_minus_plcc():
+    generator = torch.Generator().manual_seed(0)
+    p, target = torch.rand(9, 1, generator=generator), torch.rand(9, generator=generator)
+    expected = 1 - np.corrcoef(p[:, 0], target)[0, 1]
+    assert correlation_loss(p, target).item() == pytest.approx(expected, abs=1e-6)
+    # It sees neither the place nor the scale of the predictions.
+    assert correlation_loss(0.5 * p + 0.2, target).item() == pytest.approx(expected, abs=1e-6)
+    assert correlation_loss(target[:, None], target).item() == pytest.approx(0, abs=1e-6)
+    assert correlation_loss(1 - target[:, None], target).item() == pytest.approx(2, abs=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_correlation_loss_of_equal_predictions_has_no_slope_that_is_not_a_number(count):
+    p = torch.full((count, 1), 0.4, requires_grad=True)
+    loss = correlation_loss(p, torch.linspace(0.1, 0.9, count))
+    loss.backward()
+    assert loss.item() == pytest.approx(1)
+    assert p.grad.isfinite().all()

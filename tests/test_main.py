@@ -11,6 +11,7 @@ from small import UNTRAINED, command, evaluate, read_csv, train, write_csv
 import evaluation
 import main as program
 import predict
+import referee
 import training
 from main import main, parse, read_config
 
@@ -25,6 +26,7 @@ def calls(monkeypatch):
     made = []
     monkeypatch.setattr(training, "train", lambda config, **options: made.append((config, options)))
     monkeypatch.setattr(evaluation, "evaluate_checkpoint", lambda *arguments: made.append(arguments))
+    monkeypatch.setattr(referee, "evaluate_predictions", lambda *a: made.append(("referee", *a)))
     monkeypatch.setattr(predict, "run", lambda options: made.append(options) or 1)
     return made
 
@@ -80,6 +82,22 @@ def test_names_are_taken_in_any_case(calls):
     assert (path, config.data.dataset, split, output) == (Path("f"), "ava", "val", None)
 
 
+def test_predictions_go_to_the_referee_and_checkpoints_do_not(calls):
+    words = ["--dataset", "para", "--data-root", "x", "--split", "Train", "--output", "o"]
+    assert main(["evaluate", "--predictions", "f.csv", *words, "evaluate.bootstrap=7"]) == 0
+    assert main(["evaluate", "--checkpoint", "f.pt", *words]) == 0
+    (called, path, config, split, output), evaluated = calls
+    assert (called, path, split, output) == ("referee", Path("f.csv"), "train", Path("o"))
+    assert (config.data.dataset, config.evaluate.bootstrap) == ("para", 7)
+    assert evaluated[0] == Path("f.pt")
+
+
+def test_help_says_what_an_id_is(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    assert "para session144/iaa_pub10022_.jpg" in " ".join(capsys.readouterr().out.split())
+
+
 def test_options_reach_the_training(calls):
     words = ["--emotion-checkpoint", "e.pt", "--weights", "w.pt", "--output", "o", "--resume", "--force"]
     assert main(["train", "--dataset", "demo", "--skip-broken", *words]) == 0
@@ -113,7 +131,8 @@ def test_paths_may_stand_anywhere(calls):
         (["trian", "--dataset", "demo"], "invalid choice: 'trian'"),
         (["train", "--datset", "demo"], "unknown option --datset; python main.py train --help lists them"),
         (["--dataset", "coco"], "argument --dataset: invalid choice: 'coco'"),
-        (["evaluate", "--dataset", "demo"], "the following arguments are required: --checkpoint"),
+        (["evaluate", "--dataset", "demo"], "one of the arguments --checkpoint --predictions is required"),
+        (["evaluate", "--checkpoint", "a", "--predictions", "b"], "--predictions: not allowed with argument"),
         (["train", "--outp", "x"], "unknown option --outp"),
         ([], "the following arguments are required"),
     ],

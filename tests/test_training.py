@@ -1,6 +1,7 @@
 """Whole runs, tiny: what they write, exact resuming, where first weights come from, what is refused."""
 
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ import training
 from config import load_config
 from datasets import Batch, load_dataset
 from EAMBNet import EMOTIONS, Output, Scale, build_model
+from main import main
 from training import Best, make_loss, make_optimizer, make_rating_loss
 
 COUNTS = {f"score{rating}": [(7 * i + 3 * rating) % 5 + 1 for i in range(24)] for rating in range(1, 5)}
@@ -207,6 +209,8 @@ def assert_same_run(first: Path, second: Path) -> None:
             moments, other_moments = (each.pop("optimizer")["state"] for each in (state, other_state))
             assert moments.keys() == other_moments.keys()
             assert all(same(moments[i], other_moments[i]) for i in moments)
+        if "average" in state:
+            assert same(state.pop("average"), other_state.pop("average"))
         assert state == other_state
     for name in ("metrics.jsonl", "test/predictions.csv"):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
@@ -1048,3 +1052,118 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(
 def config_epoch(folder: Path) -> int:
     log = folder / "run" / "metrics.jsonl"
     return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+# ---- ablations, baseline, averaged weights, kept maps
+
+
+@pytest.mark.parametrize(
+    "words", [["train.average=0.9"], ["train.emotion_maps=MAPS"], ["model.network=linear"]]
+)
+def test_these_resume_exactly_too(words, scored_set, emotion_run, tmp_path, monkeypatch):
+    branch = () if "model.network=linear" in words else ("--emotion-checkpoint", emotion_run / "best.pt")
+    words = [*LONG, *(word.replace("MAPS", str(tmp_path / "maps")) for word in words)]
+    assert train("csv", scored_set, tmp_path / "whole", *words, *branch) == 0
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_at(patch, "2")
+        train("csv", scored_set, tmp_path / "cut", *words, *branch)
+    assert train("csv", scored_set, tmp_path / "cut", *words, "--resume") == 0
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_run_with_kept_maps_equals_one_without(scored_set, emotion_run, tmp_path):
+    # At a small rate; a large one makes much of the last digits.
+    words = [*LONG, "--emotion-checkpoint", emotion_run / "best.pt", "optimizer.learning_rate=1e-5"]
+    maps = tmp_path / "maps"
+    assert train("csv", scored_set, tmp_path / "computed", *words) == 0
+    assert train("csv", scored_set, tmp_path / "kept", *words, f"train.emotion_maps={maps}") == 0
+    lines, others = (read_log(tmp_path / name) for name in ("computed", "kept"))
+    for line, other in zip(lines, others, strict=True):
+        assert line["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
+    assert list(maps.rglob("*.npy"))
+
+
+def test_what_is_kept_of_an_averaged_run_is_the_average(scored_set, tmp_path):
+    words = [UNTRAINED, "train.average=0.99", "optimizer.learning_rate=1e-2"]
+    assert train("csv", scored_set, tmp_path / "run", *words) == 0
+    last, state = checkpoint.load_training(tmp_path / "run" / "last.pt")
+    best = checkpoint.load_weights(tmp_path / "run" / "best.pt")
+    assert state["average_steps"] == 2
+    assert same(best.tensors, state["average"])
+    moved = [name for name in best.tensors if not torch.equal(best.tensors[name], last.tensors[name])]
+    assert "head.5.weight" in moved
+
+
+@pytest.mark.parametrize(
+    ("words", "description"),
+    [
+        (["model.network=linear"], {"network": "linear"}),
+        (["model.without=emotion"], {"network": "eambnet"}),
+        (["model.without=attention,detail", UNTRAINED], {"network": "eambnet"}),
+    ],
+)
+def test_ablations_and_the_baseline_train_and_are_evaluated(words, description, scored_set, tmp_path, capsys):
+    assert train("csv", scored_set, tmp_path / "run", *words) == 0
+    weights = checkpoint.load_weights(tmp_path / "run" / "best.pt")
+    assert weights.description["network"] == description["network"]
+    without = weights.description["architecture"].get("without", [])
+    assert without == (["attention", "detail"] if UNTRAINED in words else ["emotion"][: len(without)])
+    capsys.readouterr()
+    found = evaluate(tmp_path / "run" / "best.pt", "csv", scored_set, tmp_path / "again")
+    assert found == 0
+    first, again = ((tmp_path / name / "predictions.csv").read_bytes() for name in ("run/test", "again"))
+    assert first == again
+    if UNTRAINED not in words:
+        assert weights.emotions == ()
+        assert weights.emotion_branch == "none"
+        assert b"emotion" not in first.splitlines()[0]
+        options = ["predict", str(scored_set / "images"), "--checkpoint", str(tmp_path / "run" / "best.pt")]
+        assert main([*options, "--output", str(tmp_path / "scores.csv"), "--workers", "0"]) == 0
+        assert "emotion branch" not in capsys.readouterr().err
+        assert main([*options, "--maps", str(tmp_path / "maps"), "--workers", "0"]) == 2
+        assert "have no emotion branch, so there are no maps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["model.network=linear", "model.without=emotion"], "are for model.network=eambnet, not linear"),
+        (["model.without=emotion", "loss.emotion_weight=0.1"], "loss.emotion_weight is given, but"),
+        (["model.without=detail,contxt", UNTRAINED], "without must name some of .* got 'contxt'"),
+        (["model.without=detail,context", UNTRAINED], "needs its detail or its context branch"),
+        (
+            ["train.emotion_maps=maps", "model.emotion_batchnorm=official", UNTRAINED],
+            "train.emotion_maps keeps the maps of a frozen branch; this run's changes",
+        ),
+    ],
+)
+def test_impossible_ablations_are_refused(words, said, scored_set, tmp_path, capsys):
+    assert train("csv", scored_set, tmp_path / "run", *words) == 2
+    assert re.search(said, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_emotion_checkpoint_for_a_network_without_the_branch_is_refused(
+    scored_set, emotion_run, tmp_path, capsys
+):
+    words = ["model.network=linear", "--emotion-checkpoint", emotion_run / "best.pt"]
+    assert train("csv", scored_set, tmp_path / "run", *words) == 2
+    assert "--emotion-checkpoint is given, but this network has no emotion branch" in capsys.readouterr().err
+
+
+def test_weights_of_another_ablation_are_no_start(score_run, scored_set, tmp_path, capsys):
+    words = ["--weights", score_run / "best.pt", "model.without=detail", UNTRAINED]
+    assert train("csv", scored_set, tmp_path / "run", *words) == 2
+    assert "has model.without= and this run model.without=detail" in capsys.readouterr().err
+
+
+def test_correlation_is_added_with_its_weight():
+    config = load_config(words=["loss.correlation_weight=0.5"])
+    scale = Scale("score", 1, 5, 3, offset=1, factor=4)
+    p, scores = torch.tensor([[0.2], [0.9], [0.4]]), torch.tensor([1.0, 4.0, 5.0])
+    output = Output(p, torch.zeros(3, 0), torch.ones(3, 1, 1, 1))
+    batch = Batch(torch.arange(3), torch.zeros(3, 3, 8, 8), scores, None, None, [])
+    target = scale.probability(scores)
+    expected = ((p[:, 0] - target) ** 2).mean() + 0.5 * (1 - np.corrcoef(p[:, 0], target)[0, 1])
+    found = training.make_rating_loss(config, scale)(output, batch)
+    assert found.item() == pytest.approx(float(expected), abs=1e-6)

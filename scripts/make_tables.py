@@ -1,0 +1,676 @@
+"""Writes the README's tables and results/tables/*.csv from results/: saved predictions, figures of others.
+
+    python scripts/make_tables.py --data-root para=PARA    # measures again; needs the set with its ratings
+    python scripts/make_tables.py                          # writes the tables from what was measured
+
+results/tables.yaml names the tables and their rows. With --data-root every metric of every run on that set is
+computed from its predictions, compared with its metrics.json, and kept in results/measured.json with the
+SHA-256 of the predictions: figures only, so that the tables can be written without the ratings.
+
+All runs are measured on the same resamples of the pictures. A row of several seeds is the mean of their
+metrics. A difference of two rows counts if its paired 95 % interval does not hold 0 and it is larger than the
+seed spread: SPREADS times the root of the sum of both rows' variances over their seeds. A row of one seed is
+given the largest known deviation of its table; if none is known, no difference counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import math
+import re
+import sys
+import textwrap
+import zlib
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import checkpoint
+import evaluation
+import metrics
+from config import Config, load_config
+from datasets import DataOptions, RatedSet, Sheet, load_dataset, twins_in_training
+from main import guarded
+from training import changed_settings
+
+ROOT = Path(__file__).resolve().parent.parent
+MEASURES = ("srcc", "plcc", "rmse", "mae", "accuracy", "accuracy_inclusive")  # that have an interval
+DECISIVE = "srcc"  # chosen before anything was measured; the differences of the others stand in the csv
+SPREADS = 2  # about a 95 % interval of the difference of two single seeds
+TOLERANCE = 1e-8  # of metrics.json against the predictions: some were rounded after they were measured
+NEEDED = ("metrics", "dataset", "split", "split_sha256")  # in metrics.json
+FIGURES = {"srcc": "SRCC", "plcc": "PLCC", "accuracy": "accuracy"}  # columns of published.csv
+PUBLISHED = ("block", "method", *FIGURES, "source", "note")
+WIDTH = 118  # of a line of prose in the README
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return guarded(run, parse(arguments))
+
+
+def run(options: argparse.Namespace) -> int:
+    roots = data_roots(options.data_root)
+    tables = read_tables(options.results / "tables.yaml")
+    runs = read_runs(tables, options.results)
+    path = options.results / "measured.json"
+    measured = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if roots:
+        measured = measure_tables(tables, runs, roots, measured, options.resamples)
+    texts = written_tables(tables, runs, measured, options.results, options.readme)
+    texts = {path: json.dumps(measured, indent=1, allow_nan=False) + "\n"} | texts
+    for target, text in texts.items():
+        with checkpoint.written_whole(target) as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="\n")
+    print("\n".join(map(str, texts)))
+    return 0
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--data-root", metavar="SET=DIR", action="append", default=[], help="para=PARA, ...")
+    parser.add_argument("--results", type=Path, metavar="DIR", default=ROOT / "results")
+    parser.add_argument("--readme", type=Path, metavar="FILE", default=ROOT / "README.md")
+    parser.add_argument("--resamples", type=int, default=1000, help="of the pictures, for the intervals")
+    return parser.parse_args(arguments)
+
+
+def data_roots(words: list[str]) -> dict[str, Path]:
+    """Set -> folder, from SET=DIR."""
+    pairs = [word.partition("=") for word in words]
+    for word, (name, _, folder) in zip(words, pairs, strict=True):
+        if not name or not folder:
+            raise ValueError(f"make_tables: --data-root is SET=DIR, as in para=PARA, not '{word}'")
+    return {name.lower(): Path(folder) for name, _, folder in pairs}
+
+
+# ---------------------------------------------------------------------------------------------------
+# What tables there are
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: a network, trained once for each seed; runs are names of folders."""
+
+    name: str
+    runs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of ours, or a block of published.csv."""
+
+    name: str
+    title: str
+    rows: tuple[Row, ...] = ()
+    reference: str = ""
+    block: str = ""
+
+    @property
+    def runs(self) -> list[str]:
+        return [name for row in self.rows for name in row.runs]
+
+
+def read_tables(path: Path) -> list[Table]:
+    """Checked: every name once, no unknown key, the reference is a row.
+
+    Raises:
+        ValueError: one sentence that names table and row.
+    """
+    entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"make_tables: {path} must be a list of tables")
+    tables = [as_table(entry, path) for entry in entries]
+    refuse_repeats([table.name for table in tables], f"{path}: two tables are named")
+    return tables
+
+
+def as_table(entry: dict, path: Path) -> Table:
+    where = f"{path}: table {entry.get('name', '?')}"
+    check_keys(entry, ("name", "title"), ("rows", "reference", "block"), where)
+    if ("rows" in entry) == ("block" in entry):
+        raise ValueError(f"make_tables: {where} needs either rows (ours) or block (of published.csv)")
+    rows = []
+    for row in entry.get("rows", ()):
+        check_keys(row, ("name", "runs"), (), f"{where}, row {row.get('name', '?')}")
+        rows.append(Row(row["name"], tuple(row["runs"])))
+    table = Table(**(entry | {"rows": tuple(rows), "reference": entry.get("reference") or ""}))
+    names = [row.name for row in rows]
+    refuse_repeats(names, f"{where}: two rows are named")
+    refuse_repeats(table.runs, f"{where}: two rows or seeds are the run")
+    if table.reference and table.reference not in names:
+        raise ValueError(
+            f"make_tables: {where}: its reference '{table.reference}' is none of its rows: {names}"
+        )
+    return table
+
+
+def check_keys(entry: dict, needed: tuple[str, ...], allowed: tuple[str, ...], where: str) -> None:
+    missing = [key for key in needed if not entry.get(key)]
+    unknown = [key for key in entry if key not in needed + allowed]
+    if missing or unknown or isinstance(entry.get("runs"), str):
+        wrong = "has runs that are no list, as in [one, two]"
+        wrong = f"has the unknown key '{unknown[0]}'" if unknown else wrong
+        wrong = f"has no {missing[0]}" if missing else wrong
+        raise ValueError(f"make_tables: {where} {wrong}; it takes {', '.join(needed + allowed)}")
+
+
+def refuse_repeats(names: list[str], what: str) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"make_tables: {what} '{name}'; give each its own name")
+
+
+def read_published(path: Path) -> dict[str, list[dict[str, str]]]:
+    """Block -> rows of published.csv, with their cells as they were printed; an unknown one is empty.
+
+    Raises:
+        ValueError: a row without a source or that is there twice, a cell that is no figure.
+    """
+    blocks: dict[str, list[dict[str, str]]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file, restval="")
+        if tuple(reader.fieldnames or ()) != PUBLISHED:
+            raise ValueError(f"make_tables: {path}: its columns must be {', '.join(PUBLISHED)}")
+        for row in reader:
+            check_published(row, f"{path}: {row['block']}, row {row['method']}")
+            blocks.setdefault(row["block"], []).append(row)
+    for block, rows in blocks.items():
+        refuse_repeats([row["method"] for row in rows], f"{path}: {block}: two rows are named")
+    return blocks
+
+
+def check_published(row: dict[str, str], where: str) -> None:
+    if None in row:
+        raise ValueError(f"make_tables: {where} has too many cells; put a text with a comma in quotes")
+    if not row["source"].strip():
+        raise ValueError(f"make_tables: {where} has no source; say where its figures are printed")
+    for name, largest in (("srcc", 1), ("plcc", 1), ("accuracy", 100)):
+        if row[name] and not (re.fullmatch(r"\d*\.?\d+", row[name]) and float(row[name]) <= largest):
+            raise ValueError(f"make_tables: {where}: {name} is '{row[name]}', not a figure up to {largest}")
+
+
+# ---------------------------------------------------------------------------------------------------
+# Runs
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder of results/.
+
+    content: of metrics.json. config: None for predictions of another program. sha256: of the predictions.
+    """
+
+    folder: Path
+    content: dict
+    config: Config | None
+    sha256: str
+
+    @property
+    def budget(self) -> str:
+        """Pictures shown in an epoch x epochs; "" for another program's run."""
+        log = self.folder / "metrics.jsonl"
+        if not self.config or not log.is_file():
+            return ""
+        first = json.loads(log.read_text(encoding="utf-8").splitlines()[0])
+        return f"{first['train_pictures']:,} x {self.config.train.epochs}"
+
+
+def read_runs(tables: list[Table], results: Path) -> dict[str, Run]:
+    """Every run of every table, by name, checked (`read_run`, `check_same`)."""
+    runs = {name: read_run(results / name, table) for table in tables for name in table.runs}
+    for table in tables:
+        check_same(table, runs)
+    return runs
+
+
+def read_run(folder: Path, table: Table) -> Run:
+    """Raises ValueError, FileNotFoundError, naming what is missing."""
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"make_tables: table {table.name} names the run {folder.name}, but there is no folder {folder}"
+        )
+    file = folder / "metrics.json"
+    content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    foreign = "predictions_file" in content  # of `main.py evaluate --predictions`
+    for name in ("metrics.json", "predictions.csv.gz", *(() if foreign else ("config.yaml",))):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"make_tables: {folder} (table {table.name}) has no {name}; scripts/keep_run.py fills it"
+            )
+    if missing := [key for key in NEEDED if key not in content]:
+        raise ValueError(f"make_tables: {file} has no '{missing[0]}'; evaluate the run again and keep it")
+    config = None if foreign else load_config([folder / "config.yaml"])
+    return Run(folder, content, config, checkpoint.file_hash(folder / "predictions.csv.gz"))
+
+
+def check_same(table: Table, runs: dict[str, Run]) -> None:
+    """All runs of a table predict the same pictures; those of a row differ in their seed and nothing else."""
+    for name, key in product(table.runs, ("dataset", "split", "split_sha256")):
+        first, other = (runs[i].content[key] for i in (table.runs[0], name))
+        if first != other:
+            raise ValueError(
+                f"make_tables: table {table.name}: {key} of {name} is {other}, that of {table.runs[0]} is "
+                f"{first}; all rows of a table are measured on the same pictures"
+            )
+    for row in table.rows:
+        configs = {name: runs[name].config for name in row.runs if runs[name].config}
+        settings = [reseeded(config).as_dict() for config in configs.values()]
+        for name, now in zip(configs, settings, strict=True):
+            if differences := changed_settings(settings[0], now):
+                raise ValueError(
+                    f"make_tables: table {table.name}, row {row.name}: {name} is not {next(iter(configs))} "
+                    f"with another seed: {'; '.join(differences)}; make it a row of its own"
+                )
+        seeds = [f"train.seed={config.train.seed}" for config in configs.values()]
+        refuse_repeats(seeds, f"table {table.name}, row {row.name}: two runs have")
+
+
+def reseeded(config: Config) -> Config:
+    return replace(config, train=replace(config.train, seed=0))
+
+
+# ---------------------------------------------------------------------------------------------------
+# Measuring: needs the ratings
+
+
+def measure_tables(
+    tables: list[Table], runs: dict[str, Run], roots: dict[str, Path], before: dict, resamples: int
+) -> dict:
+    """Of measured.json: table -> figures. Tables of sets whose folder is not given stay as they are.
+
+    Raises:
+        ValueError: no table is on a set that was named; predictions and set or metrics.json do not agree.
+    """
+    own = {table.name: table for table in tables if table.rows}
+    sets = {name: runs[table.runs[0]].content["dataset"] for name, table in own.items()}
+    if unused := [name for name in roots if name not in sets.values()]:
+        raise ValueError(f"make_tables: --data-root {unused[0]}=...: no table is on this set")
+    measured = {name: before[name] for name in own if name in before}
+    for name, table in own.items():
+        if sets[name] in roots:
+            measured[name] = measure_table(table, runs, roots[sets[name]], resamples)
+    return measured
+
+
+def measure_table(table: Table, runs: dict[str, Run], root: Path, resamples: int) -> dict:
+    """Figures of one table, as measured.json has them."""
+    rated, twins = read_set(table, runs, root)
+    labels = rated.scale.kind == "label"
+    threshold = 0.5 if labels else rated.scale.threshold
+    scores = rated.high().astype(np.float64) if labels else rated.scores  # (n,)
+    predictions = {}
+    for name in table.runs:
+        columns = read_predictions(runs[name], rated)
+        check_recorded(runs[name], columns, rated, twins)
+        predictions[name] = columns["prediction"]
+    known = {name: set(runs[name].content["metrics"]) for name in table.runs}
+    content = {"threshold": threshold, "twins": len(twins), "resamples": resamples}
+    content |= {"reference": table.reference, "rows": sources(table, runs)}
+    for subset, kept in (("all", slice(None)), ("without_twins", ~np.isin(rated.ids, list(twins)))):
+        arrays = {name: values[kept] for name, values in predictions.items()}
+        content[subset] = figures(table, arrays, known, scores[kept], threshold, resamples)
+    return evaluation.without_nan(content)
+
+
+def sources(table: Table, runs: dict[str, Run]) -> dict[str, dict[str, str]]:
+    """Row -> run -> SHA-256 of the predictions that its figures are made from."""
+    return {row.name: {name: runs[name].sha256 for name in row.runs} for row in table.rows}
+
+
+def read_set(table: Table, runs: dict[str, Run], root: Path) -> tuple[RatedSet, set[str]]:
+    """The pictures that the runs predict, with ratings, and the ids of those with an identical one in train.
+
+    Raises:
+        ValueError: the runs predict another split.
+    """
+    first = runs[table.runs[0]]
+    name, split, sha256 = (first.content[key] for key in ("dataset", "split", "split_sha256"))
+    configs = [runs[run].config for run in table.runs if runs[run].config]
+    options = configs[0].data.options(DataOptions) if configs else DataOptions()
+    rated = evaluation.labelled(load_dataset(name, root, (split,), options)[split], "aesthetics")
+    if rated.sha256 != sha256:
+        raise ValueError(
+            f"make_tables: {first.folder} (table {table.name}) predicts another split than {name} {split} in "
+            f"{root}: split_sha256 is {sha256[:12]} there and {rated.sha256[:12]} here"
+        )
+    unseen = {i for run in table.runs for i, _ in runs[run].content.get("broken", ())}
+    rated = rated.take([i not in unseen for i in rated.ids])
+    twins = twins_in_training(name, root, options) if split == "test" else set()
+    return rated, twins & set(rated.ids)
+
+
+def read_predictions(run: Run, rated: RatedSet) -> dict[str, np.ndarray]:
+    """The ids and the columns of numbers, (n,) each, in the order of the set.
+
+    Raises:
+        ValueError: pictures are missing, unknown or there twice.
+    """
+    try:
+        sheet = Sheet(run.folder / "predictions.csv.gz", text=["id"])
+        sheet.need(["id", "prediction"])
+        ids = sheet.ids("id")
+        names = [name for name in sheet.columns if name.startswith(("p_", "emotion_"))]
+        columns = {name: sheet.numbers(name) for name in ("prediction", *names)}
+    except (ValueError, OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"make_tables: {run.folder}: {error}") from error
+    if wrong := sorted(set(rated.ids) ^ set(ids)):
+        raise ValueError(
+            f"make_tables: {run.folder}: predictions.csv.gz must have each of the {len(rated)} pictures of "
+            f"{rated.name} {rated.split}; {len(wrong)} are missing or unknown, e.g. {wrong[0]}"
+        )
+    position = {name: row for row, name in enumerate(ids)}
+    order = [position[i] for i in rated.ids]
+    return {"id": np.array(rated.ids)} | {name: values[order] for name, values in columns.items()}
+
+
+def check_recorded(run: Run, columns: dict[str, np.ndarray], rated: RatedSet, twins: set[str]) -> None:
+    """Raises ValueError unless every metric in metrics.json is what the predictions give."""
+    content = run.content
+    report = evaluation.compare(columns, rated, labels=rated.scale.kind == "label", twins=twins)
+    rest = report.facts.get("without_twins", {"metrics": {}})
+    pairs = [("metrics", content, report.metrics)]
+    if "without_twins" in content:
+        pairs.append(("without_twins", content["without_twins"], rest["metrics"]))
+    if "emotions" in content:
+        found = emotion_metrics(columns, content["emotions"]["emotions"], rated)
+        pairs.append(("emotions", content["emotions"], found))
+    for what, part, found in pairs:
+        for name, recorded in part["metrics"].items():
+            now = evaluation.without_nan(found.get(name))
+            if recorded != now and not close(recorded, now):
+                raise ValueError(
+                    f"make_tables: {run.folder}: {what}, {name} is {recorded} in metrics.json and {now} by "
+                    "its predictions; evaluate the run again and keep both files"
+                )
+
+
+def close(a: float | None, b: float | None) -> bool:
+    return None not in (a, b) and math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE / 100)
+
+
+def emotion_metrics(columns: dict[str, np.ndarray], classes: list[str], rated: RatedSet) -> dict[str, float]:
+    votes = evaluation.with_emotions(rated, tuple(classes)).emotions  # (n, E)
+    known = ~np.isnan(votes).all(axis=1)  # (n,)
+    shares = np.stack([columns[f"emotion_{name}"] for name in classes], axis=1)  # (n, E)
+    return metrics.emotion_metrics(shares[known], votes[known], classes)
+
+
+def figures(
+    table: Table,
+    predictions: dict[str, np.ndarray],
+    known: dict[str, set[str]],
+    scores: np.ndarray,
+    threshold: float,
+    resamples: int,
+) -> dict:
+    """Metrics of each run, and of each row with intervals; its differences to the reference, judged.
+
+    Args:
+        predictions: run -> (n,). known: run -> the metrics that make sense for it; the others are NaN.
+        scores: (n,).
+
+    Returns:
+        {"n": pictures, "runs": run -> metric -> value,
+        "rows": row -> metric -> {"mean", "sd", "low", "high"},
+        "differences": row -> metric -> {"difference", "low", "high", "seed_spread", "borrowed", "counts"}}
+    """
+
+    def of_runs(scores: np.ndarray, *arrays: np.ndarray) -> dict[str, dict[str, float]]:
+        found = {n: run_metrics(a, scores, threshold) for n, a in zip(predictions, arrays, strict=True)}
+        return {n: {m: v if m in known[n] else math.nan for m, v in found[n].items()} for n in found}
+
+    def of_rows(*arrays: np.ndarray) -> dict[tuple[str, str, str], float]:
+        return row_metrics(table, of_runs(*arrays))
+
+    arrays = (scores, *predictions.values())
+    intervals = metrics.bootstrap_intervals(of_rows, arrays, resamples)
+    by_run = of_runs(*arrays)
+    seeds = {
+        (row.name, m): deviation([by_run[n][m] for n in row.runs]) for row in table.rows for m in MEASURES
+    }
+    content = {"n": len(scores), "runs": by_run, "rows": {}, "differences": {}}
+    for (kind, row, name), value in row_metrics(table, by_run).items():
+        low, high = intervals[kind, row, name]
+        if kind == "rows":
+            entry = {"mean": value, "sd": seeds[row, name], "low": low, "high": high}
+        else:
+            spread, borrowed = seed_spread(table, row, name, seeds)
+            counts = (low > 0 or high < 0) and abs(value) > spread  # not where anything is NaN
+            entry = {"difference": value, "low": low, "high": high}
+            entry |= {"seed_spread": spread, "borrowed": borrowed, "counts": counts}
+        content[kind].setdefault(row, {})[name] = entry
+    return content
+
+
+def run_metrics(predicted: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float]:
+    """The MEASURES, as `metrics.aesthetic_metrics` has them; Kendall's would take longer than all others."""
+    return {
+        "srcc": metrics.srcc(predicted, scores),
+        "plcc": metrics.plcc(predicted, scores),
+        "rmse": metrics.rmse(predicted, scores),
+        "mae": metrics.mae(predicted, scores),
+        "accuracy": metrics.accuracy(predicted, scores, threshold),
+        "accuracy_inclusive": metrics.accuracy(predicted, scores, threshold, inclusive=True),
+    }
+
+
+def row_metrics(table: Table, by_run: dict[str, dict[str, float]]) -> dict[tuple[str, str, str], float]:
+    """("rows", row, metric): mean over its runs; ("differences", row, metric): that minus the reference's."""
+    rows = {
+        row.name: {m: sum(by_run[n][m] for n in row.runs) / len(row.runs) for m in MEASURES}
+        for row in table.rows
+    }
+    found = {("rows", row, m): value for row, means in rows.items() for m, value in means.items()}
+    compared = [row for row in rows if table.reference and row != table.reference]
+    return found | {
+        ("differences", row, m): rows[row][m] - rows[table.reference][m] for row in compared for m in MEASURES
+    }
+
+
+def deviation(values: list[float]) -> float:
+    """Standard deviation over seeds; NaN of a single one."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+def seed_spread(table: Table, row: str, name: str, seeds: dict[tuple[str, str], float]) -> tuple[float, bool]:
+    """How far the seeds alone may bring a row from the reference; NaN if no row of the table has several.
+
+    Returns:
+        The spread, and whether one of the two rows has a single seed, so that another's deviation is in it.
+    """
+    known = [seeds[other.name, name] for other in table.rows if len(other.runs) > 1]
+    own = [seeds[row, name], seeds[table.reference, name]]
+    taken = [max(known, default=math.nan) if math.isnan(value) else value for value in own]
+    return SPREADS * math.hypot(*taken), any(map(math.isnan, own))
+
+
+# ---------------------------------------------------------------------------------------------------
+# Writing: needs results/ only
+
+
+def written_tables(
+    tables: list[Table], runs: dict[str, Run], measured: dict, results: Path, readme: Path
+) -> dict[Path, str]:
+    """Every file with tables -> its text. Nothing is written here."""
+    blocks = read_published(results / "published.csv")
+    shown = [table.block for table in tables if table.block]
+    if lonely := sorted({*shown} ^ {*blocks}):
+        raise ValueError(
+            f"make_tables: block '{lonely[0]}' must be both in published.csv and in a table of tables.yaml"
+        )
+    texts, parts = {}, {}
+    for table in tables:
+        if table.block:
+            part, lines = published_table(table, blocks[table.block])
+        else:
+            check_measured(table, runs, measured)
+            part, lines = own_table(table, runs, measured[table.name])
+        parts[table.name], texts[results / "tables" / f"{table.name}.csv"] = part, as_csv(lines)
+    return {readme: filled(readme, parts)} | texts
+
+
+def check_measured(table: Table, runs: dict[str, Run], measured: dict) -> None:
+    """Raises ValueError unless what was measured is what tables.yaml and the folders hold now."""
+    found = measured.get(table.name, {})
+    known = {name: sha256 for row in found.get("rows", {}).values() for name, sha256 in row.items()}
+    again = f"run scripts/make_tables.py with --data-root {runs[table.runs[0]].content['dataset']}=DIR"
+    for name in table.runs:
+        if known.get(name) != runs[name].sha256:
+            since = "are not those that were measured" if name in known else "were not measured yet"
+            raise ValueError(f"make_tables: table {table.name}: the predictions of {name} {since}; {again}")
+    if (found["rows"], found["reference"]) != (sources(table, runs), table.reference):
+        raise ValueError(
+            f"make_tables: table {table.name}: rows or reference are not those measured; {again}"
+        )
+
+
+def own_table(table: Table, runs: dict[str, Run], measured: dict) -> tuple[str, list[dict]]:
+    """The table as Markdown, and the lines of its csv: one for each row, subset of pictures and metric."""
+    high, twins = f"{measured['threshold']:g}", measured["twins"]
+    head = ["", "pictures x epochs", "SRCC", "PLCC", f"accuracy > {high}", f"accuracy >= {high}"]
+    head += [f"without the {twins} twins: SRCC, PLCC, accuracies"] if twins else []
+    printed = ("srcc", "plcc", "accuracy", "accuracy_inclusive")
+    lines = [(*head, "folder in `results/`")]
+    for row in table.rows:
+        all_pictures, rest = (measured[subset]["rows"][row.name] for subset in ("all", "without_twins"))
+        cells = [row.name + marks(row, runs), runs[row.runs[0]].budget]
+        cells += [estimate(name, all_pictures[name]) for name in printed]
+        cells += [", ".join(number(name, rest[name]["mean"]) for name in printed)] if twins else []
+        lines.append((*cells, ", ".join(f"`{name}`" for name in row.runs)))
+    compared = measured["all"]["differences"].items()
+    sentences = [sentence(row, table.reference, entries[DECISIVE]) for row, entries in compared]
+    parts = [table.title, as_markdown(lines), explanation(table, measured), "\n".join(sentences)]
+    return "\n\n".join(filter(None, parts)), own_lines(table, runs, measured)
+
+
+def marks(row: Row, runs: dict[str, Run]) -> str:
+    """What a reader must know of a row: how many of the test pictures were trained on."""
+    found = ""
+    for key, what in (
+        ("test_pictures_trained_on", "contaminated"),
+        ("test_pictures_that_the_emotion_branch_was_trained_on", "emotion branch contaminated"),
+    ):
+        count = max(runs[name].content.get(key, 0) for name in row.runs)
+        found += f", **{what} ({count:,})**" if count else ""
+    foreign = any(runs[name].config is None for name in row.runs)
+    return found + (", trained on unknown pictures" if foreign else "")
+
+
+def explanation(table: Table, measured: dict) -> str:
+    text = f"In brackets: 95 % bootstrap intervals over the pictures, {measured['resamples']:,} resamples. "
+    several = any(len(row.runs) > 1 for row in table.rows)
+    text += (
+        "Rows of several folders: mean ± standard deviation over seeds. " if several else "One seed a row. "
+    )
+    if measured["twins"]:
+        text += "Twins: test pictures with an identical one, under another name, in the training list. "
+    if table.reference:
+        text += (
+            "A difference counts if its paired interval does not hold 0 and it is larger than the seed "
+            f"spread: {SPREADS} x the root of the sum of both rows' variances over seeds (a row of one seed "
+            "is given the largest of the table)."
+        )
+    return textwrap.fill(text, WIDTH)
+
+
+def sentence(row: str, reference: str, entry: dict) -> str:
+    value = number(DECISIVE, entry["difference"], sign="+")
+    text = f"- {row} minus {reference}: {metrics.TERMS[DECISIVE]} {value} (paired {span(DECISIVE, entry)})"
+    if entry["seed_spread"] is None:
+        return f"{text}, seed spread unknown: does not count."
+    side = "beyond" if abs(entry["difference"]) > entry["seed_spread"] else "within"
+    verdict = "counts" if entry["counts"] else "does not count"
+    borrowed = " (one seed: the table's largest)" if entry["borrowed"] else ""
+    return f"{text}, {side} the seed spread of {number(DECISIVE, entry['seed_spread'])}{borrowed}: {verdict}."
+
+
+def estimate(name: str, entry: dict) -> str:
+    """.860 ± .002 (.848 to .872)"""
+    if entry["mean"] is None:
+        return ""
+    deviation = "" if entry["sd"] is None else f" ± {number(name, entry['sd'], unit='')}"
+    return f"{number(name, entry['mean'])}{deviation} ({span(name, entry)})"
+
+
+def span(name: str, entry: dict) -> str:
+    return " to ".join(number(name, entry[side], unit="") for side in ("low", "high"))
+
+
+def number(name: str, value: float | None, unit: str = " %", sign: str = "") -> str:
+    """.860, or 86.8 % for an accuracy; a dash for what does not exist."""
+    if value is None:
+        return "-"
+    if name.startswith("accuracy"):
+        return f"{100 * value:{sign}.1f}{unit}"
+    return re.sub(r"^([+-]?)0\.", r"\1.", f"{value:{sign}.3f}")
+
+
+def own_lines(table: Table, runs: dict[str, Run], measured: dict) -> list[dict]:
+    lines = []
+    for row, subset, name in product(table.rows, ("all", "without_twins"), MEASURES):
+        content = measured[subset]
+        compared = content["differences"].get(row.name, {}).get(name, {})
+        line = {"row": row.name, "runs": " ".join(row.runs), "pictures_x_epochs": runs[row.runs[0]].budget}
+        line |= {"subset": subset, "pictures": content["n"], "metric": name} | content["rows"][row.name][name]
+        line |= {"difference": compared.get("difference")}
+        line |= {f"difference_{side}": compared.get(side) for side in ("low", "high")}
+        lines.append(line | {key: compared.get(key) for key in ("seed_spread", "borrowed", "counts")})
+    return lines
+
+
+def published_table(table: Table, rows: list[dict[str, str]]) -> tuple[str, list[dict]]:
+    """The table as Markdown, in which columns without any entry are left out, and the lines of its csv."""
+    shown = [name for name in PUBLISHED[1:] if any(row[name] for row in rows)]
+    lines = [tuple(FIGURES.get(name, name) for name in shown)]
+    for row in rows:
+        percent = {"accuracy": f"{row['accuracy']} %"} if row["accuracy"] else {}
+        lines.append(tuple((row | percent)[name] for name in shown))
+    return f"{table.title}\n\n{as_markdown(lines)}", [
+        {name: row[name] for name in PUBLISHED[1:]} for row in rows
+    ]
+
+
+def as_markdown(lines: list[tuple[str, ...]]) -> str:
+    head, *rest = ["|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in lines]
+    return "\n".join([head, "|" + "---|" * len(lines[0]), *rest])
+
+
+def as_csv(lines: list[dict]) -> str:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return file.getvalue()
+
+
+def filled(readme: Path, parts: dict[str, str]) -> str:
+    """The README's text with every table between its markers.
+
+    Raises:
+        ValueError: a table has no pair of markers there, or a pair of markers no table.
+    """
+    text = readme.read_text(encoding="utf-8")
+    named = re.findall(r"<!-- table (\S+) -->", text)
+    if unknown := [name for name in named if name not in parts]:
+        raise ValueError(
+            f"make_tables: {readme} has markers of '{unknown[0]}', a table that tables.yaml lacks"
+        )
+    for name, part in parts.items():
+        begin, end = f"<!-- table {name} -->", f"<!-- end of table {name} -->"
+        if (text.count(begin), text.count(end)) != (1, 1) or text.index(begin) > text.index(end):
+            raise ValueError(f"make_tables: {readme} must hold once, in this order, {begin} and {end}")
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}\n{part}\n{end}{rest.partition(end)[2]}"
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())
