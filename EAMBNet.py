@@ -415,7 +415,7 @@ class EAMBNet(nn.Module):
             small: the pictures as the context branch sees them, if they have been shrunk already.
         """
         if not self.emotion:
-            return images.new_empty(len(images), 0), images.new_ones(len(images), 1, 1, 1)
+            return no_emotions(images)
         if small is None or self.emotion_scale != self.context_scale:
             small = shrink(images, self.emotion_scale)  # (N, 3, H/2, W/2)
         with torch.set_grad_enabled(self.train_emotion and torch.is_grad_enabled()):
@@ -461,8 +461,12 @@ class LinearNetwork(nn.Module):
     def forward(self, images: Tensor) -> Output:
         check_size(images)
         pooled = self.tail(self.context(images)[-1])  # (N, 2048)
-        nothing = images.new_empty(len(images), 0), images.new_ones(len(images), 1, 1, 1)
-        return Output(as_prediction(self.head(pooled)), *nothing)
+        return Output(as_prediction(self.head(pooled)), *no_emotions(images))
+
+
+def no_emotions(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (N, 0) and map (N, 1, 1, 1), which is 1, of a network without an emotion branch."""
+    return images.new_empty(len(images), 0), images.new_ones(len(images), 1, 1, 1)
 
 
 def as_prediction(logit: Tensor) -> Tensor:

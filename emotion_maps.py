@@ -36,9 +36,9 @@ class EmotionMaps:
     """Logits and maps of the pictures of a set, as they lie in the files of `folder`."""
 
     def __init__(self, folder: Path, rated: RatedSet):
-        self.folder, self.keys = folder, [picture_key(rated, index) for index in range(len(rated))]
-        self.files = {path: read_chunk(path) for path in sorted(folder.glob("*.npy"))}
-        self.files = {path: records for path, records in self.files.items() if records is not None}
+        self.keys = [picture_key(rated, index) for index in range(len(rated))]
+        chunks = {path: read_chunk(path) for path in sorted(folder.glob("*.npy"))}
+        self.files = {path: records for path, records in chunks.items() if records is not None}
         places = {
             key: (path, row)
             for path, records in self.files.items()
@@ -95,11 +95,12 @@ def prepare(
         missing = maps.missing
         chunks = [missing[start : start + CHUNK] for start in range(0, len(missing), CHUNK)]
         own = chunks[distributed.rank() :: distributed.world()]
-        pictures = PictureSet(rated, size, exif, skip_broken=True)
         count, hidden = sum(map(len, own)), not (own and distributed.is_main())
         with tqdm(total=count, desc="emotion maps", unit="picture", mininterval=2, disable=hidden) as bar:
             for chunk in own:
-                write_chunk(folder, network, pictures, maps.keys, chunk, compute, workers, batch_size)
+                pictures = PictureSet(rated.take(chunk), size, exif, skip_broken=True)
+                keys = [maps.keys[index] for index in chunk]
+                write_chunk(folder, network, pictures, keys, compute, workers, batch_size)
                 bar.update(len(chunk))
     except OSError as error:
         problem = str(error)
@@ -116,16 +117,14 @@ def write_chunk(
     network: EAMBNet,
     pictures: PictureSet,
     keys: Sequence[bytes],
-    chunk: np.ndarray,
     compute: Compute,
     workers: int,
     batch_size: int,
 ) -> None:
-    """Computes the maps of the pictures `chunk` (indices) and writes them as one file."""
-    part = PictureSet(pictures.rated.take(chunk), pictures.size, pictures.exif, skip_broken=True)
-    order = TestOrder(len(chunk), batch_size)
+    """Computes the maps of the pictures, which `keys` stand for, and writes them as one file."""
+    order = TestOrder(len(pictures), batch_size)
     rows = []
-    for batch in make_loader(part, order, workers, pin_memory=compute.device.type == "cuda"):
+    for batch in make_loader(pictures, order, workers, pin_memory=compute.device.type == "cuda"):
         sides = []
         for images in (batch.images, batch.images.flip(3)):
             filled = filled_up(batch._replace(images=images), batch_size)
@@ -133,14 +132,14 @@ def write_chunk(
             sides.append((logits[: len(images)], maps[: len(images), 0]))  # (n, E), (n, h, w)
         logits, maps = (torch.stack(values, dim=1).numpy() for values in zip(*sides, strict=True))
         rows += [
-            (keys[chunk[index]], checksum(*values), *values)
+            (keys[index], checksum(*values), *values)
             for index, *values in zip(batch.index.tolist(), logits, maps, strict=True)
         ]
     if not rows:
         return
     shapes = rows[0][2].shape, rows[0][3].shape  # (2, E), (2, h, w)
     records = np.array(rows, record_type(*shapes))
-    name = hashlib.sha256(b"".join(keys[index] for index in chunk)).hexdigest()[:16]
+    name = hashlib.sha256(b"".join(keys)).hexdigest()[:16]
     with checkpoint.written_whole(folder / f"{name}.npy") as path, path.open("wb") as file:
         np.save(file, records)
 

@@ -233,12 +233,9 @@ def keep_memory() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
-        for setting, value in (
-            (-4, 0),
-            (-1, -1),
-            (-8, 1),
-        ):  # M_MMAP_MAX, M_TRIM_THRESHOLD: never; M_ARENA_MAX
-            mallopt(setting, value)
+        mallopt(-4, 0)  # M_MMAP_MAX: no tensor is mapped on its own
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
+        mallopt(-8, 1)  # M_ARENA_MAX
 
 
 def peak_memory(device: torch.device) -> float:

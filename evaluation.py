@@ -349,8 +349,7 @@ def compare(
         twins: ids of pictures that are in training too: all is measured without them as well.
     """
     predicted = columns["prediction"]
-    scores = rated.high().astype(np.float64) if labels else rated.scores  # (n,)
-    threshold = 0.5 if labels else rated.scale.threshold
+    scores, threshold = truth(rated, labels)
     arrays = [predicted, scores]
     bins = [f"p_{value:g}" for value in rated.bins]
     if bins and bins == [name for name in columns if name.startswith("p_")]:
@@ -373,6 +372,14 @@ def compare(
         rest = {name: values[other] for name, values in columns.items()}
         add_without_twins(report, compare(rest, rated.take(other), bootstrap, labels, correlations_only))
     return report
+
+
+def truth(rated: RatedSet, labels: bool) -> tuple[np.ndarray, float]:
+    """What predictions are compared with: (n,) ratings, or 0 and 1 for labels; a picture is high above the
+    threshold."""
+    if labels:
+        return rated.high().astype(np.float64), 0.5
+    return rated.scores, rated.scale.threshold
 
 
 def add_without_twins(report: Report, rest: Report) -> None:

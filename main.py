@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +31,16 @@ def guarded(
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130
+
+
+def refuse_existing(script: str, folder: Path, names: Iterable[str]) -> None:
+    """Raises FileExistsError where a script would overwrite something and was not given --force."""
+    there = [name for name in names if (folder / name).exists()]
+    if there:
+        raise FileExistsError(
+            f"{script}: {folder} holds {', '.join(there)} already; choose another folder, or overwrite "
+            "with --force"
+        )
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -303,9 +303,7 @@ def measure_tables(
 def measure_table(table: Table, runs: dict[str, Run], root: Path, resamples: int) -> dict:
     """Figures of one table, as measured.json has them."""
     rated, twins = read_set(table, runs, root)
-    labels = rated.scale.kind == "label"
-    threshold = 0.5 if labels else rated.scale.threshold
-    scores = rated.high().astype(np.float64) if labels else rated.scores  # (n,)
+    scores, threshold = evaluation.truth(rated, rated.scale.kind == "label")
     predictions = {}
     for name in table.runs:
         columns = read_predictions(runs[name], rated)

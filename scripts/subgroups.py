@@ -37,7 +37,7 @@ import referee
 from checkpoint import written_whole
 from config import load_config
 from datasets import PARA_FILES, SPLITS, DecodeError, RatedSet, Sheet, decode
-from main import guarded
+from main import guarded, refuse_existing
 from panels import Box, fit, resize_image, show
 from visualize import FAINT, INK, new_figure, write, write_figure
 
@@ -81,9 +81,7 @@ def run(options: argparse.Namespace) -> int:
     rated, predictions, notes = read_predictions(options.predictions, rated)
     known, undecoded = make_groups(rated, Path(options.data_root).expanduser())
     groups, left_out = choose_groups(known)
-    labels = rated.scale.kind == "label"
-    scores = rated.high().astype(np.float64) if labels else rated.scores  # (n,)
-    threshold = 0.5 if labels else rated.scale.threshold
+    scores, threshold = evaluation.truth(rated, rated.scale.kind == "label")
     lines = [line for g in groups for line in measure(g, predictions, scores, threshold, options.resamples)]
     name, first = next(iter(predictions.items()))
     # Stable: of equal errors the first in the set stands first.
@@ -105,12 +103,8 @@ def check_options(options: argparse.Namespace) -> None:
         raise ValueError(
             f"subgroups: --worst and --resamples are at least 1, got {options.worst}, {options.resamples}"
         )
-    there = [name for name in FILES if (options.output / name).exists()]
-    if there and not options.force:
-        raise FileExistsError(
-            f"subgroups: {options.output} holds {', '.join(there)} already; choose another folder, or "
-            "overwrite with --force"
-        )
+    if not options.force:
+        refuse_existing("subgroups", options.output, FILES)
 
 
 # ---------------------------------------------------------------------------------------------------

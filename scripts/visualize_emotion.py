@@ -35,7 +35,7 @@ from config import load_config
 from datasets import SPLITS, DataOptions, RatedSet, decode, describe, first_by_hash, load_dataset
 from EAMBNet import Scale
 from evaluation import as_trained, is_cross_set
-from main import guarded
+from main import guarded, refuse_existing
 from panels import Box, fit, resize_image, shorten, show
 from predict import Scored, Scorer
 from visualize import (
@@ -630,12 +630,8 @@ def check_options(options: argparse.Namespace) -> None:
         raise ValueError(f"visualize_emotion: where is {options.dataset}? --data-root DIR")
     if options.output.exists() and not options.output.is_dir():
         raise NotADirectoryError(f"visualize_emotion: --output needs a folder; {options.output} is a file")
-    there = [name for name in FILES if (options.output / name).exists()]
-    if there and not options.force:
-        raise FileExistsError(
-            f"visualize_emotion: {options.output} holds {', '.join(there)} already; choose another "
-            "folder, or overwrite with --force"
-        )
+    if not options.force:
+        refuse_existing("visualize_emotion", options.output, FILES)
 
 
 if __name__ == "__main__":
