@@ -29,6 +29,7 @@ CHOICES = {
     "optimizer.name": ("adam", "adamw"),
     "optimizer.schedule": ("constant", "ava", "para", "one_cycle"),
     "train.precision": ("fp32", "bf16", "fp16"),
+    "train.gradient_precision": ("fp32", "bf16"),
     "train.validate_on": ("val", "test"),
 }
 SMALLEST = {  # values that are numbers but below what can work; the networks check their own
@@ -179,6 +180,10 @@ class Train:
         step count this much (as in 0.999) and those after it the rest (Polyak averaging).
     emotion_maps: a folder where the frozen emotion branch's maps are kept (`emotion_maps.py`), computed once
         and not in every epoch and run; empty: not kept.
+    gradient_precision: of what several processes send each other; "bf16" halves the bytes and rounds each
+        gradient to 8 bits.
+    sync_batchnorm: BatchNorm over the pictures of all processes, not of each; CUDA only, not measured by us.
+    compile: run the training step through torch.compile. Minutes at the start; on a CPU it was no faster.
     """
 
     epochs: int = 30
@@ -193,6 +198,9 @@ class Train:
     score_test: bool = True
     average: float = 0.0
     emotion_maps: str = ""
+    gradient_precision: str = "fp32"
+    sync_batchnorm: bool = False
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -220,7 +228,8 @@ class Config:
 
     def without_root(self) -> dict:
         """As `as_dict`, to be published: folders of the machine it ran on say nothing elsewhere."""
-        data, train = replace(self.data, root=""), replace(self.train, emotion_maps="")
+        maps = "kept" if self.train.emotion_maps else ""
+        data, train = replace(self.data, root=""), replace(self.train, emotion_maps=maps)
         return replace(self, data=data, train=train).as_dict()
 
 

@@ -1,4 +1,4 @@
-"""Rated pictures: AVA, PARA, IAE, FI, EmoSet, your own csv and the demo set, as columns; decoding; batches.
+"""Rated pictures: AVA, PARA, IAE, FI, EmoSet, your own csv and the demo set, as columns; batches.
 
     splits = load_dataset("para", "/data/PARA", splits=("train", "val"))
     splits = load_datasets(["para", "fi"], ["/data/PARA", "/data/FI"], ("train", "val"))  # emotions of both
@@ -6,8 +6,8 @@
     loader = make_loader(pictures, TrainOrder(len(pictures), batch_size=32, seed=0, epoch=0), workers=2)
 
 From top to bottom: names of emotions; what a split is; loading one set; uniting several; reading tables
-with checks; one parse function per set; looking the pictures up; splitting by hash, in folds too; decoding;
-orders; loaders. Emotions are mapped by name, never by index.
+with checks; one parse function per set; looking the pictures up; prepared copies; splitting by hash, in
+folds too; pictures and batches; orders; loaders. Emotions are mapped by name, never by index.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,14 +30,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from decoding import PICTURE_ENDINGS, DecodeError, decode, stack
 from EAMBNet import EMOTIONS, Scale
 
 SPLITS = ("train", "val", "test")
-PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 ANY_CASE_ENDINGS = (*PICTURE_ENDINGS, *(ending.upper() for ending in PICTURE_ENDINGS))
 
 # ---------------------------------------------------------------------------------------------------
@@ -139,6 +139,18 @@ class DataOptions:
             raise ValueError(f"datasets: data.fold is {allowed}, got {self.fold}.")
 
 
+class Copies(NamedTuple):
+    """What `scripts/prepare_data.py` made of a set, and the command that makes it again.
+
+    size: side in pixels. exif: whether the pictures were turned as their EXIF orientation says.
+    """
+
+    root: str
+    size: int
+    exif: bool
+    command: str
+
+
 @dataclass(frozen=True, eq=False)
 class RatedSet:
     """One split of a set, or of several, as columns of equal length n; `rated[i]` is a Sample.
@@ -153,6 +165,7 @@ class RatedSet:
     dealt: the splits are folds of a set without splits of its own.
     united: made of several sets by `unite`; the ids begin with "set:".
     parts: the sets that it is made of, as they were.
+    copies: which copies its pictures are, one entry per set that has them; none for the pictures themselves.
     """
 
     name: str
@@ -170,6 +183,7 @@ class RatedSet:
     dealt: bool = False
     united: bool = False
     parts: tuple[RatedSet, ...] = ()
+    copies: tuple[Copies, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -227,6 +241,7 @@ def describe(rated: RatedSet) -> str:
         parts.append(f"scores {known.min():.4g} to {known.max():.4g}, mean {known.mean():.4g}")
     if rated.emotions is not None:
         parts.append(f"{len(rated.emotion_classes)} emotions")
+    parts += [f"prepared copies of {copies.size} px" for copies in rated.copies]
     parts.append(f"{len(rated.left_out):,} left out")
     return ", ".join(parts) + f", ids sha256 {rated.sha256[:12]}"
 
@@ -282,6 +297,7 @@ class Table:
     votes: (n, K) counts per rating of `bins`; emotions: (n, E) counts. Rows of NaN where a file has none.
     twins: groups of ids known to be the same picture; None if they are to be found by content.
     test_share: of the rows whose split is "".
+    copies: none, or that all pictures are these; sources: n hashes of the files that they are copies of.
     """
 
     name: str
@@ -299,6 +315,8 @@ class Table:
     twins: list[list[str]] | None = None
     left_out: dict[str, list[LeftOut]] = field(default_factory=dict)
     test_share: float = 0.10
+    copies: tuple[Copies, ...] = ()
+    sources: list[str] = field(default_factory=list)
 
     @property
     def has_own_split(self) -> bool:
@@ -332,9 +350,26 @@ def load_dataset(
         ValueError, FileNotFoundError: one sentence that names file, row and column.
     """
     options = options or DataOptions()
-    table, paths = look_up(_parsed(name, root, splits, options))
+    table, paths = read_table(name, root, splits, options)
     _check_folds([table], options)
     return _split_sets(table, paths, splits, options)
+
+
+def read_table(
+    name: str, root: str | Path, splits: Sequence[str], options: DataOptions
+) -> tuple[Table, list[str]]:
+    """The rows whose pictures exist, before they are split, and the path of each picture.
+
+    Raises:
+        ValueError, FileNotFoundError: as `load_dataset`; prepared copies that are not complete or are old.
+    """
+    manifest = read_manifest(root)
+    if manifest:
+        manifest.check_complete(root)
+    table, paths = look_up(_parsed(name, root, splits, options))
+    if manifest:
+        table.copies, table.sources = manifest.check_sources(root, paths)
+    return table, paths
 
 
 def _parsed(name: str, root: str | Path, splits: Sequence[str], options: DataOptions) -> Table:
@@ -401,6 +436,7 @@ def _rated_set(table: Table, paths: list[str], split: str, options: DataOptions)
         emotions=_shares(part.emotions),
         emotion_classes=() if _shares(part.emotions) is None else part.emotion_classes,
         left_out=left_out,
+        copies=table.copies,
     )
 
 
@@ -484,8 +520,7 @@ def load_datasets(
     options = options or DataOptions()
     _check_names(names, roots)
     repeats = _repeats(options.repeat, names) if "train" in splits else ()
-    parsed = [_parsed(name, root, splits, options) for name, root in zip(names, roots, strict=True)]
-    tables = [look_up(table) for table in parsed]
+    tables = [read_table(name, root, splits, options) for name, root in zip(names, roots, strict=True)]
     _check_folds([table for table, _ in tables], options)
     loaded = []
     for table, paths in tables:
@@ -564,6 +599,7 @@ def unite(sets: Sequence[RatedSet], repeats: Sequence[int] = ()) -> RatedSet:
         left_out=[LeftOut(f"{rated.name}:{i}", reason) for rated in sets for i, reason in rated.left_out],
         united=True,
         parts=tuple(sets),
+        copies=tuple(copies for rated in sets for copies in rated.copies),
     )
 
 
@@ -1544,6 +1580,109 @@ def look_up(table: Table) -> tuple[Table, list[str]]:
 
 
 # ---------------------------------------------------------------------------------------------------
+# Prepared copies: a root that scripts/prepare_data.py wrote. Used only while they are what they say they are
+
+
+MANIFEST = "prepared.json"
+
+
+class Source(NamedTuple):
+    """A file that was copied: its hash, bytes and time of change; error: why it has no copy, or ""."""
+
+    sha256: str
+    bytes: int
+    mtime_ns: int
+    error: str = ""
+
+    def is_as(self, path: str | Path) -> bool:
+        """False if the file at `path` has changed. One that is not there has not: copies may outlive it."""
+        try:
+            found = os.stat(path)  # noqa: PTH116 - a Path for each of 250,000 pictures takes seconds
+        except OSError:
+            return True
+        return (found.st_size, found.st_mtime_ns) == (self.bytes, self.mtime_ns)
+
+
+@dataclass
+class Manifest:
+    """What prepared.json says: `words` are key=value; labels and pictures go by path relative to the root.
+
+    program: versions of what made the copies.
+    complete: False while copies are made, or after that was interrupted.
+    """
+
+    dataset: str
+    source: str
+    words: list[str]
+    size: int
+    exif: bool
+    quality: int
+    program: dict[str, str]
+    complete: bool = False
+    labels: dict[str, Source] = field(default_factory=dict)
+    pictures: dict[str, Source] = field(default_factory=dict)
+
+    def command(self, root: str | Path) -> str:
+        words = ["python", "scripts/prepare_data.py", "--dataset", self.dataset, "--data-root", self.source]
+        return shlex.join([*words, "--output", str(root), "--quality", str(self.quality), *self.words])
+
+    def check_complete(self, root: str | Path) -> None:
+        if not self.complete:
+            raise ValueError(f"datasets: {root} has only a part of its copies; go on: {self.command(root)}")
+
+    def check_sources(self, root: str | Path, paths: Sequence[str]) -> tuple[tuple[Copies, ...], list[str]]:
+        """The copies, and for each of `paths` the hash of its source, if no source has changed."""
+        command, names = self.command(root), relative_names(root, paths)
+        foreign = [name for name in names if name not in self.pictures]
+        if foreign:
+            raise ValueError(
+                f"datasets: {root} holds prepared copies, and '{foreign[0]}' is none of them "
+                f"({len(foreign)} in all); move it away, or make the copies anew: {command}"
+            )
+        used = self.labels | {name: self.pictures[name] for name in names}
+        folder = os.path.join(self.source, "")  # noqa: PTH118
+        changed = [name for name, source in used.items() if not source.is_as(folder + name)]
+        if changed:
+            raise ValueError(
+                f"datasets: {root} holds copies of {self.source}, where {len(changed)} files have changed "
+                f"since, first '{changed[0]}'; make those copies anew: {command}"
+            )
+        return (Copies(str(root), self.size, self.exif, command),), [self.pictures[n].sha256 for n in names]
+
+
+def relative_names(root: str | Path, paths: Iterable[str]) -> list[str]:
+    """Each path relative to the root; one that lies elsewhere as it is."""
+    start = os.path.join(Path(root).expanduser(), "")  # noqa: PTH118
+    return [path.removeprefix("./").removeprefix(start) for path in paths]
+
+
+def read_manifest(root: str | Path) -> Manifest | None:
+    """Of prepared copies; None if the root is none of copies."""
+    path = Path(root).expanduser() / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        manifest = Manifest(**_read_json(path))
+        for files in (manifest.labels, manifest.pictures):
+            files.update({name: Source(**row) for name, row in files.items()})
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"datasets: {path} is no manifest of scripts/prepare_data.py: {error}.") from error
+    return manifest
+
+
+def check_copies(copies: Copies, size: int | tuple[int, int] | None, exif: bool) -> None:
+    """Refuses copies that are not what decoding the pictures themselves to `size` would give."""
+    have, want = f"data.size={copies.size}", f"data.size={size}"
+    if size in (copies.size, (copies.size, copies.size)):
+        have, want = f"data.exif={copies.exif}".lower(), f"data.exif={exif}".lower()
+    if have != want:
+        raise ValueError(
+            f"datasets: {copies.root} holds copies made with {have}, and {want} is asked for; use the "
+            f"pictures themselves, or make other copies in another folder. These came from: {copies.command}"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------
 # Splitting by hash
 
 
@@ -1690,7 +1829,7 @@ def twins_in_training(name: str, root: str | Path, options: DataOptions | None =
     if table.twins is None:  # a list holds for pictures that are not here too, content does not
         if len(table.ids) > TWIN_LIMIT:
             return set()
-        table, paths = look_up(table)
+        table, paths = read_table(name, root, SPLITS, options)
     split_by_hash(table, paths, ("test",), options)
     tested = table.split == "test"  # (n,)
     groups = [np.array(group) for group in _twins(table, paths, table.ids, tested)]
@@ -1707,11 +1846,22 @@ def _likely(ids: Sequence[str], share: float) -> np.ndarray:
 
 def _twins(table: Table, paths: list[str], ids: list[str], suspects: np.ndarray) -> list[list[int]]:
     """Groups of positions in `ids` of the same picture; by content only those with a suspect, (n,) bool."""
+    if table.twins is None and table.copies:
+        return _same_sources(table, ids, suspects)
     if table.twins is None:
         return identical_files(paths, suspects)
     position = {name: i for i, name in enumerate(ids)}
     groups = [[position[name] for name in group if name in position] for group in table.twins]
     return [group for group in groups if len(group) > 1]
+
+
+def _same_sources(table: Table, ids: list[str], suspects: np.ndarray) -> list[list[int]]:
+    """As `identical_files` of what copies were made of, which may differ where the copies do not."""
+    source = dict(zip(table.ids, table.sources, strict=True))
+    groups = defaultdict(list)
+    for i, name in enumerate(ids):
+        groups[source[name]].append(i)
+    return [group for group in groups.values() if len(group) > 1 and suspects[group].any()]
 
 
 def identical_files(paths: Sequence[str], suspects: np.ndarray) -> list[list[int]]:
@@ -1750,125 +1900,6 @@ def _digest(path: str) -> bytes:
 
 
 # ---------------------------------------------------------------------------------------------------
-# Decoding
-
-
-class DecodeError(ValueError):
-    """A picture file that cannot be decoded. `reason` is the part of the message after the path."""
-
-    def __init__(self, message: str, reason: str = ""):
-        super().__init__(message)
-        self.reason = reason or message
-
-
-RAW_ENDINGS = (
-    *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mrw", ".nef", ".nrw"),
-    *(".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
-)
-HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
-ORIENTATION_TAG = 0x0112
-TRANSPOSES = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def decode(path: str | Path, size: int | tuple[int, int] | None = None, exif: bool = True) -> np.ndarray:
-    """A picture file as RGB: the one decoder for training, evaluation and prediction.
-
-    Grayscale, CMYK, palette and 16-bit pictures become RGB; transparency is laid over white, as viewers
-    and web pages show it (the colour under transparent pixels is arbitrary, mostly black).
-
-    Args:
-        size: side of a square or (height, width); resized with antialias exactly as PIL's BILINEAR does,
-            the aspect is not kept. None keeps the picture's own.
-        exif: turn the picture as its EXIF orientation says.
-
-    Returns:
-        (H, W, 3) uint8.
-
-    Raises:
-        DecodeError: one sentence that names the file and what is wrong with it.
-    """
-    if str(path).lower().endswith(RAW_ENDINGS):
-        # PIL would open many of these as TIFF and return the small preview inside.
-        raise _decode_error(path, "a raw camera file; convert it to JPEG first")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                image.load()
-                return _resized(_rgb(_upright(image) if exif else image), size)
-    except (
-        Exception
-    ) as error:  # PIL raises nearly anything on damaged files, SyntaxError and struct.error included
-        raise _decode_error(path, explain_failure(path, error)) from error
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        orientation = image.getexif().get(ORIENTATION_TAG)
-    except Exception:  # damaged EXIF in a picture that is otherwise fine
-        return image
-    return image.transpose(TRANSPOSES[orientation]) if orientation in TRANSPOSES else image
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        # PIL clips 16-bit values at 255, which turns nearly every pixel white.
-        values = np.asarray(image).astype(np.float64).clip(0, 65535) / 257
-        return Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no agreed range; convert it to 8 or 16 bits")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _resized(image: Image.Image, size: int | tuple[int, int] | None) -> np.ndarray:
-    height, width = (size, size) if isinstance(size, int) else size or (image.height, image.width)
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.array(image)  # (H, W, 3), a copy: torch refuses to share PIL's read-only buffer
-
-
-def _decode_error(path: str | Path, reason: str) -> DecodeError:
-    return DecodeError(f"datasets: {path} cannot be decoded: {reason}.", reason)
-
-
-def explain_failure(path: str | Path, error: Exception) -> str:
-    """Why a file is no picture, from its first bytes where they say more than PIL does."""
-    if isinstance(error, Image.DecompressionBombError):
-        return f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, refused as a decompression bomb"
-    try:
-        with Path(path).open("rb") as file:
-            start = file.read(256)
-    except FileNotFoundError:
-        return "there is no such file"
-    except OSError as failure:
-        return failure.strerror or str(failure)
-    if not start:
-        return "the file is empty"
-    if start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS:
-        return "a HEIC picture; convert it to JPEG first"
-    if start.startswith(b"version https://git-lfs"):
-        return "a git-lfs pointer, not the picture; run git lfs pull"
-    if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
-        return "a web page (HTML), not a picture; the download failed"
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not a picture in a known format"
-    return str(error).strip().rstrip(".") or type(error).__name__
-
-
-# ---------------------------------------------------------------------------------------------------
 # Pictures and batches
 
 
@@ -1892,8 +1923,8 @@ class Picture(NamedTuple):
 class Batch(NamedTuple):
     """N pictures; those that could not be decoded are in `broken` and nowhere else.
 
-    index (N,) int64, images (N, 3, H, W) uint8, scores (N,) float64 in the set's unit,
-    distributions (N, K) float32, emotions (N, E) float32, NaN as in Sample.
+    index (N,) int64, images (N, 3, H, W) uint8, channels last in memory, scores (N,) float64 in the set's
+    unit, distributions (N, K) float32, emotions (N, E) float32, NaN as in Sample.
     """
 
     index: Tensor
@@ -1912,6 +1943,9 @@ class PictureSet(Dataset):
         exif: respect the EXIF orientation; ignoring it is the official option.
         flip_seed: mirror every other picture, by (flip_seed, epoch, index); None never does.
         skip_broken: leave out files that cannot be decoded and list them; otherwise they are errors.
+
+    Raises:
+        ValueError: the pictures are copies made for another size, or with another use of EXIF.
     """
 
     def __init__(
@@ -1922,6 +1956,8 @@ class PictureSet(Dataset):
         flip_seed: int | None = None,
         skip_broken: bool = False,
     ):
+        for copies in rated.copies:
+            check_copies(copies, size, exif)
         self.rated, self.size, self.exif = rated, size, exif
         self.flip_seed, self.skip_broken = flip_seed, skip_broken
 
@@ -1946,9 +1982,9 @@ class PictureSet(Dataset):
             image = decode(sample.path, self.size, self.exif)  # (H, W, 3)
         except DecodeError as error:
             return LeftOut(sample.id, str(error))
-        if self.flip_seed is not None and coin(self.flip_seed, epoch, index):
-            image = np.ascontiguousarray(image[:, ::-1])
         tensor = torch.from_numpy(image).permute(2, 0, 1)  # (3, H, W)
+        if self.flip_seed is not None and coin(self.flip_seed, epoch, index):
+            tensor = tensor.flip(2)  # 30 times as fast as numpy's [:, ::-1]
         return Picture(index, tensor, sample.score, sample.distribution, sample.emotion)
 
     def collate(self, pictures: Sequence[Picture | LeftOut]) -> Batch:
@@ -1959,7 +1995,7 @@ class PictureSet(Dataset):
         images = [picture.image for picture in good]
         return Batch(
             index=torch.from_numpy(index),
-            images=torch.stack(images) if good else torch.empty(0, 3, height, width, dtype=torch.uint8),
+            images=stack(images) if good else torch.empty(0, 3, height, width, dtype=torch.uint8),
             scores=torch.from_numpy(self.rated.scores[index]),
             distributions=_float_tensor(_rows(self.rated.distributions, index)),
             emotions=_float_tensor(_rows(self.rated.emotions, index)),
@@ -2076,10 +2112,3 @@ def make_loader(
         # Without its own generator the loader draws from the global one, and a resume would not be exact.
         generator=torch.Generator(),
     )
-
-
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(N, 3, H, W) uint8 -> float32 (x / 255 - mean) / std, on the images' device, in their memory format."""
-    mean = torch.tensor(mean, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(std, device=images.device).view(1, 3, 1, 1)
-    return images.float().div_(255).sub_(mean).div_(std)

@@ -31,9 +31,9 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def forward(self, images: Tensor) -> Tensor:
         pads = self.pads(*images.shape[2:])
-        if torch.is_grad_enabled() and in_bfloat16_on_cpu(images):
+        if torch.is_grad_enabled() and in_bfloat16_on_cpu(images) and self.bias is None:
             return Depthwise.apply(images.bfloat16(), self.weight.bfloat16(), self.stride[0], pads)
-        return convolve(images, self.weight, self.stride[0], pads)
+        return convolve(images, self.weight, self.bias, self.stride[0], pads)
 
     def pads(self, height: int, width: int) -> Pads:
         if self.padding != "same":
@@ -82,7 +82,7 @@ class Depthwise(torch.autograd.Function):
     def forward(ctx, images: Tensor, weight: Tensor, stride: int, pads: Pads) -> Tensor:
         ctx.save_for_backward(images, weight)
         ctx.stride, ctx.pads = stride, pads
-        return convolve(images, weight, stride, pads)
+        return convolve(images, weight, None, stride, pads)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
@@ -96,11 +96,11 @@ class Depthwise(torch.autograd.Function):
         return of_images, of_weight, None, None
 
 
-def convolve(images: Tensor, weight: Tensor, stride: int, pads: Pads) -> Tensor:
+def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pads: Pads) -> Tensor:
     left, right, top, bottom = pads
     if left == right and top == bottom:
-        return F.conv2d(images, weight, None, stride, (top, left), groups=len(weight))
-    return F.conv2d(F.pad(images, pads), weight, None, stride, groups=len(weight))
+        return F.conv2d(images, weight, bias, stride, (top, left), groups=len(weight))
+    return F.conv2d(F.pad(images, pads), weight, bias, stride, groups=len(weight))
 
 
 def image_gradient(gradient: Tensor, weight: Tensor, stride: int, pads: Pads, shape: torch.Size) -> Tensor:
@@ -113,13 +113,13 @@ def image_gradient(gradient: Tensor, weight: Tensor, stride: int, pads: Pads, sh
     reach, (left, _, top, _) = weight.shape[2] - 1, pads
     turned = weight.flip(2, 3)
     if stride == 1:
-        return convolve(gradient, turned, 1, tuple(reach - pad for pad in pads))  # (N, C, H, W)
+        return convolve(gradient, turned, None, 1, tuple(reach - pad for pad in pads))  # (N, C, H, W)
     sides = (*shape[:2], shape[2] + reach, shape[3] + reach)
     spread = torch.empty(sides, dtype=gradient.dtype, memory_format=torch.channels_last).zero_()
     spread[:, :, reach - top :: stride, reach - left :: stride][
         :, :, : gradient.shape[2], : gradient.shape[3]
     ] = gradient
-    return convolve(spread, turned, 1, (0, 0, 0, 0))  # (N, C, H, W)
+    return convolve(spread, turned, None, 1, (0, 0, 0, 0))  # (N, C, H, W)
 
 
 def weight_gradient(gradient: Tensor, padded: Tensor, weight: Tensor, stride: int) -> Tensor:

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -76,20 +77,43 @@ def session(device_name: str) -> Iterator[torch.device]:
             dist.destroy_process_group()
 
 
-def wrap(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model, averaging its gradients over all processes."""
+def wrap(model: nn.Module, device: torch.device, gradient_precision: str = "fp32") -> nn.Module:
+    """The model, averaging its gradients over all processes.
+
+    Args:
+        gradient_precision: "bf16" sends half the bytes; gradients are rounded to 8 bits before the sum, the
+            weights and the optimizer stay in float32.
+    """
     if world() == 1:
         return model
-    return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    wrapped = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    if gradient_precision == "bf16":
+        wrapped.register_comm_hook(None, bf16_compress_hook)
+    return wrapped
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, DistributedDataParallel) else model
+def synchronise_batchnorm(model: nn.Module) -> nn.Module:
+    """The model with BatchNorm layers that use the statistics of all processes' pictures; the same weights.
+
+    Trains on CUDA only: torch has no such layer for a CPU.
+    """
+    if world() == 1:
+        return model
+    from timm.layers import convert_sync_batchnorm  # torch's own loses the activation inside timm's layers
+
+    return convert_sync_batchnorm(model)
 
 
 def without_sync(model: nn.Module, last: bool) -> AbstractContextManager:
     """A context in which gradients stay with their process, unless this is the last of several batches."""
-    return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
+    return model.no_sync() if world() > 1 and not last else nullcontext()
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum of every process's values, in place."""
+    if world() > 1:
+        dist.all_reduce(values)
+    return values
 
 
 def share_buffers(model: nn.Module) -> None:

@@ -13,17 +13,18 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 import distributed
-from datasets import Batch, LeftOut, normalise
-from EAMBNet import Output
+from decoding import normalise
+from EAMBNet import PRECISIONS, Output
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+if TYPE_CHECKING:  # to read tables it loads pandas, which scoring pictures does without
+    from datasets import Batch, LeftOut
 
 
 class Compute(NamedTuple):
@@ -36,7 +37,7 @@ class Compute(NamedTuple):
 
     def autocast(self):
         kind = PRECISIONS[self.precision]
-        return torch.autocast(self.device.type, kind) if kind else nullcontext()
+        return nullcontext() if kind == torch.float32 else torch.autocast(self.device.type, kind)
 
     def images(self, batch: Batch) -> Tensor:
         """uint8 (N, 3, H, W) of the loader -> normalised float32 on the device, channels last in memory."""
@@ -129,7 +130,7 @@ def train_one_epoch(
         torch.manual_seed(step_seed(seed, epoch, totals.step, distributed.rank()))
         with distributed.without_sync(model, last=position + 1 == group):
             loss = forward_loss(model, batch, loss_function, compute, known)
-            scaler.scale(loss / group).backward()
+            scaler.scale(loss * loss_weight(len(batch.images), compute.device) / group).backward()
         check_loss(loss.item(), f"step {totals.step + 1} of epoch {epoch + 1}", batch, ids)
         add_up(totals, batch, loss.item())
         if position + 1 == group:
@@ -138,9 +139,22 @@ def train_one_epoch(
     return summary(totals, optimizer)
 
 
+def loss_weight(pictures: int, device: torch.device) -> Tensor | float:
+    """What this process's loss counts, so that the average over processes is the mean over all pictures.
+
+    Broken files, and an only batch that is not full, leave processes with unequal numbers of pictures; the
+    average over processes would count each process alike and not each picture.
+    """
+    if distributed.world() == 1:
+        return 1.0
+    total = distributed.total(torch.tensor(float(pictures), device=device))
+    return pictures * distributed.world() / total.clamp(min=1)  # no picture at all: 0, as all losses are
+
+
 def forward_loss(
     model: nn.Module, batch: Batch, loss_function: Callable, compute: Compute, known: Callable | None
 ) -> Tensor:
+    allow_tf32(True, compute.device)
     if not len(batch.images):
         return zero_loss(model, batch, compute)
     emotion = (tuple(value.to(compute.device) for value in known(batch)),) if known else ()
@@ -167,7 +181,13 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
             return value
         return (value.float() if value.dtype == torch.float64 else value).to(device, non_blocking=True)
 
-    return Batch(*(move(value) for value in batch))
+    return batch._make(move(value) for value in batch)
+
+
+def allow_tf32(allowed: bool, device: torch.device) -> None:
+    """Whether CUDA may round the factors of float32 products to 10 bits: training may, scoring may not."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def check_loss(loss: float, when: str, batch: Batch, ids: Sequence[str]) -> None:
@@ -227,7 +247,8 @@ class Average:
 def keep_memory() -> None:
     """Lets glibc keep what is freed. Else it returns each large tensor to the kernel and asks for the next.
 
-    A quarter of a training step on a CPU goes into that. Does nothing where there is no glibc.
+    A quarter of a training step on a CPU goes into that, a third of a forward of Lite. Does nothing where
+    there is no glibc.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -300,6 +321,7 @@ def outputs(
 ) -> Iterator[tuple[Batch, Output]]:
     """Each batch with the network's output for it, float32 on the CPU."""
     model.eval()
+    allow_tf32(False, compute.device)
     for batch in loader:
         count = len(batch.images)
         with torch.inference_mode(), compute.autocast():

@@ -37,7 +37,7 @@ from datasets import (
     twins_in_training,
     write_left_out,
 )
-from EAMBNet import Scale
+from EAMBNet import Scale, prepare_for_inference
 
 CROSS_SET = ("n", "srcc", "plcc", "krcc")
 DIGITS = 8  # of a prediction; a float32 has fewer
@@ -146,6 +146,8 @@ def evaluate_checkpoint(path: Path, config: Config, split: str, output: Path | N
         # In memory as in training, so that the same kernels run and give the same digits.
         network = weights.build().to(device, memory_format=torch.channels_last)
         mean, std = backbones.normalisation(config.model.backbone)
+        if device.type == "cpu":
+            engine.keep_memory()
         report = evaluate(network, weights, rated, config, engine.Compute(device, "fp32", mean, std))
         if distributed.is_main():
             publish(report, rated, output or default_folder(rated, report.facts["weights_sha256"]))
@@ -277,7 +279,13 @@ def find_twins(rated: RatedSet, config: Config) -> tuple[set[str], list[str]]:
 def predict_set(
     network: nn.Module, rated: RatedSet, config: Config, compute: engine.Compute, show: bool = False
 ) -> engine.Predictions:
-    """Every picture of the set once, in the order of the set, over all processes. Always in fp32."""
+    """Every picture of the set once, in the order of the set, over all processes. Always in fp32.
+
+    The network is prepared for inference (EAMBNet.prepare_for_inference), in every process from the same
+    BatchNorm statistics.
+    """
+    distributed.share_buffers(network)
+    fast = prepare_for_inference(network)
     pictures = PictureSet(rated, config.data.size, exif=config.data.exif, skip_broken=config.data.skip_broken)
     order = TestOrder(len(rated), config.evaluate.batch_size, distributed.rank(), distributed.world())
     loader = make_loader(
@@ -286,7 +294,7 @@ def predict_set(
     hidden = not (show and distributed.is_main())
     batches = tqdm(loader, desc=f"{rated.name} {rated.split}", unit="batch", disable=hidden, mininterval=2)
     compute = compute._replace(precision="fp32")
-    return engine.predict(network, batches, compute, config.evaluate.batch_size)
+    return engine.predict(fast, batches, compute, config.evaluate.batch_size)
 
 
 def measure(

@@ -126,10 +126,26 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--emotions", action="store_true", help="one column per emotion")
     parser.add_argument("--force", action="store_true", help="overwrite an existing output")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    parser.add_argument(
+        "--engine", choices=("torch", "openvino"), help="openvino runs what scripts/export.py wrote"
+    )
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16", "int8"), help="default: fp32, or the exported file's"
+    )
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument(
         "--workers", type=int, default=-1, help="decoding processes; -1: chosen by the machine"
+    )
+    parser.add_argument(
+        "--exact",
+        action="store_true",
+        help="decode large JPEGs whole, as evaluate does; several times slower",
+    )
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="score part I, from 1, of N equal parts of the pictures; torchrun sets it by itself, and each "
+        "process writes a file of its own: scores.IofN.csv",
     )
     parser.set_defaults(run=run_predict)
 

@@ -4,7 +4,8 @@
     scorer = Scorer()
     print(scorer.score("photo.jpg").score)
 
-From top to bottom: what is said about a picture; the scorer; finding pictures; writing rows; the command.
+From top to bottom: what is said about a picture; the scorer; finding pictures; parts
+for several processes; writing rows; the command.
 """
 
 # Paths stay text here: a row repeats a path as it was given, and Path would drop a leading "./".
@@ -34,10 +35,11 @@ from tqdm import tqdm
 import backbones
 import checkpoint
 import engine
+import engines
 from config import Data
-from datasets import PICTURE_ENDINGS, DecodeError, decode
+from decoding import PICTURE_ENDINGS, DecodeError, decode, stack
 from distributed import choose_device
-from EAMBNet import Scale
+from EAMBNet import Scale, prepare_for_inference
 
 SHIPPED = Path(__file__).parent / "checkpoints" / "eambnet_lite_para.safetensors"
 
@@ -106,7 +108,7 @@ def percentile(value: float, quantiles: np.ndarray) -> float:
 class Decoded(NamedTuple):
     """A batch of files.
 
-    images: (n, 3, H, W) uint8, of the files that are pictures.
+    images: (n, 3, H, W) uint8, channels last in memory, of the files that are pictures.
     reasons: for every file None, or why it is no picture.
     """
 
@@ -117,13 +119,13 @@ class Decoded(NamedTuple):
 class PictureFiles(Dataset):
     """Decodes files by their path. The sampler brings the paths, so that no worker process holds them all."""
 
-    def __init__(self, size: int, exif: bool):
-        self.size, self.exif = size, exif
+    def __init__(self, size: int, exif: bool, exact: bool):
+        self.size, self.exif, self.exact = size, exif, exact
 
     def __getitem__(self, path: str) -> Tensor | str:
         """(3, H, W) uint8, or the reason why there is none."""
         try:
-            return read_picture(path, self.size, self.exif)
+            return read_picture(path, self.size, self.exif, self.exact)
         except DecodeError as error:
             return error.reason
 
@@ -131,10 +133,10 @@ class PictureFiles(Dataset):
         images = [item for item in items if isinstance(item, Tensor)]
         empty = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
         reasons = [item if isinstance(item, str) else None for item in items]
-        return Decoded(torch.stack(images) if images else empty, reasons)
+        return Decoded(stack(images) if images else empty, reasons)
 
 
-def read_picture(path: str, size: int, exif: bool) -> Tensor:
+def read_picture(path: str, size: int, exif: bool, exact: bool) -> Tensor:
     """A file as (3, size, size) uint8.
 
     Raises:
@@ -143,20 +145,74 @@ def read_picture(path: str, size: int, exif: bool) -> Tensor:
     if os.path.exists(path) and not os.path.isfile(path):
         kind = "a folder that cannot be listed" if os.path.isdir(path) else "a pipe or device, not a file"
         raise DecodeError(f"predict: {path} is {kind}", kind)
-    return torch.from_numpy(decode(path, size, exif)).permute(2, 0, 1)  # (3, H, W)
+    return torch.from_numpy(decode(path, size, exif, exact)).permute(2, 0, 1)  # (3, H, W)
+
+
+class TorchNetwork:
+    """The network of a checkpoint, run by PyTorch; engines.Exported is its counterpart.
+
+    Raises:
+        ValueError: the precision is none of fp32, bf16, fp16.
+    """
+
+    def __init__(self, weights: checkpoint.Weights, device: str, precision: str):
+        self.weights = weights
+        self.compute = engine.Compute(  # the network itself is of the precision; nothing is left to autocast
+            *(choose_device(device), "fp32"),
+            *backbones.normalisation(weights.description["architecture"]["backbone"]),
+        )
+        if self.compute.device.type == "cpu":
+            engine.keep_memory()
+        self.model = prepare_for_inference(weights.build().to(self.compute.device), precision)
+
+    def outputs(self, batches: Iterable, batch_size: int) -> Iterator[tuple]:
+        """Each batch with the network's output for it, float32 on the CPU."""
+        return engine.outputs(self.model, batches, self.compute, batch_size)
+
+    def class_maps(self, batch: Decoded, batch_size: int) -> np.ndarray:
+        """(n, E, h, w) float32 of the n pictures of a batch."""
+        images = self.compute.images(engine.filled_up(batch, batch_size))  # (batch_size, 3, H, W)
+        with torch.inference_mode():
+            maps = self.model.class_activation_maps(images)
+        return maps[: len(batch.images)].float().contiguous().cpu().numpy()
+
+
+def open_network(
+    path: Path | str | None, engine_name: str | None, device: str, precision: str | None
+) -> TorchNetwork | engines.Exported:
+    """A network for scoring: of a checkpoint, or of a file that scripts/export.py wrote."""
+    exported = path is not None and Path(path).suffix in engines.ENDINGS
+    if engine_name == "openvino" and not exported:
+        raise ValueError(
+            f"predict: openvino runs what scripts/export.py writes ({', '.join(engines.ENDINGS)}), got "
+            f"{path or 'no --checkpoint'}; python scripts/export.py CHECKPOINT OUT.onnx"
+        )
+    if engine_name == "torch" and exported:
+        raise ValueError(f"predict: {path} was exported for openvino; torch runs .pt and .safetensors")
+    if not exported:
+        return TorchNetwork(load_aesthetics(path), device, precision or "fp32")
+    if device not in ("auto", "cpu"):
+        raise ValueError(f"predict: exported networks run on the CPU, not on {device}")
+    network = engines.Exported(path, precision)
+    check_aesthetics(network.weights, path)
+    return network
 
 
 class Scorer:
     """A network with its weights, ready to score pictures.
 
     Args:
-        checkpoint: weights for aesthetics, .pt or .safetensors; the shipped ones by default.
+        checkpoint: weights for aesthetics, .pt or .safetensors, or what scripts/export.py wrote; the shipped
+            weights by default.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-        precision: "fp32", "bf16" or "fp16".
+        precision: "fp32" (the default), "bf16" or "fp16"; exported files have one of their own.
         batch_size: pictures at a time in `score_all`.
         workers: decoding processes of `score_all`; 0 decodes in this one, -1: as many as the machine
             has cores to spare.
         maps: compute the maps of single emotions too, which runs the emotion branch once more.
+        exact: decode large JPEGs whole, as training and evaluation do. Otherwise they are decoded smaller
+            before they are resized (`decoding.decode`), several times faster.
+        engine: "torch" or "openvino", which must fit the file; by default what the file is for.
 
     Attributes:
         scale: what a score means: its ends, its threshold, its rating bins.
@@ -173,32 +229,34 @@ class Scorer:
         self,
         checkpoint: Path | str | None = None,
         device: str = "auto",
-        precision: str = "fp32",
+        precision: str | None = None,
         batch_size: int = 16,
         workers: int = 0,
         maps: bool = False,
+        exact: bool = False,
+        engine: str | None = None,
     ):
-        if batch_size < 1 or workers < -1 or precision not in engine.PRECISIONS:
+        if batch_size < 1 or workers < -1:
             raise ValueError(
-                "predict: batch size at least 1, workers at least -1, precision "
-                f"{', '.join(engine.PRECISIONS)}; got {batch_size}, {workers}, {precision}"
+                f"predict: batch size at least 1, workers at least -1; got {batch_size}, {workers}"
             )
-        weights = load_aesthetics(checkpoint)
+        self.network = open_network(checkpoint, engine, device, precision)
+        weights = self.network.weights
         known = weights.description
         self.scale, self.emotions = weights.scale, weights.emotions
         self.emotions_trained = weights.emotion_branch == "trained"
         if maps and not self.emotions:
             raise ValueError("predict: these weights have no emotion branch, so there are no maps to show")
+        if maps and not isinstance(self.network, TorchNetwork):
+            raise ValueError(
+                "predict: an exported network gives no maps of single emotions; use --engine torch"
+            )
         self.ends = self.scale.ends
-        self.size, self.exif = known["image_size"], known["exif"]
+        self.size, self.exif, self.exact = known["image_size"], known["exif"], exact
         ratings = known.get("training_ratings", ()) if self.scale.kind != "label" else ()
         self.quantiles = np.asarray(ratings) if len(ratings) > 1 else None
         self.batch_size, self.workers = batch_size, Data(workers=workers).worker_count()
         self.with_class_maps = maps and self.emotions_trained
-        self.compute = engine.Compute(
-            choose_device(device), precision, *backbones.normalisation(known["architecture"]["backbone"])
-        )
-        self.model = weights.build().to(self.compute.device, memory_format=torch.channels_last)
 
     def score(self, path: Path | str) -> Scored:
         """Scores one picture.
@@ -206,7 +264,7 @@ class Scorer:
         Raises:
             DecodeError: the file is no picture; `score_all` reports such files instead.
         """
-        image = read_picture(os.fspath(path), self.size, self.exif)
+        image = read_picture(os.fspath(path), self.size, self.exif, self.exact)
         return self._measure([os.fspath(path)], Decoded(image[None], [None]), batch_size=1)[0]
 
     def score_all(self, paths: Iterable[Path | str]) -> Iterator[Scored]:
@@ -224,13 +282,13 @@ class Scorer:
                 yield next(measured) if reason is None else Scored(path, error=reason)
 
     def _loader(self, batches: list[list[str]]) -> Iterable[Decoded]:
-        files = PictureFiles(self.size, self.exif)
+        files = PictureFiles(self.size, self.exif, self.exact)
         return DataLoader(
             files,
             batch_sampler=batches,
             num_workers=self.workers if len(batches) > 1 else 0,
             collate_fn=files.collate,
-            pin_memory=self.compute.device.type == "cuda",
+            pin_memory=isinstance(self.network, TorchNetwork) and self.network.compute.device.type == "cuda",
             generator=torch.Generator(),  # without one of its own the loader would draw from the caller's
         )
 
@@ -238,21 +296,16 @@ class Scorer:
         """The figures of the n pictures of a batch, which lie at `paths`."""
         if not paths:
             return []
-        [(_, output)] = engine.outputs(self.model, [batch], self.compute, batch_size)
+        [(_, output)] = self.network.outputs([batch], batch_size)
         prediction = output.prediction.double().numpy()  # (n, K)
         values, deviations = self.scale.value(prediction), self.scale.deviation(prediction)  # (n,), (n,)
         emotions = output.emotion_logits.double().softmax(dim=1).numpy()  # (n, E)
         maps = output.emotion_map[:, 0].numpy()  # (n, h, w)
-        class_maps = self._class_maps(batch, batch_size) if self.with_class_maps else [None] * len(paths)
+        class_maps = [None] * len(paths)
+        if self.with_class_maps:
+            class_maps = self.network.class_maps(batch, batch_size)
         rows = zip(paths, prediction, values, deviations, emotions, maps, class_maps, strict=True)
         return [self._scored(*row) for row in rows]
-
-    def _class_maps(self, batch: Decoded, batch_size: int) -> np.ndarray:
-        """(n, E, h, w) float32 of the n pictures of a batch."""
-        images = self.compute.images(engine.filled_up(batch, batch_size))  # (batch_size, 3, H, W)
-        with torch.inference_mode(), self.compute.autocast():
-            maps = self.model.class_activation_maps(images)
-        return maps[: len(batch.images)].float().contiguous().cpu().numpy()
 
     def _scored(self, path: str, prediction, value, deviation, emotions, emotion_map, class_maps) -> Scored:
         """One picture's: prediction (K,), value and deviation (), emotions (E,), emotion_map (h, w),
@@ -291,6 +344,11 @@ def load_aesthetics(path: Path | str | None) -> checkpoint.Weights:
             "--checkpoint FILE, or train some: python main.py train --dataset ... --data-root DIR"
         )
     weights = checkpoint.load_weights(path or SHIPPED)
+    check_aesthetics(weights, path)
+    return weights
+
+
+def check_aesthetics(weights: checkpoint.Weights, path: Path | str | None) -> None:
     if weights.task != "aesthetics":
         raise ValueError(
             f"predict: {path} holds an emotion network alone, which gives no score; it needs weights trained "
@@ -401,8 +459,8 @@ def read_list(file: TextIO) -> list[str]:
     return [os.fsdecode(line) for line in content.splitlines() if line]
 
 
-def find_pictures(arguments: Sequence[str]) -> list[Found]:
-    """The pictures that a command line names; says on standard error what its folders hold beside.
+def find_pictures(arguments: Sequence[str], shard: Shard | None = None) -> list[Found]:
+    """The pictures that a command line names, or a part; says on standard error what folders hold beside.
 
     Raises:
         ValueError: nothing was named, or no picture is in it.
@@ -428,7 +486,67 @@ def find_pictures(arguments: Sequence[str]) -> list[Found]:
         raise FileNotFoundError(f"predict: no such file or folder: {printable(pictures[0].path)}{more}")
     if passed_over:
         print(f"passed over in folders: {passed_over}", file=sys.stderr)
-    return pictures
+    return shard.take(search.pictures) if shard else pictures
+
+
+# ---------------------------------------------------------------------------------------------------
+# Parts, for several processes or machines
+
+
+class Shard(NamedTuple):
+    """Part `number`, from 1, of `count` equal parts of the pictures."""
+
+    number: int
+    count: int
+
+    def take(self, pictures: dict[str, Found]) -> list[Found]:
+        """Every count-th picture in the order of where the files really lie, however they were named.
+
+        The parts together are all pictures, each once, if all are made of the same files. They stay in the
+        order in which they were named.
+
+        Args:
+            pictures: by where the file really lies.
+        """
+        own = set(sorted(pictures)[self.number - 1 :: self.count])
+        return [found for place, found in pictures.items() if place in own]
+
+    def target(self, path: Path | None) -> Path | None:
+        """What this part writes where the whole would write `path`: scores.csv -> scores.1of4.csv."""
+        return path and path.with_name(f"{path.stem}.{self.number}of{self.count}{path.suffix}")
+
+
+def choose_shard(text: str | None) -> Shard | None:
+    """From --shard, as in "2/8"; None for all pictures.
+
+    Raises:
+        ValueError: it is no such part.
+    """
+    if text is None:
+        return None
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise ValueError(f"predict: --shard is i/n with i from 1 to n, as in 2/8; got '{text}'")
+    return Shard(int(number), int(count))
+
+
+def torchrun_shard(options: argparse.Namespace) -> Shard | None:
+    """The part of a process that torchrun started among several; None for any other process.
+
+    Raises:
+        ValueError: all would do one part, or each would read a piece of one list.
+    """
+    count = int(os.environ.get("WORLD_SIZE", 1))
+    if count == 1:
+        return None
+    if options.shard is not None:
+        raise ValueError("predict: torchrun gives each process its part; leave out --shard")
+    if "-" in options.paths:
+        raise ValueError(
+            f"predict: {count} processes cannot all read the list on standard input; name files or folders, "
+            "or start each part by itself with --shard i/n"
+        )
+    return Shard(int(os.environ["RANK"]) + 1, count)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -606,27 +724,30 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: bad arguments, in one sentence; nothing was written then.
     """
-    check_targets(options.output, options.maps, options.force)
-    if options.maps_raw and options.maps is None:
+    among = torchrun_shard(options)
+    output, folder = options.output, options.maps
+    if among:
+        output, folder = among.target(output), among.target(folder)
+    check_targets(output, folder, options.force)
+    if options.maps_raw and folder is None:
         raise ValueError("predict: --maps-raw writes beside the panels of --maps; add --maps DIR")
-    pictures = find_pictures(options.paths)
+    pictures = find_pictures(options.paths, among or choose_shard(options.shard))
     scorer = Scorer(
         options.checkpoint,
         options.device,
         options.precision,
         options.batch_size,
         options.workers,
-        maps=options.maps is not None,
+        maps=folder is not None,
+        exact=options.exact,
+        engine=options.engine,
     )
     if scorer.emotions and not scorer.emotions_trained:
         print(f"{UNTRAINED}; its emotions are left out", file=sys.stderr)
     columns = column_names(scorer.scale, scorer.emotions if options.emotions else ())
-    maps = MapFolder(options.maps, scorer, options.maps_raw) if options.maps is not None else None
+    maps = MapFolder(folder, scorer, options.maps_raw) if folder is not None else None
     failed = 0
-    with (
-        open_rows(options.output, options.force, columns) as write,
-        progress(len(pictures), options.output) as bar,
-    ):
+    with open_rows(output, options.force, columns) as write, progress(len(pictures), output) as bar:
         results = scorer.score_all(picture.path for picture in pictures)
         for found, scored in zip(pictures, results, strict=True):
             write(as_row(scored, columns))
@@ -635,9 +756,10 @@ def run(options: argparse.Namespace) -> int:
             elif maps:
                 maps.write(scored, found)
             bar.update()
-    written = "".join(f", {target} written" for target in (options.output, options.maps) if target)
+    written = "".join(f", {target} written" for target in (output, folder) if target)
     print(f"{len(pictures) - failed} of {len(pictures)} pictures scored{written}", file=sys.stderr)
-    return 1 if failed else 0
+    # Were it 1 among others, torchrun would end those that are not ready yet.
+    return 1 if failed and not among else 0
 
 
 def progress(count: int, output: Path | None) -> tqdm:

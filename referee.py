@@ -15,7 +15,7 @@ from __future__ import annotations
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,8 @@ import numpy as np
 import checkpoint
 import evaluation
 from config import Config
-from datasets import PATH_COLUMNS, PICTURE_ENDINGS, SCORE_COLUMNS, LeftOut, RatedSet, Sheet, separator
+from datasets import PATH_COLUMNS, SCORE_COLUMNS, DataOptions, LeftOut, RatedSet, Sheet, separator
+from decoding import PICTURE_ENDINGS
 from evaluation import Report
 
 USUAL = {  # column that is looked for -> what else it may be called, if only one is
@@ -207,10 +208,12 @@ def match(claims: Claims, rated: RatedSet) -> Matched:
         rows_of[finder.find(text)].append(row)
     extra = rows_of.pop(None, [])
     if 2 * len(rows_of) < len(rated):
+        unknown = claims.ids[extra[0] if extra else 0]
+        unpredicted = next(i for k, i in enumerate(rated.ids) if k not in rows_of)
         raise ValueError(
             f"referee: {claims.file} predicts {len(rows_of):,} of the {len(rated):,} pictures of {where}; "
-            f"are these predictions of another set, or another --split? Its ids are like '{claims.ids[0]}', "
-            f"the set's like '{rated.ids[0]}'"
+            f"are these predictions of another set, or another --split? It has '{unknown}', and lacks "
+            f"'{unpredicted}'"
         )
     positions = sorted(rows_of)
     duplicate = {rated.ids[k]: rows_of[k] for k in positions if len(rows_of[k]) > 1}
@@ -261,6 +264,7 @@ def judge(claims: Claims, matched: Matched, rated: RatedSet, config: Config) -> 
         "split": rated.split,
         "protocol": rated.protocol,
         "split_sha256": rated.sha256,
+        "data": data_options(config),
         "missing_ids": len(matched.missing),
         "extra_ids": len(matched.extra),
         "duplicate_ids": len(matched.duplicate),
@@ -268,6 +272,12 @@ def judge(claims: Claims, matched: Matched, rated: RatedSet, config: Config) -> 
         "versions": evaluation.versions(),
     }
     return report
+
+
+def data_options(config: Config) -> dict:
+    """How the set was read, where not as usual: make_tables reads it so again."""
+    usual = asdict(DataOptions())
+    return {n: value for n, value in asdict(config.data.options(DataOptions)).items() if value != usual[n]}
 
 
 def why_correlations_only(predicted: np.ndarray, rated: RatedSet) -> str:

@@ -70,6 +70,7 @@ def train(
         if device.type == "cpu":
             engine.keep_memory()
         check_output(output, resume, force)
+        check_processes(config, device, last)
         if resume and last.is_file():
             stopped, state = checkpoint.load_training(last)
             data = load_data(config)
@@ -100,6 +101,25 @@ def check_output(output: Path, resume: bool, force: bool) -> None:
         raise ValueError(
             f"training: {output} holds a run already ({', '.join(kept)}); go on with --resume (it needs "
             "last.pt), choose another --output, or start over it with --force"
+        )
+
+
+def check_processes(config: Config, device: torch.device, last: Path) -> None:
+    """Refuses what would fail, or wait for ever, only once several processes train together."""
+    if config.train.sync_batchnorm and device.type != "cuda":
+        raise ValueError(
+            f"training: train.sync_batchnorm needs CUDA, this run is on {device.type}: torch cannot share "
+            "BatchNorm between its processes; leave it out, and each uses the statistics of its own pictures"
+        )
+    if config.train.sync_batchnorm and config.data.skip_broken:
+        raise ValueError(
+            "training: train.sync_batchnorm does not go with --skip-broken: a process whose pictures are all "
+            "broken would keep the others waiting; take the broken files out of the table, or leave out one"
+        )
+    if len(set(distributed.gather(last.is_file()))) > 1:
+        raise ValueError(
+            f"training: {last} is there for some processes and not for others; --output must be a folder "
+            "that all machines share"
         )
 
 
@@ -446,14 +466,16 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     """
     settings = config.optimizer
     beginnings = tuple(checkpoint.pyramids(model))
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")  # one kernel for all weights
     groups = []
     for factor, in_backbone in ((settings.backbone_factor, True), (1.0, False)):
         named = [(n, p) for n, p in model.named_parameters() if n.startswith(beginnings) == in_backbone]
         groups.append({"params": [p for _, p in named if p.requires_grad], "factor": factor})
     if settings.name == "adam":
-        return torch.optim.Adam(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        return torch.optim.Adam(
+            groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
+        )
     halves = [split_by_decay(group, settings.weight_decay) for group in groups]
-    fused = next(model.parameters()).device.type in ("cpu", "cuda")
     return torch.optim.AdamW(
         [part for half in halves for part in half], lr=settings.learning_rate, fused=fused
     )
@@ -569,8 +591,13 @@ class Run:
             emotions = network.arguments["emotions"]
             data = {split: evaluation.with_emotions(rated, emotions) for split, rated in data.items()}
         self.config, self.output, self.device, self.data, self.origin = config, output, device, data, origin
+        if config.train.sync_batchnorm:
+            network = distributed.synchronise_batchnorm(network)
         self.network = network.to(device)
-        self.model = distributed.wrap(self.network, device)
+        self.model = distributed.wrap(self.network, device, config.train.gradient_precision)
+        if config.train.compile:
+            # Only the training step: checkpoints and scoring use the network itself, under its own names.
+            self.model = torch.compile(self.model)
         decay = config.train.average
         self.average = engine.Average(self.network, decay) if decay else None
         self.optimizer = make_optimizer(config, self.network)
@@ -706,7 +733,7 @@ class Run:
 SHOWN = ("train_loss", "val_srcc", "val_plcc", "val_accuracy", "val_rmse", "val_kl", "val_kl_ratio")
 SHOWN += ("val_emotion_kl", "val_emotion_accuracy")
 SETTLED = ("task", "data", "model", "loss", "optimizer", "train")  # sections that a resumed run must share
-FREE = ("data.root", "data.workers", "train.device", "train.checkpoint_minutes", "train.emotion_maps")
+FREE = ("data.root", "data.workers", "train.device", "train.checkpoint_minutes")
 
 
 def check_same_run(
@@ -736,13 +763,16 @@ def check_same_run(
 
 
 def changed_settings(before: dict, now: dict) -> list[str]:
-    differences = []
+    differences, defaults = [], Config().as_dict()  # a run that stopped before a key came had its default
     for section in SETTLED:
         if not isinstance(before[section], dict):
             pairs = [(section, before[section], now[section])]
         else:
             values = now[section].items()
-            pairs = [(f"{section}.{key}", before[section].get(key), value) for key, value in values]
+            old = defaults[section] | before[section]
+            pairs = [(f"{section}.{key}", old[key], value) for key, value in values]
+        # Where emotion maps are kept is free, whether they are is not: in bf16 it changes figures.
+        pairs = [pair for pair in pairs if pair[0] != "train.emotion_maps" or not (pair[1] and pair[2])]
         differences += [f"{key} was {a} and is {b}" for key, a, b in pairs if a != b and key not in FREE]
     return differences
 

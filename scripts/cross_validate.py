@@ -36,7 +36,8 @@ import checkpoint
 import evaluation
 import metrics
 from config import Config, load_config
-from datasets import DataOptions, PictureSet, RatedSet, TestOrder, load_dataset, make_loader, normalise
+from datasets import DataOptions, PictureSet, RatedSet, TestOrder, load_dataset, make_loader
+from decoding import normalise
 from EAMBNet import shrink
 from main import guarded
 from training import changed_settings, train

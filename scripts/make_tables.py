@@ -9,8 +9,9 @@ SHA-256 of the predictions: figures only, so that the tables can be written with
 
 All runs are measured on the same resamples of the pictures. A row of several seeds is the mean of their
 metrics. A difference of two rows counts if its paired 95 % interval does not hold 0 and it is larger than the
-seed spread: SPREADS times the root of the sum of both rows' variances over their seeds. A row of one seed is
-given the largest known deviation of its table; if none is known, no difference counts.
+seed spread: SPREADS times the root of the sum of both rows' variances over their seeds. That is a rule of
+thumb: 2 deviations, of so few seeds, are a rough guard and no test. A row of one seed is given the largest
+known deviation of its table; if none is known, no difference counts.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import re
 import sys
 import textwrap
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -39,14 +41,23 @@ import metrics
 from config import Config, load_config
 from datasets import DataOptions, RatedSet, Sheet, load_dataset, twins_in_training
 from main import guarded
-from training import changed_settings
+from training import changed_settings, has_emotion_branch
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURES = ("srcc", "plcc", "rmse", "mae", "accuracy", "accuracy_inclusive")  # that have an interval
-DECISIVE = "srcc"  # chosen before anything was measured; the differences of the others stand in the csv
-SPREADS = 2  # about a 95 % interval of the difference of two single seeds
+# The measure whose differences are told, by what the set's ratings are; chosen before anything was measured.
+# Those of the others stand in the csv.
+DECISIVE = {"score": "srcc", "distribution": "srcc", "label": "accuracy"}
+SPREADS = 2  # a rule of thumb, as if the deviations of the seeds were known
 TOLERANCE = 1e-8  # of metrics.json against the predictions: some were rounded after they were measured
 NEEDED = ("metrics", "dataset", "split", "split_sha256")  # in metrics.json
+TRAINED_ON = {  # in metrics.json -> its column in the csv, and what a row is called that has any
+    "test_pictures_trained_on": ("trained_on", "contaminated"),
+    "test_pictures_that_the_emotion_branch_was_trained_on": (
+        "emotion_branch_trained_on",
+        "emotion branch contaminated",
+    ),
+}
 FIGURES = {"srcc": "SRCC", "plcc": "PLCC", "accuracy": "accuracy"}  # columns of published.csv
 PUBLISHED = ("block", "method", *FIGURES, "source", "note")
 WIDTH = 118  # of a line of prose in the README
@@ -61,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     tables = read_tables(options.results / "tables.yaml")
     runs = read_runs(tables, options.results)
     path = options.results / "measured.json"
-    measured = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    measured = read_json(path, "delete it and measure again, with --data-root") if path.is_file() else {}
     if roots:
         measured = measure_tables(tables, runs, roots, measured, options.resamples)
     texts = written_tables(tables, runs, measured, options.results, options.readme)
@@ -89,6 +100,17 @@ def data_roots(words: list[str]) -> dict[str, Path]:
         if not name or not folder:
             raise ValueError(f"make_tables: --data-root is SET=DIR, as in para=PARA, not '{word}'")
     return {name.lower(): Path(folder) for name, _, folder in pairs}
+
+
+def read_json(path: Path, remedy: str) -> dict:
+    """Raises ValueError for a file that is cut or holds something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"make_tables: {path} is no whole JSON file ({error}); {remedy}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"make_tables: {path} holds no {{...}} but {str(content)[:40]}; {remedy}")
+    return content
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -124,7 +146,10 @@ def read_tables(path: Path) -> list[Table]:
     Raises:
         ValueError: one sentence that names table and row.
     """
-    entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"make_tables: {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"make_tables: {path} must be a list of tables")
     tables = [as_table(entry, path) for entry in entries]
@@ -132,15 +157,21 @@ def read_tables(path: Path) -> list[Table]:
     return tables
 
 
+TABLE_KEYS = {"name": str, "title": str, "rows": list, "reference": str, "block": str}
+ROW_KEYS = {"name": str, "runs": list}
+KINDS = {str: "text", list: "list, as in [one, two]"}
+
+
 def as_table(entry: dict, path: Path) -> Table:
-    where = f"{path}: table {entry.get('name', '?')}"
-    check_keys(entry, ("name", "title"), ("rows", "reference", "block"), where)
+    where = f"{path}: table {named(entry)}"
+    check_keys(entry, ("name", "title"), TABLE_KEYS, where)
     if ("rows" in entry) == ("block" in entry):
         raise ValueError(f"make_tables: {where} needs either rows (ours) or block (of published.csv)")
+    check_keys(entry, ("rows",) if "rows" in entry else ("block",), TABLE_KEYS, where)
     rows = []
     for row in entry.get("rows", ()):
-        check_keys(row, ("name", "runs"), (), f"{where}, row {row.get('name', '?')}")
-        rows.append(Row(row["name"], tuple(row["runs"])))
+        check_keys(row, tuple(ROW_KEYS), ROW_KEYS, f"{where}, row {named(row)}")
+        rows.append(Row(row["name"], tuple(map(str, row["runs"]))))
     table = Table(**(entry | {"rows": tuple(rows), "reference": entry.get("reference") or ""}))
     names = [row.name for row in rows]
     refuse_repeats(names, f"{where}: two rows are named")
@@ -152,14 +183,22 @@ def as_table(entry: dict, path: Path) -> Table:
     return table
 
 
-def check_keys(entry: dict, needed: tuple[str, ...], allowed: tuple[str, ...], where: str) -> None:
+def named(entry: object) -> str:
+    return str(entry.get("name", "?") if isinstance(entry, dict) else entry)
+
+
+def check_keys(entry: object, needed: tuple[str, ...], kinds: dict[str, type], where: str) -> None:
+    """Raises ValueError unless the entry has what is needed, and only keys and values as in `kinds`."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"make_tables: {where} is a {type(entry).__name__}; it takes {', '.join(kinds)}")
     missing = [key for key in needed if not entry.get(key)]
-    unknown = [key for key in entry if key not in needed + allowed]
-    if missing or unknown or isinstance(entry.get("runs"), str):
-        wrong = "has runs that are no list, as in [one, two]"
+    unknown = [str(key) for key in entry if key not in kinds]
+    mistaken = [key for key in kinds if entry.get(key) and not isinstance(entry[key], kinds[key])]
+    if missing or unknown or mistaken:
+        wrong = f"has {mistaken[0]} that are no {KINDS[kinds[mistaken[0]]]}" if mistaken else ""
         wrong = f"has the unknown key '{unknown[0]}'" if unknown else wrong
         wrong = f"has no {missing[0]}" if missing else wrong
-        raise ValueError(f"make_tables: {where} {wrong}; it takes {', '.join(needed + allowed)}")
+        raise ValueError(f"make_tables: {where} {wrong}; it takes {', '.join(kinds)}")
 
 
 def refuse_repeats(names: list[str], what: str) -> None:
@@ -180,7 +219,7 @@ def read_published(path: Path) -> dict[str, list[dict[str, str]]]:
         if tuple(reader.fieldnames or ()) != PUBLISHED:
             raise ValueError(f"make_tables: {path}: its columns must be {', '.join(PUBLISHED)}")
         for row in reader:
-            check_published(row, f"{path}: {row['block']}, row {row['method']}")
+            check_published(row, f"{path}: {row['block']}, row {row['method'] or reader.line_num}")
             blocks.setdefault(row["block"], []).append(row)
     for block, rows in blocks.items():
         refuse_repeats([row["method"] for row in rows], f"{path}: {block}: two rows are named")
@@ -190,6 +229,8 @@ def read_published(path: Path) -> dict[str, list[dict[str, str]]]:
 def check_published(row: dict[str, str], where: str) -> None:
     if None in row:
         raise ValueError(f"make_tables: {where} has too many cells; put a text with a comma in quotes")
+    if not row["block"].strip() or not row["method"].strip():
+        raise ValueError(f"make_tables: {where} has no block or no method; say what the figures are of")
     if not row["source"].strip():
         raise ValueError(f"make_tables: {where} has no source; say where its figures are printed")
     for name, largest in (("srcc", 1), ("plcc", 1), ("accuracy", 100)):
@@ -206,21 +247,19 @@ class Run:
     """A folder of results/.
 
     content: of metrics.json. config: None for predictions of another program. sha256: of the predictions.
+    shown: pictures an epoch; None where nobody knows.
     """
 
     folder: Path
     content: dict
     config: Config | None
     sha256: str
+    shown: int | None
 
     @property
     def budget(self) -> str:
         """Pictures shown in an epoch x epochs; "" for another program's run."""
-        log = self.folder / "metrics.jsonl"
-        if not self.config or not log.is_file():
-            return ""
-        first = json.loads(log.read_text(encoding="utf-8").splitlines()[0])
-        return f"{first['train_pictures']:,} x {self.config.train.epochs}"
+        return f"{self.shown:,} x {self.config.train.epochs}" if self.config else ""
 
 
 def read_runs(tables: list[Table], results: Path) -> dict[str, Run]:
@@ -238,17 +277,30 @@ def read_run(folder: Path, table: Table) -> Run:
             f"make_tables: table {table.name} names the run {folder.name}, but there is no folder {folder}"
         )
     file = folder / "metrics.json"
-    content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    content = read_json(file, "evaluate the run again and keep it") if file.is_file() else {}
     foreign = "predictions_file" in content  # of `main.py evaluate --predictions`
-    for name in ("metrics.json", "predictions.csv.gz", *(() if foreign else ("config.yaml",))):
+    needed = ("metrics.json", "predictions.csv.gz", *(() if foreign else ("config.yaml", "metrics.jsonl")))
+    for name in needed:
         if not (folder / name).is_file():
             raise FileNotFoundError(
                 f"make_tables: {folder} (table {table.name}) has no {name}; scripts/keep_run.py fills it"
             )
-    if missing := [key for key in NEEDED if key not in content]:
-        raise ValueError(f"make_tables: {file} has no '{missing[0]}'; evaluate the run again and keep it")
     config = None if foreign else load_config([folder / "config.yaml"])
-    return Run(folder, content, config, checkpoint.file_hash(folder / "predictions.csv.gz"))
+    known = tuple(TRAINED_ON)[: 1 + has_emotion_branch(config)] if config else ()
+    if missing := [key for key in (*NEEDED, *known) if key not in content]:
+        raise ValueError(f"make_tables: {file} has no '{missing[0]}'; evaluate the run again and keep it")
+    shown = read_shown(folder / "metrics.jsonl") if config else None
+    return Run(folder, content, config, checkpoint.file_hash(folder / "predictions.csv.gz"), shown)
+
+
+def read_shown(log: Path) -> int:
+    """Pictures in an epoch of a training."""
+    try:
+        return int(json.loads(log.read_text(encoding="utf-8").partition("\n")[0])["train_pictures"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"make_tables: the first line of {log} does not say train_pictures; keep the run again"
+        ) from error
 
 
 def check_same(table: Table, runs: dict[str, Run]) -> None:
@@ -311,7 +363,8 @@ def measure_table(table: Table, runs: dict[str, Run], root: Path, resamples: int
         predictions[name] = columns["prediction"]
     known = {name: set(runs[name].content["metrics"]) for name in table.runs}
     content = {"threshold": threshold, "twins": len(twins), "resamples": resamples}
-    content |= {"reference": table.reference, "rows": sources(table, runs)}
+    content |= {"decisive": DECISIVE[rated.scale.kind], "reference": table.reference}
+    content["rows"] = sources(table, runs)
     for subset, kept in (("all", slice(None)), ("without_twins", ~np.isin(rated.ids, list(twins)))):
         arrays = {name: values[kept] for name, values in predictions.items()}
         content[subset] = figures(table, arrays, known, scores[kept], threshold, resamples)
@@ -331,8 +384,7 @@ def read_set(table: Table, runs: dict[str, Run], root: Path) -> tuple[RatedSet, 
     """
     first = runs[table.runs[0]]
     name, split, sha256 = (first.content[key] for key in ("dataset", "split", "split_sha256"))
-    configs = [runs[run].config for run in table.runs if runs[run].config]
-    options = configs[0].data.options(DataOptions) if configs else DataOptions()
+    options = data_options([runs[run] for run in table.runs])
     rated = evaluation.labelled(load_dataset(name, root, (split,), options)[split], "aesthetics")
     if rated.sha256 != sha256:
         raise ValueError(
@@ -343,6 +395,16 @@ def read_set(table: Table, runs: dict[str, Run], root: Path) -> tuple[RatedSet, 
     rated = rated.take([i not in unseen for i in rated.ids])
     twins = twins_in_training(name, root, options) if split == "test" else set()
     return rated, twins & set(rated.ids)
+
+
+def data_options(runs: list[Run]) -> DataOptions:
+    """How the set was read: as by our first run, if there is one, else as the referee read it."""
+    if configs := [run.config for run in runs if run.config]:
+        return configs[0].data.options(DataOptions)
+    try:
+        return DataOptions(**runs[0].content.get("data", {}))
+    except TypeError as error:
+        raise ValueError(f"make_tables: {runs[0].folder / 'metrics.json'}: 'data' has {error}") from error
 
 
 def read_predictions(run: Run, rated: RatedSet) -> dict[str, np.ndarray]:
@@ -524,10 +586,31 @@ def check_measured(table: Table, runs: dict[str, Run], measured: dict) -> None:
         if known.get(name) != runs[name].sha256:
             since = "are not those that were measured" if name in known else "were not measured yet"
             raise ValueError(f"make_tables: table {table.name}: the predictions of {name} {since}; {again}")
-    if (found["rows"], found["reference"]) != (sources(table, runs), table.reference):
+    same = (found["rows"], found["reference"]) == (sources(table, runs), table.reference)
+    if not same or "decisive" not in found:
         raise ValueError(
             f"make_tables: table {table.name}: rows or reference are not those measured; {again}"
         )
+    for what, kept, value in recorded_twice(table, runs, found):
+        if kept != value and not close(kept, value):
+            raise ValueError(
+                f"make_tables: table {table.name}: {what} is {kept} in measured.json and {value} by the "
+                f"runs' metrics.json; {again}"
+            )
+
+
+def recorded_twice(table: Table, runs: dict[str, Run], found: dict) -> Iterator[tuple[str, float, float]]:
+    """What it is, its value in measured.json, its value by the runs' own metrics.json where that has it."""
+    for subset in ("all", "without_twins"):
+        by_run = found[subset]["runs"]
+        for name, m in product(table.runs, MEASURES):
+            part = runs[name].content if subset == "all" else runs[name].content.get("without_twins", {})
+            if m in part.get("metrics", {}):
+                yield f"{subset}: {m} of {name}", by_run[name][m], part["metrics"][m]
+        values = {n: {m: math.nan if v is None else v for m, v in by_run[n].items()} for n in table.runs}
+        for (kind, row, m), value in row_metrics(table, values).items():
+            kept = found[subset][kind][row][m]["mean" if kind == "rows" else "difference"]
+            yield f"{subset}: {m} of {row} ({kind})", kept, evaluation.without_nan(value)
 
 
 def own_table(table: Table, runs: dict[str, Run], measured: dict) -> tuple[str, list[dict]]:
@@ -544,7 +627,10 @@ def own_table(table: Table, runs: dict[str, Run], measured: dict) -> tuple[str, 
         cells += [", ".join(number(name, rest[name]["mean"]) for name in printed)] if twins else []
         lines.append((*cells, ", ".join(f"`{name}`" for name in row.runs)))
     compared = measured["all"]["differences"].items()
-    sentences = [sentence(row, table.reference, entries[DECISIVE]) for row, entries in compared]
+    budgets = {row.name: runs[row.runs[0]].budget for row in table.rows}
+    sentences = [
+        sentence(row, table.reference, entries, measured["decisive"], budgets) for row, entries in compared
+    ]
     parts = [table.title, as_markdown(lines), explanation(table, measured), "\n".join(sentences)]
     return "\n\n".join(filter(None, parts)), own_lines(table, runs, measured)
 
@@ -552,14 +638,16 @@ def own_table(table: Table, runs: dict[str, Run], measured: dict) -> tuple[str, 
 def marks(row: Row, runs: dict[str, Run]) -> str:
     """What a reader must know of a row: how many of the test pictures were trained on."""
     found = ""
-    for key, what in (
-        ("test_pictures_trained_on", "contaminated"),
-        ("test_pictures_that_the_emotion_branch_was_trained_on", "emotion branch contaminated"),
-    ):
-        count = max(runs[name].content.get(key, 0) for name in row.runs)
+    for key, (_, what) in TRAINED_ON.items():
+        count = trained_on(row, runs, key)
         found += f", **{what} ({count:,})**" if count else ""
     foreign = any(runs[name].config is None for name in row.runs)
     return found + (", trained on unknown pictures" if foreign else "")
+
+
+def trained_on(row: Row, runs: dict[str, Run], key: str) -> int | None:
+    """The most of a row's runs; None where it is not known, or there is no emotion branch."""
+    return max((runs[name].content[key] for name in row.runs if key in runs[name].content), default=None)
 
 
 def explanation(table: Table, measured: dict) -> str:
@@ -574,20 +662,25 @@ def explanation(table: Table, measured: dict) -> str:
         text += (
             "A difference counts if its paired interval does not hold 0 and it is larger than the seed "
             f"spread: {SPREADS} x the root of the sum of both rows' variances over seeds (a row of one seed "
-            "is given the largest of the table)."
+            "is given the largest of the table). With so few seeds that is a rough guard, no test."
         )
     return textwrap.fill(text, WIDTH)
 
 
-def sentence(row: str, reference: str, entry: dict) -> str:
-    value = number(DECISIVE, entry["difference"], sign="+")
-    text = f"- {row} minus {reference}: {metrics.TERMS[DECISIVE]} {value} (paired {span(DECISIVE, entry)})"
+def sentence(row: str, reference: str, entries: dict, name: str, budgets: dict[str, str]) -> str:
+    """Whether the row's difference to the reference counts, by the measure of this name."""
+    entry = entries[name]
+    unequal = "" not in (budgets[row], budgets[reference]) and budgets[row] != budgets[reference]
+    shown = f" ({budgets[row]} pictures against {budgets[reference]})" if unequal else ""
+    value = number(name, entry["difference"], sign="+")
+    text = f"- {row} minus {reference}{shown}: {metrics.TERMS.get(name, name)} {value} "
+    text += f"(paired {span(name, entry)})"
     if entry["seed_spread"] is None:
         return f"{text}, seed spread unknown: does not count."
     side = "beyond" if abs(entry["difference"]) > entry["seed_spread"] else "within"
     verdict = "counts" if entry["counts"] else "does not count"
     borrowed = " (one seed: the table's largest)" if entry["borrowed"] else ""
-    return f"{text}, {side} the seed spread of {number(DECISIVE, entry['seed_spread'])}{borrowed}: {verdict}."
+    return f"{text}, {side} the seed spread of {number(name, entry['seed_spread'])}{borrowed}: {verdict}."
 
 
 def estimate(name: str, entry: dict) -> str:
@@ -617,6 +710,7 @@ def own_lines(table: Table, runs: dict[str, Run], measured: dict) -> list[dict]:
         content = measured[subset]
         compared = content["differences"].get(row.name, {}).get(name, {})
         line = {"row": row.name, "runs": " ".join(row.runs), "pictures_x_epochs": runs[row.runs[0]].budget}
+        line |= {column: trained_on(row, runs, key) for key, (column, _) in TRAINED_ON.items()}
         line |= {"subset": subset, "pictures": content["n"], "metric": name} | content["rows"][row.name][name]
         line |= {"difference": compared.get("difference")}
         line |= {f"difference_{side}": compared.get(side) for side in ("low", "high")}

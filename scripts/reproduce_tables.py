@@ -5,6 +5,9 @@
     scripts/reproduce_tables.sh ava --data-root AVA --emotion-checkpoint emotion_model.pth --official
     scripts/reproduce_tables.sh ava --data-root AVA --emotion-data emoset=EmoSet train.precision=bf16
 
+With data.target=distribution a score set that has votes (PARA) is trained on them, by EMD, and its table has
+the row of EMD per batch too.
+
 Every network is trained as configs/SET.yaml says (the published recipe) and scored once on test. A step whose
 result is in OUTPUT/results with the same settings is not run again, a training that was interrupted goes on.
 OUTPUT/tables.md has the table, OUTPUT/results what may be published of the runs, OUTPUT/runs the weights.
@@ -52,7 +55,7 @@ ROWS = {  # of the table: name, and the config that is laid over the set's
     "emd_batch": ("EMD per batch as in the official code", "ablation_emd_batch"),
     "linear": ("same backbone, linear head (NIMA style)", "linear"),
 }
-DISTRIBUTIONS = ("ava", "demo")  # sets that EMD is for
+DISTRIBUTIONS = ("ava", "demo")  # sets that are trained on votes, by EMD, unless data.target says otherwise
 DECIDED = ("task", "data.dataset", "data.root", "model.network", "model.without")  # by the steps themselves
 DECIDED += ("train.seed", "train.score_test")
 RECIPES = {  # set, Lite or not -> configs of the networks and of their emotion branch
@@ -121,19 +124,17 @@ def run(options: argparse.Namespace) -> int:
     if not options.dry_run:
         check_files(options)
     check_networks(steps)
-    show(steps, options)
+    left = to_do(steps)
+    show(steps, left, options)
     if options.dry_run:
         return 0
-    again = False
-    for step in steps:
-        if is_done(step):
-            continue
-        again = True
+    for step in left:
+        shutil.rmtree(step.result, ignore_errors=True)  # of a branch whose weights are gone
         if code := train(step):
             print(f"reproduce_tables: stopped in {step.name}; the same command goes on", file=sys.stderr)
             return code
-        keep(step)
-    return make_table(steps, options, again)
+        keep_run.keep(step.run, step.run / "test", step.result)
+    return make_table(steps, options, bool(left))
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -185,9 +186,9 @@ def check_options(options: argparse.Namespace) -> None:
             )
 
 
-def chosen_rows(options: argparse.Namespace) -> list[str]:
-    """Raises ValueError for a row that the set has not."""
-    rows = [row for row in ROWS if row != "emd_batch" or options.dataset in DISTRIBUTIONS]
+def chosen_rows(options: argparse.Namespace, config: Config) -> list[str]:
+    """Raises ValueError for a row that the set has not, as the main network's config uses it."""
+    rows = [row for row in ROWS if row != "emd_batch" or predicts_votes(config)]
     chosen = list(dict.fromkeys(options.only.split(","))) if options.only else rows
     if wrong := [row for row in chosen if row not in rows]:
         raise ValueError(
@@ -195,6 +196,12 @@ def chosen_rows(options: argparse.Namespace) -> list[str]:
             f"got '{wrong[0]}'"
         )
     return chosen
+
+
+def predicts_votes(config: Config) -> bool:
+    """Whether EMD is the loss."""
+    target = config.data.target
+    return target == "distribution" or (target == "auto" and config.data.names[0] in DISTRIBUTIONS)
 
 
 def seeds(options: argparse.Namespace) -> list[int]:
@@ -256,7 +263,7 @@ def output_folder(options: argparse.Namespace) -> Path:
 def plan(options: argparse.Namespace) -> list[Step]:
     """The trainings in their order. Rows that would repeat the main network are left out, and it is said."""
     steps, main_config = [], network_step(options, "main", 0).config
-    for row in chosen_rows(options):
+    for row in chosen_rows(options, main_config):
         if row != "main" and network_step(options, row, 0).config == main_config:
             print(f"{row}: left out, because with these settings it is the main network")
             continue
@@ -289,7 +296,8 @@ def emotion_step(options: argparse.Namespace) -> Step:
     for dataset, folder in emotion_sets(options).items():
         words += ["--dataset", dataset, "--data-root", folder]
     words += layers(RECIPES[options.dataset, options.lite][1], "official" if options.official else "")
-    words = without_maps([*words, *options.settings])
+    settings = [word for word in options.settings if not word.startswith("data.target=")]  # of ratings
+    words = without_maps([*words, *settings])
     name = f"{prefix(options)}_emotion"
     return Step(name, "emotion", tuple(words), read_config(words), output_folder(options))
 
@@ -334,20 +342,40 @@ def check_networks(steps: list[Step]) -> None:
 # Doing it
 
 
+def to_do(steps: list[Step]) -> list[Step]:
+    """The steps that have no result yet; the emotion branch too, if a row is left and its weights are gone.
+
+    Raises:
+        ValueError: a result is not what these steps would make, or stands on a branch that is gone.
+    """
+    left = [step for step in steps if not is_done(step)]
+    on_branch = [step for step in steps if step.branch]
+    for step in steps:
+        needed = step.row == "emotion" and any(other in left for other in on_branch)
+        if not needed or (step.run / "best.pt").is_file():
+            continue
+        if done := [other.name for other in on_branch if other not in left]:
+            raise ValueError(
+                f"reproduce_tables: {done[0]} stands on {step.run / 'best.pt'}, which is gone; trained again "
+                "it would be another branch. Put it back, or choose another --output"
+            )
+        left = [step, *(other for other in left if other != step)]
+    return left
+
+
 def is_done(step: Step) -> bool:
     """Whether its result is there.
 
     Raises:
         ValueError: the result was made with other settings or on another emotion branch.
     """
-    if not step.result.is_dir() or (step.row == "emotion" and not (step.run / "best.pt").is_file()):
+    if not step.result.is_dir():
         return False
     from checkpoint import file_hash
     from training import changed_settings
 
     before = load_config([step.result / "config.yaml"]).as_dict()
-    now = replace(step.config, train=replace(step.config.train, emotion_maps=""))  # a folder, not kept
-    differences = changed_settings(before, now.as_dict())
+    differences = changed_settings(before, step.config.as_dict())
     if step.branch and step.branch.is_file():
         origin = json.loads((step.result / "metrics.json").read_text(encoding="utf-8"))["origin"]
         if origin["emotion_checkpoint_sha256"] != file_hash(step.branch):
@@ -396,15 +424,6 @@ def processes() -> int:
     if not wanted.isdecimal() or int(wanted) < 1:
         raise ValueError(f"reproduce_tables: NPROC is the number of processes, from 1 up, got '{wanted}'")
     return int(wanted)
-
-
-def keep(step: Step) -> None:
-    """Copies the run to its result, which is there whole or not at all."""
-    partial = step.result.with_name(f".{step.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    keep_run.keep(step.run, step.run / "test", partial)
-    shutil.rmtree(step.result, ignore_errors=True)  # of a branch whose weights were gone
-    partial.rename(step.result)
 
 
 def make_table(steps: list[Step], options: argparse.Namespace, again: bool) -> int:
@@ -478,15 +497,15 @@ def table_entries(steps: list[Step], options: argparse.Namespace) -> tuple[list[
 # Saying what it is and what it costs
 
 
-def show(steps: list[Step], options: argparse.Namespace) -> None:
-    left, total, largest = 0.0, 0.0, 0.0
+def show(steps: list[Step], left: list[Step], options: argparse.Namespace) -> None:
+    remaining, total, largest = 0.0, 0.0, 0.0
     python = os.path.relpath(ROOT / "main.py")
     start = ["torchrun", *launcher()[2:]] if processes() > 1 else ["python"]
     for step in steps:
-        done, cost = is_done(step), estimate(step.config)
+        cost = estimate(step.config)
         total, largest = total + cost.hours, max(largest, cost.gigabytes)
-        left += 0 if done else cost.hours
-        said = "done already" if done else f"{cost.hours:.1f} h, {cost.gigabytes:.1f} GB"
+        remaining += cost.hours if step in left else 0
+        said = f"{duration(cost.hours)}, {cost.gigabytes:.1f} GB" if step in left else "done already"
         print(f"{step.name} ({step.title}): {said}")
         if options.dry_run:
             print(f"  {shlex.join([*start, python, *train_words(step)])}")
@@ -494,13 +513,21 @@ def show(steps: list[Step], options: argparse.Namespace) -> None:
     if options.dry_run:
         print(f"table\n  {script('make_tables', *table_words(steps, options))}")
     print(
-        f"\n{total:.1f} h in all, {left:.1f} h still to do, on one {CARD} (24 GB): counted operations, at an "
-        f"assumed {SHARE:.0%} of its peak ({PEAK['fp32'] / 1e12:g} TFLOP/s in fp32, whose convolutions run "
-        f"in TF32, {PEAK['bf16'] / 1e12:g} in bf16 and fp16), if pictures are decoded fast enough.\n"
+        f"\n{duration(total)} in all, {duration(remaining)} still to do, on one {CARD} (24 GB): counted "
+        f"operations, at an assumed {SHARE:.0%} of its peak ({PEAK['fp32'] / 1e12:g} TFLOP/s in fp32, whose "
+        f"convolutions run in TF32, {PEAK['bf16'] / 1e12:g} in bf16 and fp16), if pictures are decoded fast "
+        "enough.\n"
         f"At most {largest:.1f} GB on one GPU: weights, gradients, Adam, saved activations; passing values "
         "and cuDNN's workspace come on top. Estimates, not measured.",
         flush=True,
     )
+
+
+def duration(hours: float) -> str:
+    """With two digits, or all before the point."""
+    if 0 < hours < 0.001:  # of the demo
+        return "under 0.001 h"
+    return f"{hours:.0f} h" if hours >= 10 else f"{hours:.2g} h"
 
 
 def script(name: str, *words: str) -> str:
@@ -574,7 +601,7 @@ def count_network(config: Config) -> Count:
         return tensor
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep_saved, lambda tensor: tensor)
-    with FakeTensorMode(), torch.autocast("cpu", kind) if kind else nullcontext():
+    with FakeTensorMode(), nullcontext() if kind == torch.float32 else torch.autocast("cpu", kind):
         network = build_network(config)
         images = torch.empty(batch, 3, config.data.size, config.data.size)
         with FlopCounterMode(display=False) as whole, hooks:
@@ -596,11 +623,13 @@ def count_network(config: Config) -> Count:
 
 
 def build_network(config: Config):
+    from datasets import AVA_BINS, PARA_BINS
     from EAMBNet import EMOTIONS, Scale
     from training import has_emotion_branch, new_network
 
-    bins = tuple(range(1, 11)) if config.data.names[0] in DISTRIBUTIONS else ()
-    scale = Scale("distribution" if bins else "score", 1, 10, 5, bins=bins)
+    ratings = PARA_BINS if config.data.names[0] == "para" else AVA_BINS
+    bins = ratings if predicts_votes(config) else ()
+    scale = Scale("distribution" if bins else "score", ratings[0], ratings[-1], ratings[4], bins=bins)
     return new_network(config, scale, EMOTIONS if has_emotion_branch(config) else ())
 
 

@@ -36,7 +36,8 @@ import metrics
 import referee
 from checkpoint import written_whole
 from config import load_config
-from datasets import PARA_FILES, SPLITS, DecodeError, RatedSet, Sheet, decode
+from datasets import PARA_FILES, SPLITS, RatedSet, Sheet
+from decoding import DecodeError, decode
 from main import guarded, refuse_existing
 from panels import Box, fit, resize_image, show
 from visualize import FAINT, INK, new_figure, write, write_figure

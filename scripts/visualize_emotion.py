@@ -32,7 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import predict
 from checkpoint import Weights, written_whole
 from config import load_config
-from datasets import SPLITS, DataOptions, RatedSet, decode, describe, first_by_hash, load_dataset
+from datasets import SPLITS, DataOptions, RatedSet, describe, first_by_hash, load_dataset
+from decoding import decode
 from EAMBNet import Scale
 from evaluation import as_trained, is_cross_set
 from main import guarded, refuse_existing
@@ -599,12 +600,12 @@ def run(options: argparse.Namespace) -> int:
     check_options(options)
     weights = predict.load_aesthetics(options.checkpoint)
     name, rated = read_set(options, weights)
-    scorer = Scorer(options.checkpoint, options.device, workers=options.workers)
+    scorer = Scorer(options.checkpoint, options.device, workers=options.workers, exact=True)
     scored = score_set(scorer, rated)
     ranking = rank(rated, scored, options.by)
     most, least = choose_ends(ranking, options.count)
     page = choose_spread(ranking)
-    scorer = Scorer(options.checkpoint, options.device, workers=options.workers, maps=True)
+    scorer = Scorer(options.checkpoint, options.device, workers=options.workers, maps=True, exact=True)
     entries = make_entries(sorted({*most, *least, *page}), ranking, rated, scorer)
     subject = describe_subject(name, rated, len(ranking), options.by, weights, scorer.emotions_trained)
     sheet = draw_sheet([entries[i] for i in most], [entries[i] for i in least], subject)

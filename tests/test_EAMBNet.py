@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import build_lite, rule_made
+from conftest import build_lite, enliven, rule_made
 from scipy.signal import correlate2d
 from torch.nn import functional
 
@@ -29,6 +29,7 @@ from EAMBNet import (
     PlainFusion,
     Scale,
     build_model,
+    prepare_for_inference,
     shrink,
 )
 
@@ -816,3 +817,58 @@ def test_a_known_answer_of_the_branch_is_used_and_the_branch_rests(lite_network,
         found = lite_network(images, known)
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a, b)
+
+
+# ---- the fast form ------------------------------------------------------------------------------------
+
+
+FORMS = {
+    "paper": lambda: build_model(),
+    "lite": lambda: build_model("tf_efficientnet_lite0", 1, width=128, context_scale=1.0, shortcut=True),
+    "plain": lambda: build_model("tf_efficientnet_lite0", width=128, without=("guided_fusion", "attention")),
+    "no context": lambda: build_model("tf_efficientnet_lite0", width=128, without=("context", "emotion")),
+    "no detail": lambda: build_model("tf_efficientnet_lite0", width=128, without=("detail",)),
+    "linear": lambda: LinearNetwork("tf_efficientnet_lite0", 1, 0.2),
+    "emotion": lambda: EmotionNetwork("tf_efficientnet_lite0", ("a", "b", "c"), 0.5, 128),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_fast_form_gives_the_same_output_in_float32(form):
+    torch.manual_seed(0)
+    network = enliven(FORMS[form]())
+    fast = prepare_for_inference(network)
+    images = numbers(2, 3, 96, 128)
+    with torch.inference_mode():
+        for found, expected in zip(fast(images), network(images), strict=True):
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    assert not [layer for layer in fast.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+
+
+def test_the_fast_form_is_a_copy(lite_network):
+    before = {name: value.clone() for name, value in lite_network.state_dict().items()}
+    fast = prepare_for_inference(lite_network)
+    assert all(torch.equal(value, before[name]) for name, value in lite_network.state_dict().items())
+    assert any(parameter.requires_grad for parameter in lite_network.parameters())
+    assert not any(parameter.requires_grad for parameter in fast.parameters())
+    assert fast.arguments == lite_network.arguments
+    assert not fast.train().training
+
+
+@pytest.mark.parametrize(("precision", "near"), [("bf16", 0.02), ("fp16", 0.004)])
+def test_the_fast_form_in_half_precision_takes_and_gives_float32(lite_network, precision, near):
+    fast = prepare_for_inference(lite_network, precision)
+    images = numbers(2, 3, 96, 96)
+    with torch.inference_mode():
+        found, expected = fast(images), lite_network(images)
+        maps = fast.class_activation_maps(images)
+    assert {value.dtype for value in (*found, maps)} == {torch.float32}
+    difference = (found.prediction - expected.prediction).abs().max()
+    assert 0 < difference < near
+    assert maps.shape == lite_network.class_activation_maps(images).shape
+
+
+def test_an_unknown_precision_is_refused(lite_network):
+    with pytest.raises(ValueError, match="precision must be fp32, bf16, fp16, got 'int8'"):
+        prepare_for_inference(lite_network, "int8")

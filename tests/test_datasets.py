@@ -1,4 +1,4 @@
-"""Sets, splits, decoding, orders and loaders, on files small enough to be made here."""
+"""Sets, splits, orders and loaders, on files small enough to be made here."""
 
 import csv
 import hashlib
@@ -7,20 +7,18 @@ import os
 import sys
 import time
 import types
-import warnings
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image
 
 import datasets
 from datasets import (
     Batch,
     DataOptions,
-    DecodeError,
     Draw,
     LeftOut,
     PictureSet,
@@ -29,7 +27,6 @@ from datasets import (
     TrainOrder,
     check_classes,
     coin,
-    decode,
     describe,
     emotion_name,
     first_by_hash,
@@ -39,12 +36,12 @@ from datasets import (
     load_dataset,
     load_datasets,
     make_loader,
-    normalise,
     round_outwards,
     twins_in_training,
     unite,
     write_left_out,
 )
+from decoding import DecodeError, decode
 from EAMBNet import EMOTIONS, Scale
 
 # ---- making sets ----------------------------------------------------------------------------------
@@ -1416,142 +1413,6 @@ def test_demo_is_made_when_it_is_not_there(tmp_path, monkeypatch):
     assert "labels.csv row 3: 'emotion' is 'joy'" in message(ValueError, "demo", tmp_path / "new")
 
 
-# ---- decode ----------------------------------------------------------------------------------------
-
-
-def saved(tmp_path, image, name="picture.png", **options):
-    image.save(tmp_path / name, **options)
-    return tmp_path / name
-
-
-@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "RGBA", "LA", "CMYK", "I;16"])
-@pytest.mark.parametrize("size", [None, 5, (7, 3)])
-def test_every_mode_comes_out_as_rgb(tmp_path, mode, size):
-    image = random_image().convert("I").convert("I;16") if mode == "I;16" else random_image().convert(mode)
-    pixels = decode(saved(tmp_path, image, f"picture.{'tif' if mode == 'CMYK' else 'png'}"), size)
-    assert pixels.dtype == np.uint8
-    assert pixels.shape == {None: (6, 8, 3), 5: (5, 5, 3), (7, 3): (7, 3, 3)}[size]
-
-
-@pytest.mark.parametrize("name", ["deep.png", "deep.tif"])
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path, name):
-    values = np.arange(256, dtype=np.uint16).reshape(16, 16)
-    pixels = decode(saved(tmp_path, Image.fromarray(values * 257), name))
-    assert (pixels == values[:, :, None]).all()
-
-
-def test_big_endian_sixteen_bits(tmp_path):
-    values = np.array([[0, 257, 65535, 200, 128]], dtype=">u2")
-    (tmp_path / "deep.pgm").write_bytes(b"P5 5 1 65535\n" + values.tobytes())
-    assert decode(tmp_path / "deep.pgm")[0, :, 0].tolist() == [0, 1, 255, 1, 0]  # to the nearest
-
-
-def test_transparency_is_laid_over_white(tmp_path):
-    pixels = np.array([[[200, 0, 0, 255], [200, 0, 0, 0], [200, 0, 0, 51]]], dtype=np.uint8)
-    shown = decode(saved(tmp_path, Image.fromarray(pixels)))[0].tolist()
-    assert shown == [[200, 0, 0], [255, 255, 255], [244, 204, 204]]
-
-
-def test_palette_transparency_does_not_warn(tmp_path):
-    image = random_image().quantize(4)
-    path = saved(tmp_path, image, transparency=bytes([0, 255, 255, 255]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        pixels = decode(path)
-    first = np.asarray(image) == 0
-    assert (pixels[first] == 255).all() and (pixels[~first] == np.asarray(image.convert("RGB"))[~first]).all()
-
-
-def test_cmyk_jpeg_keeps_its_colours(tmp_path):
-    red = Image.new("RGB", (16, 16), (200, 30, 40))
-    # PIL writes the Adobe marker, so the file is inverted as Photoshop's are.
-    pixels = decode(saved(tmp_path, red.convert("CMYK"), "press.jpg", quality=95))
-    assert np.abs(pixels.astype(int) - [200, 30, 40]).max() < 8
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("name", ["turned.png", "turned.jpg"])
-def test_exif_orientation_is_respected_unless_told_otherwise(tmp_path, orientation, name):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    path = saved(tmp_path, random_image(), name, exif=exif)
-    with Image.open(path) as image:
-        assert (decode(path) == np.asarray(ImageOps.exif_transpose(image))).all()
-        assert (decode(path, exif=False) == np.asarray(image)).all()
-    assert decode(path).shape == ((6, 8, 3) if orientation < 5 else (8, 6, 3))
-
-
-def test_damaged_exif_does_not_lose_the_picture(tmp_path):
-    path = saved(tmp_path, random_image(), "odd.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"\1" * 20)
-    assert decode(path).shape == (6, 8, 3)
-
-
-@given(st.integers(1, 40), st.integers(1, 40))
-@settings(max_examples=15, deadline=None)
-def test_resizing_is_exactly_pils(tmp_path_factory, height, width):
-    image = random_image(3, (31, 17))
-    path = saved(tmp_path_factory.mktemp("resize"), image)
-    expected = image.resize((width, height), Image.Resampling.BILINEAR)
-    assert (decode(path, (height, width)) == np.asarray(expected)).all()
-
-
-def test_decoded_pixels_can_be_written_to(tmp_path):
-    pixels = decode(saved(tmp_path, random_image()), 8)
-    assert pixels.flags.writeable and torch.from_numpy(pixels).shape == (8, 8, 3)
-
-
-HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 50
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "reason"),
-    [
-        ("a.jpg", b"", "the file is empty"),
-        ("a.jpg", b"  <!DOCTYPE html><html>", "a web page (HTML), not a picture; the download failed"),
-        (
-            "a.jpg",
-            b"version https://git-lfs.github.com/spec/v1\n",
-            "a git-lfs pointer, not the picture; run git lfs",
-        ),
-        ("a.heic", HEIC, "a HEIC picture; convert it to JPEG first"),
-        ("a.jpg", HEIC, "a HEIC picture"),
-        ("a.NEF", b"II*\0", "a raw camera file; convert it to JPEG first"),
-        ("a.jpg", b"hello", "not a picture in a known format"),
-        ("a.jpg", None, "there is no such file"),
-    ],
-)
-def test_files_that_are_no_pictures_are_named_with_their_reason(tmp_path, name, content, reason):
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(DecodeError) as caught:
-        decode(tmp_path / name)
-    assert str(caught.value).startswith(f"datasets: {tmp_path / name} cannot be decoded: {reason}")
-    assert caught.value.reason.startswith(reason) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["cut.jpg", "cut.png"])
-def test_truncated_files_are_errors_not_gray_pictures(tmp_path, name):
-    path = saved(tmp_path, random_image(size=(64, 64)), name)
-    path.write_bytes(path.read_bytes()[:-600])
-    with pytest.raises(DecodeError, match=f"{name} cannot be decoded: .*truncated"):
-        decode(path)
-
-
-def test_decompression_bombs(tmp_path, monkeypatch):
-    path = saved(tmp_path, random_image())
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)  # 48 pixels: PIL warns, we do not
-    assert decode(path).shape == (6, 8, 3)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
-    with pytest.raises(DecodeError, match="more than 40 pixels"):
-        decode(path)
-
-
-def test_floating_point_pictures_are_refused(tmp_path):
-    path = saved(tmp_path, Image.fromarray(np.ones((4, 4), np.float32)), "f.tif")
-    with pytest.raises(DecodeError, match="floating-point pixels have no agreed range"):
-        decode(path)
-
-
 # ---- orders ----------------------------------------------------------------------------------------
 
 
@@ -1671,7 +1532,7 @@ def test_a_broken_file_is_one_clear_sentence_from_any_process(tmp_path, workers)
     with pytest.raises(DecodeError) as caught:
         batches(PictureSet(rated, 4), TestOrder(13, 4), workers)
     assert str(caught.value) == (
-        f"datasets: {tmp_path / '7.png'} cannot be decoded: the file is empty. "
+        f"decoding: {tmp_path / '7.png'} cannot be decoded: the file is empty. "
         "Repair it, or leave such files out with --skip-broken."
     )
     with pytest.raises(DecodeError):
@@ -1689,17 +1550,3 @@ def test_skipped_files_are_listed_and_keep_no_place(tmp_path, workers):
     assert second.images.shape == (0, 3, 4, 4) and second.index.shape == (0,)
     assert second.distributions.shape == (0, 4) and [row.id for row in second.broken] == ["2.png", "3.png"]
     assert third.index.tolist() == [4, 5] and isinstance(third, Batch) and third.broken == []
-
-
-def test_normalise_is_its_formula_and_keeps_the_memory_format():
-    images = torch.randint(0, 256, (2, 3, 5, 4), dtype=torch.uint8)
-    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-    expected = (images.double() / 255 - torch.tensor(mean).double().view(3, 1, 1)) / torch.tensor(std).view(
-        3, 1, 1
-    )
-    before = images.clone()
-    out = normalise(images, mean, std)
-    assert out.dtype == torch.float32 and torch.allclose(out.double(), expected, atol=1e-6)
-    assert images.equal(before) and out.is_contiguous()
-    last = normalise(images.contiguous(memory_format=torch.channels_last), mean, std)
-    assert last.is_contiguous(memory_format=torch.channels_last) and last.equal(out)

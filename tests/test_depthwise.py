@@ -118,8 +118,9 @@ def test_the_other_way_is_taken_in_bfloat16_training_only(monkeypatch):
 
 
 def test_convolve_is_a_convolution():
-    images, weight = torch.randn(1, 3, 9, 9), torch.randn(3, 1, 3, 3)
+    images, weight, bias = torch.randn(1, 3, 9, 9), torch.randn(3, 1, 3, 3), torch.randn(3)
     assert torch.equal(
-        convolve(images, weight, 1, (1, 1, 1, 1)), F.conv2d(images, weight, padding=1, groups=3)
+        convolve(images, weight, bias, 1, (1, 1, 1, 1)),
+        F.conv2d(images, weight, bias, padding=1, groups=3),
     )
-    assert convolve(images, weight, 2, (0, 1, 0, 1)).shape == (1, 3, 4, 4)
+    assert convolve(images, weight, None, 2, (0, 1, 0, 1)).shape == (1, 3, 4, 4)

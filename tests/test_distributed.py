@@ -1,23 +1,37 @@
-"""One process and two agree: pictures predicted bit for bit, gradients averaged, one log. And devices.
+"""One process, two and four agree: pictures predicted bit for bit, gradients averaged, one log. And devices.
 
-Run as a script, this file is what each of the two gloo processes does.
+Four gloo processes are started once: all four, then the first two of them, do what `one` does alone.
 """
 
+import copy
+import multiprocessing
 import os
 import socket
-import subprocess
-import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from small import ROOT, UNTRAINED, WORDS, command, read_log, write_pictures
+from small import ROOT, UNTRAINED, WORDS, command, read_log, train, write_pictures
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import distributed
 import engine
-from datasets import DataOptions, PictureSet, RatedSet, TestOrder, TrainOrder, load_dataset, make_loader
+import training
+from config import load_config
+from datasets import (
+    Batch,
+    DataOptions,
+    LeftOut,
+    PictureSet,
+    RatedSet,
+    TestOrder,
+    TrainOrder,
+    load_dataset,
+    make_loader,
+)
 from EAMBNet import Output, build_model
 
 COUNT = 13  # pictures: two processes get 7 and 6, the last batches are not full
@@ -65,7 +79,7 @@ def fit(rated: RatedSet, accumulate: int) -> dict[str, np.ndarray]:
         found = engine.train_one_epoch(
             wrapped,
             make_loader(PictureSet(rated, 64, flip_seed=0, skip_broken=True), order, workers=0),
-            loss_function=lambda output, batch: ((output.prediction[:, 0] - batch.scores) ** 2).mean(),
+            loss_function=squared_error,
             optimizer=torch.optim.SGD(model.parameters(), lr=1.0),
             scaler=torch.amp.GradScaler("cpu", enabled=False),
             rate=lambda fraction: 0.05,
@@ -77,9 +91,92 @@ def fit(rated: RatedSet, accumulate: int) -> dict[str, np.ndarray]:
             ids=rated.ids,
             accumulate=accumulate,
         )
-    assert distributed.unwrap(wrapped) is model
     weights = torch.cat([p.detach().flatten() for p in model.parameters()]).numpy()
     return {"weights": weights, "loss": np.float64(found["loss"]), "pictures": np.int64(found["pictures"])}
+
+
+class Still(nn.Module):
+    """A small EAMB-Net with lively statistics, without dropout, its BatchNorm always in evaluation mode."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(6)
+        network = build_model("test_efficientnet", outputs=1, width=16, dropout=0.0)
+        self.network = network.to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            self.network(torch.rand(8, 3, 64, 64))
+            self.network.head[5].weight.mul_(20)
+
+    def train(self, mode: bool = True):
+        return super().train(False)
+
+    def forward(self, images):
+        return self.network(images)
+
+
+class Recorder(torch.optim.SGD):
+    """Keeps the gradients of its last step and leaves the weights alone."""
+
+    def step(self, closure=None):
+        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        self.gradient = torch.cat([p.grad.flatten() for p in parameters])
+
+
+def still_pictures() -> torch.Tensor:
+    """(8, 3, 64, 64) uint8, smooth and different."""
+    generator = torch.Generator().manual_seed(7)
+    coarse = 255 * torch.rand(8, 3, 5, 5, generator=generator)
+    return nn.functional.interpolate(coarse, 64, mode="bilinear").to(torch.uint8)
+
+
+STILL_SCORES = torch.linspace(0, 1, 8, dtype=torch.float64)
+BROKEN = {"none": (), "unequal": (2, 3, 7), "one process has none": (1, 5)}  # of the eight pictures
+
+
+def share_of_eight(broken: tuple[int, ...]) -> Batch:
+    """The pictures of this process, every world-th of those eight, without the broken ones."""
+    own = [i for i in range(distributed.rank(), 8, distributed.world()) if i not in broken]
+    lost = [LeftOut(str(i), "broken") for i in broken if i % distributed.world() == distributed.rank()]
+    return Batch(torch.tensor(own), still_pictures()[own], STILL_SCORES[own], None, None, lost)
+
+
+def gradient(broken: tuple[int, ...], precision: str = "fp32", clip: float = 0.0) -> np.ndarray:
+    """Of one step of the engine on this process's share, as the optimizer sees it."""
+    model = Still()
+    optimizer = Recorder(model.parameters(), lr=1.0)
+    engine.train_one_epoch(
+        distributed.wrap(model, COMPUTE.device, precision),
+        [share_of_eight(broken)],
+        loss_function=squared_error,
+        optimizer=optimizer,
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        rate=lambda fraction: 1.0,
+        compute=COMPUTE,
+        steps=1,
+        epoch=0,
+        seed=0,
+        totals=engine.Totals(),
+        ids=[],
+        clip=clip,
+    )
+    return optimizer.gradient.numpy()
+
+
+def gradients() -> dict[str, np.ndarray]:
+    found = {name: gradient(broken) for name, broken in BROKEN.items()}
+    return found | {"bf16": gradient((), "bf16"), "clipped": gradient((2, 3, 7), clip=0.01)}
+
+
+def summed_gradient(broken: tuple[int, ...]) -> np.ndarray:
+    """Of the mean error of all good pictures in one batch, by autograd alone."""
+    good, model = [i for i in range(8) if i not in broken], Still().eval()
+    images = (still_pictures()[good].float() / 255 - 0.5) / 0.5
+    (model(images).prediction[:, 0] - STILL_SCORES[good].float()).square().mean().backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).numpy()
+
+
+def squared_error(output: Output, batch: Batch) -> torch.Tensor:
+    return (output.prediction[:, 0] - batch.scores).square().mean()
 
 
 def read_set(root: Path) -> RatedSet:
@@ -117,28 +214,81 @@ def one(root):
     return found
 
 
+def work(rank: int, root: Path, ports: list[int]) -> dict[str, dict[str, np.ndarray]]:
+    """What one of the four processes finds: in a group of four, and the first two again in one of two."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    found = {}
+    for world, port in zip((4, 2), ports, strict=True):
+        if rank < world:
+            os.environ |= {"MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
+            with distributed.session("cpu"):
+                found[world] = gradients() | (results(root) if world == 2 else {})
+    return found
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
 @pytest.fixture(scope="module")
-def two(root, tmp_path_factory) -> list[dict[str, np.ndarray]]:
-    """What each of two processes found."""
-    output = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(root), str(output / f"{rank}.npz")],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": path},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
-    return [dict(np.load(output / f"{rank}.npz")) for rank in range(2)]
+def together(root) -> list[dict[int, dict[str, np.ndarray]]]:
+    """What each of four processes found, by the number of processes at work."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["test_distributed"])  # torch and ours are imported once, not four times
+    ports = free_ports(2)
+    with ProcessPoolExecutor(4, context) as pool:
+        at_work = [pool.submit(work, rank, root, ports) for rank in range(4)]
+        return [each.result(timeout=300) for each in at_work]
+
+
+@pytest.fixture(scope="module")
+def two(together) -> list[dict[str, np.ndarray]]:
+    return [found[2] for found in together[:2]]
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("name", BROKEN)
+def test_gradients_of_several_processes_are_those_of_the_summed_batch(together, world, name):
+    expected = summed_gradient(BROKEN[name])
+    for found in together[:world]:
+        assert distance(found[world][name], expected) < 2e-6
+        assert np.array_equal(found[world][name], together[0][world][name])
+
+
+def test_the_mean_of_the_processes_means_is_something_else():
+    # Four processes without pictures 2, 3, 7 hold {0, 4}, {1, 5}, {6} and {}; two {0, 4, 6} and {1, 5}.
+    by_pictures = summed_gradient(BROKEN["unequal"])
+    shares = [summed_gradient(tuple(set(range(8)) - held)) for held in ({0, 4, 6}, {1, 5})]
+    assert distance((shares[0] + shares[1]) / 2, by_pictures) > 1e-2
+    assert distance((3 * shares[0] + 2 * shares[1]) / 5, by_pictures) < 2e-6
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_gradients_sent_as_bf16_differ_by_its_rounding_only(together, world):
+    exact = summed_gradient(())
+    for found in together[:world]:
+        assert 1e-4 < distance(found[world]["bf16"], exact) < 2**-8
+        assert np.array_equal(found[world]["bf16"], together[0][world]["bf16"])
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_the_norm_that_is_clipped_is_that_of_the_whole_batch(together, world):
+    whole = summed_gradient(BROKEN["unequal"])
+    expected = whole * 0.01 / np.linalg.norm(whole)
+    assert np.linalg.norm(whole) > 0.02
+    assert distance(together[0][world]["clipped"], expected) < 1e-4
+
+
+def distance(found: np.ndarray, expected: np.ndarray) -> float:
+    """Relative to the length of `expected`."""
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
 def test_two_processes_predict_thirteen_pictures_exactly_as_one(one, two):
@@ -175,6 +325,7 @@ def test_training_runs_through_torchrun_and_writes_one_log(root, tmp_path):
     words = ["--dataset", "csv", "--data-root", root, "--output", tmp_path / "run", "--skip-broken"]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", ROOT / "main.py"]
     few = ["train.batch_size=6", "train.score_test=false", "data.twins=false", UNTRAINED]
+    few += ["train.gradient_precision=bf16"]
     done = command(*launcher, "train", *words, *WORDS, *few, PYTHONWARNINGS="error::UserWarning")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("epoch 1/1 ") == 1
@@ -185,6 +336,50 @@ def test_training_runs_through_torchrun_and_writes_one_log(root, tmp_path):
     assert (state["world"], len(state["totals"]), state["epoch"]) == (2, 2, 1)
 
 
+# ---- options for several processes
+
+
+def test_synchronised_batchnorm_has_the_same_weights_names_and_activations(monkeypatch):
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    model = Still().network.eval()
+    converted = distributed.synchronise_batchnorm(copy.deepcopy(model))
+    kinds = [type(module) for module in converted.modules() if isinstance(module, _BatchNorm)]
+    assert len(kinds) > 20
+    assert all(issubclass(kind, nn.SyncBatchNorm) for kind in kinds)
+    assert list(converted.state_dict()) == list(model.state_dict())
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():  # timm's layers hold an activation, which torch's own conversion loses
+        assert torch.equal(converted(images).prediction, model(images).prediction)
+
+
+def test_synchronised_batchnorm_is_refused_on_a_cpu(root, tmp_path, capsys):
+    words = ["data.twins=false", UNTRAINED, "train.sync_batchnorm=true"]
+    assert train("csv", root, tmp_path / "run", *words) == 2
+    said = capsys.readouterr().err
+    assert "train.sync_batchnorm needs CUDA, this run is on cpu: torch cannot share BatchNorm" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_synchronised_batchnorm_and_broken_pictures_exclude_each_other(tmp_path):
+    config = load_config(words=["train.sync_batchnorm=true", "data.skip_broken=true"])
+    with pytest.raises(ValueError, match=r"train\.sync_batchnorm does not go with --skip-broken: a process"):
+        training.check_processes(config, torch.device("cuda"), tmp_path / "last.pt")
+
+
+def test_processes_that_do_not_share_the_output_folder_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(distributed, "gather", lambda value: [value, not value])
+    with pytest.raises(ValueError, match=r"last\.pt is there for some processes and not for others"):
+        training.check_processes(load_config(), torch.device("cpu"), tmp_path / "last.pt")
+
+
+def test_a_run_that_stopped_before_an_option_came_had_its_default():
+    now = load_config().as_dict()
+    before = {**now, "train": {k: v for k, v in now["train"].items() if k != "gradient_precision"}}
+    assert training.changed_settings(before, now) == []
+    now["train"]["gradient_precision"] = "bf16"
+    assert training.changed_settings(before, now) == ["train.gradient_precision was fp32 and is bf16"]
+
+
 # ---- alone
 
 
@@ -193,8 +388,9 @@ def test_alone_everything_is_a_no_op():
     with distributed.session("cpu") as device:
         assert device == torch.device("cpu")
         assert (distributed.rank(), distributed.world(), distributed.is_main()) == (0, 1, True)
-        assert distributed.wrap(model, device) is distributed.unwrap(model) is model
+        assert distributed.wrap(model, device, "bf16") is distributed.synchronise_batchnorm(model) is model
         assert (distributed.gather(3), distributed.broadcast(3)) == ([3], 3)
+        assert distributed.total(torch.tensor(3.0)) == 3
         distributed.share_buffers(model)
 
 
@@ -223,9 +419,3 @@ def test_auto_takes_what_is_there(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(ValueError, match="is not on this machine"):
         distributed.choose_device("cuda")
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    with distributed.session("cpu"):
-        np.savez(sys.argv[2], **results(Path(sys.argv[1])))

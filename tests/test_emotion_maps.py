@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 from small import BACKBONE, write_csv
 
+import distributed
 import emotion_maps
 from datasets import DataOptions, PictureSet, load_dataset
 from EAMBNet import build_model
-from emotion_maps import EmotionMaps, prepare
+from emotion_maps import EmotionMaps, branch_key, prepare, read_chunk
 from engine import Compute
 
 COMPUTE = Compute(torch.device("cpu"), "fp32", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -117,17 +118,22 @@ def test_a_picture_touched_but_equal_is_recomputed_not_trusted(network, rated, t
     assert sum(computed) == 2
 
 
-@pytest.mark.parametrize("damage", ["cut", "text", "empty"])
-def test_a_file_that_is_no_whole_one_is_computed_anew(damage, network, rated, tmp_path, computed):
+def test_a_file_that_is_no_whole_one_is_computed_anew(network, rated, tmp_path, computed):
     prepare(tmp_path / "maps", network, rated, COMPUTE, **SETTINGS)
     [path] = (tmp_path / "maps").rglob("*.npy")
     content = path.read_bytes()
-    path.write_bytes({"cut": content[:-100], "text": b"<html>", "empty": b""}[damage])
+    path.write_bytes(content[:-100])
     computed.clear()
     maps = prepare(tmp_path / "maps", network, rated, COMPUTE, **SETTINGS)
     assert sum(computed) == 2 * len(rated)
     assert len(maps.missing) == 0
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"<html>", b""])
+def test_a_file_that_holds_no_maps_is_none(content, tmp_path):
+    (tmp_path / "maps.npy").write_bytes(content)
+    assert read_chunk(tmp_path / "maps.npy") is None
 
 
 def test_a_changed_byte_is_found_when_it_is_read(network, rated, tmp_path):
@@ -146,6 +152,63 @@ def test_a_picture_that_cannot_be_decoded_has_no_map_and_stops_nothing(network, 
     maps = prepare(tmp_path / "maps", network, rated, COMPUTE, **SETTINGS)
     assert maps.missing.tolist() == [7]
     assert maps.of([6, 8], [False, True])[0].shape == (2, 8)
+    with pytest.raises(
+        ValueError, match=rf"there is no map of {rated.ids[7]} \({rated.paths[7]}\); it could not"
+    ):
+        maps.of([7], [False])
+
+
+def as_process(monkeypatch, rank: int, told: list) -> None:
+    """As one of two processes; `told` keeps what the first says to all."""
+    monkeypatch.setattr(distributed, "rank", lambda: rank)
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "gather", lambda value: [value, value])
+
+    def broadcast(value):
+        if rank == 0:
+            told.append(value)
+        return told[-1]
+
+    monkeypatch.setattr(distributed, "broadcast", broadcast)
+
+
+def test_a_process_that_comes_late_shares_the_list_of_the_first(
+    network, rated, tmp_path, monkeypatch, computed
+):
+    monkeypatch.setattr(emotion_maps, "CHUNK", 3)  # 6 files for two processes
+    told = []
+    as_process(monkeypatch, 0, told)
+    assert prepare(tmp_path / "maps", network, rated, COMPUTE, **SETTINGS).missing.tolist() == [
+        *(3, 4, 5, 9, 10, 11, 15)
+    ]
+    as_process(monkeypatch, 1, told)
+    maps = prepare(tmp_path / "maps", network, rated, COMPUTE, **SETTINGS)
+    assert maps.missing.tolist() == []
+    assert sum(computed) == 2 * len(rated)  # none twice
+
+
+def test_a_folder_that_cannot_be_made_is_said_to_all_processes(
+    network, rated, tmp_path, monkeypatch, computed
+):
+    (tmp_path / "maps").write_text("a file, no folder")
+    told = []
+    for rank in (0, 1):
+        as_process(monkeypatch, rank, told)
+        assert prepare(tmp_path / "maps", network, rated, COMPUTE, **SETTINGS) is None
+    assert "maps" in told[0][1]
+    assert computed == []
+
+
+def test_a_branch_is_another_with_each_thing_that_decides_its_answer(network):
+    def key(exif=True, mean=COMPUTE.mean, std=COMPUTE.std):
+        return branch_key(network, 64, exif, COMPUTE._replace(mean=mean, std=std))
+
+    keys = [key(), key(exif=False), key(mean=(0.4, 0.5, 0.5)), key(std=(0.4, 0.5, 0.5))]
+    before, network.emotion_scale = network.emotion_scale, 1.0
+    keys.append(key())
+    network.emotion_scale = before
+    assert len(set(keys)) == 5
+    assert key() == keys[0]
 
 
 def test_a_full_disk_leaves_the_run_without_maps(network, rated, tmp_path, monkeypatch, capsys):

@@ -2,15 +2,18 @@
 
 import math
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import small
 import torch
 from torch import nn
 
+import checkpoint
 import engine
 from datasets import Batch, LeftOut
-from EAMBNet import Output, build_model
+from EAMBNet import EAMBNet, Output, build_model
 from engine import Compute, Totals, learning_rate, step_seed
 
 CPU = Compute(torch.device("cpu"), "fp32", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -275,6 +278,42 @@ def test_ratings_go_to_the_device_as_float32_and_the_rest_as_it_is():
     kinds = [value.dtype for value in found[:3]]
     assert kinds == [torch.int64, torch.uint8, torch.float32]
     assert (found.distributions, found.broken) == (None, batch.broken)
+
+
+@pytest.mark.parametrize("name, expected", [("cuda", (False, False)), ("cpu", (True, True))])
+def test_cuda_rounds_products_in_training_and_never_in_scoring(monkeypatch, name, expected):
+    products, convolutions = SimpleNamespace(allow_tf32=True), SimpleNamespace(allow_tf32=True)
+    monkeypatch.setattr(torch.backends.cuda, "matmul", products)
+    monkeypatch.setattr(torch.backends, "cudnn", convolutions)
+    engine.allow_tf32(False, torch.device(name))
+    assert (products.allow_tf32, convolutions.allow_tf32) == expected
+
+
+def test_each_pass_says_which_products_it_allows(monkeypatch, lite):
+    asked = []
+    monkeypatch.setattr(engine, "allow_tf32", lambda allowed, device: asked.append((allowed, device.type)))
+    fit(Toy(), [batch_of(pictures(4))])
+    engine.predict(lite, [batch_of(pictures(2, 64))], CPU, batch_size=2)
+    assert asked == [(True, "cpu"), (False, "cpu")]
+
+
+def test_a_compiled_run_has_the_weights_of_an_eager_one(score_run, scored_set, emotion_run, monkeypatch):
+    compiled = []
+
+    def compile_eagerly(model):
+        compiled.append(model)
+        return compiler(model, backend="eager")  # traced and guarded as any, without minutes of C++
+
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    output = score_run.parent / "compiled"
+    words = ["--emotion-checkpoint", emotion_run / "best.pt", "train.epochs=2", "evaluate.bootstrap=20"]
+    assert small.train("csv", scored_set, output, *words, "train.compile=true") == 0
+    assert [type(model) for model in compiled] == [EAMBNet]
+    found, expected = (checkpoint.load_weights(run / "last.pt").tensors for run in (output, score_run))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.allclose(found[name], value, atol=1e-6), name
 
 
 # ---- predicting

@@ -15,7 +15,8 @@ import checkpoint
 import evaluation
 from backbones import normalisation
 from config import Config, Data
-from datasets import PictureSet, RatedSet, load_dataset, normalise
+from datasets import PictureSet, RatedSet, load_dataset
+from decoding import normalise
 from EAMBNet import EMOTIONS, Scale
 from engine import Compute, Predictions
 from evaluation import FILES, Report, as_trained, compare, measure, rounded

@@ -1,6 +1,7 @@
 """What is published of a run: no labels, no paths, the same bytes each time."""
 
 import gzip
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -65,4 +66,33 @@ def test_of_a_trial_settings_and_log_are_kept(tmp_path, monkeypatch):
         (trial / name).write_text(content)
     run(monkeypatch, trial, tmp_path / "kept")
     assert keep_run.names(tmp_path / "kept") == ["config.yaml", "metrics.jsonl"]
-    assert "/home/me" not in (tmp_path / "kept" / "config.yaml").read_text()
+    text = (tmp_path / "kept" / "config.yaml").read_text()
+    assert "/home/me" not in text
+    assert yaml.safe_load(text)["train"]["emotion_maps"] == "kept"  # whether, not where
+
+
+def test_a_second_run_replaces_the_first_whole_or_not_at_all(tmp_path, monkeypatch):
+    for name in ("first/test/para/predictions.csv", "first/test/metrics.json", "second/test/predictions.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    run(monkeypatch, tmp_path / "first", tmp_path / "kept")
+    before = keep_run.names(tmp_path / "kept")
+    assert before == ["metrics.json", "para/predictions.csv.gz"]
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+        patch.setattr(keep_run.gzip, "GzipFile", Mock(side_effect=OSError("full")))
+        run(patch, tmp_path / "second", tmp_path / "kept")
+    assert keep_run.names(tmp_path / "kept") == before
+    run(monkeypatch, tmp_path / "second", tmp_path / "kept")
+    assert keep_run.names(tmp_path / "kept") == ["predictions.csv.gz"]
+    assert {path.name for path in tmp_path.iterdir()} == {"first", "second", "kept"}
+
+
+@pytest.mark.parametrize("there", ["README.md", "metrics.json notes.txt", "trial/metrics.jsonl"])
+def test_a_folder_of_something_else_is_not_replaced(there, score_run, tmp_path, monkeypatch, capsys):
+    for name in there.split():
+        (tmp_path / "kept" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "kept" / name).write_text("")
+    with pytest.raises(SystemExit):
+        run(monkeypatch, score_run, tmp_path / "kept")
+    assert "and is no run that was kept; choose another folder" in capsys.readouterr().err
+    assert keep_run.names(tmp_path / "kept") == there.split()

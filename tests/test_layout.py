@@ -14,12 +14,12 @@ FILES = {f"{name}.py": tree for name, tree in MODULES.items()} | {
 }
 # A module imports from the levels below its own; from its own level only what is named here.
 LEVELS = [
-    {"depthwise", "losses", "config", "distributed", "demo"},
+    {"depthwise", "folding", "decoding", "losses", "config", "distributed", "demo"},
     {"backbones"},
     {"EAMBNet"},
     {"metrics", "datasets", "checkpoint"},
     {"engine"},
-    {"emotion_maps"},
+    {"emotion_maps", "engines"},
     {"visualize"},
     {"panels"},
     {"evaluation", "predict"},
@@ -74,7 +74,7 @@ def test_leaves_import_nothing_of_ours(name):
 
 
 def test_the_network_uses_backbones_only():
-    assert own(MODULES["EAMBNet"]) == {"backbones"}
+    assert own(MODULES["EAMBNet"]) == {"backbones", "folding"}
 
 
 def test_the_engine_never_sees_the_parser_or_the_config():
@@ -169,16 +169,30 @@ def test_nothing_names_the_machine_it_was_written_on():
         assert not found, f"{path.name}: {found[0]}"
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_run_by_path(path):
-    check_help(path)
+BY_PATH = """
+import os, runpy, sys
+ours, *scripts = sys.argv[1:]
+path = sys.path[1:]
+for script in scripts:
+    for name in ours.split(","):
+        sys.modules.pop(name, None)
+    sys.path[:], sys.argv = [os.path.dirname(script), *path], [script, "--help"]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, script
+"""
+
+
+def test_scripts_run_by_path(tmp_path):
+    # In one process, so that torch is loaded once; each must find our modules by itself.
+    done = command("-c", BY_PATH, ",".join(MODULES), *SCRIPTS, folder=tmp_path, PYTHONPATH="")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("usage: ") == len(SCRIPTS)
 
 
 def test_scripts_run_by_name():
-    check_help("-m", "scripts.keep_run")  # they all find the modules in the same way
-
-
-def check_help(*words) -> None:
-    done = command(*words, "--help", folder=ROOT, PYTHONPATH="")
+    # They all find the modules in the same way.
+    done = command("-m", "scripts.keep_run", "--help", folder=ROOT, PYTHONPATH="")
     assert (done.returncode, done.stderr) == (0, "")
     assert "usage: " in done.stdout

@@ -70,10 +70,17 @@ class Project:
             config = config or Config(data=Data(**OPTIONS), train=Train(seed=seed, epochs=4))
             (folder / "config.yaml").write_text(as_yaml(config))
             (folder / "metrics.jsonl").write_text('{"epoch": 0, "train_pictures": 1600}\n')
+            facts = dict.fromkeys(make_tables.TRAINED_ON, 0) | facts
         self.write_predictions(name, predicted)
         content = {"metrics": metrics.aesthetic_metrics(predicted, self.scores, 3.0), "dataset": "csv"}
         content |= {"split": "test", "split_sha256": self.rated.sha256, **facts}
         (folder / "metrics.json").write_text(json.dumps(content))
+
+    def change(self, file, change):
+        """Lets `change` work on the content of a json file of results/, and writes it back."""
+        content = read_json(self.results / file)
+        change(content)
+        (self.results / file).write_text(json.dumps(content))
 
     def write_predictions(self, name, predicted, ids=None):
         file = io.StringIO()
@@ -224,11 +231,31 @@ def test_without_any_second_seed_nothing_counts(made):
 
 
 def test_pictures_that_were_trained_on_are_told(made):
-    made.run("a", made.noisy(0.5), test_pictures_trained_on=0)
+    made.run("a", made.noisy(0.5))
     made.run("b", made.noisy(0.5), seed=1, test_pictures_trained_on=1234)
-    made.tables(Row=["a", "b"])
+    branch = "test_pictures_that_the_emotion_branch_was_trained_on"
+    made.run("c", made.noisy(0.5), **{branch: 7})
+    made.run("theirs", made.noisy(0.5), predictions_file="scores.csv")
+    made.tables(Row=["a", "b"], Branch=["c"], Clean=["a2"], Theirs=["theirs"])
+    made.run("a2", made.noisy(0.4))
     assert made.make() == 0
-    assert "| Row, **contaminated (1,234)** |" in made.readme.read_text()
+    text = made.readme.read_text()
+    assert "| Row, **contaminated (1,234)** |" in text
+    assert "| Branch, **emotion branch contaminated (7)** |" in text
+    assert "| Clean |" in text
+    counts = {
+        line["row"]: (line["trained_on"], line["emotion_branch_trained_on"])
+        for line in read_csv(made.results / "tables" / "own.csv")
+    }
+    assert counts == {"Row": ("1234", "0"), "Branch": ("0", "7"), "Clean": ("0", "0"), "Theirs": ("", "")}
+
+
+@pytest.mark.parametrize("key", make_tables.TRAINED_ON)
+def test_a_run_of_ours_that_does_not_say_what_it_was_trained_on(made, capsys, key):
+    made.run("a", made.noisy(0.5))
+    made.tables(Row=["a"])
+    made.change("a/metrics.json", lambda content: content.pop(key))
+    refused(made, capsys, f"metrics.json has no '{key}'; evaluate the run again", measure=False)
 
 
 def test_predictions_of_another_program_have_no_budget_and_only_the_metrics_that_make_sense(made):
@@ -245,6 +272,67 @@ def test_predictions_of_another_program_have_no_budget_and_only_the_metrics_that
     row = next(line for line in text.splitlines() if line.startswith("| Theirs"))
     assert row.split(" | ")[-1] == "`theirs` |" and "%" not in row
     assert made.measured()["rows"]["Theirs"]["rmse"]["mean"] is None
+
+
+def test_a_set_that_was_read_in_another_way_is_read_so_again(made, capsys):
+    made.run("theirs", made.noisy(0.5), predictions_file="scores.csv")
+    made.tables(Theirs=["theirs"])
+    known = {key: value for key, value in OPTIONS.items() if key != "dataset"}
+    made.change("theirs/metrics.json", lambda content: content.update(data=known | {"threshold": 2.0}))
+    refused(made, capsys, "theirs: metrics, accuracy is")  # they were measured at 3
+    made.change("theirs/metrics.json", lambda content: content.update(data=known))
+    assert made.make() == 0
+    made.change("theirs/metrics.json", lambda content: content.update(data={"colour": 1}))
+    refused(made, capsys, "theirs/metrics.json: 'data' has ")
+
+
+def test_of_labels_the_accuracy_decides(made):
+    config = Config(data=Data(**OPTIONS, target="label"), train=Train(epochs=4))
+    high = made.scores > 3
+    for name, wrong in (("a", 40), ("b", 2)):
+        predicted = np.abs(high - 0.2)
+        predicted[:wrong] = 1 - predicted[:wrong]
+        figures = metrics.aesthetic_metrics(predicted, high.astype(float), 0.5)
+        made.run(name, predicted, config=config, metrics=figures)
+    made.tables("A", A=["a"], B=["b"])
+    assert made.make() == 0
+    assert read_json(made.results / "measured.json")["own"]["decisive"] == "accuracy"
+    assert "- B minus A: accuracy +31.7 % (paired " in made.readme.read_text()
+
+
+def test_rows_of_unequal_budgets_are_told_so(made):
+    for name, epochs in (("a", 4), ("b", 9), ("c", 4)):
+        made.run(name, made.noisy(0.5), config=Config(data=Data(**OPTIONS), train=Train(epochs=epochs)))
+    made.tables("A", A=["a"], B=["b"], C=["c"])
+    assert made.make() == 0
+    text = made.readme.read_text()
+    assert "- B minus A (1,600 x 9 pictures against 1,600 x 4): SRCC +.000" in text
+    assert "- C minus A: SRCC +.000" in text
+
+
+def test_a_picture_that_could_not_be_decoded_is_in_no_figure(made):
+    predicted, rest = made.noisy(0.5), slice(1, None)
+    figures = metrics.aesthetic_metrics(predicted[rest], made.scores[rest], 3.0)
+    made.run("a", predicted, metrics=figures, broken=[[made.rated.ids[0], "cut"]])
+    made.write_predictions("a", predicted[rest], made.rated.ids[rest])
+    made.tables(Row=["a"])
+    assert made.make() == 0
+    assert made.measured()["n"] == COUNT - 1
+
+
+def test_tables_of_sets_that_are_not_given_keep_their_figures(made):
+    made.run("a", made.noisy(0.5))
+    made.tables(Row=["a"])
+    assert made.make() == 0
+    before = read_json(made.results / "measured.json")["own"]
+    made.run("b", made.noisy(0.4), dataset="para")
+    other = {"name": "other", "title": "Another set.", "rows": [{"name": "B", "runs": ["b"]}]}
+    tables = make_tables.read_tables(made.results / "tables.yaml")
+    tables.append(make_tables.as_table(other, made.results / "tables.yaml"))
+    runs = make_tables.read_runs(tables, made.results)
+    kept = {"own": before, "gone": {}, "other": {"figures": "old"}}
+    found = make_tables.measure_tables(tables, runs, {"csv": made.data}, kept, 50)
+    assert found == {"own": before, "other": {"figures": "old"}}
 
 
 def test_a_published_cell_that_is_unknown_stays_empty(made):
@@ -285,6 +373,7 @@ def test_the_tables_of_this_project_are_those_of_its_results():
     assert len(texts) == len(tables) + 1
     for path, text in texts.items():
         assert path.read_text(encoding="utf-8") == text, f"{path}: run python scripts/make_tables.py"
+    assert {*(results / "tables").iterdir()} == {*texts} - {ROOT / "README.md"}
 
 
 def test_a_table_that_was_measured_for_other_predictions_is_refused(made, capsys):
@@ -304,6 +393,28 @@ def test_another_reference_has_to_be_measured(made, capsys):
     assert made.make() == 0
     made.tables("B", A=["a"], B=["b"])
     refused(made, capsys, "table own: rows or reference are not those measured", measure=False)
+
+
+@pytest.mark.parametrize("place", ["runs", "rows", "without_twins", "differences"])
+def test_figures_that_were_changed_by_hand_are_found(made, capsys, place):
+    made.run("a", made.noisy(0.5))
+    made.run("b", made.noisy(0.5), seed=1)
+    made.tables("A", A=["a"], B=["b"])
+    assert made.make() == 0
+
+    def change(content):
+        own = content["own"]["without_twins" if place == "without_twins" else "all"]
+        if place in ("runs", "without_twins"):
+            own["runs"]["a"]["plcc"] += 0.01
+        elif place == "rows":
+            own["rows"]["A"]["plcc"]["mean"] += 0.01
+        else:
+            own["differences"]["B"]["plcc"]["difference"] += 0.01
+
+    made.change("measured.json", change)
+    part = "without_twins" if place == "without_twins" else "all"
+    refused(made, capsys, f"table own: {part}: plcc of ", measure=False)
+    assert made.make() == 0  # measured again
 
 
 # ---- bad input: named, and nothing is written
@@ -340,24 +451,70 @@ def test_a_metric_that_the_predictions_do_not_give_is_named_with_both_values(mad
     refused(made, capsys, "a: without_twins, srcc is 0.25 in metrics.json")
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "metrics.json", "predictions.csv.gz"])
+def test_the_emotions_recorded_are_compared_too(made):
+    shares = np.random.default_rng(0).dirichlet(np.ones(2), COUNT)
+    votes = np.random.default_rng(1).dirichlet(np.ones(2), COUNT)
+    rated = replace(made.rated, emotions=votes, emotion_classes=("awe", "fear"))
+    predicted = made.noisy(0.5)
+    columns = {"id": np.array(rated.ids), "prediction": predicted}
+    columns |= {"emotion_awe": shares[:, 0], "emotion_fear": shares[:, 1]}
+    found = metrics.emotion_metrics(shares, votes, ["awe", "fear"])
+    content = {"metrics": metrics.aesthetic_metrics(predicted, made.scores, 3.0)}
+    content["emotions"] = {"emotions": ["awe", "fear"], "metrics": found}
+    run = make_tables.Run(made.results / "a", content, None, "", None)
+    make_tables.check_recorded(run, columns, rated, set())
+    content["emotions"] = {"emotions": ["awe", "fear"], "metrics": found | {"kl": found["kl"] + 0.01}}
+    with pytest.raises(ValueError, match="a: emotions, kl is "):
+        make_tables.check_recorded(run, columns, rated, set())
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("tables.yaml", "- name: [own", "tables.yaml is not YAML: "),
+        ("tables.yaml", "own\n", "tables.yaml must be a list of tables"),
+        ("tables.yaml", "- own\n", "tables.yaml: table own is a str; it takes name, title, rows"),
+        ("tables.yaml", "- {name: own, title: T, rows: []}", "tables.yaml: table own has no rows"),
+        ("tables.yaml", "- {name: own, title: T, rows: }", "tables.yaml: table own has no rows"),
+        (
+            "tables.yaml",
+            "- {name: own, title: T, rows: [A]}",
+            "table own, row A is a str; it takes name, runs",
+        ),
+        ("tables.yaml", "- {name: own, title: T, rows: A}", "table own has rows that are no list, as in"),
+        ("a/metrics.json", '{"metrics": {"n"', "a/metrics.json is no whole JSON file ("),
+        ("a/metrics.json", "[]", "a/metrics.json holds no {...} but []; evaluate the run again"),
+        ("a/metrics.jsonl", "", "the first line of RESULTS/a/metrics.jsonl does not say train_pictures"),
+        ("a/metrics.jsonl", "{}\n", "the first line of RESULTS/a/metrics.jsonl does not say train_pictures"),
+        ("measured.json", '{"own": ', "measured.json is no whole JSON file ("),
+    ],
+)
+@pytest.mark.parametrize("measure", [False, True])
+def test_a_file_that_is_cut_or_holds_something_else(made, capsys, file, text, message, measure):
+    made.run("a", made.noisy(0.5))
+    made.tables(Row=["a"])
+    (made.results / file).write_text(text)
+    refused(made, capsys, message.replace("RESULTS", str(made.results)), measure)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.json", "metrics.jsonl", "predictions.csv.gz"])
 def test_a_folder_without_one_of_its_files(made, capsys, name):
     made.run("a", made.noisy(0.5))
     made.tables(Row=["a"])
     (made.results / "a" / name).unlink()
-    refused(made, capsys, f"a (table own) has no {name}; scripts/keep_run.py fills it")
+    refused(made, capsys, f"a (table own) has no {name}; scripts/keep_run.py fills it", measure=False)
 
 
 def test_an_unknown_run(made, capsys):
     made.tables(Row=["nowhere"])
-    refused(made, capsys, "table own names the run nowhere, but there is no folder")
+    refused(made, capsys, "table own names the run nowhere, but there is no folder", measure=False)
 
 
 def test_predictions_of_another_split(made, capsys):
     made.run("a", made.noisy(0.5))
     made.run("b", made.noisy(0.4), split_sha256="0" * 64)
     made.tables(A=["a"], B=["b"])
-    refused(made, capsys, "table own: split_sha256 of b is 0000")
+    refused(made, capsys, "table own: split_sha256 of b is 0000", measure=False)
     made.tables(B=["b"])
     refused(made, capsys, "b (table own) predicts another split than csv test")
 
@@ -395,20 +552,21 @@ def test_names_that_are_there_twice(made, capsys):
     rows = [{"name": "Row", "runs": [name]} for name in ("a", "b")]
     own = {"name": "own", "title": "Ours.", "rows": rows}
     made.write_tables([own])
-    refused(made, capsys, "table own: two rows are named 'Row'")
+    refused(made, capsys, "table own: two rows are named 'Row'", measure=False)
     made.write_tables([{**own, "rows": rows[:1]}] * 2)
-    refused(made, capsys, "two tables are named 'own'")
+    refused(made, capsys, "two tables are named 'own'", measure=False)
     made.tables(A=["a"], B=["a"])
-    refused(made, capsys, "two rows or seeds are the run 'a'")
+    refused(made, capsys, "two rows or seeds are the run 'a'", measure=False)
     made.tables(A=["a"])
     made.published("block,method,srcc,plcc,accuracy,source,note\n" + 2 * "others,X,.7,,,paper,\n")
-    refused(made, capsys, "others: two rows are named 'X'")
+    refused(made, capsys, "others: two rows are named 'X'", measure=False)
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         ("others,X,.7,,, ,", "others, row X has no source"),
+        ("others,,.7,,,paper,", "published.csv: others, row 2 has no block or no method"),
         ("others,X,1.7,,,paper,", "others, row X: srcc is '1.7', not a figure up to 1"),
         ("others,X,about .7,,,paper,", "srcc is 'about .7', not a figure"),
         ("others,X,.7,,,Smith, Table 1,", "others, row X has too many cells"),
@@ -419,18 +577,22 @@ def test_a_published_row_that_is_wrong(made, capsys, row, message):
     made.run("a", made.noisy(0.5))
     made.tables(A=["a"])
     made.published(f"block,method,srcc,plcc,accuracy,source,note\n{row}\n")
-    refused(made, capsys, message)
+    refused(made, capsys, message, measure=False)
 
 
 def test_markers_and_tables_belong_together(made, capsys):
     made.run("a", made.noisy(0.5))
     made.tables(A=["a"])
+    assert made.make() == 0
+    order = "must hold once, in this order, <!-- table others --> and <!-- end of table others -->"
     made.marked("own")
-    refused(
-        made, capsys, "must hold once, in this order, <!-- table others --> and <!-- end of table others -->"
-    )
+    refused(made, capsys, order, measure=False)
+    made.marked("own")
+    turned = "<!-- end of table others -->\n<!-- table others -->"
+    made.readme.write_text(f"{made.readme.read_text()}\n{turned}")
+    refused(made, capsys, order, measure=False)
     made.marked("own", "others", "third")
-    refused(made, capsys, "has markers of 'third', a table that tables.yaml lacks")
+    refused(made, capsys, "has markers of 'third', a table that tables.yaml lacks", measure=False)
 
 
 @pytest.mark.parametrize(
@@ -441,12 +603,13 @@ def test_markers_and_tables_belong_together(made, capsys):
         ({"reference": "B"}, "table own: its reference 'B' is none of its rows: ['A']"),
         ({"block": "others"}, "table own needs either rows (ours) or block"),
         ({"rows": [{"name": "A", "runs": "a"}]}, "table own, row A has runs that are no list"),
+        ({"rows": [{"name": "A"}]}, "table own, row A has no runs; it takes name, runs"),
     ],
 )
 def test_a_table_that_is_described_wrongly(made, capsys, change, message):
     made.run("a", made.noisy(0.5))
     made.write_tables([{"name": "own", "title": "Ours.", "rows": [{"name": "A", "runs": ["a"]}]} | change])
-    refused(made, capsys, message)
+    refused(made, capsys, message, measure=False)
 
 
 def test_a_set_that_no_table_is_on(made, capsys):
@@ -465,3 +628,50 @@ def test_the_trials_in_the_results_readme_are_those_of_the_logs():
         logged = [last[f"val_{metric}"] for metric in ("srcc", "plcc", "rmse")]
         assert figures[:3] == [f"{value:.4f}".lstrip("0") for value in logged], name
         assert figures[3] == f"{100 * last['val_accuracy']:.1f}", name
+
+
+# ---- what stands in the README by hand
+
+
+def cell(value: float, interval: list[float]) -> str:
+    """-.109 (-.149 to -.068)"""
+    shown = [f"{number:.3f}".replace("0.", ".", 1) for number in (value, *interval)]
+    return "{} ({} to {})".format(*shown)
+
+
+def recorded(report: dict, name: str) -> str:
+    return cell(report["metrics"][name], report["intervals_95"][name])
+
+
+def readme_lines(*starts: str) -> list[list[str]]:
+    """The cells of the README's table rows that begin so, one each."""
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    rows = [[line for line in lines if line.startswith(f"| {start} |")] for start in starts]
+    assert [len(found) for found in rows] == [1] * len(starts)
+    return [found[0].strip("| ").split(" | ") for found in rows]
+
+
+def test_the_emotion_table_in_the_readme_is_that_of_the_results():
+    shipped, both = readme_lines("PARA's votes (**shipped**)", "PARA's votes and FI's labels")
+    results = ROOT / "results"
+    for line, folder in ((shipped, "para_lite_emotion"), (both, "emotion_lite_para_fi/para")):
+        report = read_json(results / folder / "metrics.json")
+        assert line[1:3] == [recorded(report, "kl"), recorded(report, "kl_ratio")]
+        assert line[-1] == f"`results/{folder.removesuffix('/para')}`"
+    fi = read_json(results / "emotion_lite_para_fi" / "fi" / "metrics.json")
+    assert both[3] == recorded(fi, "accuracy")
+    # Of those trained together the table of scores does not have it.
+    joint = read_json(results / "para_lite_3000_joint" / "metrics.json")["emotions"]
+    assert recorded(joint, "kl") in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_fi_table_in_the_readme_is_that_of_the_results():
+    found = read_json(ROOT / "results" / "emotion_lite_folds" / "cross_validation.json")
+    lines = readme_lines(
+        "emotion branch of EAMB-Net Lite (sees 112 px)",
+        "linear probe, same backbone, ImageNet features, 112 px",
+        "linear probe, the same at 224 px",
+    )
+    for line, name in zip(lines, ("network", "probe_112", "probe_224"), strict=True):
+        names = [name] if name == "network" else [name, f"network - {name}"]
+        assert line[1:] == [cell(found["accuracies"][n], found["accuracies_95"][n]) for n in names]

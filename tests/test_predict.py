@@ -16,7 +16,7 @@ from PIL import Image
 import checkpoint
 import predict
 from backbones import LITE0, normalisation
-from datasets import DecodeError, decode, normalise
+from decoding import DecodeError, decode, normalise
 from EAMBNet import EMOTIONS, EmotionNetwork, Scale, build_model
 from main import main
 from predict import Scorer, find_pictures, percentile
@@ -381,6 +381,81 @@ def test_a_missing_file_among_others_is_a_row(album, weights, tmp_path):
     assert good["error"] == ""
 
 
+# ---- parts for several processes -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_parts_are_disjoint_and_complete_and_do_not_depend_on_the_order(inside, album, count):
+    named = ["b.jpg", "sub", ".", str(album / "sub/b.jpg")]
+    whole = [os.path.realpath(picture.path) for picture in find_pictures(named)]
+    parts = []
+    for number in range(1, count + 1):
+        shard = predict.Shard(number, count)
+        places = [os.path.realpath(picture.path) for picture in find_pictures(named, shard)]
+        again = [
+            os.path.realpath(picture.path) for picture in find_pictures(["./sub/..", *named[::-1]], shard)
+        ]
+        assert set(places) == set(again)
+        assert places == [place for place in whole if place in places], "they stay in the order of naming"
+        parts.append(places)
+    assert sorted(place for places in parts for place in places) == sorted(whole)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_the_rows_of_all_parts_are_the_rows_of_the_whole(scored, album, weights, tmp_path):
+    rows = []
+    for number in (1, 2):
+        call(album, weights, "--output", tmp_path / f"{number}.csv", "--emotions", "--shard", f"{number}/2")
+        rows += read_csv(tmp_path / f"{number}.csv")
+    whole = {row["path"]: row for row in scored[1]}
+    assert sorted(row["path"] for row in rows) == sorted(whole)
+    for row in rows:
+        assert row["error"] == whole[row["path"]]["error"]
+        if row["score"]:
+            assert float(row["score"]) == pytest.approx(float(whole[row["path"]]["score"]), abs=1e-4)
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/2/3", "-1/2", "1/0", "1.5/2"])
+def test_bad_parts_are_one_sentence(inside, weights, capsys, text):
+    message = refused(capsys, ["b.jpg"], weights, f"--shard={text}")
+    assert message == f"error: predict: --shard is i/n with i from 1 to n, as in 2/8; got '{text}'\n"
+
+
+def test_torchrun_gives_each_process_its_part_and_its_file(album, weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    names = []
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        # A broken picture must not end the process with 1: torchrun would end the others.
+        assert call(album, weights, "--output", tmp_path / "scores.csv") == 0
+        names += [row["path"] for row in read_csv(tmp_path / f"scores.{rank + 1}of2.csv")]
+    assert sorted(names) == sorted(f"{album}/{name}".replace("\udcff", r"\xff") for name in ALBUM)
+    assert not (tmp_path / "scores.csv").exists()
+
+
+def test_torchrun_leaves_no_doubt_about_parts(inside, weights, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert "torchrun gives each process its part" in refused(capsys, ["b.jpg"], weights, "--shard", "1/2")
+    assert "2 processes cannot all read the list" in refused(capsys, ["-"], weights)
+
+
+# ---- large pictures --------------------------------------------------------------------------------
+
+
+def test_large_jpegs_are_decoded_whole_only_if_asked(weights, model, tmp_path):
+    large = tmp_path / "large.jpg"
+    blotches(1).resize((8 * 4 * SIZE, 8 * 4 * SIZE)).save(large, quality=60)
+    scores = {}
+    for exact in (False, True):
+        scores[exact] = Scorer(weights, device="cpu", exact=exact).score(large).score
+        assert call(large, weights, "--output", tmp_path / f"{exact}.csv", *["--exact"] * exact) == 0
+        [row] = read_csv(tmp_path / f"{exact}.csv")
+        assert float(row["score"]) == pytest.approx(scores[exact], abs=2e-5)
+    assert scores[True] == pytest.approx(direct_score(model, large), abs=2e-5)
+    assert 1e-4 < abs(scores[False] - scores[True]) < 0.2
+
+
 # ---- maps ------------------------------------------------------------------------------------------
 
 
@@ -563,6 +638,7 @@ def test_an_emotion_network_gives_no_score(album, tmp_path, capsys):
     assert "emotion network alone" in refused(capsys, album, file)
 
 
-def test_scoring_loads_no_drawing_library():
-    code = "import sys, predict; sys.exit('matplotlib' in sys.modules)"
+def test_scoring_loads_nothing_for_drawing_or_tables():
+    heavy = {"matplotlib", "pandas", "scipy", "sklearn"}
+    code = f"import sys, predict; sys.exit(bool({heavy} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(predict.__file__).parent).returncode == 0

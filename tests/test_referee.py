@@ -78,6 +78,15 @@ def judged(file, root, output, *words, dataset="para") -> dict:
     return read_json(output / "metrics.json")
 
 
+@pytest.fixture(scope="module")
+def refereed(para, tmp_path_factory):
+    """metrics.json on the usual file."""
+    folder = tmp_path_factory.mktemp("refereed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "draw_scatter", lambda report, rated, path: path.touch())
+        return judged(guesses(folder / "own.csv"), para, folder / "own")
+
+
 # ---- our own predictions
 
 
@@ -148,6 +157,7 @@ def test_metrics_json_says_what_was_compared_with_what(para, tmp_path):
     assert found["predictions_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert (found["dataset"], found["split"]) == ("para", "test")
     assert (found["protocol"], found["split_sha256"]) == (rated.protocol, rated.sha256)
+    assert found["data"] == {}  # as usual
     counts = ("missing_ids", "extra_ids", "duplicate_ids", "left_out")
     assert [found[key] for key in counts] == [0, 0, 0, 0]
     assert "numpy" in found["versions"]
@@ -176,10 +186,11 @@ def test_shares_of_the_ratings_are_compared_too(para, tmp_path):
     assert found["metrics"]["emd1"] == pytest.approx(gap.mean(), abs=1e-12)
 
 
-@pytest.mark.parametrize("factor, shift", [(0.01, 0), (20, 0), (1, 3)])
-def test_of_another_unit_only_correlations_count_and_why_is_said(factor, shift, para, tmp_path, capsys):
-    own = judged(guesses(tmp_path / "own.csv"), para, tmp_path / "own")["metrics"]
-    capsys.readouterr()
+@pytest.mark.parametrize("factor, shift", [(0.01, 0), (1, 3)])
+def test_of_another_unit_only_correlations_count_and_why_is_said(
+    factor, shift, para, refereed, tmp_path, capsys
+):
+    own = refereed["metrics"]
     other = guesses(tmp_path / "g.csv", lambda value: factor * value + shift)
     found = judged(other, para, tmp_path / "out", "evaluate.bootstrap=9")["metrics"]
     assert found == {key: pytest.approx(own[key], abs=1e-12) for key in ("n", "srcc", "plcc", "krcc")}
@@ -195,30 +206,31 @@ def test_ratings_where_a_probability_is_due_are_told_the_remedy(para, tmp_path, 
     assert "accuracy" not in judged(file, para, tmp_path / "out", "data.target=label")["metrics"]
     assert "where the probability of 'high' is" in (said := capsys.readouterr().out)
     assert "data.target=score" in said
-    assert "accuracy" in judged(file, para, tmp_path / "out", "data.target=score")["metrics"]
+    found = judged(file, para, tmp_path / "out", "data.target=score", "data.threshold=3.5")
+    assert "accuracy" in found["metrics"]
+    assert found["data"] == {"target": "score", "threshold": 3.5}  # what make_tables reads the set with
 
 
 # ---- ids
 
 
 @pytest.mark.parametrize(
-    "header, row",
+    "header, row, packed",
     [
-        ("id,prediction", "s{0}/p{1}_.jpg,{2}"),
-        ("Image,MOS", "p{1}_.jpg,{2}"),
-        ("prediction,path,score", "{2},data\\PARA\\imgs\\s{0}\\p{1}_.jpg,9"),
-        ("image_name;pred", "p{1}_;{2}"),
-        ("path\tscore\tscore_min", "/data/imgs/s{0}/p{1}_.JPEG\t{2}\t1"),
+        ("id,prediction", "s{0}/p{1}_.jpg,{2}", True),
+        ("Image,MOS", "p{1}_.jpg,{2}", False),
+        ("prediction,path,score", "{2},data\\PARA\\imgs\\s{0}\\p{1}_.jpg,9", False),
+        ("image_name;pred", "p{1}_;{2}", False),
+        ("image_name;pred", "p{1}_;{2}", True),
+        ("path\tscore\tscore_min", "/data/imgs/s{0}/p{1}_.JPEG\t{2}\t1", False),
     ],
 )
-@pytest.mark.parametrize("packed", [False, True])
-def test_files_as_people_write_them_are_the_same(header, row, packed, para, tmp_path):
-    own = judged(guesses(tmp_path / "own.csv"), para, tmp_path / "own")["metrics"]
+def test_files_as_people_write_them_are_the_same(header, row, packed, para, refereed, tmp_path):
     lines = [header, *(row.format(i % 3, i, guess(i)) for i in reversed(TESTED))]
     text = "\n".join(lines).encode()
     file = tmp_path / ("g.csv.gz" if packed else "g.csv")
     file.write_bytes(gzip.compress(text) if packed else text)
-    assert judged(file, para, tmp_path / "out")["metrics"] == own
+    assert judged(file, para, tmp_path / "out")["metrics"] == refereed["metrics"]
     assert [row["id"] for row in read_csv(tmp_path / "out" / "predictions.csv")] == [name(i) for i in TESTED]
 
 
@@ -313,9 +325,13 @@ BAD_FILES = {
     "another split": (
         [(name(i), 3) for i in range(30)],
         "g.csv predicts 0 of the 20 pictures of para test; are these predictions of another set, or another "
-        "--split? Its ids are like 's0/p0_.jpg', the set's like 's0/p30_.jpg'",
+        "--split? It has 's0/p0_.jpg', and lacks 's0/p30_.jpg'",
     ),
-    "fewer than half": (ROWS[:9], "g.csv predicts 9 of the 20 pictures of para test"),
+    "fewer than half": (
+        ROWS[:9],
+        "g.csv predicts 9 of the 20 pictures of para test; are these predictions of another set, or another "
+        "--split? It has 's0/p30_.jpg', and lacks 's0/p39_.jpg'",
+    ),
     "nan": ([*ROWS, ("else", "nan")], "g.csv row 22: 'prediction' is 'nan', expected a number"),
     "infinite": ([(name(30), "inf"), *ROWS[1:]], "g.csv row 2: 'prediction' is 'inf', expected a number"),
     "text": ([(name(30), "good"), *ROWS[1:]], "g.csv row 2: 'prediction' is 'good', expected a number"),

@@ -1,6 +1,8 @@
 """The paper's tables by one command: configs that change one thing, steps that go on, counted costs."""
 
 import os
+import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +11,7 @@ from small import BACKBONE, ROOT, WORDS, read_json
 from torch import nn
 
 import demo
+import evaluation
 import training
 from checkpoint import file_hash
 from config import Config, Data, Model, load_config
@@ -26,8 +29,8 @@ CHANGES = {
     "ablation_emd_batch": {"loss.emd_reduction": "batch"},
     "linear": {"model.network": "linear"},
 }
-ROWS = ("main", "no_detail", "linear")
-TINY = [*WORDS, "train.batch_size=16", "data.limit=48", "evaluate.bootstrap=20"]  # 3 steps
+ROWS = ("main", "linear")
+TINY = [*WORDS, "train.batch_size=24", "data.limit=48", "evaluate.bootstrap=20"]  # 2 steps; 32 lack emotions
 TINY += ["train.checkpoint_minutes=0"]
 
 
@@ -102,6 +105,17 @@ def test_official_lies_over_all_and_leaves_out_the_rows_it_makes_equal(capsys):
     assert said.count("left out, because with these settings it is the main network") == 2
 
 
+def test_a_score_set_with_votes_may_be_trained_on_them():
+    words = (f"model.backbone={BACKBONE}", "model.width=16", "data.target=distribution")
+    branch, *steps = planned("para", "--dry-run", "--only", "main,emd_batch", *words)
+    assert [step.row for step in steps] == ["main", "emd_batch"]
+    assert branch.config.data.target == "auto"  # of ratings, which the branch has none of
+    for step in steps:
+        assert script.build_network(step.config).head[-1].out_features == 9  # 1, 1.5 ... 5
+    with pytest.raises(ValueError, match=r"--only takes, for ava, some of .*, got 'emd_batch'"):
+        planned("ava", "--dry-run", "--emotion-data", "fi=F", "--only", "emd_batch", "data.target=score")
+
+
 def test_seeds_are_trained_one_by_one_on_one_branch():
     steps = planned("iae", "--dry-run", "--seeds", "0,3", "--only", "main,linear")
     names = ["iae_emotion", *(f"iae_{row}_seed{seed}" for row in ("main", "linear") for seed in (0, 3))]
@@ -163,11 +177,19 @@ def test_activations_are_what_the_layers_of_a_small_network_keep(monkeypatch):
 
 
 def test_half_precision_takes_half_the_time_and_less_memory():
-    words = ("para", "--dry-run", "--only", "linear", f"model.backbone={BACKBONE}", "data.size=64")
-    [full], [half] = planned(*words), planned(*words, "train.precision=bf16")
+    words = ("para", "--dry-run", "--only", "linear", f"model.backbone={BACKBONE}", "model.width=16")
+    [full], [half] = (planned(*words, "data.size=64", f"train.precision={name}") for name in ("fp32", "bf16"))
     full, half = script.estimate(full.config), script.estimate(half.config)
     assert 0.5 < half.hours / full.hours < 0.55  # validation stays in fp32
     assert half.gigabytes < full.gigabytes
+
+
+@pytest.mark.parametrize(
+    ("hours", "said"),
+    [(293.4, "293 h"), (9.96, "10 h"), (1.94, "1.9 h"), (0.0123, "0.012 h"), (1e-5, "under 0.001 h")],
+)
+def test_short_times_are_no_nothing(hours, said):
+    assert script.duration(hours) == said
 
 
 def test_pictures_of_several_sets_limits_and_repeats():
@@ -192,7 +214,7 @@ def words(demo_set, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(words):
-    """All made once for real, in two calls; the first is interrupted after the last step of no_detail.
+    """All made once for real, in two calls; the first is interrupted after the last step of main.
 
     output: the folder. code, files: of the first call, and what it left.
     started: name of each training of the second call -> steps that it had done already.
@@ -200,7 +222,7 @@ def made(words):
     output, validate, train_epoch, started = words[4], training.validate, training.train_epoch, {}
 
     def interrupted(run):
-        if run.output.name == "demo_no_detail_seed0":
+        if run.output.name == "demo_main_seed0":
             raise KeyboardInterrupt
         return validate(run)
 
@@ -210,6 +232,8 @@ def made(words):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NPROC", "1")
+        for draw in ("draw_scatter", "draw_confusion", "draw_bars"):
+            patch.setattr(evaluation, draw, lambda *arguments: arguments[-1].touch())
         patch.setattr(training, "validate", interrupted)
         code = run(*words)
         files = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
@@ -230,10 +254,10 @@ def times(folder) -> dict:
 
 def test_a_step_that_was_interrupted_goes_on_where_it_stopped(made):
     assert made.code == 130
-    assert {"runs/demo_no_detail_seed0/last.pt", "results/demo_main_seed0/metrics.json"} <= made.files
-    assert not any(name.startswith(("results/demo_no_detail", "runs/demo_linear")) for name in made.files)
-    assert not {"tables.md", "runs/demo_no_detail_seed0/test/metrics.json"} & made.files
-    assert made.started == {"demo_no_detail_seed0": 3, "demo_linear_seed0": 0}
+    assert {"runs/demo_main_seed0/last.pt", "results/demo_emotion/metrics.json"} <= made.files
+    assert not any(name.startswith(("results/demo_main", "runs/demo_linear")) for name in made.files)
+    assert not {"tables.md", "runs/demo_main_seed0/test/metrics.json"} & made.files
+    assert made.started == {"demo_main_seed0": 2, "demo_linear_seed0": 0}
 
 
 def test_the_table_holds_the_figures_of_the_runs(made):
@@ -251,10 +275,8 @@ def test_the_table_holds_the_figures_of_the_runs(made):
 def test_rows_stand_on_the_trained_branch_and_are_what_they_are_called(made):
     branch = file_hash(made.output / "runs" / "demo_emotion" / "best.pt")
     facts = {row: read_json(made.output / "results" / f"demo_{row}_seed0" / "metrics.json") for row in ROWS}
-    for row in ("main", "no_detail"):
-        assert facts[row]["origin"]["emotion_checkpoint_sha256"] == branch
+    assert facts["main"]["origin"]["emotion_checkpoint_sha256"] == branch
     assert facts["linear"]["origin"]["emotion_branch"] == "none"
-    assert facts["no_detail"]["training"]["model"]["without"] == "detail"
     assert facts["linear"]["training"]["model"]["network"] == "linear"
     emotions = read_json(made.output / "results" / "demo_emotion" / "metrics.json")
     assert (emotions["task"], "kl" in emotions["metrics"]) == ("emotion", True)
@@ -263,16 +285,41 @@ def test_rows_stand_on_the_trained_branch_and_are_what_they_are_called(made):
 
 def test_what_is_done_is_not_run_again(made, words, capsys):
     before = times(made.output)
-    assert run(*words, "train.emotion_maps=M") == 0  # where maps are kept changes no result
+    assert run(*words) == 0
     assert times(made.output) == before
     said = capsys.readouterr().out
     assert said.count("done already") == len(ROWS) + 2  # the branch, the table
 
 
+def test_where_maps_are_kept_changes_no_result_but_whether_may(made, words, tmp_path):
+    step = planned(*words, "train.emotion_maps=M")[1]
+    with pytest.raises(ValueError, match=r"made with other settings \(train.emotion_maps was  and is M\)"):
+        script.is_done(step)
+    kept = replace(step, output=tmp_path)
+    shutil.copytree(step.result, kept.result)
+    settings = (kept.result / "config.yaml").read_text()
+    (kept.result / "config.yaml").write_text(settings.replace("emotion_maps: ''", "emotion_maps: kept"))
+    assert script.is_done(kept)
+
+
+def test_without_the_weights_of_the_runs_all_is_still_done(made, words, tmp_path, capsys):
+    shutil.copytree(made.output / "results", tmp_path / "results")
+    here = [tmp_path if word == made.output else word for word in words]
+    assert run(*here, "--dry-run") == 0
+    assert capsys.readouterr().out.count("): done already") == len(ROWS) + 1
+    # A third row would stand on another branch than the first.
+    more = [",".join([*ROWS, "no_detail"]) if word == ",".join(ROWS) else word for word in here]
+    assert run(*more, "--dry-run") == 2
+    gone = tmp_path / "runs" / "demo_emotion" / "best.pt"
+    assert f"demo_main_seed0 stands on {gone}, which is gone; trained" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "results" / "demo_main_seed0")
+    assert [step.name for step in script.to_do(planned(*here))] == ["demo_emotion", "demo_main_seed0"]
+
+
 def test_more_rows_make_a_new_table_and_no_row_again(made, words, capsys):
     results = {path: time for path, time in times(made.output).items() if path.suffix in (".pt", ".gz")}
     before = (made.output / "tables.md").read_bytes()
-    only = [",".join(ROWS[:2]) if word == ",".join(ROWS) else word for word in words]
+    only = [ROWS[0] if word == ",".join(ROWS) else word for word in words]
     assert run(*only) == 0
     assert "linear" not in (made.output / "tables.md").read_text()
     assert run(*words) == 0
@@ -280,11 +327,7 @@ def test_more_rows_make_a_new_table_and_no_row_again(made, words, capsys):
     assert {path: times(made.output)[path] for path in results} == results
 
 
-def test_a_dry_run_names_every_command_in_order_and_runs_nothing(made, words, tmp_path, capsys, monkeypatch):
-    before = times(made.output)
-    assert run(*words, "--dry-run") == 0
-    assert times(made.output) == before
-    assert capsys.readouterr().out.count("): done already") == len(ROWS) + 1
+def test_a_dry_run_names_every_command_in_order_and_runs_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NPROC", "4")
     assert run("para", "--dry-run", "--only", ",".join(ROWS), *TINY) == 0
@@ -294,13 +337,13 @@ def test_a_dry_run_names_every_command_in_order_and_runs_nothing(made, words, tm
     starts = ["torchrun --standalone --nproc_per_node=4 ", "python "] * (len(ROWS) + 1) + ["python "]
     for command, start in zip(commands, starts, strict=True):
         assert command.startswith(start)
-    base, over = (os.path.relpath(CONFIGS / f"{name}.yaml") for name in ("para", "ablation_no_detail"))
+    base, over = (os.path.relpath(CONFIGS / f"{name}.yaml") for name in ("para", "linear"))
     assert (
         f" train --dataset para --data-root DIR --config {base} --config {over} train.seed=0 " in commands[4]
     )
-    assert commands[4].endswith(" --output runs/tables_para/runs/para_no_detail_seed0 --resume")
+    assert commands[4].endswith("--output runs/tables_para/runs/para_linear_seed0 --resume")
     assert commands[5].endswith(
-        "keep_run.py runs/tables_para/runs/para_no_detail_seed0 runs/tables_para/results/para_no_detail_seed0"
+        "keep_run.py runs/tables_para/runs/para_linear_seed0 runs/tables_para/results/para_linear_seed0"
     )
     assert commands[-1].endswith("--readme runs/tables_para/tables.md --resamples 20 --data-root para=DIR")
     assert "on one RTX 3090 (24 GB): counted operations, at an assumed 25% of its peak" in said

@@ -304,6 +304,7 @@ def test_resuming_on_other_pictures_is_refused_with_both_hashes(score_run, score
 
 def test_resuming_on_other_processes_is_refused_with_both_numbers(score_run, scored_set, monkeypatch, capsys):
     monkeypatch.setattr(training.distributed, "world", lambda: 4)
+    monkeypatch.setattr(training.distributed, "gather", lambda value: [value] * 4)
     assert train("csv", scored_set, score_run, "train.epochs=2", "--resume") == 2
     assert "the number of processes was 1 and is 4" in capsys.readouterr().err
 
@@ -393,7 +394,8 @@ def test_a_batch_that_cannot_be_divided_overwrites_nothing(
     output = shutil.copytree(score_run, tmp_path / "run")
     before = snapshot(output)
     monkeypatch.setattr(training.distributed, "world", lambda: 3)
-    monkeypatch.setattr(training.distributed, "wrap", lambda model, device: model)
+    monkeypatch.setattr(training.distributed, "gather", lambda value: [value] * 3)
+    monkeypatch.setattr(training.distributed, "wrap", lambda model, *_: model)
     assert train("csv", scored_set, output, UNTRAINED, "--force") == 2
     assert "a batch of 8 pictures cannot be divided over 3 processes" in capsys.readouterr().err
     assert snapshot(output) == before

@@ -261,7 +261,7 @@ def test_the_figures_show_each_picture_in_its_own_shape_beside_its_own_maps(fini
             picture = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
         assert abs(width - exact[0]) <= 0.5 or abs(height - exact[1]) <= 0.5
         # One picture alone and in a batch differ in the last digits of their maps.
-        assert np.abs(found - expected(kind, picture, measured[int(rank)], scorer.emotions)).max() <= 2
+        assert np.abs(found - expected(kind, picture, measured[int(rank)], scorer.emotions)).max() <= 4
     assert len(shown) == 2 * (4 + 4) + (2 + 3) * script.PAGE_ROWS
     for rank, result in measured.items():
         strongest = sorted(result.emotions, key=lambda name: -result.emotions[name])[:3]

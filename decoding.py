@@ -1,0 +1,176 @@
+"""From a picture file to pixels: the one decoder for training, evaluation and prediction.
+
+    pixels = decode("photo.jpg", size=224)  # (224, 224, 3) uint8
+    pixels = decode("photo.jpg", size=224, exact=False)  # large JPEGs several times faster
+
+From top to bottom: decoding; why a file is no picture; batches of pixels.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+
+
+class DecodeError(ValueError):
+    """A picture file that cannot be decoded. `reason` is the part of the message after the path."""
+
+    def __init__(self, message: str, reason: str = ""):
+        super().__init__(message)
+        self.reason = reason or message
+
+
+RAW_ENDINGS = (
+    *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mrw", ".nef", ".nrw"),
+    *(".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
+)
+HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+ORIENTATION_TAG = 0x0112
+TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+# A JPEG is decoded no smaller than this many times the wanted side.
+MARGIN = 4
+
+
+def decode(
+    path: str | Path, size: int | tuple[int, int] | None = None, exif: bool = True, exact: bool = True
+) -> np.ndarray:
+    """A picture file as RGB: the one decoder for training, evaluation and prediction.
+
+    Grayscale, CMYK, palette and 16-bit pictures become RGB; transparency is laid over white, as viewers
+    and web pages show it (the colour under transparent pixels is arbitrary, mostly black).
+
+    Args:
+        size: side of a square or (height, width); resized with antialias exactly as PIL's BILINEAR does,
+            the aspect is not kept. None keeps the picture's own.
+        exif: turn the picture as its EXIF orientation says.
+        exact: False lets a large JPEG be decoded at 1/2, 1/4 or 1/8 of its side, MARGIN times `size` or more,
+            before it is resized: several times faster, pixels differ by a few levels. Not for training and
+            evaluation, whose numbers are those of exact pixels.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        DecodeError: one sentence that names the file and what is wrong with it.
+    """
+    if str(path).lower().endswith(RAW_ENDINGS):
+        # PIL would open many of these as TIFF and return the small preview inside.
+        raise _decode_error(path, "a raw camera file; convert it to JPEG first")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                if not (exact or size is None):
+                    _skip_detail(image, size)
+                image.load()
+                return _resized(_rgb(_upright(image) if exif else image), size)
+    except (
+        Exception
+    ) as error:  # PIL raises nearly anything on damaged files, SyntaxError and struct.error included
+        raise _decode_error(path, explain_failure(path, error)) from error
+
+
+def _skip_detail(image: Image.Image, size: int | tuple[int, int]) -> None:
+    """Lets libjpeg leave out what the resize would average away; formats other than JPEG ignore it."""
+    # The longer side for both: whether the picture is turned afterwards is not known yet.
+    side = MARGIN * (size if isinstance(size, int) else max(size))
+    image.draft(None, (side, side))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(ORIENTATION_TAG)
+    except Exception:  # damaged EXIF in a picture that is otherwise fine
+        return image
+    return image.transpose(TRANSPOSES[orientation]) if orientation in TRANSPOSES else image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # PIL clips 16-bit values at 255, which turns nearly every pixel white.
+        values = np.asarray(image).astype(np.float64).clip(0, 65535) / 257
+        return Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range; convert it to 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _resized(image: Image.Image, size: int | tuple[int, int] | None) -> np.ndarray:
+    height, width = (size, size) if isinstance(size, int) else size or (image.height, image.width)
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.array(image)  # (H, W, 3), a copy: torch refuses to share PIL's read-only buffer
+
+
+# ---------------------------------------------------------------------------------------------------
+# Why a file is no picture
+
+
+def _decode_error(path: str | Path, reason: str) -> DecodeError:
+    return DecodeError(f"decoding: {path} cannot be decoded: {reason}.", reason)
+
+
+def explain_failure(path: str | Path, error: Exception) -> str:
+    """Why a file is no picture, from its first bytes where they say more than PIL does."""
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, refused as a decompression bomb"
+    try:
+        with Path(path).open("rb") as file:
+            start = file.read(256)
+    except FileNotFoundError:
+        return "there is no such file"
+    except OSError as failure:
+        return failure.strerror or str(failure)
+    if not start:
+        return "the file is empty"
+    if start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS:
+        return "a HEIC picture; convert it to JPEG first"
+    if start.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer, not the picture; run git lfs pull"
+    if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "a web page (HTML), not a picture; the download failed"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not a picture in a known format"
+    return str(error).strip().rstrip(".") or type(error).__name__
+
+
+# ---------------------------------------------------------------------------------------------------
+# Batches
+
+
+def stack(images: Sequence[Tensor]) -> Tensor:
+    """Decoded pictures, (3, H, W) views of (H, W, 3) uint8 -> (N, 3, H, W), channels last in memory too.
+
+    The network takes them so; reordering the bytes here and back there takes as long as copying ten times.
+    """
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(N, 3, H, W) uint8 -> float32 (x / 255 - mean) / std, on the images' device, in their memory format."""
+    mean = torch.tensor(mean, device=images.device).view(1, 3, 1, 1)
+    std = torch.tensor(std, device=images.device).view(1, 3, 1, 1)
+    return images.float().div_(255).sub_(mean).div_(std)

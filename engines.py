@@ -1,0 +1,173 @@
+"""Runs a network that scripts/export.py wrote, with OpenVINO in the place of PyTorch.
+
+    from engines import Exported
+    network = Exported("eambnet_lite_para.onnx")
+    [(_, output)] = network.outputs([batch], batch_size=16)  # as engine.outputs gives it
+
+The file is ONNX (fp32), or a zip of OpenVINO's own form (int8), and says in its metadata all that a file of
+weights says. OpenVINO is imported when a file is opened, and needed by nobody else.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import checkpoint
+from EAMBNet import Output
+from engine import filled_up
+
+KEY = "eambnet"  # of the metadata
+PLACE = ["framework", KEY]  # where OpenVINO puts what ONNX has under the key
+PARTS = ("network.xml", "network.bin")  # of a zip
+PRECISIONS = ("fp32", "int8")
+ENDINGS = (".onnx", ".int8")
+INPUT = "images"  # uint8 (N, 3, H, W), RGB
+
+
+def metadata(weights: checkpoint.Weights, export: dict) -> str:
+    """Everything but the tensors, as JSON.
+
+    Args:
+        export: what the file adds: "precision" and how it was compared.
+    """
+    ids = {
+        checkpoint.IDS: weights.training_ids,
+        checkpoint.EMOTION_IDS: weights.emotion_training_ids,
+    }
+    texts = {name: base64.b64encode(values.astype("<i8")).decode() for name, values in ids.items()}
+    return json.dumps({"description": weights.description, "export": export, **texts})
+
+
+def parse_metadata(text: str, path: Path | str) -> tuple[checkpoint.Weights, dict]:
+    """What `metadata` wrote: weights without tensors, and the export."""
+    try:
+        values = json.loads(text)
+        ids = [
+            np.frombuffer(base64.b64decode(values[name]), "<i8").astype(np.int64)
+            for name in (checkpoint.IDS, checkpoint.EMOTION_IDS)
+        ]
+        weights, export = checkpoint.Weights({}, values["description"], *ids), values["export"]
+        form, precision = weights.description["format"], export["precision"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"engines: the metadata of {path} are damaged; export it anew") from error
+    if form != checkpoint.FORMAT or precision not in PRECISIONS:
+        raise ValueError(
+            f"engines: {path} has format {form} in {precision} and this program reads {checkpoint.FORMAT} in "
+            f"{' or '.join(PRECISIONS)}; use the version of the program that wrote it"
+        )
+    return weights, export
+
+
+def openvino():
+    """The package, imported only here.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise ValueError(
+            "engines: exported networks run on OpenVINO, which is not installed; pip install openvino"
+        ) from error
+    return openvino
+
+
+class Exported:
+    """A network in an ONNX file of ours, compiled for the CPU.
+
+    Args:
+        source: the file, or its bytes.
+        precision: "fp32" or "int8", which the file must have; None takes whichever it has.
+        threads: as torch uses, by default.
+        name: of the file, for errors, if bytes are given.
+
+    Attributes:
+        weights: the description that travels with the file, and no tensors.
+        export: its precision and how far it was from PyTorch when it was written.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no OpenVINO, a damaged file, one that scripts/export.py did not write, another precision.
+    """
+
+    def __init__(
+        self,
+        source: Path | str | bytes,
+        precision: str | None = None,
+        threads: int | None = None,
+        name: str = "",
+    ):
+        vino, path = openvino(), Path(name if isinstance(source, bytes) else source)
+        core = vino.Core()
+        model = read_model(core, source if isinstance(source, bytes) else read_bytes(path), path)
+        if not model.has_rt_info(PLACE):
+            raise ValueError(
+                f"engines: {path} was not written by scripts/export.py (it does not say what its output "
+                "means); export a checkpoint with python scripts/export.py CHECKPOINT OUT"
+            )
+        self.weights, self.export = parse_metadata(model.get_rt_info(PLACE).value, path)
+        if precision not in (None, self.export["precision"]):
+            raise ValueError(
+                f"engines: {path} computes in {self.export['precision']}, asked for was {precision}; "
+                "export it anew, with --int8 for int8 and without for fp32"
+            )
+        self.network = compile_model(core, model, threads)
+
+    def run(self, images: torch.Tensor) -> Output:
+        """(N, 3, H, W) uint8, RGB -> Output, float32."""
+        found = self.network(np.ascontiguousarray(images.numpy()))
+        return Output(*(torch.from_numpy(found[name].copy()) for name in Output._fields))
+
+    def outputs(self, loader: Iterable, batch_size: int) -> Iterator[tuple]:
+        """Each batch with the network's output for it, as `engine.outputs`."""
+        for batch in loader:
+            output = self.run(filled_up(batch, batch_size).images)
+            yield batch, Output(*(value[: len(batch.images)] for value in output))
+
+
+def compile_model(core, model, threads: int | None = None):
+    settings = {
+        "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": "f32",  # on newer CPUs it would choose bf16 by itself
+    }
+    return core.compile_model(model, "CPU", settings)
+
+
+def read_bytes(path: Path) -> bytes:
+    if not path.is_file():
+        raise FileNotFoundError(f"engines: no file {path}")
+    return path.read_bytes()
+
+
+def read_model(core, content: bytes, path: Path):
+    try:
+        if content.startswith(b"PK"):
+            with zipfile.ZipFile(io.BytesIO(content)) as parts:
+                return core.read_model(*(parts.read(name) for name in PARTS))
+        return core.read_model(content)
+    except (RuntimeError, zipfile.BadZipFile, KeyError) as error:  # of whatever is wrong with it
+        raise ValueError(
+            f"engines: {path} is no exported network, is cut off or damaged; export it anew with "
+            "python scripts/export.py CHECKPOINT OUT"
+        ) from error
+
+
+def pack(network) -> bytes:
+    """OpenVINO's own form, two files, as one: an uncompressed zip, whose checksums tell a damaged one."""
+    file = io.BytesIO()
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(file, "w") as parts:
+        xml, binary = (Path(folder, name) for name in PARTS)
+        openvino().serialize(network, xml, binary)
+        for part in (xml, binary):
+            parts.write(part, part.name)
+    return file.getvalue()

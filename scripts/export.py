@@ -1,0 +1,234 @@
+"""Writes a network for OpenVINO, in fp32 as ONNX or in int8, compared at once with PyTorch.
+
+    python scripts/export.py checkpoints/eambnet_lite_para.safetensors lite.onnx
+    python scripts/export.py CHECKPOINT lite.int8 --int8 --calibrate PHOTOS
+
+In: uint8 RGB (N, 3, H, W) of the checkpoint's size, any N. Out: prediction, emotion_logits, emotion_map.
+Needs pip install onnx openvino, and nncf for --int8.
+
+Int8 is in OpenVINO's own form: of the same network as int8 ONNX (by NNCF) it computed something else, .71 of
+SRCC on PARA in the place of .86.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import backbones
+import checkpoint
+import engines
+from decoding import decode, normalise
+from demo import PHOTOGRAPHS, open_photograph
+from EAMBNet import Output, Scale
+from main import guarded
+
+TOLERANCE = 1e-4  # fp32: largest difference of prediction, logits and map
+INT8_TOLERANCE = 0.1  # int8: of the score, as a share of its scale; the worst of 3,000 PARA pictures has .07
+BATCH_SIZES = (1, 2, 5)  # compared, for the batch is dynamic
+CALIBRATION_BATCH = 4  # pictures
+OPSET = 17
+Differences = dict[str, float]
+
+
+class Whole(nn.Module):
+    """The network with its normalisation inside: uint8 (N, 3, H, W) -> the fields of Output."""
+
+    def __init__(self, model: nn.Module, backbone: str):
+        super().__init__()
+        self.model = model
+        self.mean, self.std = backbones.normalisation(backbone)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.model(normalise(images, self.mean, self.std)))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    parser.add_argument("output", type=Path, metavar="OUT", help="OUT.onnx; with --int8 OUT.int8")
+    parser.add_argument("--int8", action="store_true", help="8-bit convolutions; needs --calibrate")
+    parser.add_argument(
+        "--calibrate", nargs="+", metavar="PHOTO", type=Path, default=[], help="about 300 training pictures"
+    )
+    parser.add_argument(
+        "--check", nargs="+", metavar="PHOTO", type=Path, default=[], help="default: those in scikit-image"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite an existing file")
+    return guarded(export, parser.parse_args(arguments))
+
+
+def export(options: argparse.Namespace) -> int:
+    check_options(options)
+    weights = checkpoint.load_weights(options.checkpoint)
+    whole = Whole(weights.build(), weights.description["architecture"]["backbone"]).eval()
+    size, exif = weights.description["image_size"], weights.description["exif"]
+    pictures = read_pictures(options.check, size, exif) if options.check else embedded_pictures(size)
+    pack, precision = onnx_packer(trace(whole, pictures)), "fp32"
+    if options.int8:
+        pack, precision = int8_packer(pack("{}"), read_pictures(options.calibrate, size, exif)), "int8"
+    about = {"precision": precision, "pictures": len(pictures)}
+    draft = pack(engines.metadata(weights, about))
+    about["differences"] = compare(engines.Exported(draft, name=str(options.output)), whole, pictures)
+    refuse_different(about["differences"], precision)
+    with checkpoint.written_whole(options.output) as temporary:
+        temporary.write_bytes(pack(engines.metadata(weights, about)))
+    listed = ", ".join(f"{name} {value:.1e}" for name, value in about["differences"].items())
+    print(f"{options.output}: {precision}, {options.output.stat().st_size / 1e6:.1f} MB")
+    print(f"largest differences from PyTorch on {len(pictures)} pictures: {listed}")
+    return 0
+
+
+def check_options(options: argparse.Namespace) -> None:
+    ending = ".int8" if options.int8 else ".onnx"
+    if options.output.suffix != ending:
+        raise ValueError(f"export: the output must end in {ending}, got {options.output.name}")
+    if options.output.exists() and not options.force:
+        raise FileExistsError(f"export: {options.output} exists; --force overwrites it")
+    if options.int8 != bool(options.calibrate):
+        raise ValueError("export: --int8 and --calibrate PHOTOS belong together; about 300 training pictures")
+
+
+# ---------------------------------------------------------------------------------------------------
+# Pictures
+
+
+def read_pictures(paths: list[Path], size: int | tuple[int, int], exif: bool) -> Tensor:
+    """Files -> (n, 3, H, W) uint8."""
+    return torch.stack([torch.from_numpy(decode(path, size, exif)).permute(2, 0, 1) for path in paths])
+
+
+def embedded_pictures(size: int | tuple[int, int]) -> Tensor:
+    """The photographs inside installed packages, (n, 3, H, W) uint8."""
+    height, width = (size, size) if isinstance(size, int) else size
+    pictures = [np.array(open_photograph(one).resize((width, height))) for one in PHOTOGRAPHS]
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+
+
+# ---------------------------------------------------------------------------------------------------
+# The graph
+
+
+def needed(name: str, packages: str):
+    """A package that only exporting needs."""
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ValueError(f"export: {name} is not installed; pip install {packages}") from error
+
+
+def trace(whole: nn.Module, pictures: Tensor):
+    """The network as an ONNX graph (onnx.ModelProto), for pictures of one size and any number."""
+    onnx, file = needed("onnx", "onnx"), io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad():
+        # Of sizes that become constants, as they should; and that there is a newer exporter, which needs one
+        # more package.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            whole,
+            (pictures[:2],),
+            file,
+            input_names=[engines.INPUT],
+            output_names=list(Output._fields),
+            dynamic_axes={name: {0: "N"} for name in (engines.INPUT, *Output._fields)},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+    graph = onnx.load_model_from_string(file.getvalue())
+    onnx.checker.check_model(graph)
+    return graph
+
+
+def onnx_packer(graph) -> Callable[[str], bytes]:
+    """From metadata to the bytes of an ONNX file."""
+
+    def pack(metadata: str) -> bytes:
+        del graph.metadata_props[:]
+        graph.metadata_props.add(key=engines.KEY, value=metadata)
+        return graph.SerializeToString()
+
+    return pack
+
+
+def int8_packer(content: bytes, pictures: Tensor) -> Callable[[str], bytes]:
+    """From metadata to the bytes of an int8 file.
+
+    Args:
+        content: of the ONNX file; its convolutions get 8-bit weights, with a scale per channel.
+        pictures: (n, 3, H, W) uint8, whose activations say their ranges.
+    """
+    os.environ.setdefault("NNCF_CI", "1")  # or it reports its use to its makers
+    nncf = needed("nncf", "nncf")
+    batches = [batch.numpy() for batch in pictures.contiguous().split(CALIBRATION_BATCH)]
+    model = engines.openvino().Core().read_model(content)
+    network = nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))
+
+    def pack(metadata: str) -> bytes:
+        network.set_rt_info(metadata, engines.PLACE)
+        return engines.pack(network)
+
+    return pack
+
+
+# ---------------------------------------------------------------------------------------------------
+# The comparison
+
+
+def compare(exported: engines.Exported, whole: nn.Module, pictures: Tensor) -> Differences:
+    """The largest differences from PyTorch, by field of Output and of the "score" as a share of its scale."""
+    found = dict.fromkeys((*Output._fields, "score"), 0.0)
+    for size in BATCH_SIZES:
+        for images in pictures.split(size):
+            with torch.inference_mode():
+                expected = Output(*whole(images))
+            output = exported.run(images)
+            pairs = zip(Output._fields, expected, output, strict=True)
+            values = {name: largest(ours, theirs) for name, ours, theirs in pairs}
+            values["score"] = score_difference(exported.weights.scale, expected, output)
+            found = {name: max(found[name], values[name]) for name in found}
+    return found
+
+
+def largest(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference; infinite where it is no number or the shapes differ."""
+    if ours.shape != theirs.shape:
+        return float("inf")
+    difference = (ours - theirs).abs().nan_to_num(float("inf"))
+    return difference.max().item() if difference.numel() else 0.0
+
+
+def score_difference(scale: Scale | None, expected: Output, output: Output) -> float:
+    """Of scores, from 0 to 1 (the whole scale); of an emotion network the largest of a probability."""
+    if not scale:
+        return largest(expected.prediction, output.prediction)
+    low, high = scale.ends
+    ours, theirs = (torch.from_numpy(scale.value(one.prediction.numpy())) for one in (expected, output))
+    return largest(ours, theirs) / (high - low)
+
+
+def refuse_different(found: Differences, precision: str) -> None:
+    """Raises if the exported network is further from PyTorch than its precision allows."""
+    limits = dict.fromkeys(Output._fields, TOLERANCE) if precision == "fp32" else {"score": INT8_TOLERANCE}
+    for name, limit in limits.items():
+        if not found[name] <= limit:
+            raise ValueError(
+                f"export: the exported network's {name} differs from PyTorch's by {found[name]:.1e}, allowed "
+                f"is {limit:.0e} in {precision}; nothing was written"
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

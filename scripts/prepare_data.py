@@ -1,0 +1,293 @@
+"""Writes resized copies of a set's pictures, so that training and evaluation read small files.
+
+    python scripts/prepare_data.py --dataset para --data-root DATA/para --output DATA/para512 data.size=512
+    python main.py train --dataset para --data-root DATA/para512 data.size=512
+
+The folder it writes is a data root like the one it is made from: the label files, and every picture under its
+own relative path, turned and resized as decoding does, as JPEG whatever its name ends in. prepared.json says
+from which files, by hash, size and time of change. Run again, it goes on where it stopped and makes anew what
+has changed. A picture that cannot be decoded has no copy and its reason in prepared.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, features
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from checkpoint import file_hash, written_whole
+from config import Config, load_config
+from datasets import (
+    MANIFEST,
+    SPLITS,
+    DataOptions,
+    Manifest,
+    Source,
+    read_manifest,
+    read_table,
+    relative_names,
+)
+from decoding import DecodeError, decode, explain_failure
+from main import DATASETS, guarded
+
+LABELS = {  # files to copy beside the pictures, relative to the root
+    "ava": ("*.txt", "*.csv", "*.jpgl", "splits/*.csv", "aesthetics_image_lists/*"),
+    "para": ("annotation/*",),
+    "iae": ("*.txt", "*.h5"),
+    "fi": (),
+    "emoset": ("*.json", "EmoSet-118K/*.json"),
+    "csv": ("*.csv", "*.tsv"),
+    "demo": ("labels.csv",),
+}
+SAVE_SECONDS = 30  # between two writings of the manifest; what is not in it is made again
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return guarded(run, parse(arguments), interrupted="interrupted; the same command goes on")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--dataset", type=str.lower, choices=DATASETS, required=True)
+    parser.add_argument("--data-root", metavar="DIR", type=Path, required=True, help="the set as it is")
+    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder for the copies")
+    parser.add_argument("--quality", metavar="Q", type=int, default=95, help="of JPEG, 1 to 100; default 95")
+    parser.add_argument("--splits", default=",".join(SPLITS), help="which to copy; default train,val,test")
+    parser.add_argument("--workers", metavar="N", type=int, default=-1, help="processes; -1: the spare cores")
+    parser.add_argument("settings", metavar="key=value", nargs="*", help="data.size=512, data.table=... ")
+    options = parser.parse_args(arguments)
+    if not 1 <= options.quality <= 100:
+        parser.error(f"--quality is from 1 to 100, got {options.quality}")
+    return options
+
+
+def run(options: argparse.Namespace) -> int:
+    """0 if every picture has its copy, 1 if some could not be decoded."""
+    config = load_config((), [*options.settings, f"data.workers={options.workers}"])
+    root, output = options.data_root.expanduser(), options.output.expanduser()
+    manifest = start(options, config, root, output)
+    data = config.data.options(DataOptions)
+    _, paths = read_table(options.dataset, root, options.splits.split(","), data)
+    names = inside(root, relative_names(root, paths))
+    labels = [path.relative_to(root).as_posix() for path in label_files(root, options.dataset, data)]
+    with kept(manifest, output, len(names)):
+        copy_labels(manifest, root, output, labels)
+        forget(manifest.pictures, names, output)
+        tasks = [
+            Task(str(root / name), output / name, config.data.size, config.data.exif, options.quality)
+            for name in names
+            if not is_done(manifest.pictures.get(name), root / name, output / name)
+        ]
+        copy_pictures(manifest, output, tasks, config.data.worker_count())
+        manifest.complete = True
+    return report(manifest, output, len(tasks))
+
+
+def report(manifest: Manifest, output: Path, made: int) -> int:
+    broken = {name: source.error for name, source in manifest.pictures.items() if source.error}
+    for name, reason in list(broken.items())[:5]:
+        print(f"no copy of {name}: {reason}", file=sys.stderr)
+    if broken:
+        print(f"{len(broken)} pictures have no copy; {output / MANIFEST} names them", file=sys.stderr)
+    print(f"{len(manifest.pictures) - len(broken)} copies in {output}, {made} of them looked at now")
+    return 1 if broken else 0
+
+
+# ---------------------------------------------------------------------------------------------------
+# What is there already
+
+
+def start(options: argparse.Namespace, config: Config, root: Path, output: Path) -> Manifest:
+    """A new manifest, or the one of the same copies that is there already.
+
+    Raises:
+        ValueError, FileExistsError: the folder holds something else, or lies where it would be mixed up.
+    """
+    source, target = root.resolve(), output.resolve()
+    if source in (target, *target.parents) or target in source.parents:
+        raise ValueError(
+            f"prepare_data: {output} and {root} must lie beside each other, not one in the other"
+        )
+    if read_manifest(root):
+        raise ValueError(f"prepare_data: {root} holds copies already; make copies of the pictures themselves")
+    turbo = features.version("libjpeg_turbo") or "none"
+    manifest = Manifest(
+        dataset=options.dataset,
+        source=str(source),
+        words=[*split_words(options.splits), *options.settings],
+        size=config.data.size,
+        exif=config.data.exif,
+        quality=options.quality,
+        program={"pillow": Image.__version__, "libjpeg_turbo": turbo},
+    )
+    known = read_manifest(output)
+    if known is None and output.is_dir() and any(output.iterdir()):
+        raise FileExistsError(f"prepare_data: {output} holds other files; choose a new folder")
+    if known is None:
+        return manifest
+    check_same(known, manifest, output)
+    for unfinished in output.rglob(".*.tmp"):  # of a run that was killed
+        unfinished.unlink()
+    return known
+
+
+def split_words(splits: str) -> list[str]:
+    return [] if splits == ",".join(SPLITS) else ["--splits", splits]
+
+
+def check_same(known: Manifest, asked: Manifest, output: Path) -> None:
+    for key in ("dataset", "source", "size", "exif", "quality", "words"):
+        have, want = getattr(known, key), getattr(asked, key)
+        if have != want:
+            raise ValueError(
+                f"prepare_data: {output} holds copies with {key} {have}, and {want} is asked for; choose "
+                "another folder, or delete this one"
+            )
+
+
+def inside(root: Path, names: list[str]) -> list[str]:
+    """The names, if all lie below the root, where their copies can lie below another."""
+    for name in names:
+        if os.path.isabs(name) or os.path.normpath(name).startswith(".."):  # noqa: PTH117
+            raise ValueError(
+                f"prepare_data: {name} lies outside {root}, so its copy has no place; move the pictures "
+                "below the root and name them relative to it"
+            )
+    return names
+
+
+def is_done(known: Source | None, source: Path, target: Path) -> bool:
+    if known is None or not source.is_file() or not known.is_as(source):
+        return False
+    return bool(known.error) or target.is_file()
+
+
+def forget(known: dict[str, Source], names: Iterable[str], output: Path) -> None:
+    """Removes copies of what the set has no more: a folder that is read by its files would show them."""
+    for name in known.keys() - set(names):
+        (output / name).unlink(missing_ok=True)
+        del known[name]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Copying
+
+
+@contextmanager
+def kept(manifest: Manifest, output: Path, count: int) -> Iterator[None]:
+    """Writes the manifest before and after, whatever happens in between; says what a full disk leaves."""
+    manifest.complete = False
+    try:
+        save(manifest, output)
+        try:
+            yield
+        finally:
+            save(manifest, output)
+    except OSError as error:
+        raise OSError(
+            f"prepare_data: {output}: {error.strerror or error}; "
+            f"{len(manifest.pictures)} of {count} pictures "
+            "are done and kept. Run the same command again when that is mended"
+        ) from error
+
+
+def save(manifest: Manifest, output: Path) -> None:
+    files = {
+        kind: {name: row._asdict() for name, row in getattr(manifest, kind).items()}
+        for kind in ("labels", "pictures")
+    }
+    with written_whole(output / MANIFEST) as unfinished:
+        unfinished.write_text(json.dumps(vars(manifest) | files, ensure_ascii=False), "utf-8")
+
+
+def label_files(root: Path, dataset: str, data: DataOptions) -> list[Path]:
+    """What is no picture and a set cannot be read without."""
+    patterns = [*LABELS[dataset], *([data.table] if data.table else [])]
+    inside(root, patterns)
+    return sorted({path for pattern in patterns for path in root.glob(pattern) if path.is_file()})
+
+
+def copy_labels(manifest: Manifest, root: Path, output: Path, names: list[str]) -> None:
+    forget(manifest.labels, names, output)
+    for name in names:
+        if is_done(manifest.labels.get(name), root / name, output / name):
+            continue
+        known = state(root / name)
+        with written_whole(output / name) as unfinished:
+            shutil.copyfile(root / name, unfinished)
+        manifest.labels[name] = known
+
+
+class Task(NamedTuple):
+    """One picture to copy. source: text, as decoding reports it."""
+
+    source: str
+    target: Path
+    size: int
+    exif: bool
+    quality: int
+
+
+def copy_pictures(manifest: Manifest, output: Path, tasks: list[Task], workers: int) -> None:
+    """Enters each copy into the manifest and writes that now and then."""
+    saved = time.monotonic()
+    for task, source in tqdm(results(tasks, workers), total=len(tasks), unit=" pictures", disable=None):
+        manifest.pictures[task.target.relative_to(output).as_posix()] = source
+        if time.monotonic() - saved > SAVE_SECONDS:
+            save(manifest, output)
+            saved = time.monotonic()
+
+
+def results(tasks: list[Task], workers: int) -> Iterator[tuple[Task, Source]]:
+    if not workers or len(tasks) < 2:
+        yield from map(make_copy, tasks)
+        return
+    # Ctrl-C is for the main process, which ends the others.
+    with multiprocessing.Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        yield from pool.imap_unordered(make_copy, tasks, chunksize=8)
+
+
+def make_copy(task: Task) -> tuple[Task, Source]:
+    """Writes the copy, or finds why there can be none.
+
+    Raises:
+        OSError: the copy cannot be written.
+    """
+    try:
+        known = state(task.source)
+    except OSError as error:
+        task.target.unlink(missing_ok=True)
+        return task, Source("", 0, 0, explain_failure(task.source, error))
+    try:
+        pixels = decode(task.source, task.size, task.exif)  # (size, size, 3)
+    except DecodeError as error:
+        task.target.unlink(missing_ok=True)
+        return task, known._replace(error=error.reason)
+    with written_whole(task.target) as unfinished:
+        # subsampling=0: colour at every pixel, as in the pixels themselves
+        Image.fromarray(pixels).save(unfinished, "JPEG", quality=task.quality, subsampling=0)
+    return task, known
+
+
+def state(path: str | Path) -> Source:
+    """Of a file before it is read, so that one that changes meanwhile is seen to have changed."""
+    found = os.stat(path)  # noqa: PTH116
+    return Source(file_hash(path), found.st_size, found.st_mtime_ns)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,260 @@
+"""Decoding: every kind of picture becomes the same pixels as PIL's, and every other file a clear sentence."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from decoding import MARGIN, DecodeError, decode, normalise, stack
+
+
+def random_image(seed=0, size=(8, 6)):
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def saved(tmp_path, image, name="picture.png", **options):
+    image.save(tmp_path / name, **options)
+    return tmp_path / name
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "RGBA", "LA", "CMYK", "I;16"])
+@pytest.mark.parametrize("size", [None, 5, (7, 3)])
+def test_every_mode_comes_out_as_rgb(tmp_path, mode, size):
+    image = random_image().convert("I").convert("I;16") if mode == "I;16" else random_image().convert(mode)
+    pixels = decode(saved(tmp_path, image, f"picture.{'tif' if mode == 'CMYK' else 'png'}"), size)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == {None: (6, 8, 3), 5: (5, 5, 3), (7, 3): (7, 3, 3)}[size]
+
+
+@pytest.mark.parametrize("name", ["deep.png", "deep.tif"])
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path, name):
+    values = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    pixels = decode(saved(tmp_path, Image.fromarray(values * 257), name))
+    assert (pixels == values[:, :, None]).all()
+
+
+def test_big_endian_sixteen_bits(tmp_path):
+    values = np.array([[0, 257, 65535, 200, 128]], dtype=">u2")
+    (tmp_path / "deep.pgm").write_bytes(b"P5 5 1 65535\n" + values.tobytes())
+    assert decode(tmp_path / "deep.pgm")[0, :, 0].tolist() == [0, 1, 255, 1, 0]  # to the nearest
+
+
+def test_transparency_is_laid_over_white(tmp_path):
+    pixels = np.array([[[200, 0, 0, 255], [200, 0, 0, 0], [200, 0, 0, 51]]], dtype=np.uint8)
+    shown = decode(saved(tmp_path, Image.fromarray(pixels)))[0].tolist()
+    assert shown == [[200, 0, 0], [255, 255, 255], [244, 204, 204]]
+
+
+def test_palette_transparency_does_not_warn(tmp_path):
+    image = random_image().quantize(4)
+    path = saved(tmp_path, image, transparency=bytes([0, 255, 255, 255]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pixels = decode(path)
+    first = np.asarray(image) == 0
+    assert (pixels[first] == 255).all() and (pixels[~first] == np.asarray(image.convert("RGB"))[~first]).all()
+
+
+def test_cmyk_jpeg_keeps_its_colours(tmp_path):
+    red = Image.new("RGB", (16, 16), (200, 30, 40))
+    # PIL writes the Adobe marker, so the file is inverted as Photoshop's are.
+    pixels = decode(saved(tmp_path, red.convert("CMYK"), "press.jpg", quality=95))
+    assert np.abs(pixels.astype(int) - [200, 30, 40]).max() < 8
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["turned.png", "turned.jpg"])
+def test_exif_orientation_is_respected_unless_told_otherwise(tmp_path, orientation, name):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(tmp_path, random_image(), name, exif=exif)
+    with Image.open(path) as image:
+        assert (decode(path) == np.asarray(ImageOps.exif_transpose(image))).all()
+        assert (decode(path, exif=False) == np.asarray(image)).all()
+    assert decode(path).shape == ((6, 8, 3) if orientation < 5 else (8, 6, 3))
+
+
+def test_damaged_exif_does_not_lose_the_picture(tmp_path):
+    path = saved(tmp_path, random_image(), "odd.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"\1" * 20)
+    assert decode(path).shape == (6, 8, 3)
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+@settings(max_examples=15, deadline=None)
+def test_resizing_is_exactly_pils(tmp_path_factory, height, width):
+    image = random_image(3, (31, 17))
+    path = saved(tmp_path_factory.mktemp("resize"), image)
+    expected = image.resize((width, height), Image.Resampling.BILINEAR)
+    assert (decode(path, (height, width)) == np.asarray(expected)).all()
+
+
+def test_decoded_pixels_can_be_written_to(tmp_path):
+    pixels = decode(saved(tmp_path, random_image()), 8)
+    assert pixels.flags.writeable and torch.from_numpy(pixels).shape == (8, 8, 3)
+
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 50
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.jpg", b"", "the file is empty"),
+        ("a.jpg", b"  <!DOCTYPE html><html>", "a web page (HTML), not a picture; the download failed"),
+        (
+            "a.jpg",
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "a git-lfs pointer, not the picture; run git lfs",
+        ),
+        ("a.heic", HEIC, "a HEIC picture; convert it to JPEG first"),
+        ("a.jpg", HEIC, "a HEIC picture"),
+        ("a.NEF", b"II*\0", "a raw camera file; convert it to JPEG first"),
+        ("a.jpg", b"hello", "not a picture in a known format"),
+        ("a.jpg", None, "there is no such file"),
+    ],
+)
+def test_files_that_are_no_pictures_are_named_with_their_reason(tmp_path, name, content, reason):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DecodeError) as caught:
+        decode(tmp_path / name)
+    assert str(caught.value).startswith(f"decoding: {tmp_path / name} cannot be decoded: {reason}")
+    assert caught.value.reason.startswith(reason) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["cut.jpg", "cut.png"])
+def test_truncated_files_are_errors_not_gray_pictures(tmp_path, name):
+    path = saved(tmp_path, random_image(size=(64, 64)), name)
+    path.write_bytes(path.read_bytes()[:-600])
+    with pytest.raises(DecodeError, match=f"{name} cannot be decoded: .*truncated"):
+        decode(path)
+
+
+def test_decompression_bombs(tmp_path, monkeypatch):
+    path = saved(tmp_path, random_image())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)  # 48 pixels: PIL warns, we do not
+    assert decode(path).shape == (6, 8, 3)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    with pytest.raises(DecodeError, match="more than 40 pixels"):
+        decode(path)
+
+
+def test_floating_point_pictures_are_refused(tmp_path):
+    path = saved(tmp_path, Image.fromarray(np.ones((4, 4), np.float32)), "f.tif")
+    with pytest.raises(DecodeError, match="floating-point pixels have no agreed range"):
+        decode(path)
+
+
+# ---- large JPEGs, not exactly -----------------------------------------------------------------------
+
+
+def landscape(height, width):
+    """Soft colours with some grain, as a photograph has; no two of its quarters are alike."""
+    random = np.random.default_rng(0)
+    soft = Image.fromarray(random.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+    pixels = np.asarray(soft.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+    return Image.fromarray((pixels + random.integers(-8, 9, pixels.shape)).clip(0, 255).astype(np.uint8))
+
+
+SMALL = 16
+
+
+@pytest.fixture
+def decoded_sides(monkeypatch):
+    """The shorter side of each picture as libjpeg gave it."""
+    sides = []
+    monkeypatch.setattr("decoding._upright", lambda image: sides.append(min(image.size)) or image)
+    return sides
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [(8 * MARGIN, MARGIN), (8 * MARGIN - 1, (8 * MARGIN - 1) / 4), (2 * MARGIN - 1, 2 * MARGIN - 1), (1, 1)],
+)
+def test_a_jpeg_is_decoded_as_small_as_the_margin_allows(tmp_path, decoded_sides, times, expected):
+    path = saved(tmp_path, landscape(times * SMALL, times * SMALL + 40), "large.jpg")
+    decode(path, SMALL)
+    decode(path, SMALL, exact=False)
+    decode(path, exact=False)
+    assert decoded_sides == [times * SMALL, expected * SMALL, times * SMALL]
+
+
+def test_the_margin_holds_for_the_longer_side_of_any_shape(tmp_path, decoded_sides):
+    path = saved(tmp_path, landscape(8 * MARGIN * SMALL, 8 * MARGIN * SMALL), "large.jpg")
+    for shape in ((SMALL, SMALL // 2), (SMALL // 2, SMALL)):
+        assert decode(path, shape, exact=False).shape == (*shape, 3)
+    assert decoded_sides == [MARGIN * SMALL] * 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_pixels_of_large_jpegs_are_nearly_the_exact_ones(tmp_path, orientation, mode):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = landscape(8 * MARGIN * SMALL, 9 * MARGIN * SMALL).convert(mode)
+    path = saved(tmp_path, picture, "large.jpg", exif=exif, quality=95)
+    for shape in (SMALL, (SMALL, SMALL + 8)):
+        exact, near = decode(path, shape).astype(int), decode(path, shape, exact=False)
+        assert 0 < np.abs(near - exact).max() < 8  # 0: nothing was left out, and nothing saved
+        assert np.abs(near - exact).mean() < 1
+    assert (
+        np.abs(decode(path, SMALL) - decode(path, SMALL, exif=False).astype(int)).max() > 30
+        or orientation == 1
+    )
+
+
+def test_other_formats_are_always_exact(tmp_path):
+    path = saved(tmp_path, landscape(8 * MARGIN * SMALL, 8 * MARGIN * SMALL))
+    assert (decode(path, SMALL, exact=False) == decode(path, SMALL)).all()
+
+
+def test_progressive_jpegs_may_be_decoded_smaller_too(tmp_path):
+    picture = landscape(8 * MARGIN * SMALL, 8 * MARGIN * SMALL)
+    path = saved(tmp_path, picture, "large.jpg", progressive=True)
+    assert np.abs(decode(path, SMALL, exact=False) - decode(path, SMALL).astype(int)).max() < 8
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_large_jpegs_are_checked_as_always(tmp_path, monkeypatch, progressive):
+    picture = landscape(8 * MARGIN * SMALL, 8 * MARGIN * SMALL)
+    whole = saved(tmp_path, picture, "large.jpg", progressive=progressive)
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(whole.read_bytes()[:-3000])
+    messages = []
+    for exact in (True, False):
+        with pytest.raises(DecodeError, match=r"cut\.jpg cannot be decoded: .*truncated") as caught:
+            decode(cut, SMALL, exact=exact)
+        messages.append(caught.value.reason.partition("(")[0])
+    assert messages[0] == messages[1]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(DecodeError, match="more than 2,000 pixels"):
+        decode(whole, SMALL, exact=False)
+
+
+# ---- batches ---------------------------------------------------------------------------------------
+
+
+def test_a_stack_holds_each_picture_with_its_channels_last():
+    pictures = [torch.randint(0, 256, (4, 5, 3), dtype=torch.uint8).permute(2, 0, 1) for _ in range(3)]
+    batch = stack(pictures)
+    assert batch.shape == (3, 3, 4, 5) and batch.is_contiguous(memory_format=torch.channels_last)
+    assert all(torch.equal(one, other) for one, other in zip(batch, pictures, strict=True))
+
+
+def test_normalise_is_its_formula_and_keeps_the_memory_format():
+    images = torch.randint(0, 256, (2, 3, 5, 4), dtype=torch.uint8)
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+    expected = (images.double() / 255 - torch.tensor(mean).double().view(3, 1, 1)) / torch.tensor(std).view(
+        3, 1, 1
+    )
+    before = images.clone()
+    out = normalise(images, mean, std)
+    assert out.dtype == torch.float32 and torch.allclose(out.double(), expected, atol=1e-6)
+    assert images.equal(before) and out.is_contiguous()
+    last = normalise(images.contiguous(memory_format=torch.channels_last), mean, std)
+    assert last.is_contiguous(memory_format=torch.channels_last) and last.equal(out)

@@ -1,0 +1,154 @@
+"""What runs exported networks: it agrees with PyTorch, fills batches up, refuses what it cannot run."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small
+import torch
+from test_export import MEAN, STD, write_checkpoint
+
+import checkpoint
+import engines
+from engine import Compute, outputs
+from main import main as program
+from predict import Decoded
+from scripts.export import main
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A small network as ONNX; its checkpoint lies beside it."""
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnx")
+    folder = tmp_path_factory.mktemp("exported")
+    assert main([str(write_checkpoint(folder)), str(folder / "small.onnx")]) == 0
+    return folder / "small.onnx"
+
+
+def ids(*values: int) -> np.ndarray:
+    return np.array(values, dtype=np.int64)
+
+
+WEIGHTS = checkpoint.Weights(
+    {"head": torch.ones(1)}, {"format": 1, "licence": "für alle"}, ids(-(2**63), 5), ids(7)
+)
+
+
+def test_metadata_come_back_as_they_were():
+    text = engines.metadata(WEIGHTS, {"precision": "int8"})
+    weights, export = engines.parse_metadata(text, "x.onnx")
+    assert (weights.description, export) == (WEIGHTS.description, {"precision": "int8"})
+    assert weights.training_ids.tolist() == [-(2**63), 5]
+    assert weights.emotion_training_ids.tolist() == [7]
+    assert weights.tensors == {}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"description": 1', "null"])
+def test_damaged_metadata_are_refused_by_name(text):
+    with pytest.raises(ValueError, match=r"engines: the metadata of x\.onnx are damaged; export it anew"):
+        engines.parse_metadata(text, "x.onnx")
+
+
+@pytest.mark.parametrize(("form", "precision"), [(2, "fp32"), (1, "fp4")])
+def test_a_file_of_another_version_is_refused(form, precision):
+    values = json.loads(engines.metadata(WEIGHTS, {"precision": precision}))
+    values["description"]["format"] = form
+    with pytest.raises(ValueError, match=f"x.onnx has format {form} in {precision} and this program reads 1"):
+        engines.parse_metadata(json.dumps(values), "x.onnx")
+
+
+def test_without_openvino_one_sentence_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ValueError, match=r"which is not installed; pip install openvino$"):
+        engines.Exported(tmp_path / "x.onnx")
+
+
+def test_importing_the_module_does_not_import_openvino():
+    done = small.command("-c", "import engines, sys; print('openvino' in sys.modules)", folder=small.ROOT)
+    assert (done.stdout, done.stderr) == ("False\n", "")
+
+
+def test_a_missing_file_and_one_that_is_no_network_are_refused(tmp_path):
+    pytest.importorskip("openvino")
+    with pytest.raises(FileNotFoundError, match=r"engines: no file .*x\.onnx"):
+        engines.Exported(tmp_path / "x.onnx")
+    (tmp_path / "x.onnx").write_bytes(b"no network")
+    with pytest.raises(
+        ValueError, match=r"x\.onnx is no exported network, is cut off or damaged; export it anew"
+    ):
+        engines.Exported(tmp_path / "x.onnx")
+
+
+def test_a_cut_file_is_refused(exported, tmp_path):
+    content = exported.read_bytes()
+    (tmp_path / "cut.onnx").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"cut\.onnx .*(is cut off or damaged|was not written)"):
+        engines.Exported(tmp_path / "cut.onnx")
+
+
+def test_a_network_of_others_is_refused(exported, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.load(exported)
+    del graph.metadata_props[:]
+    onnx.save(graph, tmp_path / "other.onnx")
+    with pytest.raises(ValueError, match=r"other\.onnx was not written by scripts/export\.py"):
+        engines.Exported(tmp_path / "other.onnx")
+
+
+def test_another_precision_than_the_files_is_refused(exported):
+    assert engines.Exported(exported, "fp32").export["precision"] == "fp32"
+    with pytest.raises(ValueError, match="computes in fp32, asked for was int8; export it anew"):
+        engines.Exported(exported, "int8")
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_a_batch_gives_what_pytorch_gives(exported, count):
+    torch.manual_seed(count)
+    batch = Decoded(torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8), [None] * count)
+    [(same, output)] = engines.Exported(exported).outputs([batch], batch_size=4)
+    compute = Compute(torch.device("cpu"), "fp32", MEAN, STD)
+    network = checkpoint.load_weights(exported.with_name("small.safetensors")).build()
+    [(_, expected)] = outputs(network, [batch], compute, batch_size=4)
+    assert same is batch
+    for ours, theirs in zip(expected, output, strict=True):
+        assert (theirs.shape, theirs.dtype) == (ours.shape, torch.float32)
+        torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
+
+
+def scores(*words) -> list[dict]:
+    """`main.py predict` to a csv, as rows."""
+    output = Path(words[0]) / "scores.csv"
+    assert program(["predict", *map(str, words), "--output", str(output), "--force", "--workers", "0"]) == 0
+    return small.read_csv(output)
+
+
+def test_predict_gives_the_same_scores_on_either_engine(exported, tmp_path):
+    small.write_pictures(tmp_path, 3)
+    ours = scores(tmp_path, "--checkpoint", exported.with_name("small.safetensors"))
+    theirs = scores(tmp_path, "--checkpoint", exported, "--engine", "openvino", "--emotions")
+    assert len(theirs) == 3
+    assert theirs[0].keys() - ours[0].keys() == {"emotion_joy", "emotion_fear"} or not theirs[0]["emotion"]
+    for a, b in zip(ours, theirs, strict=True):
+        assert float(a["score"]) == pytest.approx(float(b["score"]), abs=1e-4)
+        assert a["percentile"] == b["percentile"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "reason"),
+    [
+        ("small.safetensors", ["--engine", "openvino"], "openvino runs what scripts/export.py writes"),
+        ("small.onnx", ["--engine", "torch"], "was exported for openvino"),
+        ("small.onnx", ["--device", "cuda"], "run on the CPU, not on cuda"),
+        ("small.onnx", ["--precision", "bf16"], "computes in fp32, asked for was bf16"),
+        ("small.safetensors", ["--precision", "int8"], "precision must be fp32, bf16, fp16, got 'int8'"),
+        ("small.onnx", ["--maps", "maps"], "gives no maps of single emotions"),
+    ],
+)
+def test_predict_refuses_what_does_not_go_together(exported, name, words, reason, tmp_path, capsys):
+    small.write_pictures(tmp_path, 1)
+    words = [str(tmp_path / word) if word == "maps" else word for word in words]
+    assert program(["predict", str(tmp_path), "--checkpoint", str(exported.with_name(name)), *words]) == 2
+    assert reason in capsys.readouterr().err

@@ -1,0 +1,358 @@
+"""Prepared copies: a data root like its source, made once, resumed, and refused when it is out of date."""
+
+import csv
+import errno
+import importlib
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import small
+from PIL import Image
+
+from datasets import MANIFEST, DataOptions, PictureSet, load_dataset, load_datasets
+from decoding import decode
+from EAMBNet import EMOTIONS
+
+script = importlib.import_module("scripts.prepare_data")
+SIZE = 64
+
+
+def photograph(path, seed, size=(90, 70), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    colours = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    Image.fromarray(colours).resize(size, Image.Resampling.BICUBIC).save(path, **options)
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A csv set of 12 pictures, in a folder with other files."""
+    root = tmp_path / "source"
+    names = [f"pics/{i}.{'png' if i % 2 else 'jpg'}" for i in range(12)]
+    for seed, name in enumerate(names):
+        photograph(root / name, seed)
+    splits = ["train"] * 8 + ["val"] * 2 + ["test"] * 2
+    with (root / "ratings.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "score", "split"), *zip(names, range(12), splits, strict=True)])
+    (root / "notes.txt").write_text("mine")
+    return root
+
+
+def prepare(root, output, *words, dataset="csv"):
+    options = ["--dataset", dataset, "--data-root", root, "--output", output, "--workers", "0"]
+    return script.main([*map(str, options), f"data.size={SIZE}", *words])
+
+
+def manifest(output):
+    return json.loads((output / MANIFEST).read_text())
+
+
+def touched(path):
+    """Changes nothing but the file's time."""
+    later = path.stat().st_mtime_ns + 10**9
+    os.utime(path, ns=(later, later))
+
+
+def refused(root, size=SIZE, dataset="csv", **options):
+    with pytest.raises(ValueError) as caught:
+        PictureSet(load_dataset(dataset, root)["train"], size, **options)
+    return str(caught.value)
+
+
+# ---- what is written -------------------------------------------------------------------------------
+
+
+def test_copies_are_a_data_root_with_the_same_splits_and_nearly_the_same_pixels(source, tmp_path, capsys):
+    output = tmp_path / "copies"
+    assert prepare(source, output) == 0
+    assert "12 copies" in capsys.readouterr().out
+    ours, theirs = load_dataset("csv", output), load_dataset("csv", source)
+    for split in theirs:
+        assert ours[split].ids == theirs[split].ids and ours[split].sha256 == theirs[split].sha256
+        assert np.array_equal(ours[split].scores, theirs[split].scores)
+        for index, path in enumerate(theirs[split].paths):
+            copy = PictureSet(ours[split], SIZE)[index].image.permute(1, 2, 0).numpy()
+            difference = np.abs(copy.astype(int) - decode(path, SIZE))
+            assert difference.max() < 12 and difference.mean() < 1.5
+    assert not (output / "notes.txt").exists()
+    assert "prepared copies of 64 px" in importlib.import_module("datasets").describe(ours["train"])
+
+
+def test_the_manifest_names_hash_size_and_settings(source, tmp_path):
+    prepare(source, tmp_path / "copies", "--quality", "80")
+    known = manifest(tmp_path / "copies")
+    assert (known["size"], known["quality"], known["exif"], known["complete"]) == (SIZE, 80, True, True)
+    assert known["program"]["pillow"] == Image.__version__
+    assert set(known["labels"]) == {"ratings.csv"} and len(known["pictures"]) == 12
+    picture = source / "pics/3.png"
+    row = known["pictures"]["pics/3.png"]
+    assert row["sha256"] == script.file_hash(picture)
+    assert (row["bytes"], row["mtime_ns"]) == (picture.stat().st_size, picture.stat().st_mtime_ns)
+
+
+def test_pictures_are_turned_once(source, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photograph(source / "pics/0.jpg", 0, exif=exif)
+    prepare(source, tmp_path / "copies")
+    copy, upright = decode(tmp_path / "copies/pics/0.jpg"), decode(source / "pics/0.jpg", SIZE)
+    assert np.abs(copy.astype(int) - upright).mean() < 1.5
+    assert np.abs(copy.astype(int) - decode(source / "pics/0.jpg", SIZE, exif=False)).mean() > 10
+
+
+def test_processes_write_what_one_writes(source, tmp_path):
+    prepare(source, tmp_path / "one")
+    prepare(source, tmp_path / "many", "--workers", "2")
+    for path in (tmp_path / "one/pics").iterdir():
+        assert path.read_bytes() == (tmp_path / "many/pics" / path.name).read_bytes()
+
+
+def fi(root):
+    for number, emotion in enumerate(EMOTIONS):
+        for i in range(4):
+            photograph(root / "data" / emotion / f"{i}.jpg", 10 * number + i)
+
+
+def emoset(root):
+    entries = [
+        [emotion, f"{emotion}{i}", f"image/{emotion}/{i}.jpg", ""] for emotion in EMOTIONS for i in (1, 2)
+    ]
+    for seed, entry in enumerate(entries):
+        photograph(root / entry[2], seed)
+    for split in ("train", "val", "test"):
+        own = [[label, f"{split}{name}", path, ""] for label, name, path, _ in entries]
+        moved = [[*entry[:2], entry[2].replace("image", split), ""] for entry in own]
+        shutil.copytree(root / "image", root / split)
+        (root / f"{split}.json").write_text(json.dumps(moved))
+    (root / "info.json").write_text(json.dumps({"label2idx": {name: i for i, name in enumerate(EMOTIONS)}}))
+
+
+def para(root):
+    for split, sessions in (("Train", range(30)), ("Test", range(30, 34))):
+        rows = [(f"p{i}_.jpg", f"session{i % 2}", 1 + i / 10) for i in sessions]
+        for name, session, _ in rows:
+            photograph(root / "imgs" / session / name, int(name[1:-5]))
+        (root / "annotation").mkdir(exist_ok=True)
+        with (root / "annotation" / f"PARA-Giaa{split}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("imageName", "sessionId", "aestheticScore_mean"), *rows])
+
+
+def ava(root):
+    rows = [f"{i} {i} 1 1 1 1 1 1 1 1 1 1 0 0 7" for i in range(1, 31)]
+    for i in range(1, 31):
+        photograph(root / "images" / f"{i}.jpg", i)
+    (root / "aesthetics_image_lists").mkdir()
+    (root / "AVA.txt").write_text("\n".join(rows))
+    (root / "aesthetics_image_lists/generic_test.jpgl").write_text("1\n2\n3\n")
+
+
+def iae(root):
+    for number, split in enumerate(("train", "val", "test")):
+        names = [str(10 * number + i) for i in range(3)]
+        for name in names:
+            photograph(root / "images" / f"{name}.jpg", int(name))
+        for kind in ("aes", "emo"):
+            (root / f"{split}_{kind}_list.txt").write_text("\n".join(f"{name} 1" for name in names))
+
+
+@pytest.mark.parametrize("make", [ava, para, iae, fi, emoset])
+def test_every_set_is_read_from_its_copies_as_from_itself(tmp_path, make):
+    root, output = tmp_path / "root", tmp_path / "copies"
+    root.mkdir()
+    make(root)
+    assert prepare(root, output, dataset=make.__name__) == 0
+    ours, theirs = load_dataset(make.__name__, output), load_dataset(make.__name__, root)
+    for split in theirs:
+        assert ours[split].ids == theirs[split].ids
+        assert [os.path.relpath(path, output) for path in ours[split].paths] == [
+            os.path.relpath(path, root) for path in theirs[split].paths
+        ]
+        assert {decode(path).shape for path in ours[split].paths} == {(SIZE, SIZE, 3)}
+
+
+def test_twins_are_those_of_the_sources(tmp_path):
+    # Files that differ in nothing one can see: their copies are equal, and must not be taken for twins.
+    root = tmp_path / "root"
+    fi(root)
+    for number, path in enumerate(sorted(root.rglob("*.jpg"))):
+        photograph(path, 0, comment=str(number % 9))
+    prepare(root, tmp_path / "copies", dataset="fi")
+    options = DataOptions(validation=0.2)
+    ours, theirs = (load_dataset("fi", place, options=options) for place in (tmp_path / "copies", root))
+    assert {split: rated.ids for split, rated in ours.items()} == {k: v.ids for k, v in theirs.items()}
+
+
+def test_a_broken_picture_costs_one_row(source, tmp_path, capsys):
+    (source / "pics/4.jpg").write_text("<html>")
+    assert prepare(source, tmp_path / "copies") == 1
+    assert "no copy of pics/4.jpg: a web page" in capsys.readouterr().err
+    known = manifest(tmp_path / "copies")
+    assert "web page" in known["pictures"]["pics/4.jpg"]["error"] and known["complete"]
+    loaded = load_dataset("csv", tmp_path / "copies")["train"]
+    assert len(loaded) == 7 and [row.id for row in loaded.left_out] == ["pics/4.jpg"]
+
+
+# ---- again -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(monkeypatch):
+    """Names of the pictures that are decoded."""
+    names = []
+    whole = script.decode
+    monkeypatch.setattr(script, "decode", lambda path, *rest: names.append(path[-5:]) or whole(path, *rest))
+    return names
+
+
+def test_only_what_changed_is_made_again(source, tmp_path, copied):
+    output = tmp_path / "copies"
+    prepare(source, output)
+    copied.clear()
+    photograph(source / "pics/3.png", 99)
+    touched(source / "pics/6.jpg")
+    (output / "pics/8.jpg").unlink()
+    (source / "ratings.csv").write_text((source / "ratings.csv").read_text() + "\n")
+    assert "have changed" in refused(output)
+    assert prepare(source, output) == 0
+    assert sorted(copied) == ["3.png", "6.jpg", "8.jpg"]
+    assert (
+        np.abs(decode(output / "pics/3.png").astype(int) - decode(source / "pics/3.png", SIZE)).mean() < 1.5
+    )
+    assert (output / "ratings.csv").read_text() == (source / "ratings.csv").read_text()
+    assert len(load_dataset("csv", output)["train"]) == 8
+    copied.clear()
+    assert prepare(source, output) == 0 and not copied
+
+
+def test_what_the_set_has_no_more_loses_its_copy(tmp_path):
+    root, output = tmp_path / "root", tmp_path / "copies"
+    fi(root)
+    prepare(root, output, dataset="fi")
+    (root / "data/awe/0.jpg").unlink()
+    prepare(root, output, dataset="fi")
+    assert not (output / "data/awe/0.jpg").exists() and (output / "data/awe/1.jpg").exists()
+    assert "data/awe/0.jpg" not in manifest(output)["pictures"]
+
+
+def test_a_full_disk_keeps_what_is_complete_and_the_same_command_goes_on(
+    source, tmp_path, monkeypatch, capsys, copied
+):
+    output, written = tmp_path / "copies", script.written_whole
+
+    def full(path):
+        if path.name == "5.png":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return written(path)
+
+    monkeypatch.setattr(script, "written_whole", full)
+    assert prepare(source, output) == 2
+    message = capsys.readouterr().err
+    assert "No space left on device; 5 of 12 pictures are done and kept. Run the same command" in message
+    assert len(message.splitlines()) == 1
+    said = refused(output)
+    assert "has only a part of its copies; go on: python scripts/prepare_data.py --dataset csv" in said
+    monkeypatch.setattr(script, "written_whole", written)
+    copied.clear()
+    assert prepare(source, output) == 0
+    assert len(copied) == 7 and len(load_dataset("csv", output)["train"]) == 8
+
+
+def test_leftovers_of_a_killed_run_are_removed(source, tmp_path):
+    prepare(source, tmp_path / "copies")
+    (tmp_path / "copies/pics/.1.png.77.tmp").touch()
+    prepare(source, tmp_path / "copies")
+    assert not list((tmp_path / "copies").rglob("*.tmp"))
+
+
+# ---- refusals --------------------------------------------------------------------------------------
+
+
+def test_copies_are_refused_for_another_size_or_exif(source, tmp_path):
+    output = tmp_path / "copies"
+    prepare(source, output)
+    said = refused(output, 96)
+    assert said.startswith(
+        f"datasets: {output} holds copies made with data.size=64, and data.size=96 is asked"
+    )
+    assert f"--output {output} --quality 95 data.size=64" in said and "\n" not in said
+    assert "data.exif=true, and data.exif=false is asked" in refused(output, exif=False)
+    assert "data.size=None" in refused(output, None)
+
+
+def test_a_union_checks_the_copies_of_each_set(tmp_path):
+    (tmp_path / "one").mkdir()
+    emoset(tmp_path / "one")
+    fi(tmp_path / "two")
+    prepare(tmp_path / "two", tmp_path / "copies", dataset="fi")
+    united = load_datasets(["emoset", "fi"], [tmp_path / "one", tmp_path / "copies"], ("train",))["train"]
+    PictureSet(united, SIZE)
+    with pytest.raises(ValueError, match=r"data\.size=96 is asked for"):
+        PictureSet(united.take([0, 1]), 96)
+
+
+@pytest.mark.parametrize("name", ["pics/2.jpg", "ratings.csv"])
+def test_changed_sources_are_refused_with_the_command_that_helps(source, tmp_path, name):
+    output = tmp_path / "copies"
+    prepare(source, output)
+    touched(source / name)
+    said = refused(output)
+    assert f"{output} holds copies of {source}, where 1 files have changed since, first '{name}'" in said
+    assert f"python scripts/prepare_data.py --dataset csv --data-root {source} --output {output}" in said
+
+
+def test_copies_outlive_their_sources(source, tmp_path):
+    prepare(source, tmp_path / "copies")
+    (source / "pics/2.jpg").unlink()
+    assert len(load_dataset("csv", tmp_path / "copies")["train"]) == 8
+    shutil.rmtree(source)
+    assert len(load_dataset("csv", tmp_path / "copies")["train"]) == 8
+
+
+def test_pictures_that_are_no_copies_are_refused(tmp_path):
+    fi(tmp_path / "root")
+    prepare(tmp_path / "root", tmp_path / "copies", dataset="fi")
+    photograph(tmp_path / "copies/data/awe/mine.jpg", 5)
+    assert "'data/awe/mine.jpg' is none of them" in refused(tmp_path / "copies", dataset="fi")
+
+
+def test_a_damaged_manifest_is_named(source, tmp_path):
+    prepare(source, tmp_path / "copies")
+    (tmp_path / "copies" / MANIFEST).write_text('{"size": 3}')
+    assert "prepared.json is no manifest" in refused(tmp_path / "copies")
+
+
+@pytest.mark.parametrize("name", ["source", "source/copies", "."])
+def test_copies_do_not_lie_among_their_sources(source, tmp_path, name, capsys):
+    assert prepare(source, tmp_path / name) == 2
+    assert "must lie beside each other" in capsys.readouterr().err
+
+
+def test_other_folders_and_other_copies_are_not_overwritten(source, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/a.txt").touch()
+    assert prepare(source, tmp_path / "mine") == 2
+    assert "holds other files" in capsys.readouterr().err
+    prepare(source, tmp_path / "copies")
+    assert prepare(source, tmp_path / "copies", "data.size=96") == 2
+    assert "copies with size 64, and 96 is asked for" in capsys.readouterr().err
+    assert prepare(source, tmp_path / "copies", "--quality", "50") == 2
+    assert "quality 95, and 50" in capsys.readouterr().err
+    assert prepare(tmp_path / "copies", tmp_path / "again") == 2
+    assert "holds copies already" in capsys.readouterr().err
+
+
+def test_pictures_outside_the_root_have_no_place(source, tmp_path, capsys):
+    photograph(tmp_path / "far.jpg", 1)
+    (source / "ratings.csv").write_text(f"path,score\n{tmp_path / 'far.jpg'},1\n../far.jpg,2\npics/1.png,3\n")
+    assert prepare(source, tmp_path / "copies") == 2
+    assert f"far.jpg lies outside {source}" in capsys.readouterr().err
+
+
+def test_training_reads_copies(scored_set, tmp_path, capsys):
+    assert prepare(scored_set, tmp_path / "copies") == 0
+    assert small.train("csv", tmp_path / "copies", tmp_path / "run", small.UNTRAINED) == 0
+    assert "prepared copies of 64 px" in capsys.readouterr().out
+    assert small.train("csv", tmp_path / "copies", tmp_path / "other", small.UNTRAINED, "data.size=96") == 2
+    assert "data.size=96 is asked for" in capsys.readouterr().err
