@@ -244,13 +244,13 @@ class Average:
                 own[name].copy_(value)
 
 
-def keep_memory() -> None:
+def keep_memory(device: torch.device) -> None:
     """Lets glibc keep what is freed. Else it returns each large tensor to the kernel and asks for the next.
 
-    A quarter of a training step on a CPU goes into that, a third of a forward of Lite. Does nothing where
-    there is no glibc.
+    A quarter of a training step on a CPU goes into that, a third of a forward of Lite. Does nothing for
+    another device, nor where there is no glibc.
     """
-    if not sys.platform.startswith("linux"):
+    if device.type != "cpu" or not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:

@@ -13,7 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -143,11 +142,9 @@ def evaluate_checkpoint(path: Path, config: Config, split: str, output: Path | N
     config = as_trained(config, weights)
     rated = load_split(config, split)
     with distributed.session(config.train.device) as device:
-        # In memory as in training, so that the same kernels run and give the same digits.
-        network = weights.build().to(device, memory_format=torch.channels_last)
+        network = weights.build().to(device)
         mean, std = backbones.normalisation(config.model.backbone)
-        if device.type == "cpu":
-            engine.keep_memory()
+        engine.keep_memory(device)
         report = evaluate(network, weights, rated, config, engine.Compute(device, "fp32", mean, std))
         if distributed.is_main():
             publish(report, rated, output or default_folder(rated, report.facts["weights_sha256"]))

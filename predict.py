@@ -161,8 +161,7 @@ class TorchNetwork:
             *(choose_device(device), "fp32"),
             *backbones.normalisation(weights.description["architecture"]["backbone"]),
         )
-        if self.compute.device.type == "cpu":
-            engine.keep_memory()
+        engine.keep_memory(self.compute.device)
         self.model = prepare_for_inference(weights.build().to(self.compute.device), precision)
 
     def outputs(self, batches: Iterable, batch_size: int) -> Iterator[tuple]:

@@ -67,8 +67,7 @@ def train(
     output = output or Path("runs") / f"{config.task}_{config.data.dataset}_{config.model.backbone}"
     last = output / "last.pt"
     with distributed.session(config.train.device) as device:
-        if device.type == "cpu":
-            engine.keep_memory()
+        engine.keep_memory(device)
         check_output(output, resume, force)
         check_processes(config, device, last)
         if resume and last.is_file():

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,8 +43,10 @@ import engine
 from decoding import decode, normalise
 from EAMBNet import PRECISIONS, EAMBNet, Fusion, Output, build_model, prepare_for_inference, resize
 from losses import emd_loss
-from main import guarded
+from main import guarded, refuse_existing
 from predict import SHIPPED, Scorer
+
+CPU = torch.device("cpu")
 
 # ---------------------------------------------------------------------------------------------------
 # Networks and the reference path
@@ -184,7 +186,7 @@ def make_forward(name: str, side: int, batch: int, way: str) -> Run:
         network = network.to(memory_format=torch.channels_last)
         images = images.contiguous(memory_format=torch.channels_last)
     else:
-        engine.keep_memory()
+        engine.keep_memory(CPU)
         network = prepare_for_inference(network, way)
 
     def run() -> Output:
@@ -200,7 +202,7 @@ def make_step(name: str, side: int, batch: int, way: str) -> Run:
     if way == "reference":
         network, known = as_reference(network), ()
     else:
-        engine.keep_memory()
+        engine.keep_memory(CPU)
         network = network.to(memory_format=torch.channels_last)
         images = images.contiguous(memory_format=torch.channels_last)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -419,7 +421,7 @@ def peak_memory() -> float:
     """Of this process, in GB. getrusage's peak would be the parent's here, from before this program began."""
     status = Path("/proc/self/status")
     if not status.is_file():
-        return engine.peak_memory(torch.device("cpu"))
+        return engine.peak_memory(CPU)
     [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024 / 1e9
 
@@ -440,8 +442,6 @@ def served(way: Way, threads: int) -> Iterator:
 
 def measure(ways: list[Way], rounds: int, threads: int) -> list[Result]:
     """The ways of one job, and the ceilings, in turns."""
-    from contextlib import ExitStack
-
     results = [Result(way) for way in ways]
     with ExitStack() as stack:
         pipes, outputs = [], []
@@ -529,8 +529,8 @@ def run(options: argparse.Namespace) -> int:
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
         raise ValueError(f"benchmark: --only takes some of {', '.join(PARTS)}, got '{unknown[0]}'")
-    if options.output and options.output.exists() and not options.force:
-        raise FileExistsError(f"benchmark: {options.output} exists; overwrite it with --force")
+    if options.output and not options.force:
+        refuse_existing("benchmark", options.output.parent, [options.output.name])
     rounds = options.rounds or (3 if options.quick else 7)
     about = machine(options.threads)
     print(", ".join(f"{name} {value}" for name, value in about.items()))

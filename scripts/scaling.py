@@ -97,7 +97,7 @@ def measure(options: argparse.Namespace) -> int:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     with distributed.session(options.device) as device:
-        engine.keep_memory()
+        engine.keep_memory(device)
         clock = Clock(device)
         network = build_model(outputs=1, **NETWORKS[options.network])
         network = network.to(device, memory_format=torch.channels_last)
