@@ -1,7 +1,6 @@
 """Images per second on this machine: each way of computing beside the reference path, in alternating runs.
 
     python scripts/benchmark.py [--quick] [--only forward,step,loader,predict] [--output benchmark.json]
-    python scripts/benchmark.py --device cuda
 
 The reference path is our code in the published order of operations: float32, channels first, 1x1 convolution
 behind the resize, nothing folded, the emotion branch run in every training step, each picture decoded and
@@ -9,9 +8,6 @@ resized by Pillow and normalised as float32 in the loader. Every way runs in a p
 peak memory is its own; the processes take turns, one run each, and the median over the rounds is given with
 the range as a share of it. The ceiling is what a 3x3 convolution of 256 channels at 64x64 reaches, in turn
 with the rest. Differences are the largest ones of prediction, logits and map from the reference path's.
-
-On CUDA the parts forward and step are measured, memory is the GPU's, and the reference path computes in
-full float32; TF32, which training uses there, is a way of its own.
 """
 
 from __future__ import annotations
@@ -45,11 +41,13 @@ import backbones
 import checkpoint
 import engine
 from decoding import decode, normalise
-from distributed import choose_device
 from EAMBNet import PRECISIONS, EAMBNet, Fusion, Output, build_model, prepare_for_inference, resize
 from losses import emd_loss
 from main import guarded, refuse_existing
 from predict import SHIPPED, Scorer
+from recompute import recompute_blocks
+
+CPU = torch.device("cpu")
 
 # ---------------------------------------------------------------------------------------------------
 # Networks and the reference path
@@ -179,53 +177,49 @@ def make_exported(name: str, side: int, batch: int, precision: str) -> Run:
     return run
 
 
-def make_forward(name: str, side: int, batch: int, way: str, device: torch.device) -> Run:
-    network = build(name).to(device)
-    images = photographs(side, batch).to(device)
-    images = normalise(images, *backbones.normalisation(network.arguments["backbone"])).contiguous()
-    engine.allow_tf32(False, device)
+def make_forward(name: str, side: int, batch: int, way: str) -> Run:
+    network = build(name)
+    images = normalise(photographs(side, batch), *backbones.normalisation(network.arguments["backbone"]))
+    images = images.contiguous()
     if way == "reference":
         network = as_reference(network)
     elif way == "channels last":
         network = network.to(memory_format=torch.channels_last)
         images = images.contiguous(memory_format=torch.channels_last)
     else:
-        engine.keep_memory(device)
+        engine.keep_memory(CPU)
         network = prepare_for_inference(network, way)
 
     def run() -> Output:
         with torch.inference_mode():
-            output = network(images)
-        return Output(*(value.float().cpu() for value in output))
+            return network(images)
 
     return run
 
 
-def make_step(name: str, side: int, batch: int, way: str, device: torch.device) -> Run:
-    network = build(name).to(device).train()
-    images = torch.randn(batch, 3, side, side, device=device)
-    known = (tuple(value.to(device) for value in known_emotions(batch, side)),)
-    engine.allow_tf32(way != "reference", device)
+def make_step(name: str, side: int, batch: int, way: str) -> Run:
+    network = build(name).train()
+    images, known = torch.randn(batch, 3, side, side), (known_emotions(batch, side),)
     if way == "reference":
         network, known = as_reference(network), ()
     else:
-        engine.keep_memory(device)
+        engine.keep_memory(CPU)
         network = network.to(memory_format=torch.channels_last)
         images = images.contiguous(memory_format=torch.channels_last)
+    if way.endswith("recomputed"):
+        recompute_blocks(network)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=way != "reference")
     outputs = network.arguments["outputs"]
-    target = torch.full((batch, outputs), 1 / outputs, device=device)
-    model = torch.compile(network) if way.endswith("compiled") else network
+    target = torch.full((batch, outputs), 1 / outputs)
 
     def run() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=way.startswith("bf16")):
-            prediction = model(images, *known).prediction
+        with torch.autocast("cpu", torch.bfloat16, enabled=way.startswith("bf16")):
+            prediction = network(images, *known).prediction
         loss = emd_loss(prediction, target) if outputs > 1 else F.mse_loss(prediction, target)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        wait_for(device)
 
     return run
 
@@ -261,32 +255,24 @@ def make_predict(folder: str, way: str) -> Run:
     paths = sorted(Path(folder).iterdir())
 
     def run() -> None:
-        assert not [scored for scored in scorer.score_all(paths) if scored.error]
+        if [scored for scored in scorer.score_all(paths) if scored.error]:
+            raise ValueError(f"benchmark: not every picture in {folder} could be scored")
 
     return run
 
 
-def make_ceiling(kind: str, batch: int, device: torch.device) -> Run:
+def make_ceiling(kind: str) -> Run:
     conv = nn.Conv2d(256, 256, 3, padding=1, bias=False)
-    images = torch.randn(batch, 256, 64, 64)
-    dtype = PRECISIONS["fp32" if kind == "tf32" else kind]
-    kinds = {"device": device, "dtype": dtype, "memory_format": torch.channels_last}
+    images = torch.randn(4, 256, 64, 64)
+    kinds = {"dtype": PRECISIONS[kind], "memory_format": torch.channels_last}
     conv, images = conv.to(**kinds), images.to(**kinds)
-    engine.allow_tf32(kind == "tf32", device)
 
     def run() -> None:
         with torch.inference_mode():
             for _ in range(10):
                 conv(images)
-        wait_for(device)
 
     return run
-
-
-def wait_for(device: torch.device) -> None:
-    """Until the device has done what it was given; a CPU has."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 MAKERS = {
@@ -302,48 +288,43 @@ MAKERS = {
 # Which are measured
 
 
-def ceilings(device: torch.device) -> list[Way]:
-    cuda, need = device.type == "cuda", 2 * 256 * 256 * 9 * 64 * 64
-    batch = 64 if cuda else 4
+def ceilings() -> list[Way]:
     return [
-        Way("ceiling", kind, "ceiling", (kind, batch, device), batch * 10, need, kind)
-        for kind in (("fp32", "tf32", "bf16") if cuda else ("fp32", "bf16"))
+        Way("ceiling", kind, "ceiling", (kind,), 4 * 10, 2 * 256 * 256 * 9 * 64 * 64, kind)
+        for kind in ("fp32", "bf16")
     ]
 
 
-def forward_ways(quick: bool, device: torch.device) -> list[Way]:
+def forward_ways(quick: bool) -> list[Way]:
     ways = []
-    cuda = device.type == "cuda"
-    batches = (32, 256) if cuda else (1 if quick else 4, 16)
-    for name, side, batch in zip(("paper", "lite"), (512, 224), batches, strict=True):
+    for name, side, batch in (("paper", 512, 1 if quick else 4), ("lite", 224, 16)):
         job, need = f"forward, {name}, {side} px, batch {batch}", flops(build(name), side)
         for way in ("reference", "fp32", "bf16") if quick else ("reference", "channels last", "fp32", "bf16"):
             kind = "bf16" if way == "bf16" else "fp32"
-            ways.append(Way(job, way, "forward", (name, side, batch, way, device), batch, need, kind))
-        if not quick and not cuda and find_spec("openvino") and find_spec("nncf"):
+            ways.append(Way(job, way, "forward", (name, side, batch, way), batch, need, kind))
+        if not quick and find_spec("openvino") and find_spec("nncf"):
             for kind in ("fp32", "int8"):
                 exported = ("exported", (name, side, batch, kind))
                 ways.append(Way(job, f"OpenVINO {kind}", *exported, batch, need, kind))
     return ways
 
 
-def step_ways(quick: bool, device: torch.device) -> list[Way]:
+def step_ways(quick: bool) -> list[Way]:
     networks = (("lite", 224, 8),) if quick else (("paper", 512, 4), ("lite", 224, 32))
-    kinds = {"reference": "fp32", "fp32": "fp32", "bf16": "bf16"}
-    if device.type == "cuda":
-        networks = (("paper", 512, 16), ("lite", 224, 128))
-        kinds = {"reference": "fp32", "tf32": "tf32", "bf16": "bf16", "bf16 compiled": "bf16"}
-    ways = []
-    for name, side, batch in networks:
-        job, need = (
-            f"training step, {name}, {side} px, batch {batch}, known maps",
-            step_flops(build(name), side),
+    return [
+        Way(
+            *(f"training step, {name}, {side} px, batch {batch}, known maps", way),
+            *(
+                "step",
+                (name, side, batch, way),
+                batch,
+                step_flops(build(name), side),
+                "bf16" if way.startswith("bf16") else "fp32",
+            ),
         )
-        ways += [
-            Way(job, way, "step", (name, side, batch, way, device), batch, need, kind)
-            for way, kind in kinds.items()
-        ]
-    return ways
+        for name, side, batch in networks
+        for way in ("reference", "fp32", "fp32, recomputed", "bf16", "bf16, recomputed")
+    ]
 
 
 def loader_ways(quick: bool, folder: Path) -> list[Way]:
@@ -382,17 +363,12 @@ def predict_ways(quick: bool, folder: Path) -> list[Way]:
     return ways
 
 
-PARTS = ("forward", "step", "loader", "predict")
-
-
-def chosen_ways(parts: list[str], quick: bool, folder: Path, device: torch.device) -> list[Way]:
-    makers = {
-        "forward": lambda: forward_ways(quick, device),
-        "step": lambda: step_ways(quick, device),
-        "loader": lambda: loader_ways(quick, folder),
-        "predict": lambda: predict_ways(quick, folder),
-    }
-    return [way for part in parts for way in makers[part]()]
+PARTS = {
+    "forward": lambda quick, folder: forward_ways(quick),
+    "step": lambda quick, folder: step_ways(quick),
+    "loader": loader_ways,
+    "predict": predict_ways,
+}
 
 
 def photograph(width: int, height: int) -> Image.Image:
@@ -447,11 +423,9 @@ def serve(way: Way, threads: int, pipe) -> None:
 
 def peak_memory() -> float:
     """Of this process, in GB. getrusage's peak would be the parent's here, from before this program began."""
-    if torch.cuda.is_initialized():
-        return engine.peak_memory(torch.device("cuda"))
     status = Path("/proc/self/status")
     if not status.is_file():
-        return engine.peak_memory(torch.device("cpu"))
+        return engine.peak_memory(CPU)
     [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024 / 1e9
 
@@ -491,12 +465,12 @@ def measure(ways: list[Way], rounds: int, threads: int) -> list[Result]:
     return results
 
 
-def measure_all(ways: list[Way], rounds: int, threads: int, device: torch.device) -> list[dict]:
+def measure_all(ways: list[Way], rounds: int, threads: int) -> list[dict]:
     """One entry a job, as it is written to json; each is printed when it is done."""
     jobs = []
     for job in dict.fromkeys(way.job for way in ways):
         own = [way for way in ways if way.job == job]
-        results = measure(own + (ceilings(device) if own[0].flops else []), rounds, threads)
+        results = measure(own + (ceilings() if own[0].flops else []), rounds, threads)
         peaks = {result.way.kind: result.rate * result.way.flops for result in results[len(own) :]}
         rows = [as_row(result, results[0], peaks) for result in results[: len(own)]]
         jobs.append({"job": job, "ceiling": peaks, "rows": rows})
@@ -543,7 +517,7 @@ def as_table(job: dict) -> str:
 # The command
 
 
-def machine(threads: int, device: torch.device) -> dict:
+def machine(threads: int) -> dict:
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -551,24 +525,22 @@ def machine(threads: int, device: torch.device) -> dict:
             line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line
         ]
         processor = names[0] if names else processor
-    if device.type == "cuda":
-        processor = torch.cuda.get_device_name(device)
     return {"processor": processor, "cores": os.cpu_count(), "threads": threads, "torch": torch.__version__}
 
 
 def run(options: argparse.Namespace) -> int:
-    parts = (options.only or ("forward,step" if options.device != "cpu" else ",".join(PARTS))).split(",")
+    parts = options.only.split(",")
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
         raise ValueError(f"benchmark: --only takes some of {', '.join(PARTS)}, got '{unknown[0]}'")
     if options.output and not options.force:
         refuse_existing("benchmark", options.output.parent, [options.output.name])
-    rounds, device = options.rounds or (3 if options.quick else 7), choose_device(options.device)
-    about = machine(options.threads, device)
+    rounds = options.rounds or (3 if options.quick else 7)
+    about = machine(options.threads)
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     with tempfile.TemporaryDirectory() as folder:
-        ways = chosen_ways(parts, options.quick, Path(folder), device)
-        jobs = measure_all(ways, rounds, options.threads, device)
+        ways = [way for part in parts for way in PARTS[part](options.quick, Path(folder))]
+        jobs = measure_all(ways, rounds, options.threads)
     if options.output:
         with checkpoint.written_whole(options.output) as path:
             path.write_text(json.dumps({"machine": about, "rounds": rounds, "jobs": jobs}, indent=1) + "\n")
@@ -580,10 +552,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="less of everything, under a minute")
-    parser.add_argument(
-        "--only", help="some of forward,step,loader,predict; default: all, on CUDA the first two"
-    )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--only", default=",".join(PARTS), help="some of forward,step,loader,predict")
     parser.add_argument("--rounds", type=int, default=0, help="default: 7, or 3 with --quick")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, metavar="FILE", help="the figures as json")

@@ -82,10 +82,9 @@ def test_ways_take_turns_and_are_compared_with_the_first(order):
 
 
 def test_each_table_has_its_ceiling_only_where_operations_are_counted(order, capsys, monkeypatch):
-    monkeypatch.setitem(benchmark.MAKERS, "ceiling", lambda kind, batch, device: lambda: None)
+    monkeypatch.setitem(benchmark.MAKERS, "ceiling", lambda kind: lambda: None)
     counted = Way("with", "reference", "forward", ("a", 0.0), 1, flops=1e9)
-    without = Way("without", "reference", "forward", ("b", 0.0), 1)
-    jobs = benchmark.measure_all([counted, without], 2, 1, torch.device("cpu"))
+    jobs = benchmark.measure_all([counted, Way("without", "reference", "forward", ("b", 0.0), 1)], 2, 1)
     assert [job["rows"][0]["share_of_ceiling"] is None for job in jobs] == [False, True]
     text = capsys.readouterr().out
     assert "with (ceiling: fp32" in text

@@ -14,7 +14,7 @@ FILES = {f"{name}.py": tree for name, tree in MODULES.items()} | {
 }
 # A module imports from the levels below its own; from its own level only what is named here.
 LEVELS = [
-    {"depthwise", "folding", "decoding", "losses", "config", "distributed", "demo"},
+    {"depthwise", "folding", "recompute", "decoding", "losses", "config", "distributed", "demo"},
     {"backbones"},
     {"EAMBNet"},
     {"metrics", "datasets", "checkpoint"},
