@@ -238,6 +238,7 @@ def timm_imagenet_state(name: str, state: dict[str, Tensor] | None = None) -> di
     """
     import timm
 
+    timm.models.set_pretrained_check_hash(True)  # of what timm downloads
     known = timm.get_pretrained_cfg(name)
     if state is None and not (known and known.has_weights):
         raise ValueError(

@@ -115,14 +115,20 @@ def file_hash(path: Path) -> str:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary name to write to; renamed to `path` when all is on the disk, removed if anything fails."""
+def written_whole(path: Path, previous: Path | None = None) -> Iterator[Path]:
+    """A temporary name to write to; renamed to `path` when all is on the disk, removed if anything fails.
+
+    Args:
+        previous: the name under which the file that was there before is kept.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         with temporary.open("r+b") as file:
             os.fsync(file.fileno())
+        if previous and path.exists():
+            path.replace(previous)
         temporary.replace(path)
         if os.name == "posix":  # elsewhere a folder cannot be opened
             folder = os.open(path.parent, os.O_RDONLY)
@@ -154,6 +160,24 @@ def read_torch(path: Path) -> dict:
             f"checkpoint: {path} must hold a dictionary of tensors, got {type(content).__name__}"
         )
     return content
+
+
+def check_sums(path: Path) -> None:
+    """Compares each part of a file of ours with the CRC-32 that is stored with it; torch does not.
+
+    Raises:
+        ValueError: a part has changed since it was written.
+    """
+    check_file(path)
+    if not zipfile.is_zipfile(path):
+        return  # cut off, or no file of ours; reading it says so
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+    except Exception as error:  # as many kinds as there are places for the damage
+        raise ValueError(f"checkpoint: {path} is damaged: {error}") from error
+    if damaged:
+        raise ValueError(f"checkpoint: {path} is damaged: the checksum of {damaged} does not fit")
 
 
 def read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
@@ -208,16 +232,26 @@ def export_weights(path: Path, weights: Weights) -> None:
         save_file(tensors, temporary, {"format": "pt", "eambnet": json.dumps(weights.description)})
 
 
-def save_training(path: Path, weights: Weights, state: dict) -> None:
-    """Writes weights and all else that a resumed training needs (`state`, plain values and tensors)."""
+def save_training(path: Path, weights: Weights, state: dict, previous: Path | None = None) -> None:
+    """Writes weights and all else that a resumed training needs (`state`, plain values and tensors).
+
+    Args:
+        previous: as `written_whole`.
+
+    Raises:
+        OSError: the disk is full, or fails otherwise; the file is as it was.
+    """
     content = {
         "weights": weights.tensors,
         "description": json.dumps(weights.description),
         **id_tensors(weights),
         "state": state,
     }
-    with written_whole(Path(path)) as temporary:
-        torch.save(content, temporary)
+    with written_whole(Path(path), previous) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's own, which hides what the disk said
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 def id_tensors(weights: Weights) -> Tensors:
@@ -226,7 +260,12 @@ def id_tensors(weights: Weights) -> Tensors:
 
 
 def load_training(path: Path) -> tuple[Weights, dict]:
-    """What `save_training` wrote."""
+    """What `save_training` wrote.
+
+    Raises:
+        ValueError: the file is damaged, or something else.
+    """
+    check_sums(Path(path))
     content = read_torch(Path(path))
     if "state" not in content:
         raise ValueError(f"checkpoint: {path} holds no training state to resume from")
@@ -242,6 +281,7 @@ def load_weights(path: Path | str) -> Weights:
     """
     path = Path(path)
     if path.suffix != ".safetensors":
+        check_sums(path)
         content = read_torch(path)
         return as_weights(content.get("weights"), content, content.get("description"), path)
     tensors, metadata = read_safetensors(path)
@@ -255,14 +295,29 @@ def as_weights(tensors: Tensors | None, ids: dict, description: str | None, path
             f"checkpoint: {path} was not written by this program (it does not say what its output means). "
             "Start from an official state dict with --weights FILE or --emotion-checkpoint FILE."
         )
-    plain = json.loads(description)
-    if plain.get("format") != FORMAT:
-        raise ValueError(
-            f"checkpoint: {path} has format {plain.get('format')} and this program reads {FORMAT}; "
-            "use the version of the program that wrote it"
-        )
+    plain = read_description(description, path)
     network = {name: tensor for name, tensor in tensors.items() if name not in (IDS, EMOTION_IDS)}
     return Weights(network, plain, ids[IDS].numpy(), ids[EMOTION_IDS].numpy())
+
+
+def read_description(text: str, path: Path) -> dict:
+    """The description of a file of ours, which must fit itself."""
+    try:
+        plain = json.loads(text)
+        if plain.get("format") == FORMAT:
+            architecture, scale = plain["architecture"], plain["scale"] and Scale.from_dict(plain["scale"])
+            names = list(architecture.get("emotions", ()))
+            if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
+                raise ValueError(f"the emotions {names} are not different names")
+            if scale and scale.outputs != architecture["outputs"]:
+                raise ValueError(f"{scale.outputs} ratings for {architecture['outputs']} outputs")
+            return plain
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"checkpoint: the description in {path} is damaged: {error}") from error
+    raise ValueError(
+        f"checkpoint: {path} has format {plain.get('format')} and this program reads {FORMAT}; "
+        "use the version of the program that wrote it"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -288,7 +343,8 @@ def load_tensors(
         problems: found before, to be listed with the others.
 
     Raises:
-        ValueError: lists the missing, unknown and misshapen names.
+        ValueError: lists the missing, unknown and misshapen names, and tensors with values that are NaN or
+            infinite.
     """
     target = model.state_dict()
     wanted = {name for name in target if name.startswith(only) and not name.startswith(leave or "\0")}
@@ -300,6 +356,11 @@ def load_tensors(
         f"{shown(name)} is {shape_of(tensors[name])}, the network's is {shape_of(target[name])}"
         for name in sorted(wanted & given)
         if shape_of(tensors[name]) != shape_of(target[name])
+    ]
+    problems += [
+        f"{shown(name)} holds values that are NaN or infinite"
+        for name in sorted(wanted & given)
+        if isinstance(tensors[name], Tensor) and not tensors[name].isfinite().all()
     ]
     if problems:
         problems = list(dict.fromkeys(problems))  # one tensor of a file may be wanted in several places

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
+from yaml.constructor import SafeConstructor
 
 CHOICES = {
     "task": ("aesthetics", "emotion"),
@@ -183,7 +185,10 @@ class Train:
     gradient_precision: of what several processes send each other; "bf16" halves the bytes and rounds each
         gradient to 8 bits.
     sync_batchnorm: BatchNorm over the pictures of all processes, not of each; CUDA only, not measured by us.
-    compile: run the training step through torch.compile. Minutes at the start; on a CPU it was no faster.
+    compile: run the training step through torch.compile. Minutes at the start; on a CPU it was no faster; on
+        CUDA in bf16 Lite's gradients were no numbers with torch 2.11.
+    recompute: compute the inner maps of the backbones' blocks again for the gradient instead of keeping them:
+        half the memory, a third more time, the same numbers (`recompute.py`).
     """
 
     epochs: int = 30
@@ -201,6 +206,7 @@ class Train:
     gradient_precision: str = "fp32"
     sync_batchnorm: bool = False
     compile: bool = False
+    recompute: bool = False
 
 
 @dataclass(frozen=True)
@@ -256,18 +262,48 @@ def load_config(files: Iterable[Path | str] = (), words: Iterable[str] = ()) -> 
     return from_settings(settings)
 
 
-def read_yaml(path: Path) -> dict:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """What a file says, as {section: {key: value}}; each key may be there once.
+
+    Only YAML's nodes are read, and nothing is made of them but text, numbers, true, false and null.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"config: no file {path}; the shipped ones are in configs/")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        node = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"config: {path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict | None):
-        raise ValueError(
-            f"config: {path} must hold 'section:' with 'key: value' lines, got {type(content).__name__}"
-        )
-    return content or {}
+    if not isinstance(node, yaml.MappingNode | None):
+        raise ValueError(f"config: {path} must hold 'section:' with 'key: value' lines, got a {node.id}")
+    return members(node, path) if node else {}
+
+
+def members(node: yaml.MappingNode, path: Path, section: str = "") -> dict[str, Any]:
+    content = {}
+    for key, value in node.value:
+        where = f"config: {path} line {key.start_mark.line + 1}"
+        name = " ".join(key.value.split()) if isinstance(key, yaml.ScalarNode) else f"a {key.id}"
+        if name in content:
+            raise ValueError(f"{where}: '{name}' is there twice")
+        if isinstance(value, yaml.MappingNode) and not section:
+            content[name] = members(value, path, name)
+        elif isinstance(value, yaml.ScalarNode):
+            content[name] = plain(value)
+        else:
+            raise ValueError(f"{where}: '{section or name}' takes single values, got a {value.id}")
+    return content
+
+
+def plain(node: yaml.ScalarNode) -> Any:
+    """A value as its text reads: YAML 1.1 would also take 1:30 for 90, 010 for 8 and 1_0 for 10."""
+    text, kind = node.value, node.tag.rpartition(":")[2]
+    if kind == "null":
+        return None
+    if kind == "bool":
+        return SafeConstructor.bool_values.get(text.lower(), text)
+    if kind == "int" and WHOLE.fullmatch(text):
+        return int(text)
+    return float(text) if kind == "float" and DECIMAL.fullmatch(text) else text
 
 
 def flatten(content: dict, source: str) -> dict[str, Any]:
@@ -277,10 +313,12 @@ def flatten(content: dict, source: str) -> dict[str, Any]:
         if name in SECTIONS and not isinstance(value, dict):
             raise ValueError(f"config: {source}: '{name}' is a section; write '{name}:' and its keys below")
         inner = {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+        if twice := inner.keys() & settings:
+            raise ValueError(f"config: {source}: '{min(twice)}' is there twice")
         settings |= {str(key): v for key, v in inner.items()}
     for key in settings:
         check_key(key, source)
-    return settings
+    return {key: checked(key, value, source) for key, value in settings.items()}
 
 
 def parse_word(word: str) -> dict[str, Any]:
@@ -289,9 +327,11 @@ def parse_word(word: str) -> dict[str, Any]:
         raise ValueError(f"config: '{word}' is neither an option nor key=value, as in train.epochs=3")
     check_key(key, "command line")
     try:
-        return {key: text if KEYS[key] is str else yaml.safe_load(text)}
-    except yaml.YAMLError as error:
-        raise ValueError(f"config: cannot read the value of '{key}': {text!r}") from error
+        node = None if KEYS[key] is str else yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"config: cannot read the value of '{key}': {text!r:.80}") from error
+    value = plain(node) if isinstance(node, yaml.ScalarNode) else text
+    return {key: checked(key, value, "command line")}
 
 
 def check_key(key: str, source: str) -> None:
@@ -302,11 +342,10 @@ def check_key(key: str, source: str) -> None:
 
 
 def from_settings(settings: dict[str, Any]) -> Config:
-    """Builds a Config from flat keys ('train.epochs') after checking each value."""
+    """Builds a Config from flat keys ('train.epochs') and checked values."""
     config = Config()
     for key, value in settings.items():
         section, _, name = key.rpartition(".")
-        value = checked(key, value)
         if not section:
             config = replace(config, **{name: value})
         else:
@@ -319,34 +358,34 @@ def from_dict(content: dict) -> Config:
     return from_settings(flatten(content, "checkpoint"))
 
 
-def checked(key: str, value: Any) -> Any:
+def checked(key: str, value: Any, source: str) -> Any:
     """The value, if its key takes such values."""
-    kind = KEYS[key]
+    kind, where = KEYS[key], f"config: {source}: '{key}' must be"
     if kind is float or kind == float | None:
-        value = as_number(key, value, optional=kind is not float)
+        value = as_number(value, where, optional=kind is not float)
     elif type(value) is not kind:
-        raise ValueError(f"config: '{key}' must be {NAMES[kind]}, got {value!r}")
+        raise ValueError(f"{where} {NAMES[kind]}, got {value!r:.80}")
     if key in CHOICES and value not in CHOICES[key]:
-        raise ValueError(f"config: '{key}' must be one of {', '.join(CHOICES[key])}, got {value!r}")
+        raise ValueError(f"{where} one of {', '.join(CHOICES[key])}, got {value!r:.80}")
     if key in SMALLEST and value < SMALLEST[key]:
-        raise ValueError(f"config: '{key}' must be at least {SMALLEST[key]}, got {value:g}")
+        raise ValueError(f"{where} at least {SMALLEST[key]}, got {value:g}")
     if key in BELOW and value >= BELOW[key]:
-        raise ValueError(f"config: '{key}' must be below {BELOW[key]}, got {value:g}")
+        raise ValueError(f"{where} below {BELOW[key]}, got {value:g}")
     return value
 
 
 NAMES = {int: "a whole number", bool: "true or false", str: "text"}
+WHOLE = re.compile(r"[+-]?(0|[1-9]\d{0,17})", re.ASCII)
+DECIMAL = re.compile(r"[+-]?((0|[1-9]\d*)\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
-def as_number(key: str, value: Any, optional: bool) -> float | None:
+def as_number(value: Any, where: str, optional: bool) -> float | None:
     if value is None and optional:
         return None
-    try:  # YAML 1.1 reads 3e-5 as text
-        number = float(value) if not isinstance(value, bool) else None
-    except (TypeError, ValueError):
-        number = None
-    if number is None or not math.isfinite(number):
-        raise ValueError(f"config: '{key}' must be a number, got {value!r}")
+    text = str(value)  # which it is too if YAML did not read 3e-5 as a number
+    number = float(text) if DECIMAL.fullmatch(text) else math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{where} a number, got {value!r:.80}")
     return number
 
 

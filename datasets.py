@@ -12,15 +12,17 @@ folds too; pictures and batches; orders; loaders. Emotions are mapped by name, n
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import re
 import shlex
-import warnings
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -624,41 +626,103 @@ def _part_protocol(rated: RatedSet, times: int) -> str:
 # Reading tables: every check is vectorised, every error names file, row and column
 
 
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+LARGEST = 1e15  # what nobody rates or predicts; squares and sums of such numbers are still finite
+MEAN_TOLERANCE = 0.006  # of means that were rounded to two decimals
+
+
+def _read_text(path: Path) -> str:
+    """A file's text, unpacked if it is a .gz, without a byte order mark.
+
+    Raises:
+        ValueError, FileNotFoundError: no such file; not packed as it should be; no text, and in which row.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"datasets: there is no file {path}; is --data-root right?")
+    content = path.read_bytes()
+    try:
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(path, str(error)) from error
+    content = content.removeprefix(codecs.BOM_UTF8)
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        row = content.count(b"\n", 0, error.start) + 1
+        raise _unreadable(path, f"row {row} is not UTF-8; save it in this encoding") from error
+    if "\0" in text:
+        row = text.count("\n", 0, text.index("\0")) + 1
+        raise _unreadable(path, f"row {row} has a zero byte; save it as plain text in UTF-8")
+    return text
+
+
+def _unreadable(path: Path, reason: str) -> ValueError:
+    return ValueError(f"datasets: {path.name} is no readable table: {reason}.")
+
+
+def as_number(text: str) -> float:
+    """NaN for all but plain decimals: Python's float would take 1_0 and the digits of other scripts."""
+    text = text.strip()
+    return float(text) if NUMBER.fullmatch(text) else np.nan
+
+
 class Sheet:
-    """One table file, with checks on its way out. Rows are numbered as an editor shows them.
+    """One table file as texts, with checks on their way out. Rows are numbered as an editor shows them.
+
+    Its cells are divided by comma, semicolon or tab, whichever the header line has most of. Every row must
+    have as many cells as the header: what a lost or doubled cell would shift is never guessed.
 
     Args:
-        text: columns that stay text, so that the id 007 does not become 7.
-        options: for pandas.read_csv.
+        names: of the columns of a file without header, whose cells are divided by blanks.
+
+    Raises:
+        ValueError, FileNotFoundError: no such file; no table in UTF-8, with the row that is not.
     """
 
-    def __init__(self, path: Path, text: Sequence[str] = (), **options):
-        if not path.is_file():
-            raise FileNotFoundError(f"datasets: there is no file {path}; is --data-root right?")
+    def __init__(self, path: Path, names: Sequence[str] = ()):
         self.path = path
-        options = {"dtype": dict.fromkeys(text, str), "index_col": False, **options}
-        # Only an empty cell is missing: a picture may be called NA. Blank lines stay until rows are numbered.
-        options |= {"keep_default_na": False, "na_values": [""], "skip_blank_lines": False}
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", pd.errors.ParserWarning)
-                frame = pd.read_csv(path, **options)
-        except (ValueError, pd.errors.ParserWarning) as error:
-            reason = str(error).strip().rstrip(".")
-            raise ValueError(f"datasets: {path.name} is no readable table: {reason}.") from error
-        frame.columns = [str(column).strip() for column in frame.columns]
-        first_line = 1 if "names" in options else 2
-        frame.index = np.arange(first_line, first_line + len(frame))
-        self.frame = frame.dropna(how="all")
-        if self.frame.empty:
+        text = _read_text(path)
+        records = self._words(text) if names else self._records(text)
+        if not (names or records):
+            raise _unreadable(path, "it is empty")
+        self.columns = [*names] or [name.strip() for name in records.pop(0)[1]]
+        named = [name for name in self.columns if name]
+        if len(set(named)) < len(named):
+            twice = next(name for name in named if named.count(name) > 1)
+            raise _unreadable(path, f"its header has '{twice}' twice")
+        for row, cells in records:
+            if len(cells) != len(self.columns):
+                raise _unreadable(path, f"row {row} has {len(cells)} cells, expected {len(self.columns)}")
+            if not names and [cell.strip() for cell in cells] == self.columns:
+                raise _unreadable(path, f"row {row} is the header again")
+        if not records:
             raise ValueError(f"datasets: {path.name} has no rows.")
+        self.rows = [row for row, _ in records]
+        self.cells = dict(zip(self.columns, zip(*(cells for _, cells in records), strict=True), strict=True))
+
+    def _words(self, text: str) -> list[tuple[int, list[str]]]:
+        """(row, cells) of each line that is not blank."""
+        lines = enumerate(io.StringIO(text, newline=None), 1)
+        return [(row, cells) for row, line in lines if (cells := line.split())]
+
+    def _records(self, text: str) -> list[tuple[int, list[str]]]:
+        """(row, cells) of each line that is not blank; a line in quotes may go over several rows."""
+        lines = io.StringIO(text, newline="")
+        header = next((line for line in lines if line.strip()), "")
+        lines.seek(0)
+        reader = csv.reader(lines, delimiter=max(",;\t", key=header.count), strict=True)
+        records, row = [], 1
+        try:
+            for cells in reader:
+                if any(cell.strip() for cell in cells):
+                    records.append((row, cells))
+                row = reader.line_num + 1
+        except csv.Error as error:
+            raise _unreadable(self.path, f"row {row}: {error}") from error
+        return records
 
     def __len__(self) -> int:
-        return len(self.frame)
-
-    @property
-    def columns(self) -> list[str]:
-        return list(self.frame.columns)
+        return len(self.rows)
 
     def need(self, columns: Iterable[str], hint: str = "") -> None:
         missing = [column for column in columns if column not in self.columns]
@@ -671,18 +735,19 @@ class Sheet:
     def error(self, bad: np.ndarray, column: str, expected: str) -> ValueError:
         """About the first row of the mask `bad` (n,)."""
         first, more = int(np.flatnonzero(bad)[0]), int(bad.sum()) - 1
-        value = self.frame[column].iloc[first]
-        shown = f"{value:g}" if isinstance(value, float) else value
-        shown = "empty" if pd.isna(value) else f"'{shown}'"
+        shown = " ".join(self.cells[column][first].split())[:80]
+        shown = f"'{shown}'" if shown else "empty"
         others = f" ({more} more like it)" if more else ""
-        row = self.frame.index[first]
+        row = self.rows[first]
         return ValueError(
             f"datasets: {self.path.name} row {row}: '{column}' is {shown}, expected {expected}{others}."
         )
 
-    def numbers(self, column: str, minimum: float = -np.inf, maximum: float = np.inf) -> np.ndarray:
+    def numbers(self, column: str, minimum: float = -LARGEST, maximum: float = LARGEST) -> np.ndarray:
         """(n,) float64, each finite and in [minimum, maximum]."""
-        values = pd.to_numeric(self.frame[column], errors="coerce").to_numpy(np.float64)
+        cells = self.cells[column]
+        known = {cell: as_number(cell) for cell in set(cells)}
+        values = np.array([known[cell] for cell in cells])
         if not np.isfinite(values).all():
             raise self.error(~np.isfinite(values), column, "a number")
         outside = (values < minimum) | (values > maximum)
@@ -690,22 +755,41 @@ class Sheet:
             raise self.error(outside, column, f"a value from {minimum:g} to {maximum:g}")
         return values
 
-    def counts(self, columns: Sequence[str]) -> np.ndarray:
-        """(n, K) numbers of votes, none negative, at least one in each row."""
+    def counts(self, columns: Sequence[str], most: int = 0) -> np.ndarray:
+        """(n, K) numbers of votes, none negative, at least one in each row.
+
+        Args:
+            most: votes that a row can have in all, and all numbers are whole; 0: shares are fine too.
+        """
         votes = np.stack([self.numbers(column) for column in columns], axis=1)
-        for k in np.flatnonzero((votes < 0).any(0)):
-            raise self.error(votes[:, k] < 0, columns[k], "a number of votes, 0 or more")
-        none = votes.sum(1) == 0
-        if none.any():
-            raise self.error(none, columns[0], f"at least one vote in {columns[0]} to {columns[-1]}")
+        wrong = (votes < 0) | (votes % 1 != 0) if most else votes < 0
+        for k in np.flatnonzero(wrong.any(0)):
+            whole = "whole " if most else ""
+            raise self.error(wrong[:, k], columns[k], f"a {whole}number of votes, 0 or more")
+        total, between = votes.sum(1), f"in {columns[0]} to {columns[-1]}"
+        if (total == 0).any():
+            raise self.error(total == 0, columns[0], f"at least one vote {between}")
+        if most and (total > most).any():
+            largest = columns[int(votes[np.argmax(total > most)].argmax())]
+            raise self.error(total > most, largest, f"at most {most} votes {between}")
         return votes
 
-    def counts_if_there(self, columns: Sequence[str]) -> np.ndarray | None:
-        return self.counts(columns) if set(columns) <= set(self.columns) else None
+    def counts_if_there(self, columns: Sequence[str], most: int) -> np.ndarray | None:
+        """As `counts`; None if the table has not one of the columns. To have some of them is an error."""
+        if not set(columns) & set(self.columns):
+            return None
+        self.need(columns)
+        return self.counts(columns, most)
+
+    def check_means(self, column: str, scores: np.ndarray) -> None:
+        """Raises ValueError where a column of means is not that of the votes, (n,) `scores`."""
+        wrong = abs(self.numbers(column) - scores) > MEAN_TOLERANCE
+        if wrong.any():
+            raise self.error(wrong, column, f"the mean of its votes, {scores[wrong][0]:.4g}")
 
     def texts(self, column: str) -> list[str]:
         """n strings without blanks around them, none empty."""
-        values = ["" if pd.isna(value) else str(value).strip() for value in self.frame[column].astype(object)]
+        values = [cell.strip() for cell in self.cells[column]]
         if "" in values:
             raise self.error(np.array([not value for value in values]), column, "a text")
         return values
@@ -715,7 +799,7 @@ class Sheet:
         ids = [text.removesuffix(ending) for text in self.texts(column)]
         if len(set(ids)) < len(ids):
             repeated = pd.Series(ids).duplicated().to_numpy()
-            first = self.frame.index[ids.index(ids[int(np.argmax(repeated))])]
+            first = self.rows[ids.index(ids[int(np.argmax(repeated))])]
             raise self.error(repeated, column, f"each picture once, but row {first} has it too")
         return ids
 
@@ -784,6 +868,7 @@ def split_files(folder: Path, splits: Sequence[str], ending: str = ".csv") -> di
 
 AVA_BINS = tuple(float(rating) for rating in range(1, 11))
 AVA_RATING = Rating(1.0, 10.0, threshold=5.0, target="distribution")
+AVA_MOST = 1_000  # votes for a picture; there are 549 at most
 AVA_TEXT_COLUMNS = ("row", "image_id", *(f"votes_{r}" for r in range(1, 11)), "tag1", "tag2", "challenge")
 # The csv splits count from 2: score2 holds the votes for rating 1.
 AVA_CSV_COLUMNS = tuple(f"score{rating + 1}" for rating in range(1, 11))
@@ -808,9 +893,9 @@ def _ava_from_text(root: Path) -> Table:
         raise FileNotFoundError(f"datasets: {root} has neither AVA.txt nor train.csv; is --data-root right?")
     if test_list is None:
         raise FileNotFoundError(f"datasets: {lists[1]}, the official test split, does not exist.")
-    sheet = Sheet(path, text=["image_id"], names=AVA_TEXT_COLUMNS, sep=r"\s+")
-    ids, votes = sheet.ids("image_id"), sheet.counts(AVA_TEXT_COLUMNS[2:12])
-    test = [line.removesuffix(".jpg") for line in test_list.read_text().split()]
+    sheet = Sheet(path, AVA_TEXT_COLUMNS)
+    ids, votes = sheet.ids("image_id"), sheet.counts(AVA_TEXT_COLUMNS[2:12], AVA_MOST)
+    test = Sheet(test_list, ("id",)).ids("id", ending=".jpg")
     table = _ava_table(ids, votes, np.where(pd.Index(ids).isin(test), "test", "train"))
     table.protocol = {"train": "AVA.txt without the official test list", "test": "official test list"}
     unrated = sorted(set(test) - set(ids))
@@ -821,10 +906,12 @@ def _ava_from_text(root: Path) -> Table:
 def _ava_from_csv(folder: Path, splits: tuple[str, ...]) -> Table:
     parts = []
     for split, path in split_files(folder, splits).items():
-        sheet = Sheet(path, text=["image_id"])
+        sheet = Sheet(path)
         sheet.need(["image_id", *AVA_CSV_COLUMNS], " AVA's csv splits have image_id, score2, ..., score11.")
         ids = sheet.ids("image_id", ending=".jpg")
-        parts.append(_ava_table(ids, sheet.counts(AVA_CSV_COLUMNS), np.full(len(ids), split)))
+        parts.append(_ava_table(ids, sheet.counts(AVA_CSV_COLUMNS, AVA_MOST), np.full(len(ids), split)))
+        if "MOS" in sheet.columns:
+            sheet.check_means("MOS", parts[-1].scores)
         parts[-1].protocol = {split: path.name}
     return joined(parts)
 
@@ -848,6 +935,7 @@ def _ava_table(ids: list[str], votes: np.ndarray, split: np.ndarray) -> Table:
 
 PARA_BINS = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
 PARA_RATING = Rating(1.0, 5.0, threshold=3.0, target="score")
+PARA_MOST = 100  # votes for a picture; there are 38 at most
 PARA_EMOTIONS = ("neutral", "disgust", "sadness", "fear", "awe", "amusement", "excitement", "contentment")
 PARA_FILES = {"train": "PARA-GiaaTrain.csv", "test": "PARA-GiaaTest.csv"}
 
@@ -862,7 +950,7 @@ def parse_para(root: Path, splits: tuple[str, ...], options: DataOptions) -> Tab
 
 
 def _para_part(path: Path, split: str) -> Table:
-    sheet = Sheet(path, text=["imageName", "sessionId"])
+    sheet = Sheet(path)
     sheet.need(
         ["imageName", "sessionId", "aestheticScore_mean"],
         " For your own columns use --dataset csv data.score_column=NAME.",
@@ -877,9 +965,9 @@ def _para_part(path: Path, split: str) -> Table:
         protocol={split: f"official {path.name}"},
         scores=sheet.numbers("aestheticScore_mean", 1, 5),
         rating=PARA_RATING,
-        votes=sheet.counts_if_there([f"aestheticScore_{rating:.1f}" for rating in PARA_BINS]),
+        votes=sheet.counts_if_there([f"aestheticScore_{rating:.1f}" for rating in PARA_BINS], PARA_MOST),
         bins=PARA_BINS,
-        emotions=sheet.counts_if_there([f"imgEmotion_{emotion}" for emotion in PARA_EMOTIONS]),
+        emotions=sheet.counts_if_there([f"imgEmotion_{emotion}" for emotion in PARA_EMOTIONS], PARA_MOST),
         emotion_classes=PARA_EMOTIONS,
     )
 
@@ -889,8 +977,13 @@ def _para_twins(path: Path, ids: list[str]) -> list[list[str]] | None:
     if not path.is_file():
         return None
     by_name = {i.rpartition("/")[2]: i for i in ids}
-    lines = path.read_text().splitlines()
-    return [[by_name[name] for name in line.split() if name in by_name] for line in lines]
+    groups = [line.split() for line in _read_text(path).splitlines()]
+    for row, group in enumerate(groups, 1):
+        if len(group) == 1:
+            raise ValueError(
+                f"datasets: {path.name} row {row} has one name, expected two or more, of one picture."
+            )
+    return [[by_name[name] for name in group if name in by_name] for group in groups]
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -899,8 +992,12 @@ def _para_twins(path: Path, ids: list[str]) -> list[list[str]] | None:
 
 # In the order of the codes 0 to 7 of the emotion lists.
 IAE_EMOTIONS = ("amusement", "excitement", "awe", "contentment", "disgust", "anger", "fear", "sadness")
+IAE_COLUMNS = ("id", "label")
 IAE_CODES = tuple(str(code) for code in range(8))
 IAE_BINS = (1.0, 4.0, 7.0, 10.0)
+# What h5py raises about damaged files, and the rows up to which a table is read: a damaged one may claim any.
+H5_ERRORS = (OSError, RuntimeError, LookupError, TypeError, ValueError, MemoryError)
+H5_ROWS = 1_000_000
 IAE_LABELS = Rating(0.0, 1.0, threshold=0.5, target="label", scored=False)
 IAE_RATINGS = Rating(1.0, 10.0, threshold=5.0, inclusive=True, target="label")
 
@@ -923,7 +1020,7 @@ def parse_iae(root: Path, splits: tuple[str, ...], options: DataOptions) -> Tabl
 def _iae_part(root: Path, split: str) -> Table:
     """One split; without its aesthetic list the scores are NaN, which is enough for the emotion task."""
     lists = [root / f"{split}_aes_list.txt", root / f"{split}_emo_list.txt"]
-    sheets = [_iae_list(path) if path.is_file() else None for path in lists]
+    sheets = [Sheet(path, IAE_COLUMNS) if path.is_file() else None for path in lists]
     if sheets == [None, None]:
         raise FileNotFoundError(
             f"datasets: neither {lists[0]} nor {lists[1].name} exists; is --data-root right?"
@@ -936,15 +1033,21 @@ def _iae_part(root: Path, split: str) -> Table:
         names=ids,
         split=np.full(len(ids), split),
         protocol={split: " and ".join(sheet.path.name for sheet in sheets if sheet)},
-        scores=aesthetic.numbers("label", 0, 10) if aesthetic else np.full(len(ids), np.nan),
+        scores=_iae_scores(aesthetic) if aesthetic else np.full(len(ids), np.nan),
         rating=IAE_LABELS,
         emotions=_iae_emotions(emotion, ids) if emotion else None,
         emotion_classes=IAE_EMOTIONS,
     )
 
 
-def _iae_list(path: Path) -> Sheet:
-    return Sheet(path, names=["id", "label"], dtype=str, sep=r"\s+")
+def _iae_scores(sheet: Sheet) -> np.ndarray:
+    """(n,) labels 0 and 1, or mean ratings from 1 to 10; a list of both would be read as one of them."""
+    scores = sheet.numbers("label", 0, 10)
+    rated, low = ~np.isin(scores, (0, 1)), scores < 1
+    if rated.any() and low.any():
+        rare = rated if rated.sum() < low.sum() else low
+        raise sheet.error(rare, "label", "0 and 1 in the whole list, or means from 1 to 10")
+    return scores
 
 
 def _iae_emotions(sheet: Sheet, ids: list[str]) -> np.ndarray:
@@ -976,13 +1079,10 @@ def _use_ratings(table: Table, path: Path) -> str:
 
 def _read_ratings(path: Path) -> np.ndarray:
     """(pictures, 10) ratings from the one table in the file that has 10 columns, or 11 with their total."""
-    import h5py
-
-    with h5py.File(path) as file:
-        found = []
-        file.visititems(lambda name, item: found.append(item) if isinstance(item, h5py.Dataset) else None)
-        tables = [item[...] for item in found if item.ndim == 2 and item.shape[1] in (10, 11)]
-        shapes = ", ".join(f"{item.name} {item.shape}" for item in found) or "nothing"
+    try:
+        tables, shapes = _h5_tables(path)
+    except H5_ERRORS as error:
+        raise ValueError(f"datasets: {path.name} cannot be read: {' '.join(str(error).split())}.") from error
     if len(tables) != 1:
         raise ValueError(
             f"datasets: {path.name} should hold one table of pictures x 10 ratings; found {shapes}."
@@ -992,9 +1092,28 @@ def _read_ratings(path: Path) -> np.ndarray:
     if wrong.any():
         first = int(np.argmax(wrong))
         raise ValueError(
-            f"datasets: {path.name} row {first}: ratings are 1, 4, 7 or 10, got {ratings[first]}."
+            f"datasets: {path.name} row {first}: ratings are 1, 4, 7 or 10, got {ratings[first].tolist()}."
+        )
+    unequal = (tables[0][:, 10:] != ratings.sum(1, keepdims=True)).any(1)
+    if unequal.any():
+        first = int(np.argmax(unequal))
+        raise ValueError(
+            f"datasets: {path.name} row {first}: its total is {tables[0][first, 10]:g}, its ratings are "
+            f"{ratings[first].tolist()}."
         )
     return ratings
+
+
+def _h5_tables(path: Path) -> tuple[list[np.ndarray], str]:
+    """The tables of 10 or 11 columns, and in words the shapes of all that there are."""
+    import h5py
+
+    with h5py.File(path) as file:
+        found = []
+        file.visititems(lambda name, item: found.append(item) if isinstance(item, h5py.Dataset) else None)
+        wide = [item for item in found if item.ndim == 2 and item.shape[1] in (10, 11)]
+        tables = [item[...] for item in wide if item.shape[0] <= H5_ROWS]
+        return tables, ", ".join(f"{item.name} {item.shape}" for item in found) or "nothing"
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -1223,7 +1342,7 @@ def _read_json(path: Path) -> object:
         raise FileNotFoundError(f"datasets: there is no file {path}; is --data-root right?")
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"datasets: {path.name} is no readable JSON: {error}.") from error
 
 
@@ -1268,7 +1387,7 @@ class CsvColumns:
 def parse_csv(root: Path, splits: tuple[str, ...], options: DataOptions) -> Table:
     """A table of paths and ratings, or one per split; columns found by their usual names, or by options."""
     files = _csv_files(root, splits, options)
-    sheets = {split: Sheet(path, dtype=str, sep=separator(path)) for split, path in files.items()}
+    sheets = {split: Sheet(path) for split, path in files.items()}
     columns = _csv_columns(list(sheets.values()), options)
     if len(columns.emotions) == 1:
         columns = replace(columns, emotion_classes=_named_classes(files, columns.emotions[0]))
@@ -1293,16 +1412,6 @@ def _csv_files(root: Path, splits: tuple[str, ...], options: DataOptions) -> dic
             "Choose with data.table=NAME."
         )
     return {"": tables[0]}
-
-
-def separator(path: Path) -> str:
-    """Comma, semicolon or tab, whichever the header line has most of; of a packed table (.gz) too."""
-    if not path.is_file():
-        return ","  # Sheet says that it is missing
-    unpacked = gzip.open if path.suffix == ".gz" else open
-    with unpacked(path, "rt", encoding="utf-8-sig", errors="replace") as file:
-        header = file.readline()
-    return max(",;\t", key=header.count)
 
 
 def _csv_columns(sheets: list[Sheet], options: DataOptions) -> CsvColumns:
@@ -1358,8 +1467,14 @@ def _count_columns(sheet: Sheet, options: DataOptions) -> dict[str, float]:
             f"datasets: {sheet.path.name} has columns numbered after {' and '.join(families)}; "
             "say which are vote counts with data.count_columns=a,b,c (or data.score_column=NAME)."
         )
-    columns = next(iter(families.values()), {})
-    return dict(sorted(columns.items(), key=lambda item: item[1]))
+    columns = dict(sorted(next(iter(families.values()), {}).items(), key=lambda item: item[1]))
+    steps = np.diff(list(columns.values()))
+    if not np.allclose(steps, steps[:1]):
+        raise ValueError(
+            f"datasets: {sheet.path.name} has columns {', '.join(columns)}: is one missing between them? "
+            "If not, name them with data.count_columns=a,b,c."
+        )
+    return columns
 
 
 def _chosen_counts(text: str) -> dict[str, float]:
@@ -1368,12 +1483,9 @@ def _chosen_counts(text: str) -> dict[str, float]:
     for part in text.split(","):
         column, _, rating = part.strip().partition("=")
         rating = rating or (re.search(r"\d+(\.\d+)?$", column) or [""])[0]
-        try:
-            columns[column] = float(rating)
-        except ValueError:
-            raise ValueError(
-                f"datasets: data.count_columns: '{part}' has no rating; write {column}=RATING."
-            ) from None
+        columns[column] = as_number(rating)
+        if not np.isfinite(columns[column]):
+            raise ValueError(f"datasets: data.count_columns: '{part}' has no rating; write {column}=RATING.")
     if len(columns) < 2 or len(set(columns.values())) < len(columns):
         raise ValueError(
             f"datasets: data.count_columns needs two columns or more, each of another rating; got {text}."
@@ -1405,7 +1517,7 @@ def _named_classes(files: dict[str, Path], column: str) -> tuple[str, ...]:
     if "" not in files:
         folder = next(iter(paths)).parent
         paths |= {folder / f"{split}.csv" for split in SPLITS if (folder / f"{split}.csv").is_file()}
-    sheets = [Sheet(path, dtype=str, sep=separator(path)) for path in sorted(paths)]
+    sheets = [Sheet(path) for path in sorted(paths)]
     texts = [text for sheet in sheets if column in sheet.columns for text in sheet.texts(column)]
     found = {emotion_name(text) for text in texts}
     complete = "" in files or any(path.name == "train.csv" for path in paths)
@@ -1475,7 +1587,7 @@ def round_outwards(scores: np.ndarray) -> tuple[float, float]:
     if not scores.size:
         return 0.0, 1.0
     low, high = float(scores.min()), float(scores.max())
-    digits = 0 if low == high else int(-np.floor(np.log10((high - low) / 2)))
+    digits = 0 if low == high else int(-np.floor(np.log10(max(high - low, 1e-12) / 2)))
     step = 10.0**-digits
     low, high = round(np.floor(low / step) * step, 12), round(np.ceil(high / step) * step, 12)
     return low, high if high > low else low + step
@@ -1484,7 +1596,7 @@ def round_outwards(scores: np.ndarray) -> tuple[float, float]:
 def _native(name: str) -> str:
     """A path as this system writes it: home folders, and the separators of tables made on Windows."""
     name = name.replace("\\", "/")
-    return Path(name).expanduser().as_posix() if name.startswith("~") else name
+    return Path(name).expanduser().as_posix() if name.startswith("~/") else name
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -1498,7 +1610,7 @@ def parse_demo(root: Path, splits: tuple[str, ...], options: DataOptions) -> Tab
         from demo import make_demo
 
         make_demo(root)
-    sheet = Sheet(path, text=["image", "split", "emotion"])
+    sheet = Sheet(path)
     columns = [f"score{rating}" for rating in range(1, 11)]
     sheet.need(["image", "split", "emotion", *columns], " Delete the folder to make it again.")
     ids, votes = sheet.ids("image"), sheet.counts(columns)
@@ -1552,7 +1664,7 @@ class Folders:
                 with os.scandir(folder) as entries:
                     # is_file asks the disk for links only, so that a link to nothing counts as missing.
                     self.listed[folder] = frozenset(entry.name for entry in entries if entry.is_file())
-            except OSError:
+            except (OSError, ValueError):  # the latter of a name that no file can have
                 self.listed[folder] = frozenset()
         return self.listed[folder]
 

@@ -8,8 +8,13 @@ From top to bottom: decoding; why a file is no picture; batches of pixels.
 
 from __future__ import annotations
 
+import os
+import re
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +50,18 @@ TRANSPOSES = {
 }
 
 
+# What Pillow may take a file for, whatever its name. It knows more; for EPS it would start Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+if find_spec("PIL.AvifImagePlugin"):  # since Pillow 11.3
+    FORMATS += ("AVIF",)
+PILLOW = re.compile(r"PIL\.")
+MOST_SCANS = (
+    100  # of a JPEG; real ones have 1 to 10. A file of a megabyte can hold scans for an hour of work.
+)
+ROWS = 256  # of a picture are converted at a time, where a conversion needs several times their memory
+LARGE = 50_000_000  # pixels; more are decoded by one thread at a time, so that memory stays bounded
+one_large = threading.Lock()
+
 # A JPEG is decoded no smaller than this many times the wanted side.
 MARGIN = 4
 
@@ -74,18 +91,48 @@ def decode(
     if str(path).lower().endswith(RAW_ENDINGS):
         # PIL would open many of these as TIFF and return the small preview inside.
         raise _decode_error(path, "a raw camera file; convert it to JPEG first")
+    _check_file(path)
+    _silence_pillow()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                if not (exact or size is None):
-                    _skip_detail(image, size)
+        with Image.open(path, formats=FORMATS) as image:
+            if image.format in ("JPEG", "MPO"):
+                _check_scans(Path(path))
+            if not (exact or size is None):
+                _skip_detail(image, size)
+            with one_large if image.width * image.height > LARGE else nullcontext():
                 image.load()
                 return _resized(_rgb(_upright(image) if exif else image), size)
     except (
         Exception
     ) as error:  # PIL raises nearly anything on damaged files, SyntaxError and struct.error included
         raise _decode_error(path, explain_failure(path, error)) from error
+
+
+def _check_file(path: str | Path) -> None:
+    # Not by Path's methods, which raise where a folder may not be entered or a name is too long.
+    if os.path.isdir(path):  # noqa: PTH112
+        raise _decode_error(path, "a folder, not a picture, or one that cannot be listed")
+    if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113
+        raise _decode_error(path, "a pipe or device, not a file")  # opening it could wait for ever
+
+
+def _check_scans(path: Path) -> None:
+    content = np.frombuffer(path.read_bytes(), np.uint8)
+    scans = np.count_nonzero(content[1:][content[:-1] == 0xFF] == 0xDA)  # FF DA, which pixels never contain
+    if scans > MOST_SCANS:
+        raise ValueError(
+            f"a JPEG of {scans} scans, which would take minutes; more than {MOST_SCANS} are refused"
+        )
+
+
+def _silence_pillow() -> None:
+    """Switches off its warnings about odd files, for good.
+
+    `warnings.catch_warnings` would not do: threads that leave it in turn can leave every warning off.
+    """
+    kept = ("ignore", None, Warning, PILLOW, 0)
+    if kept not in warnings.filters:
+        warnings.filterwarnings("ignore", module=PILLOW.pattern)
 
 
 def _skip_detail(image: Image.Image, size: int | tuple[int, int]) -> None:
@@ -107,15 +154,35 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "I" or image.mode.startswith("I;16"):
-        # PIL clips 16-bit values at 255, which turns nearly every pixel white.
-        values = np.asarray(image).astype(np.float64).clip(0, 65535) / 257
-        return Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(_eight_bits(image)).convert("RGB")
     if image.mode == "F":
         raise ValueError("floating-point pixels have no agreed range; convert it to 8 or 16 bits")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        return _over_white(image)
     return image.convert("RGB")
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """The picture from top to bottom in pieces of ROWS rows, each with the row that it begins at."""
+    for top in range(0, image.height, ROWS):
+        yield top, image.crop((0, top, image.width, min(top + ROWS, image.height)))
+
+
+def _eight_bits(image: Image.Image) -> np.ndarray:
+    """(H, W) uint8, 16-bit values over 257 to the nearest. PIL would clip them at 255, nearly all white."""
+    grey = np.empty((image.height, image.width), np.uint8)
+    for top, band in _bands(image):
+        values = np.asarray(band).astype(np.int64).clip(0, 65535)
+        grey[top : top + ROWS] = (values + 128) // 257
+    return grey
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    whole = Image.new("RGB", image.size)
+    for top, band in _bands(image):
+        white = Image.new("RGBA", band.size, "white")
+        whole.paste(Image.alpha_composite(white, band.convert("RGBA")).convert("RGB"), (0, top))
+    return whole
 
 
 def _resized(image: Image.Image, size: int | tuple[int, int] | None) -> np.ndarray:

@@ -60,6 +60,7 @@ def session(device_name: str) -> Iterator[torch.device]:
 
     Raises:
         ValueError: as `choose_device`.
+        ConnectionError: another process has ended.
     """
     device = choose_device(device_name)
     if device.type == "cuda":
@@ -71,6 +72,13 @@ def session(device_name: str) -> Iterator[torch.device]:
         yield device
         if together:
             dist.barrier()  # none leaves while another still talks to it
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        words = " ".join(str(error).split())
+        raise ConnectionError(
+            f"distributed: process {rank()} lost another, whose own error says why it has ended ({words})"
+        ) from error
     finally:
         if together:
             gc.collect()  # a DDP model is a reference cycle; freed after its group, it can abort the process
@@ -116,11 +124,25 @@ def total(values: Tensor) -> Tensor:
     return values
 
 
+def largest(values: list[int], device: torch.device) -> list[int]:
+    """Of each value the largest that any process gives."""
+    if world() == 1:
+        return values
+    found = torch.tensor(values, device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return found.tolist()
+
+
 def share_buffers(model: nn.Module) -> None:
     """Gives every process the BatchNorm statistics of the first, so that all evaluate the same network."""
     if world() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
+
+
+def wait_for_all() -> None:
+    if world() > 1:
+        dist.barrier()
 
 
 def gather(value: Any) -> list[Any]:

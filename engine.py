@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -120,7 +121,7 @@ def train_one_epoch(
         loss (mean over the pictures of all processes), pictures, broken, learning_rate (the last).
 
     Raises:
-        FloatingPointError: the loss is not a number; the weights are those before the step.
+        FloatingPointError: the loss or a gradient is not a number; the weights are those before the step.
     """
     model.train()
     for batch in loader:
@@ -131,10 +132,10 @@ def train_one_epoch(
         with distributed.without_sync(model, last=position + 1 == group):
             loss = forward_loss(model, batch, loss_function, compute, known)
             scaler.scale(loss * loss_weight(len(batch.images), compute.device) / group).backward()
-        check_loss(loss.item(), f"step {totals.step + 1} of epoch {epoch + 1}", batch, ids)
-        add_up(totals, batch, loss.item())
+        check = partial(check_finite, (epoch, totals.step), optimizer, batch, ids)
+        add_up(totals, batch, check("loss", loss.item()))
         if position + 1 == group:
-            optimizer_step(model, optimizer, scaler, clip)
+            optimizer_step(model, optimizer, scaler, clip, check)
             after_step(totals)
     return summary(totals, optimizer)
 
@@ -190,14 +191,23 @@ def allow_tf32(allowed: bool, device: torch.device) -> None:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
-def check_loss(loss: float, when: str, batch: Batch, ids: Sequence[str]) -> None:
-    if math.isfinite(loss):
-        return
+def check_finite(
+    place: tuple[int, int],
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    ids: Sequence[str],
+    what: str,
+    value: float,
+) -> float:
+    """The value, if it is a number; `place` is epoch and step, from 0."""
+    if math.isfinite(value):
+        return value
     names = ", ".join(ids[i] for i in batch.index[:8].tolist())
     more = f" and {len(batch.index) - 8} more" if len(batch.index) > 8 else ""
     raise FloatingPointError(
-        f"engine: the loss is {loss} at {when} (pictures {names}{more}); "
-        "a lower optimizer.learning_rate, train.clip=1 or train.precision=fp32 usually mends it"
+        f"engine: the {what} is {value} at step {place[1] + 1} of epoch {place[0] + 1}, "
+        f"learning rate {top_rate(optimizer):g} (pictures {names}{more}); the weights stay as they were. "
+        "A lower optimizer.learning_rate, train.clip=1 or train.precision=fp32 usually mends it"
     )
 
 
@@ -208,13 +218,24 @@ def add_up(totals: Totals, batch: Batch, loss: float) -> None:
     totals.broken += [tuple(entry) for entry in batch.broken]
 
 
-def optimizer_step(model, optimizer, scaler, clip: float) -> None:
-    if clip:
+def optimizer_step(model, optimizer, scaler, clip: float, check: Callable[[str, float], float]) -> None:
+    """One step, of gradients cut down to the norm `clip` unless it is 0, if that norm is a number.
+
+    The scaler of fp16 finds infinite gradients itself, leaves such a step out and goes on.
+    """
+    if clip or not scaler.is_enabled():
         scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), clip)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf)
+        if not scaler.is_enabled():
+            check("norm of the gradients", norm.item())
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
+
+
+def top_rate(optimizer: torch.optim.Optimizer) -> float:
+    """The learning rate of what started from random weights."""
+    return optimizer.param_groups[-1]["lr"]
 
 
 def set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
@@ -278,7 +299,7 @@ def summary(totals: Totals, optimizer: torch.optim.Optimizer) -> dict[str, float
         "loss": loss / pictures if pictures else math.nan,
         "pictures": pictures,
         "broken": broken,
-        "learning_rate": optimizer.param_groups[-1]["lr"],  # of what started from random weights
+        "learning_rate": top_rate(optimizer),
     }
 
 

@@ -89,6 +89,7 @@ class Exported:
         source: the file, or its bytes.
         precision: "fp32" or "int8", which the file must have; None takes whichever it has.
         threads: as torch uses, by default.
+        streams: calls that may run at a time, each with its part of the threads.
         name: of the file, for errors, if bytes are given.
 
     Attributes:
@@ -106,6 +107,7 @@ class Exported:
         precision: str | None = None,
         threads: int | None = None,
         name: str = "",
+        streams: int = 1,
     ):
         vino, path = openvino(), Path(name if isinstance(source, bytes) else source)
         core = vino.Core()
@@ -121,11 +123,11 @@ class Exported:
                 f"engines: {path} computes in {self.export['precision']}, asked for was {precision}; "
                 "export it anew, with --int8 for int8 and without for fp32"
             )
-        self.network = compile_model(core, model, threads)
+        self.network = compile_model(core, model, threads, max(1, streams))
 
     def run(self, images: torch.Tensor) -> Output:
-        """(N, 3, H, W) uint8, RGB -> Output, float32."""
-        found = self.network(np.ascontiguousarray(images.numpy()))
+        """(N, 3, H, W) uint8, RGB -> Output, float32; any thread may call it."""
+        found = self.network.create_infer_request().infer(np.ascontiguousarray(images.numpy()))
         return Output(*(torch.from_numpy(found[name].copy()) for name in Output._fields))
 
     def outputs(self, loader: Iterable, batch_size: int) -> Iterator[tuple]:
@@ -135,8 +137,9 @@ class Exported:
             yield batch, Output(*(value[: len(batch.images)] for value in output))
 
 
-def compile_model(core, model, threads: int | None = None):
+def compile_model(core, model, threads: int | None = None, streams: int = 1):
     settings = {
+        "NUM_STREAMS": streams,
         "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": "f32",  # on newer CPUs it would choose bf16 by itself
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -14,7 +15,7 @@ DATASETS = ("ava", "para", "iae", "emoset", "fi", "csv", "demo")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; 0 all well, 1 some pictures failed, 2 bad input, 130 interrupted."""
+    """Runs one command; 0 all well, 1 some pictures failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
     return guarded(options.run, options)
 
@@ -22,15 +23,18 @@ def main(arguments: list[str] | None = None) -> int:
 def guarded(
     run: Callable[[argparse.Namespace], int], options: argparse.Namespace, interrupted: str = "interrupted"
 ) -> int:
-    """The exit code of a command; bad input is one sentence and 2, Ctrl-C is 130. The scripts use it too."""
+    """The exit code of a command; bad input is one sentence and 2, Ctrl-C is 130. The scripts use it too.
+
+    A training that a signal ended has the code in its exception.
+    """
     try:
         return run(options)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print(interrupted, file=sys.stderr)
-        return 130
+        return getattr(stopped, "code", 130)
 
 
 def refuse_existing(script: str, folder: Path, names: Iterable[str]) -> None:
@@ -48,6 +52,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
     Paths and key=value words may stand anywhere among the options, which argparse alone does not allow.
     """
+    words = list(arguments)
     first = arguments[0] if arguments else ""
     if (first.startswith("-") or "=" in first) and first not in ("-h", "--help"):
         arguments = ["train", *arguments]
@@ -63,6 +68,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if unknown:
         parser.error(f"unknown option {unknown[0]}; python main.py {options.command} --help lists them")
     (options.paths if options.command == "predict" else options.settings).extend(rest)
+    options.words = words
     return options
 
 
@@ -125,6 +131,7 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--maps-raw", action="store_true", help="with --maps: the maps as .npy files too")
     parser.add_argument("--emotions", action="store_true", help="one column per emotion")
     parser.add_argument("--force", action="store_true", help="overwrite an existing output")
+    parser.add_argument("--resume", action="store_true", help="go on where the run in --output stopped")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     parser.add_argument(
         "--engine", choices=("torch", "openvino"), help="openvino runs what scripts/export.py wrote"
@@ -151,17 +158,34 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
 
 
 def run_train(options: argparse.Namespace) -> int:
+    from interruption import Stopped
     from training import train
 
-    train(
-        read_config(options),
-        emotion_checkpoint=options.emotion_checkpoint,
-        weights=options.weights,
-        output=options.output,
-        resume=options.resume,
-        force=options.force,
-    )
+    try:
+        train(
+            read_config(options),
+            emotion_checkpoint=options.emotion_checkpoint,
+            weights=options.weights,
+            output=options.output,
+            resume=options.resume,
+            force=options.force,
+        )
+    except Stopped as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{stopped}; go on with\n{resuming(options.words)}", file=sys.stderr, flush=True)
+        return stopped.code
     return 0
+
+
+def resuming(words: list[str]) -> str:
+    """The command line that takes up the training which these words began."""
+    program = sys.argv[0] if sys.argv[0].endswith("main.py") else "main.py"
+    words = [program, *(word for word in words if word not in ("--force", "--resume")), "--resume"]
+    here, everywhere = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    if everywhere == 1:
+        return shlex.join(["python", *words])
+    nodes = "--standalone" if here == everywhere else "(--nnodes and the rest as before)"
+    return f"torchrun {nodes} --nproc_per_node={here} {shlex.join(words)}"
 
 
 def run_evaluate(options: argparse.Namespace) -> int:

@@ -5,22 +5,25 @@
     print(scorer.score("photo.jpg").score)
 
 From top to bottom: what is said about a picture; the scorer; finding pictures; parts
-for several processes; writing rows; the command.
+for several processes; writing rows; going on with interrupted ones; maps; the command.
 """
 
 # Paths stay text here: a row repeats a path as it was given, and Path would drop a leading "./".
-# ruff: noqa: PTH110, PTH112, PTH113, PTH114, PTH118, PTH119, PTH120, PTH122
+# ruff: noqa: PTH112, PTH114, PTH118, PTH119, PTH120, PTH122
 
 from __future__ import annotations
 
 import argparse
 import csv
 import functools
+import io
+import itertools
 import json
 import os
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +32,6 @@ from typing import NamedTuple, TextIO
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import backbones
@@ -116,36 +118,33 @@ class Decoded(NamedTuple):
     reasons: list[str | None]
 
 
-class PictureFiles(Dataset):
-    """Decodes files by their path. The sampler brings the paths, so that no worker process holds them all."""
+def in_threads(function: Callable, items: Iterable, threads: int) -> Iterator:
+    """`function(item)` of each item, in order, by threads that work ahead, at most one item each.
 
-    def __init__(self, size: int, exif: bool, exact: bool):
-        self.size, self.exif, self.exact = size, exif, exact
+    They share torch's threads equally: one team on all cores would wait in each layer for its slowest member.
+    Pillow and torch release the interpreter's lock while they compute.
 
-    def __getitem__(self, path: str) -> Tensor | str:
-        """(3, H, W) uint8, or the reason why there is none."""
-        try:
-            return read_picture(path, self.size, self.exif, self.exact)
-        except DecodeError as error:
-            return error.reason
-
-    def collate(self, items: Sequence[Tensor | str]) -> Decoded:
-        images = [item for item in items if isinstance(item, Tensor)]
-        empty = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
-        reasons = [item if isinstance(item, str) else None for item in items]
-        return Decoded(stack(images) if images else empty, reasons)
-
-
-def read_picture(path: str, size: int, exif: bool, exact: bool) -> Tensor:
-    """A file as (3, size, size) uint8.
-
-    Raises:
-        DecodeError: it is no picture, or no file at all; opening a pipe would wait for ever.
+    Args:
+        threads: 0 leaves the work to the caller's.
     """
-    if os.path.exists(path) and not os.path.isfile(path):
-        kind = "a folder that cannot be listed" if os.path.isdir(path) else "a pipe or device, not a file"
-        raise DecodeError(f"predict: {path} is {kind}", kind)
-    return torch.from_numpy(decode(path, size, exif, exact)).permute(2, 0, 1)  # (3, H, W)
+    if not threads:
+        yield from map(function, items)
+        return
+    total, waiting = torch.get_num_threads(), deque()
+    share = max(1, total // threads)
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(share,)) as pool:
+            try:
+                for item in items:
+                    waiting.append(pool.submit(function, item))
+                    if len(waiting) > threads:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+    finally:
+        torch.set_num_threads(total)  # what threads to come begin with; the caller's own number never changed
 
 
 class TorchNetwork:
@@ -177,9 +176,13 @@ class TorchNetwork:
 
 
 def open_network(
-    path: Path | str | None, engine_name: str | None, device: str, precision: str | None
+    path: Path | str | None, engine_name: str | None, device: str, precision: str | None, workers: int
 ) -> TorchNetwork | engines.Exported:
-    """A network for scoring: of a checkpoint, or of a file that scripts/export.py wrote."""
+    """A network for scoring: of a checkpoint, or of a file that scripts/export.py wrote.
+
+    Args:
+        workers: as the Scorer's.
+    """
     exported = path is not None and Path(path).suffix in engines.ENDINGS
     if engine_name == "openvino" and not exported:
         raise ValueError(
@@ -192,7 +195,7 @@ def open_network(
         return TorchNetwork(load_aesthetics(path), device, precision or "fp32")
     if device not in ("auto", "cpu"):
         raise ValueError(f"predict: exported networks run on the CPU, not on {device}")
-    network = engines.Exported(path, precision)
+    network = engines.Exported(path, precision, streams=worker_threads(workers, on_cpu=True))
     check_aesthetics(network.weights, path)
     return network
 
@@ -206,8 +209,8 @@ class Scorer:
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         precision: "fp32" (the default), "bf16" or "fp16"; exported files have one of their own.
         batch_size: pictures at a time in `score_all`.
-        workers: decoding processes of `score_all`; 0 decodes in this one, -1: as many as the machine
-            has cores to spare.
+        workers: threads of `score_all`. On a CPU each decodes and scores a batch with its share of the cores,
+            for another device they decode ahead. 0: the caller's thread does all; -1: one per core, up to 8.
         maps: compute the maps of single emotions too, which runs the emotion branch once more.
         exact: decode large JPEGs whole, as training and evaluation do. Otherwise they are decoded smaller
             before they are resized (`decoding.decode`), several times faster.
@@ -239,7 +242,7 @@ class Scorer:
             raise ValueError(
                 f"predict: batch size at least 1, workers at least -1; got {batch_size}, {workers}"
             )
-        self.network = open_network(checkpoint, engine, device, precision)
+        self.network = open_network(checkpoint, engine, device, precision, workers)
         weights = self.network.weights
         known = weights.description
         self.scale, self.emotions = weights.scale, weights.emotions
@@ -254,7 +257,8 @@ class Scorer:
         self.size, self.exif, self.exact = known["image_size"], known["exif"], exact
         ratings = known.get("training_ratings", ()) if self.scale.kind != "label" else ()
         self.quantiles = np.asarray(ratings) if len(ratings) > 1 else None
-        self.batch_size, self.workers = batch_size, Data(workers=workers).worker_count()
+        self.on_cpu = not isinstance(self.network, TorchNetwork) or self.network.compute.device.type == "cpu"
+        self.batch_size, self.workers = batch_size, worker_threads(workers, self.on_cpu)
         self.with_class_maps = maps and self.emotions_trained
 
     def score(self, path: Path | str) -> Scored:
@@ -263,33 +267,50 @@ class Scorer:
         Raises:
             DecodeError: the file is no picture; `score_all` reports such files instead.
         """
-        image = read_picture(os.fspath(path), self.size, self.exif, self.exact)
-        return self._measure([os.fspath(path)], Decoded(image[None], [None]), batch_size=1)[0]
+        path = os.fspath(path)
+        return self._measure([path], Decoded(self._read(path)[None], [None]), batch_size=1)[0]
 
-    def score_all(self, paths: Iterable[Path | str]) -> Iterator[Scored]:
+    def score_all(self, paths: Iterable[Path | str], first: int = 0) -> Iterator[Scored]:
         """Scores pictures in batches, in their order; one result per path, those with an `error` included.
 
-        Nothing but the paths is held in memory, however many there are.
+        Nothing but the paths and one batch per worker is held in memory, however many there are.
+
+        Args:
+            first: the number, from 0, of the first picture to give. Its batch is computed whole, so that the
+                results are to the last digit those of all pictures.
         """
         paths = [os.fspath(path) for path in paths]
-        batch_size = min(self.batch_size, len(paths))
-        batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size or 1)]
-        for batch_paths, batch in zip(batches, self._loader(batches), strict=True):
+        batch_size = max(1, min(self.batch_size, -(-len(paths) // max(1, self.workers))))
+        starts = range(first - first % batch_size, len(paths), batch_size)
+        batches = [paths[start : start + batch_size] for start in starts]
+        threads = self.workers if len(batches) > 1 else 0
+
+        def score(batch_paths: list[str], batch: Decoded) -> list[Scored]:
             good = [path for path, reason in zip(batch_paths, batch.reasons, strict=True) if reason is None]
             measured = iter(self._measure(good, batch, batch_size))
-            for path, reason in zip(batch_paths, batch.reasons, strict=True):
-                yield next(measured) if reason is None else Scored(path, error=reason)
+            rows = zip(batch_paths, batch.reasons, strict=True)
+            return [Scored(path, error=reason) if reason else next(measured) for path, reason in rows]
 
-    def _loader(self, batches: list[list[str]]) -> Iterable[Decoded]:
-        files = PictureFiles(self.size, self.exif, self.exact)
-        return DataLoader(
-            files,
-            batch_sampler=batches,
-            num_workers=self.workers if len(batches) > 1 else 0,
-            collate_fn=files.collate,
-            pin_memory=isinstance(self.network, TorchNetwork) and self.network.compute.device.type == "cuda",
-            generator=torch.Generator(),  # without one of its own the loader would draw from the caller's
-        )
+        if self.on_cpu:
+            results = in_threads(lambda batch: score(batch, self._decode(batch)), batches, threads)
+        else:  # one thread alone may ask another device for work, while others decode
+            results = map(score, batches, in_threads(self._decode, batches, threads))
+        yield from itertools.islice(itertools.chain.from_iterable(results), first % batch_size, None)
+
+    def _read(self, path: str) -> Tensor:
+        """A file as (3, H, W) uint8."""
+        return torch.from_numpy(decode(path, self.size, self.exif, self.exact)).permute(2, 0, 1)
+
+    def _decode(self, paths: list[str]) -> Decoded:
+        images, reasons = [], []
+        for path in paths:
+            try:
+                images.append(self._read(path))
+                reasons.append(None)
+            except DecodeError as error:
+                reasons.append(error.reason)
+        empty = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
+        return Decoded(stack(images) if images else empty, reasons)
 
     def _measure(self, paths: list[str], batch: Decoded, batch_size: int) -> list[Scored]:
         """The figures of the n pictures of a batch, which lie at `paths`."""
@@ -329,6 +350,13 @@ class Scorer:
             emotion_map=emotion_map,
             class_maps=class_maps,
         )
+
+
+def worker_threads(workers: int, on_cpu: bool) -> int:
+    """The threads that `workers` means: -1 are all that torch computes with, or the spare cores, up to 8."""
+    if workers == -1 and on_cpu:
+        return min(8, torch.get_num_threads())
+    return Data(workers=workers).worker_count()
 
 
 def load_aesthetics(path: Path | str | None) -> checkpoint.Weights:
@@ -458,8 +486,13 @@ def read_list(file: TextIO) -> list[str]:
     return [os.fsdecode(line) for line in content.splitlines() if line]
 
 
-def find_pictures(arguments: Sequence[str], shard: Shard | None = None) -> list[Found]:
+def find_pictures(
+    arguments: Sequence[str], shard: Shard | None = None, maps: Path | None = None
+) -> list[Found]:
     """The pictures that a command line names, or a part; says on standard error what folders hold beside.
+
+    Args:
+        maps: the folder that the run itself writes pictures into, and perhaps did before it was interrupted.
 
     Raises:
         ValueError: nothing was named, or no picture is in it.
@@ -472,6 +505,9 @@ def find_pictures(arguments: Sequence[str], shard: Shard | None = None) -> list[
     search = Search()
     for argument in arguments:
         search.add_argument(argument)
+    if maps is not None:
+        own = os.path.join(os.path.realpath(maps), "")
+        search.pictures = {place: it for place, it in search.pictures.items() if not place.startswith(own)}
     passed_over = search.describe_passed_over()
     pictures = list(search.pictures.values())
     named = printable(", ".join(arguments[:3]) + (" ..." if len(arguments) > 3 else ""))
@@ -583,10 +619,24 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in encodable(text))
 
 
+# A spreadsheet takes a cell that begins so for a formula, and a formula may start programs.
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+
+
 def csv_rows(file: TextIO, columns: Sequence[str]) -> Write:
     writer = csv.writer(file)
-    writer.writerow(columns)
-    return lambda row: writer.writerow(row.values())
+    if not file.tell():
+        writer.writerow(columns)
+    return lambda row: writer.writerow(without_formulas(row).values())
+
+
+def without_formulas(row: dict) -> dict:
+    """A row whose texts no spreadsheet takes for formulas; `-x.jpg` becomes `./-x.jpg`, the same file."""
+    mark = {name: "./" if name == "path" else "'" for name in row}
+    return {
+        name: mark[name] + value if isinstance(value, str) and value.startswith(FORMULA) else value
+        for name, value in row.items()
+    }
 
 
 def json_rows(file: TextIO, columns: Sequence[str]) -> Write:
@@ -623,11 +673,15 @@ FORMATS = {".csv": csv_rows, ".jsonl": json_rows}
 
 
 @contextmanager
-def open_rows(output: Path | None, force: bool, columns: Sequence[str]) -> Iterator[Write]:
-    """A function that writes a row at once and whole, to the file or as a table to standard output."""
+def open_rows(output: Path | None, mode: str, columns: Sequence[str]) -> Iterator[Write]:
+    """A function that writes a row at once and whole, to the file or as a table to standard output.
+
+    Args:
+        mode: "x" for a new file, "w" to overwrite one, "a" to go on with one.
+    """
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        opened = output.open("w" if force else "x", encoding="utf-8", newline="")
+        opened = output.open(mode, encoding="utf-8", newline="")
     else:
         opened = nullcontext(sys.stdout)
     with opened as file:
@@ -639,6 +693,120 @@ def open_rows(output: Path | None, force: bool, columns: Sequence[str]) -> Itera
 
         yield write_now
 
+
+# ---------------------------------------------------------------------------------------------------
+# Going on where a run was interrupted
+
+LONGEST_ROW = 1 << 16  # bytes; a path has at most 4,096 of them
+
+
+class Kept(NamedTuple):
+    """What an interrupted run wrote of one picture."""
+
+    path: str
+    score: float | None
+    error: str | None
+
+
+def read_kept(output: Path, columns: Sequence[str]) -> tuple[list[Kept], int]:
+    """The whole rows of an interrupted run, and how many bytes of the file they take.
+
+    Raises:
+        ValueError: the file has other columns, or a row that is not the last is damaged.
+    """
+    header, parse = {".csv": (csv_line(columns), parse_csv), ".jsonl": (b"", parse_json)}[
+        output.suffix.lower()
+    ]
+    kept, length, record = [], len(header), b""
+    with output.open("rb") as file:
+        start = file.read(length)
+        if start != header:
+            if header.startswith(start):
+                return [], 0
+            raise other_columns(output)
+        for line in file:  # several make a row where a name has a line break
+            record += line
+            row = parse(record, columns)
+            if row and list(row) != list(columns):
+                raise other_columns(output)
+            if row := as_kept(row):
+                kept.append(row)
+                length, record = length + len(record), b""
+            elif len(record) > LONGEST_ROW:
+                raise ValueError(
+                    f"predict: row {len(kept) + 1} of {output} is damaged; repair it, or write all anew with "
+                    "--force"
+                )
+    return kept, length
+
+
+def as_kept(row: dict | None) -> Kept | None:
+    try:
+        score = None if row["score"] in ("", None) else float(row["score"])
+        return Kept(str(row["path"]), score, row["error"] or None)
+    except (TypeError, ValueError):  # no row, or a damaged one
+        return None
+
+
+def other_columns(output: Path) -> ValueError:
+    return ValueError(
+        f"predict: {output} has other columns than this run would write; go on with the same --checkpoint "
+        "and --emotions, or overwrite it with --force"
+    )
+
+
+def csv_line(cells: Sequence[str]) -> bytes:
+    line = io.StringIO(newline="")
+    csv.writer(line).writerow(cells)
+    return line.getvalue().encode()
+
+
+def parse_csv(record: bytes, columns: Sequence[str]) -> dict[str, str] | None:
+    """A row by column; None if it is not whole."""
+    try:
+        [cells] = csv.reader([record.decode()], strict=True)
+    except (ValueError, csv.Error):
+        return None
+    whole = record.endswith(b"\r\n") and len(cells) == len(columns)
+    return dict(zip(columns, cells, strict=True)) if whole else None
+
+
+def parse_json(record: bytes, columns: Sequence[str]) -> dict | None:
+    """A row by column, which may be others; None if it is not whole."""
+    try:
+        row = json.loads(record) if record.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def check_kept(kept: Sequence[Kept], pictures: Sequence[Found], output: Path) -> None:
+    """Raises ValueError where the rows are not those of the first pictures."""
+    if len(kept) > len(pictures):
+        raise ValueError(
+            f"predict: {output} has {len(kept)} rows and there are {len(pictures)} pictures; --resume needs "
+            "the pictures of the interrupted run"
+        )
+    for number, (row, found) in enumerate(zip(kept, pictures, strict=False), 1):
+        if row.path.removeprefix("./") != encodable(found.path).removeprefix("./"):
+            raise ValueError(
+                f"predict: row {number} of {output} is of {printable(row.path)}, and picture {number} is "
+                f"{printable(found.path)}; --resume needs the pictures of the interrupted run, in its order"
+            )
+
+
+def check_score(kept: Kept, scored: Scored, output: Path) -> None:
+    """Raises ValueError if a picture does not get the score again that an interrupted run gave it."""
+    if scored.error or abs(scored.score - kept.score) > 1e-4 * (scored.score_max - scored.score_min):
+        raise ValueError(
+            f"predict: {output} gives {printable(kept.path)} the score {kept.score:g}, and now it is "
+            f"{scored.error or format(scored.score, 'g')}; go on with the same weights and settings, or "
+            "overwrite it with --force"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------
+# Maps
 
 LONGEST_NAME = 230  # bytes; an ending and a temporary name come on top, and file systems take 255
 UNTRAINED = "the emotion branch of these weights was never trained on emotions"
@@ -655,6 +823,25 @@ class MapFolder:
     def __init__(self, folder: Path, scorer: Scorer, raw: bool):
         self.folder, self.scorer, self.raw = folder, scorer, raw
         self.names: set[str] = set()
+
+    def skip(self, found: Found) -> None:
+        """Passes over a picture whose maps an interrupted run wrote.
+
+        Raises:
+            ValueError: it did not.
+        """
+        name = self.name(found)
+        for path in (self.folder / f"{name}.png", self.folder / f"{name}.eam.npy")[: 1 + self.raw]:
+            if not path.is_file():
+                raise ValueError(
+                    f"predict: {path} is missing, though its picture has a row; --resume needs the --maps "
+                    "and --maps-raw of the interrupted run"
+                )
+
+    def remove_unfinished(self) -> None:
+        """Removes what a killed run was writing."""
+        for path in self.folder.rglob(".*.tmp"):
+            path.unlink()
 
     def write(self, scored: Scored, found: Found) -> None:
         from panels import Explanation, save_panel  # matplotlib takes a second to load
@@ -727,10 +914,10 @@ def run(options: argparse.Namespace) -> int:
     output, folder = options.output, options.maps
     if among:
         output, folder = among.target(output), among.target(folder)
-    check_targets(output, folder, options.force)
+    check_targets(output, folder, options.force, options.resume)
     if options.maps_raw and folder is None:
         raise ValueError("predict: --maps-raw writes beside the panels of --maps; add --maps DIR")
-    pictures = find_pictures(options.paths, among or choose_shard(options.shard))
+    pictures = find_pictures(options.paths, among or choose_shard(options.shard), folder)
     scorer = Scorer(
         options.checkpoint,
         options.device,
@@ -745,38 +932,87 @@ def run(options: argparse.Namespace) -> int:
         print(f"{UNTRAINED}; its emotions are left out", file=sys.stderr)
     columns = column_names(scorer.scale, scorer.emotions if options.emotions else ())
     maps = MapFolder(folder, scorer, options.maps_raw) if folder is not None else None
-    failed = 0
-    with open_rows(output, options.force, columns) as write, progress(len(pictures), output) as bar:
-        results = scorer.score_all(picture.path for picture in pictures)
-        for found, scored in zip(pictures, results, strict=True):
-            write(as_row(scored, columns))
+    kept = []
+    if options.resume and output.exists():
+        kept = take_up(output, columns, pictures, maps)
+    mode = "a" if options.resume else "w" if options.force else "x"
+    with open_rows(output, mode, columns) as write, progress(len(pictures), len(kept), output) as bar:
+        failed = 0
+        for found, scored in remaining(scorer, pictures, kept, output):
             if scored.error:
                 failed += 1
             elif maps:
                 maps.write(scored, found)
+            write(as_row(scored, columns))  # behind its maps: a picture with a row has them
             bar.update()
+    failed += sum(bool(row.error) for row in kept)
     written = "".join(f", {target} written" for target in (output, folder) if target)
     print(f"{len(pictures) - failed} of {len(pictures)} pictures scored{written}", file=sys.stderr)
     # Were it 1 among others, torchrun would end those that are not ready yet.
     return 1 if failed and not among else 0
 
 
-def progress(count: int, output: Path | None) -> tqdm:
+def take_up(
+    output: Path, columns: Sequence[str], pictures: Sequence[Found], maps: MapFolder | None
+) -> list[Kept]:
+    """The rows of an interrupted run, known to be of these pictures; cuts off a half-written one.
+
+    Raises:
+        ValueError: they are others.
+    """
+    kept, length = read_kept(output, columns)
+    check_kept(kept, pictures, output)
+    if maps:
+        maps.remove_unfinished()
+        for row, found in zip(kept, pictures, strict=False):
+            if not row.error:
+                maps.skip(found)
+    os.truncate(output, length)
+    return kept
+
+
+def remaining(
+    scorer: Scorer, pictures: Sequence[Found], kept: Sequence[Kept], output: Path | None
+) -> Iterator[tuple[Found, Scored]]:
+    """The pictures behind those that have rows, scored.
+
+    The last score of an interrupted run is computed once more.
+
+    Raises:
+        ValueError: it is another.
+    """
+    first = max((number for number, row in enumerate(kept) if row.score is not None), default=len(kept))
+    results = scorer.score_all((picture.path for picture in pictures), first)
+    for number, scored in enumerate(results, first):
+        if number >= len(kept):
+            yield pictures[number], scored
+        elif number == first:
+            check_score(kept[number], scored, output)
+
+
+def progress(count: int, done: int, output: Path | None) -> tqdm:
     """A bar with images/s on standard error. A table's rows redraw it, so a log gets one or the other."""
     hidden = None if output is None else False  # None: where standard error is no terminal
-    return tqdm(total=count, desc="predict", unit=" images", mininterval=0.5, disable=hidden)
+    return tqdm(total=count, initial=done, desc="predict", unit=" images", mininterval=0.5, disable=hidden)
 
 
-def check_targets(output: Path | None, maps: Path | None, force: bool) -> None:
+def check_targets(output: Path | None, maps: Path | None, force: bool, resume: bool) -> None:
     """Refuses what cannot be written, or would overwrite something, before any work is done."""
     if output is not None and output.suffix.lower() not in FORMATS:
         raise ValueError(f"predict: --output must end in {' or '.join(FORMATS)}, got {output}")
     if maps is not None and maps.exists() and not maps.is_dir():
         raise NotADirectoryError(f"predict: --maps needs a folder; {maps} is a file")
-    if force:
+    if resume and (output is None or force):
+        raise ValueError(
+            "predict: --resume goes on with the rows in --output FILE, and --force overwrites them"
+        )
+    if force or resume:
         return
     if output is not None and output.exists():
-        raise FileExistsError(f"predict: {output} exists; choose another name, or overwrite it with --force")
+        raise FileExistsError(
+            f"predict: {output} exists; choose another name, go on behind its rows with --resume, or "
+            "overwrite it with --force"
+        )
     if maps is not None and maps.is_dir() and any(maps.iterdir()):
         raise FileExistsError(
             f"predict: {maps} holds files already; choose another folder, or write into it with --force"

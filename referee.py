@@ -12,7 +12,6 @@ alone, with or without the picture's ending, where only one picture of the split
 
 from __future__ import annotations
 
-import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ import numpy as np
 import checkpoint
 import evaluation
 from config import Config
-from datasets import PATH_COLUMNS, SCORE_COLUMNS, DataOptions, LeftOut, RatedSet, Sheet, separator
+from datasets import PATH_COLUMNS, SCORE_COLUMNS, DataOptions, LeftOut, RatedSet, Sheet
 from decoding import PICTURE_ENDINGS
 from evaluation import Report
 
@@ -105,13 +104,11 @@ def read_claims(path: Path, rated: RatedSet) -> Claims:
         raise FileNotFoundError(
             f"referee: there is no file {path}; --predictions is a csv of id and prediction"
         )
-    try:
-        sheet = Sheet(path, dtype=str, sep=separator(path))
-    except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"referee: {path.name} cannot be read: {error}") from error
+    sheet = Sheet(path)
     names = [column(sheet, "prediction")]
     bins = [f"p_{value:g}" for value in rated.bins]
-    if bins and set(bins) <= set(sheet.columns):
+    if set(bins) & set(sheet.columns):
+        sheet.need(bins)
         names += bins
     values = np.stack([sheet.numbers(name) for name in names], axis=1)  # (n, 1 + K)
     shares = values[:, 1:]
@@ -119,7 +116,7 @@ def read_claims(path: Path, rated: RatedSet) -> Claims:
     if len(names) > 1 and wrong.any():
         raise sheet.error(wrong, bins[0], f"shares, 0 or more, that sum to 1 over {bins[0]} to {bins[-1]}")
     ids = sheet.texts(column(sheet, "id"))
-    return Claims(path.name, ids, np.array(sheet.frame.index), ["prediction", *names[1:]], values)
+    return Claims(path.name, ids, np.array(sheet.rows), ["prediction", *names[1:]], values)
 
 
 def column(sheet: Sheet, name: str) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -40,6 +42,8 @@ from datasets import (
     write_left_out,
 )
 from EAMBNet import EMOTIONS, EmotionNetwork, LinearNetwork, Output, Scale, build_model
+from interruption import Signals, Stopped, held, outlive_one_signal
+from recompute import recompute_blocks
 
 QUANTILES = 1001  # of the training ratings; predictions are placed among them
 
@@ -63,37 +67,40 @@ def train(
 
     Raises:
         ValueError, FileNotFoundError: bad settings or data, in one sentence.
+        OSError: the run has ended, and the disk took none of its last checkpoints.
+        Stopped: SIGTERM or SIGINT came; last.pt holds all that was done.
     """
     output = output or Path("runs") / f"{config.task}_{config.data.dataset}_{config.model.backbone}"
-    last = output / "last.pt"
-    with distributed.session(config.train.device) as device:
+    with Signals() as signals, distributed.session(config.train.device) as device, held(output):
         engine.keep_memory(device)
         check_output(output, resume, force)
-        check_processes(config, device, last)
-        if resume and last.is_file():
-            stopped, state = checkpoint.load_training(last)
+        check_processes(config, device, output)
+        if resume and checkpoints(output):
+            source, stopped, state = load_stopped(output)
             data = load_data(config)
             files = {"weights": weights, "emotion_checkpoint": emotion_checkpoint}
-            check_same_run(last, config, data, stopped, state, files)
+            check_same_run(source, config, data, stopped, state, files)
             network, origin = rebuild_network(stopped)
         else:
-            state = None
+            source = state = None
             check_sources(config, emotion_checkpoint, weights)
             data = load_data(config)
             network, origin = build_network(config, data["train"], emotion_checkpoint, weights)
-        run = Run(config, output, device, data, network, origin)
-        run.open_records(state)
+        run = Run(config, output, device, data, network, origin, signals)
+        run.open_records(source, state)
         run.emotion_maps = keep_emotion_maps(run)
         for epoch in range(run.epoch, config.train.epochs):
-            found = train_epoch(run, epoch)
-            run.record(epoch, found, validate(run))
+            with signals.deferred():
+                found = train_epoch(run, epoch)
+            validated = validate(run)
+            with signals.deferred():
+                run.record(epoch, found, validated)
+        run.check_saved()
         return finish(run)
 
 
 def check_output(output: Path, resume: bool, force: bool) -> None:
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"training: --output must be a folder; {output} is a file")
-    if force or (resume and (output / "last.pt").exists()):
+    if force or (resume and checkpoints(output)):
         return
     kept = [name for name in ("last.pt", "best.pt", "metrics.jsonl") if (output / name).exists()]
     if kept:
@@ -103,7 +110,7 @@ def check_output(output: Path, resume: bool, force: bool) -> None:
         )
 
 
-def check_processes(config: Config, device: torch.device, last: Path) -> None:
+def check_processes(config: Config, device: torch.device, output: Path) -> None:
     """Refuses what would fail, or wait for ever, only once several processes train together."""
     if config.train.sync_batchnorm and device.type != "cuda":
         raise ValueError(
@@ -115,21 +122,44 @@ def check_processes(config: Config, device: torch.device, last: Path) -> None:
             "training: train.sync_batchnorm does not go with --skip-broken: a process whose pictures are all "
             "broken would keep the others waiting; take the broken files out of the table, or leave out one"
         )
-    if len(set(distributed.gather(last.is_file()))) > 1:
+    if len(set(distributed.gather(bool(checkpoints(output))))) > 1:
         raise ValueError(
-            f"training: {last} is there for some processes and not for others; --output must be a folder "
-            "that all machines share"
+            f"training: {output / 'last.pt'} is there for some processes and not for others; --output must "
+            "be a folder that all machines share"
         )
 
 
-RECORDS = ("last.pt", "best.pt", "metrics.jsonl", "curves.png", "left_out_*.csv", "broken_*.csv")
+def checkpoints(output: Path) -> list[Path]:
+    """What a run can be resumed from, the newest first; without last.pt it died between two renamings."""
+    return [path for path in (output / "last.pt", output / PREVIOUS) if path.is_file()]
+
+
+def load_stopped(output: Path) -> tuple[Path, Weights, dict]:
+    """The newest checkpoint that is whole: its path, weights and training state; damaged ones are named."""
+    problems = []
+    for path in checkpoints(output):
+        try:
+            found = path, *checkpoint.load_training(path)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if problems and distributed.is_main():
+            print(f"warning: {problems[0]}; the one before it is used, {path}", file=sys.stderr, flush=True)
+        return found
+    raise ValueError(f"{'; '.join(problems)}; start over with --force")
+
+
+PREVIOUS = "previous.pt"  # the last.pt before
+RECORDS = ("last.pt", PREVIOUS, "best.pt", "metrics.jsonl", "curves.png", "left_out_*.csv", "broken_*.csv")
 RECORDS += tuple(f"{test}/{name}" for test in ("test", "test/*") for name in evaluation.FILES)
 RECORDS += ("tensorboard/events.*",)
 
 
-def clear(output: Path) -> None:
-    """Removes an older run's files, which would mix with the new ones."""
-    for pattern in RECORDS:
+UNFINISHED = tuple(str(Path(name).with_name(f".{Path(name).name}.*.tmp")) for name in RECORDS)
+
+
+def clear(output: Path, patterns: tuple[str, ...]) -> None:
+    for pattern in patterns:
         for path in output.glob(pattern):
             path.unlink()
 
@@ -585,6 +615,7 @@ class Run:
         data: dict[str, RatedSet],
         network: Network,
         origin: dict,
+        signals: Signals,
     ):
         if learns_emotions(config):
             emotions = network.arguments["emotions"]
@@ -592,6 +623,8 @@ class Run:
         self.config, self.output, self.device, self.data, self.origin = config, output, device, data, origin
         if config.train.sync_batchnorm:
             network = distributed.synchronise_batchnorm(network)
+        if config.train.recompute:
+            recompute_blocks(network)
         self.network = network.to(device)
         self.model = distributed.wrap(self.network, device, config.train.gradient_precision)
         if config.train.compile:
@@ -608,7 +641,11 @@ class Run:
         self.best = Best(best_measure(config, data["train"].scale))
         self.broken: dict[str, set[LeftOut]] = {}
         self.last, self.best_file = output / "last.pt", output / "best.pt"
-        self.saved = time.monotonic()
+        self.signals, self.saved = signals, time.monotonic()
+        self.log: list[str] = []
+        self.log_grew = False
+        self.new_best: Weights | None = None  # not on the disk yet
+        self.unsaved, self.newest = False, "none is there"
         self.emotion_maps: emotion_maps.EmotionMaps | None = None
         self.writer = None
         self.description = describe_run(config, network, data, origin)
@@ -631,6 +668,10 @@ class Run:
         """The network that is validated and kept: the average of the weights if there is one."""
         return self.average.network if self.average else self.network
 
+    @property
+    def place(self) -> str:
+        return f"epoch {self.epoch + 1}, step {self.totals.step}"
+
     def weights(self, network: Network) -> Weights:
         """Of the network in training or of the kept one, with all that travels with them."""
         ids = np.union1d(self.origin["training_ids"], self.data["train"].id_hashes)
@@ -642,7 +683,7 @@ class Run:
 
     def save(self) -> None:
         """Writes last.pt: everything that resuming needs. Random states are none of it: all randomness is a
-        function of seed, epoch and step."""
+        function of seed, epoch and step. A disk that is full or fails does not end the run."""
         parts = distributed.gather(asdict(self.totals))
         self.saved = time.monotonic()
         if not distributed.is_main():
@@ -658,44 +699,93 @@ class Run:
         }
         if self.average:
             state |= {"average": self.average.network.state_dict(), "average_steps": self.average.steps}
-        checkpoint.save_training(self.last, self.weights(self.network), state)
+        self.unsaved = True
+        with self.surviving(f"{self.last} was not written; the newest checkpoint: {self.newest}"):
+            self.write(state)
+            self.unsaved, self.newest = False, self.place
+
+    def write(self, state: dict) -> None:
+        """The log, best.pt and then last.pt, which must never be ahead of the others."""
+        if self.log_grew:
+            with checkpoint.written_whole(self.output / "metrics.jsonl") as temporary:
+                temporary.write_text("".join(self.log))
+            self.log_grew = False
+        if self.new_best:
+            best_epoch = {"epoch": self.best.epoch}
+            try:
+                checkpoint.save_training(self.best_file, self.new_best, best_epoch)
+            except OSError:  # kept in memory, as training goes on
+                tensors = {name: value.clone() for name, value in self.new_best.tensors.items()}
+                self.new_best = replace(self.new_best, tensors=tensors)
+                raise
+            self.new_best = None
+        checkpoint.save_training(self.last, self.weights(self.network), state, self.output / PREVIOUS)
+
+    @contextmanager
+    def surviving(self, loss: str) -> Iterator[None]:
+        """Turns a failure to write into a warning that says what was lost."""
+        try:
+            yield
+        except OSError as error:
+            print(f"warning: training: {error}: {loss}", file=sys.stderr, flush=True)
+
+    def check_saved(self) -> None:
+        if any(distributed.gather(self.unsaved)):
+            raise OSError(
+                f"training: the run has ended, and {self.last} could not be written (the newest checkpoint: "
+                f"{self.newest}); make room, then go on from there with --resume"
+            )
 
     def save_if_due(self) -> None:
-        due = time.monotonic() - self.saved > 60 * self.config.train.checkpoint_minutes
-        if distributed.broadcast(due):
-            self.save()
+        """Behind each optimizer step."""
+        self.save_or_stop(time.monotonic() - self.saved > 60 * self.config.train.checkpoint_minutes)
 
-    def open_records(self, state: dict | None) -> None:
-        """Opens the run's folder: cleared for a new run, else taken up where `state` of last.pt was saved."""
+    def save_or_stop(self, due: bool) -> None:
+        """Writes last.pt where it is due, or a signal came, to whichever process; all end the run then."""
+        due = due and distributed.is_main() and self.newest != self.place
+        due, number = distributed.largest([int(due), self.signals.number], self.device)
+        if due or number:
+            self.save()
+        if number:
+            distributed.wait_for_all()  # torchrun ends the rest as soon as one has ended
+            self.signals.done = True
+            raise Stopped(number)
+
+    def open_records(self, source: Path | None, state: dict | None) -> None:
+        """Opens the run's folder: cleared for a new run, else taken up where `source` was saved."""
+        if distributed.is_main():
+            clear(self.output, UNFINISHED)
         if state:
-            self.resume(state)
+            self.resume(source, state)
         elif distributed.is_main():
-            clear(self.output)
+            clear(self.output, RECORDS)
         if distributed.is_main():
             from torch.utils.tensorboard import SummaryWriter
 
-            self.output.mkdir(parents=True, exist_ok=True)
             (self.output / "config.yaml").write_text(as_yaml(self.config), encoding="utf-8")
             for split, rated in self.data.items():
                 if rated.left_out:
                     write_left_out(self.output / f"left_out_{split}.csv", rated)
             self.writer = SummaryWriter(self.output / "tensorboard", purge_step=self.epoch)
 
-    def resume(self, state: dict) -> None:
+    def resume(self, source: Path, state: dict) -> None:
         """Takes up optimizer, progress and log; the weights are in the network already."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.average:
-            checkpoint.load_tensors(self.average.network, state["average"], str(self.last))
+            checkpoint.load_tensors(self.average.network, state["average"], str(source))
             self.average.steps = state["average_steps"]
         self.epoch, self.best = state["epoch"], Best(**state["best"])
         self.totals = engine.Totals(**state["totals"][distributed.rank()])
+        self.newest = self.place
         if distributed.is_main():
-            print(f"resumed {self.last} at epoch {self.epoch + 1}, step {self.totals.step + 1}", flush=True)
+            print(f"resumed {source} at epoch {self.epoch + 1}, step {self.totals.step + 1}", flush=True)
+            if source != self.last:
+                source.replace(self.last)  # the next writing would keep the damaged one as the previous
             log = self.output / "metrics.jsonl"
-            lines = log.read_text().splitlines(keepends=True)[: self.epoch] if log.exists() else []
+            self.log = log.read_text().splitlines(keepends=True)[: self.epoch] if log.exists() else []
             with checkpoint.written_whole(log) as temporary:
-                temporary.write_text("".join(lines))
+                temporary.write_text("".join(self.log))
 
     def list_broken(self, split: str, broken: list[LeftOut]) -> None:
         """Keeps broken_<split>.csv, which names each picture that could not be decoded."""
@@ -703,7 +793,8 @@ class Run:
         if distributed.is_main() and not known.issuperset(broken):
             known.update(broken)
             path = self.output / f"broken_{split}.csv"
-            write_left_out(path, replace(self.data[split], left_out=sorted(known)))
+            with self.surviving(f"{path} was not written"):
+                write_left_out(path, replace(self.data[split], left_out=sorted(known)))
             print(f"{len(known)} pictures of {split} cannot be decoded and are left out: {path}", flush=True)
 
     def record(self, epoch: int, trained: dict[str, float], validated: dict[str, float]) -> None:
@@ -713,13 +804,14 @@ class Run:
         line |= {f"train_{name}": value for name, value in trained.items()}
         line |= {f"val_{name}": value for name, value in validated.items()}
         if distributed.is_main():
-            with (self.output / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(evaluation.without_nan(line)) + "\n")
-            for name, value in line.items():
-                self.writer.add_scalar(name, value, epoch)
-            self.writer.flush()
+            self.log.append(json.dumps(evaluation.without_nan(line)) + "\n")
+            self.log_grew = True
+            with self.surviving("TensorBoard lacks this epoch"):
+                for name, value in line.items():
+                    self.writer.add_scalar(name, value, epoch)
+                self.writer.flush()
             if improved:
-                checkpoint.save_training(self.best_file, self.weights(self.kept), {"epoch": epoch})
+                self.new_best = self.weights(self.kept)
             shown = "  ".join(f"{k} {v:.4f}" for k, v in line.items() if k in SHOWN)
             print(
                 f"epoch {epoch + 1}/{self.config.train.epochs}  {shown}{'  (best)' if improved else ''}",
@@ -815,11 +907,13 @@ def keep_emotion_maps(run: Run) -> emotion_maps.EmotionMaps | None:
 
 
 def train_epoch(run: Run, epoch: int) -> dict[str, float]:
+    """Trains what is left of an epoch, then writes last.pt; the means of `engine.train_one_epoch`."""
     config, rated = run.config, run.data["train"]
     flips, broken = config.train.seed, config.data.skip_broken
     pictures = PictureSet(rated, config.data.size, config.data.exif, flip_seed=flips, skip_broken=broken)
     order = run.order(epoch)
     loader = make_loader(pictures, order, config.data.worker_count(), pin_memory=run.device.type == "cuda")
+    loader.worker_init_fn = outlive_one_signal
     start, started = time.monotonic(), run.totals.step
     schedule, base = config.optimizer.schedule, config.optimizer.learning_rate
     with progress(order, run, epoch) as bar:
@@ -853,6 +947,7 @@ def train_epoch(run: Run, epoch: int) -> dict[str, float]:
             known=known if run.emotion_maps else None,
             after_step=after_step,
         )
+    run.save_or_stop(due=True)  # validation changes nothing, so that a signal may end it anywhere
     if distributed.is_main() and run.totals.step > started:
         seconds = (time.monotonic() - start) / (run.totals.step - started)
         memory = engine.peak_memory(run.device)
@@ -890,7 +985,9 @@ def finish(run: Run) -> dict[str, float]:
     from visualize import save_curves
 
     if distributed.is_main():
-        run.writer.close()
+        (run.output / PREVIOUS).unlink(missing_ok=True)
+        with run.surviving("TensorBoard lacks the last epochs"):
+            run.writer.close()
         save_curves(run.output / "metrics.jsonl", run.output / "curves.png")
     best = checkpoint.load_weights(run.best_file)
     chosen = best.description["best"]

@@ -24,7 +24,6 @@ import math
 import re
 import sys
 import textwrap
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
@@ -148,7 +147,7 @@ def read_tables(path: Path) -> list[Table]:
     """
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"make_tables: {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"make_tables: {path} must be a list of tables")
@@ -214,27 +213,28 @@ def read_published(path: Path) -> dict[str, list[dict[str, str]]]:
         ValueError: a row without a source or that is there twice, a cell that is no figure.
     """
     blocks: dict[str, list[dict[str, str]]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file, restval="")
-        if tuple(reader.fieldnames or ()) != PUBLISHED:
-            raise ValueError(f"make_tables: {path}: its columns must be {', '.join(PUBLISHED)}")
-        for row in reader:
-            check_published(row, f"{path}: {row['block']}, row {row['method'] or reader.line_num}")
-            blocks.setdefault(row["block"], []).append(row)
-    for block, rows in blocks.items():
-        refuse_repeats([row["method"] for row in rows], f"{path}: {block}: two rows are named")
+    lines: dict[tuple[str, str], int] = {}
+    sheet = Sheet(path)
+    if tuple(sheet.columns) != PUBLISHED:
+        raise ValueError(f"make_tables: {path}: its columns must be {', '.join(PUBLISHED)}")
+    for line, *cells in zip(sheet.rows, *sheet.cells.values(), strict=True):
+        row = dict(zip(PUBLISHED, cells, strict=True))
+        where = f"{path} row {line}: {row['block']}, {row['method']}"
+        check_published(row, where)
+        first = lines.setdefault((row["block"], row["method"]), line)
+        if first != line:
+            raise ValueError(f"make_tables: {where} is in row {first} too; give each row its own name")
+        blocks.setdefault(row["block"], []).append(row)
     return blocks
 
 
 def check_published(row: dict[str, str], where: str) -> None:
-    if None in row:
-        raise ValueError(f"make_tables: {where} has too many cells; put a text with a comma in quotes")
     if not row["block"].strip() or not row["method"].strip():
         raise ValueError(f"make_tables: {where} has no block or no method; say what the figures are of")
     if not row["source"].strip():
         raise ValueError(f"make_tables: {where} has no source; say where its figures are printed")
     for name, largest in (("srcc", 1), ("plcc", 1), ("accuracy", 100)):
-        if row[name] and not (re.fullmatch(r"\d*\.?\d+", row[name]) and float(row[name]) <= largest):
+        if row[name] and not (re.fullmatch(r"[0-9]*\.?[0-9]+", row[name]) and float(row[name]) <= largest):
             raise ValueError(f"make_tables: {where}: {name} is '{row[name]}', not a figure up to {largest}")
 
 
@@ -414,12 +414,12 @@ def read_predictions(run: Run, rated: RatedSet) -> dict[str, np.ndarray]:
         ValueError: pictures are missing, unknown or there twice.
     """
     try:
-        sheet = Sheet(run.folder / "predictions.csv.gz", text=["id"])
+        sheet = Sheet(run.folder / "predictions.csv.gz")
         sheet.need(["id", "prediction"])
         ids = sheet.ids("id")
         names = [name for name in sheet.columns if name.startswith(("p_", "emotion_"))]
         columns = {name: sheet.numbers(name) for name in ("prediction", *names)}
-    except (ValueError, OSError, EOFError, zlib.error) as error:
+    except ValueError as error:
         raise ValueError(f"make_tables: {run.folder}: {error}") from error
     if wrong := sorted(set(rated.ids) ^ set(ids)):
         raise ValueError(

@@ -213,6 +213,53 @@ def test_saving_what_cannot_be_saved_leaves_the_last_checkpoint(emotion_weights,
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_disk_that_fails_is_named_and_keeps_the_last_checkpoint(emotion_weights, tmp_path):
+    resource = pytest.importorskip("resource")  # not on Windows
+    path = write(tmp_path / "last.pt", emotion_weights)
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):  # torch's own is a RuntimeError
+            save_training(path, emotion_weights, {}, tmp_path / "previous.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_file_before_is_kept(tmp_path):
+    path, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
+    for text in ("one", "two", "three"):
+        with written_whole(path, previous) as temporary:
+            temporary.write_text(text)
+    assert (path.read_text(), previous.read_text()) == ("three", "two")
+    assert sorted(tmp_path.iterdir()) == [path, previous]
+
+
+def test_a_changed_bit_anywhere_is_found_or_changes_nothing(tmp_path):
+    network = torch.nn.Linear(40, 30)
+    description = {"format": 1, "task": "emotion", "architecture": {"emotions": ["awe"]}, "scale": None}
+    weights = Weights(network.state_dict(), description)
+    save_training(tmp_path / "last.pt", weights, {"epoch": 3})
+    content, found = (tmp_path / "last.pt").read_bytes(), 0
+    for place in range(0, len(content), len(content) // 150):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        (tmp_path / "bad.pt").write_bytes(damaged)
+        try:
+            again, state = load_training(tmp_path / "bad.pt")
+        except ValueError as error:
+            assert f"{tmp_path / 'bad.pt'} is" in str(error)
+            found += 1
+        else:  # between the parts of the file
+            assert (weights_hash(again.tensors), again.description) == (
+                weights_hash(weights.tensors),
+                description,
+            )
+            assert state == {"epoch": 3}
+    assert found > 100
+
+
 def test_an_export_that_fails_leaves_the_last_one(emotion_weights, tmp_path):
     path = write(tmp_path / "weights.safetensors", emotion_weights)
     before = path.read_bytes()
@@ -311,6 +358,42 @@ def test_a_file_that_is_not_there_is_named(tmp_path, lite_network, ending):
     ):
         with pytest.raises(FileNotFoundError, match=rf"checkpoint: no file .*absent\.{ending}"):
             call(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers_are_refused_by_name(value):
+    network, tensors = small(), {name: v.clone() for name, v in small().state_dict().items()}
+    before = snapshot(network)
+    tensors["1.weight"][0, 1] = value
+    with pytest.raises(ValueError, match=r"file\.pt .*: 1\.weight holds values that are NaN or infinite$"):
+        load_tensors(network, tensors, "file.pt")
+    assert snapshot(network) == before
+
+
+WRONG = {
+    "are not different names": {"architecture": {"emotions": ["awe", "fear", "awe"]}},
+    "1 ratings for 10 outputs": {"architecture": {"emotions": [], "outputs": 10}, "scale": PARA.as_dict()},
+    "is damaged: 'architecture'": {"architecture": None},
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_a_description_that_does_not_fit_itself_is_refused(said, ending, tmp_path):
+    description = {"format": 1, "task": "aesthetics", "scale": None, **WRONG[said]}
+    if description["architecture"] is None:
+        del description["architecture"]
+    path = write(tmp_path / f"wrong.{ending}", Weights({"x": torch.zeros(1)}, description))
+    with pytest.raises(ValueError, match=f"the description in .*wrong.{ending} .*{said}"):
+        load_weights(path)
+
+
+def test_a_class_list_of_another_length_is_refused(emotion_weights):
+    architecture = {**emotion_weights.description["architecture"], "emotions": EMOTIONS[:7]}
+    with pytest.raises(ValueError, match=r"emotion\.classifier\.bias is \(8,\), the network's is \(7,\)"):
+        Weights(
+            emotion_weights.tensors, {**emotion_weights.description, "architecture": architecture}
+        ).build()
 
 
 # ---- tensors into networks ----------------------------------------------------------------------------

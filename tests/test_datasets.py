@@ -11,7 +11,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -429,7 +429,11 @@ def edit_cell(path, line, column, value):
         ("aestheticScore_mean", "nan", "row 3: 'aestheticScore_mean' is 'nan', expected a number"),
         ("aestheticScore_mean", "inf", "row 3: 'aestheticScore_mean' is 'inf', expected a number"),
         ("aestheticScore_mean", "good", "row 3: 'aestheticScore_mean' is 'good', expected a number"),
-        ("imgEmotion_awe", "-1", "row 3: 'imgEmotion_awe' is '-1', expected a number of votes, 0 or more"),
+        (
+            "imgEmotion_awe",
+            "-1",
+            "row 3: 'imgEmotion_awe' is '-1', expected a whole number of votes, 0 or more",
+        ),
         (
             "imageName",
             "p60_.jpg",
@@ -452,6 +456,21 @@ def test_a_row_without_any_vote_is_refused(tmp_path):
     assert "row 4: 'imgEmotion_neutral' is '0', expected at least one vote" in message(
         ValueError, "para", tmp_path, ("test",)
     )
+
+
+def test_para_without_one_of_its_count_columns_is_refused(tmp_path):
+    path = make_para(tmp_path, bins=True) / "annotation" / "PARA-GiaaTest.csv"
+    whole = path.read_text()
+    for column in ("aestheticScore_2.5", "imgEmotion_awe"):
+        path.write_text(whole.replace(column, "other"))
+        assert f"has no column '{column}'" in message(ValueError, "para", tmp_path, ("test",))
+
+
+def test_para_list_of_identical_pictures_names_two_a_line(tmp_path):
+    root = make_para(tmp_path)
+    (root / "annotation" / "identical_images.txt").write_text("p1_.jpg p2_.jpg\np3_.jpg\n")
+    text = "identical_images.txt row 2 has one name, expected two or more, of one picture"
+    assert text in message(ValueError, "para", root)
 
 
 def test_row_numbers_survive_blank_lines(tmp_path):
@@ -579,9 +598,28 @@ def test_ava_needs_its_files(tmp_path):
 def test_ava_text_row_errors_count_from_one(tmp_path):
     rows = [*AVA_ROWS[:2], AVA_ROWS[2].replace(" 41 ", " -41 "), *AVA_ROWS[3:]]
     (make_ava(tmp_path) / "AVA.txt").write_text("\n".join(rows))
-    assert "AVA.txt row 3: 'votes_5' is '-41', expected a number of votes" in message(
+    assert "AVA.txt row 3: 'votes_5' is '-41', expected a whole number of votes" in message(
         ValueError, "ava", tmp_path
     )
+
+
+def test_ava_votes_that_cannot_be(tmp_path):
+    rows = [*AVA_ROWS[:2], AVA_ROWS[2].replace(" 41 ", " 4156 "), *AVA_ROWS[3:]]
+    (make_ava(tmp_path) / "AVA.txt").write_text("\n".join(rows))
+    text = "AVA.txt row 3: 'votes_5' is '4156', expected at most 1000 votes in votes_1 to votes_10"
+    assert text in message(ValueError, "ava", tmp_path)
+    (tmp_path / "AVA.txt").write_text("\n".join([*rows[:2], rows[2].replace(" 4156 ", " 4.5 ")]))
+    assert "row 3: 'votes_5' is '4.5', expected a whole number" in message(ValueError, "ava", tmp_path)
+    (tmp_path / "AVA.txt").write_text("\n".join([*rows[:2], rows[2].replace(" 4156 ", " 41")]))
+    assert "row 3 has 14 cells, expected 15" in message(ValueError, "ava", tmp_path)
+
+
+def test_ava_csv_votes_and_their_mean_must_agree(tmp_path):
+    make_ava_csv(tmp_path, "train", range(1, 9))
+    make_ava_csv(tmp_path, "test", range(20, 24))
+    edit_cell(tmp_path / "test.csv", 3, "score11", "4")
+    text = "test.csv row 3: 'MOS' is '7.75', expected the mean of its votes, 8.2"
+    assert text in message(ValueError, "ava", tmp_path)
 
 
 def test_ava_duplicate_id(tmp_path):
@@ -653,6 +691,12 @@ def test_iae_lists_must_name_the_same_pictures_and_known_codes(tmp_path):
     (root / "test_emo_list.txt").write_text("8 1\n9 8\n10 1\n11 1\n")
     assert "test_emo_list.txt row 2: 'label' is '8', expected one of 0, 1" in message(ValueError, "iae", root)
     assert "train_aes_list.txt" in message(FileNotFoundError, "iae", root / "images", ("train",))
+
+
+def test_iae_lists_are_labels_or_ratings_and_no_mixture(tmp_path):
+    # One 7 among labels would make all of them ratings, none of them high.
+    text = message(ValueError, "iae", make_iae(tmp_path, labels=(0, 1, 7, 0)))
+    assert "train_aes_list.txt row 3: 'label' is '7', expected 0 and 1 in the whole list, or means" in text
 
 
 @pytest.mark.parametrize("columns", [10, 11])
@@ -1206,7 +1250,8 @@ def test_csv_paths_as_people_write_them(tmp_path, monkeypatch):
     (root / "broken.png").symlink_to(elsewhere / "gone.png")
     monkeypatch.setenv("HOME", str(elsewhere))
     written = ["./a.png", "sub\\b.png", "c.png", "d.png", "e", str(elsewhere / "f.png"), "link.png"]
-    written += ["~/h.png", "linked/g.png", "../elsewhere/h.png", "broken.png"]
+    write_pictures(root, ["~office.png", "~root/i.png"])
+    written += ["~office.png", "~root/i.png", "~/h.png", "linked/g.png", "../elsewhere/h.png", "broken.png"]
     rows = [[name, 1 + 0.1 * i, "test"] for i, name in enumerate(written)]
     write_table(root / "tables" / "t.csv", ["path", "score", "split"], rows)
     test = load_dataset("csv", root, ("test",), DataOptions(table="tables/t.csv"))["test"]
@@ -1355,12 +1400,41 @@ def test_csv_of_a_spreadsheet(tmp_path, separator):
     assert sum(len(s) for s in load_dataset("csv", tmp_path).values()) == 9
 
 
-def test_csv_that_is_no_table(tmp_path):
-    for text in ("", 'path,score\n"a', "path,score\na.png,1,2,3\n"):
-        (tmp_path / "r.csv").write_text(text)
-        assert "r.csv is no readable table" in message(ValueError, "csv", tmp_path)
-    (tmp_path / "r.csv").write_text("path,score\n\n")
-    assert "r.csv has no rows" in message(ValueError, "csv", tmp_path)
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "r.csv is no readable table: it is empty."),
+        (b"path,score\n\n", "r.csv has no rows."),
+        (b'path,score\n\n"a', "row 3: unexpected end of data."),
+        (b'path,score\na.png,"3"5\n', "row 2: ',' expected after '\"'."),
+        (b"path,score\na.png,1,2,3\n", "row 2 has 4 cells, expected 2."),
+        (b"path,score,x\na.png,1\n", "row 2 has 2 cells, expected 3."),
+        (b"path,score\na.png,1\n\npath, score\n", "row 4 is the header again."),
+        (b"path,score,score\na.png,1,2\n", "its header has 'score' twice."),
+        (b"path,score\na.png,1\nb\xe4.png,2\n", "row 3 is not UTF-8; save it in this encoding."),
+        (b"path,score\na.png,3\x005\n", "row 2 has a zero byte; save it as plain text in UTF-8."),
+        ("path,score\na.png,1\n".encode("utf-16-le"), "row 1 has a zero byte"),
+    ],
+)
+def test_csv_that_is_no_table(tmp_path, content, words):
+    (tmp_path / "r.csv").write_bytes(content)
+    assert words in message(ValueError, "csv", tmp_path)
+
+
+def test_csv_numbers_are_decimals_and_nothing_else_that_python_reads(tmp_path):
+    root = make_csv(tmp_path)
+    for text in ("1_0", "\u0663", "0x3", "infinity", "True", "3,5", "1e309", "3 4"):
+        edit_cell(tmp_path / "ratings.csv", 5, "score", text)
+        assert f"row 5: 'score' is '{text}', expected a number" in message(ValueError, "csv", root)
+    edit_cell(tmp_path / "ratings.csv", 5, "score", "1e30")
+    assert "row 5: 'score' is '1e30', expected a value from -1e+15" in message(ValueError, "csv", root)
+
+
+def test_csv_count_columns_with_a_gap_are_asked_for(tmp_path):
+    root = make_csv(tmp_path, ["path", "c1", "c2", "c4"], [[f"{i}.png", 1, 2, 3] for i in range(30)])
+    assert "has columns c1, c2, c4: is one missing between them?" in message(ValueError, "csv", root)
+    named = load_dataset("csv", root, options=DataOptions(count_columns="c1,c2,c4"))["train"]
+    assert named.bins == (1, 2, 4)
 
 
 @pytest.mark.parametrize(
@@ -1380,6 +1454,9 @@ def test_range_of_a_csv_is_rounded_outwards(scores, expected):
 
 
 @given(st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=9))
+@example([0.0, 5e-324])
+@example([1.0, 1 + 2**-52])
+@example([-1e15, 1e15])
 @settings(max_examples=100, deadline=None)
 def test_rounded_range_holds_all_scores(scores):
     low, high = round_outwards(np.array(scores))

@@ -1,6 +1,10 @@
 """Decoding: every kind of picture becomes the same pixels as PIL's, and every other file a clear sentence."""
 
+import os
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -9,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from decoding import MARGIN, DecodeError, decode, normalise, stack
+from decoding import MARGIN, MOST_SCANS, DecodeError, decode, normalise, stack
 
 
 def random_image(seed=0, size=(8, 6)):
@@ -116,6 +120,7 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 50
         ("a.NEF", b"II*\0", "a raw camera file; convert it to JPEG first"),
         ("a.jpg", b"hello", "not a picture in a known format"),
         ("a.jpg", None, "there is no such file"),
+        ("x" * 300 + ".jpg", None, "File name too long"),
     ],
 )
 def test_files_that_are_no_pictures_are_named_with_their_reason(tmp_path, name, content, reason):
@@ -148,6 +153,76 @@ def test_floating_point_pictures_are_refused(tmp_path):
     path = saved(tmp_path, Image.fromarray(np.ones((4, 4), np.float32)), "f.tif")
     with pytest.raises(DecodeError, match="floating-point pixels have no agreed range"):
         decode(path)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16"])
+def test_conversions_in_bands_are_those_of_the_whole(tmp_path, monkeypatch, mode):
+    image = random_image(5, (7, 50))
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image)[..., 0].astype(np.uint16) * 300)
+    else:
+        image.putalpha(random_image(6, (7, 50)).convert("L"))
+        image = image.quantize(9) if mode == "P" else image.convert(mode)
+    path = saved(tmp_path, image)
+    whole = decode(path)
+    monkeypatch.setattr("decoding.ROWS", 16)
+    assert (decode(path) == whole).all()
+
+
+def test_every_sixteen_bit_value_is_rounded_to_the_nearest(tmp_path):
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    pixels = decode(saved(tmp_path, Image.fromarray(values)))[..., 0]
+    assert (pixels == np.rint(values / 257)).all()
+
+
+def test_a_jpeg_of_endless_scans_is_refused(tmp_path):
+    path = saved(tmp_path, random_image(), "scans.jpg", progressive=True)
+    content = path.read_bytes()
+    last = content[content.rindex(b"\xff\xda") : -2]
+    for more, refused in ((80, False), (MOST_SCANS, True)):
+        path.write_bytes(content[:-2] + more * last + content[-2:])
+        if refused:
+            with pytest.raises(DecodeError, match=r"a JPEG of 1\d\d scans, .*; more than 100 are refused"):
+                decode(path)
+        else:
+            assert decode(path).shape == (6, 8, 3)
+
+
+def test_a_file_that_would_start_another_program_is_no_picture(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n")
+    with pytest.raises(DecodeError, match="not a picture in a known format"):
+        decode(tmp_path / "a.jpg")
+
+
+def test_a_pipe_and_a_folder_are_errors_and_no_wait(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(DecodeError, match=r"pipe\.jpg cannot be decoded: a pipe or device, not a file"):
+        decode(tmp_path / "pipe.jpg")
+    with pytest.raises(DecodeError, match="a folder, not a picture"):
+        decode(tmp_path)
+
+
+def test_warnings_of_pillow_stay_off_in_threads_and_others_are_heard(tmp_path):
+    path = saved(tmp_path, random_image().quantize(4), transparency=bytes([0, 255, 255, 255]))
+    with warnings.catch_warnings(), ThreadPoolExecutor(4) as pool:
+        warnings.simplefilter("error")
+        list(pool.map(decode, [path] * 40))
+        with pytest.raises(UserWarning, match="heard"):
+            warnings.warn("heard", stacklevel=1)
+
+
+@pytest.mark.parametrize(("large", "seconds", "meets"), [(47, 0.2, False), (48, 60, True)])
+def test_large_pictures_are_decoded_one_at_a_time(tmp_path, monkeypatch, large, seconds, meets):
+    path, together = saved(tmp_path, random_image()), threading.Barrier(2, timeout=seconds)
+
+    def meet(image):
+        together.wait()
+        return image
+
+    monkeypatch.setattr("decoding._upright", meet)
+    monkeypatch.setattr("decoding.LARGE", large)  # the picture has 48
+    with nullcontext() if meets else pytest.raises(DecodeError), ThreadPoolExecutor(2) as pool:
+        list(pool.map(decode, [path] * 2))
 
 
 # ---- large JPEGs, not exactly -----------------------------------------------------------------------

@@ -190,6 +190,8 @@ def results(root: Path) -> dict[str, np.ndarray]:
     found |= fit(good, accumulate=1)
     found |= {f"accumulated_{name}": value for name, value in fit(good, accumulate=2).items()}
     said = distributed.broadcast(f"from {distributed.rank()}")
+    largest = distributed.largest([distributed.rank(), 5 - distributed.rank()], COMPUTE.device)
+    found["largest"] = np.array(largest)
     found["ranks"] = np.array(distributed.gather((distributed.rank(), said)))
     return found
 
@@ -321,6 +323,10 @@ def test_values_are_gathered_in_the_order_of_ranks_and_told_by_the_first(one, tw
         assert found["ranks"].tolist() == [["0", "from 0"], ["1", "from 0"]]
 
 
+def test_the_largest_of_each_value_is_known_to_both(one, two):
+    assert [found["largest"].tolist() for found in (one, *two)] == [[0, 5], [1, 5], [1, 5]]
+
+
 def test_training_runs_through_torchrun_and_writes_one_log(root, tmp_path):
     words = ["--dataset", "csv", "--data-root", root, "--output", tmp_path / "run", "--skip-broken"]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", ROOT / "main.py"]
@@ -363,13 +369,13 @@ def test_synchronised_batchnorm_is_refused_on_a_cpu(root, tmp_path, capsys):
 def test_synchronised_batchnorm_and_broken_pictures_exclude_each_other(tmp_path):
     config = load_config(words=["train.sync_batchnorm=true", "data.skip_broken=true"])
     with pytest.raises(ValueError, match=r"train\.sync_batchnorm does not go with --skip-broken: a process"):
-        training.check_processes(config, torch.device("cuda"), tmp_path / "last.pt")
+        training.check_processes(config, torch.device("cuda"), tmp_path)
 
 
 def test_processes_that_do_not_share_the_output_folder_are_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(distributed, "gather", lambda value: [value, not value])
     with pytest.raises(ValueError, match=r"last\.pt is there for some processes and not for others"):
-        training.check_processes(load_config(), torch.device("cpu"), tmp_path / "last.pt")
+        training.check_processes(load_config(), torch.device("cpu"), tmp_path)
 
 
 def test_a_run_that_stopped_before_an_option_came_had_its_default():
@@ -391,6 +397,8 @@ def test_alone_everything_is_a_no_op():
         assert distributed.wrap(model, device, "bf16") is distributed.synchronise_batchnorm(model) is model
         assert (distributed.gather(3), distributed.broadcast(3)) == ([3], 3)
         assert distributed.total(torch.tensor(3.0)) == 3
+        assert distributed.largest([3, 1], device) == [3, 1]
+        distributed.wait_for_all()
         distributed.share_buffers(model)
 
 
@@ -419,3 +427,14 @@ def test_auto_takes_what_is_there(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(ValueError, match="is not on this machine"):
         distributed.choose_device("cuda")
+
+
+def test_the_loss_of_another_process_is_one_sentence(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend: None)
+    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: None)
+    said = "process 0 lost another, whose own error says why it has ended .*gloo.* reset by peer"
+    with pytest.raises(ConnectionError, match=said), distributed.session("cpu"):
+        raise RuntimeError("[/gloo/pair.cc:545] Read error:\n Connection reset by peer")
+    with pytest.raises(RuntimeError, match=r"^something else$"), distributed.session("cpu"):
+        raise RuntimeError("something else")

@@ -233,16 +233,29 @@ def test_a_loss_that_is_no_number_names_step_and_pictures_and_keeps_the_weights(
     batches[1].scores[2] = math.nan
     after_first = Toy()
     fit(after_first, batches[:1])
-    named = r"the loss is nan at step 2 of epoch 4 \(pictures picture 4, picture 5, picture 6, picture 7\)"
+    named = r"loss is nan at step 2 of epoch 4, learning rate [\d.e-]+ \(pictures picture 4, .* picture 7\);"
     with pytest.raises(FloatingPointError, match=named):
         fit(model, batches, epoch=3)
     assert torch.equal(weights(model), weights(after_first))
 
 
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_gradient_that_is_no_number_is_found_before_it_reaches_the_weights(clip):
+    model, batch = Toy(), batch_of(pictures(4))
+    start = weights(model).clone()
+    for parameter in model.parameters():
+        parameter.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(
+        FloatingPointError, match=r"norm of the gradients is (inf|nan) at step 1 of epoch 1, lear"
+    ):
+        fit(model, [batch], clip=clip)
+    assert torch.equal(weights(model), start)
+
+
 def test_the_error_names_eight_pictures_at_most():
     batch = batch_of(pictures(11))
     batch.scores[0] = math.inf
-    with pytest.raises(FloatingPointError, match=r"picture 7 and 3 more\); a lower optimizer"):
+    with pytest.raises(FloatingPointError, match=r"picture 7 and 3 more\); the weights stay as they were"):
         fit(Toy(), [batch])
 
 

@@ -15,7 +15,7 @@ FILES = {f"{name}.py": tree for name, tree in MODULES.items()} | {
 # A module imports from the levels below its own; from its own level only what is named here.
 LEVELS = [
     {"depthwise", "folding", "recompute", "decoding", "losses", "config", "distributed", "demo"},
-    {"backbones"},
+    {"backbones", "interruption"},
     {"EAMBNet"},
     {"metrics", "datasets", "checkpoint"},
     {"engine"},

@@ -9,6 +9,7 @@ import pytest
 from small import UNTRAINED, command, evaluate, read_csv, train, write_csv
 
 import evaluation
+import interruption
 import main as program
 import predict
 import referee
@@ -440,3 +441,33 @@ def test_what_was_trained_scores_photographs(score_run, scored_set, tmp_path):
     tested = read_csv(score_run / "test" / "predictions.csv")
     expected = {row["id"]: float(row["prediction"]) for row in tested if row["id"] in found}
     assert found == pytest.approx(expected, abs=1e-4)
+
+
+# ---- the command that resumes
+
+
+@pytest.mark.parametrize(
+    ("ranks", "started"),
+    [
+        ({}, "python main.py"),
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, "torchrun --standalone --nproc_per_node=2 main.py"),
+        (
+            {"WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"},
+            "torchrun (--nnodes and the rest as before) --nproc_per_node=8 main.py",
+        ),
+    ],
+)
+def test_the_command_that_resumes_is_the_one_that_began(ranks, started, monkeypatch):
+    for name, value in ranks.items():
+        monkeypatch.setenv(name, value)
+    options = parse(["train", "--force", "--output", "a run", "train.epochs=3", "--dataset", "demo"])
+    expected = f"{started} train --output 'a run' train.epochs=3 --dataset demo --resume"
+    assert program.resuming(options.words) == expected
+
+
+def test_a_stopped_training_has_its_code_in_scripts_too(capsys):
+    def stopped(options):
+        raise interruption.Stopped(15)
+
+    assert program.guarded(stopped, None, "stopped here") == 143
+    assert capsys.readouterr().err == "stopped here\n"

@@ -559,17 +559,20 @@ def test_names_that_are_there_twice(made, capsys):
     refused(made, capsys, "two rows or seeds are the run 'a'", measure=False)
     made.tables(A=["a"])
     made.published("block,method,srcc,plcc,accuracy,source,note\n" + 2 * "others,X,.7,,,paper,\n")
-    refused(made, capsys, "others: two rows are named 'X'", measure=False)
+    refused(made, capsys, "published.csv row 3: others, X is in row 2 too", measure=False)
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("others,X,.7,,, ,", "others, row X has no source"),
-        ("others,,.7,,,paper,", "published.csv: others, row 2 has no block or no method"),
-        ("others,X,1.7,,,paper,", "others, row X: srcc is '1.7', not a figure up to 1"),
+        ("others,X,.7,,, ,", "published.csv row 2: others, X has no source"),
+        ("others,,.7,,,paper,", "published.csv row 2: others,  has no block or no method"),
+        ("others,X,1.7,,,paper,", "others, X: srcc is '1.7', not a figure up to 1"),
         ("others,X,about .7,,,paper,", "srcc is 'about .7', not a figure"),
-        ("others,X,.7,,,Smith, Table 1,", "others, row X has too many cells"),
+        (
+            "others,X,.7,,,Smith, Table 1,",
+            "published.csv is no readable table: row 2 has 8 cells, expected 7",
+        ),
         ("alone,X,.7,,,paper,", "must be both in published.csv and in a table"),
     ],
 )

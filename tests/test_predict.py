@@ -1,19 +1,26 @@
 """Scoring pictures: every file gets its own figures or its reason, in order, and nothing is overwritten."""
 
+import copy
 import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+import threading
+import time
+import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
 import checkpoint
+import panels
 import predict
 from backbones import LITE0, normalisation
 from decoding import DecodeError, decode, normalise
@@ -209,8 +216,8 @@ def test_rating_bins_become_columns_that_give_score_and_deviation(model, album, 
 def test_a_row_is_on_the_disk_before_the_next_picture_is_asked_for(album, weights, tmp_path, monkeypatch):
     whole = Scorer.score_all
 
-    def interrupted(self, paths):
-        results = whole(self, paths)
+    def interrupted(self, paths, first):
+        results = whole(self, paths, first)
         yield next(results)
         yield next(results)
         raise KeyboardInterrupt
@@ -229,6 +236,31 @@ def test_the_table_on_standard_output_is_aligned_and_on_one_line_a_picture(weigh
     assert first.index(f"{tmp_path}/two\\nlines.jpg") == header.index("path")
     assert second.split()[:3] == ["-", "-", "-"]
     assert second.endswith("z.jpg: the file is empty")
+
+
+def test_no_text_is_a_formula_and_pandas_reads_the_same_paths_again(weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named = [*("-x.jpg", "=1+1.jpg", "+a.jpg", "@b.jpg", "\tc.jpg", "\rd.jpg", "\n=e.jpg"), "plain.jpg"]
+    others = ['a "b", c.jpg', "two\r\nlines.jpg", "😀.jpg", "ä.jpg", "'.jpg", " =.jpg", "sub,;\t.jpg"]
+    for name in named + others:
+        blotches(len(name)).save(tmp_path / name)
+    names = [name for name in named + others if not {"\r", "\n"} & set(name)]
+    listed = io.BytesIO("".join(f"{name}\n" for name in names).encode())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(listed, encoding="utf-8"))
+    assert call(["-", "*[de].jpg", "two*"], weights, "--output", "scores.csv") == 0
+    for row in read_csv(Path("scores.csv")):
+        assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) for cell in row.values())
+    table = pd.read_csv("scores.csv")
+    assert sorted(path.removeprefix("./") for path in table.path) == sorted(named + others)
+    assert table.path[0] == "./-x.jpg"
+    assert table.score.dtype == float
+
+
+def test_an_error_that_looks_like_a_formula_is_marked_and_numbers_stay_numbers():
+    row = predict.without_formulas(
+        {"path": "a.jpg", "score": -1.5, "error": "=cmd|'/c calc'!A1", "emotion": None}
+    )
+    assert row == {"path": "a.jpg", "score": -1.5, "error": "'=cmd|'/c calc'!A1", "emotion": None}
 
 
 # ---- percentiles ---------------------------------------------------------------------------------
@@ -265,18 +297,6 @@ def test_a_high_or_low_network_gives_a_probability_whatever_the_ratings_were(mod
     assert (scored.score_min, scored.score_max, scored.percentile) == (0.0, 1.0, None)
 
 
-def test_scores_depend_neither_on_batches_nor_on_workers(scorer, weights, album):
-    paths = [album / name for name in ALBUM]
-    scores = [[result.score for result in scorer.score_all(paths)]]
-    for batch_size, workers in ((1, 0), (3, 2)):
-        other = Scorer(weights, device="cpu", batch_size=batch_size, workers=workers)
-        scores.append([result.score for result in other.score_all(paths)])
-    missing = [[value is None for value in row] for row in scores]
-    assert missing == 3 * [[name not in GOOD for name in ALBUM]]
-    values = np.array([[value for value in row if value is not None] for row in scores])
-    assert np.ptp(values, axis=0).max() < 1e-5 * 4
-
-
 def test_three_lines_of_python(album, weights, model, monkeypatch):
     monkeypatch.setattr(predict, "SHIPPED", weights)
     result = Scorer().score(album / "b.jpg")
@@ -298,16 +318,81 @@ def test_no_paths_give_no_results(scorer):
 def test_folders_and_pipes_are_reasons_not_a_hang(scorer, tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     reasons = [result.error for result in scorer.score_all([tmp_path / "pipe.jpg", tmp_path])]
-    assert reasons == ["a pipe or device, not a file", "a folder that cannot be listed"]
+    assert reasons == [
+        "a pipe or device, not a file",
+        "a folder, not a picture, or one that cannot be listed",
+    ]
 
 
-def test_a_network_that_gives_no_number_is_a_reason(model, album, tmp_path):
-    tensors = model.state_dict() | {"head.5.bias": torch.tensor([float("nan")])}
-    file = export(tmp_path / "w.safetensors", model, FOUR_STARS)
-    checkpoint.export_weights(file, checkpoint.Weights(tensors, checkpoint.load_weights(file).description))
-    [result] = Scorer(file, device="cpu").score_all([album / "b.jpg"])
+def test_a_network_that_gives_no_number_is_a_reason(weights, album):
+    scorer = Scorer(weights, device="cpu")
+    scorer.network.model.network.head[5].bias.fill_(float("nan"))
+    [result] = scorer.score_all([album / "b.jpg"])
     assert result.score is None
     assert "not a number" in result.error
+
+
+def scores_of(scorer, paths):
+    return {result.path: result.score for result in scorer.score_all(paths) if not result.error}
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def with_workers(scorer, batch_size, workers):
+    """A Scorer with the same network, which takes a while to build."""
+    other = copy.copy(scorer)
+    other.batch_size, other.workers = batch_size, workers
+    return other
+
+
+def test_a_score_is_the_same_in_any_company(scorer, album):
+    paths = [str(album / name) for name in ALBUM] + [str(album / GOOD[2])]
+    expected = scores_of(with_workers(scorer, 1, 0), paths)
+    assert list(expected) == [str(album / name) for name in GOOD]
+    for batch_size, workers in ((1, 2), (2, 1), (3, 0), (3, 2), (16, 4)):
+        other = with_workers(scorer, batch_size, workers)
+        for order in (paths, paths[::-1], paths[3:]):
+            wanted = {path: expected[path] for path in order if path in expected}
+            assert scores_of(other, order) == pytest.approx(wanted, abs=1e-5 * 4)
+
+
+def test_scoring_leaves_torch_and_the_warnings_as_they_were(scorer, album, two_threads):
+    results = with_workers(scorer, 1, 2).score_all([album / name for name in ALBUM])
+    next(results)
+    assert torch.get_num_threads() == 2
+    results.close()
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert seen == [2]
+    with pytest.warns(UserWarning, match="heard"):
+        warnings.warn("heard", stacklevel=1)
+
+
+def test_workers_are_one_per_core_unless_told_otherwise(two_threads):
+    assert [predict.worker_threads(workers, on_cpu=True) for workers in (-1, 0, 5)] == [2, 0, 5]
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_work_in_threads_comes_back_in_order_and_runs_no_further_ahead_than_one_item_each(threads):
+    asked = []
+    items = (asked.append(number) or number for number in range(20))
+    results = predict.in_threads(lambda number: (time.sleep(0.002 * (number % 3)), number)[1], items, threads)
+    assert next(results) == 0
+    assert len(asked) == threads + 1
+    assert list(results) == list(range(1, 20))
+
+
+def test_an_error_in_a_thread_is_the_callers():
+    with pytest.raises(ZeroDivisionError):
+        list(predict.in_threads(lambda number: 1 // number, [1, 0, 1], 2))
 
 
 # ---- finding pictures ------------------------------------------------------------------------------
@@ -412,7 +497,7 @@ def test_the_rows_of_all_parts_are_the_rows_of_the_whole(scored, album, weights,
     for row in rows:
         assert row["error"] == whole[row["path"]]["error"]
         if row["score"]:
-            assert float(row["score"]) == pytest.approx(float(whole[row["path"]]["score"]), abs=1e-4)
+            assert float(row["score"]) == pytest.approx(float(whole[row["path"]]["score"]), abs=1e-5 * 4)
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/2/3", "-1/2", "1/0", "1.5/2"])
@@ -438,6 +523,149 @@ def test_torchrun_leaves_no_doubt_about_parts(inside, weights, capsys, monkeypat
     monkeypatch.setenv("RANK", "0")
     assert "torchrun gives each process its part" in refused(capsys, ["b.jpg"], weights, "--shard", "1/2")
     assert "2 processes cannot all read the list" in refused(capsys, ["-"], weights)
+
+
+# ---- going on where a run was interrupted ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Pictures, some broken, one with a line break in its name."""
+    folder = tmp_path_factory.mktemp("resume") / "photos"
+    folder.mkdir()
+    for seed in range(7):
+        blotches(seed).save(folder / f"{seed}.png")
+    blotches(9).save(folder / "5\r\n,x.png")
+    for name in ("3b.png", "7.png"):
+        (folder / name).write_text("no picture")
+    return folder
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module", params=["csv", "jsonl"])
+def uninterrupted(request, photos, weights, tmp_path_factory):
+    output = tmp_path_factory.mktemp("whole") / f"scores.{request.param}"
+    assert call(photos, weights, "--output", output, "--emotions") == 1
+    return output
+
+
+def test_a_run_cut_at_any_byte_goes_on_to_the_same_bytes(
+    uninterrupted, photos, weights, tmp_path, monkeypatch
+):
+    known = Scorer(weights, device="cpu", batch_size=3)  # built once
+    monkeypatch.setattr(predict, "Scorer", lambda *arguments, **others: known)
+    whole, output = uninterrupted.read_bytes(), tmp_path / uninterrupted.name
+    cuts = [0, 1, 50, *range(200, len(whole), 499), len(whole) - 1, len(whole)]
+    lines = [place + 1 for place, byte in enumerate(whole) if byte == 10]
+    for cut in sorted({*cuts, *lines}):
+        output.write_bytes(whole[:cut])
+        assert call(photos, weights, "--output", output, "--emotions", "--resume") == 1
+        assert output.read_bytes() == whole, cut
+
+
+def test_only_the_rest_is_computed(uninterrupted, photos, weights, tmp_path, monkeypatch, capsys):
+    lines = uninterrupted.read_bytes().splitlines(keepends=True)
+    output = tmp_path / uninterrupted.name
+    output.write_bytes(b"".join(lines[:-2]))
+    decoded = []
+    monkeypatch.setattr(predict, "decode", lambda path, *rest: decoded.append(path) or decode(path, *rest))
+    assert call(photos, weights, "--output", output, "--emotions", "--resume") == 1
+    assert len(decoded) <= 2 * 3  # the batch of the last row with a score, and the last one
+    assert "8 of 10 pictures scored" in capsys.readouterr().err
+
+
+def save_small_panel(path, image, explanation):
+    """In the place of panels.save_panel, which draws for half a second."""
+    with checkpoint.written_whole(path) as unfinished:
+        unfinished.write_text(f"{image.mean():.4f} {explanation.score}")
+
+
+def test_maps_are_gone_on_with_too(photos, weights, tmp_path, monkeypatch):
+    def killed(path, *rest):
+        save_small_panel(path, *rest)
+        if path.name.startswith("3"):
+            path.with_name(f".{path.name}.1.tmp").touch()
+            raise KeyboardInterrupt
+
+    def scored(folder, *options):
+        words = ("--output", folder / "s.csv", "--maps", folder / "maps", "--maps-raw", "--emotions")
+        return call(photos, weights, *words, *options)
+
+    monkeypatch.setattr(panels, "save_panel", save_small_panel)
+    assert scored(tmp_path / "whole") == 1
+    monkeypatch.setattr(panels, "save_panel", killed)
+    assert scored(tmp_path / "cut") == 130
+    assert len(contents(tmp_path / "cut")) < len(contents(tmp_path / "whole"))
+    monkeypatch.setattr(panels, "save_panel", save_small_panel)
+    assert scored(tmp_path / "cut", "--resume") == 1
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_maps_in_the_folder_of_the_pictures_are_no_pictures(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(panels, "save_panel", save_small_panel)
+    for seed in range(3):
+        blotches(seed).save(tmp_path / f"{seed}.png")
+    words = ("--output", tmp_path / "s.csv", "--maps", tmp_path / "maps")
+    assert call(tmp_path, weights, *words) == 0
+    assert call(tmp_path, weights, *words, "--resume") == 0
+    assert len(read_csv(tmp_path / "s.csv")) == 3
+
+
+def test_without_a_file_a_resumed_run_starts(photos, weights, tmp_path, uninterrupted):
+    output = tmp_path / uninterrupted.name
+    assert call(photos, weights, "--output", output, "--emotions", "--resume") == 1
+    assert output.read_bytes() == uninterrupted.read_bytes()
+
+
+def without_a_picture(rows):
+    return rows[:3] + rows[4:]
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "words"),
+    [
+        (lambda rows: rows, (), "has other columns than this run would write"),
+        (without_a_picture, ("--emotions",), "row 3 of .* is of .*3.png, and picture 3 is .*2.png"),
+        (lambda rows: rows + rows[-1:], ("--emotions",), "has 11 rows and there are 10 pictures"),
+        (lambda rows: rows, ("--emotions", "--force"), "--resume goes on with the rows in --output"),
+        (lambda rows: rows, ("--emotions", "--maps", "maps"), "is missing, though its picture has a row"),
+        (lambda rows: [rows[0], rows[1][:60], *2000 * rows[2:]], ("--emotions",), "row 1 of .* is damaged"),
+        (
+            lambda rows: [rows[0], rows[1].replace(b",1.", b",x.", 1), *999 * rows[2:]],
+            ("--emotions",),
+            "row 1 ",
+        ),
+    ],
+)
+def test_rows_of_another_run_are_refused_and_stay(photos, weights, tmp_path, capsys, change, options, words):
+    output = tmp_path / "scores.csv"
+    call(photos, weights, "--output", output, "--emotions")
+    rows = output.read_bytes().replace(b"\r\n,x", b"?").splitlines(keepends=True)
+    rows = [row.replace(b"?", b"\r\n,x") for row in rows]
+    output.write_bytes(b"".join(change(rows)))
+    before = output.read_bytes()
+    options = [tmp_path / word if word == "maps" else word for word in options]
+    assert re.search(words, refused(capsys, photos, weights, "--output", output, "--resume", *options))
+    assert output.read_bytes() == before
+
+
+def test_rows_of_other_weights_are_refused(uninterrupted, photos, model, tmp_path, capsys):
+    output = tmp_path / uninterrupted.name
+    output.write_bytes(uninterrupted.read_bytes())
+    bias = {"head.5.bias": model.state_dict()["head.5.bias"] + 1}
+    file = export(tmp_path / "other.safetensors", model, FOUR_STARS)
+    description = checkpoint.load_weights(file).description
+    checkpoint.export_weights(file, checkpoint.Weights(model.state_dict() | bias, description))
+    message = refused(capsys, photos, file, "--output", output, "--emotions", "--resume")
+    assert re.search(r"gives .*6\.png the score .*, and now it is .*; go on with the same weights", message)
+    assert output.read_bytes() == uninterrupted.read_bytes()
+
+
+def test_resuming_needs_a_file(photos, weights, capsys):
+    assert "--resume goes on with the rows in --output FILE" in refused(capsys, photos, weights, "--resume")
 
 
 # ---- large pictures --------------------------------------------------------------------------------

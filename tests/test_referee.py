@@ -371,12 +371,22 @@ def test_shares_that_are_no_distribution_are_refused(shares, para, tmp_path, cap
     assert_refused(judge(file, para, tmp_path / "out"), said, tmp_path, capsys)
 
 
+def test_a_distribution_that_lacks_a_rating_is_refused(para, tmp_path, capsys):
+    rows = [(name(i), guess(i), 1, *[0] * 7) for i in TESTED]
+    file = table(tmp_path / "g.csv", rows, ",".join(["id,prediction", *BINS[:-1]]))
+    assert_refused(judge(file, para, tmp_path / "out"), "g.csv has no column 'p_5'", tmp_path, capsys)
+
+
 @pytest.mark.parametrize(
     "file, content, said",
     [
         ("none.csv", None, "none.csv; --predictions is a csv of id and prediction"),
-        ("g.csv.gz", b"id,prediction\n", "referee: g.csv.gz cannot be read: Not a gzipped file"),
-        ("g.csv.gz", gzip.compress(b"id,prediction\n" * 900)[:-9], "referee: g.csv.gz cannot be read: "),
+        ("g.csv.gz", b"id,prediction\n", "datasets: g.csv.gz is no readable table: Not a gzipped file"),
+        (
+            "g.csv.gz",
+            gzip.compress(b"id,prediction\n" * 900)[:-9],
+            "g.csv.gz is no readable table: Compressed file ended before",
+        ),
         ("g.csv", gzip.compress(b"id,prediction\n"), "g.csv is no readable table"),
     ],
 )

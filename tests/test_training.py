@@ -1,8 +1,16 @@
 """Whole runs, tiny: what they write, exact resuming, where first weights come from, what is refused."""
 
+import errno
 import math
+import os
 import re
+import shlex
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +32,9 @@ from small import (
 
 import checkpoint
 import engine
+import interruption
 import training
+import visualize
 from config import load_config
 from datasets import Batch, load_dataset
 from EAMBNet import EMOTIONS, Output, Scale, build_model
@@ -33,6 +43,12 @@ from training import Best, make_loss, make_optimizer, make_rating_loss
 
 COUNTS = {f"score{rating}": [(7 * i + 3 * rating) % 5 + 1 for i in range(24)] for rating in range(1, 5)}
 SHORT = ("train.score_test=false", UNTRAINED)
+
+
+@pytest.fixture(autouse=True)
+def without_drawing(monkeypatch):
+    """Half of a tiny run's time goes into its curves; the runs that all tests share have them."""
+    monkeypatch.setattr(visualize, "write_figure", lambda figure, path: Path(path).touch())
 
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -329,6 +345,184 @@ def test_best_pt_cannot_be_resumed_from(score_run, scored_set, tmp_path, capsys)
     torch.save(content, tmp_path / "run" / "last.pt")
     assert train("csv", scored_set, tmp_path / "run", *SHORT, "--resume") == 2
     assert "holds no training state to resume from" in capsys.readouterr().err
+
+
+# ---- signals, locks, disks
+
+
+def at_step(monkeypatch, step: int, act) -> None:
+    """Calls `act(run)` behind a step of the second epoch."""
+    save_if_due = training.Run.save_if_due
+
+    def acting(run):
+        if (run.epoch, run.totals.step) == (1, step):
+            act(run)
+        save_if_due(run)
+
+    monkeypatch.setattr(training.Run, "save_if_due", acting)
+
+
+def position(path: Path) -> tuple[int, int]:
+    state = checkpoint.load_training(path)[1]
+    return state["epoch"], state["totals"][0]["step"]
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_ends_the_step_and_the_command_that_it_prints_goes_on(
+    name, code, never_stopped, scored_set, emotion_run, tmp_path, monkeypatch, capsys
+):
+    words = [*LONG, "train.checkpoint_minutes=1000", "--emotion-checkpoint", emotion_run / "best.pt"]
+    handlers = [signal.getsignal(number) for number in interruption.ENDING]
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, lambda run: os.kill(os.getpid(), getattr(signal, name)))
+        assert train("csv", scored_set, tmp_path / "a run", *words, "--force") == code
+    assert [signal.getsignal(number) for number in interruption.ENDING] == handlers
+    assert position(tmp_path / "a run" / "last.pt") == (1, 2)
+    stopped, command = capsys.readouterr().err.splitlines()[-2:]
+    assert stopped == f"stopped by {name}; go on with"
+    python, program, *words = shlex.split(command)
+    assert (python, program, words[-1], "--force" in words) == ("python", "main.py", "--resume", False)
+    assert main([*words, "train.checkpoint_minutes=0"]) == 0
+    assert same(*(tensors(run / "last.pt") for run in (tmp_path / "a run", never_stopped)))
+    for file in ("metrics.jsonl", "test/predictions.csv"):
+        assert (tmp_path / "a run" / file).read_bytes() == (never_stopped / file).read_bytes()
+
+
+def test_a_signal_during_validation_need_not_wait(scored_set, tmp_path, monkeypatch):
+    def validate(run):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+        raise AssertionError("the signal did not end the validation")
+
+    monkeypatch.setattr(training, "validate", validate)
+    assert train("csv", scored_set, tmp_path / "run", *SHORT) == 143
+    assert position(tmp_path / "run" / "last.pt") == (0, 2)
+
+
+def test_a_second_signal_ends_at_once(scored_set, tmp_path, monkeypatch, capsys):
+    ended = []
+    monkeypatch.setattr(training.os, "_exit", ended.append)
+
+    def twice(run):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+        end = time.monotonic() + 10
+        while not ended and time.monotonic() < end:
+            time.sleep(0.01)
+
+    at_step(monkeypatch, 1, twice)
+    train("csv", scored_set, tmp_path / "run", *SHORT, "train.epochs=2")
+    assert ended == [130]
+    assert "a second signal ends at once" in capsys.readouterr().err
+
+
+HOLD = """
+import fcntl, sys
+file = open(sys.argv[1], "a+")
+fcntl.lockf(file, fcntl.LOCK_EX)
+file.write("process 7 on another since noon")
+file.flush()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_runs_in_one_folder_are_refused_until_the_first_is_dead(score_run, scored_set, tmp_path, capsys):
+    output = shutil.copytree(score_run, tmp_path / "run")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", HOLD, output / ".lock"], **pipes) as first:
+        assert first.stdout.readline() == b"held\n"
+        before = snapshot(output)
+        for words in ((), ("--resume",), ("--force",)):
+            assert train("csv", scored_set, output, "train.epochs=2", UNTRAINED, *words) == 2
+            said = f"interruption: {output} is in use by another run (process 7 on another since noon)"
+            assert said in capsys.readouterr().err
+        assert snapshot(output) == before
+        first.kill()
+    assert train("csv", scored_set, output, "train.epochs=2", "--resume") == 0
+    assert not (output / ".lock").exists()
+
+
+def test_the_lock_names_its_process(scored_set, tmp_path, monkeypatch):
+    found = []
+    at_step(monkeypatch, 1, lambda run: found.append((tmp_path / "run" / ".lock").read_text()))
+    assert train("csv", scored_set, tmp_path / "run", *SHORT, "train.epochs=2") == 0
+    assert f"process {os.getpid()} on {socket.gethostname()} since 20" in found[0]
+
+
+def full_disk(monkeypatch, first: int, last: int) -> None:
+    """Writing checkpoints fails half-way in the run's steps from `first` to before `last`."""
+    saved, steps = torch.save, []
+
+    def save(content, file):
+        steps.append(content)
+        if first <= len(steps) < last:
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        saved(content, file)
+
+    monkeypatch.setattr(checkpoint.torch, "save", save)
+
+
+@pytest.mark.parametrize("again", [12, 1000])
+def test_a_full_disk_costs_checkpoints_and_not_the_run(
+    again, never_stopped, scored_set, emotion_run, tmp_path, monkeypatch, capsys
+):
+    # Writings 1 to 4 are of the first epoch's steps, 5 and 6 best.pt and last.pt at its end, 7 is of step 1.
+    output, words = tmp_path / "run", [*LONG, "--emotion-checkpoint", emotion_run / "best.pt"]
+    with monkeypatch.context() as patch:
+        full_disk(patch, 8, again)
+        code = train("csv", scored_set, output, *words)
+    said = capsys.readouterr().err
+    lost = f"warning: training: [Errno 28] No space left on device: {output / 'last.pt'} was not written"
+    assert f"{lost}; the newest checkpoint: epoch 2, step 1" in said
+    assert not list(output.glob(".*"))
+    if again == 1000:
+        assert code == 2
+        assert f"{output / 'last.pt'} could not be written (the newest checkpoint: epoch 2, step 1)" in said
+        assert position(output / "last.pt") == (1, 1)
+        assert train("csv", scored_set, output, *words, "--resume") == 0
+    # Three steps, before validation and behind it, then the same of the third epoch with four steps.
+    assert (said.count(lost), code) == ((4, 0) if again == 12 else (11, 2))
+    assert_same_run(output, never_stopped)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "missing"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    damage, never_stopped, scored_set, emotion_run, tmp_path, monkeypatch, capsys
+):
+    output, words = tmp_path / "run", [*LONG, "--emotion-checkpoint", emotion_run / "best.pt"]
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_at(patch, "3")
+        train("csv", scored_set, output, *words)
+    content = bytearray((output / "last.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "missing":  # between the two renamings
+        (output / "last.pt").unlink()
+    else:
+        (output / "last.pt").write_bytes(content if damage == "flipped" else content[:-1000])
+    (output / ".last.pt.7.tmp").write_bytes(b"half a checkpoint")
+    assert train("csv", scored_set, output, *words, "--resume") == 0
+    said = capsys.readouterr()
+    assert f"resumed {output / 'previous.pt'} at epoch 2, step 3\n" in said.out
+    if damage != "missing":
+        reason = {"flipped": "is damaged: the checksum of ", "cut": "is not a weights file: it is cut off"}
+        assert f"{output / 'last.pt'} {reason[damage]}" in said.err
+        assert f"the one before it is used, {output / 'previous.pt'}" in said.err
+    assert not list(output.glob(".*"))
+    assert_same_run(output, never_stopped)
+
+
+def test_without_a_whole_checkpoint_nothing_is_resumed_or_touched(score_run, scored_set, tmp_path, capsys):
+    output = shutil.copytree(score_run, tmp_path / "run")
+    for name in ("last.pt", "previous.pt"):
+        (output / name).write_bytes(b"no checkpoint")
+    before = snapshot(output)
+    assert train("csv", scored_set, output, "train.epochs=2", "--resume") == 2
+    error = capsys.readouterr().err
+    assert all(f"{output / name} is not a weights file" in error for name in ("last.pt", "previous.pt"))
+    assert snapshot(output) == before
 
 
 # ---- runs that exist already
@@ -1045,7 +1239,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(
     monkeypatch.setattr(training, "make_loss", nan_in_the_second_epoch)
     assert train("csv", scored_set, tmp_path / "run", "train.epochs=2", *SHORT) == 2
     error = capsys.readouterr().err
-    assert "the loss is nan at step 1 of epoch 2 (pictures 0_0" in error
+    assert "the loss is nan at step 1 of epoch 2, learning rate 3e-05 (pictures 0_0" in error
     weights, state = checkpoint.load_training(tmp_path / "run" / "last.pt")
     assert (state["epoch"], state["totals"][0]["step"]) == (1, 0)
     assert all(torch.isfinite(value).all() for value in weights.tensors.values())
@@ -1169,3 +1363,11 @@ def test_correlation_is_added_with_its_weight():
     expected = ((p[:, 0] - target) ** 2).mean() + 0.5 * (1 - np.corrcoef(p[:, 0], target)[0, 1])
     found = training.make_rating_loss(config, scale)(output, batch)
     assert found.item() == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_recomputing_blocks_changes_nothing_else(scored_set, emotion_run, tmp_path):
+    words = [*LONG, "--emotion-checkpoint", emotion_run / "best.pt"]
+    assert train("csv", scored_set, tmp_path / "a", *words) == 0
+    assert train("csv", scored_set, tmp_path / "b", *words, "train.recompute=true") == 0
+    for file in ("metrics.jsonl", "test/predictions.csv"):
+        assert (tmp_path / "a" / file).read_text() == (tmp_path / "b" / file).read_text()

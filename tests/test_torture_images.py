@@ -1,0 +1,109 @@
+"""A short torture with hostile files, and whether scripts/torture_images.py would see what goes wrong."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_export import write_checkpoint
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+import torture_images
+from torture_images import Moment
+
+
+def here(function, *arguments, seconds):
+    return function(*arguments), 0.0
+
+
+def without_large_ones(picture):
+    slow = ("real_", "long", "text", "cut")
+    return [made for made in ENORMOUS(picture) if not made.name.startswith(slow)]
+
+
+ENORMOUS = torture_images.enormous
+
+
+@pytest.fixture
+def torture(monkeypatch, tmp_path):
+    """Runs the script with a small network, in this process, without the pictures that take a second each."""
+    monkeypatch.setattr(torture_images, "apart", here)
+    monkeypatch.setattr(torture_images, "enormous", without_large_ones)
+    weights = write_checkpoint(tmp_path)
+    return lambda *words: torture_images.main([*words, "--checkpoint", str(weights)])
+
+
+def test_nothing_stops_a_run(torture, capsys):
+    assert torture("--files", "200") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("200 files made: ")
+    assert [line.split(":")[0] for line in lines[1:-1]] == [
+        *("good pictures alone", "predict", "predict, in other batches", "loader")
+    ]
+    assert all(": 200 rows, " in line for line in lines[2:-1])
+    assert lines[-1] == "0 wrong"
+
+
+def test_a_file_that_should_have_been_refused_is_seen(torture, capsys, monkeypatch):
+    def harmless(picture):
+        return [torture_images.Made("fine.jpg", "refused", torture_images.encoded(picture, "JPEG"))]
+
+    monkeypatch.setattr(torture_images, "hand_made", harmless)
+    assert torture("--files", "20") == 1
+    assert capsys.readouterr().out.count("fine.jpg: should be refused, and was not") == 3
+
+
+def test_a_used_folder_is_refused(torture, tmp_path, capsys):
+    assert torture("--output", str(tmp_path)) == 2
+    assert "holds files already; choose another folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fate", "row", "wrong"),
+    [
+        ("good", (0.5, None), []),
+        ("good", (0.500011, None), ["+1.1e-05 of the range among bad neighbours"]),
+        ("good", (None, "no"), ["should be scored, got: no"]),
+        ("scored", (None, "no"), ["should be scored, got: no"]),
+        ("refused", (0.5, None), ["should be refused, and was not"]),
+        ("refused", (None, "no"), []),
+        ("either", (0.9, None), []),
+        ("either", (None, " "), ["an empty reason"]),
+    ],
+)
+def test_each_row_is_judged(fate, row, wrong):
+    assert torture_images.judge(fate, row, (0.5, None)) == wrong
+
+
+def test_rows_that_are_missing_too_many_or_different_are_seen():
+    fates = {"a": "either", "b": "either"}
+    rows = {
+        "good pictures alone": {},
+        "one": {"a": (0.5, None)},
+        "two": {"a": (None, "no"), "b": (1.0, None)},
+    }
+    assert torture_images.compare(fates, rows | {"three": {"c": (1.0, None), **rows["two"]}}) == [
+        "one: no row for b",
+        "three: a row for c, which was not asked for",
+        "a: once 0.5, once no",
+        "a: once 0.5, once no",
+    ]
+
+
+def test_a_crash_and_a_hang_are_sentences():
+    assert torture_images.apart(os.abort, seconds=300)[0] == "crashed (exit code -6)"
+    assert torture_images.apart(time.sleep, 1000, seconds=1)[0] == "hangs; ended after 1 s"
+
+
+def test_a_soak_is_judged_by_growth_and_by_cost():
+    flat = [Moment(rows, rows / 50, 800) for rows in range(0, 10_001, 100)]
+    assert torture_images.judge_soak(flat, 10_000) == []
+    leaking = [moment._replace(memory=800 + moment.rows / 100) for moment in flat]
+    assert torture_images.judge_soak(leaking, 10_000) == [
+        "memory grew by 90 MB behind the first 1,000, allowed are 50"
+    ]
+    slowing = [moment._replace(seconds=moment.rows**1.1) for moment in flat]
+    [problem] = torture_images.judge_soak(slowing, 10_000)
+    assert problem.startswith("the last tenth took 1.3")
