@@ -674,12 +674,13 @@ class Sheet:
 
     Args:
         names: of the columns of a file without header, whose cells are divided by blanks.
+        rows: whether there must be any.
 
     Raises:
         ValueError, FileNotFoundError: no such file; no table in UTF-8, with the row that is not.
     """
 
-    def __init__(self, path: Path, names: Sequence[str] = ()):
+    def __init__(self, path: Path, names: Sequence[str] = (), rows: bool = True):
         self.path = path
         text = _read_text(path)
         records = self._words(text) if names else self._records(text)
@@ -695,10 +696,11 @@ class Sheet:
                 raise _unreadable(path, f"row {row} has {len(cells)} cells, expected {len(self.columns)}")
             if not names and [cell.strip() for cell in cells] == self.columns:
                 raise _unreadable(path, f"row {row} is the header again")
-        if not records:
+        if rows and not records:
             raise ValueError(f"datasets: {path.name} has no rows.")
         self.rows = [row for row, _ in records]
-        self.cells = dict(zip(self.columns, zip(*(cells for _, cells in records), strict=True), strict=True))
+        columns = zip(*(cells for _, cells in records), strict=True) if records else [()] * len(self.columns)
+        self.cells = dict(zip(self.columns, columns, strict=True))
 
     def _words(self, text: str) -> list[tuple[int, list[str]]]:
         """(row, cells) of each line that is not blank."""

@@ -246,9 +246,9 @@ def make_loader(path: str, side: int, count: int, way: str) -> Run:
 
 
 def make_predict(folder: str, way: str) -> Run:
-    """`main.py predict` without its start: files to scores, two decoding processes."""
+    """`main.py predict` without its start: files to scores, as many threads as torch has."""
     scorer = Scorer(
-        precision="bf16" if way.startswith("bf16") else "fp32", workers=2, exact=way == "reference"
+        precision="bf16" if way.startswith("bf16") else "fp32", workers=-1, exact=way == "reference"
     )
     if way == "reference":
         scorer.network.model = ChannelsFirst(as_reference(build("lite")))

@@ -214,7 +214,7 @@ def read_published(path: Path) -> dict[str, list[dict[str, str]]]:
     """
     blocks: dict[str, list[dict[str, str]]] = {}
     lines: dict[tuple[str, str], int] = {}
-    sheet = Sheet(path)
+    sheet = Sheet(path, rows=False)
     if tuple(sheet.columns) != PUBLISHED:
         raise ValueError(f"make_tables: {path}: its columns must be {', '.join(PUBLISHED)}")
     for line, *cells in zip(sheet.rows, *sheet.cells.values(), strict=True):

@@ -395,7 +395,7 @@ def torture(folder: Path, options: argparse.Namespace, words: list[str]) -> list
         "predict": (scored_rows, [str(folder / "files")], "a.jsonl", ["--workers", "2", *words]),
         "predict, in other batches": (
             *(scored_rows, [str(folder / "files")], "b.csv"),
-            ["--workers", "0", "--batch-size", "5", *words],
+            ["--workers", "3", "--batch-size", "5", *words],
         ),
         "loader": (loaded_rows, list(fates), "", []),
     }

@@ -401,7 +401,7 @@ def test_a_signal_during_validation_need_not_wait(scored_set, tmp_path, monkeypa
 
 def test_a_second_signal_ends_at_once(scored_set, tmp_path, monkeypatch, capsys):
     ended = []
-    monkeypatch.setattr(training.os, "_exit", ended.append)
+    monkeypatch.setattr(interruption.os, "_exit", ended.append)
 
     def twice(run):
         for number in (signal.SIGTERM, signal.SIGINT):
