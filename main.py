@@ -141,7 +141,11 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument(
-        "--workers", type=int, default=-1, help="decoding processes; -1: chosen by the machine"
+        "--workers",
+        type=int,
+        default=-1,
+        help="threads; on a CPU each decodes and scores with its share of the cores, else they decode ahead; "
+        "-1: chosen by the machine",
     )
     parser.add_argument(
         "--exact",
