@@ -1,5 +1,6 @@
 """The paper's network with the rule-made official weights, and EAMB-Net Lite: built once for all tests."""
 
+import os
 import zlib
 
 import numpy as np
@@ -10,6 +11,9 @@ import torch
 from backbones import LITE0
 from checkpoint import load_official_weights
 from EAMBNet import EMOTIONS, build_model
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # two processes of two threads each would wait for one another
 
 CBR = {1: (512, 56), 2: (512, 56), 3: (1024, 56), 4: (2048, 56), 5: (56, 256), 6: (512, 256), 7: (512, 256)}
 

@@ -632,7 +632,7 @@ def without_a_picture(rows):
         (lambda rows: rows + rows[-1:], ("--emotions",), "has 11 rows and there are 10 pictures"),
         (lambda rows: rows, ("--emotions", "--force"), "--resume goes on with the rows in --output"),
         (lambda rows: rows, ("--emotions", "--maps", "maps"), "is missing, though its picture has a row"),
-        (lambda rows: [rows[0], rows[1][:60], *2000 * rows[2:]], ("--emotions",), "row 1 of .* is damaged"),
+        (lambda rows: [rows[0], rows[1][:-20], *2000 * rows[2:]], ("--emotions",), "row 1 of .* is damaged"),
         (
             lambda rows: [rows[0], rows[1].replace(b",1.", b",x.", 1), *999 * rows[2:]],
             ("--emotions",),

@@ -384,10 +384,10 @@ def test_a_distribution_that_lacks_a_rating_is_refused(para, tmp_path, capsys):
         ("g.csv.gz", b"id,prediction\n", "datasets: g.csv.gz is no readable table: Not a gzipped file"),
         (
             "g.csv.gz",
-            gzip.compress(b"id,prediction\n" * 900)[:-9],
+            gzip.compress(b"id,prediction\n" * 900, mtime=0)[:-9],
             "g.csv.gz is no readable table: Compressed file ended before",
         ),
-        ("g.csv", gzip.compress(b"id,prediction\n"), "g.csv is no readable table"),
+        ("g.csv", gzip.compress(b"id,prediction\n", mtime=0), "g.csv is no readable table"),
     ],
 )
 def test_files_that_cannot_be_read_are_one_sentence(file, content, said, para, tmp_path, capsys):
