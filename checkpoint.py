@@ -69,13 +69,14 @@ class Weights:
     def build(self) -> Network:
         """The network with these weights, in evaluation mode."""
         arguments = {**self.description["architecture"], "emotions": self.emotions}
-        if self.task == "emotion":
-            model = EmotionNetwork(**arguments)
-        elif self.description.get("network") == "linear":
+        kind = EmotionNetwork if self.task == "emotion" else build_model
+        if self.task != "emotion" and self.description.get("network") == "linear":
             del arguments["emotions"]
-            model = LinearNetwork(**arguments)
-        else:
-            model = build_model(**arguments)
+            kind = LinearNetwork
+        try:
+            model = kind(**arguments)
+        except TypeError as error:
+            raise ValueError(f"checkpoint: the description is of no network of ours: {error}") from error
         load_tensors(model, self.tensors, "the set of tensors")
         return model.eval()
 
@@ -290,7 +291,8 @@ def load_weights(path: Path | str) -> Weights:
 
 def as_weights(tensors: Tensors | None, ids: dict, description: str | None, path: Path) -> Weights:
     """Puts together what was read from a file of ours, and refuses other files."""
-    if tensors is None or description is None or not {IDS, EMOTION_IDS} <= ids.keys():
+    whole = isinstance(tensors, dict) and description is not None
+    if not (whole and all(isinstance(ids.get(name), Tensor) for name in (IDS, EMOTION_IDS))):
         raise ValueError(
             f"checkpoint: {path} was not written by this program (it does not say what its output means). "
             "Start from an official state dict with --weights FILE or --emotion-checkpoint FILE."

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -34,6 +33,8 @@ class Signals:
     A second one ends the process at once, until `done` says that there is nothing to wait for any more.
     """
 
+    entered: Signals | None = None
+
     def __init__(self):
         self.number, self.process = 0, os.getpid()
         self.waits = self.done = False
@@ -43,16 +44,17 @@ class Signals:
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
             self.before = {number: signal.signal(number, self.handle) for number in ENDING}
             reader, self.writer = os.pipe()
-            if hasattr(os, "register_at_fork"):
+            if os.name == "posix":
                 os.set_blocking(self.writer, False)
-                os.register_at_fork(after_in_child=partial(signal.set_wakeup_fd, -1))
-            signal.set_wakeup_fd(self.writer)
+            self.wakeup = signal.set_wakeup_fd(self.writer)
+            Signals.entered = self
             threading.Thread(target=self.watch, args=[reader], daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
         if self.before:
-            signal.set_wakeup_fd(-1)
+            signal.set_wakeup_fd(self.wakeup)
+            Signals.entered = None
             os.close(self.writer)
         for number, handler in self.before.items():
             signal.signal(number, handler)
@@ -88,15 +90,28 @@ class Signals:
     @contextmanager
     def deferred(self) -> Iterator[None]:
         self.waits = True
-        yield
-        self.waits = False
+        try:
+            yield
+        finally:
+            self.waits = False
         if self.number:
             raise Stopped(self.number)
+
+
+def forget_in_child() -> None:
+    """A forked process must not write into its parent's pipe."""
+    if Signals.entered:
+        signal.set_wakeup_fd(-1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=forget_in_child)
 
 
 def outlive_one_signal(_worker: int) -> None:
     """For decoding processes: a signal to all of a group reaches them too, and the last step needs them."""
     signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of Ctrl-C; the parent ends it
 
 
 @contextmanager

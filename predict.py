@@ -283,7 +283,7 @@ class Scorer:
         batch_size = max(1, min(self.batch_size, -(-len(paths) // max(1, self.workers))))
         starts = range(first - first % batch_size, len(paths), batch_size)
         batches = [paths[start : start + batch_size] for start in starts]
-        threads = self.workers if len(batches) > 1 else 0
+        threads = self.workers if len(paths) > batch_size else 0  # as for all of them, if `first` leaves one
 
         def score(batch_paths: list[str], batch: Decoded) -> list[Scored]:
             good = [path for path, reason in zip(batch_paths, batch.reasons, strict=True) if reason is None]
@@ -487,12 +487,13 @@ def read_list(file: TextIO) -> list[str]:
 
 
 def find_pictures(
-    arguments: Sequence[str], shard: Shard | None = None, maps: Path | None = None
+    arguments: Sequence[str], shard: Shard | None = None, maps: Sequence[Path] = ()
 ) -> list[Found]:
     """The pictures that a command line names, or a part; says on standard error what folders hold beside.
 
     Args:
-        maps: the folder that the run itself writes pictures into, and perhaps did before it was interrupted.
+        maps: the folders that the run itself, with all its parts, writes pictures into, and perhaps did
+            before it was interrupted.
 
     Raises:
         ValueError: nothing was named, or no picture is in it.
@@ -505,8 +506,8 @@ def find_pictures(
     search = Search()
     for argument in arguments:
         search.add_argument(argument)
-    if maps is not None:
-        own = os.path.join(os.path.realpath(maps), "")
+    for folder in maps:
+        own = os.path.join(os.path.realpath(folder), "")
         search.pictures = {place: it for place, it in search.pictures.items() if not place.startswith(own)}
     passed_over = search.describe_passed_over()
     pictures = list(search.pictures.values())
@@ -732,7 +733,7 @@ def read_kept(output: Path, columns: Sequence[str]) -> tuple[list[Kept], int]:
             if row := as_kept(row):
                 kept.append(row)
                 length, record = length + len(record), b""
-            elif len(record) > LONGEST_ROW:
+            elif len(record) > LONGEST_ROW or (parse is parse_json and record.endswith(b"\n")):
                 raise ValueError(
                     f"predict: row {len(kept) + 1} of {output} is damaged; repair it, or write all anew with "
                     "--force"
@@ -840,8 +841,9 @@ class MapFolder:
 
     def remove_unfinished(self) -> None:
         """Removes what a killed run was writing."""
-        for path in self.folder.rglob(".*.tmp"):
-            path.unlink()
+        for ending in ("png", "npy", "emotions.txt"):
+            for path in self.folder.rglob(f".*{ending}.*.tmp"):
+                path.unlink()
 
     def write(self, scored: Scored, found: Found) -> None:
         from panels import Explanation, save_panel  # matplotlib takes a second to load
@@ -917,7 +919,9 @@ def run(options: argparse.Namespace) -> int:
     check_targets(output, folder, options.force, options.resume)
     if options.maps_raw and folder is None:
         raise ValueError("predict: --maps-raw writes beside the panels of --maps; add --maps DIR")
-    pictures = find_pictures(options.paths, among or choose_shard(options.shard), folder)
+    parts = [Shard(number + 1, among.count) for number in range(among.count)] if among else []
+    made = [part.target(options.maps) for part in parts] or [options.maps]
+    pictures = find_pictures(options.paths, among or choose_shard(options.shard), made if folder else ())
     scorer = Scorer(
         options.checkpoint,
         options.device,

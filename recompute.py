@@ -1,7 +1,7 @@
 """Training in less memory: a block's inner maps are computed again for its gradient instead of being kept.
 
-Kept are only the inputs of the backbones' blocks. A training step takes about a third longer, because each
-block runs forward twice; outputs, gradients and BatchNorm's statistics are the same.
+Kept are only the inputs of the backbones' blocks. A training step takes about a quarter longer, because
+each block runs forward twice; outputs, gradients and BatchNorm's statistics are the same.
 """
 
 from __future__ import annotations

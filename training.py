@@ -89,24 +89,31 @@ def train(
         run = Run(config, output, device, data, network, origin, signals)
         run.open_records(source, state)
         run.emotion_maps = keep_emotion_maps(run)
-        for epoch in range(run.epoch, config.train.epochs):
-            with signals.deferred():
-                found = train_epoch(run, epoch)
-            validated = validate(run)
-            with signals.deferred():
-                run.record(epoch, found, validated)
-        run.check_saved()
-        return finish(run)
+        try:
+            train_epochs(run)
+            return finish(run)
+        finally:
+            run.close_records()
+
+
+def train_epochs(run: Run) -> None:
+    for epoch in range(run.epoch, run.config.train.epochs):
+        with run.signals.deferred():
+            found = train_epoch(run, epoch)
+        validated = validate(run)
+        with run.signals.deferred():
+            run.record(epoch, found, validated)
+    run.check_saved()
 
 
 def check_output(output: Path, resume: bool, force: bool) -> None:
     if force or (resume and checkpoints(output)):
         return
-    kept = [name for name in ("last.pt", "best.pt", "metrics.jsonl") if (output / name).exists()]
+    kept = [name for name in ("last.pt", PREVIOUS, "best.pt", "metrics.jsonl") if (output / name).exists()]
     if kept:
         raise ValueError(
             f"training: {output} holds a run already ({', '.join(kept)}); go on with --resume (it needs "
-            "last.pt), choose another --output, or start over it with --force"
+            f"last.pt or {PREVIOUS}), choose another --output, or start over it with --force"
         )
 
 
@@ -706,19 +713,19 @@ class Run:
 
     def write(self, state: dict) -> None:
         """The log, best.pt and then last.pt, which must never be ahead of the others."""
-        if self.log_grew:
-            with checkpoint.written_whole(self.output / "metrics.jsonl") as temporary:
-                temporary.write_text("".join(self.log))
-            self.log_grew = False
-        if self.new_best:
-            best_epoch = {"epoch": self.best.epoch}
-            try:
-                checkpoint.save_training(self.best_file, self.new_best, best_epoch)
-            except OSError:  # kept in memory, as training goes on
+        try:
+            if self.log_grew:
+                with checkpoint.written_whole(self.output / "metrics.jsonl") as temporary:
+                    temporary.write_text("".join(self.log))
+                self.log_grew = False
+            if self.new_best:
+                checkpoint.save_training(self.best_file, self.new_best, {"epoch": self.best.epoch})
+                self.new_best = None
+        except OSError:
+            if self.new_best:  # kept in memory, as training goes on
                 tensors = {name: value.clone() for name, value in self.new_best.tensors.items()}
                 self.new_best = replace(self.new_best, tensors=tensors)
-                raise
-            self.new_best = None
+            raise
         checkpoint.save_training(self.last, self.weights(self.network), state, self.output / PREVIOUS)
 
     @contextmanager
@@ -768,6 +775,11 @@ class Run:
                     write_left_out(self.output / f"left_out_{split}.csv", rated)
             self.writer = SummaryWriter(self.output / "tensorboard", purge_step=self.epoch)
 
+    def close_records(self) -> None:
+        if self.writer:
+            with self.surviving("TensorBoard lacks the last epochs"):
+                self.writer.close()
+
     def resume(self, source: Path, state: dict) -> None:
         """Takes up optimizer, progress and log; the weights are in the network already."""
         self.optimizer.load_state_dict(state["optimizer"])
@@ -791,11 +803,11 @@ class Run:
         """Keeps broken_<split>.csv, which names each picture that could not be decoded."""
         known = self.broken.setdefault(split, set())
         if distributed.is_main() and not known.issuperset(broken):
-            known.update(broken)
-            path = self.output / f"broken_{split}.csv"
+            path, listed = self.output / f"broken_{split}.csv", known | set(broken)
             with self.surviving(f"{path} was not written"):
-                write_left_out(path, replace(self.data[split], left_out=sorted(known)))
-            print(f"{len(known)} pictures of {split} cannot be decoded and are left out: {path}", flush=True)
+                write_left_out(path, replace(self.data[split], left_out=sorted(listed)))
+                known.update(broken)
+            print(f"{len(listed)} pictures of {split} cannot be decoded and are left out: {path}", flush=True)
 
     def record(self, epoch: int, trained: dict[str, float], validated: dict[str, float]) -> None:
         """Ends an epoch: one line of metrics.jsonl, TensorBoard, last.pt, and best.pt if it is the best."""
@@ -986,9 +998,9 @@ def finish(run: Run) -> dict[str, float]:
 
     if distributed.is_main():
         (run.output / PREVIOUS).unlink(missing_ok=True)
-        with run.surviving("TensorBoard lacks the last epochs"):
-            run.writer.close()
-        save_curves(run.output / "metrics.jsonl", run.output / "curves.png")
+        run.close_records()
+        with run.surviving("curves.png was not written"):
+            save_curves(run.output / "metrics.jsonl", run.output / "curves.png")
     best = checkpoint.load_weights(run.best_file)
     chosen = best.description["best"]
     if distributed.is_main():

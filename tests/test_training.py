@@ -488,6 +488,26 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(
     assert_same_run(output, never_stopped)
 
 
+def test_the_best_weights_outlast_a_log_that_could_not_be_written(
+    never_stopped, scored_set, emotion_run, tmp_path, monkeypatch
+):
+    writing, failed = checkpoint.written_whole, []
+
+    def written_whole(path, *rest):
+        if path.name == "metrics.jsonl" and not failed:
+            failed.append(path)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return writing(path, *rest)
+
+    monkeypatch.setattr(checkpoint, "written_whole", written_whole)
+    assert (
+        train("csv", scored_set, tmp_path / "run", *LONG, "--emotion-checkpoint", emotion_run / "best.pt")
+        == 0
+    )
+    assert failed
+    assert_same_run(tmp_path / "run", never_stopped)
+
+
 @pytest.mark.parametrize("damage", ["flipped", "cut", "missing"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     damage, never_stopped, scored_set, emotion_run, tmp_path, monkeypatch, capsys
