@@ -548,7 +548,7 @@ def run(options: argparse.Namespace) -> int:
         jobs = measure_all(ways, rounds, options.threads)
     if options.output:
         with checkpoint.written_whole(options.output) as path:
-            path.write_text(json.dumps({"machine": about, "rounds": rounds, "jobs": jobs}, indent=1) + "\n")
+            path.write_text(json.dumps({"machine": about, "jobs": jobs}, indent=1) + "\n")
     return 0
 
 
