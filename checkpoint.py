@@ -309,6 +309,8 @@ def read_description(text: str, path: Path) -> dict:
         if plain.get("format") == FORMAT:
             architecture, scale = plain["architecture"], plain["scale"] and Scale.from_dict(plain["scale"])
             names = list(architecture.get("emotions", ()))
+            if not isinstance(architecture["backbone"], str):
+                raise ValueError(f"the backbone {architecture['backbone']} is no name")
             if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
                 raise ValueError(f"the emotions {names} are not different names")
             if scale and scale.outputs != architecture["outputs"]:

@@ -371,8 +371,9 @@ def test_weights_that_are_no_numbers_are_refused_by_name(value):
 
 
 WRONG = {
-    "are not different names": {"architecture": {"emotions": ["awe", "fear", "awe"]}},
-    "1 ratings for 10 outputs": {"architecture": {"emotions": [], "outputs": 10}, "scale": PARA.as_dict()},
+    "are not different names": {"architecture": {"backbone": "a", "emotions": ["awe", "fear", "awe"]}},
+    "1 ratings for 10 outputs": {"architecture": {"backbone": "a", "outputs": 10}, "scale": PARA.as_dict()},
+    "is damaged: 'backbone'": {"architecture": {"emotions": []}},
     "is damaged: 'architecture'": {"architecture": None},
 }
 
