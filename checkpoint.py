@@ -69,12 +69,14 @@ class Weights:
     def build(self) -> Network:
         """The network with these weights, in evaluation mode."""
         arguments = {**self.description["architecture"], "emotions": self.emotions}
-        kind = EmotionNetwork if self.task == "emotion" else build_model
-        if self.task != "emotion" and self.description.get("network") == "linear":
-            del arguments["emotions"]
-            kind = LinearNetwork
         try:
-            model = kind(**arguments)
+            if self.task == "emotion":
+                model = EmotionNetwork(**arguments)
+            elif self.description.get("network") == "linear":
+                del arguments["emotions"]
+                model = LinearNetwork(**arguments)
+            else:
+                model = build_model(**arguments)
         except TypeError as error:
             raise ValueError(f"checkpoint: the description is of no network of ours: {error}") from error
         load_tensors(model, self.tensors, "the set of tensors")

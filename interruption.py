@@ -60,9 +60,7 @@ class Signals:
             signal.signal(number, handler)
 
     def handle(self, number: int, _frame) -> None:
-        if (
-            self.number or os.getpid() != self.process
-        ):  # a decoding process that was forked; its parent ends it
+        if self.number or os.getpid() != self.process:  # a forked decoding process is ended by its parent
             return
         self.number = number
         if hasattr(signal, "SIGCHLD"):  # torch's handler raises where a decoding process gets the signal too
