@@ -10,6 +10,7 @@ import types
 
 import numpy as np
 import pytest
+import small
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -1600,6 +1601,34 @@ def test_workers_give_the_same_batches_and_leave_the_random_state_alone(tmp_path
     for one, other in zip(alone, shared, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
         assert one.emotions.equal(other.emotions)
+
+
+@pytest.mark.parametrize(("workers", "expected"), [(0, 0), (1, 1)])
+def test_kept_memory_is_given_back_before_workers_share_it(tmp_path, monkeypatch, workers, expected):
+    calls = []
+    monkeypatch.setattr(datasets, "return_freed_memory", lambda: calls.append(1))
+    assert len(batches(PictureSet(rated_set(tmp_path, 3), 4), TestOrder(3, 2), workers)) == 2
+    assert len(calls) == expected
+
+
+FREED = """
+import torch, datasets, engine
+
+def held():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
+
+engine.keep_memory(torch.device("cpu"))
+used, wall = torch.ones(100_000_000), torch.ones(1)  # 400 MB, with something behind
+del used
+before = held()
+datasets.return_freed_memory()
+print(before - held())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is kept with glibc alone")
+def test_what_was_kept_goes_back_to_the_kernel():
+    assert float(small.command("-c", FREED).stdout) > 350
 
 
 @pytest.mark.parametrize("workers", [0, 1])
