@@ -13,7 +13,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from importlib.util import find_spec
 from itertools import islice
@@ -69,7 +69,11 @@ MARGIN = 4
 
 
 def decode(
-    path: str | Path, size: int | tuple[int, int] | None = None, exif: bool = True, exact: bool = True
+    path: str | Path,
+    size: int | tuple[int, int] | None = None,
+    exif: bool = True,
+    exact: bool = True,
+    look: Callable[[Image.Image, Image.Exif], object] | None = None,
 ) -> np.ndarray:
     """A picture file as RGB: the one decoder for training, evaluation and prediction.
 
@@ -83,6 +87,8 @@ def decode(
         exact: False lets a large JPEG be decoded at 1/2, 1/4 or 1/8 of its side, MARGIN times `size` or more,
             before it is resized: several times faster, pixels differ by a few levels. Not for training and
             evaluation, whose numbers are those of exact pixels.
+        look: is shown the picture as RGB, as large as it was decoded, and its EXIF, before it is resized; for
+            thumbnails and the like, so that no file is decoded twice. What it raises is the file's error.
 
     Returns:
         (H, W, 3) uint8.
@@ -103,7 +109,10 @@ def decode(
                 _skip_detail(image, size)
             with one_large if image.width * image.height > LARGE else nullcontext():
                 image.load()
-                return _resized(_rgb(_upright(image) if exif else image), size)
+                picture = _rgb(_upright(image) if exif else image)
+                if look:
+                    look(picture, _exif(image))
+                return _resized(picture, size)
     except (
         Exception
     ) as error:  # PIL raises nearly anything on damaged files, SyntaxError and struct.error included
@@ -152,6 +161,13 @@ def _upright(image: Image.Image) -> Image.Image:
     except Exception:  # damaged EXIF in a picture that is otherwise fine
         return image
     return image.transpose(TRANSPOSES[orientation]) if orientation in TRANSPOSES else image
+
+
+def _exif(image: Image.Image) -> Image.Exif:
+    try:
+        return image.getexif()
+    except Exception:  # damaged, as above
+        return Image.Exif()
 
 
 def _rgb(image: Image.Image) -> Image.Image:

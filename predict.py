@@ -31,6 +31,7 @@ from typing import NamedTuple, TextIO
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -116,6 +117,9 @@ class Decoded(NamedTuple):
 
     images: Tensor
     reasons: list[str | None]
+
+
+Look = Callable[[str, Image.Image, Image.Exif], object]  # a path, its picture as RGB, its EXIF
 
 
 def in_threads(function: Callable, items: Iterable, threads: int) -> Iterator:
@@ -270,7 +274,9 @@ class Scorer:
         path = os.fspath(path)
         return self._measure([path], Decoded(self._read(path)[None], [None]), batch_size=1)[0]
 
-    def score_all(self, paths: Iterable[Path | str], first: int = 0) -> Iterator[Scored]:
+    def score_all(
+        self, paths: Iterable[Path | str], first: int = 0, look: Look | None = None
+    ) -> Iterator[Scored]:
         """Scores pictures in batches, in their order; one result per path, those with an `error` included.
 
         Nothing but the paths and one batch per worker is held in memory, however many there are.
@@ -278,6 +284,8 @@ class Scorer:
         Args:
             first: the number, from 0, of the first picture to give. Its batch is computed whole, so that the
                 results are to the last digit those of all pictures.
+            look: is shown each picture before its result is given, by the thread that decodes it, as in
+                `decoding.decode`.
         """
         paths = [os.fspath(path) for path in paths]
         batch_size = max(1, min(self.batch_size, -(-len(paths) // max(1, self.workers))))
@@ -292,20 +300,22 @@ class Scorer:
             return [Scored(path, error=reason) if reason else next(measured) for path, reason in rows]
 
         if self.on_cpu:
-            results = in_threads(lambda batch: score(batch, self._decode(batch)), batches, threads)
+            results = in_threads(lambda batch: score(batch, self._decode(batch, look)), batches, threads)
         else:  # one thread alone may ask another device for work, while others decode
-            results = map(score, batches, in_threads(self._decode, batches, threads))
+            decoded = in_threads(lambda batch: self._decode(batch, look), batches, threads)
+            results = map(score, batches, decoded)
         yield from itertools.islice(itertools.chain.from_iterable(results), first % batch_size, None)
 
-    def _read(self, path: str) -> Tensor:
+    def _read(self, path: str, look: Look | None = None) -> Tensor:
         """A file as (3, H, W) uint8."""
-        return torch.from_numpy(decode(path, self.size, self.exif, self.exact)).permute(2, 0, 1)
+        shown = functools.partial(look, path) if look else None
+        return torch.from_numpy(decode(path, self.size, self.exif, self.exact, shown)).permute(2, 0, 1)
 
-    def _decode(self, paths: list[str]) -> Decoded:
+    def _decode(self, paths: list[str], look: Look | None = None) -> Decoded:
         images, reasons = [], []
         for path in paths:
             try:
-                images.append(self._read(path))
+                images.append(self._read(path, look))
                 reasons.append(None)
             except DecodeError as error:
                 reasons.append(error.reason)
