@@ -59,15 +59,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="main.py", description="Image aesthetics assessment with EAMB-Net.", allow_abbrev=False
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{train,evaluate,predict}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{train,evaluate,predict,select}")
     add_train(commands.add_parser("train", help="train on a rated set", allow_abbrev=False))
     add_evaluate(commands.add_parser("evaluate", help="score a rated set and compare", allow_abbrev=False))
     add_predict(commands.add_parser("predict", help="score photographs", allow_abbrev=False))
+    add_select(commands.add_parser("select", help="pick the best of each series", allow_abbrev=False))
     options, rest = parser.parse_known_args(arguments)
     unknown = [word for word in rest if word.startswith("-") and word != "-"]
     if unknown:
         parser.error(f"unknown option {unknown[0]}; python main.py {options.command} --help lists them")
-    (options.paths if options.command == "predict" else options.settings).extend(rest)
+    (options.paths if options.command in ("predict", "select") else options.settings).extend(rest)
     options.words = words
     return options
 
@@ -161,6 +162,29 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_predict)
 
 
+def add_select(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Finds the series in folders of photographs and picks the best of each."
+    parser.add_argument("paths", metavar="FOLDER", nargs="*", help="or files, globs; - reads a list")
+    parser.add_argument("--keep", metavar="N", type=int, default=1, help="how many of each series, default 1")
+    parser.add_argument(
+        "--output", metavar="FILE", type=Path, default=Path("picks.csv"), help="default: picks.csv"
+    )
+    parser.add_argument("--page", metavar="DIR", type=Path, help="write a page to look through and overrule")
+    parser.add_argument(
+        "--gap", metavar="SECONDS", type=float, default=30, help="a longer pause ends a series; default 30"
+    )
+    parser.add_argument(
+        "--similarity", metavar="X", type=float, default=0.6, help="0 to 1, less ends a series; default 0.6"
+    )
+    parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="default: the shipped weights")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16", "int8"), help="as of predict")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--workers", type=int, default=-1, help="threads, as of predict")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing output")
+    parser.set_defaults(run=run_select)
+
+
 def run_train(options: argparse.Namespace) -> int:
     from interruption import Stopped
     from training import train
@@ -206,6 +230,12 @@ def run_evaluate(options: argparse.Namespace) -> int:
 
 def run_predict(options: argparse.Namespace) -> int:
     from predict import run
+
+    return run(options)
+
+
+def run_select(options: argparse.Namespace) -> int:
+    from picks import run
 
     return run(options)
 

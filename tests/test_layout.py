@@ -23,7 +23,7 @@ LEVELS = [
     {"visualize"},
     {"panels"},
     {"evaluation", "predict"},
-    {"training", "referee"},
+    {"training", "referee", "picks"},
     {"main"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
