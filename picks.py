@@ -381,6 +381,9 @@ def choose(photographs: Sequence[Photograph], keep: int, gap: float, least: floa
     return ordered + [photograph for photograph in photographs if photograph.scored.error]
 
 
+CAMERAS = "cameras in the folder: series are per camera"  # their clocks may differ
+
+
 def take_notes(photographs: Sequence[Photograph]) -> None:
     cameras = defaultdict(set)
     for photograph in photographs:
@@ -396,7 +399,7 @@ def take_notes(photographs: Sequence[Photograph]) -> None:
         if not photograph.taken.exposed:
             photograph.notes.append("no time of exposure: that of the last change counts")
         if mixed > 1:
-            photograph.notes.append(f"{mixed} cameras in this folder: each has its own series")
+            photograph.notes.append(f"{mixed} {CAMERAS}")
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -480,16 +483,23 @@ def as_script(data: object) -> str:
 def section(members: Sequence[Photograph], numbered: dict[int, int], page: Path) -> str:
     """One series as HTML."""
     number, size = members[0].place.series, len(members)
-    times = sorted(member.taken.time for member in members if member.taken.time)
-    words = [f"{size} photographs" if size > 1 else "only one"]
-    words += [describe_time(times[0].replace(microsecond=0))] if times else ["no time"]
-    if times and times[-1] - times[0] >= timedelta(seconds=1):
-        words += [f"to {times[-1]:%H:%M:%S}"]
-    words += Counter(member.taken.camera for member in members if member.taken.camera)
+    words = [f"{size} photographs"] if size > 1 else []
+    words += [describe_span([member.taken.time for member in members if member.taken.time])]
+    words += Counter(member.taken.camera for member in members)
+    words += Counter(note for member in members for note in member.notes if CAMERAS not in note)
+    title = " · ".join(filter(None, words))
     cards = "\n".join(card(member, numbered[id(member)], page) for member in members)
-    title = f"<h2>Series {number} <small>{html.escape(' · '.join(words))}</small></h2>"
+    title = f"<h2>Series {number} <small>{html.escape(title)}</small></h2>"
     kind = "series" if size > 1 else "series single"
     return f'<section class="{kind}" aria-label="Series {number}">{title}\n<ul>\n{cards}\n</ul></section>'
+
+
+def describe_span(times: Sequence[datetime]) -> str:
+    """As in "2024-05-03 14:03:22 to 14:03:31"."""
+    if not times:
+        return ""
+    first, last = (describe_time(time.replace(microsecond=0)) for time in (min(times), max(times)))
+    return first if first == last else f"{first} to {last[-8:]}"
 
 
 def card(photograph: Photograph, number: int, page: Path) -> str:
@@ -503,12 +513,13 @@ def card(photograph: Photograph, number: int, page: Path) -> str:
         shown += f'<img class="map" src="{thumbnail.map}" alt="" loading="lazy">'
     share = "" if scored.percentile is None else f" · above {scored.percentile:.0f} %"
     lines = [f"<b>{photograph.rank}.</b> <strong>{scored.score:.2f}</strong>{share}"]
-    lines += [html.escape(line) for line in (name, describe_place(photograph), *photograph.notes) if line]
+    lines += [html.escape(line) for line in (name, describe_place(photograph)) if line]
     text = "".join(f'<span class="line">{line}</span>' for line in lines)
     original = html.escape(quote(os.fsencode(os.path.relpath(photograph.path, page))))
+    pressed = str(photograph.picked).lower()
     return (
-        f'<li><button class="photograph" data-row="{number}" aria-pressed="{str(photograph.picked).lower()}">'
-        f'<span class="frame">{shown}<span class="badge">picked</span></span>{text}</button>'
+        f'<li><button class="photograph" data-row="{number}" aria-pressed="{pressed}"><span class="frame">'
+        f'<span class="picture">{shown}</span><span class="badge">picked</span></span>{text}</button>'
         f'<a class="original" href="{original}" target="_blank" tabindex="-1">original</a></li>'
     )
 
@@ -597,9 +608,8 @@ def check_options(options: argparse.Namespace) -> None:
 
 def describe_settings(options: argparse.Namespace) -> str:
     return (
-        f"A new series begins after more than {options.gap:g} s (--gap), or where the similarity to the "
-        f"photograph before is below {options.similarity:g} (--similarity). Picked: the best {options.keep} "
-        "of each."
+        f"Series end at pauses over {options.gap:g} s (--gap) and similarities below {options.similarity:g} "
+        f"(--similarity); best {options.keep} of each picked."
     )
 
 
