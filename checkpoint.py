@@ -23,12 +23,13 @@ from torch import Tensor, nn
 
 import backbones
 from EAMBNet import EMOTIONS, EAMBNet, EmotionNetwork, LinearNetwork, Scale, build_model
+from series import SeriesNetwork
 
 FORMAT = 1  # of our own files
 IDS = "training_ids"
 EMOTION_IDS = "emotion_training_ids"
 Tensors = dict[str, Tensor]
-Network = EAMBNet | EmotionNetwork | LinearNetwork
+Network = EAMBNet | EmotionNetwork | LinearNetwork | SeriesNetwork
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,9 @@ class Weights:
         try:
             if self.task == "emotion":
                 model = EmotionNetwork(**arguments)
-            elif self.description.get("network") == "linear":
+            elif self.task == "series" or self.description.get("network") == "linear":
                 del arguments["emotions"]
-                model = LinearNetwork(**arguments)
+                model = (SeriesNetwork if self.task == "series" else LinearNetwork)(**arguments)
             else:
                 model = build_model(**arguments)
         except TypeError as error:
@@ -83,12 +84,17 @@ class Weights:
         return model.eval()
 
 
+TASKS = {EmotionNetwork: "emotion", SeriesNetwork: "series"}  # all other networks are for aesthetics
+
+
 def describe(model: Network, scale: Scale | None) -> dict:
     """The part of a description that every file of ours has."""
     return {
         "format": FORMAT,
-        "task": "emotion" if isinstance(model, EmotionNetwork) else "aesthetics",
-        "network": "linear" if isinstance(model, LinearNetwork) else "eambnet",
+        "task": TASKS.get(type(model), "aesthetics"),
+        "network": model.arguments.get(
+            "network", "linear" if isinstance(model, LinearNetwork) else "eambnet"
+        ),
         "architecture": {n: list(v) if isinstance(v, tuple) else v for n, v in model.arguments.items()},
         "scale": scale.as_dict() if scale else None,
     }

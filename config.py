@@ -19,17 +19,18 @@ import yaml
 from yaml.constructor import SafeConstructor
 
 CHOICES = {
-    "task": ("aesthetics", "emotion"),
+    "task": ("aesthetics", "emotion", "series"),
     "data.target": ("auto", "distribution", "score", "label"),
     "data.score_range": ("sound", "official"),
-    "model.network": ("eambnet", "linear"),
+    "model.network": ("eambnet", "linear", "resnet", "paunit"),
     "model.emotion_weights": ("required", "none"),
     "model.emotion_batchnorm": ("frozen", "official"),
     "loss.emd_reduction": ("image", "batch"),
     "loss.class_weights": ("none", "balanced"),
     "loss.class_shift": ("sets", "none"),
-    "optimizer.name": ("adam", "adamw"),
-    "optimizer.schedule": ("constant", "ava", "para", "one_cycle"),
+    "loss.preference": ("majority", "share"),
+    "optimizer.name": ("adam", "adamw", "sgd"),
+    "optimizer.schedule": ("constant", "ava", "para", "series", "one_cycle"),
     "train.precision": ("fp32", "bf16", "fp16"),
     "train.gradient_precision": ("fp32", "bf16"),
     "train.validate_on": ("val", "test"),
@@ -72,6 +73,7 @@ class Data:
     root: str = ""
     size: int = 512  # pixels; pictures are resized to size x size, aspect not kept (the paper's input)
     exif: bool = True  # turn pictures as their EXIF orientation says; false is the official code's behaviour
+    crop: bool = False  # keep the aspect and cut out the middle instead of squashing
     validation: float = 0.05  # share of the training pool, where a set has no validation split of its own
     workers: int = -1  # decoding processes; -1: one per spare core, at most 8
     skip_broken: bool = False
@@ -119,7 +121,9 @@ class Data:
 class Model:
     """The network's shape (`EAMBNet.build_model`) and where its first weights come from.
 
-    network: "eambnet", or "linear", the field's baseline: the whole backbone and one linear layer.
+    network: "eambnet", or "linear", the field's baseline: the whole backbone and one linear layer. For the
+        task series "resnet" or "paunit" (`series.py`), on any backbone.
+    symmetric: of the pair networks: P(A over B) + P(B over A) = 1; false is the published behaviour.
     without: parts that an ablation leaves out, as in "emotion,attention" (`EAMBNet.PARTS`).
     shortcut: not the paper's: the context branch's deepest map enters the head too.
     """
@@ -136,6 +140,7 @@ class Model:
     emotion_batchnorm: str = "frozen"
     without: str = ""
     shortcut: bool = False
+    symmetric: bool = True
     emotions: str = ""  # class names, in order, for an official emotion file whose list is not the usual one
     emotion_weights: str = "required"  # "none" allows an emotion branch that was never trained on emotions
     imagenet: str = "auto"  # "auto", "none" or a local file
@@ -153,6 +158,8 @@ class Loss:
     emotion_weight: above 0 the emotion branch of an aesthetic network is trained too, and its loss is added
         with this weight. The paper freezes it.
     correlation_weight: above 0 the loss of scores gets 1 - PLCC of each batch, times this (not the paper's).
+    preference: of pairs: "majority" learns which photograph most people prefer, as published; "share" learns
+        how many do.
     """
 
     emd_r: float = 2.0
@@ -161,11 +168,12 @@ class Loss:
     class_shift: str = "sets"
     emotion_weight: float = 0.0
     correlation_weight: float = 0.0
+    preference: str = "majority"
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """`engine.learning_rate` explains the schedules."""
+    """`engine.learning_rate` explains the schedules; sgd has a momentum of 0.9."""
 
     name: str = "adam"
     learning_rate: float = 3e-5

@@ -192,6 +192,11 @@ class RatedSet:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def draws(self) -> int:
+        """How many training draws an epoch, here its pictures."""
+        return len(self)
+
     def __getitem__(self, index: int) -> Sample:
         return Sample(
             self.ids[index],
@@ -2059,6 +2064,7 @@ class PictureSet(Dataset):
         exif: respect the EXIF orientation; ignoring it is the official option.
         flip_seed: mirror every other picture, by (flip_seed, epoch, index); None never does.
         skip_broken: leave out files that cannot be decoded and list them; otherwise they are errors.
+        crop: keep the aspect and cut out the middle (`decoding.decode`) instead of squashing.
 
     Raises:
         ValueError: the pictures are copies made for another size, or with another use of EXIF.
@@ -2071,10 +2077,11 @@ class PictureSet(Dataset):
         exif: bool = True,
         flip_seed: int | None = None,
         skip_broken: bool = False,
+        crop: bool = False,
     ):
         for copies in rated.copies:
             check_copies(copies, size, exif)
-        self.rated, self.size, self.exif = rated, size, exif
+        self.rated, self.size, self.exif, self.crop = rated, size, exif, crop
         self.flip_seed, self.skip_broken = flip_seed, skip_broken
 
     def __len__(self) -> int:
@@ -2095,7 +2102,7 @@ class PictureSet(Dataset):
         epoch, index = draw if isinstance(draw, tuple) else (0, draw)
         sample = self.rated[index]
         try:
-            image = decode(sample.path, self.size, self.exif)  # (H, W, 3)
+            image = decode(sample.path, self.size, self.exif, crop=self.crop)  # (H, W, 3)
         except DecodeError as error:
             return LeftOut(sample.id, str(error))
         tensor = torch.from_numpy(image).permute(2, 0, 1)  # (3, H, W)

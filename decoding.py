@@ -74,6 +74,7 @@ def decode(
     exif: bool = True,
     exact: bool = True,
     look: Callable[[Image.Image, Image.Exif], object] | None = None,
+    crop: bool = False,
 ) -> np.ndarray:
     """A picture file as RGB: the one decoder for training, evaluation and prediction.
 
@@ -89,6 +90,7 @@ def decode(
             evaluation, whose numbers are those of exact pixels.
         look: is shown the picture as RGB, as large as it was decoded, and its EXIF, before it is resized; for
             thumbnails and the like, so that no file is decoded twice. What it raises is the file's error.
+        crop: keep the aspect: the largest part of the shape of `size` is cut out of the middle and resized.
 
     Returns:
         (H, W, 3) uint8.
@@ -112,10 +114,9 @@ def decode(
                 picture = _rgb(_upright(image) if exif else image)
                 if look:
                     look(picture, _exif(image))
-                return _resized(picture, size)
-    except (
-        Exception
-    ) as error:  # PIL raises nearly anything on damaged files, SyntaxError and struct.error included
+                return _resized(picture, size, crop)
+    # PIL raises nearly anything on damaged files, SyntaxError and struct.error included.
+    except Exception as error:
         raise _decode_error(path, explain_failure(path, error)) from error
 
 
@@ -205,11 +206,19 @@ def _over_white(image: Image.Image) -> Image.Image:
     return whole
 
 
-def _resized(image: Image.Image, size: int | tuple[int, int] | None) -> np.ndarray:
+def _resized(image: Image.Image, size: int | tuple[int, int] | None, crop: bool) -> np.ndarray:
     height, width = (size, size) if isinstance(size, int) else size or (image.height, image.width)
     if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        box = _middle(image.size, height, width) if crop else None
+        image = image.resize((width, height), Image.Resampling.BILINEAR, box)
     return np.array(image)  # (H, W, 3), a copy: torch refuses to share PIL's read-only buffer
+
+
+def _middle(size: tuple[int, int], height: int, width: int) -> tuple[float, float, float, float]:
+    """(left, upper, right, lower) of the largest part of the shape height x width, in the middle."""
+    scale = min(size[0] / width, size[1] / height)
+    left, upper = (size[0] - scale * width) / 2, (size[1] - scale * height) / 2
+    return left, upper, left + scale * width, upper + scale * height
 
 
 # ---------------------------------------------------------------------------------------------------

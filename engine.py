@@ -52,6 +52,7 @@ def learning_rate(schedule: str, base: float, epochs: int, epoch: int, fraction:
     constant: base.
     ava: the official AVA recipe: base in epochs 0 to 2, then base * 0.5^(epoch - 2).
     para: the official PARA recipe: base * 0.5^(epoch // 10).
+    series: the official recipe of series photo selection: base * 0.3^(epoch // 25).
     one_cycle: from base / 25 up to base over the first fifth of the training, then a half cosine down to
         base / 1e4.
     """
@@ -61,6 +62,8 @@ def learning_rate(schedule: str, base: float, epochs: int, epoch: int, fraction:
         return base * 0.5 ** max(0, epoch - 2)
     if schedule == "para":
         return base * 0.5 ** (epoch // 10)
+    if schedule == "series":
+        return base * 0.3 ** (epoch // 25)
     return one_cycle(base, (epoch + fraction) / epochs)
 
 

@@ -37,10 +37,19 @@ from datasets import (
     write_left_out,
 )
 from EAMBNet import Scale, prepare_for_inference
+from pairs import PAIRED, PairedSet, describe_pairs, load_pairs
+from series import pair_probability
 
 CROSS_SET = ("n", "srcc", "plcc", "krcc")
 DIGITS = 8  # of a prediction; a float32 has fewer
-FILES = ("predictions.csv", "metrics.json", "scatter.png", "confusion.png", "emotion_bars.png")
+FILES = (
+    "predictions.csv",
+    "metrics.json",
+    "scatter.png",
+    "confusion.png",
+    "emotion_bars.png",
+    "reliability.png",
+)
 CSV_KEYS = (  # how a csv is read need not be said again for the set that was trained on
     *("table", "images", "path_column", "score_column", "count_columns", "emotion_columns", "split_column"),
 )
@@ -160,6 +169,13 @@ def load_split(config: Config, split: str) -> RatedSet:
     if len(config.data.names) > 1:
         raise ValueError(f"evaluation: one data set at a time, please, not {' and '.join(config.data.names)}")
     options = config.data.options(DataOptions)
+    if config.data.dataset in PAIRED and config.task != "emotion":
+        return load_pairs(config.data.dataset, config.data.root, (split,), options)[split]
+    if config.task == "series" or config.data.dataset in PAIRED:
+        raise ValueError(
+            f"evaluation: {config.data.dataset} and weights for the task {config.task} do not go together: "
+            f"pairs ({', '.join(PAIRED)}) are for pair networks and for networks that score pictures"
+        )
     loaded = load_dataset(config.data.dataset, config.data.root, (split,), options)
     return labelled(loaded[split], config.task)
 
@@ -174,13 +190,15 @@ def publish(report: Report, rated: RatedSet, folder: Path) -> None:
     report.write(folder)
     if rated.left_out:
         write_left_out(folder / "left_out.csv", rated)
-    print(f"{describe(rated)}\n\n{report}\n\n{folder}: {report.files}")
+    words = describe_pairs(rated) if isinstance(rated, PairedSet) else describe(rated)
+    print(f"{words}\n\n{report}\n\n{folder}: {report.files}")
 
 
 def as_trained(config: Config, weights: Weights) -> Config:
     """The config with all that the weights decide: task, backbone, picture size, and the set's threshold."""
     known = weights.description
-    data = replace(config.data, size=known["image_size"], exif=known["exif"])
+    crop = known.get("crop", False)
+    data = replace(config.data, size=known["image_size"], exif=known["exif"], crop=crop)
     if weights.scale and known["dataset"] == data.dataset and data.threshold is None:
         data = replace(data, threshold=weights.scale.threshold)
     before = known.get("config", {}).get("data", {})
@@ -223,18 +241,10 @@ def evaluate(
     Raises:
         ValueError: the network is one for emotions, and does not know all of the set's.
     """
-    branch = None
-    if config.task == "emotion" or knows_emotions(weights, rated):
-        branch = weights.description
-        rated = with_emotions(rated, weights.emotions)
-    found = predict_set(network, rated, config, compute, show=True)
-    twins, unknown = find_twins(rated, config)
-    report = measure(found, rated, config.task, weights, config.evaluate.bootstrap, branch, twins)
-    report.notes += unknown
+    how = evaluate_pairs if isinstance(rated, PairedSet) else evaluate_pictures
+    report, found = how(network, weights, rated, config, compute)
     if found.broken:
         report.notes.append(f"pictures that cannot be decoded, left out: {len(found.broken)}")
-    if not branch and rated.emotions is not None:
-        report.notes.append(why_not_measured(weights, rated))
     leaked = leaks(rated, weights)
     report.notes += [f"{name.replace('_', ' ')}: {count}" for name, count in leaked.items()]
     report.facts |= leaked | {
@@ -254,8 +264,30 @@ def evaluate(
     return report
 
 
+def evaluate_pictures(
+    network: nn.Module, weights: Weights, rated: RatedSet, config: Config, compute: engine.Compute
+) -> tuple[Report, engine.Predictions]:
+    """Predictions and their report, on ratings or emotions."""
+    branch = None
+    if config.task == "emotion" or knows_emotions(weights, rated):
+        branch = weights.description
+        rated = with_emotions(rated, weights.emotions)
+    found = predict_set(network, rated, config, compute, show=True)
+    twins, unknown = find_twins(rated, config)
+    report = measure(found, rated, config.task, weights, config.evaluate.bootstrap, branch, twins)
+    report.notes += unknown
+    if not branch and rated.emotions is not None:
+        report.notes.append(why_not_measured(weights, rated))
+    return report, found
+
+
 def leaks(rated: RatedSet, weights: Weights) -> dict[str, int]:
-    """How many of the pictures the network, or its emotion branch, was trained on, by their ids' hashes."""
+    """How many of the pictures the network, or its emotion branch, was trained on, by their ids' hashes.
+
+    Nothing of pairs and weights from a set of ratings: ids of one say nothing about the other's.
+    """
+    if isinstance(rated, PairedSet) and weights.task != "series":
+        return {}
     trained = {"test_pictures_trained_on": weights.training_ids}
     if weights.emotions:
         trained["test_pictures_that_the_emotion_branch_was_trained_on"] = weights.emotion_training_ids
@@ -283,7 +315,8 @@ def predict_set(
     """
     distributed.share_buffers(network)
     fast = prepare_for_inference(network)
-    pictures = PictureSet(rated, config.data.size, exif=config.data.exif, skip_broken=config.data.skip_broken)
+    data = config.data
+    pictures = PictureSet(rated, data.size, data.exif, skip_broken=data.skip_broken, crop=data.crop)
     order = TestOrder(len(rated), config.evaluate.batch_size, distributed.rank(), distributed.world())
     loader = make_loader(
         pictures, order, config.data.worker_count(), pin_memory=compute.device.type == "cuda"
@@ -527,6 +560,95 @@ def with_emotions(rated: RatedSet, emotions: tuple[str, ...]) -> RatedSet:
             f"evaluation: the network knows {', '.join(emotions)}; {rated.name} has {', '.join(unknown)} too"
         )
     return replace(rated, emotions=over_classes(rated, emotions), emotion_classes=tuple(emotions))
+
+
+# ---------------------------------------------------------------------------------------------------
+# Pairs
+
+
+def evaluate_pairs(
+    network: nn.Module, weights: Weights, rated: PairedSet, config: Config, compute: engine.Compute
+) -> tuple[Report, engine.Predictions]:
+    """Predictions and their report, on pairs; of a network that scores pictures, the difference of scores.
+
+    How steeply a preference rises with that difference is fitted to the validation pairs.
+    """
+    bootstrap = config.evaluate.bootstrap
+    found = predict_set(network, rated, config, compute, show=True)
+    if weights.task == "series":
+        return measure_pairs(found, rated, bootstrap), found
+    root, options = config.data.root, config.data.options(DataOptions)
+    held_out = load_pairs(config.data.dataset, root, ("val",), options)["val"]
+    fitted = as_odds(predict_set(network, held_out, config, compute, show=True), weights.scale)
+    held_out = held_out.take(fitted.index)
+    steepness = metrics.fit_steepness(pair_differences(fitted.prediction, held_out), held_out.preference)
+    scored = as_odds(found, weights.scale)
+    report = measure_pairs(replace(scored, prediction=steepness * scored.prediction), rated, bootstrap)
+    report.title += ", by the score of single photographs"
+    report.facts["odds_of_a_point"] = steepness
+    report.notes.append(
+        f"a difference of 1 in the score counts as odds of exp({steepness:.3g}), fitted to "
+        f"{len(held_out.pairs)} validation pairs; accuracy, AUC and ranks do not depend on it"
+    )
+    return report, found
+
+
+def as_odds(found: engine.Predictions, scale: Scale) -> engine.Predictions:
+    """Predictions whose (n, 1) column is the score."""
+    return replace(found, prediction=scale.value(found.prediction)[:, None])
+
+
+def pair_differences(prediction: np.ndarray, rated: PairedSet) -> np.ndarray:
+    """(m,) first minus second of each pair, of predictions (n, 1)."""
+    return prediction[rated.pairs[:, 0], 0] - prediction[rated.pairs[:, 1], 0]
+
+
+def measure_pairs(found: engine.Predictions, rated: PairedSet, bootstrap: int = 0) -> Report:
+    """Metrics of predicted preferences; the resamples of the intervals are whole series.
+
+    Raises:
+        ValueError: no pair has two photographs that could be decoded.
+    """
+    rated = rated.take(found.index)
+    if not len(rated.pairs):
+        raise ValueError(
+            f"evaluation: of no pair of {rated.name} {rated.split} can both photographs be decoded"
+            f"{', e.g. ' + found.broken[0].reason if found.broken else ''}"
+        )
+    probability = rounded(pair_probability(found.prediction, rated.pairs))  # (m,)
+    ids = np.array(rated.ids)[rated.pairs]  # (m, 2)
+    columns = {"series": rated.pair_series, "first": ids[:, 0], "second": ids[:, 1]}
+    columns |= {"preference": rated.preference, "prediction": probability}
+    arrays = (probability, rated.preference)
+    report = Report(f"{rated.name} {rated.split}", metrics.pair_metrics(*arrays), columns)
+    ranks = metrics.series_ranks(rated.pair_series, rated.pairs, *arrays)
+    kept = ~np.isnan(ranks["krcc"])  # (S,) people rank some photographs above others
+    ranks = (ranks["krcc"][kept], ranks["best"][kept])
+
+    def of_series(krcc: np.ndarray, best: np.ndarray) -> dict[str, float]:
+        return {"series_krcc": float(krcc.mean()), "series_best": float(best.mean())}
+
+    report.metrics |= {"series": int(kept.sum())} | (of_series(*ranks) if kept.any() else {})
+    if bootstrap:
+        report.intervals = metrics.bootstrap_intervals(
+            metrics.pair_metrics, arrays, bootstrap, groups=rated.pair_series
+        )
+        if kept.any():
+            report.intervals |= metrics.bootstrap_intervals(of_series, ranks, bootstrap)
+    report.pictures["reliability.png"] = partial(draw_reliability, report)
+    return report
+
+
+def draw_reliability(report: Report, path: Path) -> None:
+    from visualize import save_reliability
+
+    found = "accuracy {accuracy:.3f}, log-loss {log_loss:.3f}, {pairs:,} pairs".format(**report.metrics)
+    columns = report.predictions
+    save_reliability(columns["prediction"], columns["preference"], path, f"{report.title}\n{found}")
+
+
+# ---------------------------------------------------------------------------------------------------
+# Pictures of a report
 
 
 def draw_scatter(report: Report, rated: np.ndarray, path: Path) -> None:

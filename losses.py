@@ -88,6 +88,24 @@ def label_loss(p: Tensor, high: Tensor) -> Tensor:
     return -(high * log_high + (1 - high) * log_low).mean()
 
 
+def pair_loss(odds: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of preferences in pairs, a scalar: the mean over the pairs.
+
+    Args:
+        odds: (2n, 2), of the first photographs of n pairs, then of their second ones: each one's odds as the
+            first and as the second of a pair (`series.SeriesNetwork`).
+        target: (n,), in [0, 1]: P(the first is preferred), or 0 and 1.
+    """
+    if target.ndim != 1 or odds.shape != (2 * len(target), 2):
+        raise ValueError(
+            f"losses: expected odds (2n, 2) and targets (n,), got {tuple(odds.shape)} and "
+            f"{tuple(target.shape)}."
+        )
+    count = len(target)
+    logits = _at_least_float32(odds[:count, 0] - odds[count:, 1])  # (n,)
+    return functional.binary_cross_entropy_with_logits(logits, _at_least_float32(target).to(logits))
+
+
 def emotion_loss(logits: Tensor, votes: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """Cross-entropy against vote shares, a scalar: the mean over the pictures that have votes, 0 if none has.
 

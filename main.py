@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 HERE = Path(__file__).parent
-DATASETS = ("ava", "para", "iae", "emoset", "fi", "csv", "demo")
+DATASETS = ("ava", "para", "iae", "emoset", "fi", "csv", "demo", "phototriage", "pairs")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -90,7 +90,10 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--task", type=str.lower, choices=("aesthetics", "emotion"))
+    parser.add_argument("--task", type=str.lower, choices=("aesthetics", "emotion", "series"))
+    parser.add_argument(
+        "--network", choices=("eambnet", "linear", "resnet", "paunit"), help="the last two: of --task series"
+    )
     add_data_options(parser)
     parser.add_argument("--emotion-checkpoint", metavar="FILE", help="weights of the emotion branch")
     parser.add_argument("--weights", metavar="FILE", help="start from this network (fine-tuning)")
@@ -258,6 +261,8 @@ def read_config(options: argparse.Namespace):
         words.append("data.skip_broken=true")
     if getattr(options, "task", None):
         words.append(f"task={options.task}")
+    if getattr(options, "network", None):
+        words.append(f"model.network={options.network}")
     config = load_config(options.config, words)
     for name in config.data.names:
         if name not in DATASETS:
@@ -276,8 +281,11 @@ def read_config(options: argparse.Namespace):
 
 
 def default_config(config) -> Path:
-    """The recipe for ratings is the set's, the one for emotions is one for all sets but the small demo."""
+    """The recipe for ratings is the set's, the one for emotions is one for all sets but the small demo, as is
+    the one for series."""
     dataset = config.data.names[0]
+    if config.task == "series" or dataset in ("phototriage", "pairs"):
+        return HERE / "configs" / "series.yaml"
     of_emotions = (config.task == "emotion" and dataset != "demo") or dataset in ("emoset", "fi")
     return HERE / "configs" / ("emotion.yaml" if of_emotions else f"{dataset}.yaml")
 

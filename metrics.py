@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import optimize, special, stats
 
 POSITIVE_EMOTIONS = ("amusement", "awe", "contentment", "excitement")  # after Mikels et al. 2005
 CALIBRATION_BINS = 15
 SMALLEST_PROBABILITY = 1e-12  # a softmax in float32 can give an exact 0, whose logarithm is no number
 ROW_SUM_TOLERANCE = 1e-3  # ten bins printed with four digits are off by up to 5e-4
 ROUNDING = 1e-13  # values that differ by less, in relation to the largest, are one value
-NOT_ESTIMATED = ("n", "threshold", "chance")  # entries of a metrics dict that have no interval
+NOT_ESTIMATED = ("n", "pairs", "series", "threshold", "chance", "log_loss_prior")  # these have no interval
 
 
 # ---- Correlations ------------------------------------------------------------------------------------------
@@ -332,6 +333,132 @@ def _calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
     return float(np.abs(excess).sum() / len(confidence))
 
 
+# ---- Pairs and series --------------------------------------------------------------------------------------
+
+STRENGTHS = (0.5, 0.6, 0.75, 0.9, 1.0)  # of agreement: share of the people who are of the majority's opinion
+
+
+def pair_metrics(probability: ArrayLike, preference: ArrayLike) -> dict[str, float]:
+    """What predicted preferences between two photographs are worth.
+
+    Args:
+        probability: (m,), predicted P(the first of the pair is preferred).
+        preference: (m,), share of the people who preferred it. Undecided pairs (0.5) count for the log-loss
+            and the calibration only.
+
+    Returns:
+        pairs, accuracy (of the majority's choice; a probability of 0.5 is half right), auc, log_loss and
+        log_loss_prior (against the preferences; of saying 0.5 always), calibration_error (|mean probability
+        - mean preference| per bin of probability, weighted by its pairs), agreement (accuracy against single
+        people's choices that naming the majority would have: what bounds anyone), and the accuracy by
+        strength of agreement, `accuracy_0.50_0.60` and so on, where there are such pairs.
+    """
+    probability, preference = _pair(probability, preference)
+    for name, values in (("probabilities", probability), ("preferences", preference)):
+        if ((values < 0) | (values > 1)).any():
+            raise ValueError(
+                f"metrics: {name} of pairs are from 0 to 1, got {values.min():g} to {values.max():g}"
+            )
+    majority = np.maximum(preference, 1 - preference)  # (m,)
+    right = np.where(probability == 0.5, 0.5, (probability > 0.5) == (preference > 0.5))  # (m,)
+    decided = preference != 0.5
+    found = {
+        "pairs": len(preference),
+        "accuracy": _mean("accuracy", right[decided]),
+        "auc": auc(probability[decided], preference[decided] > 0.5),
+        "log_loss": _cross_entropy(_both(preference), _both(probability)),
+        "log_loss_prior": float(np.log(2)),
+        "calibration_error": _calibration_error(probability, preference),
+        "agreement": float(majority.mean()),
+    }
+    for low, high in pairwise(STRENGTHS):
+        chosen = decided & (majority > low) & (majority <= high)
+        if chosen.any():
+            found[f"accuracy_{low:.2f}_{high:.2f}"] = float(right[chosen].mean())
+    return found
+
+
+def _both(share: np.ndarray) -> np.ndarray:
+    """(m,) -> (m, 2), the share of each of two photographs."""
+    return np.stack([share, 1 - share], axis=1)
+
+
+RIDGE = 1e-3  # keeps strengths finite where everybody agrees; moves odds of 3 to 1 by some thousandths
+
+
+def bradley_terry(count: int, pairs: ArrayLike, preference: ArrayLike) -> np.ndarray:
+    """Strengths (count,) of photographs, mean 0, from comparisons: P(a over b) = 1 / (1 + exp(s_b - s_a)).
+
+    The most likely ones (Bradley & Terry 1952), with a little ridge, by Newton's method: the likelihood is
+    concave, so there is one solution.
+
+    Args:
+        pairs: (m, 2) rows of photographs. preference: (m,) share of the first of each, in [0, 1].
+    """
+    pairs, preference = np.asarray(pairs, np.int64).reshape(-1, 2), np.asarray(preference, np.float64)
+    sides = np.zeros((len(pairs), count))  # (m, count), +1 for the first, -1 for the second
+    np.add.at(sides, (np.arange(len(pairs)), pairs[:, 0]), 1.0)
+    np.add.at(sides, (np.arange(len(pairs)), pairs[:, 1]), -1.0)
+
+    def minus_likelihood(strengths: np.ndarray) -> float:
+        odds = sides @ strengths  # (m,)
+        return float((np.logaddexp(0, odds) - preference * odds).sum() + RIDGE / 2 * strengths @ strengths)
+
+    def slope(strengths: np.ndarray) -> np.ndarray:
+        return sides.T @ (special.expit(sides @ strengths) - preference) + RIDGE * strengths
+
+    def curvature(strengths: np.ndarray) -> np.ndarray:
+        share = special.expit(sides @ strengths)
+        return sides.T @ (sides * (share * (1 - share))[:, None]) + RIDGE * np.eye(count)
+
+    found = optimize.minimize(
+        minus_likelihood, np.zeros(count), method="trust-exact", jac=slope, hess=curvature, tol=1e-10
+    )
+    return found.x - found.x.mean()
+
+
+def fit_steepness(differences: ArrayLike, preference: ArrayLike) -> float:
+    """The factor, 0 or more, that makes differences of scores (m,) the odds fitting preferences (m,) best."""
+    differences, preference = _pair(differences, preference)
+    scale = float(np.abs(differences).max()) or 1.0
+
+    def log_loss(factor: float) -> float:
+        odds = factor / scale * differences
+        return float((np.logaddexp(0, odds) - preference * odds).mean())
+
+    return float(optimize.minimize_scalar(log_loss, bounds=(0.0, 1000.0), method="bounded").x) / scale
+
+
+def series_ranks(
+    series: Sequence[str] | np.ndarray, pairs: np.ndarray, probability: np.ndarray, preference: np.ndarray
+) -> dict[str, np.ndarray]:
+    """How well each series is ranked; both rankings are made from the same pairs (`bradley_terry`).
+
+    Args:
+        series: (m,) of each pair. pairs: (m, 2) photographs. probability, preference: (m,).
+
+    Returns:
+        Per series, in order of appearance, (S,) each: krcc (Kendall's tau; NaN where people rank all alike)
+        and best, 1 where the photograph that is predicted to be the best is people's best, 0 elsewhere.
+    """
+    names, groups = np.unique(np.asarray(series), return_inverse=True)
+    found = np.full((len(names), 2), np.nan)
+    for group in range(len(names)):
+        rows = np.flatnonzero(groups == group)
+        photographs, places = np.unique(pairs[rows], return_inverse=True)
+        places = places.reshape(-1, 2)
+        ours, theirs = (
+            bradley_terry(len(photographs), places, values[rows]).round(6)
+            for values in (probability, preference)
+        )
+        if theirs.max() > theirs.min():
+            found[group] = (
+                stats.kendalltau(ours, theirs).statistic if ours.max() > ours.min() else 0.0,
+                theirs[ours.argmax()] == theirs.max(),
+            )
+    return {"krcc": found[:, 0], "best": found[:, 1]}
+
+
 # ---- Baselines, from the labels at hand --------------------------------------------------------------------
 
 
@@ -377,6 +504,7 @@ def bootstrap_intervals(
     repeats: int = 1000,
     seed: int = 0,
     level: float = 0.95,
+    groups: ArrayLike | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Percentile bootstrap over pictures of everything a function returns.
 
@@ -388,6 +516,7 @@ def bootstrap_intervals(
         function: takes the arrays, returns a dict of numbers; called once a resample.
         arrays: each with the pictures as its n rows.
         level: share of the resamples inside the interval.
+        groups: (n,) names; whole groups are drawn then, as pairs of one series are not independent.
 
     Returns:
         name -> (low, high), without n and threshold. Resamples where a metric is undefined are left out of
@@ -400,19 +529,36 @@ def bootstrap_intervals(
             f"metrics: intervals need repeats >= 1 and a level between 0 and 1, got {repeats} and {level}."
         )
     random = np.random.default_rng(seed)
+    members = _members(groups, count)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a resample has nothing to say that the whole set has not
         names = [name for name in function(*arrays) if name not in NOT_ESTIMATED]
         values = np.full((repeats, len(names)), np.nan)
-        for row in values if count > 1 else ():
-            chosen = random.integers(count, size=count)  # (n,)
+        for row in values if len(members) > 1 else ():
+            chosen = random.integers(len(members), size=len(members))  # (n,)
+            if groups is not None:
+                chosen = np.concatenate([members[group] for group in chosen])
             found = function(*(array[chosen] for array in arrays))
             row[:] = [found.get(name, np.nan) for name in names]
         tail = (1 - level) / 2
         low, high = np.nanquantile(values, [tail, 1 - tail], axis=0)  # (names,) each
-    if count < 2:
-        _warn(f"intervals are undefined (NaN): {count} picture(s) can't be resampled.")
+    if len(members) < 2:
+        what = "picture(s)" if groups is None else "group(s)"
+        _warn(f"intervals are undefined (NaN): {len(members)} {what} can't be resampled.")
     return {name: (float(a), float(b)) for name, a, b in zip(names, low, high, strict=True)}
+
+
+def _members(groups: ArrayLike | None, count: int) -> Sequence:
+    """The rows of each group; of no groups `count` rows, each by itself."""
+    if groups is None:
+        return range(count)
+    _, numbers = np.unique(np.asarray(groups), return_inverse=True)  # (n,)
+    if len(numbers) != count:
+        raise ValueError(
+            f"metrics: intervals need a group for each row, got {len(numbers)} for {count} rows."
+        )
+    order = np.argsort(numbers, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
 
 
 def _row_count(arrays: tuple[np.ndarray, ...]) -> int:
@@ -442,6 +588,12 @@ TERMS = {
     "cross_entropy": "cross-entropy",
     "calibration_error": "calibration error",
     "majority": "always the majority",
+    "log_loss": "log-loss",
+    "log_loss_prior": "log-loss of always 0.5",
+    "agreement": "agreement of people",
+    "series": "series",
+    "series_krcc": "KRCC within a series",
+    "series_best": "best of a series found",
 }
 
 
@@ -454,7 +606,7 @@ def table(
     for name, value in metrics.items():
         if name == "threshold":  # stands in the names of the accuracies
             continue
-        number = f"{value:d}" if name == "n" else f"{value:.4f}"
+        number = f"{value:d}" if name in ("n", "pairs", "series") else f"{value:.4f}"
         low_high = "{:.4f} to {:.4f}".format(*intervals[name]) if name in intervals else ""
         rows.append((_term(name, metrics.get("threshold")), number, low_high))
     name_width, number_width = (max((len(row[i]) for row in rows), default=0) for i in (0, 1))
@@ -465,6 +617,9 @@ def _term(name: str, threshold: float | None) -> str:
     """The field's word for an entry."""
     if name in ("accuracy", "accuracy_inclusive") and threshold is not None:
         return f"accuracy ({'>=' if name.endswith('inclusive') else '>'} {threshold:g})"
+    if name.startswith("accuracy_0."):
+        low, high = name.removeprefix("accuracy_").split("_")
+        return f"accuracy, {float(low):.0%} to {float(high):.0%} agree"
     if name.startswith("recall_"):
         return f"recall of {name.removeprefix('recall_')}"
     return TERMS.get(name, name)

@@ -43,7 +43,9 @@ from datasets import (
 )
 from EAMBNet import EMOTIONS, EmotionNetwork, LinearNetwork, Output, Scale, build_model
 from interruption import Signals, Stopped, held, outlive_one_signal
+from pairs import PAIRED, PairPictures, describe_pairs, load_pairs
 from recompute import recompute_blocks
+from series import NETWORKS, SeriesNetwork
 
 QUANTILES = 1001  # of the training ratings; predictions are placed among them
 
@@ -178,6 +180,8 @@ def clear(output: Path, patterns: tuple[str, ...]) -> None:
 def load_data(config: Config) -> dict[str, RatedSet]:
     """The splits that the run uses, ready for its task; several sets are united."""
     splits = ("train", "val", "test") if needs_test(config) else ("train", "val")
+    if config.task == "series":
+        return load_series(config, splits)
     options, held_out = config.data.options(DataOptions), config.train.validate_on == "val"
     if not held_out and len(config.data.names) > 1:
         raise ValueError("training: train.validate_on=test is for one data set, not for several together")
@@ -191,6 +195,17 @@ def load_data(config: Config) -> dict[str, RatedSet]:
         check_emotion_labels(data["train"])
     if distributed.is_main():
         print("\n".join(describe(rated) for rated in data.values()), flush=True)
+    return data
+
+
+def load_series(config: Config, splits: tuple[str, ...]) -> dict[str, RatedSet]:
+    """The splits of a set of pairs."""
+    if config.train.validate_on == "test":
+        raise ValueError("training: train.validate_on=test is for ratings, not for pairs")
+    options = config.data.options(DataOptions)
+    data = load_pairs(config.data.dataset, config.data.root, splits, options, config.data.limit)
+    if distributed.is_main():
+        print("\n".join(describe_pairs(rated) for rated in data.values()), flush=True)
     return data
 
 
@@ -226,8 +241,14 @@ def with_validation(train: RatedSet, val: RatedSet) -> RatedSet:
 # Network
 
 LAST_LAYER, CLASSIFIER = "head.5.", "emotion.classifier."  # beginnings of names
-EMOTION_SHAPES = ("backbone", "width")  # settings that decide the shapes of the emotion branch
-SHAPES = (*EMOTION_SHAPES, "guided_width", "guided_hidden", "head_width", "network", "without", "shortcut")
+SHAPES = {  # settings that decide the shapes of a task's network
+    "emotion": ("backbone", "width"),
+    "aesthetics": (
+        *("backbone", "width", "guided_width", "guided_hidden", "head_width"),
+        *("network", "without", "shortcut"),
+    ),
+    "series": ("backbone", "network", "symmetric"),
+}
 UNTRAINED_BRANCH = (
     "training: the emotion branch was never trained, and it stays frozen. Give it weights with "
     "--emotion-checkpoint FILE (train them with --task emotion), or accept ImageNet's features with "
@@ -240,6 +261,7 @@ def check_sources(config: Config, emotion_checkpoint: str | None, weights: str |
     for file in (weights, emotion_checkpoint):
         if file and not Path(file).is_file():
             raise FileNotFoundError(f"training: there is no weights file {file}")
+    check_task(config)
     check_losses(config)
     check_parts(config, emotion_checkpoint)
     if emotion_checkpoint:
@@ -254,11 +276,27 @@ def check_sources(config: Config, emotion_checkpoint: str | None, weights: str |
         raise ValueError(UNTRAINED_BRANCH)
 
 
+def check_task(config: Config) -> None:
+    """Refuses a task with a set or a network that is not for it."""
+    paired, of_pairs = config.data.dataset in PAIRED, config.model.network in NETWORKS
+    if (config.task == "series") != paired or (config.task == "series") != of_pairs:
+        raise ValueError(
+            f"training: --task series goes with a set of pairs (--dataset {' or '.join(PAIRED)}) and a "
+            f"network for them (--network {' or '.join(NETWORKS)}), and they with it; got "
+            f"--task {config.task}, --dataset {config.data.dataset} and --network {config.model.network}"
+        )
+    if config.data.crop and not paired:
+        raise ValueError(
+            f"training: data.crop is for the task series; networks for {config.task} see whole pictures"
+        )
+
+
 def check_parts(config: Config, emotion_checkpoint: str | None) -> None:
     """Refuses settings for parts of the network that this run's does not have."""
-    if config.model.network == "linear" and (config.model.without or config.model.shortcut):
+    if config.model.network != "eambnet" and (config.model.without or config.model.shortcut):
         raise ValueError(
-            "training: model.without and model.shortcut are for model.network=eambnet, not linear"
+            "training: model.without and model.shortcut are for model.network=eambnet, not "
+            f"{config.model.network}"
         )
     if config.train.emotion_maps and (
         learns_emotions(config) or config.model.emotion_batchnorm == "official"
@@ -368,7 +406,9 @@ def named_emotions(config: Config) -> tuple[str, ...]:
 
 def new_network(config: Config, scale: Scale, emotions: tuple[str, ...]) -> Network:
     settings = asdict(config.model)
-    for name in ("network", "imagenet", "emotion_weights", "emotions"):
+    if config.task == "series":
+        return SeriesNetwork(settings["backbone"], settings["network"], settings["symmetric"])
+    for name in ("network", "imagenet", "emotion_weights", "emotions", "symmetric"):
         del settings[name]
     if config.task == "emotion":
         return EmotionNetwork(settings["backbone"], emotions, settings["emotion_scale"], settings["width"])
@@ -421,6 +461,8 @@ def start_from(model: Network, start: Weights, path: str, scale: Scale, other_br
             tensors = with_classes_of(model, tensors, start.emotions)
             lists = f"{path} knows the emotions {', '.join(start.emotions)}, this run {', '.join(ours)}"
             replaced = f"{lists}; its last layer keeps what both know."
+    elif isinstance(model, SeriesNetwork):
+        leave = ()
     else:
         leave = () if same_kind(start, scale) else (LAST_LAYER,)
         if leave:
@@ -446,6 +488,11 @@ def with_classes_of(
 
 def check_start(config: Config, start: Weights, path: str) -> None:
     """Whether weights can start this run, before its network is built."""
+    if "series" in (config.task, start.task) and config.task != start.task:
+        raise ValueError(
+            f"training: {path} holds a network for the task {start.task}, which cannot start one for "
+            f"{config.task}"
+        )
     if config.task == "aesthetics" and start.task == "emotion":
         raise ValueError(
             f"training: {path} holds an emotion branch alone, which cannot score pictures; "
@@ -455,8 +502,7 @@ def check_start(config: Config, start: Weights, path: str) -> None:
     theirs |= {"network": start.description.get("network", "eambnet")}
     theirs |= {"without": ",".join(theirs.get("without", ()))}
     ours |= {"without": ",".join(left_out_parts(config))}
-    deciding = SHAPES if config.task == "aesthetics" else EMOTION_SHAPES
-    other = [name for name in deciding if theirs.get(name, ours[name]) != ours[name]]
+    other = [name for name in SHAPES[config.task] if theirs.get(name, ours[name]) != ours[name]]
     if other:
         has = " ".join(f"model.{name}={theirs[name]}" for name in other)
         wants = " ".join(f"model.{name}={ours[name]}" for name in other)
@@ -501,12 +547,16 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     The backbones come first, in groups with `optimizer.backbone_factor` of the rate of the rest.
     """
     settings = config.optimizer
-    beginnings = tuple(checkpoint.pyramids(model))
+    beginnings = (*checkpoint.pyramids(model), *getattr(model, "backbone_rate", ()))
     fused = next(model.parameters()).device.type in ("cpu", "cuda")  # one kernel for all weights
     groups = []
     for factor, in_backbone in ((settings.backbone_factor, True), (1.0, False)):
         named = [(n, p) for n, p in model.named_parameters() if n.startswith(beginnings) == in_backbone]
         groups.append({"params": [p for _, p in named if p.requires_grad], "factor": factor})
+    if settings.name == "sgd":
+        return torch.optim.SGD(
+            groups, lr=settings.learning_rate, momentum=0.9, weight_decay=settings.weight_decay, fused=fused
+        )
     if settings.name == "adam":
         return torch.optim.Adam(
             groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
@@ -526,6 +576,8 @@ def split_by_decay(group: dict, weight_decay: float) -> list[dict]:
 
 def make_loss(config: Config, rated: RatedSet) -> Callable[[Output, Batch], Tensor]:
     """The training loss that fits the task and the kind of rating."""
+    if config.task == "series":
+        return make_pair_loss(config.loss.preference)
     weights = class_weights(config, rated)
     shifts = class_shifts(config, rated)
     shift = torch.from_numpy(rated.per_set(shifts)).float() if shifts else None  # (n, E)
@@ -542,6 +594,17 @@ def make_loss(config: Config, rated: RatedSet) -> Callable[[Output, Batch], Tens
     if not weight:
         return of_ratings
     return lambda output, batch: of_ratings(output, batch) + weight * of_emotions(output, batch)
+
+
+def make_pair_loss(preference: str) -> Callable[[Output, Batch], Tensor]:
+    """Learns "majority", whether more than half prefer the first (of an undecided pair half), or "share"."""
+
+    def of_pairs(output: Output, batch: Batch) -> Tensor:
+        shares = batch.scores  # (n,) of n pairs
+        target = shares if preference == "share" else torch.heaviside(shares - 0.5, shares.new_tensor(0.5))
+        return losses.pair_loss(output.prediction, target)
+
+    return of_pairs
 
 
 def make_rating_loss(config: Config, scale: Scale) -> Callable[[Output, Batch], Tensor]:
@@ -591,7 +654,7 @@ def best_measure(config: Config, scale: Scale) -> str:
     """The validation metric that chooses the weights to keep."""
     if config.task == "emotion":
         return "kl"
-    return "accuracy" if scale.kind == "label" else "srcc"
+    return "accuracy" if config.task == "series" or scale.kind == "label" else "srcc"
 
 
 @dataclass
@@ -661,7 +724,7 @@ class Run:
         """The batches of an epoch that this process has still to do."""
         settings = self.config.train
         return TrainOrder(
-            len(self.data["train"]),
+            self.data["train"].draws,
             settings.batch_size,
             settings.seed,
             epoch,
@@ -834,7 +897,7 @@ class Run:
 
 
 SHOWN = ("train_loss", "val_srcc", "val_plcc", "val_accuracy", "val_rmse", "val_kl", "val_kl_ratio")
-SHOWN += ("val_emotion_kl", "val_emotion_accuracy")
+SHOWN += ("val_emotion_kl", "val_emotion_accuracy", "val_auc", "val_log_loss")
 SETTLED = ("task", "data", "model", "loss", "optimizer", "train")  # sections that a resumed run must share
 FREE = ("data.root", "data.workers", "train.device", "train.checkpoint_minutes")
 
@@ -893,6 +956,7 @@ def describe_run(config: Config, network, data: dict[str, RatedSet], origin: dic
         "dealt": [part.name for part in rated.parts or (rated,) if part.dealt],
         "image_size": config.data.size,
         "exif": config.data.exif,
+        "crop": config.data.crop,
         "class_shift": class_shifts(config, rated),
         "training_ratings": [round(float(value), 6) for value in quantiles],
         "origin": {name: value for name, value in origin.items() if not isinstance(value, np.ndarray)},
@@ -921,8 +985,8 @@ def keep_emotion_maps(run: Run) -> emotion_maps.EmotionMaps | None:
 def train_epoch(run: Run, epoch: int) -> dict[str, float]:
     """Trains what is left of an epoch, then writes last.pt; the means of `engine.train_one_epoch`."""
     config, rated = run.config, run.data["train"]
-    flips, broken = config.train.seed, config.data.skip_broken
-    pictures = PictureSet(rated, config.data.size, config.data.exif, flip_seed=flips, skip_broken=broken)
+    flips = config.train.seed
+    pictures = training_pictures(config, rated)
     order = run.order(epoch)
     loader = make_loader(pictures, order, config.data.worker_count(), pin_memory=run.device.type == "cuda")
     loader.worker_init_fn = outlive_one_signal
@@ -963,10 +1027,19 @@ def train_epoch(run: Run, epoch: int) -> dict[str, float]:
     if distributed.is_main() and run.totals.step > started:
         seconds = (time.monotonic() - start) / (run.totals.step - started)
         memory = engine.peak_memory(run.device)
-        print(f"{seconds:.2f} s a step of {config.train.batch_size} pictures, {memory:.1f} GB", flush=True)
+        what = "pairs" if config.task == "series" else "pictures"
+        print(f"{seconds:.2f} s a step of {config.train.batch_size} {what}, {memory:.1f} GB", flush=True)
     parts = distributed.gather(run.totals.broken)
     run.list_broken("train", [LeftOut(*entry) for part in parts for entry in part])
     return found
+
+
+def training_pictures(config: Config, rated: RatedSet) -> PictureSet:
+    """What an epoch draws from, pictures or pairs of them, mirrored by chance."""
+    kind = PairPictures if config.task == "series" else PictureSet
+    data = config.data
+    options = {"flip_seed": config.train.seed, "skip_broken": data.skip_broken, "crop": data.crop}
+    return kind(rated, data.size, data.exif, **options)
 
 
 def progress(order: TrainOrder, run: Run, epoch: int) -> tqdm:
@@ -985,6 +1058,8 @@ def validate(run: Run) -> dict[str, float]:
     split = run.config.train.validate_on
     found = evaluation.predict_set(run.kept, run.data[split], run.config, run.compute)
     run.list_broken(split, found.broken)
+    if run.config.task == "series":
+        return evaluation.measure_pairs(found, run.data[split]).metrics
     branch = run.description if learns_emotions(run.config) else None
     report = evaluation.measure(found, run.data[split], run.config.task, branch=branch)
     if run.config.task == "emotion" or not report.emotions:

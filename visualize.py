@@ -114,6 +114,7 @@ def read_epochs(metrics: Path) -> list[dict]:
 
 # Do not depend on the network, or (recalls) would bury what does.
 NOT_DRAWN = ("n", "pictures", "broken", "threshold", "majority", "chance", "kl_prior")
+NOT_DRAWN += ("pairs", "series", "log_loss_prior", "agreement")
 
 
 def list_measures(epochs: list[dict]) -> list[str]:
@@ -201,6 +202,43 @@ def draw_pairs(axes: Axes, predicted: np.ndarray, rated: np.ndarray) -> None:
     bar.set_label("pictures in a cell", color=FAINT)
     bar.ax.tick_params(length=0, which="both", labelcolor=FAINT)
     bar.outline.set_visible(False)
+
+
+# ---- preferences ---------------------------------------------------------------------------------
+
+RELIABILITY_BINS = 10
+
+
+def save_reliability(probability: np.ndarray, preference: np.ndarray, path: Path, title: str) -> None:
+    """Draw how often people preferred a photograph against how often they should by the prediction.
+
+    Each pair is drawn from both sides, so that the picture does not depend on which was named first.
+
+    Args:
+        probability, preference: (m,) predicted and real P(the first of a pair is preferred), in [0, 1].
+        path: the PNG to write.
+        title: stands above.
+    """
+    probability, preference = finite_pairs(probability, preference)
+    predicted = np.concatenate([probability, 1 - probability])  # (2m,)
+    real = np.concatenate([preference, 1 - preference])
+    bins = np.minimum((predicted * RELIABILITY_BINS).astype(int), RELIABILITY_BINS - 1)
+    pairs = np.bincount(bins, minlength=RELIABILITY_BINS)  # (bins,)
+    there = pairs > 0
+    means = [
+        np.bincount(bins, values, RELIABILITY_BINS)[there] / pairs[there] for values in (predicted, real)
+    ]
+    figure = new_plot(700, 700)
+    axes = figure.add_subplot()
+    axes.plot((0, 1), (0, 1), color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    axes.plot(*means, color=BLUE, linewidth=1.5)
+    axes.scatter(*means, s=20 + 400 * pairs[there] / pairs.max(), color=BLUE, alpha=0.6, linewidths=0)
+    axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
+    axes.set_xlabel("predicted share of people who prefer the photograph", color=INK, fontsize=12)
+    axes.set_ylabel("real share (the larger a dot, the more pairs)", color=INK, fontsize=12)
+    axes.set_title(title, fontsize=13, loc="left", color=INK, parse_math=False)
+    clean(axes)
+    write_figure(figure, path)
 
 
 # ---- emotions ------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ from datasets import (
     relative_names,
 )
 from decoding import DecodeError, decode, explain_failure
-from main import DATASETS, guarded
+from main import guarded
 
 LABELS = {  # files to copy beside the pictures, relative to the root
     "ava": ("*.txt", "*.csv", "*.jpgl", "splits/*.csv", "aesthetics_image_lists/*"),
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--dataset", type=str.lower, choices=DATASETS, required=True)
+    parser.add_argument("--dataset", type=str.lower, choices=tuple(LABELS), required=True)
     parser.add_argument("--data-root", metavar="DIR", type=Path, required=True, help="the set as it is")
     parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder for the copies")
     parser.add_argument("--quality", metavar="Q", type=int, default=95, help="of JPEG, 1 to 100; default 95")

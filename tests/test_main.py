@@ -337,7 +337,7 @@ BAD_WORDS = {
     "missing ImageNet file": (["model.imagenet=mine.pth"], "no file mine.pth"),
     "no set": (
         ["--data-root", ".", "data.dataset=coco"],
-        "which data set? --dataset {ava,para,iae,emoset,fi,csv,demo}, not 'coco'",
+        "which data set? --dataset {ava,para,iae,emoset,fi,csv,demo,phototriage,pairs}, not 'coco'",
     ),
     "a text that is no root": (["--dataset", "csv", "--data-root", ""], "where is csv? --data-root DIR"),
 }
@@ -357,7 +357,7 @@ def test_bad_words_are_one_sentence_and_leave_no_trace(case, scored_set, tmp_pat
 
 def test_questions_that_are_missing_are_asked(capsys):
     assert main(["train", "--data-root", "x"]) == 2
-    said = "main: which data set? --dataset {ava,para,iae,emoset,fi,csv,demo}"
+    said = "main: which data set? --dataset {ava,para,iae,emoset,fi,csv,demo,phototriage,pairs}"
     assert_one_sentence(capsys.readouterr().err, said)
     assert main(["train", "--dataset", "para"]) == 2
     assert_one_sentence(capsys.readouterr().err, "main: where is para? --data-root DIR")

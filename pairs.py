@@ -1,0 +1,352 @@
+"""Pairs of photographs of a series, and how often people preferred the first: Photo Triage, and your own csv.
+
+    splits = load_pairs("phototriage", "/data/PhotoTriage", ("train", "val"))
+    pictures = PairPictures(splits["train"], size=224, crop=True)
+
+A split is a RatedSet of photographs, each once, with the pairs beside them: so each photograph is predicted
+once however many pairs it is in. From top to bottom: what a split is; reading the two kinds of set; splitting
+by series; pairs of pictures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from datasets import (
+    SPLITS,
+    Batch,
+    DataOptions,
+    Draw,
+    Folders,
+    LeftOut,
+    Picture,
+    PictureSet,
+    RatedSet,
+    Sheet,
+    hash_fractions,
+    read_manifest,
+)
+from EAMBNet import Scale
+
+PAIRED = ("phototriage", "pairs")  # the sets whose labels are pairs
+NO_SCORES = Scale("label", 0.0, 1.0, 0.5)  # of single photographs nobody said anything
+
+# ---------------------------------------------------------------------------------------------------
+# What a split is
+
+
+@dataclass(frozen=True, eq=False)
+class PairedSet(RatedSet):
+    """n photographs of one split, as a RatedSet without scores, and m pairs of them.
+
+    series: (n,) the name of each photograph's series.
+    pairs: (m, 2) int64, rows of the photographs; both of a pair are of one series.
+    preference: (m,) share of the people who preferred the first, in [0, 1].
+    """
+
+    series: np.ndarray = field(default_factory=lambda: np.empty(0, str))
+    pairs: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))
+    preference: np.ndarray = field(default_factory=lambda: np.empty(0))
+
+    @property
+    def draws(self) -> int:
+        """How many training draws an epoch: its pairs."""
+        return len(self.pairs)
+
+    @property
+    def pair_series(self) -> np.ndarray:
+        """(m,) the name of each pair's series."""
+        return self.series[self.pairs[:, 0]]
+
+    @property
+    def sha256(self) -> str:
+        """Of the sorted pairs with what people said of them: equal for equal splits, whatever their order."""
+        rows = [
+            f"{self.ids[a]},{self.ids[b]},{p!r}\n"
+            for (a, b), p in zip(self.pairs, self.preference.tolist(), strict=True)
+        ]
+        return hashlib.sha256("".join(sorted(rows)).encode()).hexdigest()
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> PairedSet:
+        """The photographs at `indices`, in that order, and the pairs that have both of theirs among them."""
+        indices = np.arange(len(self))[np.asarray(indices)]
+        place = np.full(len(self), -1)
+        place[indices] = np.arange(len(indices))
+        pairs = place[self.pairs]  # (m, 2), -1: gone
+        whole = (pairs >= 0).all(axis=1)
+        photographs = super().take(indices)
+        return replace(
+            photographs,
+            series=self.series[indices],
+            pairs=pairs[whole],
+            preference=self.preference[whole],
+        )
+
+    def take_pairs(self, rows: np.ndarray) -> PairedSet:
+        """The pairs at `rows` (m',), in that order, and the photographs that are in them."""
+        some = replace(self, pairs=self.pairs[rows], preference=self.preference[rows])
+        return some.take(np.unique(some.pairs))
+
+
+def describe_pairs(rated: PairedSet) -> str:
+    """One line for the log: what was loaded, by which protocol, what was left out."""
+    undecided = int((rated.preference == 0.5).sum())
+    return (
+        f"{rated.name} {rated.split}: {len(rated.pairs):,} pairs of {len(rated):,} photographs in "
+        f"{len(set(rated.series.tolist())):,} series ({rated.protocol}), {undecided} undecided, "
+        f"{len(rated.left_out):,} photographs left out, pairs sha256 {rated.sha256[:12]}"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------
+# Reading the sets
+
+
+class PairTable(NamedTuple):
+    """The pairs of a file: series, and the two photographs by name, (m,) each; preference (m,)."""
+
+    series: list[str]
+    first: list[str]
+    second: list[str]
+    preference: np.ndarray
+    protocol: str
+
+
+def load_pairs(
+    name: str,
+    root: str | Path,
+    splits: Sequence[str] = SPLITS,
+    options: DataOptions | None = None,
+    limit: int = 0,
+) -> dict[str, PairedSet]:
+    """Reads the splits asked for, checked: split -> PairedSet.
+
+    Args:
+        name: phototriage or pairs, in any case.
+        root: the set's folder. phototriage: train_pairlist.txt and val_pairlist.txt and the photographs.
+            pairs: train.csv, val.csv and test.csv with the columns series, first, second and preference;
+            first and second are paths below the folder.
+        limit: training pairs, whole series by hash; 0: all.
+
+    Raises:
+        ValueError, FileNotFoundError: one sentence that names file, row and column.
+    """
+    name, root, options = name.lower(), Path(root).expanduser(), options or DataOptions()
+    if name not in PAIRED:
+        raise ValueError(f"pairs: the sets of pairs are {' and '.join(PAIRED)}, got '{name}'")
+    if not root.is_dir():
+        raise FileNotFoundError(f"pairs: there is no folder {root}; --data-root must name the {name} folder")
+    if read_manifest(root):
+        raise ValueError(
+            f"pairs: {root} holds prepared copies, which are squashed; pairs need the photographs themselves"
+        )
+    tables = {"phototriage": read_phototriage, "pairs": read_pairs_csv}[name](root, tuple(splits), options)
+    folders = {"phototriage": PHOTO_TRIAGE_FOLDERS, "pairs": (options.images,)}[name]
+    files = Folders([root / folder for folder in folders])
+    loaded = {split: look_up(name, split, table, files) for split, table in tables.items()}
+    if limit and "train" in loaded:
+        loaded["train"] = first_series(loaded["train"], limit)
+    return loaded
+
+
+def check_pairs(sheet: Sheet, series: list[str], first: list[str], second: list[str]) -> None:
+    """Refuses a pair of one photograph, a pair that is there twice, and a photograph of two series.
+
+    Args:
+        series, first, second: (m,) of the columns of these names.
+    """
+    same = np.array([a == b for a, b in zip(first, second, strict=True)])
+    if same.any():
+        raise sheet.error(same, "second", "another photograph than the first of its pair")
+    names = pd.Series([f"{s}\n" + "\n".join(sorted(p)) for s, *p in zip(series, first, second, strict=True)])
+    if names.duplicated().any():
+        raise sheet.error(names.duplicated().to_numpy(), "first", "each pair of photographs once")
+    known: dict[str, str] = {}
+    for column, photographs in (("first", first), ("second", second)):
+        other = np.array([known.setdefault(p, s) != s for p, s in zip(photographs, series, strict=True)])
+        if other.any():
+            raise sheet.error(other, column, "a photograph that is in one series only")
+
+
+# Photo Triage: photographs and lists lie in train_val/; copies of it in use have them in the root too.
+PHOTO_TRIAGE_COLUMNS = ("series", "first", "second", "preference", "rank of first", "rank of second")
+PHOTO_TRIAGE_FOLDERS = ("train_val/train_val_imgs", "train_val_imgs", "imgs", "")
+PHOTO_TRIAGE_LISTS = {"train": "train_pairlist.txt", "test": "val_pairlist.txt"}
+
+
+def read_phototriage(root: Path, splits: tuple[str, ...], options: DataOptions) -> dict[str, PairTable]:
+    """The published training list, of which whole series are held out by hash for "val"; the published
+    validation list is "test", for the set's own test labels were never public."""
+    tables = {}
+    if "test" in splits:
+        tables["test"] = read_list(root, "test")
+    if {"train", "val"} & set(splits):
+        parts = divide(read_list(root, "train"), {"val": options.validation})
+        tables |= {split: parts[split] for split in splits if split != "test"}
+    return tables
+
+
+def read_list(root: Path, split: str) -> PairTable:
+    name = PHOTO_TRIAGE_LISTS[split]
+    found = [path for folder in ("", "train_val") if (path := root / folder / name).is_file()]
+    if not found:
+        raise FileNotFoundError(f"pairs: there is no {name} in {root} or {root / 'train_val'}")
+    sheet = Sheet(found[0], PHOTO_TRIAGE_COLUMNS)
+    numbers = {column: whole_numbers(sheet, column) for column in PHOTO_TRIAGE_COLUMNS[:3]}
+    series = numbers["series"]
+    first, second = (
+        [f"{s:06d}-{p:02d}.JPG" for s, p in zip(series, numbers[side], strict=True)]
+        for side in ("first", "second")
+    )
+    names = [str(number) for number in series]
+    check_pairs(sheet, names, first, second)
+    return PairTable(names, first, second, sheet.numbers("preference", 0.0, 1.0), f"the published {name}")
+
+
+def whole_numbers(sheet: Sheet, column: str) -> list[int]:
+    values = sheet.numbers(column, 0, 999_999)
+    if (values % 1 != 0).any():
+        raise sheet.error(values % 1 != 0, column, "a whole number")
+    return values.astype(int).tolist()
+
+
+PAIR_COLUMNS = ("series", "first", "second", "preference")
+
+
+def read_pairs_csv(root: Path, splits: tuple[str, ...], options: DataOptions) -> dict[str, PairTable]:
+    """train.csv, val.csv and test.csv; without a val.csv whole series of train.csv are held out by hash."""
+    tables, held_out = {}, "val" in splits and not (root / "val.csv").is_file()
+    for split in SPLITS:
+        if split in splits and not (split in ("train", "val") and held_out):
+            tables[split] = read_pair_sheet(root / f"{split}.csv")
+    if held_out:
+        parts = divide(read_pair_sheet(root / "train.csv"), {"val": options.validation})
+        tables |= {split: part for split, part in parts.items() if split in splits}
+    return tables
+
+
+def read_pair_sheet(path: Path) -> PairTable:
+    sheet = Sheet(path)
+    sheet.need(PAIR_COLUMNS)
+    series, first, second = (sheet.texts(column) for column in PAIR_COLUMNS[:3])
+    check_pairs(sheet, series, first, second)
+    return PairTable(series, first, second, sheet.numbers("preference", 0.0, 1.0), path.name)
+
+
+def look_up(name: str, split: str, table: PairTable, files: Folders) -> PairedSet:
+    """The pairs whose photographs both exist; the photographs that do not are listed as left out.
+
+    Raises:
+        FileNotFoundError: no photograph exists, so the folder is wrong.
+        ValueError: no pair is left.
+    """
+    names = list(dict.fromkeys([*table.first, *table.second]))
+    series_of = dict(zip([*table.first, *table.second], [*table.series, *table.series], strict=True))
+    paths = {photograph: files.find(photograph) for photograph in names}
+    there = [photograph for photograph in names if paths[photograph]]
+    if names and not there:
+        raise FileNotFoundError(
+            f"pairs: none of the {len(names):,} photographs of {name} exists, e.g. '{names[0]}'; looked in "
+            f"{' and '.join(dict.fromkeys(files.places))}. Is --data-root right?"
+        )
+    place = {photograph: row for row, photograph in enumerate(there)}
+    pairs = np.array(
+        [[place.get(a, -1), place.get(b, -1)] for a, b in zip(table.first, table.second, strict=True)]
+    )
+    whole = (pairs.reshape(-1, 2) >= 0).all(axis=1)  # (m,)
+    if not whole.any():
+        raise ValueError(f"pairs: the {split} split of {name} has no pair whose two photographs exist")
+    photographs = PairedSet(
+        name=name,
+        split=split,
+        protocol=table.protocol,
+        ids=there,
+        paths=[paths[photograph] for photograph in there],
+        scores=np.full(len(there), np.nan),
+        scale=NO_SCORES,
+        left_out=[LeftOut(p, f"no picture file {p}") for p in names if not paths[p]],
+        series=np.array([series_of[photograph] for photograph in there]),
+        pairs=pairs[whole],
+        preference=table.preference[whole],
+    )
+    return photographs.take(np.unique(photographs.pairs))
+
+
+# ---------------------------------------------------------------------------------------------------
+# Splitting by series
+
+
+def divide(table: PairTable, shares: dict[str, float]) -> dict[str, PairTable]:
+    """Parts of a list by the hash of the series, so that no series is in two: `shares`, the rest is "train".
+
+    Raises:
+        ValueError: a part would be empty.
+    """
+    names = sorted(set(table.series))
+    fraction = dict(zip(names, hash_fractions(names).tolist(), strict=True))
+    position = np.array([fraction[series] for series in table.series])  # (m,)
+    parts, start = {}, 0.0
+    for split, share in [*shares.items(), ("train", 1.0 - sum(shares.values()))]:
+        rows = np.flatnonzero((position >= start) & (position < start + share))
+        start += share
+        if not len(rows):
+            raise ValueError(
+                f"pairs: {len(names)} series are too few to hold some out for {split} by hash; give it a "
+                "file of its own, or raise data.validation"
+            )
+        parts[split] = pairs_at(table, rows, f"{table.protocol}, {share:.0%} of its series by hash")
+    return parts
+
+
+def pairs_at(table: PairTable, rows: np.ndarray, protocol: str) -> PairTable:
+    columns = ([column[i] for i in rows] for column in table[:3])
+    return PairTable(*columns, table.preference[rows], protocol)
+
+
+def first_series(rated: PairedSet, limit: int) -> PairedSet:
+    """A fixed sample: whole series in the order of their hashes, until there are `limit` pairs."""
+    if limit >= len(rated.pairs):
+        return rated
+    order = np.argsort(hash_fractions(rated.pair_series.tolist()), kind="stable")
+    chosen = rated.take_pairs(np.sort(order[:limit]))
+    return replace(chosen, protocol=f"{rated.protocol}, {limit} pairs of it by hash of the series")
+
+
+# ---------------------------------------------------------------------------------------------------
+# Pairs of pictures
+
+
+class PairPictures(PictureSet):
+    """The decoded pairs of a split, by Draw of a pair; arguments as PictureSet's.
+
+    A batch of n pairs has 2n images, the first photographs of all pairs and then the second ones, and n
+    scores, the preferences. A pair with a photograph that cannot be decoded is left out.
+    """
+
+    rated: PairedSet
+
+    def __len__(self) -> int:
+        return len(self.rated.pairs)
+
+    def __getitem__(self, draw: Draw | int) -> tuple[int, Picture | LeftOut, Picture | LeftOut]:
+        epoch, pair = draw if isinstance(draw, tuple) else (0, draw)
+        first, second = (self.read(Draw(epoch, int(photograph))) for photograph in self.rated.pairs[pair])
+        return pair, first, second
+
+    def __getitems__(self, draws: Sequence[Draw | int]) -> list[tuple]:
+        return [self[draw] for draw in draws]
+
+    def collate(self, pairs: Sequence[tuple[int, Picture | LeftOut, Picture | LeftOut]]) -> Batch:
+        broken = [one for _, *both in pairs for one in both if isinstance(one, LeftOut)]
+        whole = [entry for entry in pairs if not any(isinstance(one, LeftOut) for one in entry[1:])]
+        batch = super().collate([first for _, first, _ in whole] + [second for *_, second in whole] + broken)
+        preference = self.rated.preference[[pair for pair, *_ in whole]] if whole else np.empty(0)
+        return batch._replace(scores=torch.from_numpy(preference))

@@ -1,0 +1,235 @@
+"""Makes a stand-in for Photo Triage from PARA: pairs of two kinds. Photo Triage's photographs are not public.
+
+    python scripts/make_series.py --data-root PARA --output SERIES
+    python main.py train --task series --dataset pairs --data-root SERIES --network paunit
+    python main.py evaluate --dataset pairs --data-root SERIES/graded --checkpoint CHECKPOINT
+
+SERIES/graded: series of one photograph and worse versions of it, by blur, noise, exposure or compression, in
+DEGREES steps. The order is that of the severity, and certain: every preference is 1 or 0.
+
+SERIES/rated: different photographs of PARA whose mean ratings differ by more than GAP, in disjoint groups of
+GROUP. For training those of a group are of one session (the raters of a session are the same people), for
+test of one scene class. A training preference is 1 or 0; a test preference is how often a vote for the one is
+higher than a vote for the other, from PARA's own counts (equal votes count half to each).
+
+SERIES itself has both together. Neither is what people do when they choose among their own shots. Both keep PARA's split: validation
+photographs are held out of its training list by hash of the session, test photographs are its test list, and
+a photograph with an identical twin in the other list is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+from PIL import Image, ImageFilter
+from tqdm import tqdm
+
+from datasets import PARA_BINS, SPLITS, Sheet, hash_fractions, load_dataset, twins_in_training
+from decoding import decode
+from main import guarded, refuse_existing
+from pairs import PAIR_COLUMNS
+
+DEGREES = 4  # of damage; 0 is the photograph itself
+GAP = 0.5  # of the mean ratings of a pair, on PARA's scale from 1 to 5
+GROUP = 5  # photographs
+VALIDATION = 0.05  # of the training sessions
+QUALITY = 95  # of the JPEGs written, as a camera's; for the damage by compression see `compressed`
+
+
+class Photograph(NamedTuple):
+    """name: below PARA's imgs. group: session or scene class. votes: (9,) counts, None where not public."""
+
+    name: str
+    group: str
+    mean: float
+    votes: np.ndarray | None
+
+
+Pair = tuple[str, str, str, float]  # series, first, second, preference
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--data-root", metavar="DIR", type=Path, required=True, help="PARA")
+    parser.add_argument("--output", metavar="DIR", type=Path, required=True)
+    parser.add_argument("--series", type=int, default=1000, help="graded training series (default 1000)")
+    parser.add_argument("--test-series", type=int, default=300, help="graded test series (default 300)")
+    parser.add_argument("--pairs", type=int, default=8000, help="rated training pairs (default 8000)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.set_defaults(run=run)
+    return guarded(run, parser.parse_args(arguments))
+
+
+def run(options: argparse.Namespace) -> int:
+    refuse_existing("make_series", options.output, ["graded", "rated", *(f"{split}.csv" for split in SPLITS)])
+    parts = photographs(options.data_root)
+    chance = np.random.default_rng(options.seed)
+    counts = {
+        "train": options.series,
+        "val": max(2, round(VALIDATION * options.series)),
+        "test": options.test_series,
+    }
+    graded, rated = options.output / "graded", options.output / "rated"
+    rated.mkdir(parents=True)
+    (rated / "imgs").symlink_to((options.data_root / "imgs").resolve(), target_is_directory=True)
+    for split, count in counts.items():
+        kinds = {graded: make_graded(graded / split, parts[split], count, options.data_root, chance)}
+        kinds[rated] = list(grouped_pairs(parts[split], chance))
+        if split != "test":
+            most = options.pairs if split == "train" else max(2, round(VALIDATION * options.pairs))
+            kinds[rated] = [kinds[rated][i] for i in np.sort(chance.permutation(len(kinds[rated]))[:most])]
+        for folder, pairs in kinds.items():
+            write_pairs(folder / f"{split}.csv", pairs)
+        together = [inside(folder.name, pair) for folder, pairs in kinds.items() for pair in pairs]
+        write_pairs(options.output / f"{split}.csv", together)
+    return 0
+
+
+def inside(folder: str, pair: Pair) -> Pair:
+    """The pair as the folder above names it."""
+    series, first, second, share = pair
+    return series, f"{folder}/{first}", f"{folder}/{second}", share
+
+
+# ---------------------------------------------------------------------------------------------------
+# PARA's photographs
+
+
+def photographs(root: Path) -> dict[str, list[Photograph]]:
+    """split -> its photographs, without those that have an identical one in the other list."""
+    loaded = load_dataset("para", root, ("train", "test"))
+    twins = twins_in_training("para", root)
+    sheet = Sheet(root / "annotation" / "PARA-GiaaTest.csv")
+    names = [f"{s}/{i}" for s, i in zip(sheet.texts("sessionId"), sheet.texts("imageName"), strict=True)]
+    scene_of = dict(zip(names, sheet.texts("semantic"), strict=True))
+    votes = sheet.counts_if_there([f"aestheticScore_{value}" for value in PARA_BINS], most=100)
+    row_of = {name: row for row, name in enumerate(names)}
+    train, test = loaded["train"], loaded["test"]
+    sessions = [name.partition("/")[0] for name in train.ids]
+    held_out = hash_fractions(sessions) < VALIDATION  # (n,)
+    parts = {"train": [], "val": []}
+    for name, session, mean, val in zip(train.ids, sessions, train.scores, held_out, strict=True):
+        parts["val" if val else "train"].append(Photograph(name, session, float(mean), None))
+    parts["test"] = [
+        Photograph(name, scene_of[name], float(mean), None if votes is None else votes[row_of[name]])
+        for name, mean in zip(test.ids, test.scores, strict=True)
+        if name not in twins
+    ]
+    return parts
+
+
+# ---------------------------------------------------------------------------------------------------
+# Graded series
+
+
+def blurred(image: Image.Image, degree: int, chance: np.random.Generator) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(0.7 * degree))
+
+
+def noisy(image: Image.Image, degree: int, chance: np.random.Generator) -> Image.Image:
+    values = np.asarray(image, np.float64)  # (H, W, 3)
+    values = values + chance.normal(0, 9 * degree, values.shape)
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
+def exposed(image: Image.Image, degree: int, chance: np.random.Generator) -> Image.Image:
+    """Too dark or too light, by .45 stops a degree, in linear light."""
+    stops = 0.45 * degree * (1 if chance.random() < 0.5 else -1)
+    values = (np.asarray(image, np.float64) / 255) ** 2.2 * 2**stops  # (H, W, 3)
+    return Image.fromarray((values.clip(0, 1) ** (1 / 2.2) * 255).round().astype(np.uint8))
+
+
+def compressed(image: Image.Image, degree: int, chance: np.random.Generator) -> Image.Image:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=(30, 15, 7)[degree - 1])
+    return Image.open(file).convert("RGB")
+
+
+DAMAGES = (blurred, noisy, exposed, compressed)
+
+
+def make_graded(
+    folder: Path, parts: list[Photograph], count: int, root: Path, chance: np.random.Generator
+) -> list[Pair]:
+    """Writes `count` series of DEGREES versions, their damages in turn; gives their pairs."""
+    folder.mkdir(parents=True)
+    split = folder.name
+    if count > len(parts):
+        raise ValueError(
+            f"make_series: {count} series are asked for and {split} has {len(parts)} photographs"
+        )
+    pairs: list[Pair] = []
+    for number, index in enumerate(tqdm(chance.permutation(len(parts))[:count], desc=split, mininterval=2)):
+        damage = DAMAGES[number % len(DAMAGES)]
+        image = Image.fromarray(decode(root / "imgs" / parts[index].name))
+        names = [f"{split}/{number:05d}_{letter}.jpg" for letter in chance.permutation(list("abcd"))]
+        seed = int(chance.integers(1 << 32))  # one side of the exposure for all degrees
+        for degree, name in enumerate(names):
+            worse = damage(image, degree, np.random.default_rng(seed)) if degree else image
+            worse.save(folder.parent / name, quality=QUALITY)
+        series = f"{split}-{number:05d}-{damage.__name__}"
+        pairs += [either_way(series, names[a], names[b], 1.0, chance) for a, b in combinations(len(names))]
+    return pairs
+
+
+def combinations(count: int) -> Iterator[tuple[int, int]]:
+    return ((a, b) for a in range(count) for b in range(a + 1, count))
+
+
+def either_way(series: str, first: str, second: str, preference: float, chance: np.random.Generator) -> Pair:
+    """The pair, turned round by chance: which stands first must say nothing."""
+    return (
+        (series, first, second, preference)
+        if chance.random() < 0.5
+        else (series, second, first, 1 - preference)
+    )
+
+
+# ---------------------------------------------------------------------------------------------------
+# Rated pairs
+
+
+def grouped_pairs(parts: list[Photograph], chance: np.random.Generator) -> Iterator[Pair]:
+    """All pairs with ratings more than GAP apart in disjoint groups of GROUP of one session or scene."""
+    for name in sorted({photograph.group for photograph in parts}):
+        members = [photograph for photograph in parts if photograph.group == name]
+        members = [members[i] for i in chance.permutation(len(members))]
+        for start in range(0, len(members), GROUP):
+            group = members[start : start + GROUP]
+            for a, b in combinations(len(group)):
+                if abs(group[a].mean - group[b].mean) > GAP:
+                    series = f"{name}-{start // GROUP:04d}"
+                    names = (f"imgs/{group[a].name}", f"imgs/{group[b].name}")
+                    yield either_way(series, *names, preference(group[a], group[b]), chance)
+
+
+def preference(a: Photograph, b: Photograph) -> float:
+    """How often a vote for a is higher than one for b, equal ones half; 1 or 0 where votes are not public."""
+    if a.votes is None or b.votes is None:
+        return float(a.mean > b.mean)
+    shares = np.outer(a.votes / a.votes.sum(), b.votes / b.votes.sum())  # (9, 9)
+    return float(np.tril(shares, -1).sum() + np.trace(shares) / 2)
+
+
+def write_pairs(path: Path, pairs: list[Pair]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(PAIR_COLUMNS)
+        writer.writerows((*names, f"{share:.6g}") for *names, share in pairs)
+    photographs = {name for _, *both, _ in pairs for name in both}
+    print(f"{path}: {len(pairs)} pairs of {len(photographs)} photographs")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
