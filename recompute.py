@@ -31,9 +31,11 @@ def recompute_blocks(network: nn.Module) -> int:
     The names of weights stay. A block is a layer with layers of its own, as ResNet's bottlenecks and timm's
     inverted residuals are, in an nn.Sequential of such.
     """
+    # torch.compile cannot trace checkpoint's contexts; left out, it compiles what lies between and inside.
+    forward = torch.compiler.disable(Recomputed.forward, recursive=False)
     found = list(blocks(network))
     for block in found:
-        block.__class__ = type(block.__class__.__name__, (Recomputed, block.__class__), {})
+        block.__class__ = type(block.__class__.__name__, (Recomputed, block.__class__), {"forward": forward})
     return len(found)
 
 

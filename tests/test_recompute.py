@@ -6,7 +6,9 @@ import pytest
 import small
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+import distributed
 from backbones import build_pyramid
 from EAMBNet import build_model
 from recompute import blocks, recompute_blocks, unchanged_statistics
@@ -46,12 +48,40 @@ def step(network: nn.Module, kept: list[torch.Tensor] | None = None, bf16: bool 
 def test_outputs_gradients_and_statistics_are_the_same_to_the_last_bit(pair, bf16):
     network, other = pair
     assert torch.equal(step(network, bf16=bf16), step(other, bf16=bf16))
+    assert_equal(network, other)
+
+
+def assert_equal(network: nn.Module, other: nn.Module) -> None:
     names = [name for name, parameter in network.named_parameters() if parameter.grad is not None]
     assert len(names) > 100
     for name in names:
         assert torch.equal(network.get_parameter(name).grad, other.get_parameter(name).grad), name
     for name, value in network.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
+
+
+# The tracer looks at what the parts between the blocks are given, and torch warns about that.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_compiled_too_they_are_the_same(pair):
+    plain, recomputed = (copy.deepcopy(network) for network in pair)
+    whole, few = [], []
+    compiled = torch.compile(recomputed, backend="eager")  # traced as any, without minutes of C++
+    for _ in range(2):  # the second runs what the first has traced
+        expected, found = step(plain, whole), step(compiled, few)
+        assert torch.equal(expected, found)
+    assert_equal(plain, recomputed)
+    assert sum(t.numel() for t in few) < sum(t.numel() for t in whole) / 2
+
+
+def test_with_synchronised_batchnorm_they_are_the_same(pair, monkeypatch):
+    # Without a process group it computes as BatchNorm does, on a CPU too; what it sends is not seen here.
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    plain, recomputed = (distributed.synchronise_batchnorm(copy.deepcopy(pair[0])) for _ in range(2))
+    assert recompute_blocks(recomputed) > 4
+    norms = [layer for layer in recomputed.modules() if isinstance(layer, _BatchNorm)]
+    assert norms and all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
+    assert torch.equal(step(plain), step(recomputed))
+    assert_equal(plain, recomputed)
 
 
 def test_resnets_blocks_are_its_bottlenecks():
