@@ -342,7 +342,9 @@ def make_command(*words: str) -> Run:
     """A new Python, from its start to its end."""
 
     def run() -> None:
-        subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+        found = subprocess.run([sys.executable, *words], capture_output=True, text=True)  # noqa: S603
+        if found.returncode:
+            raise ValueError(f"benchmark: python {' '.join(words)} failed: {found.stderr.strip()}")
 
     return run
 
