@@ -248,8 +248,9 @@ def look_up(name: str, split: str, table: PairTable, files: Folders) -> PairedSe
         FileNotFoundError: no photograph exists, so the folder is wrong.
         ValueError: no pair is left.
     """
-    names = list(dict.fromkeys([*table.first, *table.second]))
-    series_of = dict(zip([*table.first, *table.second], [*table.series, *table.series], strict=True))
+    both = list(zip(table.first, table.second, strict=True))
+    names = list(dict.fromkeys(photograph for pair in both for photograph in pair))
+    series_of = {p: series for pair, series in zip(both, table.series, strict=True) for p in pair}
     paths = {photograph: files.find(photograph) for photograph in names}
     there = [photograph for photograph in names if paths[photograph]]
     if names and not there:
@@ -258,9 +259,7 @@ def look_up(name: str, split: str, table: PairTable, files: Folders) -> PairedSe
             f"{' and '.join(dict.fromkeys(files.places))}. Is --data-root right?"
         )
     place = {photograph: row for row, photograph in enumerate(there)}
-    pairs = np.array(
-        [[place.get(a, -1), place.get(b, -1)] for a, b in zip(table.first, table.second, strict=True)]
-    )
+    pairs = np.array([[place.get(photograph, -1) for photograph in pair] for pair in both])
     whole = (pairs.reshape(-1, 2) >= 0).all(axis=1)  # (m,)
     if not whole.any():
         raise ValueError(f"pairs: the {split} split of {name} has no pair whose two photographs exist")

@@ -12,9 +12,9 @@ GROUP. For training those of a group are of one session (the raters of a session
 test of one scene class. A training preference is 1 or 0; a test preference is how often a vote for the one is
 higher than a vote for the other, from PARA's own counts (equal votes count half to each).
 
-SERIES itself has both together. Neither is what people do when they choose among their own shots. Both keep PARA's split: validation
-photographs are held out of its training list by hash of the session, test photographs are its test list, and
-a photograph with an identical twin in the other list is left out.
+SERIES itself has both together. Neither is what people do when they choose among their own shots. Both keep
+PARA's split: validation photographs are held out of its training list by hash of the session, test
+photographs are its test list, and a photograph with an identical twin in the other list is left out.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ def write_pairs(path: Path, pairs: list[Pair]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(PAIR_COLUMNS)
-        writer.writerows((*names, f"{share:.6g}") for *names, share in pairs)
+        writer.writerows((*names, f"{abs(round(share, 6)):g}") for *names, share in pairs)
     photographs = {name for _, *both, _ in pairs for name in both}
     print(f"{path}: {len(pairs)} pairs of {len(photographs)} photographs")
 
