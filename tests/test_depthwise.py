@@ -6,7 +6,14 @@ import torch
 import torch.nn.functional as F
 
 import depthwise
-from depthwise import Depthwise, DepthwiseConv2d, convolve, same_padding, use_fast_gradients
+from depthwise import (
+    Depthwise,
+    DepthwiseConv2d,
+    convolve,
+    convolve_without_copy,
+    same_padding,
+    use_fast_gradients,
+)
 
 # size of the kernel, stride
 CASES = [(5, 1), (3, 2), (5, 2)]
@@ -124,3 +131,30 @@ def test_convolve_is_a_convolution():
         F.conv2d(images, weight, bias, padding=1, groups=3),
     )
     assert convolve(images, weight, None, 2, (0, 1, 0, 1)).shape == (1, 3, 4, 4)
+
+
+@pytest.mark.parametrize(("size", "stride"), CASES)
+@pytest.mark.parametrize("sides", [(12, 12), (13, 8), (7, 9), (2, 2)])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_without_a_padded_copy_the_sums_are_the_same_to_the_last_bit(size, stride, sides, kind):
+    torch.manual_seed(0)
+    images, weight, bias = torch.randn(2, 6, *sides), torch.randn(6, 1, size, size), torch.randn(6)
+    images, weight, bias = (value.to(kind) for value in (images, weight, bias))
+    images = images.contiguous(memory_format=torch.channels_last)
+    pads = (*same_padding(sides[1], size, stride), *same_padding(sides[0], size, stride))
+    plain = F.conv2d(F.pad(images, pads), weight, bias, stride, groups=6)
+    assert torch.equal(convolve_without_copy(images, weight, bias, stride, pads), plain)
+
+
+def test_scoring_makes_no_padded_copy_and_training_does(monkeypatch):
+    padded = []
+    pad = F.pad
+    monkeypatch.setattr(
+        F, "pad", lambda values, pads: padded.append(tuple(values.shape)) or pad(values, pads)
+    )
+    plain = timm.create_model("tf_efficientnet_lite0").blocks[1][0].conv_dw  # 3x3, stride 2, SAME padding
+    layer, images = DepthwiseConv2d.like(plain), torch.randn(1, plain.in_channels, 8, 8)
+    layer(images)
+    with torch.no_grad():
+        layer(images)
+    assert padded == [images.shape, plain.weight.shape]

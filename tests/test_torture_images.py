@@ -107,3 +107,27 @@ def test_a_soak_is_judged_by_growth_and_by_cost():
     slowing = [moment._replace(seconds=moment.rows**1.1) for moment in flat]
     [problem] = torture_images.judge_soak(slowing, 10_000)
     assert problem.startswith("the last tenth took 1.3")
+
+
+def test_a_short_soak_is_run_and_watched(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torture_images, "SLOWER", 100)  # of so few pictures the time is chance
+    words = ["--checkpoint", str(write_checkpoint(tmp_path)), "--workers", "2", "--batch-size", "4"]
+    assert torture_images.soak(tmp_path, 400, words, start=100) == []
+    assert " MB within the first 100 of 400 pictures, " in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--soak needs 2000 pictures at least"):
+        torture_images.soak(tmp_path, 400, words)
+
+
+def test_a_soak_that_lacks_a_row_or_ends_wrongly_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(torture_images, "run_and_exit", write_one_row_less)
+    monkeypatch.setattr(torture_images, "judge_soak", lambda *_: [])
+    assert torture_images.soak(tmp_path, 20, [], start=10) == [
+        "19 rows of 20, or wrong ones",
+        "exit code 1",
+    ]
+
+
+def write_one_row_less(words):
+    links = sorted(Path(words[1]).iterdir())[1:]
+    Path(words[3]).write_text("\n".join(["path,error", *(f"{link}," for link in links)]) + "\n")
+    sys.exit(1)
