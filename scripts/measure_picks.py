@@ -1,0 +1,171 @@
+"""How well the similarity of picks.py tells series apart, and how fast `main.py select` is.
+
+    python scripts/measure_picks.py similarity --data-root PARA
+    python scripts/measure_picks.py speed --count 1000 --output speed
+
+similarity: two kinds of pairs that belong together against two kinds that do not.
+  neighbours  real photographs of PARA that a camera took within two minutes by their EXIF, sorted by eye,
+              from small pictures, into those that one would choose between and others (those in doubt are
+              left out): results/picks/neighbours.csv.
+  bursts      two stand-in shots of one PARA photograph, moved, turned, zoomed, exposed, blurred, noisy and
+              compressed by chance, against two different photographs.
+speed: DIFFERENT pictures of 24 megapixels in bursts of four, made from the embedded photographs, and links to
+them; then `main.py select` with a page, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import resource
+import subprocess
+import sys
+import time
+from datetime import datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+from PIL import Image
+
+import demo
+import picks
+from main import guarded, refuse_existing
+
+ROOT = Path(__file__).resolve().parent.parent
+NEIGHBOURS = ROOT / "results" / "picks" / "neighbours.csv"
+LIMITS = (0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8)
+BURST, DIFFERENT, LARGE = 4, 32, (6000, 4000)
+KEPT = 0.9  # of a picture's width and height are in a shot, so that it can move
+
+
+def shot(picture: Image.Image, chance: np.random.Generator) -> Image.Image:
+    """One shot of what a picture shows, as by another press of the shutter."""
+    turned = picture.rotate(chance.uniform(-2, 2), Image.Resampling.BICUBIC)
+    share = KEPT * chance.uniform(0.85, 1)
+    width, height = (round(share * side) for side in picture.size)
+    middle = [(side - part) / 2 for side, part in zip(picture.size, (width, height), strict=True)]
+    left, top = (
+        round(start + chance.uniform(-1, 1) * min(start, 0.06 * side))
+        for start, side in zip(middle, picture.size, strict=True)
+    )
+    shown = turned.crop((left, top, left + width, top + height))
+    shown = demo.expose(shown, chance.uniform(-0.7, 0.7))
+    if chance.random() < 0.4:
+        shown = demo.blur(shown, chance.uniform(0.002, 0.02) * width)
+    if chance.random() < 0.4:
+        shown = demo.add_noise(shown, chance.uniform(5, 30))
+    return demo.compress(shown, int(chance.integers(50, 95)))
+
+
+def similarity_of(one: Image.Image, other: Image.Image) -> float:
+    return picks.similarity(*(picks.sketch(picture) for picture in (one, other)))
+
+
+def neighbours(images: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Similarities, seconds between, and whether a pair belongs together, (n,) each."""
+    with NEIGHBOURS.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    alike = [similarity_of(*(read(images / row[side]) for side in ("first", "second"))) for row in rows]
+    seconds = np.array([float(row["seconds"]) for row in rows])
+    return np.array(alike), seconds, np.array([row["same"] == "1" for row in rows])
+
+
+def read(path: Path) -> Image.Image:
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
+
+
+def bursts(images: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Similarities of `count` pairs of shots of one photograph, and of pairs of different photographs."""
+    chance = np.random.default_rng(0)
+    paths = chance.choice(sorted(images.rglob("*.jpg")), count, replace=False)
+    pictures = [read(path) for path in paths]
+    same = [similarity_of(shot(picture, chance), shot(picture, chance)) for picture in pictures]
+    others = [similarity_of(one, other) for one, other in pairwise(pictures)]
+    return np.array(same), np.array(others)
+
+
+def area(same: np.ndarray, others: np.ndarray) -> float:
+    """The share of all cases in which a pair that belongs together is more alike than one that does not."""
+    return float((same[:, None] > others).mean() + (same[:, None] == others).mean() / 2)
+
+
+def report_similarity(options: argparse.Namespace) -> int:
+    images = options.data_root / "imgs"
+    if not images.is_dir():
+        raise FileNotFoundError(f"measure_picks: {options.data_root} has no folder imgs; is it PARA?")
+    alike, seconds, together = neighbours(images)
+    kinds = {"neighbours": (alike[together], alike[~together]), "bursts": bursts(images, options.count)}
+    for name, (same, others) in kinds.items():
+        print(f"{name}: {len(same)} pairs that belong together, {len(others)} that do not", end="; ")
+        print(f"area under the curve {area(same, others):.4f}")
+        print("  limit  torn apart  joined wrongly")
+        for limit in LIMITS:
+            print(f"  {limit:5.2f}  {np.mean(same < limit):10.3f}  {np.mean(others >= limit):14.3f}")
+    edges = (0, 5, 10, 30, 60, 120)
+    for low, high in pairwise(edges):
+        inside = (seconds >= low) & (seconds <= high if high == edges[-1] else seconds < high)
+        print(f"{low} to {high} s: {together[inside].sum()} of {inside.sum()} neighbours belong together")
+    return 0
+
+
+def write_large(folder: Path, count: int) -> None:
+    """DIFFERENT pictures of LARGE size, in bursts, and links to them, `count` files in all."""
+    folder.mkdir(parents=True)
+    noise = np.random.default_rng(0)
+    for number in range(min(count, DIFFERENT)):
+        photograph = demo.PHOTOGRAPHS[number // BURST % len(demo.PHOTOGRAPHS)]
+        picture = shot(demo.open_photograph(photograph), np.random.default_rng(number))
+        pixels = np.asarray(picture.resize(LARGE, Image.Resampling.BICUBIC), np.int16)  # (H, W, 3)
+        pixels = pixels + noise.normal(0, 5, pixels.shape).astype(np.int16)  # like a sensor's
+        exif = Image.Exif()
+        time_ = datetime(2024, 5, 3, 14) + timedelta(minutes=number // BURST, seconds=number % BURST)
+        exif[picks.CHANGED] = f"{time_:%Y:%m:%d %H:%M:%S}"
+        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        image.save(folder / f"{number:05d}.jpg", quality=95, exif=exif)
+    for number in range(DIFFERENT, count):
+        (folder / f"{number:05d}.jpg").symlink_to(f"{number % DIFFERENT:05d}.jpg")
+
+
+def report_speed(options: argparse.Namespace) -> int:
+    folder = options.output / "pictures"
+    names = ("pictures", "picks.csv", "page")
+    if not options.reuse:
+        refuse_existing("measure_picks", options.output, names)
+        write_large(folder, options.count)
+    sizes = [path.stat().st_size / 1e6 for path in folder.iterdir()][: options.count]
+    words = [sys.executable, ROOT / "main.py", "select", folder, "--force", "--output"]
+    words += [options.output / "picks.csv", "--page", options.output / "page", *options.option]
+    start = time.perf_counter()
+    subprocess.run([str(word) for word in words], check=True)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    print(
+        f"{len(sizes)} JPEGs of {LARGE[0]} x {LARGE[1]}, {np.mean(sizes):.1f} MB: {seconds:.1f} s, "
+        f"{len(sizes) / seconds:.1f} a second, peak memory {peak:.0f} MiB"
+    )
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    commands = parser.add_subparsers(required=True)
+    alike = commands.add_parser("similarity", help="how well pairs are told apart")
+    alike.add_argument("--data-root", type=Path, metavar="PARA", required=True)
+    alike.add_argument("--count", type=int, default=1000, help="of stand-in bursts; default 1000")
+    alike.set_defaults(run=report_similarity)
+    speed = commands.add_parser("speed", help="main.py select on large pictures")
+    speed.add_argument("--output", type=Path, metavar="DIR", required=True)
+    speed.add_argument("--count", type=int, default=1000)
+    speed.add_argument("--reuse", action="store_true", help="take the pictures that are there")
+    speed.add_argument("--option", action="append", default=[], help="one more word for main.py select")
+    speed.set_defaults(run=report_speed)
+    options = parser.parse_args(arguments)
+    return guarded(options.run, options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
