@@ -63,6 +63,26 @@ def write_csv(root: Path, columns: dict[str, list], count: int = 24, seed: int =
     return root
 
 
+def write_pairs(root: Path, series: int = 12) -> Path:
+    """A set for --dataset pairs: series of three photographs, the brighter the better; a third a split."""
+    tables = {split: [] for split in ("train", "val", "test")}
+    (root / "p").mkdir(parents=True)
+    for number in range(series):
+        chance = np.random.default_rng(number)
+        names = [f"p/{number:02d}_{letter}.png" for letter in "abc"]
+        for name, light in zip(names, chance.permutation([40, 110, 180]), strict=True):
+            pixels = (chance.integers(0, 60, (16, 16, 3)) + light).astype(np.uint8)
+            Image.fromarray(pixels).resize((96, 64)).save(root / name)
+        means = [np.asarray(Image.open(root / name)).mean() for name in names]
+        rows = [(a, b, int(means[a] > means[b])) for a in range(3) for b in range(a + 1, 3)]
+        split = ("train", "val", "test")[number % 3]
+        tables[split] += [(f"s{number}", names[a], names[b], better) for a, b, better in rows]
+    for split, rows in tables.items():
+        with (root / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("series", "first", "second", "preference"), *rows])
+    return root
+
+
 def read_csv(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))

@@ -342,3 +342,25 @@ def test_what_phones_put_behind_a_picture_is_no_scan(tmp_path):
     assert tail.count(b"\xff\xda") > 100  # by chance
     path.write_bytes(path.read_bytes() + tail)
     assert np.array_equal(decode(path), alone)
+
+
+@pytest.mark.parametrize("size", [(40, 20), (20, 40), (30, 30)])
+def test_a_crop_is_the_middle_of_the_resized_picture(tmp_path, size):
+    image = random_image(size=size).resize((size[0] * 8, size[1] * 8), Image.Resampling.BICUBIC)
+    pixels = decode(saved(tmp_path, image), 10, crop=True)
+    scale = 10 / min(size)
+    whole = image.resize([round(side * scale) for side in size], Image.Resampling.BILINEAR)
+    left, upper = ((side - 10) // 2 for side in whole.size)
+    expected = np.asarray(whole.crop((left, upper, left + 10, upper + 10)), int)
+    assert abs(pixels.astype(int) - expected).max() <= 1
+    if size == (30, 30):
+        assert (pixels == decode(tmp_path / "picture.png", 10)).all()
+
+
+def test_a_crop_of_another_shape_is_of_that_shape(tmp_path):
+    image = Image.new("RGB", (100, 60), "black")
+    image.paste("white", (36, 0, 64, 60))
+    pixels = decode(saved(tmp_path, image), (30, 10), crop=True)  # 60 by 20 of the middle
+    assert pixels.shape == (30, 10, 3)
+    assert (pixels == 255).all()
+    assert (decode(tmp_path / "picture.png", (30, 10)) == 0).any()

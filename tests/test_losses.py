@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 import metrics
-from losses import class_shift, correlation_loss, emd, emd_loss, emotion_loss, label_loss, score_loss
+from losses import (
+    class_shift,
+    correlation_loss,
+    emd,
+    emd_loss,
+    emotion_loss,
+    label_loss,
+    pair_loss,
+    score_loss,
+)
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -315,3 +324,37 @@ def test_correlation_loss_of_equal_predictions_has_no_slope_that_is_not_a_number
     loss.backward()
     assert loss.item() == pytest.approx(1)
     assert p.grad.isfinite().all()
+
+
+# ---- pairs
+
+
+def test_the_loss_of_pairs_is_the_cross_entropy_of_two_classes():
+    odds, target = torch.randn(12, 2), torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 0.0])
+    difference = odds[:6, 0] - odds[6:, 1]
+    classes = torch.stack([torch.zeros(6), difference], dim=1)  # (n, 2): the second wins, the first wins
+    expected = functional.cross_entropy(classes, target.long())
+    torch.testing.assert_close(pair_loss(odds, target), expected)
+    even = pair_loss(torch.zeros(4, 2), torch.tensor([0.5, 0.9]))
+    assert even.item() == pytest.approx(math.log(2))
+
+
+def test_the_loss_of_pairs_is_least_at_the_odds_of_the_share():
+    share = torch.tensor([0.8])
+    losses = [
+        pair_loss(torch.tensor([[odds, 0.0], [0.0, 0.0]]), share).item() for odds in (1.2, math.log(4), 1.6)
+    ]
+    assert losses[1] < min(losses[0], losses[2])
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_the_loss_of_pairs_is_computed_in_float32(half):
+    odds = torch.tensor([[8.0, 0.0], [0.0, -4.0]]).to(half)
+    assert pair_loss(odds, torch.ones(1)).item() == pytest.approx(math.log1p(math.exp(-12)), rel=1e-4)
+
+
+def test_odds_that_are_no_pairs_are_refused():
+    with pytest.raises(
+        ValueError, match=r"expected odds \(2n, 2\) and targets \(n,\), got \(3, 2\) and \(2,\)"
+    ):
+        pair_loss(torch.zeros(3, 2), torch.zeros(2))

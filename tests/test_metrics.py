@@ -17,17 +17,21 @@ from metrics import (
     aesthetic_metrics,
     auc,
     bootstrap_intervals,
+    bradley_terry,
     confusion_matrix,
     emd,
     emotion_metrics,
     emotion_prior,
+    fit_steepness,
     krcc,
     mae,
     majority_accuracy,
     offered_shares,
+    pair_metrics,
     plcc,
     positive_emotion_accuracy,
     rmse,
+    series_ranks,
     srcc,
     table,
     top_classes,
@@ -601,3 +605,117 @@ def test_every_aesthetic_metric_has_a_term():
     q = random_distributions(60)
     found = aesthetic_metrics(predicted / 5, rated > 3, 0.5, q, q)
     assert set(found) - set(metrics.TERMS) == {"accuracy", "accuracy_inclusive", "threshold"}
+
+
+# ---- pairs and series
+
+
+def shares(count: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(0.05, 0.95, count)
+
+
+def test_pairs_by_hand():
+    found = pair_metrics([0.9, 0.2, 0.5, 0.7, 0.6], [0.7, 0.4, 0.8, 0.1, 0.5])
+    # right, right, half right, wrong; the fifth pair is undecided and is not asked.
+    assert (found["pairs"], found["accuracy"]) == (5, 2.5 / 4)
+    assert found["accuracy_0.50_0.60"] == 1.0  # 0.4: six of ten agree
+    assert found["accuracy_0.60_0.75"] == 1.0
+    assert found["accuracy_0.75_0.90"] == 0.25  # 0.8 half right, 0.1 wrong
+    assert "accuracy_0.90_1.00" not in found
+    assert found["agreement"] == pytest.approx(np.mean([0.7, 0.6, 0.8, 0.9, 0.5]))
+    losses = [-p * np.log(q) - (1 - p) * np.log(1 - q) for q, p in [(0.9, 0.7), (0.2, 0.4), (0.5, 0.8)]]
+    losses += [-0.1 * np.log(0.7) - 0.9 * np.log(0.3), -0.5 * np.log(0.6) - 0.5 * np.log(0.4)]
+    assert found["log_loss"] == pytest.approx(np.mean(losses))
+
+
+def test_pairs_agree_with_scikit_learn_and_do_not_depend_on_their_order():
+    predicted, preferred = shares(300, 0), shares(300, 1)
+    found = pair_metrics(predicted, preferred)
+    assert found["auc"] == pytest.approx(roc_auc_score(preferred > 0.5, predicted))
+    order = np.random.default_rng(2).permutation(300)
+    assert pair_metrics(predicted[order], preferred[order]) == pytest.approx(found)
+    turned = pair_metrics(1 - predicted, 1 - preferred)  # each pair named the other way round
+    for name in ("accuracy", "auc", "log_loss", "agreement"):
+        assert turned[name] == pytest.approx(found[name])
+
+
+def test_the_preferences_themselves_are_calibrated_and_have_the_least_log_loss():
+    preferred = shares(200, 3)
+    perfect = pair_metrics(preferred, preferred)
+    assert (perfect["accuracy"], perfect["calibration_error"]) == (1.0, 0.0)
+    for other in (preferred * 0.9, np.sqrt(preferred), np.full(200, 0.5)):
+        assert pair_metrics(other, preferred)["log_loss"] > perfect["log_loss"]
+    assert pair_metrics(np.full(200, 0.5), preferred)["log_loss"] == pytest.approx(perfect["log_loss_prior"])
+    assert pair_metrics(preferred * 0, preferred)["calibration_error"] == pytest.approx(preferred.mean())
+
+
+def test_a_share_outside_0_and_1_is_refused():
+    with pytest.raises(ValueError, match=r"preferences of pairs are from 0 to 1, got 0\.5 to 1\.2"):
+        pair_metrics([0.5, 0.5], [0.5, 1.2])
+
+
+def test_two_photographs_differ_by_the_odds_of_their_comparison():
+    first, second = bradley_terry(2, [[0, 1]], [0.75])
+    assert first - second == pytest.approx(np.log(3), abs=0.02)  # the ridge pulls a little
+    assert first + second == pytest.approx(0, abs=1e-12)
+
+
+def test_strengths_are_found_again_whatever_the_order_and_the_side_of_the_pairs():
+    strengths = np.random.default_rng(0).normal(size=6)
+    strengths -= strengths.mean()
+    pairs = np.array([(a, b) for a in range(6) for b in range(a)])
+    share = 1 / (1 + np.exp(strengths[pairs[:, 1]] - strengths[pairs[:, 0]]))
+    found = bradley_terry(6, pairs, share)
+    np.testing.assert_allclose(found, strengths, atol=0.02)
+    np.testing.assert_allclose(bradley_terry(6, pairs[:, ::-1], 1 - share), found, atol=1e-6)
+    order = np.random.default_rng(1).permutation(len(pairs))
+    np.testing.assert_allclose(bradley_terry(6, pairs[order], share[order]), found, atol=1e-6)
+
+
+def test_strengths_stay_finite_where_everybody_agrees_and_rank_a_circle_equal():
+    sure = bradley_terry(4, [[0, 1], [1, 2], [2, 3]], [1.0, 1.0, 1.0])
+    assert np.isfinite(sure).all()
+    assert (np.diff(sure) < 0).all()
+    np.testing.assert_allclose(bradley_terry(3, [[0, 1], [1, 2], [2, 0]], [0.9, 0.9, 0.9]), 0, atol=1e-6)
+    assert bradley_terry(1, [], []).tolist() == [0.0]
+
+
+def test_each_series_is_ranked_by_itself():
+    series = ["a"] * 3 + ["b"] * 3 + ["c"]
+    pairs = np.array([(0, 1), (0, 2), (1, 2), (3, 4), (3, 5), (4, 5), (6, 7)])
+    preferred = np.array([0.9, 0.9, 0.9, 0.2, 0.2, 0.2, 0.5])  # 0 > 1 > 2, 5 > 4 > 3, all alike
+    found = series_ranks(series, pairs, preferred, preferred)
+    assert found["krcc"].tolist()[:2] == [1.0, 1.0]
+    assert found["best"].tolist()[:2] == [1.0, 1.0]
+    assert np.isnan(found["krcc"][2])
+    predicted = np.array([0.2, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9])  # 1 > 0 > 2, 3 > 4 > 5
+    found = series_ranks(series, pairs, predicted, preferred)
+    assert found["krcc"].tolist()[:2] == [pytest.approx(1 / 3), -1.0]
+    assert found["best"].tolist()[:2] == [0.0, 0.0]
+
+
+def test_the_fitted_steepness_is_the_one_that_made_the_preferences():
+    differences = np.random.default_rng(0).normal(size=400)
+    share = 1 / (1 + np.exp(-1.7 * differences))
+    assert fit_steepness(differences, share) == pytest.approx(1.7, abs=1e-3)
+    assert fit_steepness(differences, 1 - share) == pytest.approx(0, abs=1e-2)  # never turned round
+    assert fit_steepness(100 * differences, share) == pytest.approx(0.017, rel=1e-2)
+    assert np.isfinite(fit_steepness([0.0, 0.0], [1.0, 0.0]))
+
+
+def test_resampled_groups_stay_together():
+    values = np.repeat([0.0, 1.0], 50)
+
+    def mean(values):
+        return {"mean": float(values.mean())}
+
+    alone = bootstrap_intervals(mean, (values,), 400)["mean"]
+    together = bootstrap_intervals(mean, (values,), 400, groups=np.repeat(["a", "b"], 50))["mean"]
+    assert together == (0.0, 1.0)  # two groups: both from one of them in half of the resamples
+    assert 0.35 < alone[0] < alone[1] < 0.65
+    each = bootstrap_intervals(mean, (values,), 50, groups=np.arange(100))["mean"]
+    assert each == bootstrap_intervals(mean, (values,), 50)["mean"]
+    with pytest.raises(ValueError, match="a group for each row, got 3 for 100 rows"):
+        bootstrap_intervals(mean, (values,), 10, groups=[1, 2, 3])
+    with pytest.warns(UserWarning, match=r"1 group\(s\) can't be resampled"):
+        assert np.isnan(bootstrap_intervals(mean, (values,), 10, groups=np.zeros(100))["mean"][0])

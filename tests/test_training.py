@@ -27,6 +27,7 @@ from small import (
     read_log,
     train,
     write_csv,
+    write_pairs,
     write_pictures,
 )
 
@@ -1391,3 +1392,118 @@ def test_recomputing_blocks_changes_nothing_else(scored_set, emotion_run, tmp_pa
     assert train("csv", scored_set, tmp_path / "b", *words, "train.recompute=true") == 0
     for file in ("metrics.jsonl", "test/predictions.csv"):
         assert (tmp_path / "a" / file).read_text() == (tmp_path / "b" / file).read_text()
+
+
+# ---- pairs
+
+
+def train_pairs(root: Path, output: Path, *words: str) -> int:
+    """One tiny run on pairs; its exit code."""
+    return train(
+        "pairs", root, output, "--task", "series", "data.size=64", "optimizer.learning_rate=1e-3", *words
+    )
+
+
+@pytest.fixture(scope="module")
+def series_set(tmp_path_factory):
+    return write_pairs(tmp_path_factory.mktemp("series"))
+
+
+@pytest.mark.parametrize("network", ["resnet", "paunit"])
+def test_a_pair_network_learns_which_photograph_is_the_brighter(series_set, tmp_path, network):
+    words = ("--network", network, "train.epochs=8", "optimizer.schedule=constant", "evaluate.bootstrap=20")
+    assert train_pairs(series_set, tmp_path / "run", *words) == 0
+    metrics = read_json(tmp_path / "run" / "test" / "metrics.json")
+    assert metrics["metrics"]["accuracy"] > 0.8
+    assert metrics["metrics"]["series_krcc"] > 0.5
+    low, high = metrics["intervals_95"]["accuracy"]
+    assert low <= metrics["metrics"]["accuracy"] <= high
+    assert metrics["test_pictures_trained_on"] == 0
+    rows = read_csv(tmp_path / "run" / "test" / "predictions.csv")
+    right = [(float(row["prediction"]) > 0.5) == (float(row["preference"]) > 0.5) for row in rows]
+    assert np.mean(right) == metrics["metrics"]["accuracy"]
+    weights = checkpoint.load_weights(tmp_path / "run" / "best.pt")
+    assert (weights.task, weights.description["network"], weights.description["crop"]) == (
+        "series",
+        network,
+        True,
+    )
+
+
+def test_a_stopped_run_on_pairs_goes_on_as_if_it_had_not(series_set, tmp_path, monkeypatch):
+    words = ("--network", "paunit", "train.epochs=2", "train.score_test=false", "model.symmetric=false")
+    assert train_pairs(series_set, tmp_path / "whole", *words) == 0
+    validate, calls = training.validate, []
+
+    def stop_once(run):
+        calls.append(run)
+        if len(calls) == 1:
+            raise ValueError("stopped")
+        return validate(run)
+
+    monkeypatch.setattr(training, "validate", stop_once)
+    assert train_pairs(series_set, tmp_path / "stopped", *words) == 2
+    assert train_pairs(series_set, tmp_path / "stopped", *words, "--resume") == 0
+    assert same(tensors(tmp_path / "whole" / "last.pt"), tensors(tmp_path / "stopped" / "last.pt"))
+    table = (series_set / "train.csv").read_text()
+    (series_set / "train.csv").write_text(table.replace(",1\n", ",0.9\n", 1))
+    try:
+        assert train_pairs(series_set, tmp_path / "stopped", *words, "--resume") == 2  # other preferences
+    finally:
+        (series_set / "train.csv").write_text(table)
+
+
+def test_pairs_are_scored_by_a_network_that_knows_single_photographs_only(series_set, score_run, tmp_path):
+    assert evaluate(score_run / "best.pt", "pairs", series_set, tmp_path / "out") == 0
+    report = read_json(tmp_path / "out" / "metrics.json")
+    assert report["odds_of_a_point"] >= 0
+    assert "fitted to 12 validation pairs" in " ".join(report["notes"])
+    assert "test_pictures_trained_on" not in report  # ids of a set of ratings say nothing about these
+
+
+PAIR_ERRORS = {
+    "ratings": (["--dataset", "csv", "--task", "series", "--network", "resnet"], "goes with a set of pairs"),
+    "no pair network": (
+        ["--dataset", "pairs", "--task", "series", "--network", "linear"],
+        "and a network for them",
+    ),
+    "no task": (
+        ["--dataset", "pairs", "--task", "aesthetics", "--network", "resnet"],
+        "got --task aesthetics",
+    ),
+    "crop": (["--dataset", "csv", "data.crop=true", UNTRAINED], "data.crop is for the task series"),
+    "test": (
+        ["--dataset", "pairs", "--task", "series", "--network", "resnet", "train.validate_on=test"],
+        "train.validate_on=test is for ratings",
+    ),
+    "weights": (
+        ["--dataset", "pairs", "--task", "series", "--network", "resnet", "--weights", "SCORE"],
+        "holds a network for the task aesthetics, which cannot start one for series",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PAIR_ERRORS)
+def test_what_does_not_go_with_pairs_is_one_sentence(
+    case, series_set, score_run, scored_set, tmp_path, capsys
+):
+    words, said = PAIR_ERRORS[case]
+    words = [str(score_run / "best.pt") if word == "SCORE" else word for word in words]
+    root = scored_set if "csv" in words else series_set
+    fixed = ["--data-root", str(root), "--output", str(tmp_path / "run"), f"model.backbone={BACKBONE}"]
+    assert main(["train", *words, *fixed, "model.imagenet=none", "train.device=cpu"]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_share_of_people_can_be_learned_instead_of_the_majority():
+    batch = Batch(torch.arange(4), torch.empty(4, 3, 1, 1), torch.tensor([0.8, 0.5]), None, None, [])
+    output = Output(torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]), None, None)
+
+    def expected(first: float, second: float) -> float:
+        odds = torch.tensor([1.0, 0.0])
+        target = torch.tensor([first, second])
+        return torch.nn.functional.binary_cross_entropy_with_logits(odds, target).item()
+
+    assert training.make_pair_loss("share")(output, batch).item() == pytest.approx(expected(0.8, 0.5))
+    assert training.make_pair_loss("majority")(output, batch).item() == pytest.approx(expected(1.0, 0.5))

@@ -320,3 +320,22 @@ def test_the_architecture_is_drawn_in_both_ways_of_starting_the_script(tmp_path,
     start()
     assert output.stat().st_size < 300_000
     assert read(output).shape[1] > 2000
+
+
+# ---- preferences ---------------------------------------------------------------------------------
+
+
+def test_a_reliability_picture_has_a_dot_where_people_agree_with_the_prediction(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(visualize, "write_figure", lambda figure, path: drawn.append(figure))
+    probability = np.array([0.85, 0.85, 0.15, 0.55])
+    visualize.save_reliability(probability, np.array([1.0, 0.5, 0.25, 0.6]), tmp_path / "r.png", "pairs")
+    [axes] = drawn[0].axes
+    dots = axes.collections[0].get_offsets()
+    # 0.15 from the other side is 0.85: three pairs at each of the two, and 0.55 with its own other side.
+    np.testing.assert_allclose(dots, [[0.15, 0.25], [0.45, 0.4], [0.55, 0.6], [0.85, 0.75]])
+
+
+def test_a_reliability_picture_is_a_file(tmp_path):
+    visualize.save_reliability(np.array([0.5]), np.array([1.0]), tmp_path / "r.png", "a $ title")
+    assert read(tmp_path / "r.png").shape == (700, 700, 3)
