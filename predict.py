@@ -44,6 +44,7 @@ from decoding import PICTURE_ENDINGS, DecodeError, decode, stack
 from distributed import choose_device
 from EAMBNet import Scale, prepare_for_inference
 
+ODDS = Scale("score", -np.inf, np.inf, 0.0)  # of a pair network, which knows no scale
 SHIPPED = Path(__file__).parent / "checkpoints" / "eambnet_lite_para.safetensors"
 
 # ---------------------------------------------------------------------------------------------------
@@ -180,12 +181,17 @@ class TorchNetwork:
 
 
 def open_network(
-    path: Path | str | None, engine_name: str | None, device: str, precision: str | None, workers: int
+    path: Path | str | None,
+    engine_name: str | None,
+    device: str,
+    precision: str | None,
+    workers: int,
+    pairs: bool = False,
 ) -> TorchNetwork | engines.Exported:
     """A network for scoring: of a checkpoint, or of a file that scripts/export.py wrote.
 
     Args:
-        workers: as the Scorer's.
+        workers, pairs: as the Scorer's.
     """
     exported = path is not None and Path(path).suffix in engines.ENDINGS
     if engine_name == "openvino" and not exported:
@@ -196,7 +202,7 @@ def open_network(
     if engine_name == "torch" and exported:
         raise ValueError(f"predict: {path} was exported for openvino; torch runs .pt and .safetensors")
     if not exported:
-        return TorchNetwork(load_aesthetics(path), device, precision or "fp32")
+        return TorchNetwork(load_aesthetics(path, pairs), device, precision or "fp32")
     if device not in ("auto", "cpu"):
         raise ValueError(f"predict: exported networks run on the CPU, not on {device}")
     network = engines.Exported(path, precision, streams=worker_threads(workers, on_cpu=True))
@@ -219,6 +225,8 @@ class Scorer:
         exact: decode large JPEGs whole, as training and evaluation do. Otherwise they are decoded smaller
             before they are resized (`decoding.decode`), several times faster.
         engine: "torch" or "openvino", which must fit the file; by default what the file is for.
+        pairs: take a pair network too (`series.py`), whose score is the logarithm of odds: only
+            differences between photographs of one series mean something.
 
     Attributes:
         scale: what a score means: its ends, its threshold, its rating bins.
@@ -241,15 +249,16 @@ class Scorer:
         maps: bool = False,
         exact: bool = False,
         engine: str | None = None,
+        pairs: bool = False,
     ):
         if batch_size < 1 or workers < -1:
             raise ValueError(
                 f"predict: batch size at least 1, workers at least -1; got {batch_size}, {workers}"
             )
-        self.network = open_network(checkpoint, engine, device, precision, workers)
+        self.network = open_network(checkpoint, engine, device, precision, workers, pairs)
         weights = self.network.weights
         known = weights.description
-        self.scale, self.emotions = weights.scale, weights.emotions
+        self.scale, self.emotions = weights.scale or ODDS, weights.emotions
         self.emotions_trained = weights.emotion_branch == "trained"
         if maps and not self.emotions:
             raise ValueError("predict: these weights have no emotion branch, so there are no maps to show")
@@ -259,6 +268,7 @@ class Scorer:
             )
         self.ends = self.scale.ends
         self.size, self.exif, self.exact = known["image_size"], known["exif"], exact
+        self.crop = known.get("crop", False)
         ratings = known.get("training_ratings", ()) if self.scale.kind != "label" else ()
         self.quantiles = np.asarray(ratings) if len(ratings) > 1 else None
         self.on_cpu = not isinstance(self.network, TorchNetwork) or self.network.compute.device.type == "cpu"
@@ -309,7 +319,8 @@ class Scorer:
     def _read(self, path: str, look: Look | None = None) -> Tensor:
         """A file as (3, H, W) uint8."""
         shown = functools.partial(look, path) if look else None
-        return torch.from_numpy(decode(path, self.size, self.exif, self.exact, shown)).permute(2, 0, 1)
+        pixels = decode(path, self.size, self.exif, self.exact, shown, self.crop)  # (H, W, 3)
+        return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def _decode(self, paths: list[str], look: Look | None = None) -> Decoded:
         images, reasons = [], []
@@ -328,6 +339,8 @@ class Scorer:
             return []
         [(_, output)] = self.network.outputs([batch], batch_size)
         prediction = output.prediction.double().numpy()  # (n, K)
+        if self.scale is ODDS:  # as the first and as the second of a pair
+            prediction = prediction.mean(axis=1, keepdims=True)  # (n, 1)
         values, deviations = self.scale.value(prediction), self.scale.deviation(prediction)  # (n,), (n,)
         emotions = output.emotion_logits.double().softmax(dim=1).numpy()  # (n, E)
         maps = output.emotion_map[:, 0].numpy()  # (n, h, w)
@@ -369,8 +382,11 @@ def worker_threads(workers: int, on_cpu: bool) -> int:
     return Data(workers=workers).worker_count()
 
 
-def load_aesthetics(path: Path | str | None) -> checkpoint.Weights:
+def load_aesthetics(path: Path | str | None, pairs: bool = False) -> checkpoint.Weights:
     """The weights of a network that scores.
+
+    Args:
+        pairs: a pair network will do.
 
     Raises:
         FileNotFoundError, ValueError: no such file; an emotion network.
@@ -381,11 +397,17 @@ def load_aesthetics(path: Path | str | None) -> checkpoint.Weights:
             "--checkpoint FILE, or train some: python main.py train --dataset ... --data-root DIR"
         )
     weights = checkpoint.load_weights(path or SHIPPED)
-    check_aesthetics(weights, path)
+    if not (pairs and weights.task == "series"):
+        check_aesthetics(weights, path)
     return weights
 
 
 def check_aesthetics(weights: checkpoint.Weights, path: Path | str | None) -> None:
+    if weights.task == "series":
+        raise ValueError(
+            f"predict: {path} compares photographs of a series and gives a single one no score; use it with "
+            "python main.py select"
+        )
     if weights.task != "aesthetics":
         raise ValueError(
             f"predict: {path} holds an emotion network alone, which gives no score; it needs weights trained "
