@@ -303,6 +303,9 @@ def make_step(name: str, side: int, batch: int, on: Steps) -> Run:
 
 def make_loader(path: str, side: int, count: int, way: str) -> Run:
     """Decoding in one process, one file again and again: what a loader's worker does."""
+    torch.set_num_threads(1)  # as torch gives a worker
+    if way != "reference":
+        engine.keep_memory(CPU)  # as in a training on a CPU, from which workers are forked
     mean, std = torch.full((3, 1, 1), 0.5), torch.full((3, 1, 1), 0.5)
 
     def reference() -> Tensor:
