@@ -1,0 +1,592 @@
+"""Series by time and likeness as plain functions; rows, notes and the page; no file of the user's changes."""
+
+import csv
+import hashlib
+import html.parser
+import itertools
+import json
+import os
+import re
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+import small
+import torch
+from PIL import Image, ImageFilter
+
+import checkpoint
+import demo
+import picks
+import predict
+from EAMBNet import Scale, build_model
+from main import main, parse
+from picks import GAP, SIMILARITY, Shot, Taken, group, similarity, sketch
+
+FOUR_STARS = Scale("score", 1.0, 5.0, 3.0, offset=1.0, factor=4.0)
+NOON = datetime(2024, 5, 3, 12)
+
+
+def blotches(seed, width=96, height=80):
+    colours = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    return Image.fromarray(colours).resize((width, height), Image.Resampling.BICUBIC)
+
+
+SKETCHES = [sketch(blotches(seed)) for seed in range(6)]
+
+
+def shot(name, seconds=None, scene=0, camera="Canon EOS R5"):
+    time = None if seconds is None else NOON + timedelta(seconds=seconds)
+    return Shot(name, Taken(time, True, camera), SKETCHES[scene])
+
+
+def series(shots, gap=GAP, least=SIMILARITY):
+    """The names by series, each sorted."""
+    found = {}
+    for one, place in zip(shots, group(shots, gap, least), strict=True):
+        found.setdefault(place.series, []).append(one.path)
+    return [sorted(found[number]) for number in sorted(found)]
+
+
+# ---- how alike two pictures are --------------------------------------------------------------------
+
+
+def test_a_picture_is_wholly_similar_to_itself_and_the_measure_is_symmetric():
+    for one, other in itertools.product(SKETCHES, repeat=2):
+        value = similarity(one, other)
+        assert 0 <= value <= 1
+        assert value == pytest.approx(similarity(other, one), abs=1e-12)
+    assert [similarity(one, one) for one in SKETCHES] == pytest.approx([1] * 6)
+
+
+def test_contrast_and_brightness_do_not_matter():
+    darker = (SKETCHES[0] * 0.5 + 20).astype(np.uint8)
+    assert similarity(SKETCHES[0], darker) > 0.99
+
+
+def test_a_small_shift_costs_little_and_a_large_one_much():
+    wide = blotches(0, 320, 320)
+    here, near, far = (sketch(wide.crop((left, 0, left + 160, 160))) for left in (0, 20, 140))
+    assert similarity(here, near) > 0.85 > 0.6 > similarity(here, far)
+
+
+def test_shots_of_one_photograph_are_more_alike_than_different_photographs():
+    pictures = [demo.open_photograph(photograph) for photograph in demo.PHOTOGRAPHS]
+    for picture in pictures:
+        width, height = picture.size
+        again = picture.crop((0.04 * width, 0.06 * height, 0.97 * width, 0.95 * height))
+        again = demo.add_noise(demo.expose(again.filter(ImageFilter.GaussianBlur(2)), 0.5), 10)
+        assert similarity(sketch(picture), sketch(again)) > SIMILARITY
+    for one, other in itertools.combinations(pictures, 2):
+        assert similarity(sketch(one), sketch(other)) < SIMILARITY
+
+
+def test_flat_pictures_have_a_similarity_too():
+    black, white = (np.full((16, 16, 3), level, np.uint8) for level in (0, 255))
+    assert similarity(black, black) == 1
+    assert similarity(black, white) == 0
+    assert similarity(black, SKETCHES[0]) == 0
+
+
+# ---- when and with what ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "fraction", "expected"),
+    [
+        ("2024:05:03 12:00:00", None, NOON),
+        ("2024:05:03 12:00:00\0", "45 ", NOON.replace(microsecond=450_000)),
+        (b"2024:05:03 12:00:00", "0012345678", NOON.replace(microsecond=1234)),
+        ("2024-05-03T12:00", "x", NOON),
+        ("0000:00:00 00:00:00", None, None),
+        ("    :  :     :  :  ", None, None),
+        ("2024:02:31 12:00:00", None, None),
+        ("2024:05:03 12:00:60", None, None),
+        ("yesterday", "5", None),
+        ("", None, None),
+        (None, None, None),
+        (20240503, None, None),
+        ((2024, 5), b"\xff", None),
+    ],
+)
+def test_times_are_read_and_garbage_is_none(text, fraction, expected):
+    assert picks.as_time(text, fraction) == expected
+
+
+def exif_of(tags, details=None):
+    exif = Image.Exif()
+    exif.update(tags)
+    if details:
+        exif.get_ifd(picks.DETAILS).update(details)
+    return exif
+
+
+@pytest.mark.parametrize(
+    ("tags", "details", "time", "exposed"),
+    [
+        ({0x0132: "2024:05:03 13:00:00"}, {0x9003: "2024:05:03 12:00:00", 0x9291: "5"}, "12:00:00.500", True),
+        ({0x0132: "2024:05:03 13:00:00"}, {0x9003: "0000:00:00 00:00:00"}, "13:00:00", False),
+        ({0x0132: "2024:05:03 13:00:00"}, None, "13:00:00", False),
+        ({}, {0x9003: "0000:00:00 00:00:00"}, None, False),
+        ({}, None, None, False),
+    ],
+)
+def test_the_time_of_exposure_counts_and_else_that_of_the_last_change(tags, details, time, exposed, tmp_path):
+    blotches(0).save(tmp_path / "a.jpg", exif=exif_of(tags, details))
+    with Image.open(tmp_path / "a.jpg") as picture:
+        taken = picks.read_taken(picture.getexif())
+    assert picks.describe_time(taken.time) == (time and f"2024-05-03 {time}")
+    assert taken.exposed == exposed
+
+
+@pytest.mark.parametrize(
+    ("make", "model", "serial", "camera"),
+    [
+        ("Canon", "Canon EOS R5", "012345", "Canon EOS R5, no. 012345"),
+        ("NIKON CORPORATION", "NIKON D500\0\0", None, "NIKON D500"),
+        ("Apple ", "iPhone SE", None, "Apple iPhone SE"),
+        (None, None, "7", ""),
+        (5, b"X-T1", None, "X-T1"),
+    ],
+)
+def test_a_camera_is_make_model_and_number(make, model, serial, camera):
+    tags, details = {0x010F: make, 0x0110: model}, {0xA431: serial}
+    exif = SimpleNamespace(get=tags.get, get_ifd=lambda tag: details)
+    assert picks.read_taken(exif).camera == camera
+
+
+def test_damaged_details_are_no_time():
+    def fails(tag):
+        raise SyntaxError("damaged")
+
+    assert picks.read_taken(SimpleNamespace(get={}.get, get_ifd=fails)) == Taken(None, False, "")
+
+
+# ---- grouping --------------------------------------------------------------------------------------
+
+
+def test_a_pause_ends_a_series():
+    shots = [shot("1.jpg", 0), shot("2.jpg", 30), shot("3.jpg", 60.5), shot("4.jpg", 61)]
+    assert series(shots) == [["1.jpg", "2.jpg"], ["3.jpg", "4.jpg"]]
+    assert [place.gap for place in group(shots)] == [None, 30, 30.5, 0.5]
+
+
+def test_another_view_ends_a_series():
+    shots = [shot("1.jpg", 0), shot("2.jpg", 1), shot("3.jpg", 2, scene=1), shot("4.jpg", 3, scene=1)]
+    assert series(shots) == [["1.jpg", "2.jpg"], ["3.jpg", "4.jpg"]]
+    alike = similarity(SKETCHES[0], SKETCHES[1])
+    assert [place.similarity for place in group(shots)] == pytest.approx([None, 1, alike, 1])
+    assert series(shots, least=0) == [["1.jpg", "2.jpg", "3.jpg", "4.jpg"]]
+
+
+def test_time_decides_and_not_names_but_within_a_second_names_as_people_sort_them():
+    shots = [shot("a10.jpg", 5), shot("a9.jpg", 5), shot("z.jpg", 0), shot("a1.jpg", 40)]
+    places = dict(zip((one.path for one in shots), group(shots, gap=30), strict=True))
+    assert [places[name].gap for name in ("z.jpg", "a9.jpg", "a10.jpg", "a1.jpg")] == [None, 5, 0, 35]
+
+
+def test_cameras_have_series_of_their_own_and_so_have_folders():
+    shots = [shot("1.jpg", 0), shot("2.jpg", 1, camera="NIKON D500"), shot("3.jpg", 2), shot("sub/4.jpg", 3)]
+    assert series(shots) == [["1.jpg", "3.jpg"], ["2.jpg"], ["sub/4.jpg"]]
+    assert group(shots)[2].gap == 2
+
+
+def test_without_time_neighbours_by_name_count():
+    shots = [shot("1.jpg"), shot("2.jpg"), shot("3.jpg", scene=1), shot("10.jpg", scene=1), shot("11.jpg")]
+    assert series(shots) == [["1.jpg", "2.jpg"], ["10.jpg", "3.jpg"], ["11.jpg"]]
+    assert {place.gap for place in group(shots)} == {None}
+
+
+def test_without_time_a_copy_joins_the_series_of_the_photograph_beside_it():
+    before = [shot("1.jpg", 0), shot("1_edited.jpg"), shot("2.jpg", 500, scene=1)]
+    assert series(before) == [["1.jpg", "1_edited.jpg"], ["2.jpg"]]
+    after = [shot("1.jpg", 0), shot("1_edited.jpg", scene=1), shot("2.jpg", 500, scene=1)]
+    assert series(after) == [["1.jpg"], ["1_edited.jpg", "2.jpg"]]
+
+
+def random_shots(seed):
+    chance = np.random.default_rng(seed)
+    return [
+        shot(
+            f"{('', 'sub/')[chance.integers(2)]}{number}.jpg",
+            (None, int(chance.integers(100)))[chance.integers(2)],
+            chance.integers(3),
+            ("A", "B")[chance.integers(2)],
+        )
+        for number in range(30)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_order_of_files_is_of_no_importance(seed):
+    shots = random_shots(seed)
+    expected = dict(zip((one.path for one in shots), group(shots, 5), strict=True))
+    shots = [shots[number] for number in np.random.default_rng(seed).permutation(len(shots))]
+    assert dict(zip((one.path for one in shots), group(shots, 5), strict=True)) == expected
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_laxer_limits_only_join_series(seed):
+    shots = random_shots(seed)
+    for strict, lax in [((3, 0.6), (9, 0.6)), ((9, 0.9), (9, 0.3)), ((0, 1), (1e9, 0))]:
+        whole = [set(names) for names in series(shots, *lax)]
+        assert all(any(set(part) <= names for names in whole) for part in series(shots, *strict))
+    assert len(series(shots, 0, 1)) > 2 * len(series(shots, 1e9, 0))
+
+
+def test_nothing_makes_no_series():
+    assert group([]) == []
+
+
+def test_the_best_is_first_and_equal_ones_keep_their_order():
+    assert picks.rank([1.5, 3.0, -2.0, 3.0]) == [1, 3, 0, 2]
+    assert picks.rank([]) == []
+
+
+# ---- a whole run -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A tiny network with random weights, whose scores differ."""
+    torch.manual_seed(0)
+    model = build_model(small.BACKBONE, outputs=1, width=16, guided_width=8, guided_hidden=4, head_width=8)
+    known = {"dataset": "para", "image_size": 64, "exif": True, "training_ratings": [1.0, 2.0, 4.0, 5.0]}
+    description = checkpoint.describe(model, FOUR_STARS) | known
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    checkpoint.export_weights(path, checkpoint.Weights(model.eval().state_dict(), description))
+    return path
+
+
+NASTY = 'x <script>alert("1")</script>&\'\n😀 \udcff.jpg'.replace("/", "")
+CANON, NIKON = ("Canon", "Canon EOS R5"), ("NIKON CORPORATION", "NIKON D500")
+
+
+def save(path, seed, seconds=None, camera=CANON, tag=0x9003):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    time = seconds is not None and f"{NOON + timedelta(seconds=seconds):%Y:%m:%d %H:%M:%S}"
+    tags = dict(zip((0x010F, 0x0110), camera, strict=True)) if camera else {}
+    exif = exif_of(tags | ({tag: time} if time and tag == 0x0132 else {}), {tag: time} if time else None)
+    demo.expose(blotches(seed, 480, 400), 0.1 * len(path.name)).save(path, exif=exif)
+
+
+class Judge:
+    """Scores by the file's name alone; any scorer will do that has score_all."""
+
+    def score_all(self, paths, look):
+        for path in paths:
+            with Image.open(path) as picture:
+                look(path, picture.convert("RGB"), picture.getexif())
+            yield predict.Scored(path, score=-float(len(path)))
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """The command ranks by Judge and loads no network."""
+    monkeypatch.setattr(picks, "Scorer", lambda *settings: Judge())
+
+
+@pytest.fixture(scope="module")
+def album(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos") / "album"
+    for number, (seed, seconds) in enumerate([(0, 0), (0, 1), (0, 2), (1, 3), (1, 60)]):
+        save(folder / f"{'IMG_00' + 'x' * number}{number}.jpg", seed, seconds)
+    save(folder / NASTY, 3, 500)
+    save(folder / "mixed/a.jpg", 4, 0)
+    save(folder / "mixed/b.jpg", 4, 1, NIKON)
+    save(folder / "mixed/c.jpg", 4, 2)
+    save(folder / "scans/=1+1.jpg", 5)
+    save(folder / "scans/=1+2.jpg", 5)
+    save(folder / "scans/changed.png", 2, 9, tag=0x0132)
+    (folder / "broken.jpg").write_text("<html>")
+    (folder / "empty.jpg").touch()
+    return folder
+
+
+def select(*words):
+    return main(["select", *map(str, words), "--device", "cpu", "--workers", "0", "--batch-size", "4"])
+
+
+@pytest.fixture(scope="module")
+def selected(album, weights, tmp_path_factory):
+    """The exit code, the folder of picks.csv and page, and the album's files before."""
+    folder, before = tmp_path_factory.mktemp("out"), hashes(album)
+    words = ("--checkpoint", weights, "--output", folder / "picks.csv", "--page", folder / "page")
+    return select(album, *words), folder, before
+
+
+@pytest.fixture(scope="module")
+def rows(selected):
+    return {Path(row["path"]).name: row for row in small.read_csv(selected[1] / "picks.csv")}
+
+
+def hashes(folder):
+    return {
+        path: (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_no_file_of_the_users_is_touched(album, selected):
+    assert hashes(album) == selected[2]
+    assert sorted(path.name for path in selected[1].iterdir()) == ["page", "picks.csv"]
+
+
+def test_every_file_has_a_row_and_the_columns_are_as_documented(rows, selected, album):
+    files = [path for path in album.rglob("*") if path.is_file()]
+    assert len(rows) == len(files) == 14
+    documented = "path series series_size rank picked score percentile time seconds_since_previous"
+    documented += " similarity_to_previous camera emotion note error"
+    assert " ".join(next(iter(rows.values()))) == documented
+    assert selected[0] == 1
+
+
+def test_series_of_the_album(rows):
+    found = {}
+    for name, row in rows.items():
+        found.setdefault(row["series"], set()).add(name)
+    first = {"IMG_000.jpg", "IMG_00x1.jpg", "IMG_00xx2.jpg"}
+    nasty = picks.encodable(NASTY)
+    scans = {"=1+1.jpg", "=1+2.jpg"}
+    alone = ({"IMG_00xxx3.jpg"}, {"IMG_00xxxx4.jpg"}, {nasty}, {"b.jpg"}, {"changed.png"})
+    expected = [first, {"a.jpg", "c.jpg"}, scans, {"broken.jpg", "empty.jpg"}, *alone]
+    assert sorted(map(sorted, found.values())) == sorted(map(sorted, expected))
+    assert found[""] == {"broken.jpg", "empty.jpg"}
+
+
+def test_ranks_follow_scores_and_one_of_each_series_is_picked(rows):
+    by_series = {}
+    for row in rows.values():
+        if row["series"]:
+            by_series.setdefault(row["series"], []).append(row)
+    for members in by_series.values():
+        ranked = sorted(members, key=lambda row: int(row["rank"]))
+        scores = [float(row["score"]) for row in ranked]
+        assert scores == sorted(scores, reverse=True)
+        assert [row["picked"] for row in ranked] == ["1"] + ["0"] * (len(members) - 1)
+        assert {row["series_size"] for row in members} == {str(len(members))}
+    assert max(map(len, by_series.values())) == 3
+
+
+@pytest.mark.parametrize("keep", [1, 2, 9])
+def test_keep_picks_so_many_of_each_series(album, keep):
+    found = predict.find_pictures([str(album / "IMG*"), str(album / "mixed")])
+    for photograph in picks.choose(list(picks.look_at(found, Judge(), None)), keep, GAP, SIMILARITY):
+        assert photograph.picked == (photograph.rank <= keep)
+
+
+def test_what_was_done_is_noted(rows):
+    mixed = "2 cameras in the folder: series are per camera"
+    assert rows["IMG_000.jpg"]["note"] == ""
+    assert rows["IMG_00xxxx4.jpg"]["note"] == "only one"
+    assert rows["a.jpg"]["note"] == mixed
+    assert rows["b.jpg"]["note"] == f"only one; {mixed}"
+    assert rows["=1+1.jpg"]["note"] == "no time: grouped by similarity"
+    assert rows["changed.png"]["note"] == "only one; no time of exposure: that of the last change counts"
+    assert (rows["a.jpg"]["camera"], rows["b.jpg"]["camera"]) == ("Canon EOS R5", "NIKON D500")
+
+
+def test_gap_and_similarity_to_the_previous_are_told(rows):
+    second, other = rows["IMG_00x1.jpg"], rows["IMG_00xxx3.jpg"]
+    assert (second["time"], second["seconds_since_previous"]) == ("2024-05-03 12:00:01", "1.0")
+    assert float(second["similarity_to_previous"]) > 0.9
+    assert float(other["similarity_to_previous"]) < SIMILARITY
+    assert rows["=1+1.jpg"]["seconds_since_previous"] == rows["=1+1.jpg"]["time"] == ""
+
+
+def test_broken_files_have_their_reason_and_nothing_else(rows):
+    assert rows["empty.jpg"]["error"] == "the file is empty"
+    assert "web page" in rows["broken.jpg"]["error"]
+    told = {name: value for name, value in rows["empty.jpg"].items() if value}
+    assert set(told) == {"path", "picked", "error"}
+
+
+def test_scores_are_those_of_predict(rows, album, weights, tmp_path):
+    words = ("--checkpoint", weights, "--output", tmp_path / "s.csv", "--device", "cpu", "--workers", "0")
+    assert main(["predict", str(album), *map(str, words), "--batch-size", "4"]) == 1
+    for row in small.read_csv(tmp_path / "s.csv"):
+        selected = rows[Path(row["path"]).name]
+        for column in ("path", "score", "percentile", "error"):
+            assert selected[column] == row[column]
+
+
+def test_no_cell_is_a_formula(judged, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("=1+1.jpg", "-x.jpg", "@y.jpg", "+z.jpg"):
+        save(Path(name), 0, 0, camera=("=cmd", "|' /C calc'!A0"))
+    assert select("=1+1.jpg", "@y.jpg", "+z.jpg", "*x.jpg") == 0
+    for row in small.read_csv(tmp_path / "picks.csv"):
+        assert float(row.pop("score")) < 0  # a number may begin with a minus
+        assert not any(cell.startswith(("=", "+", "-", "@")) for cell in row.values())
+        assert row["path"].startswith("./")
+
+
+def test_any_scorer_ranks_and_one_without_maps_makes_a_page_too(album, tmp_path):
+    found = predict.find_pictures([str(album / "IMG*")])
+    photographs = list(picks.look_at(found, Judge(), tmp_path))
+    chosen = picks.choose(photographs, 1, GAP, SIMILARITY)
+    assert [Path(one.path).name for one in chosen if one.picked] == [
+        *("IMG_000.jpg", "IMG_00xxx3.jpg", "IMG_00xxxx4.jpg")
+    ]
+    picks.write_page(tmp_path, chosen, "")
+    page = Page((tmp_path / "index.html").read_text(encoding="utf-8"))
+    [button] = [values for _, values in page.tags if values.get("id") == "maps"]
+    assert "hidden" in button
+    assert not (tmp_path / "maps").exists()
+
+
+def test_an_error_while_looking_is_the_pictures_own(album, weights):
+    def look(path, picture, exif):
+        raise RuntimeError("no")
+
+    scorer = predict.Scorer(weights, device="cpu")
+    assert [scored.error for scored in scorer.score_all([album / "IMG_000.jpg"], look=look)] == ["no"]
+
+
+# ---- what is refused -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--keep", "0"], "picks: --keep is how many of each series are picked, at least 1; got 0"),
+        (["--gap", "-1"], "picks: --gap is a time in seconds, at least 0; got -1"),
+        (["--gap", "nan"], "picks: --gap is a time in seconds, at least 0; got nan"),
+        (["--similarity", "1.5"], "picks: --similarity lies from 0 (time alone counts) to 1; got 1.5"),
+        (["--output", "picks.xlsx"], "picks: --output must end in .csv, got picks.xlsx"),
+        (["--output", "there.csv"], "picks: there.csv exists; choose another name, or overwrite it with"),
+        (["--page", "there.csv"], "picks: --page needs a folder; there.csv is a file"),
+        (["--page", "full"], "picks: full holds files already; choose another folder, or write into it with"),
+    ],
+)
+def test_bad_arguments_are_one_sentence_and_nothing_is_written(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    for name in ("there.csv", "full/mine.txt"):
+        (tmp_path / name).write_text("mine")
+    before = hashes(tmp_path)
+    assert select("nowhere", *words) == 2
+    assert f"error: {said}" in capsys.readouterr().err
+    assert hashes(tmp_path) == before
+
+
+def test_with_force_the_page_is_written_again_and_its_thumbnails_are_not_photographs(judged, tmp_path):
+    save(tmp_path / "a.jpg", 0)
+    words = ("--output", tmp_path / "picks.csv", "--page", tmp_path / "page")
+    assert [select(tmp_path, *words), select(tmp_path, *words)] == [0, 2]
+    assert select(tmp_path, *words, "--force") == 0
+    assert len(small.read_csv(tmp_path / "picks.csv")) == 1
+
+
+def test_options_are_as_the_functions_have_them():
+    options = parse(["select", "a", "--keep", "3", "b"])
+    assert (options.paths, options.keep, options.output) == (["a", "b"], 3, Path("picks.csv"))
+    assert (options.gap, options.similarity) == (GAP, SIMILARITY)
+
+
+# ---- the page --------------------------------------------------------------------------------------
+
+
+class Page(html.parser.HTMLParser):
+    """The tags, in order, with their attributes, and the texts of scripts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.scripts, self.texts = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data):
+        if self.lasttag == "script" and data.strip():
+            self.scripts[-1] += data
+        self.texts.append(data)
+
+    def named(self, name):
+        return [values for _, values in self.tags if name in values.get("class", "").split()]
+
+
+@pytest.fixture(scope="module")
+def page(selected):
+    return Page((selected[1] / "page/index.html").read_text(encoding="utf-8"))
+
+
+def test_the_page_holds_the_cells_of_the_csv(page, selected):
+    data = json.loads(page.scripts[0])
+    with (selected[1] / "picks.csv").open(encoding="utf-8", newline="") as file:
+        assert [data["columns"], *data["rows"]] == list(csv.reader(file))
+    cards = page.named("photograph")
+    for card in cards:
+        row = dict(zip(data["columns"], data["rows"][int(card["data-row"])], strict=True))
+        assert card["aria-pressed"] == ("true" if row["picked"] == "1" else "false")
+    assert sorted(int(card["data-row"]) for card in cards) == list(range(12))
+
+
+def test_names_stay_text(page):
+    assert [tag for tag, _ in page.tags].count("script") == 2
+    assert NASTY.replace("\n", r"\n").replace("\udcff", r"\xff") in [
+        image["alt"] for image in page.named("thumbnail")
+    ]
+    assert any("😀 \\xff" in row[0] for row in json.loads(page.scripts[0])["rows"])
+
+
+def test_a_script_cannot_be_ended_by_data():
+    text = picks.as_script(["</script>", "<!--", "\u2028"])
+    assert "<" not in text
+    assert "\u2028" not in text
+    assert json.loads(text) == ["</script>", "<!--", "\u2028"]
+
+
+def test_thumbnails_keep_the_aspect_and_are_all_there(page, selected):
+    folder = selected[1] / "page"
+    images, maps = page.named("thumbnail"), page.named("map")
+    assert len(images) == len(maps) == 12
+    for image, emotion_map in zip(images, maps, strict=True):
+        with Image.open(folder / image["src"]) as picture:
+            assert picture.size == (int(image["width"]), int(image["height"])) == (320, 267)
+        with Image.open(folder / emotion_map["src"]) as picture:
+            assert picture.size == (8, 8)
+        assert emotion_map["alt"] == ""
+    assert len(list(folder.rglob("*.jpg"))) == 12
+
+
+def test_links_lead_to_the_originals(page, selected, album):
+    links = [values["href"] for values in page.named("original")]
+    found = {os.path.realpath(selected[1] / "page" / os.fsdecode(unquote_bytes(link))) for link in links}
+    assert found == {
+        str(path) for path in album.rglob("*") if path.suffix in (".jpg", ".png") and path.stat().st_size > 6
+    }
+
+
+def unquote_bytes(link):
+    return unquote(link, "utf-8", "surrogateescape").encode("utf-8", "surrogateescape")
+
+
+def test_the_page_loads_nothing_from_elsewhere(page):
+    sources = [values[name] for _, values in page.tags for name in ("src", "href") if name in values]
+    assert not [source for source in sources if re.match(r"[a-z]+:|//", source)]
+    [policy] = [values["content"] for _, values in page.tags if "http-equiv" in values]
+    assert policy.startswith("default-src 'none'; img-src 'self' file:;")
+
+
+def test_the_script_finds_what_it_asks_for(page):
+    asked = set(re.findall(r'getElementById\("(\w+)"\)', page.scripts[1]))
+    assert asked == {values["id"] for _, values in page.tags if "id" in values}
+    for name in re.findall(r'querySelector(?:All)?\("\.(\w+)"\)', page.scripts[1]):
+        assert page.named(name)
+    assert not re.search(r"\{\{\w+\}\}", "".join(page.texts))
+
+
+def test_a_map_has_the_colours_of_the_other_pictures():
+    image = picks.coloured(np.array([[0.0, 1.0]])).convert("RGB")
+    assert [image.getpixel((column, 0)) for column in (0, 1)] == [
+        (0, 0, 4),
+        (252, 255, 164),
+    ]  # inferno's ends
