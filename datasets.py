@@ -228,6 +228,15 @@ class RatedSet:
         """Of the sorted ids, each once, one per line: equal for equal splits, whatever their order."""
         return hashlib.sha256("".join(f"{i}\n" for i in sorted(set(self.ids))).encode()).hexdigest()
 
+    @property
+    def labels_sha256(self) -> str:
+        """Of the ratings in the order of the ids: in float32, for a last digit may be another elsewhere."""
+        order, digest = np.argsort(self.ids, kind="stable"), hashlib.sha256()
+        for values in (self.scores, self.distributions, self.emotions):
+            if values is not None:
+                digest.update(np.where(np.isnan(values), -1, values)[order].astype("<f4").tobytes())
+        return digest.hexdigest()
+
     def per_set(self, values: dict[str, dict[str, float]]) -> np.ndarray:
         """(n, E) what `values` (set -> class -> number) has for each picture, 0 where it has nothing."""
         sets = [i.partition(":")[0] for i in self.ids] if self.united else [self.name] * len(self)

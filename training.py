@@ -687,6 +687,7 @@ class Run:
         origin: dict,
         signals: Signals,
     ):
+        labels = {split: rated.labels_sha256 for split, rated in data.items()}
         if learns_emotions(config):
             emotions = network.arguments["emotions"]
             data = {split: evaluation.with_emotions(rated, emotions) for split, rated in data.items()}
@@ -718,7 +719,7 @@ class Run:
         self.unsaved, self.newest = False, "none is there"
         self.emotion_maps: emotion_maps.EmotionMaps | None = None
         self.writer = None
-        self.description = describe_run(config, network, data, origin)
+        self.description = describe_run(config, network, data, origin) | {"labels": labels}
 
     def order(self, epoch: int) -> TrainOrder:
         """The batches of an epoch that this process has still to do."""
@@ -918,6 +919,12 @@ def check_same_run(
         f"the ids of {name} had the SHA-256 {splits.get(name, 'none')[:12]} and have {rated.sha256[:12]}"
         for name, rated in data.items()
         if splits.get(name) != rated.sha256
+    ]
+    labels = stopped.description.get("labels", {})  # older checkpoints have none
+    differences += [
+        f"the ratings of {name} had the SHA-256 {labels[name][:12]} and have {rated.labels_sha256[:12]}"
+        for name, rated in data.items()
+        if name in labels and splits.get(name) == rated.sha256 and labels[name] != rated.labels_sha256
     ]
     differences += [
         f"--{what.replace('_', '-')} was another file ({origin.get(what, 'none')}) than {file}"

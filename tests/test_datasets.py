@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -159,6 +160,18 @@ def test_id_hashes_are_the_first_64_bits_of_sha256_of_set_and_id(tmp_path):
     )
     assert rated.id_hashes.dtype == np.int64
     assert rated.id_hashes.tolist() == expected
+
+
+@pytest.mark.parametrize("column", ["scores", "distributions", "emotions"])
+def test_the_hash_of_ratings_depends_on_each_and_not_on_the_order(tmp_path, column):
+    rated = rated_set(tmp_path, distributions=True, emotions=True)
+    order = np.random.default_rng(0).permutation(len(rated))
+    assert rated.take(order).labels_sha256 == rated.labels_sha256
+    values = getattr(rated, column).copy()
+    values[3] *= 1 + 1e-15
+    assert replace(rated, **{column: values}).labels_sha256 == rated.labels_sha256
+    values[3] = np.nan
+    assert replace(rated, **{column: values}).labels_sha256 != rated.labels_sha256
 
 
 def test_take_keeps_the_columns_together(tmp_path):

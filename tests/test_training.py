@@ -319,6 +319,31 @@ def test_resuming_on_other_pictures_is_refused_with_both_hashes(score_run, score
     assert "the ids of val" not in error
 
 
+@pytest.mark.parametrize("column", ["score", "emotion"])
+def test_resuming_on_other_ratings_of_the_same_pictures_is_refused(
+    column, score_run, scored_set, tmp_path, capsys
+):
+    changed = shutil.copytree(scored_set, tmp_path / "changed")
+    rows = read_csv(changed / "ratings.csv")
+    rows[0][column] = {"score": "4.9", "emotion": rows[1]["emotion"]}[column]
+    table = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+    (changed / "ratings.csv").write_text("\n".join(table))
+    assert train("csv", changed, score_run, "train.epochs=2", "--resume") == 2
+    hashes = [load_dataset("csv", root)["train"].labels_sha256[:12] for root in (scored_set, changed)]
+    said = capsys.readouterr().err
+    assert f"the ratings of train had the SHA-256 {hashes[0]} and have {hashes[1]}" in said
+    assert "the ids of" not in said
+    assert "the ratings of val" not in said
+
+
+def test_a_checkpoint_from_before_ratings_were_hashed_goes_on(score_run, scored_set, tmp_path):
+    output = shutil.copytree(score_run, tmp_path / "run")
+    weights, state = checkpoint.load_training(output / "last.pt")
+    del weights.description["labels"]
+    checkpoint.save_training(output / "last.pt", weights, state)
+    assert train("csv", scored_set, output, "train.epochs=2", "--resume") == 0
+
+
 def test_resuming_on_other_processes_is_refused_with_both_numbers(score_run, scored_set, monkeypatch, capsys):
     monkeypatch.setattr(training.distributed, "world", lambda: 4)
     monkeypatch.setattr(training.distributed, "gather", lambda value: [value] * 4)
