@@ -308,7 +308,8 @@ def look_at(pictures: Sequence[Found], scorer: Scorer, page: Path | None) -> Ite
     """Scores all pictures, and writes the thumbnails as they come; only what `Photograph` holds is kept.
 
     Args:
-        scorer: anything with `score_all(paths, look=...)` that gives a Scored per path.
+        scorer: anything with `score_all(paths, look=...)` that gives a Scored per path, and
+            `emotions_trained`, without which no map is shown.
     """
     seen: dict[str, Seen] = {}
 
@@ -319,10 +320,11 @@ def look_at(pictures: Sequence[Found], scorer: Scorer, page: Path | None) -> Ite
     for number, scored in enumerate(results, 1):
         kept = replace(scored, emotion_map=None, class_maps=None)
         view = seen.pop(scored.path, None)
-        if scored.error or view is None:
+        if scored.error:
             yield Photograph(scored.path, kept, view.taken if view else Taken())
             continue
-        thumbnail = write_thumbnail(page, number, view, scored.emotion_map) if page is not None else None
+        emotion_map = scored.emotion_map if scorer.emotions_trained else None
+        thumbnail = write_thumbnail(page, number, view, emotion_map) if page is not None else None
         yield Photograph(scored.path, kept, view.taken, view.sketch, thumbnail)
 
 
@@ -563,9 +565,7 @@ def run(options: argparse.Namespace) -> int:
     """
     check_options(options)
     pictures = find_pictures(options.paths, maps=[options.page] if options.page else ())
-    scorer = Scorer(
-        options.checkpoint, options.device, options.precision, options.batch_size, options.workers
-    )
+    scorer = open_scorer(options)
     with tqdm(total=len(pictures), desc="select", unit=" images", mininterval=0.5) as bar:
         photographs = []
         for photograph in look_at(pictures, scorer, options.page):
@@ -577,6 +577,11 @@ def run(options: argparse.Namespace) -> int:
         write_page(options.page, photographs, describe_settings(options))
     print(summary(photographs, options), file=sys.stderr)
     return 1 if any(photograph.scored.error for photograph in photographs) else 0
+
+
+def open_scorer(options: argparse.Namespace) -> Scorer:
+    """What gives each photograph the number that `rank` goes by."""
+    return Scorer(options.checkpoint, options.device, options.precision, options.batch_size, options.workers)
 
 
 def check_options(options: argparse.Namespace) -> None:

@@ -22,6 +22,7 @@ import checkpoint
 import demo
 import picks
 import predict
+from decoding import decode
 from EAMBNet import Scale, build_model
 from main import main, parse
 from picks import GAP, SIMILARITY, Shot, Taken, group, similarity, sketch
@@ -140,6 +141,19 @@ def test_the_time_of_exposure_counts_and_else_that_of_the_last_change(tags, deta
         taken = picks.read_taken(picture.getexif())
     assert picks.describe_time(taken.time) == (time and f"2024-05-03 {time}")
     assert taken.exposed == exposed
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif", "sixteen bits.png", "clear.png"])
+def test_any_format_may_tell_its_time_to_who_looks(name, tmp_path):
+    exif = exif_of({0x010F: "Canon"}, {0x9003: "2024:05:03 12:00:00"})
+    kinds = {"sixteen bits.png": "I;16", "clear.png": "RGBA"}
+    picture = Image.new(kinds.get(name, "RGB"), (90, 60))
+    picture.save(tmp_path / name, exif=exif.tobytes())
+    seen = []
+    pixels = decode(tmp_path / name, 32, look=lambda *shown: seen.append(shown))
+    [(picture, exif)] = seen
+    assert (picture.mode, picture.size, pixels.shape) == ("RGB", (90, 60), (32, 32, 3))
+    assert picks.read_taken(exif) == Taken(NOON, True, "Canon")
 
 
 @pytest.mark.parametrize(
@@ -275,6 +289,8 @@ def save(path, seed, seconds=None, camera=CANON, tag=0x9003):
 
 class Judge:
     """Scores by the file's name alone; any scorer will do that has score_all."""
+
+    emotions_trained = False
 
     def score_all(self, paths, look):
         for path in paths:

@@ -36,7 +36,9 @@ NASTY = 'a,"b" <script>alert(1)<!-- & \'\n😀 \udcff.jpg'
 
 
 class Judge:
-    """Later names are better, and the map is one cell."""
+    """Later names are better."""
+
+    emotions_trained = True
 
     def score_all(self, paths, look):
         for number, path in enumerate(paths):
