@@ -88,8 +88,8 @@ def check_same_pairs(ways: list[Way]) -> None:
         same = way.pairs.shape == first.pairs.shape and (way.pairs == first.pairs).all()
         if not same or (way.preference != first.preference).any():
             raise ValueError(
-                f"series_table: {way.block}/{way.name} and {first.block}/{first.name} are not of the same pairs "
-                "with the same preferences; evaluate them on one folder, or put them into folders of their own"
+                f"series_table: {way.block}/{way.name} and {first.block}/{first.name} are not of the same "
+                "pairs; evaluate them on one folder, or put them into folders of their own"
             )
 
 

@@ -1,4 +1,4 @@
-"""The table of several ways: the figures are those of evaluate, differences are paired, other pairs refused."""
+"""The table of several ways: figures are those of evaluate, differences are paired, other pairs refused."""
 
 import csv
 
@@ -47,7 +47,7 @@ def test_figures_are_those_of_the_pairs_and_differences_are_paired(ways, tmp_pat
     assert found["bad"]["accuracy_by_kind"] == {"blurred": 0.5, "noisy": 1.0}
     assert found["good"]["accuracy_difference"] == pytest.approx(0.25)
     low, high = found["good"]["accuracy_difference_95"]
-    assert 0.1 < low < 0.25 < high < 0.4
+    assert 0.1 < low < 0.25 < high < 0.45
     assert "accuracy_difference" not in found["bad"]
     said = capsys.readouterr().out
     assert "graded: 40 pairs of 80 photographs" in said
