@@ -106,6 +106,7 @@ def edge_directions(picture: np.ndarray) -> np.ndarray:
 
 MAKE, MODEL, CHANGED = 0x010F, 0x0110, 0x0132  # EXIF's tags
 DETAILS, TAKEN, FRACTION, SERIAL = 0x8769, 0x9003, 0x9291, 0xA431
+LONGEST_TEXT = 64  # letters
 TIME = re.compile(r"(\d{4})[:/.-](\d\d?)[:/.-](\d\d?)[ T](\d\d?):(\d\d)(?::(\d\d))?")
 
 
@@ -156,9 +157,10 @@ def as_camera(exif: Image.Exif, details: dict) -> str:
 
 
 def as_text(value: object) -> str:
+    """A value of EXIF, of which a file may hold any type and length."""
     if isinstance(value, bytes):
         value = value.decode("latin-1")
-    return value.replace("\0", " ").strip() if isinstance(value, str) else ""
+    return value.replace("\0", " ").strip()[:LONGEST_TEXT] if isinstance(value, str) else ""
 
 
 # ---------------------------------------------------------------------------------------------------

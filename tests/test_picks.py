@@ -164,6 +164,7 @@ def test_any_format_may_tell_its_time_to_who_looks(name, tmp_path):
         ("Apple ", "iPhone SE", None, "Apple iPhone SE"),
         (None, None, "7", ""),
         (5, b"X-T1", None, "X-T1"),
+        (None, "<x>\n" * 10_000, None, r"<x>\n" * 16),
     ],
 )
 def test_a_camera_is_make_model_and_number(make, model, serial, camera):
