@@ -419,7 +419,7 @@ def forward_ways(quick: bool, folder: Path) -> list[Way]:
 def step_ways(quick: bool, folder: Path) -> list[Way]:
     ways = []
     for name, side, batch in (("lite", 224, 8),) if quick else NETWORKS:
-        job, need = f"training step, {name}, {side} px, batch {batch}", step_flops(build(name), side)
+        job, need = f"step of training, {name}, {side} px, batch {batch}", step_flops(build(name), side)
         # Only EfficientNet-Lite has depthwise convolutions.
         depthwise = "fast depthwise gradients"
         rows = cumulative(tuple(step for step in TRAINING_STEPS if name == "lite" or step != depthwise))
