@@ -67,6 +67,21 @@ class Weights:
             return "trained"
         return self.description.get("origin", {}).get("emotion_branch", "trained")
 
+    @property
+    def pictures(self) -> tuple[int, bool]:
+        """The side of the pictures in pixels, and whether they are turned as EXIF says.
+
+        Raises:
+            ValueError: a hand-made description lacks them.
+        """
+        size, exif = self.description.get("image_size"), self.description.get("exif")
+        if not (type(size) is int and size > 0 and type(exif) is bool):
+            raise ValueError(
+                "checkpoint: the description of these weights must say which pictures they are for, "
+                f'"image_size" in pixels and "exif" true or false; found {size} and {exif}'
+            )
+        return size, exif
+
     def build(self) -> Network:
         """The network with these weights, in evaluation mode."""
         arguments = {**self.description["architecture"], "emotions": self.emotions}

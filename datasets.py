@@ -39,6 +39,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from decoding import PICTURE_ENDINGS, DecodeError, decode, stack
 from EAMBNet import EMOTIONS, Scale
+from spreadsheets import row_writer, safe
 
 SPLITS = ("train", "val", "test")
 ANY_CASE_ENDINGS = (*PICTURE_ENDINGS, *(ending.upper() for ending in PICTURE_ENDINGS))
@@ -267,9 +268,9 @@ def describe(rated: RatedSet) -> str:
 def write_left_out(path: str | Path, rated: RatedSet) -> None:
     """Writes one row `id,reason` for each picture of the split that is not used."""
     with Path(path).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(LeftOut._fields)
-        writer.writerows(rated.left_out)
+        write = row_writer(file)
+        for row in (LeftOut._fields, *rated.left_out):
+            write([safe(text) for text in row])
 
 
 def _rows(values: np.ndarray | None, index) -> np.ndarray | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import subprocess
@@ -39,6 +38,7 @@ from datasets import (
 from EAMBNet import Scale, prepare_for_inference
 from pairs import PAIRED, PairedSet, describe_pairs, load_pairs
 from series import pair_probability
+from spreadsheets import row_writer, safe
 
 CROSS_SET = ("n", "srcc", "plcc", "krcc")
 DIGITS = 8  # of a prediction; a float32 has fewer
@@ -124,12 +124,19 @@ def without_nan(value):
 
 
 def write_columns(path: Path, columns: dict[str, np.ndarray]) -> None:
-    """Numbers are written in full: who reads the file has them again exactly. `rounded` ones are short."""
+    """Numbers in full, so that who reads the file has them again exactly; `rounded` ones are short."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
+        write = row_writer(file)
+        write(list(columns))
         for row in zip(*columns.values(), strict=True):
-            writer.writerow([float(value) if isinstance(value, float) else value for value in row])
+            write([as_cell(value) for value in row])
+
+
+def as_cell(value: object) -> object:
+    """A number as Python writes it; a text as `spreadsheets.safe`, which `original` there undoes."""
+    if isinstance(value, float):
+        return float(value)
+    return safe(str(value)) if isinstance(value, str) else value
 
 
 def rounded(values: np.ndarray) -> np.ndarray:
@@ -198,7 +205,8 @@ def as_trained(config: Config, weights: Weights) -> Config:
     """The config with all that the weights decide: task, backbone, picture size, and the set's threshold."""
     known = weights.description
     crop = known.get("crop", False)
-    data = replace(config.data, size=known["image_size"], exif=known["exif"], crop=crop)
+    size, exif = weights.pictures
+    data = replace(config.data, size=size, exif=exif, crop=crop)
     if weights.scale and known["dataset"] == data.dataset and data.threshold is None:
         data = replace(data, threshold=weights.scale.threshold)
     before = known.get("config", {}).get("data", {})

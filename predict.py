@@ -43,6 +43,7 @@ from config import Data
 from decoding import PICTURE_ENDINGS, DecodeError, decode, stack
 from distributed import choose_device
 from EAMBNet import Scale, prepare_for_inference
+from spreadsheets import FORMULA, row_writer
 
 ODDS = Scale("score", -np.inf, np.inf, 0.0)  # of a pair network, which knows no scale
 SHIPPED = Path(__file__).parent / "checkpoints" / "eambnet_lite_para.safetensors"
@@ -267,7 +268,7 @@ class Scorer:
                 "predict: an exported network gives no maps of single emotions; use --engine torch"
             )
         self.ends = self.scale.ends
-        self.size, self.exif, self.exact = known["image_size"], known["exif"], exact
+        (self.size, self.exif), self.exact = weights.pictures, exact
         self.crop = known.get("crop", False)
         ratings = known.get("training_ratings", ()) if self.scale.kind != "label" else ()
         self.quantiles = np.asarray(ratings) if len(ratings) > 1 else None
@@ -652,15 +653,11 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in encodable(text))
 
 
-# A spreadsheet takes a cell that begins so for a formula, and a formula may start programs.
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-
-
 def csv_rows(file: TextIO, columns: Sequence[str]) -> Write:
-    writer = csv.writer(file)
+    write = row_writer(file)
     if not file.tell():
-        writer.writerow(columns)
-    return lambda row: writer.writerow(without_formulas(row).values())
+        write(columns)
+    return lambda row: write(list(without_formulas(row).values()))
 
 
 def without_formulas(row: dict) -> dict:
@@ -790,7 +787,7 @@ def other_columns(output: Path) -> ValueError:
 
 def csv_line(cells: Sequence[str]) -> bytes:
     line = io.StringIO(newline="")
-    csv.writer(line).writerow(cells)
+    row_writer(line)(cells)
     return line.getvalue().encode()
 
 

@@ -26,6 +26,7 @@ from config import Config
 from datasets import PATH_COLUMNS, SCORE_COLUMNS, DataOptions, LeftOut, RatedSet, Sheet
 from decoding import PICTURE_ENDINGS
 from evaluation import Report
+from spreadsheets import original
 
 USUAL = {  # column that is looked for -> what else it may be called, if only one is
     "id": PATH_COLUMNS,
@@ -115,7 +116,7 @@ def read_claims(path: Path, rated: RatedSet) -> Claims:
     wrong = (shares < 0).any(axis=1) | (abs(shares.sum(axis=1) - 1) > 1e-3)
     if len(names) > 1 and wrong.any():
         raise sheet.error(wrong, bins[0], f"shares, 0 or more, that sum to 1 over {bins[0]} to {bins[-1]}")
-    ids = sheet.texts(column(sheet, "id"))
+    ids = [original(text) for text in sheet.texts(column(sheet, "id"))]
     return Claims(path.name, ids, np.array(sheet.rows), ["prediction", *names[1:]], values)
 
 

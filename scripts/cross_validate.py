@@ -40,6 +40,7 @@ from datasets import DataOptions, PictureSet, RatedSet, TestOrder, load_dataset,
 from decoding import normalise
 from EAMBNet import shrink
 from main import guarded
+from spreadsheets import original
 from training import changed_settings, train
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # inverse regularisation, scikit-learn's C
@@ -128,7 +129,7 @@ def run_fold(config: Config, folder: Path) -> tuple[RatedSet, tuple[str, ...], n
         train(config, output=folder, resume=True)
         evaluation.evaluate_checkpoint(folder / "best.pt", own, "test", done.parent)
     with done.open(newline="", encoding="utf-8") as file:
-        rows = {row["id"]: row for row in csv.DictReader(file)}
+        rows = {original(row["id"]): row for row in csv.DictReader(file)}
     columns = [name for name in next(iter(rows.values())) if name.startswith("emotion_")]
     classes = tuple(name.removeprefix("emotion_") for name in columns)
     rated = evaluation.with_emotions(rated.take([i in rows for i in rated.ids]), classes)

@@ -73,7 +73,7 @@ def export(options: argparse.Namespace) -> int:
     check_options(options)
     weights = checkpoint.load_weights(options.checkpoint)
     whole = Whole(weights.build(), weights.description["architecture"]["backbone"]).eval()
-    size, exif = weights.description["image_size"], weights.description["exif"]
+    size, exif = weights.pictures
     pictures = read_pictures(options.check, size, exif) if options.check else embedded_pictures(size)
     pack, precision = onnx_packer(trace(whole, pictures)), "fp32"
     if options.int8:

@@ -40,6 +40,7 @@ import metrics
 from config import Config, load_config
 from datasets import DataOptions, RatedSet, Sheet, load_dataset, twins_in_training
 from main import guarded
+from spreadsheets import original
 from training import changed_settings, has_emotion_branch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -416,7 +417,7 @@ def read_predictions(run: Run, rated: RatedSet) -> dict[str, np.ndarray]:
     try:
         sheet = Sheet(run.folder / "predictions.csv.gz")
         sheet.need(["id", "prediction"])
-        ids = sheet.ids("id")
+        ids = [original(text) for text in sheet.ids("id")]
         names = [name for name in sheet.columns if name.startswith(("p_", "emotion_"))]
         columns = {name: sheet.numbers(name) for name in ("prediction", *names)}
     except ValueError as error:

@@ -14,7 +14,8 @@ FILES = {f"{name}.py": tree for name, tree in MODULES.items()} | {
 }
 # A module imports from the levels below its own; from its own level only what is named here.
 LEVELS = [
-    {"depthwise", "folding", "recompute", "decoding", "losses", "config", "distributed", "demo"},
+    {"depthwise", "folding", "recompute", "decoding", "losses", "config", "distributed", "demo"}
+    | {"spreadsheets"},
     {"backbones", "interruption"},
     {"EAMBNet"},
     {"series"},
