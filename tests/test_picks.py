@@ -194,7 +194,8 @@ def test_another_view_ends_a_series():
     assert series(shots) == [["1.jpg", "2.jpg"], ["3.jpg", "4.jpg"]]
     alike = similarity(SKETCHES[0], SKETCHES[1])
     assert [place.similarity for place in group(shots)] == pytest.approx([None, 1, alike, 1])
-    assert series(shots, least=0) == [["1.jpg", "2.jpg", "3.jpg", "4.jpg"]]
+    for least in (0, alike):
+        assert series(shots, least=least) == [["1.jpg", "2.jpg", "3.jpg", "4.jpg"]]
 
 
 def test_time_decides_and_not_names_but_within_a_second_names_as_people_sort_them():
