@@ -391,7 +391,8 @@ MAKERS = {
 # Which are measured
 
 
-NETWORKS = (("paper", 512, 4), ("lite", 224, 16))  # side, batch
+# By whether it is quick: name, side, batch.
+NETWORKS = {False: (("paper", 512, 4), ("lite", 224, 16)), True: (("lite", 224, 4),)}
 
 
 def ceilings() -> list[Way]:
@@ -403,7 +404,7 @@ def ceilings() -> list[Way]:
 
 def forward_ways(quick: bool, folder: Path) -> list[Way]:
     ways = []
-    for name, side, batch in (("lite", 224, 8),) if quick else NETWORKS:
+    for name, side, batch in NETWORKS[quick]:
         job, need = f"forward, {name}, {side} px, batch {batch}", flops(build(name), side)
         rows = cumulative(FORWARD_STEPS)
         for row, on in (rows[0], rows[-1]) if quick else rows:
@@ -418,7 +419,7 @@ def forward_ways(quick: bool, folder: Path) -> list[Way]:
 
 def step_ways(quick: bool, folder: Path) -> list[Way]:
     ways = []
-    for name, side, batch in (("lite", 224, 8),) if quick else NETWORKS:
+    for name, side, batch in NETWORKS[quick]:
         job, need = f"step of training, {name}, {side} px, batch {batch}", step_flops(build(name), side)
         # Only EfficientNet-Lite has depthwise convolutions.
         depthwise = "fast depthwise gradients"
@@ -448,7 +449,7 @@ def loader_ways(quick: bool, folder: Path) -> list[Way]:
 def predict_ways(quick: bool, folder: Path) -> list[Way]:
     ways = []
     small = tuple(step for step in PREDICT_STEPS if step != "scaled decoding")
-    kinds = [("800x600", 800, 600, 64 if quick else 256, small)]
+    kinds = [("800x600", 800, 600, 32 if quick else 256, small)]
     if not quick:
         kinds.append(("24 megapixels", 6000, 4000, 24, PREDICT_STEPS))
     for name, width, height, count, steps in kinds:
@@ -482,7 +483,7 @@ def engine_ways(quick: bool, folder: Path) -> list[Way]:
         print(f"benchmark: engines is left out: {names[0]} is not installed (pip install {' '.join(names)})")
         return []
     ways = []
-    for name, side, batch in (("lite", 224, 8),) if quick else NETWORKS:
+    for name, side, batch in NETWORKS[quick]:
         path = str(export_onnx(name, side, folder))
         job, need = f"engines, {name}, {side} px, batch {batch}, fp32", flops(build(name), side)
         ways.append(Way(job, "OpenVINO", "openvino", (path, side, batch, "fp32"), batch, need))
