@@ -32,8 +32,17 @@ from PIL import Image
 from tqdm import tqdm
 
 from checkpoint import written_whole
-from predict import Found, Scored, Scorer, as_cell, csv_rows, encodable, find_pictures, printable
-from predict import without_formulas as as_no_formula
+from predict import (
+    Found,
+    Scored,
+    Scorer,
+    as_cell,
+    csv_rows,
+    encodable,
+    find_pictures,
+    printable,
+    without_formulas,
+)
 
 TEMPLATE = Path(__file__).with_name("picks.html")
 
@@ -457,7 +466,7 @@ def write_page(page: Path, photographs: Sequence[Photograph], settings: str) -> 
 
     It holds the cells of the csv, so that what it saves is the csv with other picks.
     """
-    cells = [as_no_formula(as_row(photograph)).values() for photograph in photographs]
+    cells = [without_formulas(as_row(photograph)).values() for photograph in photographs]
     table = [["" if cell is None else str(cell) for cell in row] for row in cells]
     shown = [photograph for photograph in photographs if photograph.place]
     numbered = {id(photograph): number for number, photograph in enumerate(photographs)}
