@@ -17,11 +17,15 @@ import distributed
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ended the run; `code` is the exit code that shells expect: 143 for SIGTERM, 130 for SIGINT."""
+    """A signal ended the run.
 
-    def __init__(self, number: int):
+    code: the exit code that shells expect, 143 for SIGTERM, 130 for SIGINT.
+    begun: whether the run's own checkpoints may lie in its folder, and none of a run before it.
+    """
+
+    def __init__(self, number: int, begun: bool = True):
         super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.code = 128 + number
+        self.code, self.begun = 128 + number, begun
 
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
@@ -30,14 +34,15 @@ ENDING = (signal.SIGTERM, signal.SIGINT)
 class Signals:
     """SIGTERM and SIGINT while it is entered: they raise Stopped, inside `deferred` only at its end.
 
-    A second one ends the process at once, until `done` says that there is nothing to wait for any more.
+    A second one ends the process at once, until `done` says that there is nothing to wait for any more. The
+    run sets `begun` as soon as its folder is its own.
     """
 
     entered: Signals | None = None
 
     def __init__(self):
         self.number, self.process = 0, os.getpid()
-        self.waits = self.done = False
+        self.waits = self.done = self.begun = False
         self.before: dict[int, Callable | int] = {}
 
     def __enter__(self) -> Signals:
@@ -66,7 +71,7 @@ class Signals:
         if hasattr(signal, "SIGCHLD"):  # torch's handler raises where a decoding process gets the signal too
             self.before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if not self.waits:
-            raise Stopped(number)
+            raise Stopped(number, self.begun)
 
     def watch(self, reader: int) -> None:
         """Beside the training, whose own thread hears of a signal only when C++ code of a step returns."""
@@ -93,7 +98,7 @@ class Signals:
         finally:
             self.waits = False
         if self.number:
-            raise Stopped(self.number)
+            raise Stopped(self.number, self.begun)
 
 
 def forget_in_child() -> None:
@@ -161,6 +166,7 @@ def lock_file(path: Path) -> TextIO | str | None:
             return file.read() or "which has just begun"
     except OSError as error:
         file.close()
+        path.unlink(missing_ok=True)
         print(
             f"warning: interruption: cannot lock {path} ({error}); start no other run there", file=sys.stderr
         )

@@ -203,15 +203,19 @@ def run_train(options: argparse.Namespace) -> int:
         )
     except Stopped as stopped:
         if os.environ.get("RANK", "0") == "0":
-            print(f"{stopped}; go on with\n{resuming(options.words)}", file=sys.stderr, flush=True)
+            how = "go on with" if stopped.begun else "it had not begun; start it with"
+            command = command_line(options.words, resume=stopped.begun)
+            print(f"{stopped}; {how}\n{command}", file=sys.stderr, flush=True)
         return stopped.code
     return 0
 
 
-def resuming(words: list[str]) -> str:
-    """The command line that takes up the training which these words began."""
+def command_line(words: list[str], resume: bool) -> str:
+    """The command line that takes up the training which these words began, or begins it again."""
     program = sys.argv[0] if sys.argv[0].endswith("main.py") else "main.py"
-    words = [program, *(word for word in words if word not in ("--force", "--resume")), "--resume"]
+    if resume:
+        words = [*(word for word in words if word not in ("--force", "--resume")), "--resume"]
+    words = [program, *words]
     here, everywhere = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
     if everywhere == 1:
         return shlex.join(["python", *words])

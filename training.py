@@ -90,6 +90,7 @@ def train(
             network, origin = build_network(config, data["train"], emotion_checkpoint, weights)
         run = Run(config, output, device, data, network, origin, signals)
         run.open_records(source, state)
+        signals.begun = True
         run.emotion_maps = keep_emotion_maps(run)
         try:
             train_epochs(run)

@@ -6,9 +6,9 @@
 
 The files are made from the embedded photographs in a temporary folder: each kind by hand, the rest damaged by
 chance, one in ten a good picture. `predict` runs twice, with other batches and threads, and the loader
-once, each in a process of its own. Each file must have its score or its reason, in all three alike; the good
-pictures' scores must be those that they have among themselves, within 1e-5 of the range. Exit code 0: so it
-was; 1: something is wrong, and is printed.
+once, each in a process of its own that, if root started it, may read what any user may and no more. Each file
+must have its score or its reason, in all three alike; the good pictures' scores must be those that they have
+among themselves, within 1e-5 of the range. Exit code 0: so it was; 1: something is wrong, and is printed.
 
 The soak measures what a long run takes: memory may grow by 50 MB after the first 1,000 pictures, and the last
 tenth may cost 10 % more processor time than the first. It reads /proc, which Linux has.
@@ -17,12 +17,15 @@ tenth may cost 10 % more processor time than the first. It reads /proc, which Li
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
+import ctypes
 import io
 import json
 import multiprocessing
 import os
 import random
+import resource
 import struct
 import sys
 import tempfile
@@ -58,7 +61,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--files", type=int, default=5000, help="in all (default 5000)")
     parser.add_argument("--seed", type=int, default=0, help="of the damage (default 0)")
     parser.add_argument("--soak", type=int, metavar="N", help="score N pictures instead, and watch")
-    parser.add_argument("--memory", type=float, default=3.0, help="GB a process may take (default 3)")
+    parser.add_argument("--memory", type=float, default=3.0, help="GB a run may take (default 3)")
     parser.add_argument("--checkpoint", metavar="FILE", help="default: the shipped weights")
     parser.add_argument("--output", type=Path, metavar="DIR", help="make the files here and keep them")
     return parser.parse_args(arguments)
@@ -254,7 +257,6 @@ def webp_header(width: int, height: int) -> bytes:
 def places(picture: Image.Image) -> Iterator[Made]:
     """What is no plain file."""
     content = encoded(picture, "JPEG")
-    readable = os.geteuid() == 0  # for root everything is
 
     def forbid(path: str) -> None:
         write(path, content)
@@ -265,7 +267,7 @@ def places(picture: Image.Image) -> Iterator[Made]:
     yield Made("pipe.jpg", "refused", os.mkfifo)
     yield Made("device.png", "refused", lambda path: Path(path).symlink_to("/dev/zero"))
     yield Made("folder.jpg/inside.jpg", "scored", content)
-    yield Made("unreadable.jpg", "scored" if readable else "refused", forbid)
+    yield Made("unreadable.jpg", "refused", forbid)
 
 
 def names(picture: Image.Image) -> Iterator[Made]:
@@ -291,6 +293,7 @@ def names(picture: Image.Image) -> Iterator[Made]:
 # ---------------------------------------------------------------------------------------------------
 # Files made by chance
 
+WORKERS = 2  # processes of the loader
 KINDS = {
     "jpg": ("JPEG", {"quality": 90}),
     "jpeg": ("JPEG", {"progressive": True}),
@@ -495,7 +498,7 @@ def loaded_rows(paths: list[str], output: str, words: list[str]) -> dict[str, tu
     rated = RatedSet("files", "train", "made", paths, paths, scores, Scale("score", 1.0, 5.0, 3.0))
     pictures = PictureSet(rated, 224, flip_seed=0, skip_broken=True)
     rows = {}
-    for batch in make_loader(pictures, TestOrder(len(paths), 16), workers=2):
+    for batch in make_loader(pictures, TestOrder(len(paths), 16), WORKERS):
         rows |= {encodable(paths[index]): (None, None) for index in batch.index.tolist()}
         rows |= {encodable(path): (None, reason) for path, reason in batch.broken}
     return rows
@@ -506,7 +509,7 @@ def loaded_rows(paths: list[str], output: str, words: list[str]) -> dict[str, tu
 
 
 def apart(function: Callable, *arguments, seconds: float) -> tuple[object, float]:
-    """What a function gives in a process of its own, and the process's peak of memory in GB.
+    """What a function gives in a process of its own, and its peak of memory in GB, that of its children too.
 
     Of a process that crashes, fails or takes longer, a sentence that says so.
     """
@@ -529,12 +532,60 @@ def apart(function: Callable, *arguments, seconds: float) -> tuple[object, float
 
 
 def answer(pipe: Connection, function: Callable, arguments: tuple) -> None:
-    result = function(*arguments)
-    import torch
+    with bound_by_permissions():
+        result = function(*arguments)
+    pipe.send((result, most_memory()))
 
-    from engine import peak_memory
 
-    pipe.send((result, peak_memory(torch.device("cpu"))))
+def most_memory() -> float:
+    """GB that this process and its children can have taken together, as if all did so at the same time."""
+    own, largest = (
+        resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return (own + WORKERS * largest) * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+class Header(ctypes.Structure):
+    """Linux's cap_user_header_t."""
+
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class Powers(ctypes.Structure):
+    """Linux's cap_user_data_t, half of a thread's capabilities."""
+
+    _fields_ = tuple((name, ctypes.c_uint32) for name in ("effective", "permitted", "inheritable"))
+
+
+READS_ALL = 0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+
+
+@contextlib.contextmanager
+def bound_by_permissions() -> Iterator[None]:
+    """What this thread, and those that it starts, may read is what the files' permissions say, even for root.
+
+    Raises:
+        OSError: root's power cannot be taken away here.
+    """
+    if os.geteuid():
+        yield
+        return
+    system, header, powers = ctypes.CDLL(None, use_errno=True), Header(0x20080522, 0), (Powers * 2)()
+    if not hasattr(system, "capset"):
+        raise OSError("torture_images: root can read every file here; run it as another user")
+    system.capget(ctypes.byref(header), powers)
+    before = powers[0].effective
+
+    def allow(effective: int) -> None:
+        powers[0].effective = effective
+        if system.capset(ctypes.byref(header), powers):
+            raise OSError(ctypes.get_errno(), "torture_images: root's power to read all was not taken away")
+
+    allow(before & ~READS_ALL)
+    try:
+        yield
+    finally:
+        allow(before)
 
 
 # ---------------------------------------------------------------------------------------------------

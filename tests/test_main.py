@@ -462,7 +462,7 @@ def test_the_command_that_resumes_is_the_one_that_began(ranks, started, monkeypa
         monkeypatch.setenv(name, value)
     options = parse(["train", "--force", "--output", "a run", "train.epochs=3", "--dataset", "demo"])
     expected = f"{started} train --output 'a run' train.epochs=3 --dataset demo --resume"
-    assert program.resuming(options.words) == expected
+    assert program.command_line(options.words, resume=True) == expected
 
 
 def test_a_stopped_training_has_its_code_in_scripts_too(capsys):

@@ -3,7 +3,9 @@
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_export import write_checkpoint
@@ -15,7 +17,8 @@ from torture_images import Moment
 
 
 def here(function, *arguments, seconds):
-    return function(*arguments), 0.0
+    with torture_images.bound_by_permissions():
+        return function(*arguments), 0.0
 
 
 def without_large_ones(picture):
@@ -90,6 +93,36 @@ def test_rows_that_are_missing_too_many_or_different_are_seen():
         "a: once 0.5, once no",
         "a: once 0.5, once no",
     ]
+
+
+def test_root_reads_what_permissions_allow_and_then_all_again(tmp_path):
+    path = tmp_path / "mine.jpg"
+    path.touch(mode=0o000)
+    with torture_images.bound_by_permissions():
+        assert not readable(path)
+        with ThreadPoolExecutor(1) as pool:  # as predict's threads
+            assert not pool.submit(readable, path).result()
+        tmp_path.chmod(0o700)
+        (tmp_path / "own.jpg").touch()  # its own files are as before
+    assert readable(path) == (os.geteuid() == 0)
+
+
+def readable(path):
+    try:
+        with path.open():
+            return True
+    except PermissionError:
+        return False
+
+
+def test_memory_of_decoding_processes_counts(monkeypatch):
+    def usage(who):
+        mebibytes = {torture_images.resource.RUSAGE_SELF: 1000, torture_images.resource.RUSAGE_CHILDREN: 300}
+        return SimpleNamespace(ru_maxrss=1024 * mebibytes[who])
+
+    monkeypatch.setattr(torture_images.sys, "platform", "linux")
+    monkeypatch.setattr(torture_images.resource, "getrusage", usage)
+    assert torture_images.most_memory() == pytest.approx((1000 + 2 * 300) * 1024**2 / 1e9)
 
 
 def test_a_crash_and_a_hang_are_sentences():
