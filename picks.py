@@ -41,7 +41,6 @@ from predict import (
     encodable,
     find_pictures,
     printable,
-    without_formulas,
 )
 
 TEMPLATE = Path(__file__).with_name("picks.html")
@@ -464,10 +463,10 @@ def write_rows(rows: Iterable[dict], output: Path) -> None:
 def write_page(page: Path, photographs: Sequence[Photograph], settings: str) -> None:
     """Writes index.html; the thumbnails lie beside it already.
 
-    It holds the cells of the csv, so that what it saves is the csv with other picks.
+    It holds each line of the csv, and what it would be with the other pick, so that the page needs to know
+    nothing of csv and saves what `write_rows` would write.
     """
-    cells = [without_formulas(as_row(photograph)).values() for photograph in photographs]
-    table = [["" if cell is None else str(cell) for cell in row] for row in cells]
+    lines = [[csv_line(as_row(photograph)), csv_line(overruled(photograph))] for photograph in photographs]
     shown = [photograph for photograph in photographs if photograph.place]
     numbered = {id(photograph): number for number, photograph in enumerate(photographs)}
     series = defaultdict(list)
@@ -480,12 +479,28 @@ def write_page(page: Path, photographs: Sequence[Photograph], settings: str) -> 
         "series": "\n".join(sections),
         "failed": failures(failed),
         "hidden": "" if any(p.thumbnail and p.thumbnail.map for p in shown) else "hidden",
-        "data": as_script({"columns": COLUMNS, "rows": table}),
+        "data": as_script({"header": csv_line(), "rows": lines}),
     }
     template = TEMPLATE.read_text(encoding="utf-8")
     whole = re.sub(r"\{\{(\w+)\}\}", lambda mark: fill[mark[1]], template)
     with written_whole(page / "index.html") as unfinished:
         unfinished.write_text(whole, encoding="utf-8")
+
+
+def csv_line(row: dict | None = None) -> str:
+    """A row as `write_rows` writes it, or the header."""
+    file = io.StringIO(newline="")
+    write, start = csv_rows(file, COLUMNS), file.tell()
+    if row is None:
+        return file.getvalue()
+    write(row)
+    return file.getvalue()[start:]
+
+
+def overruled(photograph: Photograph) -> dict[str, str | int | float | None]:
+    """The row of a photograph whose pick somebody changed on the page."""
+    note = "; ".join([*photograph.notes, "changed by hand"])
+    return as_row(photograph) | {"picked": int(not photograph.picked), "note": note}
 
 
 def as_script(data: object) -> str:

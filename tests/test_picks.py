@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import html.parser
+import io
 import itertools
 import json
 import os
@@ -304,7 +305,7 @@ class Judge:
 @pytest.fixture
 def judged(monkeypatch):
     """The command ranks by Judge and loads no network."""
-    monkeypatch.setattr(picks, "Scorer", lambda *settings: Judge())
+    monkeypatch.setattr(picks, "Scorer", lambda *settings, **others: Judge())
 
 
 @pytest.fixture(scope="module")
@@ -536,13 +537,19 @@ def page(selected):
     return Page((selected[1] / "page/index.html").read_text(encoding="utf-8"))
 
 
-def test_the_page_holds_the_cells_of_the_csv(page, selected):
+def test_the_page_holds_the_lines_of_the_csv_and_what_they_are_with_the_other_pick(page, selected, rows):
     data = json.loads(page.scripts[0])
-    with (selected[1] / "picks.csv").open(encoding="utf-8", newline="") as file:
-        assert [data["columns"], *data["rows"]] == list(csv.reader(file))
+    text = data["header"] + "".join(line for line, _ in data["rows"])
+    assert text.encode() == (selected[1] / "picks.csv").read_bytes()
+    text = data["header"] + "".join(line for _, line in data["rows"])
+    for row, other in zip(rows.values(), csv.DictReader(io.StringIO(text, newline="")), strict=True):
+        assert int(other.pop("picked")) == 1 - int(row["picked"])
+        assert other.pop("note") == "; ".join(filter(None, [row["note"], "changed by hand"]))
+        assert other.items() <= row.items()
+    ordered = list(rows.values())
     cards = page.named("photograph")
     for card in cards:
-        row = dict(zip(data["columns"], data["rows"][int(card["data-row"])], strict=True))
+        row = ordered[int(card["data-row"])]
         assert card["aria-pressed"] == ("true" if row["picked"] == "1" else "false")
     assert sorted(int(card["data-row"]) for card in cards) == list(range(12))
 
@@ -552,7 +559,7 @@ def test_names_stay_text(page):
     assert NASTY.replace("\n", r"\n").replace("\udcff", r"\xff") in [
         image["alt"] for image in page.named("thumbnail")
     ]
-    assert any("😀 \\xff" in row[0] for row in json.loads(page.scripts[0])["rows"])
+    assert any("😀 \\xff" in line for line, _ in json.loads(page.scripts[0])["rows"])
 
 
 def test_a_script_cannot_be_ended_by_data():
