@@ -73,6 +73,7 @@ class Data:
     root: str = ""
     size: int = 512  # pixels; pictures are resized to size x size, aspect not kept (the paper's input)
     exif: bool = True  # turn pictures as their EXIF orientation says; false is the official code's behaviour
+    flip: bool = True  # in training mirror every other picture, by chance
     crop: bool = False  # keep the aspect and cut out the middle instead of squashing
     validation: float = 0.05  # share of the training pool, where a set has no validation split of its own
     workers: int = -1  # decoding processes; -1: one per spare core, at most 8

@@ -1558,7 +1558,7 @@ def _csv_part(sheet: Sheet, split: str, columns: CsvColumns) -> Table:
     return Table(
         name="csv",
         ids=ids,
-        names=[_native(name) for name in ids],
+        names=[native(name) for name in ids],
         split=np.full(len(ids), split, dtype="<U5")
         if split or not columns.split
         else _splits(sheet, columns),
@@ -1612,7 +1612,7 @@ def round_outwards(scores: np.ndarray) -> tuple[float, float]:
     return low, high if high > low else low + step
 
 
-def _native(name: str) -> str:
+def native(name: str) -> str:
     """A path as this system writes it: home folders, and the separators of tables made on Windows."""
     name = name.replace("\\", "/")
     return Path(name).expanduser().as_posix() if name.startswith("~/") else name

@@ -338,6 +338,17 @@ def _calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
 STRENGTHS = (0.5, 0.6, 0.75, 0.9, 1.0)  # of agreement: share of the people who are of the majority's opinion
 
 
+def pair_probability(odds: ArrayLike, pairs: np.ndarray) -> np.ndarray:
+    """P(the first of each pair is preferred), (m,) in [0, 1].
+
+    Args:
+        odds: (n, 2) predictions of a `series.SeriesNetwork`, or (n, 1) of anything that scores photographs.
+        pairs: (m, 2) rows of `odds`.
+    """
+    odds = np.asarray(odds, np.float64)
+    return special.expit(odds[pairs[:, 0], 0] - odds[pairs[:, 1], -1])
+
+
 def pair_metrics(probability: ArrayLike, preference: ArrayLike) -> dict[str, float]:
     """What predicted preferences between two photographs are worth.
 
@@ -360,11 +371,10 @@ def pair_metrics(probability: ArrayLike, preference: ArrayLike) -> dict[str, flo
                 f"metrics: {name} of pairs are from 0 to 1, got {values.min():g} to {values.max():g}"
             )
     majority = np.maximum(preference, 1 - preference)  # (m,)
-    right = np.where(probability == 0.5, 0.5, (probability > 0.5) == (preference > 0.5))  # (m,)
     decided = preference != 0.5
     found = {
         "pairs": len(preference),
-        "accuracy": _mean("accuracy", right[decided]),
+        "accuracy": pair_accuracy(probability, preference),
         "auc": auc(probability[decided], preference[decided] > 0.5),
         "log_loss": _cross_entropy(_both(preference), _both(probability)),
         "log_loss_prior": float(np.log(2)),
@@ -374,8 +384,15 @@ def pair_metrics(probability: ArrayLike, preference: ArrayLike) -> dict[str, flo
     for low, high in pairwise(STRENGTHS):
         chosen = decided & (majority > low) & (majority <= high)
         if chosen.any():
-            found[f"accuracy_{low:.2f}_{high:.2f}"] = float(right[chosen].mean())
+            found[f"accuracy_{low:.2f}_{high:.2f}"] = pair_accuracy(probability[chosen], preference[chosen])
     return found
+
+
+def pair_accuracy(probability: np.ndarray, preference: np.ndarray) -> float:
+    """Share of the decided pairs, (m,) each, whose preferred photograph is predicted; half for a probability
+    of 0.5. NaN, with a warning, of none."""
+    right = np.where(probability == 0.5, 0.5, (probability > 0.5) == (preference > 0.5))  # (m,)
+    return _mean("accuracy", right[preference != 0.5])
 
 
 def _both(share: np.ndarray) -> np.ndarray:
@@ -418,15 +435,19 @@ def bradley_terry(count: int, pairs: ArrayLike, preference: ArrayLike) -> np.nda
 
 
 def fit_steepness(differences: ArrayLike, preference: ArrayLike) -> float:
-    """The factor, 0 or more, that makes differences of scores (m,) the odds fitting preferences (m,) best."""
+    """The factor that makes differences of scores (m,) the odds fitting preferences (m,) best.
+
+    Finite where the scores are always right, by the ridge of `bradley_terry`; below 0 where they are mostly
+    wrong.
+    """
     differences, preference = _pair(differences, preference)
     scale = float(np.abs(differences).max()) or 1.0
 
-    def log_loss(factor: float) -> float:
-        odds = factor / scale * differences
-        return float((np.logaddexp(0, odds) - preference * odds).mean())
+    def loss(factor: float) -> float:
+        odds = factor * differences / scale
+        return float((np.logaddexp(0, odds) - preference * odds).sum() + RIDGE / 2 * factor**2)
 
-    return float(optimize.minimize_scalar(log_loss, bounds=(0.0, 1000.0), method="bounded").x) / scale
+    return float(optimize.minimize_scalar(loss).x) / scale
 
 
 def series_ranks(
@@ -438,8 +459,9 @@ def series_ranks(
         series: (m,) of each pair. pairs: (m, 2) photographs. probability, preference: (m,).
 
     Returns:
-        Per series, in order of appearance, (S,) each: krcc (Kendall's tau; NaN where people rank all alike)
-        and best, 1 where the photograph that is predicted to be the best is people's best, 0 elsewhere.
+        Per series, by name, (S,) each: krcc (Kendall's tau; NaN where people rank all alike) and best, 1
+        where the photograph that is predicted to be the best is people's best, 0 elsewhere; where several
+        are, the share of them.
     """
     names, groups = np.unique(np.asarray(series), return_inverse=True)
     found = np.full((len(names), 2), np.nan)
@@ -448,13 +470,13 @@ def series_ranks(
         photographs, places = np.unique(pairs[rows], return_inverse=True)
         places = places.reshape(-1, 2)
         ours, theirs = (
-            bradley_terry(len(photographs), places, values[rows]).round(6)
+            bradley_terry(len(photographs), places, values[rows]).round(9)
             for values in (probability, preference)
         )
         if theirs.max() > theirs.min():
             found[group] = (
                 stats.kendalltau(ours, theirs).statistic if ours.max() > ours.min() else 0.0,
-                theirs[ours.argmax()] == theirs.max(),
+                (theirs[ours == ours.max()] == theirs.max()).mean(),
             )
     return {"krcc": found[:, 0], "best": found[:, 1]}
 
@@ -519,7 +541,7 @@ def bootstrap_intervals(
         groups: (n,) names; whole groups are drawn then, as pairs of one series are not independent.
 
     Returns:
-        name -> (low, high), without n and threshold. Resamples where a metric is undefined are left out of
+        name -> (low, high), without NOT_ESTIMATED. Resamples where a metric is undefined are left out of
         its interval; with fewer than two pictures all are NaN, with a warning.
     """
     arrays = tuple(np.asarray(array) for array in arrays)
@@ -535,7 +557,7 @@ def bootstrap_intervals(
         names = [name for name in function(*arrays) if name not in NOT_ESTIMATED]
         values = np.full((repeats, len(names)), np.nan)
         for row in values if len(members) > 1 else ():
-            chosen = random.integers(len(members), size=len(members))  # (n,)
+            chosen = random.integers(len(members), size=len(members))  # (groups,), by themselves (n,)
             if groups is not None:
                 chosen = np.concatenate([members[group] for group in chosen])
             found = function(*(array[chosen] for array in arrays))

@@ -11,6 +11,7 @@ by series; pairs of pictures.
 from __future__ import annotations
 
 import hashlib
+import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from datasets import (
     RatedSet,
     Sheet,
     hash_fractions,
+    native,
     read_manifest,
 )
 from EAMBNet import Scale
@@ -134,7 +136,7 @@ def load_pairs(
         root: the set's folder. phototriage: train_pairlist.txt and val_pairlist.txt and the photographs.
             pairs: train.csv, val.csv and test.csv with the columns series, first, second and preference;
             first and second are paths below the folder.
-        limit: training pairs, whole series by hash; 0: all.
+        limit: training pairs, filled up to whole series, by hash; 0: all.
 
     Raises:
         ValueError, FileNotFoundError: one sentence that names file, row and column.
@@ -168,7 +170,11 @@ def check_pairs(sheet: Sheet, series: list[str], first: list[str], second: list[
         raise sheet.error(same, "second", "another photograph than the first of its pair")
     names = pd.Series([f"{s}\n" + "\n".join(sorted(p)) for s, *p in zip(series, first, second, strict=True)])
     if names.duplicated().any():
-        raise sheet.error(names.duplicated().to_numpy(), "first", "each pair of photographs once")
+        raise sheet.error(
+            names.duplicated().to_numpy(),
+            "first",
+            "each pair of photographs once; let one row have the share of all votes",
+        )
     known: dict[str, str] = {}
     for column, photographs in (("first", first), ("second", second)):
         other = np.array([known.setdefault(p, s) != s for p, s in zip(photographs, series, strict=True)])
@@ -223,20 +229,21 @@ PAIR_COLUMNS = ("series", "first", "second", "preference")
 
 def read_pairs_csv(root: Path, splits: tuple[str, ...], options: DataOptions) -> dict[str, PairTable]:
     """train.csv, val.csv and test.csv; without a val.csv whole series of train.csv are held out by hash."""
-    tables, held_out = {}, "val" in splits and not (root / "val.csv").is_file()
-    for split in SPLITS:
-        if split in splits and not (split in ("train", "val") and held_out):
-            tables[split] = read_pair_sheet(root / f"{split}.csv")
-    if held_out:
+    own = ("test",) if not (root / "val.csv").is_file() else SPLITS
+    tables = {split: read_pair_sheet(root / f"{split}.csv") for split in own if split in splits}
+    if set(splits) - set(own):
         parts = divide(read_pair_sheet(root / "train.csv"), {"val": options.validation})
-        tables |= {split: part for split, part in parts.items() if split in splits}
+        tables |= {split: parts[split] for split in splits if split not in own}
     return tables
 
 
 def read_pair_sheet(path: Path) -> PairTable:
     sheet = Sheet(path)
     sheet.need(PAIR_COLUMNS)
-    series, first, second = (sheet.texts(column) for column in PAIR_COLUMNS[:3])
+    series = sheet.texts("series")
+    first, second = (
+        [posixpath.normpath(native(name)) for name in sheet.texts(side)] for side in PAIR_COLUMNS[1:3]
+    )
     check_pairs(sheet, series, first, second)
     return PairTable(series, first, second, sheet.numbers("preference", 0.0, 1.0), path.name)
 
@@ -246,7 +253,7 @@ def look_up(name: str, split: str, table: PairTable, files: Folders) -> PairedSe
 
     Raises:
         FileNotFoundError: no photograph exists, so the folder is wrong.
-        ValueError: no pair is left.
+        ValueError: no pair is left; two names are of one file.
     """
     both = list(zip(table.first, table.second, strict=True))
     names = list(dict.fromkeys(photograph for pair in both for photograph in pair))
@@ -258,25 +265,42 @@ def look_up(name: str, split: str, table: PairTable, files: Folders) -> PairedSe
             f"pairs: none of the {len(names):,} photographs of {name} exists, e.g. '{names[0]}'; looked in "
             f"{' and '.join(dict.fromkeys(files.places))}. Is --data-root right?"
         )
+    check_files(name, split, {photograph: paths[photograph] for photograph in there})
     place = {photograph: row for row, photograph in enumerate(there)}
     pairs = np.array([[place.get(photograph, -1) for photograph in pair] for pair in both])
     whole = (pairs.reshape(-1, 2) >= 0).all(axis=1)  # (m,)
     if not whole.any():
         raise ValueError(f"pairs: the {split} split of {name} has no pair whose two photographs exist")
+    used = set(pairs[whole].ravel().tolist())
+    left_out = [LeftOut(p, f"no picture file {p}") for p in names if not paths[p]]
+    left_out += [LeftOut(p, "no pair is left that it is in") for p in there if place[p] not in used]
+    lost = f", {int((~whole).sum())} of its pairs lost with missing photographs" if not whole.all() else ""
     photographs = PairedSet(
         name=name,
         split=split,
-        protocol=table.protocol,
+        protocol=table.protocol + lost,
         ids=there,
         paths=[paths[photograph] for photograph in there],
         scores=np.full(len(there), np.nan),
         scale=NO_SCORES,
-        left_out=[LeftOut(p, f"no picture file {p}") for p in names if not paths[p]],
+        left_out=left_out,
         series=np.array([series_of[photograph] for photograph in there]),
         pairs=pairs[whole],
         preference=table.preference[whole],
     )
-    return photographs.take(np.unique(photographs.pairs))
+    return photographs.take(sorted(used))
+
+
+def check_files(name: str, split: str, paths: dict[str, str]) -> None:
+    """Refuses two names of one file: their pairs would be of one photograph, or there twice."""
+    names: dict[str, str] = {}
+    for photograph, path in paths.items():
+        if path in names:
+            raise ValueError(
+                f"pairs: {name} {split} names the file {path} '{names[path]}' and '{photograph}'; name each "
+                "photograph in one way"
+            )
+        names[path] = photograph
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -298,8 +322,8 @@ def divide(table: PairTable, shares: dict[str, float]) -> dict[str, PairTable]:
         start += share
         if not len(rows):
             raise ValueError(
-                f"pairs: {len(names)} series are too few to hold some out for {split} by hash; give it a "
-                "file of its own, or raise data.validation"
+                f"pairs: {len(names)} series are too few to hold some out for {split} by hash; raise "
+                "data.validation, or give a set of your own a val.csv"
             )
         parts[split] = pairs_at(table, rows, f"{table.protocol}, {share:.0%} of its series by hash")
     return parts
@@ -311,12 +335,14 @@ def pairs_at(table: PairTable, rows: np.ndarray, protocol: str) -> PairTable:
 
 
 def first_series(rated: PairedSet, limit: int) -> PairedSet:
-    """A fixed sample: whole series in the order of their hashes, until there are `limit` pairs."""
+    """A fixed sample: whole series in the order of their hashes, until there are `limit` pairs or more."""
     if limit >= len(rated.pairs):
         return rated
-    order = np.argsort(hash_fractions(rated.pair_series.tolist()), kind="stable")
-    chosen = rated.take_pairs(np.sort(order[:limit]))
-    return replace(chosen, protocol=f"{rated.protocol}, {limit} pairs of it by hash of the series")
+    position = hash_fractions(rated.pair_series.tolist())  # (m,), one for each series
+    last = np.sort(position)[limit - 1]
+    chosen = rated.take_pairs(np.flatnonzero(position <= last))
+    words = f"{len(chosen.pairs)} pairs of it by hash of the series"
+    return replace(chosen, protocol=f"{rated.protocol}, {words}")
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -607,7 +607,8 @@ def run(options: argparse.Namespace) -> int:
 
 def open_scorer(options: argparse.Namespace) -> Scorer:
     """What gives each photograph the number that `rank` goes by."""
-    return Scorer(options.checkpoint, options.device, options.precision, options.batch_size, options.workers)
+    common = (options.checkpoint, options.device, options.precision, options.batch_size, options.workers)
+    return Scorer(*common, pairs=True)
 
 
 def check_options(options: argparse.Namespace) -> None:

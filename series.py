@@ -9,9 +9,7 @@ one by one, and n of them give n^2 comparisons.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from scipy.special import expit
 from torch import Tensor, nn
 
 from backbones import Tail, build_pyramid
@@ -57,7 +55,7 @@ class Units(nn.Module):
 
 
 class SeriesNetwork(nn.Module):
-    """A pair network, run on photographs one by one; `pair_probability` compares what it gives.
+    """A pair network, run on photographs one by one; `metrics.pair_probability` compares what it gives.
 
     `forward(images (N, 3, H, W), normalised)` gives an Output whose prediction is (N, 2): the odds (natural
     logarithm) of each photograph as the first and as the second of a pair.
@@ -112,14 +110,3 @@ class SeriesNetwork(nn.Module):
             return pooled, pooled
         first = self.units(maps[1:])  # (N, 7168)
         return first, self.second_units(maps[1:]) if self.second_units else first
-
-
-def pair_probability(odds: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """P(the first of each pair is preferred), (m,) in [0, 1].
-
-    Args:
-        odds: (n, 2) predictions of a SeriesNetwork, or (n, 1) of anything that scores photographs.
-        pairs: (m, 2) rows of `odds`.
-    """
-    odds = np.asarray(odds, np.float64)
-    return expit(odds[pairs[:, 0], 0] - odds[pairs[:, 1], -1])

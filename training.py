@@ -63,7 +63,7 @@ def train(
     Args:
         emotion_checkpoint: weights of the emotion branch, ours or the official code's.
         weights: a whole network to start from, ours or the official code's.
-        output: the run's folder; default runs/<task>_<dataset>_<backbone>.
+        output: the run's folder; the default is `default_output`.
         resume: go on where the run in `output` stopped, or start if there is none.
         force: start anew over the run in `output`.
 
@@ -72,7 +72,7 @@ def train(
         OSError: the run has ended, and the disk took none of its last checkpoints.
         Stopped: SIGTERM or SIGINT came; last.pt holds all that was done.
     """
-    output = output or Path("runs") / f"{config.task}_{config.data.dataset}_{config.model.backbone}"
+    output = output or default_output(config)
     with Signals() as signals, distributed.session(config.train.device) as device, held(output):
         engine.keep_memory(device)
         check_output(output, resume, force)
@@ -97,6 +97,12 @@ def train(
             return finish(run)
         finally:
             run.close_records()
+
+
+def default_output(config: Config) -> Path:
+    """runs/<task>_<dataset>_<backbone>; behind it what kind of pair network."""
+    network = f"_{config.model.network}" if config.task == "series" else ""
+    return Path("runs") / f"{config.task}_{config.data.dataset}_{config.model.backbone}{network}"
 
 
 def train_epochs(run: Run) -> None:
@@ -290,6 +296,14 @@ def check_task(config: Config) -> None:
         raise ValueError(
             f"training: data.crop is for the task series; networks for {config.task} see whole pictures"
         )
+    unused = [
+        *(["data.folds"] if paired and config.data.folds else []),
+        *(["train.emotion_maps"] if paired and config.train.emotion_maps else []),
+        *(["model.symmetric"] if not paired and not config.model.symmetric else []),
+        *(["loss.preference"] if not paired and config.loss.preference != "majority" else []),
+    ]
+    if unused:
+        raise ValueError(f"training: {unused[0]} means nothing for the task {config.task}; leave it out")
 
 
 def check_parts(config: Config, emotion_checkpoint: str | None) -> None:
@@ -543,7 +557,7 @@ def describe_file(what: str, path: Path, weights: Weights | None) -> dict:
 
 
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """Adam or AdamW; AdamW's decay leaves out biases and BatchNorm, Adam's is the official code's on all.
+    """SGD, Adam or AdamW; AdamW's decay leaves out biases and BatchNorm, the official ones decay all.
 
     The backbones come first, in groups with `optimizer.backbone_factor` of the rate of the rest.
     """
@@ -655,12 +669,14 @@ def best_measure(config: Config, scale: Scale) -> str:
     """The validation metric that chooses the weights to keep."""
     if config.task == "emotion":
         return "kl"
-    return "accuracy" if config.task == "series" or scale.kind == "label" else "srcc"
+    if config.task == "series":
+        return "log_loss"  # of accuracies many are equal
+    return "accuracy" if scale.kind == "label" else "srcc"
 
 
 @dataclass
 class Best:
-    """The best validation so far: of `measure`, larger is better unless it is a divergence."""
+    """The best validation so far: of `measure`, larger is better unless it is a divergence or a loss."""
 
     measure: str
     value: float = math.nan
@@ -668,7 +684,7 @@ class Best:
 
     def update(self, epoch: int, metrics: dict[str, float]) -> bool:
         value = metrics[self.measure]
-        better = value < self.value if self.measure == "kl" else value > self.value
+        better = value < self.value if self.measure in ("kl", "log_loss") else value > self.value
         if better or (math.isnan(self.value) and not (math.isnan(value) and self.epoch >= 0)):
             self.value, self.epoch = value, epoch
             return True
@@ -1011,7 +1027,7 @@ def train_epoch(run: Run, epoch: int) -> dict[str, float]:
 
         def known(batch: Batch) -> tuple[Tensor, Tensor]:
             index = batch.index.tolist()
-            return run.emotion_maps.of(index, [coin(flips, epoch, i) for i in index])
+            return run.emotion_maps.of(index, [config.data.flip and coin(flips, epoch, i) for i in index])
 
         found = engine.train_one_epoch(
             run.model,
@@ -1046,8 +1062,8 @@ def training_pictures(config: Config, rated: RatedSet) -> PictureSet:
     """What an epoch draws from, pictures or pairs of them, mirrored by chance."""
     kind = PairPictures if config.task == "series" else PictureSet
     data = config.data
-    options = {"flip_seed": config.train.seed, "skip_broken": data.skip_broken, "crop": data.crop}
-    return kind(rated, data.size, data.exif, **options)
+    flips = config.train.seed if data.flip else None
+    return kind(rated, data.size, data.exif, flips, data.skip_broken, data.crop)
 
 
 def progress(order: TrainOrder, run: Run, epoch: int) -> tqdm:

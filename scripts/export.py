@@ -72,6 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
 def export(options: argparse.Namespace) -> int:
     check_options(options)
     weights = checkpoint.load_weights(options.checkpoint)
+    if weights.task == "series":
+        raise ValueError("export: a pair network is run by PyTorch only, as nothing scores exported pairs")
     whole = Whole(weights.build(), weights.description["architecture"]["backbone"]).eval()
     size, exif = weights.pictures
     pictures = read_pictures(options.check, size, exif) if options.check else embedded_pictures(size)

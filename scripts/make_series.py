@@ -5,7 +5,8 @@
     python main.py evaluate --dataset pairs --data-root SERIES/graded --checkpoint CHECKPOINT
 
 SERIES/graded: series of one photograph and worse versions of it, by blur, noise, exposure or compression, in
-DEGREES steps. The order is that of the severity, and certain: every preference is 1 or 0.
+DEGREES steps, at the size of the files at hand. The order is that of the severity, and certain: every
+preference is 1 or 0.
 
 SERIES/rated: different photographs of PARA whose mean ratings differ by more than GAP, in disjoint groups of
 GROUP. For training those of a group are of one session (the raters of a session are the same people), for
@@ -14,7 +15,8 @@ higher than a vote for the other, from PARA's own counts (equal votes count half
 
 SERIES itself has both together. Neither is what people do when they choose among their own shots. Both keep
 PARA's split: validation photographs are held out of its training list by hash of the session, test
-photographs are its test list, and a photograph with an identical twin in the other list is left out.
+photographs are its test list, and a photograph with an identical twin in the other list is left out. A
+network trained on PARA's ratings knows most of the validation photographs, but none of the test ones.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from string import ascii_lowercase
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -33,12 +36,13 @@ import numpy as np
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
-from datasets import PARA_BINS, SPLITS, Sheet, hash_fractions, load_dataset, twins_in_training
+from datasets import PARA_BINS, Sheet, hash_fractions, load_dataset, twins_in_training
 from decoding import decode
-from main import guarded, refuse_existing
+from main import guarded
 from pairs import PAIR_COLUMNS
 
-DEGREES = 4  # of damage; 0 is the photograph itself
+QUALITIES = (30, 15, 7)  # of JPEG, for the degrees of damage by compression
+DEGREES = 1 + len(QUALITIES)  # of damage; 0 is the photograph itself
 GAP = 0.5  # of the mean ratings of a pair, on PARA's scale from 1 to 5
 GROUP = 5  # photographs
 VALIDATION = 0.05  # of the training sessions
@@ -72,7 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    refuse_existing("make_series", options.output, ["graded", "rated", *(f"{split}.csv" for split in SPLITS)])
+    if options.output.exists() and any(options.output.iterdir()):
+        raise FileExistsError(f"make_series: {options.output} holds files already; choose another folder")
     parts = photographs(options.data_root)
     chance = np.random.default_rng(options.seed)
     counts = {
@@ -80,6 +85,10 @@ def run(options: argparse.Namespace) -> int:
         "val": max(2, round(VALIDATION * options.series)),
         "test": options.test_series,
     }
+    for split, count in counts.items():
+        if count > len(parts[split]):
+            have = len(parts[split])
+            raise ValueError(f"make_series: {count} series are asked for and {split} has {have} photographs")
     graded, rated = options.output / "graded", options.output / "rated"
     rated.mkdir(parents=True)
     (rated / "imgs").symlink_to((options.data_root / "imgs").resolve(), target_is_directory=True)
@@ -152,7 +161,7 @@ def exposed(image: Image.Image, degree: int, chance: np.random.Generator) -> Ima
 
 def compressed(image: Image.Image, degree: int, chance: np.random.Generator) -> Image.Image:
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=(30, 15, 7)[degree - 1])
+    image.save(file, "JPEG", quality=QUALITIES[degree - 1])
     return Image.open(file).convert("RGB")
 
 
@@ -165,15 +174,14 @@ def make_graded(
     """Writes `count` series of DEGREES versions, their damages in turn; gives their pairs."""
     folder.mkdir(parents=True)
     split = folder.name
-    if count > len(parts):
-        raise ValueError(
-            f"make_series: {count} series are asked for and {split} has {len(parts)} photographs"
-        )
     pairs: list[Pair] = []
     for number, index in enumerate(tqdm(chance.permutation(len(parts))[:count], desc=split, mininterval=2)):
         damage = DAMAGES[number % len(DAMAGES)]
         image = Image.fromarray(decode(root / "imgs" / parts[index].name))
-        names = [f"{split}/{number:05d}_{letter}.jpg" for letter in chance.permutation(list("abcd"))]
+        names = [
+            f"{split}/{number:05d}_{letter}.jpg"
+            for letter in chance.permutation(list(ascii_lowercase[:DEGREES]))
+        ]
         seed = int(chance.integers(1 << 32))  # one side of the exposure for all degrees
         for degree, name in enumerate(names):
             worse = damage(image, degree, np.random.default_rng(seed)) if degree else image

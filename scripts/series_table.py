@@ -26,7 +26,9 @@ import numpy as np
 import metrics
 from checkpoint import written_whole
 from datasets import Sheet
+from evaluation import compare_pairs, without_nan
 from main import guarded, refuse_existing
+from spreadsheets import original
 
 COLUMNS = ("series", "first", "second", "preference", "prediction")  # as evaluate writes them
 SHOWN = {"accuracy": "{:.1%}", "auc": "{:.3f}", "log_loss": "{:.3f}", "calibration_error": "{:.3f}"}
@@ -34,14 +36,11 @@ SHOWN |= {"series_krcc": "{:.3f}", "series_best": "{:.1%}"}
 
 
 class Way(NamedTuple):
-    """What one network predicts for a block's pairs; arrays (m,), pairs (m, 2) of names."""
+    """What one network predicts for a block's pairs: the columns of predictions.csv, (m,) each."""
 
     block: str
     name: str
-    series: np.ndarray
-    pairs: np.ndarray
-    preference: np.ndarray
-    prediction: np.ndarray
+    columns: dict[str, np.ndarray]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,7 +59,11 @@ def run(options: argparse.Namespace) -> int:
         refuse_existing("series_table", options.output.parent, [options.output.name])
     blocks: dict[str, list[Way]] = defaultdict(list)
     for folder in options.folders:
-        way = read_way(folder)
+        way = read_way(folder.resolve())
+        if way.name in [other.name for other in blocks[way.block]]:
+            raise ValueError(
+                f"series_table: {way.block}/{way.name} is named twice; rename one of the folders"
+            )
         blocks[way.block].append(way)
     found = {}
     for block, ways in blocks.items():
@@ -69,24 +72,24 @@ def run(options: argparse.Namespace) -> int:
         print(as_table(block, found[block]), end="\n\n")
     if options.output:
         with written_whole(options.output) as path:
-            path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            text = json.dumps(without_nan(found), indent=1, allow_nan=False)
+            path.write_text(text + "\n", encoding="utf-8")
     return 0
 
 
 def read_way(folder: Path) -> Way:
     sheet = Sheet(folder / "predictions.csv")
     sheet.need(COLUMNS, " It is no report on pairs.")
-    names = [np.array(sheet.texts(column)) for column in COLUMNS[:3]]
-    numbers = (sheet.numbers(column, 0.0, 1.0) for column in COLUMNS[3:])
-    return Way(folder.parent.name, folder.name, names[0], np.stack(names[1:], axis=1), *numbers)
+    columns = {name: np.array([original(text) for text in sheet.texts(name)]) for name in COLUMNS[:3]}
+    columns |= {name: sheet.numbers(name, 0.0, 1.0) for name in COLUMNS[3:]}
+    return Way(folder.parent.name, folder.name, columns)
 
 
 def check_same_pairs(ways: list[Way]) -> None:
     """Raises ValueError where two ways of a block were asked about other pairs."""
     first = ways[0]
     for way in ways[1:]:
-        same = way.pairs.shape == first.pairs.shape and (way.pairs == first.pairs).all()
-        if not same or (way.preference != first.preference).any():
+        if any(not np.array_equal(way.columns[name], first.columns[name]) for name in COLUMNS[:4]):
             raise ValueError(
                 f"series_table: {way.block}/{way.name} and {first.block}/{first.name} are not of the same "
                 "pairs; evaluate them on one folder, or put them into folders of their own"
@@ -95,42 +98,30 @@ def check_same_pairs(ways: list[Way]) -> None:
 
 def measure(way: Way, first: Way, resamples: int) -> dict:
     """Figures of a way, their intervals, and by how much its accuracy differs from the first's."""
-    arrays = (way.prediction, way.preference)
-    found = metrics.pair_metrics(*arrays)
-    intervals = metrics.bootstrap_intervals(metrics.pair_metrics, arrays, resamples, groups=way.series)
-    names, places = np.unique(way.pairs, return_inverse=True)
-    ranks = metrics.series_ranks(way.series, places.reshape(-1, 2), *arrays)
-    kept = ~np.isnan(ranks["krcc"])
-    for name, values in ranks.items():
-        found[f"series_{name}"] = float(values[kept].mean())
-        intervals[f"series_{name}"] = mean_interval(values[kept], resamples)
-    result = {"metrics": found | {"photographs": len(names)}, "intervals_95": intervals}
+    report = compare_pairs(way.name, way.columns, resamples)
+    result = {"metrics": report.metrics | report.facts, "intervals_95": report.intervals}
     result["accuracy_by_kind"] = by_kind(way)
     if way is not first:
-        arrays = (first.prediction, way.prediction, way.preference)
+        arrays = (first.columns["prediction"], way.columns["prediction"], way.columns["preference"])
         result["accuracy_difference"] = difference(*arrays)["accuracy"]
-        interval = metrics.bootstrap_intervals(difference, arrays, resamples, groups=way.series)["accuracy"]
-        result["accuracy_difference_95"] = interval
+        result["accuracy_difference_95"] = metrics.bootstrap_intervals(
+            difference, arrays, resamples, groups=way.columns["series"]
+        )["accuracy"]
     return result
 
 
-def mean_interval(values: np.ndarray, resamples: int) -> tuple[float, float]:
-    return metrics.bootstrap_intervals(lambda v: {"mean": float(v.mean())}, (values,), resamples)["mean"]
-
-
 def difference(first: np.ndarray, other: np.ndarray, preference: np.ndarray) -> dict[str, float]:
-    accuracies = [metrics.pair_metrics(p, preference)["accuracy"] for p in (first, other)]
+    accuracies = [metrics.pair_accuracy(probability, preference) for probability in (first, other)]
     return {"accuracy": accuracies[1] - accuracies[0]}
 
 
 def by_kind(way: Way) -> dict[str, float]:
     """Accuracy of each kind of series, by the last word of their names that is no number."""
-    words = (name.split("-") for name in way.series.tolist())
-    kinds = np.array([[word for word in parts if not word.isdecimal()][-1:] or [""] for parts in words])[:, 0]
+    words = ([word for word in name.split("-") if not word.isdecimal()] for name in way.columns["series"])
+    kinds = np.array([own[-1] if own else "" for own in words])  # (m,)
+    prediction, preference = way.columns["prediction"], way.columns["preference"]
     return {
-        str(kind): metrics.pair_metrics(way.prediction[kinds == kind], way.preference[kinds == kind])[
-            "accuracy"
-        ]
+        str(kind): metrics.pair_accuracy(prediction[kinds == kind], preference[kinds == kind])
         for kind in np.unique(kinds)
     }
 
@@ -143,9 +134,9 @@ def as_table(block: str, ways: dict[str, dict]) -> str:
     lines += [f"| | {' | '.join(heads)} | accuracy minus the first's |", "|" + "---|" * (len(SHOWN) + 2)]
     for name, way in ways.items():
         cells = []
-        for measure, form in SHOWN.items():
-            low, high = (form.format(value) for value in way["intervals_95"][measure])
-            cells.append(f"{form.format(way['metrics'][measure])} ({low} to {high})")
+        for term, form in SHOWN.items():
+            low, high = (form.format(value) for value in way["intervals_95"][term])
+            cells.append(f"{form.format(way['metrics'][term])} ({low} to {high})")
         apart = ""
         if "accuracy_difference" in way:
             low, high = way["accuracy_difference_95"]

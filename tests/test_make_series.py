@@ -129,6 +129,7 @@ def test_each_degree_of_damage_is_further_away(damage):
 
 def test_nothing_is_written_over_and_too_few_photographs_are_said(made, para, tmp_path, capsys):
     assert main(["--data-root", str(para), "--output", str(made)]) == 2
-    assert "graded, rated" in capsys.readouterr().err
+    assert "holds files already; choose another folder" in capsys.readouterr().err
     assert main(["--data-root", str(para), "--output", str(tmp_path / "new"), "--series", "9999"]) == 2
     assert "9999 series are asked for and train has" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

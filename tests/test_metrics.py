@@ -694,11 +694,19 @@ def test_each_series_is_ranked_by_itself():
     assert found["best"].tolist()[:2] == [0.0, 0.0]
 
 
+def test_of_several_photographs_predicted_best_the_share_counts():
+    pairs, preferred = np.array([(0, 1), (0, 2), (1, 2)]), np.array([0.9, 0.9, 0.9])
+    for order in ([0, 1, 2], [2, 0, 1]):  # whatever they are called
+        renamed = np.array(order)[pairs]
+        assert series_ranks(["s"] * 3, renamed, np.full(3, 0.5), preferred)["best"].tolist() == [1 / 3]
+
+
 def test_the_fitted_steepness_is_the_one_that_made_the_preferences():
     differences = np.random.default_rng(0).normal(size=400)
     share = 1 / (1 + np.exp(-1.7 * differences))
     assert fit_steepness(differences, share) == pytest.approx(1.7, abs=1e-3)
-    assert fit_steepness(differences, 1 - share) == pytest.approx(0, abs=1e-2)  # never turned round
+    assert fit_steepness(differences, 1 - share) == pytest.approx(-1.7, abs=1e-3)
+    assert 0 < fit_steepness([0.01, 0.5], [1.0, 1.0]) < 50  # always right: steep, not infinite
     assert fit_steepness(100 * differences, share) == pytest.approx(0.017, rel=1e-2)
     assert np.isfinite(fit_steepness([0.0, 0.0], [1.0, 0.0]))
 

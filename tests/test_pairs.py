@@ -10,6 +10,7 @@ import pytest
 import torch
 from small import write_pictures
 
+import pairs
 from datasets import Draw, LeftOut, TrainOrder, make_loader
 from decoding import DecodeError
 from pairs import PAIR_COLUMNS, PairPictures, describe_pairs, load_pairs
@@ -95,30 +96,46 @@ def test_bad_rows_are_named(case, root, tmp_path):
         load_pairs("pairs", tmp_path, ("train",))
 
 
-def test_bad_folders_are_named(root, tmp_path):
+def test_bad_folders_are_named(root, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="the sets of pairs are phototriage and pairs, got 'ava'"):
         load_pairs("ava", root)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         load_pairs("pairs", tmp_path / "nowhere")
-    write_table(tmp_path / "train.csv", ROWS)
+    for split in ("train", "val"):
+        write_table(tmp_path / f"{split}.csv", ROWS)
     with pytest.raises(
         FileNotFoundError, match=r"none of the 3 photographs of pairs exists, e\.g\. 'p/0_000\.png'"
     ):
         load_pairs("pairs", tmp_path, ("train",))
-    (tmp_path / "prepared.json").write_text((root / "nothing").name)
-    with pytest.raises(ValueError):
+    monkeypatch.setattr(pairs, "read_manifest", lambda root: object())  # copies that prepare_data made
+    with pytest.raises(ValueError, match="holds prepared copies, which are squashed"):
+        load_pairs("pairs", root)
+
+
+@pytest.mark.parametrize("other", ["p/0_001", "./p/0_001.png", "p/../p/0_001.png", "p\\0_001.png"])
+def test_another_spelling_is_the_same_photograph(root, tmp_path, other):
+    for split in ("train", "val"):
+        write_table(tmp_path / f"{split}.csv", [*ROWS, ("s", "p/0_001.png", other, 1)])
+    (tmp_path / "p").symlink_to(root / "p")
+    with pytest.raises(ValueError, match=r"another photograph than the first|names the file .* in one way"):
         load_pairs("pairs", tmp_path, ("train",))
 
 
-def test_missing_photographs_take_their_pairs_with_them(root, tmp_path):
-    write_table(
-        tmp_path / "train.csv", [*ROWS, ("s", "p/0_001.png", "p/none.png", 1), ("t", "p/a.png", "p/b.png", 1)]
-    )
+def test_missing_photographs_take_their_pairs_with_them_and_all_is_said(root, tmp_path):
+    gone = [
+        ("s", "p/0_001.png", "p/none.png", 1),
+        ("t", "p/a.png", "p/b.png", 1),
+        ("u", "p/0_005.png", "p/c.png", 0),
+    ]
+    write_table(tmp_path / "train.csv", [*ROWS, *gone])
+    write_table(tmp_path / "val.csv", ROWS)
     (tmp_path / "p").symlink_to(root / "p")
     rated = load_pairs("pairs", tmp_path, ("train",))["train"]
     assert len(rated.pairs) == 2
-    assert [one.id for one in rated.left_out] == ["p/none.png", "p/a.png", "p/b.png"]
+    missing = {name: f"no picture file {name}" for name in ("p/none.png", "p/a.png", "p/b.png", "p/c.png")}
+    assert dict(rated.left_out) == missing | {"p/0_005.png": "no pair is left that it is in"}
     assert set(rated.series) == {"s"}  # a series without pairs is none
+    assert "3 of its pairs lost with missing photographs" in describe_pairs(rated)
 
 
 def test_whole_series_are_held_out_whatever_the_order_of_the_rows(tmp_path):
@@ -144,6 +161,7 @@ def test_a_limit_takes_whole_series_first_and_is_the_same_each_time(root):
     some = load_pairs("pairs", root, ("train",), limit=6)["train"]
     again = load_pairs("pairs", root, ("train",), limit=6)["train"]
     assert (len(some.pairs), len(set(some.series))) == (6, 2)
+    assert load_pairs("pairs", root, ("train",), limit=4)["train"].sha256 == some.sha256  # filled up
     assert some.sha256 == again.sha256 != whole.sha256
     assert load_pairs("pairs", root, ("train",), limit=99)["train"].sha256 == whole.sha256
 

@@ -10,7 +10,8 @@ from small import BACKBONE
 from backbones import RESNET50
 from checkpoint import Weights, describe
 from EAMBNet import prepare_for_inference
-from series import NETWORKS, PAUnit, SeriesNetwork, pair_probability
+from metrics import pair_probability
+from series import NETWORKS, PAUnit, SeriesNetwork
 
 
 def build(network: str, symmetric: bool = True, backbone: str = BACKBONE) -> SeriesNetwork:

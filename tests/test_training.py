@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from small import (
     BACKBONE,
+    ROOT,
     UNTRAINED,
     evaluate,
     read_csv,
@@ -33,6 +34,7 @@ from small import (
 
 import checkpoint
 import engine
+import evaluation
 import interruption
 import training
 import visualize
@@ -40,6 +42,7 @@ from config import load_config
 from datasets import Batch, load_dataset
 from EAMBNet import EMOTIONS, Output, Scale, build_model
 from main import main
+from pairs import PairedSet
 from training import Best, make_loss, make_optimizer, make_rating_loss
 
 COUNTS = {f"score{rating}": [(7 * i + 3 * rating) % 5 + 1 for i in range(24)] for rating in range(1, 5)}
@@ -1478,11 +1481,51 @@ def test_a_stopped_run_on_pairs_goes_on_as_if_it_had_not(series_set, tmp_path, m
         (series_set / "train.csv").write_text(table)
 
 
+def test_a_sure_pair_loses_the_same_whichever_is_named_first():
+    scale, odds = Scale("label", 0.0, 1.0, 0.5), np.array([[20.0], [0.0]])  # sure of a, and people prefer b
+    found = engine.Predictions(np.arange(2), odds, np.empty((2, 0)), [])
+    pair = {"series": np.array(["s", "s"]), "pairs": np.array([[1, 0]]), "preference": np.array([1.0])}
+    rated = PairedSet("x", "test", "made", ["a", "b"], ["a", "b"], np.full(2, np.nan), scale, **pair)
+    turned = replace(rated, pairs=rated.pairs[:, ::-1], preference=1 - rated.preference)
+    with pytest.warns(UserWarning, match="AUC is undefined"):  # of one pair
+        losses = [evaluation.measure_pairs(found, each).metrics["log_loss"] for each in (rated, turned)]
+    assert losses == pytest.approx([20.0, 20.0], rel=1e-6)
+
+
+def test_the_published_recipe_is_the_default(series_set, tmp_path):
+    words = ("--network", "paunit", "model.symmetric=false", "train.score_test=false")
+    shipped = load_config([ROOT / "configs" / "series.yaml"], ["data.dataset=pairs", "model.symmetric=false"])
+    assert (shipped.data.size, shipped.data.crop, shipped.data.flip) == (224, True, False)
+    assert (shipped.train.epochs, shipped.train.batch_size, shipped.optimizer.schedule) == (100, 32, "series")
+    network = training.new_network(
+        replace(shipped, model=replace(shipped.model, backbone=BACKBONE)), None, ()
+    )
+    optimizer = make_optimizer(shipped, network)
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert {(g["momentum"], g["weight_decay"]) for g in optimizer.param_groups} == {(0.9, 5e-4)}
+    engine.set_rate(optimizer, engine.learning_rate("series", shipped.optimizer.learning_rate, 100, 25, 0.5))
+    rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    for name, parameter in network.named_parameters():
+        fast = ".channel." in name or name.startswith("last.")
+        assert rates[id(parameter)] == pytest.approx(0.3 * (1e-4 if fast else 1e-5)), name
+    assert train_pairs(series_set, tmp_path / "run", *words) == 0
+    assert "flip: false" in (tmp_path / "run" / "config.yaml").read_text()
+
+
 def test_pairs_are_scored_by_a_network_that_knows_single_photographs_only(series_set, score_run, tmp_path):
     assert evaluate(score_run / "best.pt", "pairs", series_set, tmp_path / "out") == 0
     report = read_json(tmp_path / "out" / "metrics.json")
-    assert report["odds_of_a_point"] >= 0
-    assert "fitted to 12 validation pairs" in " ".join(report["notes"])
+    assert report["odds_of_a_point"] > 0
+    assert "fitted" in " ".join(report["notes"])
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "p").symlink_to(series_set / "p")
+    shutil.copy(series_set / "test.csv", alone)
+    assert evaluate(score_run / "best.pt", "pairs", alone, tmp_path / "out2") == 0
+    rest = read_json(tmp_path / "out2" / "metrics.json")
+    assert "not fitted" in " ".join(rest["notes"])
+    for name in ("accuracy", "auc", "series_krcc", "series_best"):
+        assert rest["metrics"][name] == report["metrics"][name]
     assert "test_pictures_trained_on" not in report  # ids of a set of ratings say nothing about these
 
 
@@ -1501,6 +1544,11 @@ PAIR_ERRORS = {
         ["--dataset", "pairs", "--task", "series", "--network", "resnet", "train.validate_on=test"],
         "train.validate_on=test is for ratings",
     ),
+    "folds": (
+        ["--dataset", "pairs", "--task", "series", "--network", "resnet", "data.folds=5"],
+        "data.folds means nothing for the task series",
+    ),
+    "symmetric": (["--dataset", "csv", "model.symmetric=false", UNTRAINED], "model.symmetric means nothing"),
     "weights": (
         ["--dataset", "pairs", "--task", "series", "--network", "resnet", "--weights", "SCORE"],
         "holds a network for the task aesthetics, which cannot start one for series",
@@ -1532,3 +1580,29 @@ def test_the_share_of_people_can_be_learned_instead_of_the_majority():
 
     assert training.make_pair_loss("share")(output, batch).item() == pytest.approx(expected(0.8, 0.5))
     assert training.make_pair_loss("majority")(output, batch).item() == pytest.approx(expected(1.0, 0.5))
+
+
+def test_pair_weights_are_refused_where_single_photographs_are_scored(
+    series_set, scored_set, tmp_path, capsys
+):
+    assert train_pairs(series_set, tmp_path / "run", "--network", "resnet", "train.score_test=false") == 0
+    best, photographs = str(tmp_path / "run" / "best.pt"), str(series_set / "p")
+    assert main(["predict", photographs, "--checkpoint", best]) == 2
+    assert "use it with python main.py select" in capsys.readouterr().err
+    assert evaluate(Path(best), "csv", scored_set, tmp_path / "out") == 2
+    assert "do not go together" in capsys.readouterr().err
+    words = [
+        "--checkpoint",
+        best,
+        "--output",
+        str(tmp_path / "picks.csv"),
+        "--gap",
+        "inf",
+        "--similarity",
+        "0",
+    ]
+    assert main(["select", photographs, *words, "--page", str(tmp_path / "page")]) == 0
+    rows = read_csv(tmp_path / "picks.csv")
+    scores = [float(row["score"]) for row in rows]
+    assert len(rows) == 36
+    assert scores == sorted(scores, reverse=True)  # one series, ranked by odds
