@@ -708,3 +708,12 @@ def test_a_file_that_is_neither_ours_nor_official_is_no_emotion_checkpoint(lite_
     torch.save({"model": {"fc.weight": torch.zeros(2)}}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"other\.pth was not written by this program"):
         load_emotion_branch(lite_network, tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize(
+    "about", [{}, {"image_size": "224", "exif": True}, {"image_size": 224}, {"exif": False}]
+)
+def test_weights_that_do_not_say_for_which_pictures_are_refused_in_a_sentence(about):
+    with pytest.raises(ValueError, match='must say which pictures they are for, "image_size" in pixels'):
+        _ = Weights({}, about).pictures
+    assert Weights({}, {"image_size": 96, "exif": False}).pictures == (96, False)
