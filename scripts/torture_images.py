@@ -61,7 +61,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--files", type=int, default=5000, help="in all (default 5000)")
     parser.add_argument("--seed", type=int, default=0, help="of the damage (default 0)")
     parser.add_argument("--soak", type=int, metavar="N", help="score N pictures instead, and watch")
-    parser.add_argument("--memory", type=float, default=3.0, help="GB a run may take (default 3)")
+    parser.add_argument("--memory", type=float, default=4.0, help="GB a run may take (default 4)")
     parser.add_argument("--checkpoint", metavar="FILE", help="default: the shipped weights")
     parser.add_argument("--output", type=Path, metavar="DIR", help="make the files here and keep them")
     return parser.parse_args(arguments)
@@ -532,17 +532,19 @@ def apart(function: Callable, *arguments, seconds: float) -> tuple[object, float
 
 
 def answer(pipe: Connection, function: Callable, arguments: tuple) -> None:
+    # Decoding processes as trainings have them, forked; others would be root again, with all its rights.
+    multiprocessing.set_start_method("fork", force=True)
     with bound_by_permissions():
         result = function(*arguments)
-    pipe.send((result, most_memory()))
+    pipe.send((result, most_memory(WORKERS if function is loaded_rows else 0)))
 
 
-def most_memory() -> float:
-    """GB that this process and its children can have taken together, as if all did so at the same time."""
+def most_memory(children: int) -> float:
+    """GB that this process and so many children can have taken, if all took their most at the same time."""
     own, largest = (
         resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
-    return (own + WORKERS * largest) * (1 if sys.platform == "darwin" else 1024) / 1e9
+    return (own + children * largest) * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 class Header(ctypes.Structure):

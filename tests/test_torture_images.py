@@ -122,7 +122,8 @@ def test_memory_of_decoding_processes_counts(monkeypatch):
 
     monkeypatch.setattr(torture_images.sys, "platform", "linux")
     monkeypatch.setattr(torture_images.resource, "getrusage", usage)
-    assert torture_images.most_memory() == pytest.approx((1000 + 2 * 300) * 1024**2 / 1e9)
+    assert torture_images.most_memory(children=2) == pytest.approx((1000 + 2 * 300) * 1024**2 / 1e9)
+    assert torture_images.most_memory(children=0) == pytest.approx(1000 * 1024**2 / 1e9)
 
 
 def test_a_crash_and_a_hang_are_sentences():
