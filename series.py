@@ -83,7 +83,7 @@ class SeriesNetwork(nn.Module):
             self.second_units = None if symmetric else Units(self.context.channels[1:])
             width = 2 * sum(self.context.channels[1:])
         self.last = nn.Linear(width, 2, bias=not symmetric)
-        # Even odds: the units multiply maps with maps, and random weights of such features are sure and wrong.
+        # Even odds: the units multiply maps with maps, and random weights of those are sure and wrong.
         nn.init.zeros_(self.last.weight)
 
     @property
