@@ -33,7 +33,7 @@ class DepthwiseConv2d(nn.Conv2d):
         pads = self.pads(*images.shape[2:])
         if torch.is_grad_enabled() and in_bfloat16_on_cpu(images) and self.bias is None:
             return Depthwise.apply(images.bfloat16(), self.weight.bfloat16(), self.stride[0], pads)
-        if not torch.is_grad_enabled() and images.device.type == "cpu" and images.dtype != torch.float16:
+        if scores_on_cpu(images):
             return convolve_without_copy(images, self.weight, self.bias, self.stride[0], pads)
         return convolve(images, self.weight, self.bias, self.stride[0], pads)
 
@@ -42,6 +42,12 @@ class DepthwiseConv2d(nn.Conv2d):
             return self.padding[1], self.padding[1], self.padding[0], self.padding[0]
         size, stride = self.kernel_size[0], self.stride[0]
         return *same_padding(width, size, stride), *same_padding(height, size, stride)
+
+
+def scores_on_cpu(images: Tensor) -> bool:
+    """Whether these are only scored, on a CPU; not while a network is traced: ONNX has no such way."""
+    scoring = not (torch.is_grad_enabled() or torch.jit.is_tracing())
+    return scoring and images.device.type == "cpu" and images.dtype != torch.float16
 
 
 def in_bfloat16_on_cpu(images: Tensor) -> bool:

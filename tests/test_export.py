@@ -162,3 +162,11 @@ def test_an_existing_file_is_kept(tmp_path, capsys):
 def test_a_package_that_is_not_installed_is_named_with_its_command():
     with pytest.raises(ValueError, match=r"^export: not_there is not installed; pip install here$"):
         export.needed("not_there", "here")
+
+
+def test_lite_can_be_exported_and_its_depthwise_layers_compute_the_same(tmp_path):
+    # Scoring on a CPU pads depthwise layers in a way that ONNX cannot express; tracing must not see it.
+    needs("onnx", "openvino")
+    target = tmp_path / "lite.onnx"
+    assert export.main([str(small.ROOT / "checkpoints" / "eambnet_lite_para.safetensors"), str(target)]) == 0
+    assert engines.Exported(target).export["differences"]["prediction"] < 1e-4
