@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import gc
 import os
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -54,6 +56,44 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def join(backend: str) -> None:
+    """Joins the processes of this start and no others.
+
+    Where torchrun starts anew, its store still holds the addresses of the processes that have died (torch
+    2.14), and who reads one connects to nobody. So all keys begin with a name that only this start knows.
+    """
+    store, rank, world = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(name_of_this_start(store, rank, world), store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+
+
+def name_of_this_start(store: dist.Store, rank: int, world: int) -> str:
+    """A name that all processes share and that none before them had, whatever the store holds from those.
+
+    Every other process asks under a word of its own; the first tells all who ask until each has heard it.
+
+    Raises:
+        ConnectionError: some do not come within the store's time.
+    """
+    mine = uuid.uuid4().hex
+    if rank:
+        store.set(f"asks/{rank}", mine)
+        name = store.get(f"tells/{mine}").decode()  # waits
+        store.set(f"{name}/heard/{rank}", "")
+        return name
+    waiting, end = range(1, world), time.monotonic() + store.timeout.total_seconds()
+    while waiting:
+        if time.monotonic() > end:
+            missing = f"processes {list(waiting)} of {world} never came"
+            raise ConnectionError(f"distributed: {missing}; start them, or look for their own errors")
+        for other in waiting:
+            if store.check([f"asks/{other}"]):  # one that has died may have asked
+                store.set(f"tells/{store.get(f'asks/{other}').decode()}", mine)
+        time.sleep(0.02)
+        waiting = [other for other in waiting if not store.check([f"{mine}/heard/{other}"])]
+    return mine
+
+
 @contextmanager
 def session(device_name: str) -> Iterator[torch.device]:
     """Joins the processes that torchrun started, while the context lasts; gives this one's device.
@@ -66,9 +106,9 @@ def session(device_name: str) -> Iterator[torch.device]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     together = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    if together:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
+        if together:
+            join("nccl" if device.type == "cuda" else "gloo")
         yield device
         if together:
             dist.barrier()  # none leaves while another still talks to it
@@ -80,7 +120,7 @@ def session(device_name: str) -> Iterator[torch.device]:
             f"distributed: process {rank()} lost another, whose own error says why it has ended ({words})"
         ) from error
     finally:
-        if together:
+        if dist.is_initialized():
             gc.collect()  # a DDP model is a reference cycle; freed after its group, it can abort the process
             dist.destroy_process_group()
 

@@ -7,13 +7,16 @@ import copy
 import multiprocessing
 import os
 import socket
-from concurrent.futures import ProcessPoolExecutor
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from small import ROOT, UNTRAINED, WORDS, command, read_log, train, write_pictures
+from torch import distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -429,9 +432,38 @@ def test_auto_takes_what_is_there(monkeypatch):
         distributed.choose_device("cuda")
 
 
+def names(store: dist.Store, world: int, order: tuple[int, ...]) -> list[str]:
+    """What each process finds this start's name to be, where they come in this order."""
+    store.set_timeout(timedelta(seconds=10))
+    with ThreadPoolExecutor(world) as pool:
+        found = {}
+        for rank in order:
+            found[rank] = pool.submit(distributed.name_of_this_start, store, rank, world)
+            time.sleep(0.1)
+    return [found[rank].result() for rank in range(world)]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_each_start_has_a_name_of_its_own_whatever_the_store_holds_of_those_that_died(order):
+    store = dist.HashStore()
+    store.set("asks/1", "one that has died")
+    first, second = names(store, 3, order), names(store, 3, order)
+    assert first == [first[0]] * 3
+    assert second == [second[0]] * 3
+    assert first[0] != second[0]
+
+
+def test_processes_that_never_come_are_named():
+    store = dist.HashStore()
+    store.set_timeout(timedelta(seconds=0.1))
+    store.set("asks/2", "one that has died")
+    with pytest.raises(ConnectionError, match=r"processes \[1, 2\] of 3 never came"):
+        distributed.name_of_this_start(store, 0, 3)
+
+
 def test_the_loss_of_another_process_is_one_sentence(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend: None)
+    monkeypatch.setattr(distributed, "join", lambda backend: None)
     monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: None)
     said = "process 0 lost another, whose own error says why it has ended .*gloo.* reset by peer"
     with pytest.raises(ConnectionError, match=said), distributed.session("cpu"):
