@@ -8,11 +8,12 @@ The parts: forward, step (training), loader, predict (files to scores), start (o
 
 The reference path is our code in the published order of operations: float32, channels first, 1x1 convolution
 behind the resize, nothing folded, the emotion branch run in every training step, each picture decoded and
-resized by Pillow and normalised as float32 in the loader. Rows with a + add one step each to the row above.
-Every way runs in a process of its own, so that its peak memory is its own; the processes take turns, one run
-each, and the median over the rounds is given with the range as a share of it. Of many ways a few at a time
-run beside the reference. The ceiling is what a 3x3 convolution of 256 channels at 64x64 reaches, in turn with
-the rest. Differences of prediction, logits and map (`predict`: of scores) are from the reference path's.
+resized by Pillow and normalised as float32 in the loader (`predict`'s reference: the network alone).
+Rows with a + add one step each to the row above. Every way runs in a process of its own, so that its peak
+memory is its own; the processes take turns, one run each, and the median over the rounds is given with the
+range as a share of it. Of many ways a few at a time run beside the reference, which then has a row for each
+time: ratios are to the one above. The ceiling is what a 3x3 convolution of 256 channels at 64x64 reaches, in
+turn with the rest. Differences of prediction, logits and map (`predict`: of scores) are from the reference's.
 """
 
 from __future__ import annotations
@@ -47,10 +48,20 @@ from torch.utils.flop_counter import FlopCounterMode
 import backbones
 import checkpoint
 import engine
+from datasets import PictureSet, RatedSet
 from decoding import PICTURE_ENDINGS, decode, normalise
 from demo import PHOTOGRAPHS, open_photograph
 from depthwise import DepthwiseConv2d, convolve
-from EAMBNet import PRECISIONS, EAMBNet, Fusion, Output, build_model, prepare_for_inference, resize
+from EAMBNet import (
+    PRECISIONS,
+    EAMBNet,
+    Fusion,
+    Output,
+    Scale,
+    build_model,
+    prepare_for_inference,
+    resize,
+)
 from losses import emd_loss
 from main import guarded, refuse_existing
 from predict import SHIPPED, Scorer
@@ -302,10 +313,12 @@ def make_step(name: str, side: int, batch: int, on: Steps) -> Run:
 
 
 def make_loader(path: str, side: int, count: int, way: str) -> Run:
-    """Decoding in one process, one file again and again: what a loader's worker does."""
+    """What a loader's worker does, in one process: one file again and again, in batches of 10."""
     torch.set_num_threads(1)  # as torch gives a worker
     if way != "reference":
         engine.keep_memory(CPU)  # as in a training on a CPU, from which workers are forked
+    rated = RatedSet("one", "train", "", [path], [path], np.zeros(1), Scale("score", 0.0, 1.0, 0.5))
+    pictures = PictureSet(rated, side)
     mean, std = torch.full((3, 1, 1), 0.5), torch.full((3, 1, 1), 0.5)
 
     def reference() -> Tensor:
@@ -313,14 +326,16 @@ def make_loader(path: str, side: int, count: int, way: str) -> Run:
             values = np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR))
         return (torch.from_numpy(values.copy()).permute(2, 0, 1).float() / 255 - mean) / std
 
-    def ours() -> Tensor:
-        return torch.from_numpy(decode(path, side, exact=way != "scaled"))
-
-    one = reference if way == "reference" else ours
+    def batch(size: int) -> object:
+        if way == "reference":
+            return torch.stack([reference() for _ in range(size)])
+        if way == "scaled":  # as `predict` decodes; no loader does
+            return [decode(path, side, exact=False) for _ in range(size)]
+        return pictures.collate(pictures.__getitems__([0] * size))
 
     def run() -> None:
-        for _ in range(count):
-            one()
+        for start in range(0, count, 10):
+            batch(min(10, count - start))
 
     return run
 
@@ -424,8 +439,10 @@ def step_ways(quick: bool, folder: Path) -> list[Way]:
         # Only EfficientNet-Lite has depthwise convolutions.
         depthwise = "fast depthwise gradients"
         rows = cumulative(tuple(step for step in TRAINING_STEPS if name == "lite" or step != depthwise))
-        rows.append(("the same in fp32", tuple(step for step in rows[-1][1] if step != "bf16")))
-        for row, on in (rows[0], rows[-2]) if quick else rows:
+        in_fp32 = tuple(step for step in rows[-1][1] if step != "bf16")
+        more = [("the same in fp32", in_fp32)]
+        more.append(("and no memory kept", tuple(step for step in in_fp32 if step != "kept memory")))
+        for row, on in (rows[0], rows[-1]) if quick else rows + more:
             ways.append(Way(job, row, "step", (name, side, batch, on), batch, need, precision_of(on)))
     return ways
 
@@ -582,13 +599,17 @@ class Result:
         return (max(self.seconds) - min(self.seconds)) / median(self.seconds)
 
 
+WARM = 2  # runs of a process before it is timed; the first takes its memory from the system
+
+
 def serve(way: Way, threads: int, pipe) -> None:
-    """A process of its own: builds the way, then runs it for each word that comes, at first to warm up."""
+    """A process of its own: builds the way, warms up at the first word, then runs it for each that comes."""
     torch.set_num_threads(threads)
     run = MAKERS[way.make](*way.arguments)
     pipe.send(True)
     pipe.recv()
-    output = run()
+    for _ in range(WARM):
+        output = run()
     pipe.send(
         {name: np.asarray(value, np.float64) for name, value in output._asdict().items()} if output else {}
     )
@@ -618,8 +639,10 @@ def served(way: Way, threads: int) -> Iterator:
     theirs.close()  # so that a process that died is an EOFError here
     try:
         yield ours
-    finally:
         process.join(5)
+    except EOFError as error:
+        raise ValueError(f"benchmark: {way.job}: a way has failed; its own error stands above") from error
+    finally:
         process.kill()
 
 
@@ -658,17 +681,16 @@ AT_ONCE = 5  # beside the reference; each training step keeps gigabytes
 def measure_job(ways: list[Way], rounds: int, threads: int) -> dict:
     """As it is written to json."""
     reference, *others = ways
-    speeds: dict[str, list[float]] = {}  # of the ceilings, by kind, in every round
-    rows = []
+    compared, speeds = [], {}  # results, each with its reference's; of the ceilings, by kind, in every round
     for start in range(0, max(1, len(others)), AT_ONCE):
         group = [reference, *others[start : start + AT_ONCE]]
         results = measure(group + (ceilings() if reference.flops else []), rounds, threads)
         for found in results[len(group) :]:
             way = found.way
             speeds.setdefault(way.kind, []).extend(way.flops * way.images / value for value in found.seconds)
-        peaks = {kind: median(values) for kind, values in speeds.items()}
-        measured = [as_row(result, results[0], peaks) for result in results[: len(group)]]
-        rows += measured[1 if rows else 0 :]
+        compared += [(result, results[0]) for result in results[: len(group)]]
+    peaks = {kind: median(values) for kind, values in speeds.items()}
+    rows = [as_row(result, first, peaks) for result, first in compared]
     return {"job": reference.job, "rounds": rounds, "ceiling": peaks, "rows": rows}
 
 
@@ -713,8 +735,8 @@ def as_table(job: dict) -> str:
         "ratio": [f"{row['ratio']:.2f}" if len(rows) > 1 else "" for row in rows],
         "GFLOP/s, of ceiling": [as_speed(row) for row in rows],
         "GB": [number(row["memory_gb"], ".1f") for row in rows],
-        f"{names}: largest difference": listed([row["differences"] for row in rows]),
-        "mean": listed([row["mean_differences"] for row in rows]),
+        f"{names}: largest difference": listed(rows, "differences"),
+        "mean": listed(rows, "mean_differences"),
     }
     columns = {title: cells for title, cells in columns.items() if any(cells)}
     lines = [heading(job), "", "| | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
@@ -738,9 +760,10 @@ def as_speed(row: dict) -> str:
     return f"{row['gflop_per_second']:.0f}{share}" if row["gflop_per_second"] else ""
 
 
-def listed(differences: list[dict[str, float]]) -> list[str]:
-    """A cell for each row; the first is what the others are compared with."""
-    return ["", *(", ".join(f"{value:.0e}" for value in row.values()) for row in differences[1:])]
+def listed(rows: list[dict], key: str) -> list[str]:
+    """A cell for each row, empty for those that the others are compared with."""
+    cells = [", ".join(f"{value:.0e}" for value in row[key].values()) for row in rows]
+    return ["" if row["way"] == rows[0]["way"] else cell for row, cell in zip(rows, cells, strict=True)]
 
 
 BEGIN, END = "<!-- benchmark -->", "<!-- end of benchmark -->"

@@ -1,6 +1,7 @@
 """The benchmark: its reference path computes the same, ways take turns, figures follow from the seconds."""
 
 import json
+import multiprocessing
 import threading
 from contextlib import contextmanager
 from multiprocessing import Pipe
@@ -156,7 +157,7 @@ def order(monkeypatch) -> list[str]:
 def test_ways_take_turns_and_are_compared_with_the_first(order):
     ways = [Way("job", name, "forward", (name, value), 1) for name, value in (("a", 1.0), ("b", 1.25))]
     results = measure(ways, rounds=3, threads=1)
-    assert order == ["a", "b"] * (1 + 3)  # the first to warm up
+    assert order == [*"aabb", *"ababab"]  # at first each warms up
     assert [len(result.seconds) for result in results] == [3, 3]
     assert [result.differences for result in results] == [{"score": (0, 0)}, {"score": (0.25, 0.125)}]
     assert all(result.memory > 0 for result in results)
@@ -166,9 +167,29 @@ def test_many_ways_run_a_few_at_a_time_beside_the_reference(order, monkeypatch):
     monkeypatch.setattr(benchmark, "AT_ONCE", 2)
     ways = [Way("job", name, "forward", (name, 0.0), 1) for name in "abcd"]
     job = benchmark.measure_job(ways, rounds=1, threads=1)
-    assert order == [*"abcabc", *"adad"]
-    assert [row["way"] for row in job["rows"]] == [*"abcd"]
-    assert job["rows"][0]["ratio"] == 1
+    assert order == [*"aabbcc", *"abc", *"aadd", *"ad"]
+    rows = job["rows"]
+    assert [row["way"] for row in rows] == [*"abc", *"ad"]
+    assert [row["ratio"] for row in rows if row["way"] == "a"] == [1, 1]
+    # Each is compared with the reference that ran in turn with it, which stands above it.
+    assert rows[4]["ratio"] == rows[3]["seconds"][0] / rows[4]["seconds"][0]
+
+
+def test_a_way_that_fails_is_told_by_its_job(monkeypatch):
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(benchmark.multiprocessing, "get_context", lambda kind: fork)
+    fails = Way("a job", "a", "table", ("nowhere",), 0)
+    with pytest.raises(ValueError, match="benchmark: a job: a way has failed; its own error stands above"):
+        measure([fails], rounds=1, threads=1)
+
+
+def test_shares_of_the_ceiling_are_of_the_one_in_the_heading(order, monkeypatch):
+    monkeypatch.setattr(benchmark, "AT_ONCE", 1)
+    monkeypatch.setitem(benchmark.MAKERS, "ceiling", lambda kind: lambda: None)
+    ways = [Way("job", name, "forward", (name, 0.0), 1, flops=1e9) for name in "abc"]
+    job = benchmark.measure_job(ways, rounds=3, threads=1)
+    for row in job["rows"]:
+        assert row["share_of_ceiling"] == row["gflop_per_second"] * 1e9 / job["ceiling"]["fp32"]
 
 
 def test_each_table_has_its_ceiling_only_where_operations_are_counted(order, capsys, monkeypatch):
