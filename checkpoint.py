@@ -7,6 +7,7 @@ it was trained on.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -155,13 +156,21 @@ def written_whole(path: Path, previous: Path | None = None) -> Iterator[Path]:
             path.replace(previous)
         temporary.replace(path)
         if os.name == "posix":  # elsewhere a folder cannot be opened
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a renaming in it outlast a power cut, where the file system can (shared folders often cannot)."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(opened)
 
 
 def read_torch(path: Path) -> dict:
@@ -332,6 +341,8 @@ def read_description(text: str, path: Path) -> dict:
         if plain.get("format") == FORMAT:
             architecture, scale = plain["architecture"], plain["scale"] and Scale.from_dict(plain["scale"])
             names = list(architecture.get("emotions", ()))
+            if not isinstance(plain["task"], str):
+                raise ValueError(f"the task {plain['task']} is no name")
             if not isinstance(architecture["backbone"], str):
                 raise ValueError(f"the backbone {architecture['backbone']} is no name")
             if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):

@@ -77,9 +77,10 @@ def name_of_this_start(store: dist.Store, rank: int, world: int) -> str:
     """
     mine = uuid.uuid4().hex
     if rank:
-        store.set(f"asks/{rank}", mine)
+        store.set(f"word/{rank}", mine)
+        store.add(f"asks/{rank}", 1)
         name = store.get(f"tells/{mine}").decode()  # waits
-        store.set(f"{name}/heard/{rank}", "")
+        store.add(f"{name}/heard/{rank}", 1)
         return name
     waiting, end = range(1, world), time.monotonic() + store.timeout.total_seconds()
     while waiting:
@@ -87,10 +88,10 @@ def name_of_this_start(store: dist.Store, rank: int, world: int) -> str:
             missing = f"processes {list(waiting)} of {world} never came"
             raise ConnectionError(f"distributed: {missing}; start them, or look for their own errors")
         for other in waiting:
-            if store.check([f"asks/{other}"]):  # one that has died may have asked
-                store.set(f"tells/{store.get(f'asks/{other}').decode()}", mine)
+            if store.add(f"asks/{other}", 0):  # one that has died may have asked
+                store.set(f"tells/{store.get(f'word/{other}').decode()}", mine)
         time.sleep(0.02)
-        waiting = [other for other in waiting if not store.check([f"{mine}/heard/{other}"])]
+        waiting = [other for other in waiting if not store.add(f"{mine}/heard/{other}", 0)]
     return mine
 
 
@@ -117,7 +118,8 @@ def session(device_name: str) -> Iterator[torch.device]:
             raise
         words = " ".join(str(error).split())
         raise ConnectionError(
-            f"distributed: process {rank()} lost another, whose own error says why it has ended ({words})"
+            f"distributed: process {os.environ.get('RANK', 0)} lost another, whose own error says why it has "
+            f"ended ({words})"
         ) from error
     finally:
         if dist.is_initialized():

@@ -29,7 +29,7 @@ import checkpoint
 import distributed
 from datasets import PictureSet, RatedSet, TestOrder, make_loader
 from EAMBNet import EAMBNet
-from engine import Compute, filled_up
+from engine import Compute, allow_tf32, filled_up
 
 CHUNK = 1024  # pictures in a file
 
@@ -92,6 +92,9 @@ def prepare(
     """The maps of a set, after computing those that `folder` does not hold yet; shared by all processes.
 
     Pictures that cannot be decoded have none. A full disk is said, and the run goes on without maps: None.
+
+    Raises:
+        ValueError: the processes do not share the folder.
     """
     folder = folder / branch_key(network, size, exif, compute)
     maps, chunks, problem = open_maps(folder, rated) if distributed.is_main() else (None, [], "")
@@ -113,7 +116,14 @@ def prepare(
         if distributed.is_main():
             print(f"emotion_maps: {problems[0]}; training goes on without kept maps", file=sys.stderr)
         return None
-    return maps if maps and not chunks else EmotionMaps(folder, rated)
+    maps = maps if maps and not chunks else EmotionMaps(folder, rated)
+    missing = distributed.gather(len(maps.missing))
+    if len(set(missing)) > 1:
+        raise ValueError(
+            f"emotion_maps: {folder} lacks {min(missing)} maps for some processes and {max(missing)} for "
+            "others; train.emotion_maps must be a folder that all machines share"
+        )
+    return maps
 
 
 def open_maps(folder: Path, rated: RatedSet) -> tuple[EmotionMaps | None, list[np.ndarray], str]:
@@ -138,6 +148,7 @@ def write_chunk(
 ) -> None:
     """Computes the maps of the pictures, which `keys` stand for, and writes them as one file."""
     order = TestOrder(len(pictures), batch_size)
+    allow_tf32(False, compute.device)  # the maps are everyone's, whatever computed them
     rows = []
     for batch in make_loader(pictures, order, workers, pin_memory=compute.device.type == "cuda"):
         sides = []

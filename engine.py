@@ -124,7 +124,8 @@ def train_one_epoch(
         loss (mean over the pictures of all processes), pictures, broken, learning_rate (the last).
 
     Raises:
-        FloatingPointError: the loss or a gradient is not a number; the weights are those before the step.
+        FloatingPointError: the loss or a gradient is not a number; the weights are those before the step, but
+            BatchNorm's statistics have seen its pictures.
     """
     model.train()
     for batch in loader:
@@ -205,11 +206,10 @@ def check_finite(
     """The value, if it is a number; `place` is epoch and step, from 0."""
     if math.isfinite(value):
         return value
-    names = ", ".join(ids[i] for i in batch.index[:8].tolist())
-    more = f" and {len(batch.index) - 8} more" if len(batch.index) > 8 else ""
+    names = ", ".join(ids[i] for i in batch.index.tolist())
     raise FloatingPointError(
         f"engine: the {what} is {value} at step {place[1] + 1} of epoch {place[0] + 1}, "
-        f"learning rate {top_rate(optimizer):g} (pictures {names}{more}); the weights stay as they were. "
+        f"learning rate {top_rate(optimizer):g} (pictures {names}); the weights stay as they were. "
         "A lower optimizer.learning_rate, train.clip=1 or train.precision=fp32 usually mends it"
     )
 
@@ -271,8 +271,8 @@ class Average:
 def keep_memory(device: torch.device) -> None:
     """Lets glibc keep what is freed. Else it returns each large tensor to the kernel and asks for the next.
 
-    A quarter of a training step on a CPU goes into that, a third of a forward of Lite. Does nothing for
-    another device, nor where there is no glibc.
+    On a CPU a third of a forward of Lite goes into that, and up to half of a training step (README, Speed).
+    Does nothing for another device, nor where there is no glibc.
     """
     if device.type != "cpu" or not sys.platform.startswith("linux"):
         return

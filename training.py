@@ -91,7 +91,7 @@ def train(
         run = Run(config, output, device, data, network, origin, signals)
         run.open_records(source, state)
         signals.begun = True
-        run.emotion_maps = keep_emotion_maps(run)
+        run.emotion_maps = keep_emotion_maps(run, state)
         try:
             train_epochs(run)
             return finish(run)
@@ -156,6 +156,8 @@ def load_stopped(output: Path) -> tuple[Path, Weights, dict]:
     for path in checkpoints(output):
         try:
             found = path, *checkpoint.load_training(path)
+            if "optimizer" not in found[2]:
+                raise ValueError(f"training: {path} holds no training state to resume from, like a best.pt")
         except ValueError as error:
             problems.append(str(error))
             continue
@@ -784,6 +786,7 @@ class Run:
             "best": asdict(self.best),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "emotion_maps": self.emotion_maps is not None,
         }
         if self.average:
             state |= {"average": self.average.network.state_dict(), "average_steps": self.average.steps}
@@ -793,7 +796,11 @@ class Run:
             self.unsaved, self.newest = False, self.place
 
     def write(self, state: dict) -> None:
-        """The log, best.pt and then last.pt, which must never be ahead of the others."""
+        """The log, best.pt and then last.pt, which must never be ahead of the others.
+
+        Without any last.pt they are taken back: nothing could go on from them, and they would forbid a start.
+        """
+        first, best = not checkpoints(self.output), self.new_best
         try:
             if self.log_grew:
                 with checkpoint.written_whole(self.output / "metrics.jsonl") as temporary:
@@ -802,12 +809,15 @@ class Run:
             if self.new_best:
                 checkpoint.save_training(self.best_file, self.new_best, {"epoch": self.best.epoch})
                 self.new_best = None
+            checkpoint.save_training(self.last, self.weights(self.network), state, self.output / PREVIOUS)
         except OSError:
+            if first:
+                clear(self.output, ("metrics.jsonl", "best.pt"))
+                self.log_grew, self.new_best = bool(self.log), best
             if self.new_best:  # kept in memory, as training goes on
                 tensors = {name: value.clone() for name, value in self.new_best.tensors.items()}
                 self.new_best = replace(self.new_best, tensors=tensors)
             raise
-        checkpoint.save_training(self.last, self.weights(self.network), state, self.output / PREVIOUS)
 
     @contextmanager
     def surviving(self, loss: str) -> Iterator[None]:
@@ -943,6 +953,13 @@ def check_same_run(
         for name, rated in data.items()
         if name in labels and splits.get(name) == rated.sha256 and labels[name] != rated.labels_sha256
     ]
+    copies = stopped.description.get("copies", {})
+    differences += [
+        f"of {name} the pictures of {copies[name]} sets were copies of scripts/prepare_data.py and of "
+        f"{len(rated.copies)} are"
+        for name, rated in data.items()
+        if copies.get(name, len(rated.copies)) != len(rated.copies)
+    ]
     differences += [
         f"--{what.replace('_', '-')} was another file ({origin.get(what, 'none')}) than {file}"
         for what, file in files.items()
@@ -978,6 +995,7 @@ def describe_run(config: Config, network, data: dict[str, RatedSet], origin: dic
         "splits": {name: part.sha256 for name, part in data.items()},
         "pictures": len(set(rated.ids)),
         "dealt": [part.name for part in rated.parts or (rated,) if part.dealt],
+        "copies": {name: len(part.copies) for name, part in data.items()},
         "image_size": config.data.size,
         "exif": config.data.exif,
         "crop": config.data.crop,
@@ -989,12 +1007,24 @@ def describe_run(config: Config, network, data: dict[str, RatedSet], origin: dic
     }
 
 
-def keep_emotion_maps(run: Run) -> emotion_maps.EmotionMaps | None:
-    """The training pictures' maps in `train.emotion_maps`, computed if need be; None: not wanted."""
+def keep_emotion_maps(run: Run, state: dict | None) -> emotion_maps.EmotionMaps | None:
+    """The training pictures' maps in `train.emotion_maps`, computed if need be; None: not wanted.
+
+    Args:
+        state: of the run that is resumed; it goes on without maps if it did without them for a full disk.
+
+    Raises:
+        OSError: the run had maps, they cannot be had any more, and without them its figures would change.
+    """
     config = run.config
+    had = (state or {}).get("emotion_maps")
     if not config.train.emotion_maps or not has_emotion_branch(config):
         return None
-    return emotion_maps.prepare(
+    if had is False:
+        if distributed.is_main():
+            print("training: the run stopped without kept emotion maps and goes on without", flush=True)
+        return None
+    maps = emotion_maps.prepare(
         Path(config.train.emotion_maps),
         run.network,
         run.data["train"],
@@ -1004,6 +1034,12 @@ def keep_emotion_maps(run: Run) -> emotion_maps.EmotionMaps | None:
         workers=config.data.worker_count(),
         batch_size=config.evaluate.batch_size,
     )
+    if had and maps is None and config.train.precision != "fp32":
+        raise OSError(
+            f"training: the run stopped with emotion maps from {config.train.emotion_maps}, which cannot be "
+            f"kept now; in {config.train.precision} it would go on with others: make room and resume again"
+        )
+    return maps
 
 
 def train_epoch(run: Run, epoch: int) -> dict[str, float]:

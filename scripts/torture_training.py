@@ -17,6 +17,7 @@ import contextlib
 import multiprocessing
 import os
 import random
+import signal
 import socket
 import sys
 import tempfile
@@ -154,6 +155,9 @@ class Torture:
             raise RuntimeError(
                 f"torture_training: a process lived on for {END} s after its partner was killed"
             )
+        if not any(process.exitcode == -signal.SIGKILL for process in processes):  # it has just ended
+            self.check(processes)
+            return False
         self.kills += 1
         self.resumed += resumes
         self.alone += alone

@@ -1,8 +1,12 @@
 """Weights files: ours come back as they were, official ones land in place, all others are refused."""
 
 import copy
+import errno
 import json
+import os
 import pickle
+import stat
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +208,33 @@ def test_a_file_written_whole_replaces_the_old_one_only_at_the_end(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_file_and_folder_are_on_the_disk_before_it_is_said(tmp_path, monkeypatch):
+    path, synced = tmp_path / "file.txt", []
+
+    def fsync(number):
+        synced.append((stat.S_ISDIR(os.fstat(number).st_mode), path.exists()))
+
+    monkeypatch.setattr(checkpoint.os, "fsync", fsync)
+    with written_whole(path) as temporary:
+        temporary.write_text("text")
+    assert synced == [(False, False), (True, True)]  # the file before it has its name, then its folder
+
+
+@pytest.mark.parametrize(("number", "passes"), [(errno.EINVAL, True), (errno.EIO, False)])
+def test_a_folder_that_cannot_be_synced_by_its_kind_is_no_failure(number, passes, tmp_path, monkeypatch):
+    plain = os.fsync
+
+    def fsync(opened):
+        if stat.S_ISDIR(os.fstat(opened).st_mode):
+            raise OSError(number, "said by the file system")
+        plain(opened)
+
+    monkeypatch.setattr(checkpoint.os, "fsync", fsync)
+    refused = nullcontext() if passes else pytest.raises(OSError, match="said by")
+    with refused, written_whole(tmp_path / "file.txt") as temporary:
+        temporary.write_text("text")
+
+
 def test_saving_what_cannot_be_saved_leaves_the_last_checkpoint(emotion_weights, tmp_path):
     path = write(tmp_path / "last.pt", emotion_weights)
     before = path.read_bytes()
@@ -375,6 +406,7 @@ WRONG = {
     "1 ratings for 10 outputs": {"architecture": {"backbone": "a", "outputs": 10}, "scale": PARA.as_dict()},
     "is damaged: 'backbone'": {"architecture": {"emotions": []}},
     "is damaged: 'architecture'": {"architecture": None},
+    "the task None is no name": {"architecture": {"backbone": "a"}, "task": None},
 }
 
 

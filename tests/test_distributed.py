@@ -443,10 +443,15 @@ def names(store: dist.Store, world: int, order: tuple[int, ...]) -> list[str]:
     return [found[rank].result() for rank in range(world)]
 
 
+def left_by_the_dead(store: dist.Store, rank: int) -> None:
+    store.set(f"word/{rank}", "one that has died")
+    store.add(f"asks/{rank}", 1)
+
+
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
 def test_each_start_has_a_name_of_its_own_whatever_the_store_holds_of_those_that_died(order):
     store = dist.HashStore()
-    store.set("asks/1", "one that has died")
+    left_by_the_dead(store, 1)
     first, second = names(store, 3, order), names(store, 3, order)
     assert first == [first[0]] * 3
     assert second == [second[0]] * 3
@@ -456,7 +461,7 @@ def test_each_start_has_a_name_of_its_own_whatever_the_store_holds_of_those_that
 def test_processes_that_never_come_are_named():
     store = dist.HashStore()
     store.set_timeout(timedelta(seconds=0.1))
-    store.set("asks/2", "one that has died")
+    left_by_the_dead(store, 2)
     with pytest.raises(ConnectionError, match=r"processes \[1, 2\] of 3 never came"):
         distributed.name_of_this_start(store, 0, 3)
 

@@ -187,6 +187,15 @@ def test_a_process_that_comes_late_shares_the_list_of_the_first(
     assert sum(computed) == 2 * len(rated)  # none twice
 
 
+def test_a_folder_that_machines_do_not_share_is_refused(network, rated, tmp_path, monkeypatch):
+    as_process(monkeypatch, 0, [])
+    monkeypatch.setattr(distributed, "gather", lambda value: [value, 9 if isinstance(value, int) else value])
+    with pytest.raises(
+        ValueError, match=r"lacks 0 maps for some processes and 9 for others; train\.emotion_"
+    ):
+        prepare(tmp_path / "maps", network, rated, COMPUTE, **SETTINGS)
+
+
 def test_a_folder_that_cannot_be_made_is_said_to_all_processes(
     network, rated, tmp_path, monkeypatch, computed
 ):

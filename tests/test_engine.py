@@ -252,10 +252,10 @@ def test_a_gradient_that_is_no_number_is_found_before_it_reaches_the_weights(cli
     assert torch.equal(weights(model), start)
 
 
-def test_the_error_names_eight_pictures_at_most():
+def test_the_error_names_every_picture_of_the_step():
     batch = batch_of(pictures(11))
     batch.scores[0] = math.inf
-    with pytest.raises(FloatingPointError, match=r"picture 7 and 3 more\); the weights stay as they were"):
+    with pytest.raises(FloatingPointError, match=r"\(pictures picture 0, (picture \d, ){9}picture 10\); the"):
         fit(Toy(), [batch])
 
 

@@ -369,9 +369,7 @@ def test_a_finished_run_may_be_resumed_elsewhere_and_with_other_workers(score_ru
 
 def test_best_pt_cannot_be_resumed_from(score_run, scored_set, tmp_path, capsys):
     (tmp_path / "run").mkdir()
-    content = torch.load(score_run / "best.pt", weights_only=True)
-    del content["state"]
-    torch.save(content, tmp_path / "run" / "last.pt")
+    shutil.copy(score_run / "best.pt", tmp_path / "run" / "last.pt")
     assert train("csv", scored_set, tmp_path / "run", *SHORT, "--resume") == 2
     assert "holds no training state to resume from" in capsys.readouterr().err
 
@@ -515,6 +513,32 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(
     # Three steps, before validation and behind it, then the same of the third epoch with four steps.
     assert (said.count(lost), code) == ((4, 0) if again == 12 else (11, 2))
     assert_same_run(output, never_stopped)
+
+
+def test_a_disk_full_from_the_start_leaves_nothing_that_forbids_another(
+    scored_set, tmp_path, monkeypatch, capsys
+):
+    output, words = tmp_path / "run", [UNTRAINED, "train.epochs=2"]
+    assert train("csv", scored_set, tmp_path / "whole", *words) == 0
+    with monkeypatch.context() as patch:
+        full_disk_for(patch, "last.pt")
+        assert train("csv", scored_set, output, *words) == 2
+    assert "(the newest checkpoint: none is there); make room, then" in capsys.readouterr().err
+    assert not [name for name in ("metrics.jsonl", "best.pt", "last.pt") if (output / name).exists()]
+    assert train("csv", scored_set, output, *words, "--resume") == 0
+    assert_same_run(output, tmp_path / "whole")
+
+
+def full_disk_for(monkeypatch, ending: str) -> None:
+    """No file whose name ends so can be written."""
+    writing = checkpoint.written_whole
+
+    def written_whole(path, *rest):
+        if path.name.endswith(ending):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return writing(path, *rest)
+
+    monkeypatch.setattr(checkpoint, "written_whole", written_whole)
 
 
 def test_the_best_weights_outlast_a_log_that_could_not_be_written(
@@ -1326,6 +1350,40 @@ def test_a_run_with_kept_maps_equals_one_without(scored_set, emotion_run, tmp_pa
     for line, other in zip(lines, others, strict=True):
         assert line["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
     assert list(maps.rglob("*.npy"))
+
+
+def test_a_run_that_found_no_room_for_maps_goes_on_without(
+    scored_set, emotion_run, tmp_path, monkeypatch, capsys
+):
+    words = [
+        *LONG,
+        "--emotion-checkpoint",
+        emotion_run / "best.pt",
+        f"train.emotion_maps={tmp_path / 'maps'}",
+    ]
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        full_disk_for(patch, ".npy")
+        stop_at(patch, "2")
+        train("csv", scored_set, tmp_path / "run", *words)
+    assert "training goes on without kept maps" in capsys.readouterr().err
+    assert train("csv", scored_set, tmp_path / "run", *words, "--resume") == 0
+    assert "stopped without kept emotion maps and goes on without" in capsys.readouterr().out
+    assert not list((tmp_path / "maps").rglob("*.npy"))
+
+
+def test_in_bf16_a_run_that_had_maps_is_not_resumed_without(
+    scored_set, emotion_run, tmp_path, monkeypatch, capsys
+):
+    maps = tmp_path / "maps"
+    words = [*LONG, "--emotion-checkpoint", emotion_run / "best.pt", f"train.emotion_maps={maps}"]
+    words.append("train.precision=bf16")
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_at(patch, "2")
+        train("csv", scored_set, tmp_path / "run", *words)
+    shutil.rmtree(maps)
+    maps.write_text("no folder can be made here")
+    assert train("csv", scored_set, tmp_path / "run", *words, "--resume") == 2
+    assert "which cannot be kept now; in bf16 it would go on with others" in capsys.readouterr().err
 
 
 def test_what_is_kept_of_an_averaged_run_is_the_average(scored_set, tmp_path):
