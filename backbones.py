@@ -173,7 +173,7 @@ def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def imagenet_file(name: str) -> Path | None:
     """The file with the backbone's ImageNet weights, downloaded by torchvision if need be.
 
-    None for networks whose weights timm fetches itself.
+    None for networks whose weights timm fetches itself (`timm_imagenet_state`).
 
     Raises:
         FileNotFoundError: no network and no file; says which file to put where.
@@ -232,13 +232,17 @@ def rename_lite0_package(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def timm_imagenet_state(name: str, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The pretrained tensors of a timm pyramid, from a classification network's `state` or timm's download.
 
+    Of a file from a plain address timm compares the hash that its name may hold. Nearly all files come from
+    the Hugging Face hub instead, and of those it compares none: huggingface_hub sees to the size, and the
+    command `hf cache verify timm/NAME...` compares hashes afterwards.
+
     Raises:
         ValueError: `state` is not that network's; says what is missing, unknown or misshapen.
         FileNotFoundError: no network; says which file to put where.
     """
     import timm
 
-    timm.models.set_pretrained_check_hash(True)  # of what timm downloads
+    timm.models.set_pretrained_check_hash(True)  # not of the hub's files; timm has nothing for those
     known = timm.get_pretrained_cfg(name)
     if state is None and not (known and known.has_weights):
         raise ValueError(

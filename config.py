@@ -261,21 +261,24 @@ def load_config(files: Iterable[Path | str] = (), words: Iterable[str] = ()) -> 
     """The defaults, changed by YAML files and then by `key=value` words, in their order.
 
     Raises:
-        ValueError: an unknown key (with the nearest name), a wrong type, a value not among the choices.
+        ValueError: an unknown key (with the nearest name), a wrong type, a value not among the choices; with
+            the line, if it stands in a file.
         FileNotFoundError: no such file.
     """
     settings: dict[str, Any] = {}
     for file in files:
-        settings |= flatten(read_yaml(Path(file)), str(file))
+        content, lines = read_yaml(Path(file))
+        settings |= flatten(content, str(file), lines)
     for word in words:
         settings |= parse_word(word)
     return from_settings(settings)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """What a file says, as {section: {key: value}}; each key may be there once.
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """What a file says, as {section: {key: value}}, and where, as {"section.key": line}, from 1.
 
-    Only YAML's nodes are read, and nothing is made of them but text, numbers, true, false and null.
+    Each may be there once. Only YAML's nodes are read, and nothing is made of them but text, numbers, true,
+    false and null.
     """
     if not path.is_file():
         raise FileNotFoundError(f"config: no file {path}; the shipped ones are in configs/")
@@ -284,19 +287,38 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"config: {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(node, yaml.MappingNode | None):
-        raise ValueError(f"config: {path} must hold 'section:' with 'key: value' lines, got a {node.id}")
-    return members(node, path) if node else {}
+        where = place(path, line_of(node))
+        raise ValueError(
+            f"config: {where}: a config holds 'section:' with 'key: value' lines below, got a {node.id}"
+        )
+    lines: dict[str, int] = {}
+    return (members(node, path, lines) if node else {}), lines
 
 
-def members(node: yaml.MappingNode, path: Path, section: str = "") -> dict[str, Any]:
+def line_of(node: yaml.Node) -> int:
+    return node.start_mark.line + 1
+
+
+def place(source: Path | str, line: int | None) -> str:
+    """As in "configs/mine.yaml line 3"; the source alone where there are no lines."""
+    return f"{source} line {line}" if line else str(source)
+
+
+def members(node: yaml.MappingNode, path: Path, lines: dict[str, int], section: str = "") -> dict[str, Any]:
+    """The keys of a file, or of one section, with their values.
+
+    Args:
+        lines: gets the line of each key.
+    """
     content = {}
     for key, value in node.value:
-        where = f"config: {path} line {key.start_mark.line + 1}"
+        where = f"config: {place(path, line_of(key))}"
         name = " ".join(key.value.split()) if isinstance(key, yaml.ScalarNode) else f"a {key.id}"
         if name in content:
             raise ValueError(f"{where}: '{name}' is there twice")
+        lines[f"{section}.{name}" if section else name] = line_of(key)
         if isinstance(value, yaml.MappingNode) and not section:
-            content[name] = members(value, path, name)
+            content[name] = members(value, path, lines, name)
         elif isinstance(value, yaml.ScalarNode):
             content[name] = plain(value)
         else:
@@ -316,19 +338,29 @@ def plain(node: yaml.ScalarNode) -> Any:
     return float(text) if kind == "float" and DECIMAL.fullmatch(text) else text
 
 
-def flatten(content: dict, source: str) -> dict[str, Any]:
-    """{'train': {'epochs': 3}} -> {'train.epochs': 3}, every key known."""
+def flatten(content: dict, source: str, lines: dict[str, int] | None = None) -> dict[str, Any]:
+    """{'train': {'epochs': 3}} -> {'train.epochs': 3}, every key known.
+
+    Args:
+        lines: of the keys, where the source has lines.
+    """
+
+    def where(key: str) -> str:
+        return place(source, (lines or {}).get(key))
+
     settings = {}
     for name, value in content.items():
         if name in SECTIONS and not isinstance(value, dict):
-            raise ValueError(f"config: {source}: '{name}' is a section; write '{name}:' and its keys below")
+            raise ValueError(
+                f"config: {where(name)}: '{name}' is a section; write '{name}:' and its keys below"
+            )
         inner = {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
         if twice := inner.keys() & settings:
-            raise ValueError(f"config: {source}: '{min(twice)}' is there twice")
+            raise ValueError(f"config: {where(min(twice))}: '{min(twice)}' is there twice")
         settings |= {str(key): v for key, v in inner.items()}
     for key in settings:
-        check_key(key, source)
-    return {key: checked(key, value, source) for key, value in settings.items()}
+        check_key(key, where(key))
+    return {key: checked(key, value, where(key)) for key, value in settings.items()}
 
 
 def parse_word(word: str) -> dict[str, Any]:

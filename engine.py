@@ -124,8 +124,7 @@ def train_one_epoch(
         loss (mean over the pictures of all processes), pictures, broken, learning_rate (the last).
 
     Raises:
-        FloatingPointError: the loss or a gradient is not a number; the weights are those before the step, but
-            BatchNorm's statistics have seen its pictures.
+        FloatingPointError: the loss or a gradient is no number; weights, not statistics, are as before the step.
     """
     model.train()
     for batch in loader:

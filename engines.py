@@ -31,6 +31,7 @@ PARTS = ("network.xml", "network.bin")  # of a zip
 PRECISIONS = ("fp32", "int8")
 ENDINGS = (".onnx", ".int8")
 INPUT = "images"  # uint8 (N, 3, H, W), RGB
+ANEW = "the file or its weights are damaged; export a sound checkpoint with scripts/export.py"
 
 
 def metadata(weights: checkpoint.Weights, export: dict) -> str:
@@ -48,15 +49,19 @@ def metadata(weights: checkpoint.Weights, export: dict) -> str:
 
 
 def parse_metadata(text: str, path: Path | str) -> tuple[checkpoint.Weights, dict]:
-    """What `metadata` wrote: weights without tensors, and the export."""
+    """What `metadata` wrote: weights without tensors, and the export.
+
+    Raises:
+        ValueError: it is damaged or of another version, or the description does not fit itself.
+    """
     try:
         values = json.loads(text)
+        described, export = values["description"], values["export"]
         ids = [
             np.frombuffer(base64.b64decode(values[name]), "<i8").astype(np.int64)
             for name in (checkpoint.IDS, checkpoint.EMOTION_IDS)
         ]
-        weights, export = checkpoint.Weights({}, values["description"], *ids), values["export"]
-        form, precision = weights.description["format"], export["precision"]
+        form, precision = described["format"], export["precision"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"engines: the metadata of {path} are damaged; export it anew") from error
     if form != checkpoint.FORMAT or precision not in PRECISIONS:
@@ -64,7 +69,8 @@ def parse_metadata(text: str, path: Path | str) -> tuple[checkpoint.Weights, dic
             f"engines: {path} has format {form} in {precision} and this program reads {checkpoint.FORMAT} in "
             f"{' or '.join(PRECISIONS)}; use the version of the program that wrote it"
         )
-    return weights, export
+    plain = checkpoint.read_description(json.dumps(described), path)
+    return checkpoint.Weights({}, plain, *ids), export
 
 
 def openvino():
@@ -98,7 +104,8 @@ class Exported:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no OpenVINO, a damaged file, one that scripts/export.py did not write, another precision.
+        ValueError: no OpenVINO, a damaged file, one that scripts/export.py did not write, another precision;
+            weights, or output for a black picture, that are not numbers or other than the description says.
     """
 
     def __init__(
@@ -123,18 +130,47 @@ class Exported:
                 f"engines: {path} computes in {self.export['precision']}, asked for was {precision}; "
                 "export it anew, with --int8 for int8 and without for fp32"
             )
+        check_constants(model, path)
         self.network = compile_model(core, model, threads, max(1, streams))
+        self.check_black_picture(path)
 
     def run(self, images: torch.Tensor) -> Output:
         """(N, 3, H, W) uint8, RGB -> Output, float32; any thread may call it."""
         found = self.network.create_infer_request().infer(np.ascontiguousarray(images.numpy()))
         return Output(*(torch.from_numpy(found[name].copy()) for name in Output._fields))
 
+    def check_black_picture(self, path: Path) -> None:
+        """Raises ValueError unless one black picture gives numbers, as many as the description says."""
+        try:
+            scale, emotions, (size, _) = self.weights.scale, self.weights.emotions, self.weights.pictures
+            output = self.run(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = " ".join(str(error).split())[:400]
+            raise ValueError(f"engines: {path} cannot score a black picture ({reason}); {ANEW}") from error
+        count, shapes = len(emotions), [tuple(value.shape) for value in output]
+        expected = [(1, scale.outputs if scale else count), (1, count), (1, 1, *shapes[2][-2:])]
+        for name, value, found, wanted in zip(Output._fields, output, shapes, expected, strict=True):
+            if found != wanted:
+                raise ValueError(
+                    f"engines: {path} gives {name} as {found}, its description says {wanted}; {ANEW}"
+                )
+            if not value.isfinite().all():
+                raise ValueError(f"engines: {path} gives {name} that is not a number; {ANEW}")
+
     def outputs(self, loader: Iterable, batch_size: int) -> Iterator[tuple]:
         """Each batch with the network's output for it, as `engine.outputs`."""
         for batch in loader:
             output = self.run(filled_up(batch, batch_size).images)
             yield batch, Output(*(value[: len(batch.images)] for value in output))
+
+
+def check_constants(model, path: Path) -> None:
+    """Raises ValueError if a weight is NaN or infinite, which activations like ReLU6 would hide."""
+    for node in model.get_ops():
+        values = node.data if node.get_type_name() == "Constant" else np.empty(0)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            name = node.get_friendly_name()
+            raise ValueError(f"engines: {name} in {path} holds values that are NaN or infinite; {ANEW}")
 
 
 def compile_model(core, model, threads: int | None = None, streams: int = 1):

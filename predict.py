@@ -459,12 +459,21 @@ class Search:
         self.pictures.setdefault(os.path.join(self.real_folder(parent), name), Found(path, folder))
 
     def add_folder(self, folder: str) -> None:
-        """Everything below a folder that has a picture's ending, sorted; does not follow linked folders."""
-        for parent, folders, files in os.walk(
-            folder, onerror=lambda error: self.add_file(error.filename, folder)
-        ):
-            folders[:] = [name for name in sorted(folders) if self.enters(parent, name)]
-            for name in sorted(files):
+        """Everything below a folder that has a picture's ending, sorted; does not follow linked folders.
+
+        A folder that cannot be listed is taken for a picture: its row will say why.
+        """
+        waiting = [folder]  # not os.walk, which calls itself for each level before Python 3.12, up to 1,000
+        while waiting:
+            parent = waiting.pop()
+            try:
+                folders, files = list_folder(parent)
+            except OSError:
+                self.add_file(parent, folder)
+                continue
+            entered = [os.path.join(parent, name) for name in folders if self.enters(parent, name)]
+            waiting += reversed(entered)
+            for name in files:
                 ending = os.path.splitext(name)[1].lower()
                 if name.startswith("."):
                     self.passed_over["hidden"] += 1
@@ -490,6 +499,23 @@ class Search:
         return ", ".join(parts + ([f"{more} more"] if more else []))
 
 
+def list_folder(folder: str) -> tuple[list[str], list[str]]:
+    """The names of the folders in a folder, linked ones too, and of all else; both sorted.
+
+    Raises:
+        OSError: it cannot be listed.
+    """
+    folders, files = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                kind = folders if entry.is_dir() else files
+            except OSError:  # a link that leads to itself
+                kind = files
+            kind.append(entry.name)
+    return sorted(folders), sorted(files)
+
+
 def is_glob(text: str) -> bool:
     return any(letter in text for letter in "*?[")
 
@@ -504,11 +530,25 @@ def expand_glob(pattern: str) -> list[str]:
         return any(part.startswith(".") for part in path.parts)
 
     # Not glob.glob, whose ** follows linked folders: two links back to the top would keep it busy for ever.
-    return [
-        str(path)
-        for path in sorted(base.glob(str(rest)))
-        if is_hidden(rest) or not is_hidden(path.relative_to(base))
-    ]
+    try:
+        matches = sorted(base.glob(str(rest)))
+    except RecursionError as error:  # Python's own, before 3.13, at about 1,000 levels
+        raise ValueError(
+            f"predict: the folders below {printable(str(base))} are nested too deep for the pattern "
+            f"{printable(pattern)}; name the folder itself"
+        ) from error
+    return [str(path) for path in matches if is_hidden(rest) or not is_hidden(path.relative_to(base))]
+
+
+def is_missing(path: str) -> bool:
+    """Whether nothing is there; where nobody can look, as behind too long a path, something may be."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def read_list(file: TextIO) -> list[str]:
@@ -550,7 +590,7 @@ def find_pictures(
             f"predict: no picture ({' '.join(PICTURE_ENDINGS)}) in {named}"
             + (f"; passed over: {passed_over}" if passed_over else "")
         )
-    if not any(os.path.lexists(picture.path) for picture in pictures):
+    if all(is_missing(picture.path) for picture in pictures):
         more = f" (nor {len(pictures) - 1} others that were named)" if len(pictures) > 1 else ""
         raise FileNotFoundError(f"predict: no such file or folder: {printable(pictures[0].path)}{more}")
     if passed_over:
@@ -839,6 +879,7 @@ def check_score(kept: Kept, scored: Scored, output: Path) -> None:
 # Maps
 
 LONGEST_NAME = 230  # bytes; an ending and a temporary name come on top, and file systems take 255
+DEEPEST = 100  # folders; Python makes and searches them by calling itself for each level, up to 1,000
 UNTRAINED = "the emotion branch of these weights was never trained on emotions"
 UNTRAINED_MAP = "map of an emotion branch never trained on emotions"
 
@@ -906,8 +947,12 @@ class MapFolder:
                 )
 
     def name(self, found: Found) -> str:
-        """`sub/a.jpg`; a second picture of that name, from another folder, gets `sub/a.jpg.2`."""
+        """`sub/a.jpg`; a second picture of that name, from another folder, gets `sub/a.jpg.2`.
+
+        Of more than DEEPEST nested folders the last are kept.
+        """
         stem = os.path.relpath(found.path, found.folder or ".")
+        stem = str(Path(*Path(stem).parts[-DEEPEST:]))
         while len(os.fsencode(os.path.basename(stem))) > LONGEST_NAME:
             stem = stem[:-1]
         name, number = stem, 1

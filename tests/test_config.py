@@ -205,24 +205,32 @@ def test_limits_and_choices_are_of_keys_that_exist():
 @pytest.mark.parametrize(
     "text, expected",
     [
-        ("train: {epoch: 3}", "unknown key 'train.epoch'; did you mean 'train.epochs'?"),
+        (
+            "# mine\ntrain:\n  seed: 3\n  epoch: 3",
+            "mine.yaml line 4: unknown key 'train.epoch'; did you mean 'train.epochs'?",
+        ),
         ("training: {epochs: 3}", "unknown key 'training.epochs'; did you mean 'train.epochs'?"),
-        ("train:\n", "'train' is a section; write 'train:' and its keys below"),
-        ("train: 3", "'train' is a section"),
-        ("1: 2", "unknown key '1'"),
+        ("loss: {}\ntrain:\n", "mine.yaml line 2: 'train' is a section; write 'train:' and its keys below"),
+        ("train: 3", "mine.yaml line 1: 'train' is a section"),
+        ("task: emotion\n1: 2", "mine.yaml line 2: unknown key '1'"),
         ("train: {1: 2}", "unknown key 'train.1'"),
-        ("- train", "must hold 'section:' with 'key: value' lines, got a sequence"),
+        ("\n- train", "mine.yaml line 2: a config holds 'section:' with 'key: value' lines below, got a seq"),
         ("train: [", "is not YAML: while parsing"),
-        ("data: {root: 12}", "'data.root' must be text, got 12"),
+        ("train:\n  seed: 3\ndata:\n\n  root: 12", "mine.yaml line 5: 'data.root' must be text, got 12"),
+        ("train:\n  precision: half", "mine.yaml line 2: 'train.precision' must be one of fp32, bf16, fp16"),
+        ("train:\n  seed: 3\n  epochs: 0", "mine.yaml line 3: 'train.epochs' must be at least 1, got 0"),
+        ("train:\n  average: 1", "mine.yaml line 2: 'train.average' must be below 1, got 1"),
+        ("train:\n  clip: ten", "mine.yaml line 2: 'train.clip' must be a number, got 'ten'"),
         ("train:\n  epochs: 4\n  epochs: 5", "mine.yaml line 3: 'epochs' is there twice"),
         ("train: {epochs: 4}\nloss: {}\ntrain: {seed: 5}", "mine.yaml line 3: 'train' is there twice"),
-        ("train: {epochs: 4}\ntrain.epochs: 5", "mine.yaml: 'train.epochs' is there twice"),
+        ("train: {epochs: 4}\ntrain.epochs: 5", "mine.yaml line 2: 'train.epochs' is there twice"),
+        ("train.epochs: 5\ntrain: {epochs: 4}", "mine.yaml line 2: 'train.epochs' is there twice"),
         ("train: {epochs: [1]}", "mine.yaml line 1: 'train' takes single values, got a sequence"),
         ("a: &a [x, x]\nb: &b [*a, *a]\ntrain: {epochs: *b}", "line 1: 'a' takes single values"),
         ("train: &a {seed: *a}", "mine.yaml line 1: 'train' takes single values, got a mapping"),
         (
             "train: {epochs: 1:30}",
-            "mine.yaml: 'train.epochs' must be a whole number, got '1:30'",
+            "mine.yaml line 1: 'train.epochs' must be a whole number, got '1:30'",
         ),  # 90 in YAML
         ("train: {epochs: 010}", "'train.epochs' must be a whole number, got '010'"),  # 8 in YAML 1.1
         ("train: {epochs: 1_0}", "'train.epochs' must be a whole number, got '1_0'"),
@@ -239,6 +247,15 @@ def test_a_wrong_file_is_one_sentence_that_says_what_is_wrong(tmp_path, text, ex
         load_config([path])
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_of_two_files_the_one_with_the_error_is_named_and_words_have_no_line(tmp_path):
+    good = write(tmp_path / "good.yaml", "train:\n  seed: 1\n  epochs: 4")
+    bad = write(tmp_path / "bad.yaml", "train:\n  epochs: many")
+    with pytest.raises(ValueError, match=r"^config: .*bad\.yaml line 2: 'train\.epochs' must be"):
+        load_config([good, bad])
+    with pytest.raises(ValueError, match=r"^config: command line: 'train\.epochs' must be"):
+        load_config([good], ["train.epochs=many"])
 
 
 def test_a_missing_file_is_named(tmp_path):

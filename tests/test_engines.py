@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +33,15 @@ def ids(*values: int) -> np.ndarray:
     return np.array(values, dtype=np.int64)
 
 
-WEIGHTS = checkpoint.Weights(
-    {"head": torch.ones(1)}, {"format": 1, "licence": "für alle"}, ids(-(2**63), 5), ids(7)
-)
+ARCHITECTURE = {"backbone": "resnet50", "outputs": 1, "emotions": ["joy", "fear"]}
+DESCRIPTION = {
+    "format": 1,
+    "task": "emotion",
+    "architecture": ARCHITECTURE,
+    "scale": None,
+    "licence": "für alle",
+}
+WEIGHTS = checkpoint.Weights({"head": torch.ones(1)}, DESCRIPTION, ids(-(2**63), 5), ids(7))
 
 
 def test_metadata_come_back_as_they_were():
@@ -58,6 +65,21 @@ def test_a_file_of_another_version_is_refused(form, precision):
     values["description"]["format"] = form
     with pytest.raises(ValueError, match=f"x.onnx has format {form} in {precision} and this program reads 1"):
         engines.parse_metadata(json.dumps(values), "x.onnx")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"emotions": ["joy", "joy"]}, r"the emotions \['joy', 'joy'\] are not different names"),
+        ({"emotions": [1, 2]}, r"the emotions \[1, 2\] are not different names"),
+        ({"backbone": None}, "the backbone None is no name"),
+    ],
+)
+def test_a_description_that_does_not_fit_itself_is_refused(changes, error):
+    weights = replace(WEIGHTS, description={**DESCRIPTION, "architecture": ARCHITECTURE | changes})
+    text = engines.metadata(weights, {"precision": "fp32"})
+    with pytest.raises(ValueError, match=f"the description in x.onnx is damaged: {error}"):
+        engines.parse_metadata(text, "x.onnx")
 
 
 def test_without_openvino_one_sentence_says_what_to_install(monkeypatch, tmp_path):
@@ -95,6 +117,73 @@ def test_a_network_of_others_is_refused(exported, tmp_path):
     del graph.metadata_props[:]
     onnx.save(graph, tmp_path / "other.onnx")
     with pytest.raises(ValueError, match=r"other\.onnx was not written by scripts/export\.py"):
+        engines.Exported(tmp_path / "other.onnx")
+
+
+def describe(graph, emotions=("joy", "fear"), **changes):
+    values = json.loads(graph.metadata_props[0].value)
+    values["description"] |= changes
+    values["description"]["architecture"]["emotions"] = list(emotions)
+    graph.metadata_props[0].value = json.dumps(values)
+
+
+def rename(graph, name):
+    """The output gets another name."""
+    for node in graph.graph.node:
+        for names in (node.input, node.output):
+            names[:] = ["other" if one == name else one for one in names]
+    [output] = [output for output in graph.graph.output if output.name == name]
+    output.name = "other"
+
+
+def damage(graph, value, name=""):
+    """The values of the first convolution, or of the tensor of that name, become others."""
+    import onnx
+
+    tensors = [(tensor, onnx.numpy_helper.to_array(tensor).copy()) for tensor in graph.graph.initializer]
+    tensor, values = next(pair for pair in tensors if (pair[0].name == name if name else pair[1].ndim == 4))
+    values[:] = value
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(exported, value, tmp_path):
+    # A ReLU takes NaN for 0: the output would look like any other.
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.load(exported)
+    damage(graph, value)
+    onnx.save(graph, tmp_path / "other.onnx")
+    with pytest.raises(ValueError, match=r"engines: \S+ in \S*other\.onnx holds values that are NaN or inf"):
+        engines.Exported(tmp_path / "other.onnx")
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (
+            lambda graph: describe(graph, emotions=["joy", "fear", "awe"]),
+            r"gives emotion_logits as \(1, 2\), its description says \(1, 3\); the file or",
+        ),
+        (
+            lambda graph: describe(graph, scale=None),
+            r"gives prediction as \(1, 4\), its description says \(1, 2\)",
+        ),
+        (lambda graph: describe(graph, image_size=0), r"cannot score a black picture \(.*found 0"),
+        (
+            lambda graph: damage(graph, 3e38, "model.emotion.classifier.weight"),
+            "gives emotion_logits that is not a number; .* export a sound checkpoint",
+        ),
+        (lambda graph: rename(graph, "emotion_map"), r"cannot score a black picture \(.*emotion_map"),
+    ],
+)
+def test_a_network_that_does_not_fit_its_description_or_gives_no_numbers_is_refused(
+    exported, change, error, tmp_path
+):
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.load(exported)
+    change(graph)
+    onnx.save(graph, tmp_path / "other.onnx")
+    with pytest.raises(ValueError, match=rf"engines: \S*other\.onnx {error}"):
         engines.Exported(tmp_path / "other.onnx")
 
 

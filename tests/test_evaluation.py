@@ -74,6 +74,18 @@ def test_evaluating_a_checkpoint_repeats_the_training_runs_test(score_run, score
     assert again == first
 
 
+def test_the_printed_table_does_not_depend_on_batches_or_workers(score_run, scored_set, tmp_path, capsys):
+    tables = []
+    for number, (batch_size, workers) in enumerate([(32, 0), (3, 1)]):
+        folder = tmp_path / str(number)
+        words = [f"evaluate.batch_size={batch_size}", f"data.workers={workers}", "evaluate.bootstrap=20"]
+        assert evaluate(score_run / "best.pt", "csv", scored_set, folder, "--split", "train", *words) == 0
+        tables.append(capsys.readouterr().out.replace(str(folder), "FOLDER"))
+    assert "SRCC" in tables[0]
+    assert "calibration error" in tables[0]
+    assert tables[0] == tables[1]
+
+
 def test_exported_weights_score_as_the_checkpoint_does(score_run, scored_set, tmp_path):
     weights = checkpoint.load_weights(score_run / "best.pt")
     checkpoint.export_weights(tmp_path / "shared.safetensors", weights)

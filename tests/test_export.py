@@ -8,15 +8,18 @@ from torch import nn
 
 import checkpoint
 import engines
-from EAMBNet import Scale, build_model
+from EAMBNet import Output, Scale, build_model
 from scripts import export
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # that its backbone expects
 SCALE = Scale("distribution", 1, 4, 2.5, bins=(1.0, 2.0, 3.0, 4.0))
 
 
-def write_checkpoint(folder, **changes):
-    """A small network with lively statistics and all that travels with weights, as a safetensors file."""
+def write_checkpoint(folder, branch="trained", **changes):
+    """A small network with lively statistics and all that travels with weights, as a safetensors file.
+
+    Its emotion branch is random, whatever `branch` says of it.
+    """
     torch.manual_seed(0)
     widths = {"width": 16, "guided_width": 8, "guided_hidden": 4, "head_width": 8}
     model = build_model(small.BACKBONE, 4, emotions=("joy", "fear"), **widths, **changes)
@@ -25,6 +28,7 @@ def write_checkpoint(folder, **changes):
             layer.running_mean.uniform_(-0.5, 0.5)
             layer.running_var.uniform_(0.5, 2)
     known = {"image_size": 64, "exif": True, "licence": "für alle", "splits": {"train": "ab12"}}
+    known["origin"] = {"emotion_branch": branch}
     described = {**checkpoint.describe(model, SCALE), **known, "training_ratings": [1.0, 2.5, 4.0]}
     ids = np.array([-(2**63), 5]), np.array([7])
     path = folder / "small.safetensors"
@@ -92,12 +96,15 @@ def test_a_graph_that_computes_something_else_is_refused_and_not_written(tmp_pat
 
 def test_int8_stays_close_and_is_not_fp32(tmp_path, capsys):
     needs("onnx", "openvino", "nncf")
-    source, pictures = write_checkpoint(tmp_path), photographs(tmp_path / "pictures", 8)
+    # The maps of a random branch are little but noise, stretched to 0 to 1, and int8 has a noise of its own.
+    source, pictures = write_checkpoint(tmp_path, "never trained"), photographs(tmp_path / "pictures", 8)
     target = tmp_path / "small.int8"
     assert run(source, target, "--int8", "--calibrate", *pictures, "--check", *pictures) == 0
     exported = engines.Exported(target, "int8")
-    assert 0 < exported.export["differences"]["score"] < export.INT8_TOLERANCE
-    assert exported.export["differences"]["prediction"] > 1e-5  # fp32 gives less
+    differences = exported.export["differences"]
+    assert 0 < differences["score"] < export.INT8_LIMITS["score"]
+    assert 0 < differences["emotion_probability"] < export.INT8_LIMITS["emotion_probability"]
+    assert differences["prediction"] > 1e-5  # fp32 gives less
     assert exported.weights.description == checkpoint.load_weights(source).description
     content = target.read_bytes()
     middle = len(content) // 2  # among the weights
@@ -106,28 +113,88 @@ def test_int8_stays_close_and_is_not_fp32(tmp_path, capsys):
         engines.Exported(target)
 
 
+NAN, INFINITY = float("nan"), float("inf")
+
+
+def flat(value):
+    """Two maps of one value."""
+    return torch.full((2, 1, 3, 3), value)
+
+
+def answers(**changes):
+    """What a network says about two pictures."""
+    logits = torch.tensor([[0.0, 0.0], [3.0, 0.0]])
+    usual = {"prediction": torch.full((2, 4), 0.25), "emotion_logits": logits, "emotion_map": flat(0.5)}
+    return Output(**usual | changes)
+
+
+def differences(**changes):
+    return export.differences(SCALE, answers(), answers(**changes))
+
+
 @pytest.mark.parametrize(
-    ("found", "precision", "error"),
+    ("changes", "precision", "error"),
     [
+        ({"prediction": torch.full((2, 4), 0.2502)}, "fp32", "prediction differs .* by 2.0e-04, .* is 1e-04"),
+        ({"emotion_map": flat(0.6)}, "fp32", "emotion_map differs .* by 1.0e-01, allowed is 1e-04"),
+        ({"prediction": torch.eye(4)[:2]}, "int8", "score differs .* by 5.0e-01, allowed is 1e-01"),
+        ({"emotion_logits": torch.eye(2)}, "int8", "emotion_probability differs .*, allowed is 2e-01"),
+        ({"emotion_map": flat(0.0)}, "int8", "mean_map differs .* by 5.0e-01, allowed is 1e-01"),
         (
-            {"prediction": 2e-4},
-            "fp32",
-            "prediction differs from PyTorch's by 2.0e-04, allowed is 1e-04 in fp32",
+            {"emotion_map": flat(0.5)[..., :2]},
+            "int8",
+            "emotion_map is not a number, or not of PyTorch's",
         ),
-        ({"emotion_map": float("nan")}, "fp32", "emotion_map differs from PyTorch's by nan"),
-        ({"score": 0.5}, "int8", "score differs from PyTorch's by 5.0e-01"),
+        ({"prediction": torch.tensor([[0.25] * 4, [NAN] * 4])}, "int8", "prediction is not a number"),
+        ({"emotion_logits": torch.tensor([[0.0, 0], [NAN, 0]])}, "int8", "emotion_logits is not a number"),
+        ({"emotion_logits": torch.tensor([[INFINITY, 0], [3, 0]])}, "int8", "emotion_logits is not a number"),
+        ({"emotion_map": flat(NAN)}, "fp32", "emotion_map is not a number"),
     ],
 )
-def test_differences_above_the_tolerance_are_refused(found, precision, error):
-    small_ones = {"prediction": 0.0, "emotion_logits": 0.0, "emotion_map": 0.0, "score": 0.0}
-    with pytest.raises(ValueError, match=error):
-        export.refuse_different(small_ones | found, precision)
+def test_differences_above_the_limits_and_what_is_no_number_are_refused(changes, precision, error):
+    with pytest.raises(ValueError, match=f"^export: the exported network's {error}"):
+        export.refuse_different(differences(**changes), export.limits(precision))
 
 
-def test_differences_within_it_pass():
-    differences = {"prediction": 9e-5, "emotion_logits": 0.0, "emotion_map": 9e-5, "score": 0.0}
-    export.refuse_different(differences, "fp32")
-    export.refuse_different({**differences, "prediction": 0.05, "emotion_logits": 1.0}, "int8")
+def test_differences_within_the_limits_pass():
+    near = {"prediction": torch.full((2, 4), 0.25 + 9e-5), "emotion_map": flat(0.5 + 9e-5)}
+    export.refuse_different(differences(**near), export.limits("fp32"))
+    # As far off as the shipped network in int8: .1 of a logit, .1 of the map and .04 of its mean. The logit
+    # of a sure network may be further off, for its probability hardly changes.
+    emotion_map = flat(0.54)
+    emotion_map[..., 0, 0] = 0.6
+    found = differences(emotion_logits=torch.tensor([[0.1, 0.0], [4.0, 0.0]]), emotion_map=emotion_map)
+    assert found["emotion_logits"] == 1
+    export.refuse_different(found, export.limits("int8"))
+
+
+def test_of_an_untrained_emotion_branch_only_the_score_counts_but_it_must_give_numbers():
+    allowed = export.limits("int8", trained=False)
+    export.refuse_different(differences(emotion_logits=torch.eye(2), emotion_map=flat(0.0)), allowed)
+    with pytest.raises(ValueError, match="emotion_map is not a number"):
+        export.refuse_different(differences(emotion_map=flat(NAN)), allowed)
+
+
+def test_int8_that_says_other_emotions_is_not_written(tmp_path, monkeypatch, capsys):
+    source, pictures, networks = write_checkpoint(tmp_path), photographs(tmp_path / "pictures", 2), []
+
+    class Joyful:  # in the place of what OpenVINO runs
+        def __init__(self, content, name):
+            self.weights = checkpoint.load_weights(source)
+
+        @torch.inference_mode()
+        def run(self, images):
+            output = Output(*networks[0](images))
+            return output._replace(emotion_logits=output.emotion_logits + torch.tensor([3.0, 0.0]))
+
+    monkeypatch.setattr(export, "trace", lambda network, pictures: networks.append(network))
+    for packer in ("onnx_packer", "int8_packer"):
+        monkeypatch.setattr(export, packer, lambda *parts: lambda metadata: b"network")
+    monkeypatch.setattr(engines, "Exported", Joyful)
+    target = tmp_path / "small.int8"
+    assert run(source, target, "--int8", "--calibrate", *pictures, "--check", *pictures) == 2
+    assert "network's emotion_probability differs from PyTorch's by" in capsys.readouterr().err
+    assert not target.exists()
 
 
 def test_a_value_that_is_no_number_differs_infinitely():

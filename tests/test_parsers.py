@@ -790,6 +790,8 @@ def check_settings(content: bytes, original: str, path) -> None:
         assert text.startswith("config: ") and path.name in text and "\n" not in text and len(text) < 1000, (
             text
         )
+        if " is not YAML: " not in text:
+            check_line_of_settings(text, content, path)
         return
     event("loaded")
     values = {key: value_of(config, key) for key in KEYS}
@@ -807,6 +809,14 @@ def check_settings(content: bytes, original: str, path) -> None:
     if None not in lines:
         defaults = load_config()
         assert all(values[key] == value_of(defaults, key) for key in KEYS if key not in keys)
+
+
+def check_line_of_settings(text: str, content: bytes, path) -> None:
+    """The line that the error names is in the file, and what it is about stands there."""
+    [number, about] = re.fullmatch(f"config: {re.escape(str(path))} line ([0-9]+): (.*)", text).groups()
+    line = content.decode("utf-8-sig").splitlines()[int(number) - 1]
+    key = re.match(r"(?:unknown key )?'([\w.]+)'(?! takes)", about)  # 'train' takes: said at a key below it
+    assert not key or key[1].rpartition(".")[2] in line, (text, line)
 
 
 def value_of(config, key: str):

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -419,6 +420,70 @@ def test_a_link_to_a_picture_is_a_picture_of_its_own(tmp_path, album):
     for name in ("x.jpg", "y.jpg"):
         (tmp_path / name).symlink_to(album / "b.jpg")
     assert found(str(tmp_path)) == [f"{tmp_path}/x.jpg", f"{tmp_path}/y.jpg"]
+
+
+@contextmanager
+def nested(folder, name, levels):
+    """A picture in folders inside folders, made and removed step by step: the whole path may be too long."""
+    before = Path.cwd()
+    os.chdir(folder)
+    for _ in range(levels):
+        Path(name).mkdir()
+        os.chdir(name)
+    blotches(0).save("a.jpg")
+    os.chdir(before)
+    try:
+        yield "/".join([str(folder), *[name] * levels])
+    finally:
+        os.chdir(folder)
+        for _ in range(levels):
+            os.chdir(name)
+        Path("a.jpg").unlink()
+        for _ in range(levels):
+            os.chdir("..")
+            Path(name).rmdir()
+        os.chdir(before)
+
+
+def test_a_thousand_nested_folders_are_searched(tmp_path):
+    blotches(1).save(tmp_path / "z.jpg")
+    with nested(tmp_path, "d", 1100) as deepest:
+        assert found(str(tmp_path)) == [f"{tmp_path}/z.jpg", f"{deepest}/a.jpg"]
+        if sys.version_info < (3, 13):  # whose ** can
+            with pytest.raises(
+                ValueError, match=r"nested too deep for the pattern .*; name the folder itself"
+            ):
+                found(f"{tmp_path}/**/*.jpg")
+
+
+def test_maps_of_pictures_in_a_thousand_folders_lie_in_the_last_hundred(scorer, tmp_path):
+    maps = predict.MapFolder(tmp_path, scorer, raw=False)
+    folders = [str(level) for level in range(1100)]
+    for ending in ("", ".2"):
+        name = maps.name(predict.Found("/".join(["top", *folders, "a.jpg"]), "top"))
+        assert name == "/".join([*folders[-99:], f"a.jpg{ending}"])
+
+
+def test_a_folder_whose_path_is_too_long_is_a_row_with_the_reason(scorer, tmp_path):
+    with nested(tmp_path, "d" * 250, 20) as deepest:  # a path has at most 4,096 bytes on Linux
+        [path] = found(str(tmp_path))
+        assert deepest.startswith(path)
+        assert [result.error for result in scorer.score_all([path])] == ["File name too long"]
+
+
+def test_files_come_before_folders_and_what_is_not_scored_is_counted(tmp_path, monkeypatch):
+    for name in ("b/z.jpg", "b/a/y.jpg", "c.jpg", ".d/x.jpg", "a.b/w.jpg", "a/v.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    (tmp_path / "e").symlink_to(tmp_path / "b")
+    monkeypatch.chdir(tmp_path)
+    search = predict.Search()
+    search.add_folder(".")
+    assert [picture.path for picture in search.pictures.values()] == [
+        *("./c.jpg", "./loop.jpg", "./a/v.jpg", "./a.b/w.jpg", "./b/z.jpg", "./b/a/y.jpg"),
+    ]
+    assert search.describe_passed_over() == "1 hidden, 1 linked"
 
 
 def test_globs_are_read_as_a_shell_reads_them(inside):
