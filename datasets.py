@@ -39,7 +39,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from decoding import PICTURE_ENDINGS, DecodeError, decode, stack
 from EAMBNet import EMOTIONS, Scale
-from spreadsheets import row_writer, safe
+from spreadsheets import encodable, row_writer, safe
 
 SPLITS = ("train", "val", "test")
 ANY_CASE_ENDINGS = (*PICTURE_ENDINGS, *(ending.upper() for ending in PICTURE_ENDINGS))
@@ -1160,19 +1160,29 @@ def parse_fi(root: Path, splits: tuple[str, ...], options: DataOptions) -> Table
         )
     missing = [emotion for emotion in EMOTIONS if emotion not in classes]
     lacks = f"; it has no {' and no '.join(missing)}" if missing else ""
+    where = encodable(folder.resolve().name)
     return Table(
         name="fi",
-        ids=names,
+        ids=_fi_ids(folder, names),
         names=names,
         places=[folder],
         split=np.array(own, dtype="<U5"),
-        protocol=dict.fromkeys(SPLITS, f"folder {folder.resolve().name} (emotions by name{lacks})"),
+        protocol=dict.fromkeys(SPLITS, f"folder {where} (emotions by name{lacks})"),
         scores=np.full(len(names), np.nan),
         rating=NO_RATING,
         emotions=one_hot(emotions, classes),
         emotion_classes=classes,
         test_share=FI_TEST_SHARE,
     )
+
+
+def _fi_ids(folder: Path, names: list[str]) -> list[str]:
+    r"""The names as text, which can be hashed and written: a byte that is not UTF-8 becomes \xff."""
+    ids = [encodable(name) for name in names]
+    if len(set(ids)) < len(ids):
+        twice = next(i for i, name in zip(ids, names, strict=True) if i != name and ids.count(i) > 1)
+        raise ValueError(f"datasets: {folder} has two files whose names are written '{twice}'; rename one.")
+    return ids
 
 
 def _fi_folder(root: Path) -> Path:
@@ -1251,11 +1261,20 @@ def _listed(folder: Path) -> tuple[list[str], list[Path]]:
     """Names of the files and the folders of a folder, sorted; what is hidden or not readable is left out."""
     try:
         with os.scandir(folder) as entries:
-            seen = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+            seen = sorted((entry.name, _is_folder(entry)) for entry in entries if entry.name[0] != ".")
     except OSError:
         seen = []
     files = [name for name, is_folder in seen if not is_folder]
     return files, [folder / name for name, is_folder in seen if is_folder]
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    """By its name where a link leads in a circle or into a closed folder: it is missed later on, as a picture
+    or as all pictures of a class."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return not _is_picture(entry.name)
 
 
 def _is_picture(name: str) -> bool:
@@ -1313,7 +1332,7 @@ def _emoset_part(path: Path, split: str, classes: tuple[str, ...]) -> Table:
             f"datasets: {path.name} has no picture of {' and '.join(empty)}, an empty class of info.json."
         )
     # Copies differ in whether an entry has an id of its own; it is the name of the file.
-    ids = [entry[1] if len(entry) == 4 else Path(entry[1]).stem for entry in entries]
+    ids = [encodable(entry[1] if len(entry) == 4 else Path(entry[1]).stem) for entry in entries]
     names = [entry[-2] for entry in entries]
     for values in (ids, names):
         _refuse_repeats(path, entries, values)
@@ -1681,11 +1700,18 @@ class Folders:
         if folder not in self.listed:
             try:
                 with os.scandir(folder) as entries:
-                    # is_file asks the disk for links only, so that a link to nothing counts as missing.
-                    self.listed[folder] = frozenset(entry.name for entry in entries if entry.is_file())
+                    self.listed[folder] = frozenset(entry.name for entry in entries if _is_file(entry))
             except (OSError, ValueError):  # the latter of a name that no file can have
                 self.listed[folder] = frozenset()
         return self.listed[folder]
+
+
+def _is_file(entry: os.DirEntry) -> bool:
+    """Asks the disk for links only; one to nothing, in a circle or into a closed folder counts as missing."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def look_up(table: Table) -> tuple[Table, list[str]]:
@@ -1999,19 +2025,26 @@ def identical_files(paths: Sequence[str], suspects: np.ndarray) -> list[list[int
     """Groups of positions of byte-identical files, those that hold at least one of the `suspects` (n,) bool.
 
     Cheap: sizes first, then 4 KiB from the middle, then the whole of what is still equal; each only for
-    files that share all before it with a suspect.
+    files that share all before it with a suspect. A file that cannot be read has no twin.
     """
 
     def parts(group: list[int], key: Callable[[str], object]) -> list[list[int]]:
         by_key = defaultdict(list)
         for i in group:
-            by_key[key(paths[i])].append(i)
+            by_key[_key_or_path(key, paths[i])].append(i)
         return [part for part in by_key.values() if len(part) > 1 and suspects[part].any()]
 
     same_size = parts(list(range(len(paths))), _size_or_path)
     same_size = [group for group in same_size if len(group) <= SAME_SIZE_LIMIT]
     same_middle = [part for group in same_size for part in parts(group, _middle)]
     return [part for group in same_middle for part in parts(group, _digest)]
+
+
+def _key_or_path(key: Callable[[str], object], path: str) -> object:
+    try:
+        return key(path)
+    except OSError:
+        return path
 
 
 def _size_or_path(path: str) -> int | str:

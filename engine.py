@@ -124,7 +124,7 @@ def train_one_epoch(
         loss (mean over the pictures of all processes), pictures, broken, learning_rate (the last).
 
     Raises:
-        FloatingPointError: the loss or a gradient is no number; weights, not statistics, are as before the step.
+        FloatingPointError: the loss or a gradient is no number; the weights are still those before the step.
     """
     model.train()
     for batch in loader:

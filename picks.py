@@ -38,10 +38,10 @@ from predict import (
     Scorer,
     as_cell,
     csv_rows,
-    encodable,
     find_pictures,
     printable,
 )
+from spreadsheets import encodable
 
 TEMPLATE = Path(__file__).with_name("picks.html")
 

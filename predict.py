@@ -43,7 +43,7 @@ from config import Data
 from decoding import PICTURE_ENDINGS, DecodeError, decode, stack
 from distributed import choose_device
 from EAMBNet import Scale, prepare_for_inference
-from spreadsheets import FORMULA, row_writer
+from spreadsheets import FORMULA, encodable, row_writer
 
 ODDS = Scale("score", -np.inf, np.inf, 0.0)  # of a pair network, which knows no scale
 SHIPPED = Path(__file__).parent / "checkpoints" / "eambnet_lite_para.safetensors"
@@ -681,11 +681,6 @@ def as_cell(value: str | float | None) -> str | float | None:
     if isinstance(value, str):
         return encodable(value)
     return None if value is None else float(f"{value:.6g}")
-
-
-def encodable(text: str) -> str:
-    r"""The text with bytes that are not UTF-8, which file names may have, written like \xff."""
-    return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 def printable(text: str) -> str:

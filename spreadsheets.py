@@ -1,5 +1,7 @@
 """Rows of csv files that spreadsheets open as they are meant: no text is a formula, none is cut in two.
 
+Every text can be written: bytes of file names that are not UTF-8 are spelt out.
+
 write = row_writer(file)
 write(["id", "prediction"])
 write([safe("=1+1.jpg"), 3.2])  # '=1+1.jpg
@@ -33,9 +35,19 @@ def row_writer(file: TextIO) -> Callable[[Sequence], object]:
 
 
 def safe(text: str) -> str:
-    """The text, marked if it would be a formula; `original` takes the mark off."""
+    """The text, `encodable`, marked if it would be a formula; `original` takes the mark off."""
+    text = encodable(text)
     return MARK + text if MARKED.match(text) else text
 
 
 def original(text: str) -> str:
     return text[len(MARK) :] if text.startswith(MARK) and MARKED.match(text) else text
+
+
+def encodable(text: str) -> str:
+    r"""The text with what UTF-8 has no place for written out: a byte of a file name like \xff, half a letter,
+    which JSON may have, like \ud800."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")

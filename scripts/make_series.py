@@ -22,7 +22,6 @@ network trained on PARA's ratings knows most of the validation photographs, but 
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import sys
 from collections.abc import Iterator
@@ -36,10 +35,11 @@ import numpy as np
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
-from datasets import PARA_BINS, Sheet, hash_fractions, load_dataset, twins_in_training
+from datasets import PARA_BINS, Sheet, hash_fractions, load_dataset, read_manifest, twins_in_training
 from decoding import decode
 from main import guarded
 from pairs import PAIR_COLUMNS
+from spreadsheets import row_writer, safe
 
 QUALITIES = (30, 15, 7)  # of JPEG, for the degrees of damage by compression
 DEGREES = 1 + len(QUALITIES)  # of damage; 0 is the photograph itself
@@ -78,6 +78,11 @@ def main(arguments: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> int:
     if options.output.exists() and any(options.output.iterdir()):
         raise FileExistsError(f"make_series: {options.output} holds files already; choose another folder")
+    if manifest := read_manifest(options.data_root):
+        raise ValueError(
+            f"make_series: {options.data_root} holds prepared copies, which are squashed; series need the "
+            f"photographs themselves, --data-root {manifest.source}"
+        )
     parts = photographs(options.data_root)
     chance = np.random.default_rng(options.seed)
     counts = {
@@ -232,9 +237,10 @@ def preference(a: Photograph, b: Photograph) -> float:
 
 def write_pairs(path: Path, pairs: list[Pair]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(PAIR_COLUMNS)
-        writer.writerows((*names, f"{abs(round(share, 6)):g}") for *names, share in pairs)
+        write = row_writer(file)
+        write(PAIR_COLUMNS)
+        for series, *names, share in pairs:  # the names begin with folders of ours, and are read as they are
+            write([safe(series), *names, f"{abs(round(share, 6)):g}"])
     photographs = {name for _, *both, _ in pairs for name in both}
     print(f"{path}: {len(pairs)} pairs of {len(photographs)} photographs")
 

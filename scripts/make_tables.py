@@ -219,7 +219,7 @@ def read_published(path: Path) -> dict[str, list[dict[str, str]]]:
     if tuple(sheet.columns) != PUBLISHED:
         raise ValueError(f"make_tables: {path}: its columns must be {', '.join(PUBLISHED)}")
     for line, *cells in zip(sheet.rows, *sheet.cells.values(), strict=True):
-        row = dict(zip(PUBLISHED, cells, strict=True))
+        row = dict(zip(PUBLISHED, map(original, cells), strict=True))
         where = f"{path} row {line}: {row['block']}, {row['method']}"
         check_published(row, where)
         first = lines.setdefault((row["block"], row["method"]), line)

@@ -20,7 +20,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -140,9 +140,13 @@ def start(options: argparse.Namespace, config: Config, root: Path, output: Path)
     if known is None:
         return manifest
     check_same(known, manifest, output)
-    for unfinished in output.rglob(".*.tmp"):  # of a run that was killed
-        unfinished.unlink()
+    remove_unfinished(output)  # of a run that was killed
     return known
+
+
+def remove_unfinished(output: Path) -> None:
+    for unfinished in output.rglob(".*.tmp"):
+        unfinished.unlink(missing_ok=True)
 
 
 def split_words(splits: str) -> list[str]:
@@ -195,14 +199,26 @@ def kept(manifest: Manifest, output: Path, count: int) -> Iterator[None]:
         save(manifest, output)
         try:
             yield
+        except BaseException:
+            remove_unfinished(output)  # on a full disk the manifest needs their room
+            raise
         finally:
             save(manifest, output)
     except OSError as error:
         raise OSError(
-            f"prepare_data: {output}: {error.strerror or error}; "
-            f"{len(manifest.pictures)} of {count} pictures "
-            "are done and kept. Run the same command again when that is mended"
+            f"prepare_data: {output}: {error.strerror or error}; {what_is_kept(manifest, output, count)}. "
+            "Run the same command again when that is mended"
         ) from error
+
+
+def what_is_kept(manifest: Manifest, output: Path, count: int) -> str:
+    """What the next run will find done: the copies that the manifest on the disk has, not this one."""
+    written = read_manifest(output)
+    entered = written.pictures if written else {}
+    kept = sum(entered.get(name) == source for name, source in manifest.pictures.items())
+    again = len(manifest.pictures) - kept
+    lost = f"; {MANIFEST} could not be written, so that {again} more will be made again" if again else ""
+    return f"{kept} of {count} pictures are done and kept{lost}"
 
 
 def save(manifest: Manifest, output: Path) -> None:
@@ -211,7 +227,7 @@ def save(manifest: Manifest, output: Path) -> None:
         for kind in ("labels", "pictures")
     }
     with written_whole(output / MANIFEST) as unfinished:
-        unfinished.write_text(json.dumps(vars(manifest) | files, ensure_ascii=False), "utf-8")
+        unfinished.write_text(json.dumps(vars(manifest) | files), "utf-8")  # as ASCII: names may be no UTF-8
 
 
 def label_files(root: Path, dataset: str, data: DataOptions) -> list[Path]:
@@ -245,11 +261,12 @@ class Task(NamedTuple):
 def copy_pictures(manifest: Manifest, output: Path, tasks: list[Task], workers: int) -> None:
     """Enters each copy into the manifest and writes that now and then."""
     saved = time.monotonic()
-    for task, source in tqdm(results(tasks, workers), total=len(tasks), unit=" pictures", disable=None):
-        manifest.pictures[task.target.relative_to(output).as_posix()] = source
-        if time.monotonic() - saved > SAVE_SECONDS:
-            save(manifest, output)
-            saved = time.monotonic()
+    with closing(results(tasks, workers)) as made:  # whatever happens, no process writes on
+        for task, source in tqdm(made, total=len(tasks), unit=" pictures", disable=None):
+            manifest.pictures[task.target.relative_to(output).as_posix()] = source
+            if time.monotonic() - saved > SAVE_SECONDS:
+                save(manifest, output)
+                saved = time.monotonic()
 
 
 def results(tasks: list[Task], workers: int) -> Iterator[tuple[Task, Source]]:

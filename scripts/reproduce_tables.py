@@ -42,6 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import main as program
 from config import Config, load_config
 from scripts import keep_run
+from spreadsheets import original, row_writer, safe
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = {  # of the table: name, and the config that is laid over the set's
@@ -443,11 +444,8 @@ def make_table(steps: list[Step], options: argparse.Namespace, again: bool) -> i
         return 0
     markers = [f"<!-- table {table['name']} -->\n<!-- end of table {table['name']} -->" for table in tables]
     rows = [make_tables.PUBLISHED, *([row[key] for key in make_tables.PUBLISHED] for row in published)]
-    with (
-        written_whole(results / "published.csv") as path,
-        path.open("w", newline="", encoding="utf-8") as file,
-    ):
-        csv.writer(file).writerows(rows)
+    with written_whole(results / "published.csv") as path:
+        write_texts(path, rows)
     for target, text in (
         (readme, "\n\n".join([f"# {options.dataset.upper()}", *markers]) + "\n"),
         (results / "tables.yaml", description),
@@ -455,6 +453,18 @@ def make_table(steps: list[Step], options: argparse.Namespace, again: bool) -> i
         with written_whole(target) as path:
             path.write_text(text, encoding="utf-8")
     return make_tables.main(table_words(steps, options))
+
+
+def write_texts(path: Path, rows: Iterable[Iterable[str]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        write = row_writer(file)
+        for row in rows:
+            write([safe(text) for text in row])
+
+
+def read_texts(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{name: original(text) for name, text in row.items()} for row in csv.DictReader(file)]
 
 
 def is_filled(readme: Path, wanted: Path, description: str) -> bool:
@@ -488,9 +498,9 @@ def table_entries(steps: list[Step], options: argparse.Namespace) -> tuple[list[
         own["reference"] = ROWS["main"][0]
     known = yaml.safe_load((ROOT / "results" / "tables.yaml").read_text(encoding="utf-8"))
     blocks = [t for t in known if t.get("block") in (options.dataset, f"{options.dataset}_official")]
-    with (ROOT / "results" / "published.csv").open(newline="", encoding="utf-8") as file:
-        named = {table["block"] for table in blocks}
-        return [own, *blocks], [row for row in csv.DictReader(file) if row["block"] in named]
+    named = {table["block"] for table in blocks}
+    published = read_texts(ROOT / "results" / "published.csv")
+    return [own, *blocks], [row for row in published if row["block"] in named]
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -8,10 +8,12 @@ The files are made from the embedded photographs in a temporary folder: each kin
 chance, one in ten a good picture. `predict` runs twice, with other batches and threads, and the loader
 once, each in a process of its own that, if root started it, may read what any user may and no more. Each file
 must have its score or its reason, in all three alike; the good pictures' scores must be those that they have
-among themselves, within 1e-5 of the range. Exit code 0: so it was; 1: something is wrong, and is printed.
+among themselves, within 1e-5 of the range, as must be any file's two scores. Exit code 0: so it was; 1:
+something is wrong, and is printed.
 
 The soak measures what a long run takes: memory may grow by 50 MB after the first 1,000 pictures, and the last
-tenth may cost 10 % more processor time than the first. It reads /proc, which Linux has.
+tenth may cost 10 % more processor time than the first; the wall time is printed too. It reads /proc, which
+Linux has.
 """
 
 from __future__ import annotations
@@ -44,8 +46,10 @@ from PIL import Image
 from demo import PHOTOGRAPHS, open_photograph
 from main import guarded
 from main import main as run_main
+from spreadsheets import encodable
 
 SIDE = 160  # longer side of the photographs, in pixels
+APART = 1e-5 + 1e-9  # of the range, that two scores of one file may be
 GROWTH = 50  # MB that a soak may take more
 SLOWER = 1.1  # times as long as its first tenth that a soak's last may take
 
@@ -386,8 +390,6 @@ def make_files(folder: Path, count: int, seed: int) -> dict[str, str]:
 
 def torture(folder: Path, options: argparse.Namespace, words: list[str]) -> list[str]:
     """What is wrong."""
-    from predict import encodable
-
     fates = make_files(folder / "files", options.files, options.seed)
     print(f"{len(fates)} files made: " + ", ".join(f"{n} {fate}" for fate, n in tally(fates.values())))
     alone = [path for path, fate in fates.items() if fate == "good"]
@@ -400,7 +402,7 @@ def torture(folder: Path, options: argparse.Namespace, words: list[str]) -> list
             *(scored_rows, [str(folder / "files")], "b.csv"),
             ["--workers", "3", "--batch-size", "5", *words],
         ),
-        "loader": (loaded_rows, list(fates), "", []),
+        "loader": (loaded_rows, list(fates), "files.csv", []),
     }
     for name, (function, paths, output, more) in ways.items():
         started = time.monotonic()
@@ -439,23 +441,41 @@ def compare(fates: dict[str, str], results: dict[str, dict[str, tuple]]) -> list
                 f"{name}: {path}: {wrong}" for wrong in judge(fates[path], rows[path], alone.get(path))
             ]
     first, *others = results.values() or [{}]
-    for path, (score, reason) in first.items():
+    for path, row in first.items():
         for other in others:
-            if path in other and bool(other[path][1]) != bool(reason):
-                problems.append(f"{path}: once {reason or score}, once {other[path][1] or other[path][0]}")
+            if path in other and differ(row, other[path]):
+                problems.append(f"{path}: once {row[1] or row[0]}, once {other[path][1] or other[path][0]}")
     return problems
 
 
+def differ(row: tuple[float | None, str | None], other: tuple[float | None, str | None]) -> bool:
+    """Whether only one of two rows of a file has a reason, or their scores are apart."""
+    if row[1] or other[1]:
+        return not (row[1] and other[1])
+    return None not in (row[0], other[0]) and abs(row[0] - other[0]) > APART  # the loader gives no scores
+
+
 def judge(fate: str, row: tuple[float | None, str | None], alone: tuple | None) -> list[str]:
-    """What is wrong with a row: (position in the range or None, reason or None)."""
+    """What is wrong with a row: (position in the range or None, reason or None).
+
+    Args:
+        alone: the row of a good picture among its like; None: it has none, or no such run ended well.
+    """
     score, reason = row
-    if fate == "good" and reason is None and score is not None and abs(score - alone[0]) > 1e-5 + 1e-9:
-        return [f"{score - alone[0]:+.2g} of the range among bad neighbours"]
     if reason is not None and fate in ("good", "scored"):
         return [f"should be scored, got: {reason}"]
     if reason is None and fate == "refused":
         return ["should be refused, and was not"]
+    if fate == "good" and score is not None:
+        return judge_good(score, alone)
     return [] if reason is None or reason.strip() else ["an empty reason"]
+
+
+def judge_good(score: float, alone: tuple | None) -> list[str]:
+    if alone is None or alone[0] is None:
+        return [f"no score among the good pictures alone to compare with: {alone[1] if alone else 'no row'}"]
+    change = score - alone[0]
+    return [f"{change:+.2g} of the range among bad neighbours"] if abs(change) > APART else []
 
 
 def scored_rows(paths: list[str], output: str, words: list[str]) -> dict[str, tuple] | str:
@@ -487,21 +507,46 @@ def read_rows(output: Path) -> list[dict]:
 
 
 def loaded_rows(paths: list[str], output: str, words: list[str]) -> dict[str, tuple]:
-    """path -> (None, reason), from the loader of trainings."""
+    """path -> (None, reason), from a table as trainings read it, and from their loader.
+
+    Args:
+        output: the table to be, in a folder above all files.
+    """
     import numpy as np
 
-    from datasets import PictureSet, RatedSet, TestOrder, make_loader
+    from datasets import DataOptions, PictureSet, RatedSet, TestOrder, load_dataset, make_loader
     from EAMBNet import Scale
-    from predict import encodable
 
-    scores = np.full(len(paths), 3.0)
-    rated = RatedSet("files", "train", "made", paths, paths, scores, Scale("score", 1.0, 5.0, 3.0))
-    pictures = PictureSet(rated, 224, flip_seed=0, skip_broken=True)
-    rows = {}
-    for batch in make_loader(pictures, TestOrder(len(paths), 16), WORKERS):
-        rows |= {encodable(paths[index]): (None, None) for index in batch.index.tolist()}
-        rows |= {encodable(path): (None, reason) for path, reason in batch.broken}
-    return rows
+    folder = Path(output).parent
+    names = {path: os.path.relpath(path, folder) for path in paths}
+    odd = [path for path, name in names.items() if not fits_table(name)]
+    write_table(Path(output), [name for path, name in names.items() if path not in odd])
+    options = DataOptions(table=Path(output).name, minimum=1.0, maximum=5.0)
+    scores, scale = np.full(len(odd), 3.0), Scale("score", 1.0, 5.0, 3.0)
+    sets = [*load_dataset("csv", folder, ("train", "val"), options).values()]
+    sets.append(RatedSet("odd", "train", "made", [names[path] for path in odd], odd, scores, scale))
+    found = {}
+    for rated in sets:
+        found |= {name: (None, reason) for name, reason in rated.left_out}
+        pictures = PictureSet(rated, 224, flip_seed=0, skip_broken=True)
+        for batch in make_loader(pictures, TestOrder(len(rated), 16), WORKERS):
+            found |= {rated.ids[index]: (None, None) for index in batch.index.tolist()}
+            found |= {name: (None, reason) for name, reason in batch.broken}
+    return {encodable(path): found[name] for path, name in names.items() if name in found}
+
+
+def fits_table(name: str) -> bool:
+    """Whether a table can name the file: UTF-8, no blanks at its ends, and no backslash, which there parts
+    folders."""
+    from datasets import native
+
+    return name == encodable(name) == native(name).strip()
+
+
+def write_table(path: Path, names: list[str]) -> None:
+    """All of the training files: a part of them becomes the validation split, by what is in them too."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("path", "score", "split"), *((name, 3, "train") for name in names)])
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -595,11 +640,12 @@ def bound_by_permissions() -> Iterator[None]:
 
 
 class Moment(NamedTuple):
-    """How far a run is: rows, processor seconds, MB of memory."""
+    """How far a run is: rows, processor seconds, MB of memory, seconds on the clock."""
 
     rows: int
     seconds: float
     memory: float
+    clock: float
 
 
 def soak(folder: Path, count: int, words: list[str], start: int = 1000) -> list[str]:
@@ -633,11 +679,14 @@ def judge_soak(moments: list[Moment], count: int, start: int = 1000) -> list[str
     """What is wrong with memory and speed; prints both."""
     before = max(moment.memory for moment in moments if moment.rows <= start)
     growth = max(moment.memory for moment in moments) - before
-    first, last = cost(moments, 0.0, 0.1, count), cost(moments, 0.9, 1.0, count)
+    costs = {name: tenths(moments, name, count) for name in ("seconds", "clock")}
+    first, last = costs["seconds"]
     print(
         f"memory: {before:.0f} MB within the first {start:,} of {count:,} pictures, {growth:+.0f} MB behind"
     )
     print(f"processor time a picture: {first:.1f} ms in the first tenth, {last:.1f} ms in the last")
+    # Not judged: any other work on the machine makes it longer.
+    print("wall time a picture: {:.1f} ms in the first tenth, {:.1f} ms in the last".format(*costs["clock"]))
     problems = []
     if growth > GROWTH:
         problems.append(f"memory grew by {growth:.0f} MB behind the first {start:,}, allowed are {GROWTH}")
@@ -685,14 +734,19 @@ def watch(process: multiprocessing.Process, output: Path, count: int) -> Iterato
                 new = file.read()
             rows, place = rows + new.count(b"\n"), place + len(new)
         if rows > 0 and memory:
-            yield Moment(rows, sum(map(int, ticks)) / tick, memory)
+            yield Moment(rows, sum(map(int, ticks)) / tick, memory, time.monotonic())
 
 
-def cost(moments: list[Moment], start: float, end: float, count: int) -> float:
-    """Milliseconds of processor time a picture took in a part of the run, 0 to 1."""
+def tenths(moments: list[Moment], field: str, count: int) -> tuple[float, float]:
+    """Milliseconds that a picture took in the first tenth of a run and in the last, by a field of Moment."""
+    return cost(moments, field, 0.0, 0.1, count), cost(moments, field, 0.9, 1.0, count)
+
+
+def cost(moments: list[Moment], field: str, start: float, end: float, count: int) -> float:
+    """As `tenths`, in a part of the run, 0 to 1."""
     first = next(moment for moment in moments if moment.rows >= start * count)
     last = next((moment for moment in moments if moment.rows >= end * count), moments[-1])
-    return 1000 * (last.seconds - first.seconds) / max(1, last.rows - first.rows)
+    return 1000 * (getattr(last, field) - getattr(first, field)) / max(1, last.rows - first.rows)
 
 
 if __name__ == "__main__":

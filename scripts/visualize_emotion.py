@@ -14,7 +14,6 @@ From top to bottom: what is shown; scoring and choosing; the sheet; the page; wh
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import sys
 from collections.abc import Iterable, Sequence
@@ -32,13 +31,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import predict
 from checkpoint import Weights, written_whole
 from config import load_config
-from datasets import SPLITS, DataOptions, RatedSet, describe, first_by_hash, load_dataset
+from datasets import SPLITS, DataOptions, RatedSet, check_copies, describe, first_by_hash, load_dataset
 from decoding import decode
 from EAMBNet import Scale
 from evaluation import as_trained, is_cross_set
 from main import guarded, refuse_existing
 from panels import Box, fit, resize_image, shorten, show
 from predict import Scored, Scorer
+from spreadsheets import encodable, row_writer, safe
 from visualize import (
     BLUE,
     FAINT,
@@ -172,7 +172,11 @@ def describe_scale(scale: Scale) -> tuple[str, tuple[float, float]]:
 
 
 def read_set(options: argparse.Namespace, weights: Weights) -> tuple[str, RatedSet]:
-    """The name and the pictures of a rated set's split, or of a folder; the first `limit` of them."""
+    """The name and the pictures of a rated set's split, or of a folder; the first `limit` of them.
+
+    Raises:
+        ValueError, OSError: no such set; prepared copies of another size than the network sees.
+    """
     if options.folder:
         rated = read_folder(options.folder, weights.scale)
         name = shorten(predict.printable(rated.name), LONGEST_NAME)
@@ -181,6 +185,8 @@ def read_set(options: argparse.Namespace, weights: Weights) -> tuple[str, RatedS
         data_options = as_trained(load_config((), words), weights).data.options(DataOptions)
         splits = load_dataset(options.dataset, options.data_root, (options.split,), data_options)
         rated = splits[options.split]
+        for copies in rated.copies:
+            check_copies(copies, *weights.pictures)
         name = f"{rated.name.upper()} {rated.split}"
         print(describe(rated), file=sys.stderr)
     sample = first_by_hash(rated, options.limit or len(rated))
@@ -192,7 +198,7 @@ def read_folder(folder: Path, scale: Scale) -> RatedSet:
     if not folder.is_dir():
         raise FileNotFoundError(f"visualize_emotion: there is no folder {folder}")
     paths = [found.path for found in predict.find_pictures([str(folder)])]
-    ids = [predict.encodable(str(Path(path).relative_to(folder))) for path in paths]
+    ids = [encodable(str(Path(path).relative_to(folder))) for path in paths]
     return RatedSet(folder.resolve().name, "", "a folder", ids, paths, np.full(len(ids), np.nan), scale)
 
 
@@ -290,12 +296,13 @@ def shrink(image: np.ndarray) -> np.ndarray:
 def write_numbers(path: Path, entries: Iterable[Entry]) -> None:
     """One row per picture, in the order of the ranking; cells are empty where nothing is known."""
     with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
+        write_row = row_writer(file)
+        write_row(COLUMNS)
         for entry in sorted(entries, key=lambda entry: entry.rank):
             scored, rating = entry.scored, None if math.isnan(entry.rating) else entry.rating
             values = (entry.id, scored.score, rating, scored.emotion, scored.emotion_probability)
-            writer.writerow([entry.rank, *map(predict.as_cell, values)])
+            cells = [safe(value) if isinstance(value, str) else predict.as_cell(value) for value in values]
+            write_row([entry.rank, *cells])
 
 
 # ---------------------------------------------------------------------------------------------------

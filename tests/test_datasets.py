@@ -45,6 +45,7 @@ from datasets import (
 )
 from decoding import DecodeError, decode
 from EAMBNet import EMOTIONS, Scale
+from scripts.torture_images import bound_by_permissions
 
 # ---- making sets ----------------------------------------------------------------------------------
 
@@ -297,6 +298,22 @@ def test_identical_files_are_found_as_comparing_everything_finds_them(tmp_path_f
     assert sorted(identical_files([str(path) for path in paths], suspects)) == sorted(expected)
 
 
+@pytest.mark.parametrize("step", ["_size_or_path", "_middle", "_digest"])
+def test_a_file_that_cannot_be_read_has_no_twin(tmp_path, monkeypatch, step):
+    paths = [str(tmp_path / name) for name in "abc"]
+    for name in "abc":
+        (tmp_path / name).write_bytes(b"x" * 9000)
+    whole = getattr(datasets, step)
+
+    def closed(path):
+        if path == paths[1]:
+            raise PermissionError(13, "Permission denied", path)
+        return whole(path)
+
+    monkeypatch.setattr(datasets, step, closed)
+    assert identical_files(paths, np.ones(3, dtype=bool)) == [[0, 2]]
+
+
 # ---- PARA ------------------------------------------------------------------------------------------
 
 
@@ -508,6 +525,23 @@ def test_missing_pictures_are_left_out_and_listed(tmp_path):
     test = load_dataset("para", root, ("test",))["test"]
     assert len(test) == 4 and [row.id for row in test.left_out] == ["session1/p61_.jpg"]
     assert "no picture file" in test.left_out[0].reason and "1 left out" in describe(test)
+
+
+@pytest.mark.parametrize("where", ["in a circle", "into a closed folder"])
+def test_a_link_that_cannot_be_followed_costs_one_picture_and_not_its_folder(tmp_path, where):
+    root, closed = make_csv(tmp_path / "set"), tmp_path / "closed"
+    closed.mkdir()
+    link = root / "pics" / "3.png"
+    link.rename(closed / "3.png")
+    link.symlink_to(link if where == "in a circle" else closed / "3.png")
+    closed.chmod(0)
+    try:
+        with bound_by_permissions():
+            sets = load_dataset("csv", root)
+    finally:
+        closed.chmod(0o700)
+    assert [i for rated in sets.values() for i, _ in rated.left_out] == ["pics/3.png"]
+    assert sum(map(len, sets.values())) == 39
 
 
 def test_a_missing_training_picture_is_listed_once_on_the_side_of_its_hash(tmp_path):
@@ -843,6 +877,37 @@ def test_fi_empty_class_is_named(tmp_path):
     assert "fear" not in load_dataset("fi", tmp_path, ("train",))["train"].emotion_classes
 
 
+def test_fi_a_link_that_leads_in_a_circle_costs_what_it_stands_for(tmp_path):
+    root = make_fi(tmp_path)
+    whole = {split: set(rated.ids) for split, rated in load_dataset("fi", root).items()}
+    link = root / "awe" / "1.jpg"
+    link.unlink()
+    link.symlink_to(link)
+    sets = load_dataset("fi", root)
+    assert {split: {*r.ids, *(i for i, _ in r.left_out)} for split, r in sets.items()} == whole
+    assert [i for rated in sets.values() for i, _ in rated.left_out] == ["awe/1.jpg"]
+    (root / "awe").rename(tmp_path / ".awe")
+    (root / "awe").symlink_to(root / "awe")
+    assert "awe has no picture: awe is an empty class" in message(ValueError, "fi", root)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names must be UTF-8 here")
+def test_fi_names_that_are_no_utf8_are_written_as_text_and_move_no_other_picture(tmp_path):
+    root = make_fi(tmp_path)
+    before = {i: split for split, rated in load_dataset("fi", root).items() for i in rated.ids}
+    (root / "awe" / "1.jpg").rename(root / "awe" / "\udcff.jpg")
+    sets = load_dataset("fi", root)
+    after = {i: split for split, rated in sets.items() for i in rated.ids}
+    split = after.pop("awe/\\xff.jpg")
+    assert before.pop("awe/1.jpg") and after == before
+    rated = sets[split]
+    assert decode(rated.paths[rated.ids.index("awe/\\xff.jpg")]).shape == (6, 8, 3)
+    assert len(rated.sha256) == 64 and len(rated.id_hashes) == len(rated)
+    write_pictures(root, ["awe/\\xff.jpg"])
+    text = message(ValueError, "fi", root)
+    assert text.endswith("has two files whose names are written 'awe/\\xff.jpg'; rename one.")
+
+
 def test_fi_needs_two_classes_in_one_place(tmp_path):
     assert "found nothing." in message(ValueError, "fi", tmp_path)
     (tmp_path / "joy").mkdir()
@@ -925,6 +990,18 @@ def test_emoset_entries_are_checked_and_named(tmp_path, entry, expected):
     write_json(make_emoset(tmp_path) / "test.json", entries)
     text = message(ValueError, "emoset", tmp_path, ("test",))
     assert text.startswith("datasets: test.json entry 5 is ") and expected in text
+
+
+def test_emoset_text_that_is_no_letter_is_left_out_with_its_reason(tmp_path):
+    entries = emoset_entries(24)
+    entries[1][1:3] = "half\ud800", "image/\ud800.jpg"
+    write_json(make_emoset(tmp_path) / "test.json", entries)
+    rated = load_dataset("emoset", tmp_path, ("test",))["test"]
+    assert len(rated) == 7 and rated.left_out[0].id == "half\\ud800"
+    write_left_out(tmp_path / "left.csv", rated)
+    assert small.read_csv(tmp_path / "left.csv") == [
+        {"id": "half\\ud800", "reason": "no picture file image/\\ud800.jpg"}
+    ]
 
 
 def test_emoset_empty_class_of_training_is_named(tmp_path):

@@ -1,14 +1,15 @@
 """The stand-in for series: PARA's split kept, order by severity, real votes, and a training can read it."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
 from PIL import Image
 from small import read_csv
 
-from datasets import PARA_BINS, PARA_EMOTIONS
-from pairs import load_pairs
+from datasets import MANIFEST, PARA_BINS, PARA_EMOTIONS
+from pairs import load_pairs, read_pair_sheet
 from scripts import make_series
 from scripts.make_series import DAMAGES, Photograph, grouped_pairs, main, preference
 
@@ -125,6 +126,22 @@ def test_each_degree_of_damage_is_further_away(damage):
     away = [abs(np.asarray(one, float) - np.asarray(image, float)).mean() for one in worse]
     assert 0.1 < away[0] < away[1] < away[2]
     assert {one.size for one in worse} == {image.size}
+
+
+def test_a_scene_that_would_be_a_formula_is_a_text_and_the_pairs_are_read_again(tmp_path):
+    make_series.write_pairs(tmp_path / "train.csv", [("=1-0000", "imgs/a;b.jpg", "imgs/=c.jpg", 1.0)])
+    assert '"\'=1-0000","imgs/a;b.jpg"' in (tmp_path / "train.csv").read_text(encoding="utf-8")
+    table = read_pair_sheet(tmp_path / "train.csv")
+    assert (table.first, table.second) == (["imgs/a;b.jpg"], ["imgs/=c.jpg"])
+
+
+def test_prepared_copies_are_refused(tmp_path, capsys):
+    known = {"dataset": "para", "source": "PARA", "words": [], "size": 64, "exif": True, "quality": 95}
+    (tmp_path / MANIFEST).write_text(json.dumps(known | {"program": {}, "complete": True}))
+    assert main(["--data-root", str(tmp_path), "--output", str(tmp_path / "new")]) == 2
+    said = capsys.readouterr().err
+    assert f"make_series: {tmp_path} holds prepared copies, which are squashed; series need" in said
+    assert "--data-root PARA" in said and not (tmp_path / "new").exists()
 
 
 def test_nothing_is_written_over_and_too_few_photographs_are_said(made, para, tmp_path, capsys):

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -257,6 +258,53 @@ def test_a_full_disk_keeps_what_is_complete_and_the_same_command_goes_on(
     copied.clear()
     assert prepare(source, output) == 0
     assert len(copied) == 7 and len(load_dataset("csv", output)["train"]) == 8
+
+
+def fill_disk(monkeypatch, at, manifest_fits):
+    """The disk is full from the copy of this name on, for the manifest unless `manifest_fits` its folder."""
+    written, filled = script.written_whole, []
+
+    def full(path):
+        if path.name == at:
+            filled.append(path)
+        if filled and not (path.name == MANIFEST and manifest_fits(path.parent)):
+            (path.parent / ".another.77.tmp").touch()  # what another process had begun
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return written(path)
+
+    monkeypatch.setattr(script, "written_whole", full)
+    return written
+
+
+def test_unfinished_copies_make_room_for_the_manifest(source, tmp_path, monkeypatch, capsys):
+    fill_disk(monkeypatch, "5.png", lambda output: not list(output.rglob("*.tmp")))
+    assert prepare(source, tmp_path / "copies") == 2
+    assert "5 of 12 pictures are done and kept. Run the same" in capsys.readouterr().err
+    assert len(manifest(tmp_path / "copies")["pictures"]) == 5
+
+
+def test_a_disk_too_full_for_the_manifest_is_said_and_costs_the_copies(
+    source, tmp_path, monkeypatch, capsys, copied
+):
+    output = tmp_path / "copies"
+    written = fill_disk(monkeypatch, "5.png", lambda output: False)
+    assert prepare(source, output) == 2
+    message = capsys.readouterr().err
+    assert "No space left on device; 0 of 12 pictures are done and kept; prepared.json could not" in message
+    assert "be written, so that 5 more will be made again. Run the same command" in message
+    monkeypatch.setattr(script, "written_whole", written)
+    copied.clear()
+    assert prepare(source, output) == 0 and len(copied) == 12
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names must be UTF-8 here")
+def test_names_that_are_no_utf8_have_copies_too(tmp_path):
+    root, output = tmp_path / "root", tmp_path / "copies"
+    fi(root)
+    (root / "data/awe/0.jpg").rename(root / "data/awe/\udcff.jpg")
+    assert prepare(root, output, dataset="fi") == 0
+    ours, theirs = load_dataset("fi", output), load_dataset("fi", root)
+    assert {split: rated.ids for split, rated in ours.items()} == {k: v.ids for k, v in theirs.items()}
 
 
 def test_leftovers_of_a_killed_run_are_removed(source, tmp_path):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small import BACKBONE, ROOT, WORDS, read_json
+from small import BACKBONE, ROOT, WORDS, read_csv, read_json
 from torch import nn
 
 import demo
@@ -314,6 +314,13 @@ def test_without_the_weights_of_the_runs_all_is_still_done(made, words, tmp_path
     assert f"demo_main_seed0 stands on {gone}, which is gone; trained" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "results" / "demo_main_seed0")
     assert [step.name for step in script.to_do(planned(*here))] == ["demo_emotion", "demo_main_seed0"]
+
+
+def test_published_figures_are_no_formulas_and_read_as_they_are(tmp_path):
+    rows = [("block", "method"), ("ava", "=1+1"), ("ava", "'@b; c"), ("ava", "NIMA, again")]
+    script.write_texts(tmp_path / "published.csv", rows)
+    assert [row["method"] for row in read_csv(tmp_path / "published.csv")] == ["'=1+1", "''@b; c", rows[3][1]]
+    assert [tuple(row.values()) for row in script.read_texts(tmp_path / "published.csv")] == rows[1:]
 
 
 def test_more_rows_make_a_new_table_and_no_row_again(made, words, capsys):

@@ -19,7 +19,7 @@ import referee
 from datasets import LeftOut, RatedSet, write_left_out
 from EAMBNet import Scale
 from evaluation import write_columns
-from spreadsheets import FORMULA, original, row_writer, safe
+from spreadsheets import FORMULA, encodable, original, row_writer, safe
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
@@ -43,6 +43,27 @@ def test_ordinary_texts_stay_as_they_are(text):
 
 def test_safe_texts_of_different_texts_differ():
     assert [safe(text) for text in ("=", "'=", "''=")] == ["'=", "''=", "'''="]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("\udcff.jpg", "\\xff.jpg"),
+        ("a\udced\udca0\udc80", "a\\xed\\xa0\\x80"),
+        ("\ud800.jpg", "\\ud800.jpg"),
+        ("\ud800\udcff", "\\ud800\\udcff"),
+        ("ä\\xff😀\n", "ä\\xff😀\n"),
+    ],
+)
+def test_what_utf8_cannot_hold_is_written_out(text, expected):
+    assert encodable(text) == safe(text) == expected
+    assert encodable(expected) == expected
+
+
+@given(st.binary(max_size=6))
+def test_bytes_of_file_names_that_are_no_utf8_are_written_one_by_one(name):
+    text = name.decode("utf-8", "surrogateescape")
+    assert encodable(text) == name.decode("utf-8", "backslashreplace")
 
 
 @given(st.lists(st.one_of(texts, st.floats(0, 5), st.none()), min_size=2, max_size=4))
@@ -112,6 +133,12 @@ def test_lists_of_pictures_that_are_left_out_are_safe(tmp_path):
     assert not [cell for cell in cells if cell.startswith(FORMULA)]
     assert [original(cell) for cell in cells] == IDS
     assert set(first_cells(tmp_path / "left_out.csv", "reason")) == {"'=no; picture"}
+
+
+def test_lists_of_pictures_that_are_left_out_name_files_that_are_no_utf8(tmp_path):
+    left_out = [LeftOut("a.jpg", "decoding: \udcff/a.jpg cannot be decoded: the file is empty.")]
+    write_left_out(tmp_path / "left_out.csv", replace(rated(), left_out=left_out))
+    assert first_cells(tmp_path / "left_out.csv", "reason")[0].startswith("decoding: \\xff/a.jpg cannot")
 
 
 def test_a_semicolon_in_a_path_is_quoted_by_predict_and_taken_up_again():

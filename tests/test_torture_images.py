@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from small import read_csv
 from test_export import write_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
@@ -80,6 +81,16 @@ def test_each_row_is_judged(fate, row, wrong):
     assert torture_images.judge(fate, row, (0.5, None)) == wrong
 
 
+@pytest.mark.parametrize(("alone", "said"), [(None, "no row"), ((None, "closed"), "closed")])
+def test_a_good_picture_without_a_score_alone_is_wrong_and_stops_nothing(alone, said):
+    results = {"predict": {"a": (0.5, None)}}
+    if alone:
+        results["good pictures alone"] = {"a": alone}
+    assert torture_images.compare({"a": "good"}, results) == [
+        f"predict: a: no score among the good pictures alone to compare with: {said}"
+    ]
+
+
 def test_rows_that_are_missing_too_many_or_different_are_seen():
     fates = {"a": "either", "b": "either"}
     rows = {
@@ -93,6 +104,31 @@ def test_rows_that_are_missing_too_many_or_different_are_seen():
         "a: once 0.5, once no",
         "a: once 0.5, once no",
     ]
+
+
+def test_two_scores_of_one_file_must_be_equal():
+    fates = dict.fromkeys("abc", "either")
+    rows = {
+        "one": {"a": (0.5, None), "b": (0.5, None), "c": (None, "no")},
+        "two": {"a": (0.500009, None), "b": (0.500011, None), "c": (None, "never")},
+        "loader": {"a": (None, None), "b": (None, None), "c": (None, "no")},
+    }
+    assert torture_images.compare(fates, rows) == ["b: once 0.5, once 0.500011"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names must be UTF-8 here")
+def test_the_loader_reads_a_table_of_all_files_that_one_can_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(torture_images, "WORKERS", 0)
+    names = ["a.jpg", "two\r\nlines.jpg", 'a "b", c.jpg', "=1.jpg", "gone.jpg"]
+    odd = ["a\\b.jpg", "\udcff.jpg", " .jpg"]
+    picture = torture_images.photographs()[0]
+    for number, name in enumerate([*names[:-1], *odd]):
+        picture.rotate(90 * (number % 4)).save(tmp_path / name, quality=90 - number)
+    paths = [str(tmp_path / name) for name in (*names, *odd)]
+    rows = torture_images.loaded_rows(paths, str(tmp_path / "files.csv"), [])
+    assert list(rows) == [torture_images.encodable(path) for path in paths]
+    assert [row[1] for row in rows.values()] == [*[None] * 4, "no picture file gone.jpg", None, None, None]
+    assert [row["path"] for row in read_csv(tmp_path / "files.csv")] == names
 
 
 def test_root_reads_what_permissions_allow_and_then_all_again(tmp_path):
@@ -131,9 +167,14 @@ def test_a_crash_and_a_hang_are_sentences():
     assert torture_images.apart(time.sleep, 1000, seconds=1)[0] == "hangs; ended after 1 s"
 
 
-def test_a_soak_is_judged_by_growth_and_by_cost():
-    flat = [Moment(rows, rows / 50, 800) for rows in range(0, 10_001, 100)]
+def test_a_soak_is_judged_by_growth_and_by_cost(capsys):
+    # Twice as long on the clock in the last tenth, which is told and no fault.
+    clock = [rows / 25 + max(0, rows - 9000) / 25 for rows in range(0, 10_001, 100)]
+    flat = [Moment(100 * i, 2 * i, 800, seconds) for i, seconds in enumerate(clock)]
     assert torture_images.judge_soak(flat, 10_000) == []
+    said = capsys.readouterr().out
+    assert "processor time a picture: 20.0 ms in the first tenth, 20.0 ms in the last" in said
+    assert "wall time a picture: 40.0 ms in the first tenth, 80.0 ms in the last" in said
     leaking = [moment._replace(memory=800 + moment.rows / 100) for moment in flat]
     assert torture_images.judge_soak(leaking, 10_000) == [
         "memory grew by 90 MB behind the first 1,000, allowed are 50"
@@ -147,7 +188,9 @@ def test_a_short_soak_is_run_and_watched(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torture_images, "SLOWER", 100)  # of so few pictures the time is chance
     words = ["--checkpoint", str(write_checkpoint(tmp_path)), "--workers", "2", "--batch-size", "4"]
     assert torture_images.soak(tmp_path, 400, words, start=100) == []
-    assert " MB within the first 100 of 400 pictures, " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert " MB within the first 100 of 400 pictures, " in said and "wall time a picture: " in said
+    assert "wall time a picture: 0.0 ms" not in said
     with pytest.raises(ValueError, match="--soak needs 2000 pictures at least"):
         torture_images.soak(tmp_path, 400, words)
 

@@ -4,6 +4,7 @@ import io
 import itertools
 import math
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import checkpoint
 import visualize
 from EAMBNet import Scale, build_model
 from predict import Scored, Scorer, as_cell
+from scripts import prepare_data
 from scripts import visualize_emotion as script
 
 SIZE = 64
@@ -319,6 +321,29 @@ def test_a_name_that_is_no_text_is_an_id_all_the_same(tmp_path):
     rated = script.read_folder(tmp_path, STARS)
     assert rated.ids == ["b.png", "\\xff.png"]
     assert len(script.first_by_hash(rated, 1)) == 1
+
+
+def test_no_cell_of_the_numbers_is_a_formula_or_cut_in_two(tmp_path):
+    first = replace(entry(1, emotions={"-awe": 1.0}), id="=1+1;2.jpg")
+    script.write_numbers(tmp_path / "pictures.csv", [replace(entry(2), id="\udcff.jpg"), first])
+    rows = small.read_csv(tmp_path / "pictures.csv")
+    assert [row["id"] for row in rows] == ["'=1+1;2.jpg", "\\xff.jpg"]
+    assert rows[0]["emotion"] == "'-awe" and float(rows[0]["rating"]) == 3.5
+    assert '"\'=1+1;2.jpg"' in (tmp_path / "pictures.csv").read_text(encoding="utf-8")
+
+
+def test_copies_made_for_another_size_are_refused(album, weights, tmp_path, capsys):
+    for size in (96, SIZE):
+        words = ["--dataset", "csv", "--data-root", album, "--output", tmp_path / f"{size}"]
+        words += ["--workers", "0", "--splits", "test", f"data.size={size}"]
+        assert prepare_data.main([*map(str, words)]) == 1  # one picture is broken
+    words = ["--dataset", "csv", "--data-root"]
+    assert call(weights, tmp_path / "out", *words, tmp_path / "96") == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path / '96'} holds copies made with data.size=96, and data.size=64 is asked for" in said
+    options = script.parse([*words, str(tmp_path / f"{SIZE}"), "--output", str(tmp_path / "out")])
+    _, rated = script.read_set(options, checkpoint.load_weights(weights))
+    assert len(rated) == COUNT
 
 
 def test_another_sets_ratings_and_the_networks_own_unit_are_told_apart(album, drawn, tmp_path):
