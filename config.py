@@ -197,7 +197,7 @@ class Train:
     compile: run the training step through torch.compile. Minutes at the start; on a CPU it was no faster; on
         CUDA in bf16 Lite's gradients were no numbers with torch 2.11.
     recompute: compute the inner maps of the backbones' blocks again for the gradient instead of keeping them:
-        three quarters to four fifths of the memory, a tenth to a quarter more time, the same numbers
+        three quarters to four fifths of the memory, a fifth to two fifths more time, the same numbers
         (`recompute.py`).
     """
 
