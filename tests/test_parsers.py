@@ -33,6 +33,7 @@ from config import CHOICES, KEYS, SMALLEST, load_config
 from datasets import SPLITS, DataOptions, load_dataset
 from referee import read_claims
 from scripts.make_tables import PUBLISHED, read_published
+from spreadsheets import original
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "50"))
 many = settings(
@@ -80,6 +81,7 @@ class Format:
     read: cells by name -> (id, values); raises ValueError if they say nothing possible.
     load: folder -> {id: values}.
     optional: columns that may be missing. guessed: which column is what follows from the header alone.
+    bare: a header without rows is a table too, without rows.
     """
 
     file: str
@@ -92,6 +94,7 @@ class Format:
     prefix: tuple[str, ...] = ("datasets: ",)
     optional: tuple[str, ...] = ()
     guessed: bool = False
+    bare: bool = False
 
     def text(self, lines: list[list[str]] | None = None) -> str:
         return "".join((self.separator or " ").join(cells) + "\n" for cells in lines or self.lines)
@@ -140,7 +143,7 @@ class Said:
         self.same_header = names == list(form.columns)
         named = [name for name in names if name]
         lacks = {*form.columns} - {*names, *form.optional}
-        if "\0" in text or not rows or len({*named}) < len(named) or lacks:
+        if "\0" in text or not (rows or form.bare) or len({*named}) < len(named) or lacks:
             return
         seen, self.values = [], {}
         for first, last, cells in rows:
@@ -523,7 +526,8 @@ def published(root) -> Format:
     ]
     figures = {"srcc": 1, "plcc": 1, "accuracy": 100}
 
-    def read(cells: dict[str, str]) -> tuple[str, tuple]:
+    def read(marked: dict[str, str]) -> tuple[str, tuple]:
+        cells = {name: original(text) for name, text in marked.items()}
         for name, largest in figures.items():
             if cells[name] and not re.fullmatch("[0-9]+", cells[name].replace(".", "", 1)):
                 raise ValueError(cells[name])
@@ -548,6 +552,7 @@ def published(root) -> Format:
         read,
         load,
         prefix=("datasets: ", "make_tables: "),
+        bare=True,
     )
 
 
@@ -769,7 +774,7 @@ def setting(key: str, text: str):
     if kind is int:
         raise ValueError(text)
     if kind is str and re.fullmatch(
-        r"null|true|false|yes|no|on|off|[+-]?(0|[1-9][0-9]*)([.][0-9]*)?", text, re.I
+        r"null|true|false|yes|no|on|off|[+-]?(0|[1-9][0-9]{0,17}|(0|[1-9][0-9]*)[.][0-9]*)", text, re.I
     ):
         raise ValueError(text)
     text = text.strip('"')
