@@ -304,7 +304,9 @@ def place(source: Path | str, line: int | None) -> str:
     return f"{source} line {line}" if line else str(source)
 
 
-def members(node: yaml.MappingNode, path: Path, lines: dict[str, int], section: str = "") -> dict[str, Any]:
+def members(
+    node: yaml.MappingNode, path: Path, lines: dict[str, int], section: str | None = None
+) -> dict[str, Any]:
     """The keys of a file, or of one section, with their values.
 
     Args:
@@ -316,8 +318,8 @@ def members(node: yaml.MappingNode, path: Path, lines: dict[str, int], section: 
         name = " ".join(key.value.split()) if isinstance(key, yaml.ScalarNode) else f"a {key.id}"
         if name in content:
             raise ValueError(f"{where}: '{name}' is there twice")
-        lines[f"{section}.{name}" if section else name] = line_of(key)
-        if isinstance(value, yaml.MappingNode) and not section:
+        lines[name if section is None else f"{section}.{name}"] = line_of(key)
+        if isinstance(value, yaml.MappingNode) and section is None:
             content[name] = members(value, path, lines, name)
         elif isinstance(value, yaml.ScalarNode):
             content[name] = plain(value)

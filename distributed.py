@@ -60,7 +60,8 @@ def join(backend: str) -> None:
     """Joins the processes of this start and no others.
 
     Where torchrun starts anew, its store still holds the addresses of the processes that have died (torch
-    2.14), and who reads one connects to nobody. So all keys begin with a name that only this start knows.
+    2.14, whose comment says that each start had a new store), and who reads one finds nobody there and fails
+    or waits. So all keys begin with a name that only this start knows.
     """
     store, rank, world = next(dist.rendezvous("env://"))
     store = dist.PrefixStore(name_of_this_start(store, rank, world), store)
@@ -73,13 +74,18 @@ def name_of_this_start(store: dist.Store, rank: int, world: int) -> str:
     Every other process asks under a word of its own; the first tells all who ask until each has heard it.
 
     Raises:
-        ConnectionError: some do not come within the store's time.
+        ConnectionError: another does not come within the store's time.
     """
     mine = uuid.uuid4().hex
     if rank:
         store.set(f"word/{rank}", mine)
         store.add(f"asks/{rank}", 1)
-        name = store.get(f"tells/{mine}").decode()  # waits
+        try:
+            name = store.get(f"tells/{mine}").decode()  # waits
+        except dist.DistStoreError as error:
+            raise ConnectionError(
+                f"distributed: process 0 never came for process {rank}; start it"
+            ) from error
         store.add(f"{name}/heard/{rank}", 1)
         return name
     waiting, end = range(1, world), time.monotonic() + store.timeout.total_seconds()

@@ -117,11 +117,10 @@ def prepare(
             print(f"emotion_maps: {problems[0]}; training goes on without kept maps", file=sys.stderr)
         return None
     maps = maps if maps and not chunks else EmotionMaps(folder, rated)
-    missing = distributed.gather(len(maps.missing))
-    if len(set(missing)) > 1:
+    if len(set(distributed.gather(maps.missing.tobytes()))) > 1:
         raise ValueError(
-            f"emotion_maps: {folder} lacks {min(missing)} maps for some processes and {max(missing)} for "
-            "others; train.emotion_maps must be a folder that all machines share"
+            f"emotion_maps: {folder} holds other maps for some processes than for others; train.emotion_maps "
+            "must be a folder that all machines share"
         )
     return maps
 

@@ -532,7 +532,7 @@ def expand_glob(pattern: str) -> list[str]:
     # Not glob.glob, whose ** follows linked folders: two links back to the top would keep it busy for ever.
     try:
         matches = sorted(base.glob(str(rest)))
-    except RecursionError as error:  # Python's own, before 3.13, at about 1,000 levels
+    except RecursionError as error:  # Python's own, before 3.12, at about 1,000 levels
         raise ValueError(
             f"predict: the folders below {printable(str(base))} are nested too deep for the pattern "
             f"{printable(pattern)}; name the folder itself"

@@ -811,12 +811,16 @@ class Run:
                 self.new_best = None
             checkpoint.save_training(self.last, self.weights(self.network), state, self.output / PREVIOUS)
         except OSError:
-            if first:
-                clear(self.output, ("metrics.jsonl", "best.pt"))
+            back = first and not checkpoints(
+                self.output
+            )  # last.pt may be there, and only its folder not synced
+            if back:
                 self.log_grew, self.new_best = bool(self.log), best
             if self.new_best:  # kept in memory, as training goes on
                 tensors = {name: value.clone() for name, value in self.new_best.tensors.items()}
                 self.new_best = replace(self.new_best, tensors=tensors)
+            if back:
+                clear(self.output, ("metrics.jsonl", "best.pt"))
             raise
 
     @contextmanager
@@ -955,10 +959,10 @@ def check_same_run(
     ]
     copies = stopped.description.get("copies", {})
     differences += [
-        f"of {name} the pictures of {copies[name]} sets were copies of scripts/prepare_data.py and of "
-        f"{len(rated.copies)} are"
+        f"{name} was read from {copies_or_originals(copies[name])} and is now from "
+        f"{copies_or_originals(which_are_copies(rated))}"
         for name, rated in data.items()
-        if copies.get(name, len(rated.copies)) != len(rated.copies)
+        if name in copies and copies[name] != which_are_copies(rated)
     ]
     differences += [
         f"--{what.replace('_', '-')} was another file ({origin.get(what, 'none')}) than {file}"
@@ -967,6 +971,15 @@ def check_same_run(
     ]
     if differences:
         raise ValueError(f"training: cannot resume {last}: {'; '.join(differences)}")
+
+
+def which_are_copies(rated: RatedSet) -> list[bool]:
+    """Of each set that it is made of, whether its pictures are copies of scripts/prepare_data.py."""
+    return [bool(part.copies) for part in rated.parts or (rated,)]
+
+
+def copies_or_originals(copies: list[bool]) -> str:
+    return " and ".join("prepared copies" if copy else "originals" for copy in copies)
 
 
 def changed_settings(before: dict, now: dict) -> list[str]:
@@ -995,7 +1008,7 @@ def describe_run(config: Config, network, data: dict[str, RatedSet], origin: dic
         "splits": {name: part.sha256 for name, part in data.items()},
         "pictures": len(set(rated.ids)),
         "dealt": [part.name for part in rated.parts or (rated,) if part.dealt],
-        "copies": {name: len(part.copies) for name, part in data.items()},
+        "copies": {name: which_are_copies(part) for name, part in data.items()},
         "image_size": config.data.size,
         "exif": config.data.exif,
         "crop": config.data.crop,

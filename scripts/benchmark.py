@@ -9,7 +9,7 @@ The parts: forward, step (training), loader, predict (files to scores), start (o
 The reference path is our code in the published order of operations: float32, channels first, 1x1 convolution
 behind the resize, nothing folded, the emotion branch run in every training step, each picture decoded and
 resized by Pillow and normalised as float32 in the loader (`predict`'s reference: the network alone).
-Rows with a + add one step each to the row above. Every way runs in a process of its own, so that its peak
+Rows with a + add one step each to the last such row. Every way runs in a process of its own, so that its peak
 memory is its own; the processes take turns, one run each, and the median over the rounds is given with the
 range as a share of it. Of many ways a few at a time run beside the reference, which then has a row for each
 time: ratios are to the one above. The ceiling is what a 3x3 convolution of 256 channels at 64x64 reaches, in
@@ -330,7 +330,7 @@ def make_loader(path: str, side: int, count: int, way: str) -> Run:
         if way == "reference":
             return torch.stack([reference() for _ in range(size)])
         if way == "scaled":  # as `predict` decodes; no loader does
-            return [decode(path, side, exact=False) for _ in range(size)]
+            return np.stack([decode(path, side, exact=False) for _ in range(size)])
         return pictures.collate(pictures.__getitems__([0] * size))
 
     def run() -> None:
@@ -640,7 +640,7 @@ def served(way: Way, threads: int) -> Iterator:
     try:
         yield ours
         process.join(5)
-    except EOFError as error:
+    except (EOFError, ConnectionError) as error:  # ConnectionError: it died before its turn
         raise ValueError(f"benchmark: {way.job}: a way has failed; its own error stands above") from error
     finally:
         process.kill()

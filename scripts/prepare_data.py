@@ -20,7 +20,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -200,7 +200,8 @@ def kept(manifest: Manifest, output: Path, count: int) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            remove_unfinished(output)  # on a full disk the manifest needs their room
+            with suppress(OSError):  # what went wrong first is to be told
+                remove_unfinished(output)  # on a full disk the manifest needs their room
             raise
         finally:
             save(manifest, output)

@@ -464,6 +464,8 @@ def test_processes_that_never_come_are_named():
     left_by_the_dead(store, 2)
     with pytest.raises(ConnectionError, match=r"processes \[1, 2\] of 3 never came"):
         distributed.name_of_this_start(store, 0, 3)
+    with pytest.raises(ConnectionError, match="process 0 never came for process 1"):
+        distributed.name_of_this_start(store, 1, 3)
 
 
 def test_the_loss_of_another_process_is_one_sentence(monkeypatch):

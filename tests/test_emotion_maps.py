@@ -189,9 +189,12 @@ def test_a_process_that_comes_late_shares_the_list_of_the_first(
 
 def test_a_folder_that_machines_do_not_share_is_refused(network, rated, tmp_path, monkeypatch):
     as_process(monkeypatch, 0, [])
-    monkeypatch.setattr(distributed, "gather", lambda value: [value, 9 if isinstance(value, int) else value])
+    others = np.arange(4).tobytes()  # another machine lacks four
+    monkeypatch.setattr(
+        distributed, "gather", lambda value: [value, others if isinstance(value, bytes) else value]
+    )
     with pytest.raises(
-        ValueError, match=r"lacks 0 maps for some processes and 9 for others; train\.emotion_"
+        ValueError, match=r"other maps for some processes than for others; train\.emotion_maps"
     ):
         prepare(tmp_path / "maps", network, rated, COMPUTE, **SETTINGS)
 

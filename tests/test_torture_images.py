@@ -190,7 +190,6 @@ def test_a_short_soak_is_run_and_watched(tmp_path, monkeypatch, capsys):
     assert torture_images.soak(tmp_path, 400, words, start=100) == []
     said = capsys.readouterr().out
     assert " MB within the first 100 of 400 pictures, " in said and "wall time a picture: " in said
-    assert "wall time a picture: 0.0 ms" not in said
     with pytest.raises(ValueError, match="--soak needs 2000 pictures at least"):
         torture_images.soak(tmp_path, 400, words)
 

@@ -347,6 +347,18 @@ def test_a_checkpoint_from_before_ratings_were_hashed_goes_on(score_run, scored_
     assert train("csv", scored_set, output, "train.epochs=2", "--resume") == 0
 
 
+def test_a_run_on_prepared_copies_is_not_resumed_on_originals(score_run, scored_set, tmp_path, capsys):
+    output = shutil.copytree(score_run, tmp_path / "run")
+    weights, state = checkpoint.load_training(output / "last.pt")
+    assert weights.description["copies"] == {"train": [False], "val": [False], "test": [False]}
+    weights.description["copies"]["train"] = [True]
+    checkpoint.save_training(output / "last.pt", weights, state)
+    assert train("csv", scored_set, output, "train.epochs=2", "--resume") == 2
+    said = capsys.readouterr().err
+    assert "train was read from prepared copies and is now from originals" in said
+    assert "val was read" not in said
+
+
 def test_resuming_on_other_processes_is_refused_with_both_numbers(score_run, scored_set, monkeypatch, capsys):
     monkeypatch.setattr(training.distributed, "world", lambda: 4)
     monkeypatch.setattr(training.distributed, "gather", lambda value: [value] * 4)
