@@ -6,6 +6,8 @@ feature pyramid. Each branch builds only the levels that it uses, so no layer is
 
 from __future__ import annotations
 
+import hashlib
+import re
 from functools import cache
 from pathlib import Path
 from urllib.error import URLError
@@ -233,16 +235,16 @@ def timm_imagenet_state(name: str, state: dict[str, Tensor] | None = None) -> di
     """The pretrained tensors of a timm pyramid, from a classification network's `state` or timm's download.
 
     Of a file from a plain address timm compares the hash that its name may hold. Nearly all files come from
-    the Hugging Face hub instead, and of those it compares none: huggingface_hub sees to the size, and the
-    command `hf cache verify timm/NAME...` compares hashes afterwards.
+    the Hugging Face hub instead, and of those it compares none; `check_hub_files` does.
 
     Raises:
-        ValueError: `state` is not that network's; says what is missing, unknown or misshapen.
+        ValueError: `state` is not that network's; says what is missing, unknown or misshapen. A downloaded
+            file is another than the hub's.
         FileNotFoundError: no network; says which file to put where.
     """
     import timm
 
-    timm.models.set_pretrained_check_hash(True)  # not of the hub's files; timm has nothing for those
+    timm.models.set_pretrained_check_hash(True)  # not of the hub's files: `check_hub_files`
     known = timm.get_pretrained_cfg(name)
     if state is None and not (known and known.has_weights):
         raise ValueError(
@@ -264,5 +266,42 @@ def timm_imagenet_state(name: str, state: dict[str, Tensor] | None = None) -> di
             f"{known.url or f'https://huggingface.co/{known.hf_hub_id}'} and name the file with "
             "model.imagenet=FILE."
         ) from error
+    if state is None:
+        check_hub_files(known.hf_hub_id or "", known.hf_hub_filename or "")
     tail = {key: value for key, value in whole.state_dict().items() if key.startswith(TAIL)}
     return {f"body.{key}": value for key, value in (body.state_dict() | tail).items()}
+
+
+def check_hub_files(repository: str, *names: str) -> None:
+    """Compares the weights that lie in huggingface_hub's cache with the SHA-256 that the hub gave for them.
+
+    The cache names large files by it, and links to them; where there are no links nothing can be compared.
+
+    Args:
+        names: of files that are looked for besides the usual ones.
+
+    Raises:
+        ValueError: a file is another than the hub's.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    repository, _, revision = repository.partition("@")
+    for name in filter(None, (*HUB_WEIGHTS, *names)) if repository else ():
+        found = try_to_load_from_cache(repository, name, revision=revision or None)
+        file = Path(found).resolve() if isinstance(found, str) else Path()
+        if re.fullmatch("[0-9a-f]{64}", file.name) and sha256(file) != file.name:
+            raise ValueError(
+                f"backbones: {file} is another file than {name} of {repository} on the Hugging Face hub, "
+                "whose SHA-256 is its name; delete it, and it is downloaded anew"
+            )
+
+
+HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

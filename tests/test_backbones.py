@@ -1,9 +1,12 @@
 """Backbones: the right maps, no layer behind the last one, and ImageNet weights in their places."""
 
 import copy
+import hashlib
+from functools import partial
 from pathlib import Path
 from urllib.error import URLError
 
+import huggingface_hub
 import numpy as np
 import pytest
 import timm
@@ -290,6 +293,37 @@ def test_timm_offline_says_which_file_to_get(convnext_network, monkeypatch):
         checkpoint.load_imagenet(convnext_network)
     assert "could not download the ImageNet weights of 'convnext_atto' (offline)" in str(error.value)
     assert "convnext_atto_d2-01bb0f51.pth and name the file with model.imagenet=FILE" in str(error.value)
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch) -> Path:
+    """huggingface_hub's cache as it lies on the disk, with the weights of `convnext_atto`; the file."""
+    folder = tmp_path / "models--timm--convnext_atto.d2_in1k"
+    content = b"weights"
+    blob = folder / "blobs" / hashlib.sha256(content).hexdigest()
+    snapshot = folder / "snapshots" / "a1b2"
+    for made in (blob.parent, snapshot, folder / "refs"):
+        made.mkdir(parents=True)
+    blob.write_bytes(content)
+    (folder / "refs" / "main").write_text("a1b2")
+    (snapshot / "model.safetensors").symlink_to(blob)
+    look = huggingface_hub.try_to_load_from_cache
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", partial(look, cache_dir=tmp_path))
+    return blob
+
+
+def test_a_file_that_is_not_the_hubs_is_refused_by_its_hash(hub_cache, convnext_state, monkeypatch):
+    create = timm.create_model
+
+    def downloaded(name, **options):
+        return create(name, pretrained_cfg_overlay={"state_dict": convnext_state}, **options)
+
+    monkeypatch.setattr(timm, "create_model", downloaded)
+    monkeypatch.setattr(backbones, "create_timm_features", lambda name, **_: create(name, features_only=True))
+    assert len(backbones.timm_imagenet_state("convnext_atto")) > 100
+    hub_cache.write_bytes(b"weightz")
+    with pytest.raises(ValueError, match=r"is another file than model\.safetensors of timm/convnext"):
+        backbones.timm_imagenet_state("convnext_atto")
 
 
 def test_a_network_without_published_weights_says_so():
