@@ -289,7 +289,7 @@ def check_hub_files(repository: str, *names: str) -> None:
     for name in filter(None, (*HUB_WEIGHTS, *names)) if repository else ():
         found = try_to_load_from_cache(repository, name, revision=revision or None)
         file = Path(found).resolve() if isinstance(found, str) else Path()
-        if re.fullmatch("[0-9a-f]{64}", file.name) and sha256(file) != file.name:
+        if re.fullmatch("[0-9a-f]{64}", file.name) and file_hash(file) != file.name:
             raise ValueError(
                 f"backbones: {file} is another file than {name} of {repository} on the Hugging Face hub, "
                 "whose SHA-256 is its name; delete it, and it is downloaded anew"
@@ -299,9 +299,10 @@ def check_hub_files(repository: str, *names: str) -> None:
 HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
-def sha256(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with Path(path).open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

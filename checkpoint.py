@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import backbones
+from backbones import file_hash as file_hash  # what files of weights are told apart by
 from EAMBNet import EMOTIONS, EAMBNet, EmotionNetwork, LinearNetwork, Scale, build_model
 from series import SeriesNetwork
 
@@ -123,15 +124,6 @@ def weights_hash(tensors: Tensors) -> str:
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
     return digest.hexdigest()
 
 
