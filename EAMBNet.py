@@ -7,103 +7,17 @@ N pictures, E emotions, K outputs.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from math import ceil
-from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones import Tail, build_pyramid
-from folding import fold, fold_batchnorm
+from eamb.network.backbones import Tail, build_pyramid
+from eamb.network.outputs import EMOTIONS, Output, as_prediction, check_size, no_emotions
 
-EMOTIONS = ("amusement", "awe", "contentment", "excitement", "anger", "disgust", "fear", "sadness")
 PARTS = ("emotion", "detail", "context", "guided_fusion", "attention")  # that a network can be built without
-SMALLEST_SIDE = 64  # pixels
-
-
-class Output(NamedTuple):
-    """What the network says about N pictures.
-
-    prediction: (N, K), the raw probability (K = 1) or rating distribution (rows sum to 1); `Scale` reads it.
-    emotion_logits: (N, E), before softmax; E = 0 of a network without an emotion branch.
-    emotion_map: (N, 1, h, w), the emotion-aware map in [0, 1]; carries no gradient. 1 without the branch.
-    """
-
-    prediction: Tensor
-    emotion_logits: Tensor
-    emotion_map: Tensor
-
-
-@dataclass(frozen=True)
-class Scale:
-    """What a raw prediction means, in the unit that people rated in. Travels with the weights.
-
-    kind: "distribution" over rating bins, "score" (value = offset + factor * p) or "label" (p = P(high)).
-    minimum, maximum: the ends of the rating scale.
-    threshold: a picture counts as high above it, and at it too if `inclusive`.
-    bins: the rating each bin of a distribution stands for.
-    """
-
-    kind: str
-    minimum: float
-    maximum: float
-    threshold: float
-    inclusive: bool = False
-    bins: tuple[float, ...] = ()
-    offset: float = 0.0
-    factor: float = 1.0
-
-    def __post_init__(self):
-        if self.kind not in ("distribution", "score", "label"):
-            raise ValueError(f"Scale: kind must be distribution, score or label, got '{self.kind}'")
-        if (self.kind == "distribution") != bool(self.bins):
-            raise ValueError(
-                f"Scale: a distribution has bins and nothing else has; got {self.kind}, {self.bins}"
-            )
-
-    @property
-    def outputs(self) -> int:
-        return len(self.bins) or 1
-
-    @property
-    def ends(self) -> tuple[float, float]:
-        """The smallest and the largest value of a prediction, as `value` gives it."""
-        return (0.0, 1.0) if self.kind == "label" else (self.minimum, self.maximum)
-
-    def value(self, prediction: np.ndarray) -> np.ndarray:
-        """(N, K) raw predictions -> (N,) ratings: the mean, offset + factor * p, or P(high)."""
-        prediction = np.asarray(prediction, np.float64)  # float32 would move ratings across the threshold
-        if self.kind == "distribution":
-            return prediction @ np.asarray(self.bins)
-        return self.offset + self.factor * prediction[:, 0]
-
-    def deviation(self, prediction: np.ndarray) -> np.ndarray:
-        """(N, K) -> (N,) standard deviation of each rating distribution; NaN where there is none."""
-        if self.kind != "distribution":
-            return np.full(len(prediction), np.nan)
-        prediction = np.asarray(prediction, np.float64)
-        distance = np.asarray(self.bins)[None] - self.value(prediction)[:, None]  # (N, K)
-        return np.sqrt((prediction * distance**2).sum(1))
-
-    def probability(self, value: Tensor) -> Tensor:
-        """(N,) ratings -> (N,) the p in [0, 1] that a score network should give for them."""
-        return (value - self.offset) / self.factor
-
-    def is_high(self, value: np.ndarray) -> np.ndarray:
-        """(N,) ratings -> (N,) bool, compared exactly as they come: no rounding to float32 before."""
-        return value >= self.threshold if self.inclusive else value > self.threshold
-
-    def as_dict(self) -> dict:
-        return {**asdict(self), "bins": list(self.bins)}
-
-    @classmethod
-    def from_dict(cls, values: dict) -> Scale:
-        return cls(**{**values, "bins": tuple(values["bins"])})
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -466,31 +380,6 @@ class LinearNetwork(nn.Module):
         return Output(as_prediction(self.head(pooled)), *no_emotions(images))
 
 
-def no_emotions(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (N, 0) and map (N, 1, 1, 1), which is 1, of a network without an emotion branch."""
-    count = images.shape[0]  # len() would be a constant in an exported network
-    return images.new_empty(count, 0), images.new_ones(count, 1, 1, 1)
-
-
-def as_prediction(logit: Tensor) -> Tensor:
-    """(N, K) -> (N, K) in float32: a probability, or a distribution whose rows sum to 1."""
-    logit = logit.float()
-    return logit.sigmoid() if logit.shape[1] == 1 else logit.softmax(dim=1)
-
-
-def check_size(images: Tensor) -> None:
-    if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < SMALLEST_SIDE:
-        raise ValueError(
-            f"EAMBNet: pictures must be (N, 3, H, W) with H and W from {SMALLEST_SIDE} up, "
-            f"got {tuple(images.shape)}"
-        )
-    if not images.is_floating_point():
-        raise ValueError(
-            f"EAMBNet: pictures must be normalised floating point numbers, got {images.dtype}; "
-            "decoding.normalise makes them"
-        )
-
-
 def build_model(
     backbone: str = "resnet50",
     outputs: int = 10,
@@ -534,53 +423,6 @@ def build_model(
     model = EAMBNet(**arguments)
     model.arguments = arguments
     return model
-
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class FastNetwork(nn.Module):
-    """A network as `prepare_for_inference` gives it: another network's copy that cannot be trained."""
-
-    def __init__(self, network: nn.Module, kind: torch.dtype):
-        super().__init__()
-        self.network, self.kind, self.arguments = network, kind, network.arguments
-
-    def forward(self, images: Tensor) -> Output:
-        return Output(*(value.float() for value in self.network(self._as_own(images))))
-
-    def class_activation_maps(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, E, h, w) in [0, 1], one map per emotion."""
-        return self.network.class_activation_maps(self._as_own(images))
-
-    def _as_own(self, images: Tensor) -> Tensor:
-        check_size(images)
-        return images.to(self.kind, memory_format=torch.channels_last)
-
-    def train(self, mode: bool = True) -> FastNetwork:
-        """Stays in evaluation mode; has no BatchNorm left that could be trained."""
-        return super().train(False)
-
-
-def prepare_for_inference(model: nn.Module, precision: str = "fp32") -> FastNetwork:
-    """A fast copy of any of the networks here, for evaluation only; takes and gives float32 as they do.
-
-    BatchNorm is folded into the convolutions and channels lie last in memory. In fp32 outputs differ by
-    rounding, below 1e-4. In bf16 and fp16 all weights and maps are of that type, without autocast.
-
-    Raises:
-        ValueError: the precision is none of fp32, bf16, fp16.
-    """
-    if precision not in PRECISIONS:
-        raise ValueError(f"EAMBNet: precision must be {', '.join(PRECISIONS)}, got '{precision}'")
-    network = copy.deepcopy(model).eval().requires_grad_(False)
-    fusion = getattr(network, "fusion", None)
-    if hasattr(fusion, "semantic_norm"):  # a resize lies between, with which a factor and a shift commute
-        fusion.semantic_norm = fold(fusion.semantic_conv, fusion.semantic_norm)
-    device = next(network.parameters()).device
-    fold_batchnorm(network, torch.zeros(1, 3, SMALLEST_SIDE, SMALLEST_SIDE, device=device))
-    kind = PRECISIONS[precision]
-    return FastNetwork(network.to(kind, memory_format=torch.channels_last), kind)
 
 
 def check_arguments(arguments: dict) -> None:

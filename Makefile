@@ -6,7 +6,7 @@ BIN := .venv/bin
 .PHONY: demo test lint clean
 
 demo: .venv/installed
-	$(BIN)/python demo.py --root data/demo
+	$(BIN)/python -m eamb.readers.demo --root data/demo
 	$(BIN)/python main.py train --dataset demo --output runs/demo --force \
 	    --emotion-checkpoint checkpoints/emotion_lite_para.safetensors
 	$(BIN)/python main.py evaluate --dataset demo --checkpoint runs/demo/best.pt --output runs/demo/evaluation

@@ -6,11 +6,13 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from eamb.runtime.command import guarded
+
 HERE = Path(__file__).parent
+
 DATASETS = ("ava", "para", "iae", "emoset", "fi", "csv", "demo", "phototriage", "pairs")
 
 
@@ -18,33 +20,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command; 0 all well, 1 some pictures failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
     return guarded(options.run, options)
-
-
-def guarded(
-    run: Callable[[argparse.Namespace], int], options: argparse.Namespace, interrupted: str = "interrupted"
-) -> int:
-    """The exit code of a command; bad input is one sentence and 2, Ctrl-C is 130. The scripts use it too.
-
-    A training that a signal ended has the code in its exception.
-    """
-    try:
-        return run(options)
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stopped:
-        print(interrupted, file=sys.stderr)
-        return getattr(stopped, "code", 130)
-
-
-def refuse_existing(script: str, folder: Path, names: Iterable[str]) -> None:
-    """Raises FileExistsError where a script would overwrite something and was not given --force."""
-    there = [name for name in names if (folder / name).exists()]
-    if there:
-        raise FileExistsError(
-            f"{script}: {folder} holds {', '.join(there)} already; choose another folder, or overwrite "
-            "with --force"
-        )
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -189,8 +164,8 @@ def add_select(parser: argparse.ArgumentParser) -> None:
 
 
 def run_train(options: argparse.Namespace) -> int:
-    from interruption import Stopped
-    from training import train
+    from eamb.training.interruption import Stopped
+    from eamb.training.run import train
 
     try:
         train(
@@ -224,8 +199,8 @@ def command_line(words: list[str], resume: bool) -> str:
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
-    from evaluation import evaluate_checkpoint
-    from referee import evaluate_predictions
+    from eamb.evaluation.evaluate import evaluate_checkpoint
+    from eamb.evaluation.external import evaluate_predictions
 
     where = read_config(options), options.split, options.output
     if options.predictions:
@@ -236,20 +211,20 @@ def run_evaluate(options: argparse.Namespace) -> int:
 
 
 def run_predict(options: argparse.Namespace) -> int:
-    from predict import run
+    from eamb.inference.predict import run
 
     return run(options)
 
 
 def run_select(options: argparse.Namespace) -> int:
-    from picks import run
+    from eamb.selection.picks import run
 
     return run(options)
 
 
 def read_config(options: argparse.Namespace):
     """The set's own config unless others are given, then the command line's words, then its options."""
-    from config import load_config
+    from eamb.runtime.config import load_config
 
     if len(options.data_root or ()) > 1 and len(options.data_root) != len(options.dataset or ()):
         raise ValueError(

@@ -45,27 +45,21 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import backbones
-import checkpoint
-import engine
-from datasets import PictureSet, RatedSet
-from decoding import PICTURE_ENDINGS, decode, normalise
-from demo import PHOTOGRAPHS, open_photograph
-from depthwise import DepthwiseConv2d, convolve
-from EAMBNet import (
-    PRECISIONS,
-    EAMBNet,
-    Fusion,
-    Output,
-    Scale,
-    build_model,
-    prepare_for_inference,
-    resize,
-)
+from datasets import PictureSet
+from eamb.files import written_whole
+from eamb.inference.scorer import SHIPPED, Scorer
+from eamb.network import backbones
+from eamb.network.backbones import DepthwiseConv2d, convolve, recompute_blocks
+from eamb.network.fast import prepare_for_inference
+from eamb.network.outputs import PRECISIONS, Output, Scale
+from eamb.readers.decoding import PICTURE_ENDINGS, decode, normalise
+from eamb.readers.demo import PHOTOGRAPHS, open_photograph
+from eamb.readers.rated import RatedSet
+from eamb.runtime import engine
+from eamb.runtime.command import guarded, refuse_existing
+from eamb.weights import checkpoint
+from EAMBNet import EAMBNet, Fusion, build_model, resize
 from losses import emd_loss
-from main import guarded, refuse_existing
-from predict import SHIPPED, Scorer
-from recompute import recompute_blocks
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
@@ -247,7 +241,7 @@ def export_onnx(name: str, side: int, folder: Path) -> Path:
 
 def make_openvino(path: str, side: int, batch: int, precision: str) -> Run:
     """int8 is calibrated on the demo set's photographs, for its speed alone."""
-    import engines
+    from eamb.inference import exported as engines
     from scripts import export
 
     images, content = photographs(side, batch), Path(path).read_bytes()
@@ -267,7 +261,7 @@ def make_openvino(path: str, side: int, batch: int, precision: str) -> Run:
 def make_onnxruntime(path: str, side: int, batch: int) -> Run:
     import onnxruntime
 
-    from engines import INPUT
+    from eamb.inference.exported import INPUT
 
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads()
@@ -803,7 +797,7 @@ def run(options: argparse.Namespace) -> int:
         report = run_parts(options)
     if options.readme:
         text = filled(options.readme, report)
-        with checkpoint.written_whole(options.readme) as path:
+        with written_whole(options.readme) as path:
             path.write_text(text, encoding="utf-8")
     return 0
 
@@ -825,7 +819,7 @@ def run_parts(options: argparse.Namespace) -> dict:
             jobs += measure_all(PARTS[part](options.quick, Path(folder), **more), rounds, options.threads)
     report = {"machine": about, "jobs": jobs}
     if options.output:
-        with checkpoint.written_whole(options.output) as path:
+        with written_whole(options.output) as path:
             path.write_text(json.dumps(report, indent=1) + "\n")
     return report
 

@@ -31,17 +31,19 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import backbones
-import checkpoint
-import evaluation
 import metrics
-from config import Config, load_config
-from datasets import DataOptions, PictureSet, RatedSet, TestOrder, load_dataset, make_loader
-from decoding import normalise
+from datasets import PictureSet, TestOrder, load_dataset, make_loader
+from eamb.evaluation.evaluate import evaluate_checkpoint, with_emotions
+from eamb.evaluation.report import versions, without_nan, write_columns
+from eamb.files import original
+from eamb.network import backbones
+from eamb.readers.decoding import normalise
+from eamb.readers.rated import DataOptions, RatedSet
+from eamb.runtime.command import guarded
+from eamb.runtime.config import Config, load_config
+from eamb.training.run import changed_settings, train
+from eamb.weights import checkpoint
 from EAMBNet import shrink
-from main import guarded
-from spreadsheets import original
-from training import changed_settings, train
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # inverse regularisation, scikit-learn's C
 INNER_FOLDS = 5
@@ -57,8 +59,8 @@ def run(options: argparse.Namespace) -> int:
     words += [f"data.root={os.pathsep.join(options.data_root)}", f"data.folds={options.folds}"]
     config = load_config(options.config, [*words, "train.score_test=false"])
     content, columns = cross_validate(config, options.output)
-    evaluation.write_columns(options.output / "predictions.csv", columns)
-    text = json.dumps(evaluation.without_nan(content), indent=1)
+    write_columns(options.output / "predictions.csv", columns)
+    text = json.dumps(without_nan(content), indent=1)
     (options.output / "cross_validation.json").write_text(text + "\n", encoding="utf-8")
     print(describe(content))
     return 0
@@ -95,7 +97,7 @@ def cross_validate(config: Config, output: Path) -> tuple[dict, dict[str, np.nda
     shares, votes = np.concatenate(shares), np.concatenate([part.emotions for part in parts])  # (n, E)
     content = compare(shares, votes, classes, probes, folds)
     content |= {"dataset": parts[0].name, "protocol": [part.protocol for part in parts]}
-    content |= {"config": config.without_root(), "versions": evaluation.versions()}
+    content |= {"config": config.without_root(), "versions": versions()}
     names = np.array(classes)
     columns = {"id": np.array(ids), "fold": folds, "prediction": names[shares.argmax(axis=1)]}
     columns |= {f"emotion_{name}": shares[:, i] for i, name in enumerate(classes)}
@@ -127,12 +129,12 @@ def run_fold(config: Config, folder: Path) -> tuple[RatedSet, tuple[str, ...], n
             )
     else:
         train(config, output=folder, resume=True)
-        evaluation.evaluate_checkpoint(folder / "best.pt", own, "test", done.parent)
+        evaluate_checkpoint(folder / "best.pt", own, "test", done.parent)
     with done.open(newline="", encoding="utf-8") as file:
         rows = {original(row["id"]): row for row in csv.DictReader(file)}
     columns = [name for name in next(iter(rows.values())) if name.startswith("emotion_")]
     classes = tuple(name.removeprefix("emotion_") for name in columns)
-    rated = evaluation.with_emotions(rated.take([i in rows for i in rated.ids]), classes)
+    rated = with_emotions(rated.take([i in rows for i in rated.ids]), classes)
     return rated, classes, np.array([[float(rows[i][name]) for name in columns] for i in rated.ids])
 
 

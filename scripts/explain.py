@@ -54,28 +54,22 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import backbones
-import engine
-import evaluation
-from checkpoint import Weights, weights_hash, written_whole
-from config import Config, load_config
-from datasets import (
-    DataOptions,
-    LeftOut,
-    PictureSet,
-    RatedSet,
-    TestOrder,
-    describe,
-    first_by_hash,
-    load_dataset,
-    make_loader,
-)
-from distributed import choose_device
-from EAMBNet import EAMBNet, Scale, resize
-from main import guarded
+from datasets import PictureSet, TestOrder, first_by_hash, load_dataset, make_loader
+from eamb.evaluation.evaluate import as_trained, leaks
+from eamb.evaluation.figures import BLUE, FAINT, INK, ORANGE, clean, new_plot, write_figure
+from eamb.evaluation.report import versions, without_nan
+from eamb.files import written_whole
+from eamb.inference.scorer import SHIPPED, load_aesthetics
+from eamb.network import backbones
+from eamb.network.outputs import Scale
+from eamb.readers.rated import DataOptions, LeftOut, RatedSet, describe
+from eamb.runtime import engine
+from eamb.runtime.command import guarded
+from eamb.runtime.config import Config, load_config
+from eamb.runtime.distributed import choose_device
+from eamb.weights.checkpoint import Weights, weights_hash
+from EAMBNet import EAMBNet, resize
 from metrics import bootstrap_intervals
-from predict import SHIPPED, load_aesthetics
-from visualize import BLUE, FAINT, INK, ORANGE, clean, new_plot, write_figure
 
 MAPS = {
     "eam": "emotion-aware map",
@@ -153,7 +147,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> int:
     config = read_config(options)
     weights = load_aesthetics(options.checkpoint)
-    config = evaluation.as_trained(config, weights)
+    config = as_trained(config, weights)
     data_options = config.data.options(DataOptions)
     whole_split = load_dataset(config.data.dataset, config.data.root, (options.split,), data_options)
     rated = first_by_hash(whole_split[options.split], options.pictures)
@@ -226,13 +220,13 @@ def protocol(
         "protocol": rated.protocol,
         "split_sha256": whole_split.sha256,
         "pictures_sha256": rated.sha256,
-        **evaluation.leaks(rated, weights),
+        **leaks(rated, weights),
         "picture_size": config.data.size,
         "sigma_pixels": BLUR * config.data.size,
         "seed": options.seed,
         "bootstrap": config.evaluate.bootstrap,
         "unit": unit(weights.scale),
-        "versions": evaluation.versions(),
+        "versions": versions(),
     }
 
 
@@ -491,7 +485,7 @@ def write(folder: Path, found: dict[str, Estimate], facts: dict) -> None:
     areas = {kind: found[f"{kind} area"]._asdict() for kind in MAPS}
     differences = {kind: found[f"eam - {kind}"]._asdict() for kind in MAPS if kind != "eam"}
     content = {**facts, "areas": areas, "eam_area_minus": differences, "curves": rows}
-    text = json.dumps(evaluation.without_nan(content), indent=1, allow_nan=False)
+    text = json.dumps(without_nan(content), indent=1, allow_nan=False)
     with written_whole(folder / "explain.json") as path:
         path.write_text(text + "\n", encoding="utf-8")
     with written_whole(folder / "explain.csv") as path, path.open("w", newline="", encoding="utf-8") as file:

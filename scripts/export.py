@@ -33,13 +33,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import backbones
-import checkpoint
-import engines
-from decoding import decode, normalise
-from demo import PHOTOGRAPHS, open_photograph
-from EAMBNet import Output, Scale
-from main import guarded
+from eamb.files import written_whole
+from eamb.inference import exported
+from eamb.inference.exported import INPUT, KEY, PLACE, Exported, metadata, openvino
+from eamb.network import backbones
+from eamb.network.outputs import Output, Scale
+from eamb.readers.decoding import decode, normalise
+from eamb.readers.demo import PHOTOGRAPHS, open_photograph
+from eamb.runtime.command import guarded
+from eamb.weights import checkpoint
 
 TOLERANCE = 1e-4  # fp32: largest difference of prediction, logits and map
 INT8_LIMITS = {  # largest differences
@@ -92,11 +94,11 @@ def export(options: argparse.Namespace) -> int:
     if options.int8:
         pack, precision = int8_packer(pack("{}"), read_pictures(options.calibrate, size, exif)), "int8"
     about = {"precision": precision, "pictures": len(pictures)}
-    draft = pack(engines.metadata(weights, about))
-    about["differences"] = compare(engines.Exported(draft, name=str(options.output)), whole, pictures)
+    draft = pack(metadata(weights, about))
+    about["differences"] = compare(Exported(draft, name=str(options.output)), whole, pictures)
     refuse_different(about["differences"], limits(precision, weights.emotion_branch == "trained"))
-    with checkpoint.written_whole(options.output) as temporary:
-        temporary.write_bytes(pack(engines.metadata(weights, about)))
+    with written_whole(options.output) as temporary:
+        temporary.write_bytes(pack(metadata(weights, about)))
     listed = ", ".join(f"{name} {value:.1e}" for name, value in about["differences"].items())
     print(f"{options.output}: {precision}, {options.output.stat().st_size / 1e6:.1f} MB")
     print(f"largest differences from PyTorch on {len(pictures)} pictures: {listed}")
@@ -154,9 +156,9 @@ def trace(whole: nn.Module, pictures: Tensor):
             whole,
             (pictures[:2],),
             file,
-            input_names=[engines.INPUT],
+            input_names=[INPUT],
             output_names=list(Output._fields),
-            dynamic_axes={name: {0: "N"} for name in (engines.INPUT, *Output._fields)},
+            dynamic_axes={name: {0: "N"} for name in (INPUT, *Output._fields)},
             opset_version=OPSET,
             dynamo=False,
         )
@@ -170,7 +172,7 @@ def onnx_packer(graph) -> Callable[[str], bytes]:
 
     def pack(metadata: str) -> bytes:
         del graph.metadata_props[:]
-        graph.metadata_props.add(key=engines.KEY, value=metadata)
+        graph.metadata_props.add(key=KEY, value=metadata)
         return graph.SerializeToString()
 
     return pack
@@ -186,12 +188,12 @@ def int8_packer(content: bytes, pictures: Tensor) -> Callable[[str], bytes]:
     os.environ.setdefault("NNCF_CI", "1")  # or it reports its use to its makers
     nncf = needed("nncf", "nncf")
     batches = [batch.numpy() for batch in pictures.contiguous().split(CALIBRATION_BATCH)]
-    model = engines.openvino().Core().read_model(content)
+    model = openvino().Core().read_model(content)
     network = nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))
 
     def pack(metadata: str) -> bytes:
-        network.set_rt_info(metadata, engines.PLACE)
-        return engines.pack(network)
+        network.set_rt_info(metadata, PLACE)
+        return exported.pack(network)
 
     return pack
 
@@ -200,7 +202,7 @@ def int8_packer(content: bytes, pictures: Tensor) -> Callable[[str], bytes]:
 # The comparison
 
 
-def compare(exported: engines.Exported, whole: nn.Module, pictures: Tensor) -> Differences:
+def compare(exported: Exported, whole: nn.Module, pictures: Tensor) -> Differences:
     """The largest differences from PyTorch in batches of any of BATCH_SIZES, as `differences` names them."""
     with torch.inference_mode():
         expected = joined(Output(*whole(images)) for images in pictures.split(max(BATCH_SIZES)))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import checkpoint
+from eamb.weights import checkpoint
 
 
 def main() -> None:

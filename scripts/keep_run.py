@@ -80,7 +80,7 @@ def keep(run: Path, evaluation: Path, output: Path) -> None:
 
 
 def keep_folder(source: Path, output: Path) -> None:
-    from checkpoint import written_whole  # imports torch
+    from eamb.files import written_whole  # imports torch
 
     output.mkdir(parents=True, exist_ok=True)
     contents = {name: (source / name).read_bytes() for name in COPIED if (source / name).is_file()}

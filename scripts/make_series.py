@@ -35,11 +35,15 @@ import numpy as np
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
-from datasets import PARA_BINS, Sheet, hash_fractions, load_dataset, read_manifest, twins_in_training
-from decoding import decode
-from main import guarded
-from pairs import PAIR_COLUMNS
-from spreadsheets import row_writer, safe
+from datasets import load_dataset, twins_in_training
+from eamb.files import row_writer, safe
+from eamb.readers.decoding import decode
+from eamb.readers.pairs import PAIR_COLUMNS
+from eamb.readers.para import PARA_BINS
+from eamb.readers.prepared import read_manifest
+from eamb.readers.rated import hash_fractions
+from eamb.readers.table import Sheet
+from eamb.runtime.command import guarded
 
 QUALITIES = (30, 15, 7)  # of JPEG, for the degrees of damage by compression
 DEGREES = 1 + len(QUALITIES)  # of damage; 0 is the photograph itself

@@ -34,14 +34,17 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import checkpoint
-import evaluation
 import metrics
-from config import Config, load_config
-from datasets import DataOptions, RatedSet, Sheet, load_dataset, twins_in_training
-from main import guarded
-from spreadsheets import original
-from training import changed_settings, has_emotion_branch
+from datasets import load_dataset, twins_in_training
+from eamb.evaluation.evaluate import compare, labelled, truth, with_emotions
+from eamb.evaluation.report import without_nan
+from eamb.files import file_hash, original, written_whole
+from eamb.readers.rated import DataOptions, RatedSet
+from eamb.readers.table import Sheet
+from eamb.runtime.command import guarded
+from eamb.runtime.config import Config, load_config
+from eamb.training.run import changed_settings
+from eamb.training.tasks import has_emotion_branch
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURES = ("srcc", "plcc", "rmse", "mae", "accuracy", "accuracy_inclusive")  # that have an interval
@@ -78,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
     texts = written_tables(tables, runs, measured, options.results, options.readme)
     texts = {path: json.dumps(measured, indent=1, allow_nan=False) + "\n"} | texts
     for target, text in texts.items():
-        with checkpoint.written_whole(target) as temporary:
+        with written_whole(target) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="\n")
     print("\n".join(map(str, texts)))
     return 0
@@ -291,7 +294,7 @@ def read_run(folder: Path, table: Table) -> Run:
     if missing := [key for key in (*NEEDED, *known) if key not in content]:
         raise ValueError(f"make_tables: {file} has no '{missing[0]}'; evaluate the run again and keep it")
     shown = read_shown(folder / "metrics.jsonl") if config else None
-    return Run(folder, content, config, checkpoint.file_hash(folder / "predictions.csv.gz"), shown)
+    return Run(folder, content, config, file_hash(folder / "predictions.csv.gz"), shown)
 
 
 def read_shown(log: Path) -> int:
@@ -356,7 +359,7 @@ def measure_tables(
 def measure_table(table: Table, runs: dict[str, Run], root: Path, resamples: int) -> dict:
     """Figures of one table, as measured.json has them."""
     rated, twins = read_set(table, runs, root)
-    scores, threshold = evaluation.truth(rated, rated.scale.kind == "label")
+    scores, threshold = truth(rated, rated.scale.kind == "label")
     predictions = {}
     for name in table.runs:
         columns = read_predictions(runs[name], rated)
@@ -369,7 +372,7 @@ def measure_table(table: Table, runs: dict[str, Run], root: Path, resamples: int
     for subset, kept in (("all", slice(None)), ("without_twins", ~np.isin(rated.ids, list(twins)))):
         arrays = {name: values[kept] for name, values in predictions.items()}
         content[subset] = figures(table, arrays, known, scores[kept], threshold, resamples)
-    return evaluation.without_nan(content)
+    return without_nan(content)
 
 
 def sources(table: Table, runs: dict[str, Run]) -> dict[str, dict[str, str]]:
@@ -386,7 +389,7 @@ def read_set(table: Table, runs: dict[str, Run], root: Path) -> tuple[RatedSet, 
     first = runs[table.runs[0]]
     name, split, sha256 = (first.content[key] for key in ("dataset", "split", "split_sha256"))
     options = data_options([runs[run] for run in table.runs])
-    rated = evaluation.labelled(load_dataset(name, root, (split,), options)[split], "aesthetics")
+    rated = labelled(load_dataset(name, root, (split,), options)[split], "aesthetics")
     if rated.sha256 != sha256:
         raise ValueError(
             f"make_tables: {first.folder} (table {table.name}) predicts another split than {name} {split} in "
@@ -435,7 +438,7 @@ def read_predictions(run: Run, rated: RatedSet) -> dict[str, np.ndarray]:
 def check_recorded(run: Run, columns: dict[str, np.ndarray], rated: RatedSet, twins: set[str]) -> None:
     """Raises ValueError unless every metric in metrics.json is what the predictions give."""
     content = run.content
-    report = evaluation.compare(columns, rated, labels=rated.scale.kind == "label", twins=twins)
+    report = compare(columns, rated, labels=rated.scale.kind == "label", twins=twins)
     rest = report.facts.get("without_twins", {"metrics": {}})
     pairs = [("metrics", content, report.metrics)]
     if "without_twins" in content:
@@ -445,7 +448,7 @@ def check_recorded(run: Run, columns: dict[str, np.ndarray], rated: RatedSet, tw
         pairs.append(("emotions", content["emotions"], found))
     for what, part, found in pairs:
         for name, recorded in part["metrics"].items():
-            now = evaluation.without_nan(found.get(name))
+            now = without_nan(found.get(name))
             if recorded != now and not close(recorded, now):
                 raise ValueError(
                     f"make_tables: {run.folder}: {what}, {name} is {recorded} in metrics.json and {now} by "
@@ -458,7 +461,7 @@ def close(a: float | None, b: float | None) -> bool:
 
 
 def emotion_metrics(columns: dict[str, np.ndarray], classes: list[str], rated: RatedSet) -> dict[str, float]:
-    votes = evaluation.with_emotions(rated, tuple(classes)).emotions  # (n, E)
+    votes = with_emotions(rated, tuple(classes)).emotions  # (n, E)
     known = ~np.isnan(votes).all(axis=1)  # (n,)
     shares = np.stack([columns[f"emotion_{name}"] for name in classes], axis=1)  # (n, E)
     return metrics.emotion_metrics(shares[known], votes[known], classes)
@@ -611,7 +614,7 @@ def recorded_twice(table: Table, runs: dict[str, Run], found: dict) -> Iterator[
         values = {n: {m: math.nan if v is None else v for m, v in by_run[n].items()} for n in table.runs}
         for (kind, row, m), value in row_metrics(table, values).items():
             kept = found[subset][kind][row][m]["mean" if kind == "rows" else "difference"]
-            yield f"{subset}: {m} of {row} ({kind})", kept, evaluation.without_nan(value)
+            yield f"{subset}: {m} of {row} ({kind})", kept, without_nan(value)
 
 
 def own_table(table: Table, runs: dict[str, Run], measured: dict) -> tuple[str, list[dict]]:

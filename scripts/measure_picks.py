@@ -30,9 +30,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from PIL import Image
 
-import demo
-import picks
-from main import guarded, refuse_existing
+from eamb.readers import demo
+from eamb.runtime.command import guarded, refuse_existing
+from eamb.selection.grouping import CHANGED, similarity, sketch
 
 ROOT = Path(__file__).resolve().parent.parent
 NEIGHBOURS = ROOT / "results" / "picks" / "neighbours.csv"
@@ -61,7 +61,7 @@ def shot(picture: Image.Image, chance: np.random.Generator) -> Image.Image:
 
 
 def similarity_of(one: Image.Image, other: Image.Image) -> float:
-    return picks.similarity(*(picks.sketch(picture) for picture in (one, other)))
+    return similarity(*(sketch(picture) for picture in (one, other)))
 
 
 def neighbours(images: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -123,7 +123,7 @@ def write_large(folder: Path, count: int) -> None:
         pixels = pixels + noise.normal(0, 5, pixels.shape).astype(np.int16)  # like a sensor's
         exif = Image.Exif()
         time_ = datetime(2024, 5, 3, 14) + timedelta(minutes=number // BURST, seconds=number % BURST)
-        exif[picks.CHANGED] = f"{time_:%Y:%m:%d %H:%M:%S}"
+        exif[CHANGED] = f"{time_:%Y:%m:%d %H:%M:%S}"
         image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
         image.save(folder / f"{number:05d}.jpg", quality=95, exif=exif)
     for number in range(DIFFERENT, count):

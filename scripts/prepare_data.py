@@ -29,20 +29,13 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from checkpoint import file_hash, written_whole
-from config import Config, load_config
-from datasets import (
-    MANIFEST,
-    SPLITS,
-    DataOptions,
-    Manifest,
-    Source,
-    read_manifest,
-    read_table,
-    relative_names,
-)
-from decoding import DecodeError, decode, explain_failure
-from main import guarded
+from datasets import read_table
+from eamb.files import file_hash, written_whole
+from eamb.readers.decoding import DecodeError, decode, explain_failure
+from eamb.readers.prepared import MANIFEST, Manifest, Source, read_manifest, relative_names
+from eamb.readers.rated import SPLITS, DataOptions
+from eamb.runtime.command import guarded
+from eamb.runtime.config import Config, load_config
 
 LABELS = {  # files to copy beside the pictures, relative to the root
     "ava": ("*.txt", "*.csv", "*.jpgl", "splits/*.csv", "aesthetics_image_lists/*"),

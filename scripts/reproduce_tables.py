@@ -40,9 +40,10 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import main as program
-from config import Config, load_config
+from eamb.files import original, row_writer, safe
+from eamb.runtime.command import guarded
+from eamb.runtime.config import Config, load_config
 from scripts import keep_run
-from spreadsheets import original, row_writer, safe
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = {  # of the table: name, and the config that is laid over the set's
@@ -116,7 +117,7 @@ class Step:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return program.guarded(run, parse(arguments), interrupted="interrupted; the same command goes on")
+    return guarded(run, parse(arguments), interrupted="interrupted; the same command goes on")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -332,7 +333,7 @@ def check_files(options: argparse.Namespace) -> None:
 
 def check_networks(steps: list[Step]) -> None:
     """What a training refuses at its start, for all of them before the first."""
-    from training import check_losses, check_parts
+    from eamb.training.tasks import check_losses, check_parts
 
     for step in steps:
         check_losses(step.config)
@@ -372,8 +373,8 @@ def is_done(step: Step) -> bool:
     """
     if not step.result.is_dir():
         return False
-    from checkpoint import file_hash
-    from training import changed_settings
+    from eamb.files import file_hash
+    from eamb.training.run import changed_settings
 
     before = load_config([step.result / "config.yaml"]).as_dict()
     differences = changed_settings(before, step.config.as_dict())
@@ -433,7 +434,7 @@ def make_table(steps: list[Step], options: argparse.Namespace, again: bool) -> i
     Args:
         again: results have changed.
     """
-    from checkpoint import written_whole
+    from eamb.files import written_whole
     from scripts import make_tables
 
     results, readme = steps[0].output / "results", steps[0].output / "tables.md"
@@ -600,7 +601,7 @@ def count_network(config: Config) -> Count:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
-    from engine import PRECISIONS
+    from eamb.network.outputs import PRECISIONS
 
     batch, kind = 2, PRECISIONS[config.train.precision]
     kept: dict[int, torch.UntypedStorage] = {}
@@ -633,9 +634,10 @@ def count_network(config: Config) -> Count:
 
 
 def build_network(config: Config):
-    from datasets import AVA_BINS, PARA_BINS
-    from EAMBNet import EMOTIONS, Scale
-    from training import has_emotion_branch, new_network
+    from eamb.network.outputs import EMOTIONS, Scale
+    from eamb.readers.ava import AVA_BINS
+    from eamb.readers.para import PARA_BINS
+    from eamb.training.tasks import has_emotion_branch, new_network
 
     ratings = PARA_BINS if config.data.names[0] == "para" else AVA_BINS
     bins = ratings if predicts_votes(config) else ()
@@ -644,7 +646,7 @@ def build_network(config: Config):
 
 
 def has_frozen_branch(config: Config) -> bool:
-    from training import has_emotion_branch, learns_emotions
+    from eamb.training.tasks import has_emotion_branch, learns_emotions
 
     return has_emotion_branch(config) and not learns_emotions(config)
 

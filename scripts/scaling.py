@@ -32,14 +32,15 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import backbones
-import checkpoint
-import distributed
-import engine
-from datasets import DataOptions, PictureSet, TrainOrder, load_dataset, make_loader
+from datasets import PictureSet, TrainOrder, load_dataset, make_loader
+from eamb.files import written_whole
+from eamb.network import backbones
+from eamb.network.outputs import PRECISIONS
+from eamb.readers.rated import DataOptions
+from eamb.runtime import distributed, engine
+from eamb.runtime.command import guarded
 from EAMBNet import build_model
 from losses import score_loss
-from main import guarded
 
 NETWORKS = {
     "paper": {"backbone": backbones.RESNET50},
@@ -240,7 +241,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, help=f"pixels; default: {SIZES}")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="fp32", choices=list(engine.PRECISIONS))
+    parser.add_argument("--precision", default="fp32", choices=list(PRECISIONS))
     parser.add_argument("--quick", action="store_true", help="Lite on 1 and 2 processes, 3 rounds")
     parser.add_argument("--output", type=Path, help="also writes the rows as json")
     parser.add_argument("--worker", choices=list(NETWORKS), dest="network", help=argparse.SUPPRESS)
@@ -278,7 +279,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def write(path: Path, content: dict) -> None:
-    with checkpoint.written_whole(path) as temporary:
+    with written_whole(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

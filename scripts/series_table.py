@@ -24,11 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 import metrics
-from checkpoint import written_whole
-from datasets import Sheet
-from evaluation import compare_pairs, without_nan
-from main import guarded, refuse_existing
-from spreadsheets import original
+from eamb.evaluation.evaluate import compare_pairs
+from eamb.evaluation.report import without_nan
+from eamb.files import original, written_whole
+from eamb.readers.table import Sheet
+from eamb.runtime.command import guarded, refuse_existing
 
 COLUMNS = ("series", "first", "second", "preference", "prediction")  # as evaluate writes them
 SHOWN = {"accuracy": "{:.1%}", "auc": "{:.3f}", "log_loss": "{:.3f}", "calibration_error": "{:.3f}"}

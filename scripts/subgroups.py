@@ -31,16 +31,19 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import evaluation
 import metrics
-import referee
-from checkpoint import written_whole
-from config import load_config
-from datasets import PARA_FILES, SPLITS, RatedSet, Sheet
-from decoding import DecodeError, decode
-from main import guarded, refuse_existing
-from panels import Box, fit, resize_image, show
-from visualize import FAINT, INK, new_figure, write, write_figure
+from eamb.evaluation.evaluate import load_split, truth
+from eamb.evaluation.external import match, read_claims, why_correlations_only
+from eamb.evaluation.figures import FAINT, INK, new_figure, write, write_figure
+from eamb.evaluation.report import without_nan, write_columns
+from eamb.files import written_whole
+from eamb.inference.panels import Box, fit, resize_image, show
+from eamb.readers.decoding import DecodeError, decode
+from eamb.readers.para import PARA_FILES
+from eamb.readers.rated import SPLITS, RatedSet
+from eamb.readers.table import Sheet
+from eamb.runtime.command import guarded, refuse_existing
+from eamb.runtime.config import load_config
 
 FILES = ("groups.csv", "worst.csv", "worst.png")
 SMALLEST = 30  # pictures in a group: fewer have intervals too wide to say anything
@@ -78,11 +81,11 @@ def run(options: argparse.Namespace) -> int:
     """
     check_options(options)
     words = [*options.settings, f"data.dataset={options.dataset}", f"data.root={options.data_root}"]
-    rated = evaluation.load_split(load_config((), words), options.split)
+    rated = load_split(load_config((), words), options.split)
     rated, predictions, notes = read_predictions(options.predictions, rated)
     known, undecoded = make_groups(rated, Path(options.data_root).expanduser())
     groups, left_out = choose_groups(known)
-    scores, threshold = evaluation.truth(rated, rated.scale.kind == "label")
+    scores, threshold = truth(rated, rated.scale.kind == "label")
     lines = [line for g in groups for line in measure(g, predictions, scores, threshold, options.resamples)]
     name, first = next(iter(predictions.items()))
     # Stable: of equal errors the first in the set stands first.
@@ -126,11 +129,11 @@ def read_predictions(
             raise ValueError(
                 f"subgroups: two files of predictions would be called {name}; rename one or its folder"
             )
-        claims = referee.read_claims(path, rated)
-        matched = referee.match(claims, rated)
+        claims = read_claims(path, rated)
+        matched = match(claims, rated)
         found[name] = np.full(len(rated), np.nan)
         found[name][matched.positions] = claims.values[matched.rows, 0]
-        if reason := referee.why_correlations_only(found[name][matched.positions], rated):
+        if reason := why_correlations_only(found[name][matched.positions], rated):
             raise ValueError(f"subgroups: {path}: {reason}")
         notes += [f"{name}: {len(matched.extra):,} ids are not in this split, not used"] * bool(matched.extra)
     everywhere = ~np.isnan(list(found.values())).any(axis=0)  # (n,)
@@ -353,7 +356,7 @@ def tidy(value):
 
 def write_csv(path: Path, columns: dict[str, Sequence]) -> None:
     with written_whole(path) as unfinished:
-        evaluation.write_columns(unfinished, evaluation.without_nan(columns))
+        write_columns(unfinished, without_nan(columns))
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -43,10 +43,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from PIL import Image
 
-from demo import PHOTOGRAPHS, open_photograph
-from main import guarded
+from eamb.files import encodable
+from eamb.readers.demo import PHOTOGRAPHS, open_photograph
+from eamb.runtime.command import guarded
 from main import main as run_main
-from spreadsheets import encodable
 
 SIDE = 160  # longer side of the photographs, in pixels
 APART = 1e-5 + 1e-9  # of the range, that two scores of one file may be
@@ -514,8 +514,9 @@ def loaded_rows(paths: list[str], output: str, words: list[str]) -> dict[str, tu
     """
     import numpy as np
 
-    from datasets import DataOptions, PictureSet, RatedSet, TestOrder, load_dataset, make_loader
-    from EAMBNet import Scale
+    from datasets import PictureSet, TestOrder, load_dataset, make_loader
+    from eamb.network.outputs import Scale
+    from eamb.readers.rated import DataOptions, RatedSet
 
     folder = Path(output).parent
     names = {path: os.path.relpath(path, folder) for path in paths}
@@ -538,7 +539,7 @@ def loaded_rows(paths: list[str], output: str, words: list[str]) -> dict[str, tu
 def fits_table(name: str) -> bool:
     """Whether a table can name the file: UTF-8, no blanks at its ends, and no backslash, which there parts
     folders."""
-    from datasets import native
+    from eamb.readers.own_csv import native
 
     return name == encodable(name) == native(name).strip()
 

@@ -27,7 +27,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from main import guarded
+from eamb.runtime.command import guarded
 from main import main as run_main
 
 WORDS = [
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         folder = options.output or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
-        from demo import make_demo
+        from eamb.readers.demo import make_demo
 
         make_demo(folder / "demo")
         found = []
@@ -186,7 +186,7 @@ def train(words: list[str], log: Path, rank: int, world: int, port: int) -> None
     """One process of a training; what it says is added to the log."""
     import torch
 
-    import visualize
+    from eamb.evaluation import figures as visualize
 
     visualize.write_figure = lambda figure, path: None  # most of a tiny training's time
     torch.set_num_threads(1)
@@ -214,7 +214,7 @@ def free_port() -> int:
 
 def differences(first: Path, second: Path) -> list[str]:
     """In what two finished runs differ, in words."""
-    import checkpoint
+    from eamb.weights import checkpoint
 
     found = []
     for name in ("last.pt", "best.pt"):

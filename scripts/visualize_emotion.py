@@ -28,18 +28,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import predict
-from checkpoint import Weights, written_whole
-from config import load_config
-from datasets import SPLITS, DataOptions, RatedSet, check_copies, describe, first_by_hash, load_dataset
-from decoding import decode
-from EAMBNet import Scale
-from evaluation import as_trained, is_cross_set
-from main import guarded, refuse_existing
-from panels import Box, fit, resize_image, shorten, show
-from predict import Scored, Scorer
-from spreadsheets import encodable, row_writer, safe
-from visualize import (
+from datasets import first_by_hash, load_dataset
+from eamb.evaluation.evaluate import as_trained, is_cross_set
+from eamb.evaluation.figures import (
     BLUE,
     FAINT,
     GRID,
@@ -52,6 +43,18 @@ from visualize import (
     write,
     write_figure,
 )
+from eamb.files import encodable, printable, row_writer, safe, written_whole
+from eamb.inference.panels import Box, fit, resize_image, shorten, show
+from eamb.inference.photographs import find_pictures
+from eamb.inference.rows import as_cell
+from eamb.inference.scorer import Scored, Scorer, load_aesthetics
+from eamb.network.outputs import Scale
+from eamb.readers.decoding import decode
+from eamb.readers.prepared import check_copies
+from eamb.readers.rated import SPLITS, DataOptions, RatedSet, describe
+from eamb.runtime.command import guarded, refuse_existing
+from eamb.runtime.config import load_config
+from eamb.weights.checkpoint import Weights
 
 FILES = ("most_least.png", "page.png", "pictures.csv")
 COLUMNS = ("rank", "id", "prediction", "rating", "emotion", "emotion_probability")
@@ -179,7 +182,7 @@ def read_set(options: argparse.Namespace, weights: Weights) -> tuple[str, RatedS
     """
     if options.folder:
         rated = read_folder(options.folder, weights.scale)
-        name = shorten(predict.printable(rated.name), LONGEST_NAME)
+        name = shorten(printable(rated.name), LONGEST_NAME)
     else:
         words = [*options.settings, f"data.dataset={options.dataset}", f"data.root={options.data_root}"]
         data_options = as_trained(load_config((), words), weights).data.options(DataOptions)
@@ -197,7 +200,7 @@ def read_folder(folder: Path, scale: Scale) -> RatedSet:
     """The pictures in a folder and below it, as a set whose ratings are unknown; ids are relative paths."""
     if not folder.is_dir():
         raise FileNotFoundError(f"visualize_emotion: there is no folder {folder}")
-    paths = [found.path for found in predict.find_pictures([str(folder)])]
+    paths = [found.path for found in find_pictures([str(folder)])]
     ids = [encodable(str(Path(path).relative_to(folder))) for path in paths]
     return RatedSet(folder.resolve().name, "", "a folder", ids, paths, np.full(len(ids), np.nan), scale)
 
@@ -211,13 +214,13 @@ def score_set(scorer: Scorer, rated: RatedSet) -> list[Scored]:
     scored = []
     for row in tqdm(scorer.score_all(rated.paths), total=len(rated), unit=" images", disable=None):
         if row.error:
-            line = f"visualize_emotion: {predict.printable(row.path)} is left out: {row.error}"
+            line = f"visualize_emotion: {printable(row.path)} is left out: {row.error}"
             tqdm.write(line, file=sys.stderr)
         scored.append(replace(row, emotion_map=None))  # the maps of a whole set would fill the memory
     if all(row.error for row in scored):
         raise ValueError(
             f"visualize_emotion: none of the {len(scored)} pictures can be scored, e.g. "
-            f"{predict.printable(scored[0].path)}: {scored[0].error}"
+            f"{printable(scored[0].path)}: {scored[0].error}"
         )
     return scored
 
@@ -301,7 +304,7 @@ def write_numbers(path: Path, entries: Iterable[Entry]) -> None:
         for entry in sorted(entries, key=lambda entry: entry.rank):
             scored, rating = entry.scored, None if math.isnan(entry.rating) else entry.rating
             values = (entry.id, scored.score, rating, scored.emotion, scored.emotion_probability)
-            cells = [safe(value) if isinstance(value, str) else predict.as_cell(value) for value in values]
+            cells = [safe(value) if isinstance(value, str) else as_cell(value) for value in values]
             write_row([entry.rank, *cells])
 
 
@@ -605,7 +608,7 @@ def run(options: argparse.Namespace) -> int:
         ValueError, OSError: bad arguments or data, in one sentence; nothing was written then.
     """
     check_options(options)
-    weights = predict.load_aesthetics(options.checkpoint)
+    weights = load_aesthetics(options.checkpoint)
     name, rated = read_set(options, weights)
     scorer = Scorer(options.checkpoint, options.device, workers=options.workers, exact=True)
     scored = score_set(scorer, rated)

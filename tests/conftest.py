@@ -8,9 +8,10 @@ import pytest
 import small
 import torch
 
-from backbones import LITE0
-from checkpoint import load_official_weights
-from EAMBNet import EMOTIONS, build_model
+from eamb.network.backbones import LITE0
+from eamb.network.outputs import EMOTIONS
+from eamb.weights.checkpoint import load_official_weights
+from EAMBNet import build_model
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # two processes of two threads each would wait for one another

@@ -14,11 +14,12 @@ from conftest import build_lite, enliven, rule_made
 from scipy.signal import correlate2d
 from torch.nn import functional
 
-from backbones import LITE0, build_pyramid
-from checkpoint import load_official_weights
+from eamb.network.backbones import LITE0, build_pyramid
+from eamb.network.fast import prepare_for_inference
+from eamb.network.outputs import EMOTIONS, Scale
+from eamb.weights.checkpoint import load_official_weights
 from EAMBNet import (
     CBAM,
-    EMOTIONS,
     PARTS,
     ConvBNReLU,
     EmotionNetwork,
@@ -27,9 +28,7 @@ from EAMBNet import (
     Head,
     LinearNetwork,
     PlainFusion,
-    Scale,
     build_model,
-    prepare_for_inference,
     shrink,
 )
 

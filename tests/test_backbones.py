@@ -14,10 +14,11 @@ import torch
 from conftest import resnet_shapes
 from PIL import Image
 
-import backbones
-import checkpoint
-from backbones import LITE0, RESNET50, build_pyramid, normalisation
-from EAMBNet import EMOTIONS, EmotionNetwork
+from eamb.network import backbones
+from eamb.network.backbones import LITE0, RESNET50, build_pyramid, normalisation
+from eamb.network.outputs import EMOTIONS
+from eamb.weights import checkpoint
+from EAMBNet import EmotionNetwork
 
 OFFLINE = URLError("Name or service not known")
 

@@ -14,10 +14,9 @@ from conftest import enliven
 from torch import nn
 
 import datasets
-import engine
-from depthwise import DepthwiseConv2d
+from eamb.network.backbones import DepthwiseConv2d, Recomputed
+from eamb.runtime import engine
 from EAMBNet import Fusion, build_model
-from recompute import Recomputed
 from scripts import benchmark
 from scripts.benchmark import Result, Scores, Way, as_reference, as_row, as_table, cumulative, flops, measure
 

@@ -16,10 +16,11 @@ from conftest import build_lite, emotion_shapes, official_shapes, rule_made
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-import checkpoint
-from backbones import LITE0
-from checkpoint import (
-    OFFICIAL_UNUSED,
+from eamb.files import file_hash, written_whole
+from eamb.network.backbones import LITE0
+from eamb.network.outputs import EMOTIONS, Scale
+from eamb.weights import checkpoint
+from eamb.weights.checkpoint import (
     Weights,
     describe,
     export_weights,
@@ -30,9 +31,9 @@ from checkpoint import (
     load_weights,
     save_training,
     weights_hash,
-    written_whole,
 )
-from EAMBNet import EMOTIONS, EmotionNetwork, Scale
+from eamb.weights.official import OFFICIAL_UNUSED
+from EAMBNet import EmotionNetwork
 
 PARA = Scale("score", 1.0, 5.0, 3.0, offset=1.0, factor=4.0)
 
@@ -178,7 +179,7 @@ def test_weights_hash_is_the_same_whatever_the_order_and_the_layout_in_memory():
 def test_file_hash_is_the_sha256_of_its_bytes(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")  # FIPS 180-2, appendix B.1
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert checkpoint.file_hash(tmp_path / "abc") == digest
+    assert file_hash(tmp_path / "abc") == digest
 
 
 # ---- writing whole or not at all ----------------------------------------------------------------------
@@ -214,7 +215,7 @@ def test_file_and_folder_are_on_the_disk_before_it_is_said(tmp_path, monkeypatch
     def fsync(number):
         synced.append((stat.S_ISDIR(os.fstat(number).st_mode), path.exists()))
 
-    monkeypatch.setattr(checkpoint.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     with written_whole(path) as temporary:
         temporary.write_text("text")
     assert synced == [(False, False), (True, True)]  # the file before it has its name, then its folder
@@ -229,7 +230,7 @@ def test_a_folder_that_cannot_be_synced_by_its_kind_is_no_failure(number, passes
             raise OSError(number, "said by the file system")
         plain(opened)
 
-    monkeypatch.setattr(checkpoint.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     refused = nullcontext() if passes else pytest.raises(OSError, match="said by")
     with refused, written_whole(tmp_path / "file.txt") as temporary:
         temporary.write_text("text")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-import EAMBNet
-from config import CHOICES, KEYS, SMALLEST, Config, Data, as_yaml, from_dict, load_config
-from datasets import DataOptions
+from eamb.network.outputs import SMALLEST_SIDE
+from eamb.readers.rated import DataOptions
+from eamb.runtime.config import CHOICES, KEYS, SMALLEST, Config, Data, as_yaml, from_dict, load_config
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 OFFICIAL = next(path for path in CONFIGS if path.name == "official.yaml")
@@ -195,7 +195,7 @@ def test_a_number_below_what_works_is_refused(key):
 
 def test_limits_and_choices_are_of_keys_that_exist():
     assert {*SMALLEST, *CHOICES} <= set(KEYS)
-    assert SMALLEST["data.size"] == EAMBNet.SMALLEST_SIDE
+    assert SMALLEST["data.size"] == SMALLEST_SIDE
     config = Config().as_dict()
     for key, choices in CHOICES.items():
         section, _, name = key.rpartition(".")

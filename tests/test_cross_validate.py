@@ -8,8 +8,9 @@ import pytest
 import torch
 from small import BACKBONE, WORDS, read_csv, read_json, write_csv, write_pictures
 
-import checkpoint
-from datasets import DataOptions, load_dataset
+from datasets import load_dataset
+from eamb.readers.rated import DataOptions
+from eamb.weights import checkpoint
 from scripts import cross_validate
 
 KINDS = ("awe", "fear", "sadness")

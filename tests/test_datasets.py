@@ -20,31 +20,36 @@ from PIL import Image
 import datasets
 from datasets import (
     Batch,
-    DataOptions,
     Draw,
-    LeftOut,
     PictureSet,
-    RatedSet,
     TestOrder,
     TrainOrder,
     check_classes,
     coin,
-    describe,
-    emotion_name,
     first_by_hash,
-    fold_split,
-    hash_split,
-    identical_files,
     load_dataset,
     load_datasets,
     make_loader,
-    round_outwards,
     twins_in_training,
     unite,
+)
+from eamb.network.outputs import EMOTIONS, Scale
+from eamb.readers import iae, splitting
+from eamb.readers.decoding import DecodeError, decode
+from eamb.readers.iae import IAE_EMOTIONS
+from eamb.readers.own_csv import round_outwards
+from eamb.readers.para import PARA_BINS, PARA_EMOTIONS
+from eamb.readers.rated import (
+    EMOTION_WORDS,
+    DataOptions,
+    LeftOut,
+    RatedSet,
+    describe,
+    emotion_name,
     write_left_out,
 )
-from decoding import DecodeError, decode
-from EAMBNet import EMOTIONS, Scale
+from eamb.readers.splitting import fold_split, hash_split, identical_files
+from eamb.readers.table import Folders
 from scripts.torture_images import bound_by_permissions
 
 # ---- making sets ----------------------------------------------------------------------------------
@@ -70,8 +75,8 @@ def write_table(path, header, rows):
 
 
 PARA_HEADER = ["imageName", "sessionId", "aestheticScore_mean"]
-PARA_BIN_COLUMNS = [f"aestheticScore_{rating:.1f}" for rating in datasets.PARA_BINS]
-PARA_EMOTION_COLUMNS = [f"imgEmotion_{emotion}" for emotion in datasets.PARA_EMOTIONS]
+PARA_BIN_COLUMNS = [f"aestheticScore_{rating:.1f}" for rating in PARA_BINS]
+PARA_EMOTION_COLUMNS = [f"imgEmotion_{emotion}" for emotion in PARA_EMOTIONS]
 
 
 def make_para(root, train=60, test=5, bins=False, emotions=True):
@@ -219,9 +224,9 @@ def test_each_emotion_has_one_name(text, name):
 
 
 def test_names_of_all_sets_are_canonical():
-    for classes in (EMOTIONS, datasets.PARA_EMOTIONS, datasets.IAE_EMOTIONS):
+    for classes in (EMOTIONS, PARA_EMOTIONS, IAE_EMOTIONS):
         assert [emotion_name(name) for name in classes] == list(classes)
-    assert set(datasets.EMOTION_WORDS) == set(EMOTIONS)
+    assert set(EMOTION_WORDS) == set(EMOTIONS)
 
 
 def test_a_class_without_a_vote_is_named(tmp_path):
@@ -303,14 +308,14 @@ def test_a_file_that_cannot_be_read_has_no_twin(tmp_path, monkeypatch, step):
     paths = [str(tmp_path / name) for name in "abc"]
     for name in "abc":
         (tmp_path / name).write_bytes(b"x" * 9000)
-    whole = getattr(datasets, step)
+    whole = getattr(splitting, step)
 
     def closed(path):
         if path == paths[1]:
             raise PermissionError(13, "Permission denied", path)
         return whole(path)
 
-    monkeypatch.setattr(datasets, step, closed)
+    monkeypatch.setattr(splitting, step, closed)
     assert identical_files(paths, np.ones(3, dtype=bool)) == [[0, 2]]
 
 
@@ -346,7 +351,7 @@ def test_para_official_range_is_five_times_p(tmp_path):
 
 def test_para_bins_are_a_distribution_when_they_are_there(tmp_path):
     sets = load_dataset("para", make_para(tmp_path, bins=True), options=DataOptions(target="distribution"))
-    assert sets["train"].scale.bins == datasets.PARA_BINS
+    assert sets["train"].scale.bins == PARA_BINS
     assert sets["test"].distributions[1].tolist() == pytest.approx([1 / 4, 0, 0, 1 / 4, 1 / 2, 0, 0, 0, 0])
 
 
@@ -396,7 +401,7 @@ def test_test_pictures_with_an_identical_one_in_training_are_found(tmp_path, mon
     if listed:
         lines = [" ".join(f"p{i}_.jpg" for i in group) for group in groups]
         (root / "annotation" / "identical_images.txt").write_text("\n".join(lines))
-        monkeypatch.setattr(datasets, "identical_files", None)  # the list is enough
+        monkeypatch.setattr(splitting, "identical_files", None)  # the list is enough
     assert twins_in_training("PARA", root) == {"session0/p60_.jpg", "session1/p65_.jpg"}
 
 
@@ -417,8 +422,8 @@ def test_sets_that_split_twins_to_one_side_have_none_in_training(tmp_path):
 
 def test_twins_in_training_are_not_looked_for_in_huge_sets(tmp_path, monkeypatch):
     root = make_para(tmp_path / "para")
-    monkeypatch.setattr(datasets, "identical_files", None)
-    monkeypatch.setattr(datasets, "TWIN_LIMIT", 64)  # it has 65
+    monkeypatch.setattr(splitting, "identical_files", None)
+    monkeypatch.setattr(splitting, "TWIN_LIMIT", 64)  # it has 65
     assert twins_in_training("para", root) == set()
     assert twins_in_training("ava", tmp_path / "not looked at") == set()
 
@@ -426,8 +431,8 @@ def test_twins_in_training_are_not_looked_for_in_huge_sets(tmp_path, monkeypatch
 def test_twins_are_not_looked_for_in_huge_sets_and_that_is_said(tmp_path, monkeypatch):
     root = make_para(tmp_path)
     assert "not looked for" not in load_dataset("para", root, ("val",))["val"].protocol
-    monkeypatch.setattr(datasets, "TWIN_LIMIT", 59)
-    monkeypatch.setattr(datasets, "identical_files", None)
+    monkeypatch.setattr(splitting, "TWIN_LIMIT", 59)
+    monkeypatch.setattr(splitting, "identical_files", None)
     assert load_dataset("para", root, ("val",))["val"].protocol == (
         "5 % of official PARA-GiaaTrain.csv, by hash of the id, identical pictures not looked for"
     )
@@ -682,7 +687,7 @@ def test_ava_sized_table_is_ready_in_five_seconds(tmp_path, monkeypatch):
     (tmp_path / "AVA.txt").write_text("\n".join(lines))
     (tmp_path / "generic_test.jpgl").write_text("\n".join(map(str, range(1, 20_001))))
     there = frozenset(f"{i}.jpg" for i in range(1, count + 1))
-    monkeypatch.setattr(datasets.Folders, "names", lambda self, folder: there)
+    monkeypatch.setattr(Folders, "names", lambda self, folder: there)
     start = time.process_time()
     sets = load_dataset("ava", tmp_path)
     assert time.process_time() - start < 5 and sum(map(len, sets.values())) == count
@@ -769,7 +774,7 @@ def test_iae_ratings_of_h5_give_means_and_distributions(tmp_path, columns):
 
 def test_iae_says_when_h5py_is_missing(tmp_path, monkeypatch):
     (make_iae(tmp_path) / "scores.h5").write_bytes(b"")
-    monkeypatch.setattr(datasets.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(iae.importlib.util, "find_spec", lambda name: None)
     val = load_dataset("iae", tmp_path)["val"]
     assert "scores.h5 not read (it needs h5py)" in val.protocol and val.scores.tolist() == [0, 1, 1, 0]
 
@@ -1570,7 +1575,7 @@ def make_demo(root):
 
 
 def test_demo_is_made_when_it_is_not_there(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "demo", types.SimpleNamespace(make_demo=make_demo))
+    monkeypatch.setitem(sys.modules, "eamb.readers.demo", types.SimpleNamespace(make_demo=make_demo))
     sets = load_dataset("demo", tmp_path / "new")
     assert [s.ids for s in sets.values()] == [["0.png"], ["1.png"], ["2.png"]]
     assert sets["test"].scores.tolist() == [5.5] and sets["test"].scale.bins == tuple(
@@ -1702,7 +1707,8 @@ def test_kept_memory_is_given_back_before_workers_share_it(tmp_path, monkeypatch
 
 
 FREED = """
-import torch, datasets, engine
+import torch, datasets
+from eamb.runtime import engine
 
 def held():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6

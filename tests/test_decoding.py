@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from decoding import MARGIN, MOST_SCANS, DecodeError, decode, normalise, stack
+from eamb.readers.decoding import MARGIN, MOST_SCANS, DecodeError, decode, normalise, stack
 
 
 def random_image(seed=0, size=(8, 6)):
@@ -165,7 +165,7 @@ def test_conversions_in_bands_are_those_of_the_whole(tmp_path, monkeypatch, mode
         image = image.quantize(9) if mode == "P" else image.convert(mode)
     path = saved(tmp_path, image)
     whole = decode(path)
-    monkeypatch.setattr("decoding.ROWS", 16)
+    monkeypatch.setattr("eamb.readers.decoding.ROWS", 16)
     assert (decode(path) == whole).all()
 
 
@@ -219,8 +219,8 @@ def test_large_pictures_are_decoded_one_at_a_time(tmp_path, monkeypatch, large, 
         together.wait()
         return image
 
-    monkeypatch.setattr("decoding._upright", meet)
-    monkeypatch.setattr("decoding.LARGE", large)  # the picture has 48
+    monkeypatch.setattr("eamb.readers.decoding._upright", meet)
+    monkeypatch.setattr("eamb.readers.decoding.LARGE", large)  # the picture has 48
     with nullcontext() if meets else pytest.raises(DecodeError), ThreadPoolExecutor(2) as pool:
         list(pool.map(decode, [path] * 2))
 
@@ -243,7 +243,8 @@ SMALL = 16
 def decoded_sides(monkeypatch):
     """The shorter side of each picture as libjpeg gave it."""
     sides = []
-    monkeypatch.setattr("decoding._upright", lambda image: sides.append(min(image.size)) or image)
+    noted = lambda image: sides.append(min(image.size)) or image  # noqa: E731
+    monkeypatch.setattr("eamb.readers.decoding._upright", noted)
     return sides
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-import demo
+from eamb.readers import demo
 
 REPOSITORY = Path(__file__).parent.parent
 EMOTIONS = {"amusement", "awe", "contentment", "excitement", "anger", "disgust", "fear", "sadness"}
@@ -293,7 +293,7 @@ def test_the_contact_sheet_shows_the_pictures_in_their_cells(root):
 
 def test_the_command_prints_where_things_are_and_refuses_with_one_sentence(root, tmp_path):
     def run(folder):
-        command = [sys.executable, "demo.py", "--root", str(folder)]
+        command = [sys.executable, "-m", "eamb.readers.demo", "--root", str(folder)]
         return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
     made = run(root)

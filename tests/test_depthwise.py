@@ -5,12 +5,13 @@ import timm
 import torch
 import torch.nn.functional as F
 
-import depthwise
-from depthwise import (
+from eamb.network import backbones
+from eamb.network.backbones import (
     Depthwise,
     DepthwiseConv2d,
     convolve,
     convolve_without_copy,
+    improves,
     same_padding,
     use_fast_gradients,
 )
@@ -74,7 +75,7 @@ def test_every_layer_that_gains_is_replaced_and_no_other(networks):
     }
     assert changed == gains
     assert len(changed) == 11
-    assert not any(depthwise.improves(layer) for layer in ours.values())
+    assert not any(improves(layer) for layer in ours.values())
 
 
 def test_replacing_layers_draws_no_random_numbers():
@@ -116,7 +117,7 @@ def test_in_bfloat16_the_gradients_are_as_near_to_float32_as_torchs(networks):
 
 def test_the_other_way_is_taken_in_bfloat16_training_only(monkeypatch):
     taken = []
-    monkeypatch.setattr(depthwise, "weight_gradient", lambda g, i, weight, s: taken.append(1) or weight)
+    monkeypatch.setattr(backbones, "weight_gradient", lambda g, i, weight, s: taken.append(1) or weight)
     layer = DepthwiseConv2d.like(torch.nn.Conv2d(4, 4, 5, padding=2, groups=4, bias=False))
     for half in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=half):

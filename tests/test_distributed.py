@@ -20,22 +20,13 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-import distributed
-import engine
-import training
-from config import load_config
-from datasets import (
-    Batch,
-    DataOptions,
-    LeftOut,
-    PictureSet,
-    RatedSet,
-    TestOrder,
-    TrainOrder,
-    load_dataset,
-    make_loader,
-)
-from EAMBNet import Output, build_model
+from datasets import Batch, PictureSet, TestOrder, TrainOrder, load_dataset, make_loader
+from eamb.network.outputs import Output
+from eamb.readers.rated import DataOptions, LeftOut, RatedSet
+from eamb.runtime import distributed, engine
+from eamb.runtime.config import load_config
+from eamb.training.run import changed_settings, check_processes
+from EAMBNet import build_model
 
 COUNT = 13  # pictures: two processes get 7 and 6, the last batches are not full
 COMPUTE = engine.Compute(torch.device("cpu"), "fp32", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -372,21 +363,21 @@ def test_synchronised_batchnorm_is_refused_on_a_cpu(root, tmp_path, capsys):
 def test_synchronised_batchnorm_and_broken_pictures_exclude_each_other(tmp_path):
     config = load_config(words=["train.sync_batchnorm=true", "data.skip_broken=true"])
     with pytest.raises(ValueError, match=r"train\.sync_batchnorm does not go with --skip-broken: a process"):
-        training.check_processes(config, torch.device("cuda"), tmp_path)
+        check_processes(config, torch.device("cuda"), tmp_path)
 
 
 def test_processes_that_do_not_share_the_output_folder_are_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(distributed, "gather", lambda value: [value, not value])
     with pytest.raises(ValueError, match=r"last\.pt is there for some processes and not for others"):
-        training.check_processes(load_config(), torch.device("cpu"), tmp_path)
+        check_processes(load_config(), torch.device("cpu"), tmp_path)
 
 
 def test_a_run_that_stopped_before_an_option_came_had_its_default():
     now = load_config().as_dict()
     before = {**now, "train": {k: v for k, v in now["train"].items() if k != "gradient_precision"}}
-    assert training.changed_settings(before, now) == []
+    assert changed_settings(before, now) == []
     now["train"]["gradient_precision"] = "bf16"
-    assert training.changed_settings(before, now) == ["train.gradient_precision was fp32 and is bf16"]
+    assert changed_settings(before, now) == ["train.gradient_precision was fp32 and is bf16"]
 
 
 # ---- alone

@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 from small import BACKBONE, write_csv
 
-import distributed
-import emotion_maps
-from datasets import DataOptions, PictureSet, load_dataset
+from datasets import PictureSet, load_dataset
+from eamb.readers.rated import DataOptions
+from eamb.runtime import distributed
+from eamb.runtime.engine import Compute
+from eamb.training import emotion_maps
+from eamb.training.emotion_maps import EmotionMaps, branch_key, prepare, read_chunk
 from EAMBNet import build_model
-from emotion_maps import EmotionMaps, branch_key, prepare, read_chunk
-from engine import Compute
 
 COMPUTE = Compute(torch.device("cpu"), "fp32", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 SETTINGS = {"size": 64, "exif": True, "workers": 0, "batch_size": 4}

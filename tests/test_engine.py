@@ -10,11 +10,13 @@ import small
 import torch
 from torch import nn
 
-import checkpoint
-import engine
-from datasets import Batch, LeftOut
-from EAMBNet import EAMBNet, Output, build_model
-from engine import Compute, Totals, learning_rate, step_seed
+from datasets import Batch
+from eamb.network.outputs import Output
+from eamb.readers.rated import LeftOut
+from eamb.runtime import engine
+from eamb.runtime.engine import Compute, Totals, learning_rate, step_seed
+from eamb.weights import checkpoint
+from EAMBNet import EAMBNet, build_model
 
 CPU = Compute(torch.device("cpu"), "fp32", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IDS = [f"picture {i}" for i in range(64)]

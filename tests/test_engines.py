@@ -11,11 +11,11 @@ import small
 import torch
 from test_export import MEAN, STD, write_checkpoint
 
-import checkpoint
-import engines
-from engine import Compute, outputs
+from eamb.inference.exported import Exported, metadata, parse_metadata
+from eamb.inference.scorer import Decoded
+from eamb.runtime.engine import Compute, outputs
+from eamb.weights import checkpoint
 from main import main as program
-from predict import Decoded
 from scripts.export import main
 
 
@@ -45,8 +45,8 @@ WEIGHTS = checkpoint.Weights({"head": torch.ones(1)}, DESCRIPTION, ids(-(2**63),
 
 
 def test_metadata_come_back_as_they_were():
-    text = engines.metadata(WEIGHTS, {"precision": "int8"})
-    weights, export = engines.parse_metadata(text, "x.onnx")
+    text = metadata(WEIGHTS, {"precision": "int8"})
+    weights, export = parse_metadata(text, "x.onnx")
     assert (weights.description, export) == (WEIGHTS.description, {"precision": "int8"})
     assert weights.training_ids.tolist() == [-(2**63), 5]
     assert weights.emotion_training_ids.tolist() == [7]
@@ -56,15 +56,15 @@ def test_metadata_come_back_as_they_were():
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"description": 1', "null"])
 def test_damaged_metadata_are_refused_by_name(text):
     with pytest.raises(ValueError, match=r"engines: the metadata of x\.onnx are damaged; export it anew"):
-        engines.parse_metadata(text, "x.onnx")
+        parse_metadata(text, "x.onnx")
 
 
 @pytest.mark.parametrize(("form", "precision"), [(2, "fp32"), (1, "fp4")])
 def test_a_file_of_another_version_is_refused(form, precision):
-    values = json.loads(engines.metadata(WEIGHTS, {"precision": precision}))
+    values = json.loads(metadata(WEIGHTS, {"precision": precision}))
     values["description"]["format"] = form
     with pytest.raises(ValueError, match=f"x.onnx has format {form} in {precision} and this program reads 1"):
-        engines.parse_metadata(json.dumps(values), "x.onnx")
+        parse_metadata(json.dumps(values), "x.onnx")
 
 
 @pytest.mark.parametrize(
@@ -77,38 +77,40 @@ def test_a_file_of_another_version_is_refused(form, precision):
 )
 def test_a_description_that_does_not_fit_itself_is_refused(changes, error):
     weights = replace(WEIGHTS, description={**DESCRIPTION, "architecture": ARCHITECTURE | changes})
-    text = engines.metadata(weights, {"precision": "fp32"})
+    text = metadata(weights, {"precision": "fp32"})
     with pytest.raises(ValueError, match=f"the description in x.onnx is damaged: {error}"):
-        engines.parse_metadata(text, "x.onnx")
+        parse_metadata(text, "x.onnx")
 
 
 def test_without_openvino_one_sentence_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ValueError, match=r"which is not installed; pip install openvino$"):
-        engines.Exported(tmp_path / "x.onnx")
+        Exported(tmp_path / "x.onnx")
 
 
 def test_importing_the_module_does_not_import_openvino():
-    done = small.command("-c", "import engines, sys; print('openvino' in sys.modules)", folder=small.ROOT)
+    done = small.command(
+        "-c", "import eamb.inference.exported, sys; print('openvino' in sys.modules)", folder=small.ROOT
+    )
     assert (done.stdout, done.stderr) == ("False\n", "")
 
 
 def test_a_missing_file_and_one_that_is_no_network_are_refused(tmp_path):
     pytest.importorskip("openvino")
     with pytest.raises(FileNotFoundError, match=r"engines: no file .*x\.onnx"):
-        engines.Exported(tmp_path / "x.onnx")
+        Exported(tmp_path / "x.onnx")
     (tmp_path / "x.onnx").write_bytes(b"no network")
     with pytest.raises(
         ValueError, match=r"x\.onnx is no exported network, is cut off or damaged; export it anew"
     ):
-        engines.Exported(tmp_path / "x.onnx")
+        Exported(tmp_path / "x.onnx")
 
 
 def test_a_cut_file_is_refused(exported, tmp_path):
     content = exported.read_bytes()
     (tmp_path / "cut.onnx").write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=r"cut\.onnx .*(is cut off or damaged|was not written)"):
-        engines.Exported(tmp_path / "cut.onnx")
+        Exported(tmp_path / "cut.onnx")
 
 
 def test_a_network_of_others_is_refused(exported, tmp_path):
@@ -117,7 +119,7 @@ def test_a_network_of_others_is_refused(exported, tmp_path):
     del graph.metadata_props[:]
     onnx.save(graph, tmp_path / "other.onnx")
     with pytest.raises(ValueError, match=r"other\.onnx was not written by scripts/export\.py"):
-        engines.Exported(tmp_path / "other.onnx")
+        Exported(tmp_path / "other.onnx")
 
 
 def describe(graph, emotions=("joy", "fear"), **changes):
@@ -154,7 +156,7 @@ def test_weights_that_are_no_numbers_are_refused(exported, value, tmp_path):
     damage(graph, value)
     onnx.save(graph, tmp_path / "other.onnx")
     with pytest.raises(ValueError, match=r"engines: \S+ in \S*other\.onnx holds values that are NaN or inf"):
-        engines.Exported(tmp_path / "other.onnx")
+        Exported(tmp_path / "other.onnx")
 
 
 @pytest.mark.parametrize(
@@ -184,20 +186,20 @@ def test_a_network_that_does_not_fit_its_description_or_gives_no_numbers_is_refu
     change(graph)
     onnx.save(graph, tmp_path / "other.onnx")
     with pytest.raises(ValueError, match=rf"engines: \S*other\.onnx {error}"):
-        engines.Exported(tmp_path / "other.onnx")
+        Exported(tmp_path / "other.onnx")
 
 
 def test_another_precision_than_the_files_is_refused(exported):
-    assert engines.Exported(exported, "fp32").export["precision"] == "fp32"
+    assert Exported(exported, "fp32").export["precision"] == "fp32"
     with pytest.raises(ValueError, match="computes in fp32, asked for was int8; export it anew"):
-        engines.Exported(exported, "int8")
+        Exported(exported, "int8")
 
 
 @pytest.mark.parametrize("count", [1, 3, 4])
 def test_a_batch_gives_what_pytorch_gives(exported, count):
     torch.manual_seed(count)
     batch = Decoded(torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8), [None] * count)
-    [(same, output)] = engines.Exported(exported).outputs([batch], batch_size=4)
+    [(same, output)] = Exported(exported).outputs([batch], batch_size=4)
     compute = Compute(torch.device("cpu"), "fp32", MEAN, STD)
     network = checkpoint.load_weights(exported.with_name("small.safetensors")).build()
     [(_, expected)] = outputs(network, [batch], compute, batch_size=4)

@@ -11,15 +11,17 @@ import torch
 from scipy import stats
 from small import BACKBONE, UNTRAINED, evaluate, read_csv, read_json, train, write_csv, write_pictures
 
-import checkpoint
-import evaluation
-from backbones import normalisation
-from config import Config, Data
-from datasets import PictureSet, RatedSet, load_dataset
-from decoding import normalise
-from EAMBNet import EMOTIONS, Scale
-from engine import Compute, Predictions
-from evaluation import FILES, Report, as_trained, compare, measure, rounded
+from datasets import PictureSet, load_dataset
+from eamb.evaluation import evaluate as evaluate_module
+from eamb.evaluation.evaluate import as_trained, compare, find_twins, measure
+from eamb.evaluation.report import FILES, Report, rounded, versions, without_nan, write_columns
+from eamb.network.backbones import normalisation
+from eamb.network.outputs import EMOTIONS, Scale
+from eamb.readers.decoding import normalise
+from eamb.readers.rated import RatedSet
+from eamb.runtime.config import Config, Data
+from eamb.runtime.engine import Compute, Predictions
+from eamb.weights import checkpoint
 from metrics import emotion_metrics
 
 BINS = (1.0, 2.0, 3.0, 4.0)
@@ -113,12 +115,12 @@ def test_all_figures_can_be_had_again_from_the_files_to_the_last_digit(score_run
     assert {name: list(ends) for name, ends in again.intervals.items()} == found["intervals_95"]
     shares = np.stack([column(path, f"emotion_{name}") for name in rated.emotion_classes], axis=1)
     emotions = emotion_metrics(shares, rated.emotions, rated.emotion_classes)
-    assert evaluation.without_nan(emotions) == found["emotions"]["metrics"]
+    assert without_nan(emotions) == found["emotions"]["metrics"]
 
 
 def test_numbers_are_written_in_full(tmp_path):
     values = np.array([1 / 3, 2.0, 1e-300 / 7])
-    evaluation.write_columns(tmp_path / "a.csv", {"id": np.array(["a", "b", "c"]), "value": values})
+    write_columns(tmp_path / "a.csv", {"id": np.array(["a", "b", "c"]), "value": values})
     assert column(tmp_path / "a.csv", "value").tolist() == values.tolist()
 
 
@@ -226,10 +228,10 @@ def test_figures_are_given_without_the_pictures_that_are_in_training_too(
     assert f"PLCC {rest['metrics']['plcc']:.4f}, accuracy {rest['metrics']['accuracy']:.4f}" in line
     config = Config(data=Data(dataset="csv", root=str(root)))
     sets = load_dataset("csv", root)
-    assert evaluation.find_twins(sets["test"], config) == ({"0_005.png"}, [])
-    assert evaluation.find_twins(sets["train"], config) == evaluation.find_twins(sets["val"], config)
-    assert evaluation.find_twins(sets["train"], config) == (set(), [])
-    assert evaluation.find_twins(sets["test"], replace(config, task="emotion")) == (set(), [])
+    assert find_twins(sets["test"], config) == ({"0_005.png"}, [])
+    assert find_twins(sets["train"], config) == find_twins(sets["val"], config)
+    assert find_twins(sets["train"], config) == (set(), [])
+    assert find_twins(sets["test"], replace(config, task="emotion")) == (set(), [])
 
 
 def test_a_set_without_them_says_nothing(score_run):
@@ -403,7 +405,7 @@ def test_a_set_with_other_emotions_is_refused_before_anything_is_predicted(
     emotion_run, tmp_path, monkeypatch, capsys
 ):
     root = write_csv(tmp_path / "set", {"emotion": ["calm" if i % 3 else "wild" for i in range(24)]})
-    monkeypatch.setattr(evaluation, "predict_set", None)
+    monkeypatch.setattr(evaluate_module, "predict_set", None)
     assert evaluate(emotion_run / "best.pt", "csv", root, tmp_path / "out") == 2
     said = f"the network knows {', '.join(EMOTIONS)}; csv has calm, wild too"
     assert said in capsys.readouterr().err
@@ -485,12 +487,12 @@ def test_a_network_without_emotions_is_measured_without_them(scored_set, tmp_pat
     description = {"task": "aesthetics", "dataset": "csv", "architecture": architecture}
     weights = checkpoint.Weights({}, description | {"scale": rated.scale.as_dict()})
     none = Predictions(np.arange(4), np.full((4, 1), 0.5), np.empty((4, 0)), [])
-    monkeypatch.setattr(evaluation, "predict_set", lambda *a, **k: none)
+    monkeypatch.setattr(evaluate_module, "predict_set", lambda *a, **k: none)
     config = Config(data=Data(dataset="csv", root=str(scored_set)))
     config = replace(config, evaluate=replace(config.evaluate, bootstrap=0))
     compute = Compute(torch.device("cpu"), "fp32", (0.0,) * 3, (1.0,) * 3)
     with pytest.warns(UserWarning, match="all 4 predicted values are 3"):
-        report = evaluation.evaluate(torch.nn.Identity(), weights, rated, config, compute)
+        report = evaluate_module.evaluate(torch.nn.Identity(), weights, rated, config, compute)
     report.write(tmp_path)
     assert list(read_csv(tmp_path / "predictions.csv")[0]) == ["id", "prediction"]
     found = read_json(tmp_path / "metrics.json")
@@ -545,6 +547,6 @@ def test_an_unfinished_report_replaces_nothing(tmp_path, monkeypatch):
 
 
 def test_versions_are_of_what_is_installed():
-    found = evaluation.versions()
+    found = versions()
     assert torch.__version__.startswith(found["torch"])
     assert found["numpy"] == np.__version__

@@ -10,11 +10,12 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
-import checkpoint
-from config import load_config
 from datasets import load_dataset
-from EAMBNet import Scale, build_model
-from engine import Compute
+from eamb.network.outputs import Scale
+from eamb.runtime.config import load_config
+from eamb.runtime.engine import Compute
+from eamb.weights import checkpoint
+from EAMBNet import build_model
 from scripts import explain
 
 SIZE = 64

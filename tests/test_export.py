@@ -6,9 +6,10 @@ import small
 import torch
 from torch import nn
 
-import checkpoint
-import engines
-from EAMBNet import Output, Scale, build_model
+from eamb.inference.exported import Exported
+from eamb.network.outputs import Output, Scale
+from eamb.weights import checkpoint
+from EAMBNet import build_model
 from scripts import export
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # that its backbone expects
@@ -59,7 +60,7 @@ def test_everything_that_travels_with_the_weights_is_in_the_file(tmp_path, capsy
         ".onnx",
         ".safetensors",
     ]
-    exported, weights = engines.Exported(tmp_path / "small.onnx"), checkpoint.load_weights(source)
+    exported, weights = Exported(tmp_path / "small.onnx"), checkpoint.load_weights(source)
     assert exported.weights.description == weights.description
     assert exported.weights.scale == SCALE
     assert exported.weights.training_ids.tolist() == [-(2**63), 5]
@@ -72,7 +73,7 @@ def test_a_network_without_emotions_can_be_exported(tmp_path):
     needs("onnx", "openvino")
     assert run(write_checkpoint(tmp_path, without=("emotion",)), tmp_path / "small.onnx") == 0
     images = torch.zeros(3, 3, 64, 64, dtype=torch.uint8)
-    output = engines.Exported(tmp_path / "small.onnx").run(images)
+    output = Exported(tmp_path / "small.onnx").run(images)
     assert [tuple(value.shape) for value in output] == [(3, 4), (3, 0), (3, 1, 1, 1)]
 
 
@@ -100,7 +101,7 @@ def test_int8_stays_close_and_is_not_fp32(tmp_path, capsys):
     source, pictures = write_checkpoint(tmp_path, "never trained"), photographs(tmp_path / "pictures", 8)
     target = tmp_path / "small.int8"
     assert run(source, target, "--int8", "--calibrate", *pictures, "--check", *pictures) == 0
-    exported = engines.Exported(target, "int8")
+    exported = Exported(target, "int8")
     differences = exported.export["differences"]
     assert 0 < differences["score"] < export.INT8_LIMITS["score"]
     assert 0 < differences["emotion_probability"] < export.INT8_LIMITS["emotion_probability"]
@@ -110,7 +111,7 @@ def test_int8_stays_close_and_is_not_fp32(tmp_path, capsys):
     middle = len(content) // 2  # among the weights
     target.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
     with pytest.raises(ValueError, match=r"small\.int8 is no exported network, is cut off or damaged"):
-        engines.Exported(target)
+        Exported(target)
 
 
 NAN, INFINITY = float("nan"), float("inf")
@@ -190,7 +191,7 @@ def test_int8_that_says_other_emotions_is_not_written(tmp_path, monkeypatch, cap
     monkeypatch.setattr(export, "trace", lambda network, pictures: networks.append(network))
     for packer in ("onnx_packer", "int8_packer"):
         monkeypatch.setattr(export, packer, lambda *parts: lambda metadata: b"network")
-    monkeypatch.setattr(engines, "Exported", Joyful)
+    monkeypatch.setattr(export, "Exported", Joyful)
     target = tmp_path / "small.int8"
     assert run(source, target, "--int8", "--calibrate", *pictures, "--check", *pictures) == 2
     assert "network's emotion_probability differs from PyTorch's by" in capsys.readouterr().err
@@ -236,4 +237,4 @@ def test_lite_can_be_exported_and_its_depthwise_layers_compute_the_same(tmp_path
     needs("onnx", "openvino")
     target = tmp_path / "lite.onnx"
     assert export.main([str(small.ROOT / "checkpoints" / "eambnet_lite_para.safetensors"), str(target)]) == 0
-    assert engines.Exported(target).export["differences"]["prediction"] < 1e-4
+    assert Exported(target).export["differences"]["prediction"] < 1e-4

@@ -6,9 +6,8 @@ from conftest import enliven
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from backbones import build_pyramid
-from depthwise import DepthwiseConv2d
-from folding import fold, fold_batchnorm, folding_pairs
+from eamb.network.backbones import DepthwiseConv2d, build_pyramid
+from eamb.network.fast import fold, fold_batchnorm, folding_pairs
 
 
 def norms(network: nn.Module) -> int:

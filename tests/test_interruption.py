@@ -16,9 +16,8 @@ import torch
 from small import ROOT, UNTRAINED, WORDS, command, train
 from test_training import snapshot
 
-import checkpoint
-import interruption
-import training
+from eamb.training import interruption, run
+from eamb.weights import checkpoint
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
@@ -31,7 +30,7 @@ SETTINGS = ["train.epochs=3", "train.score_test=false"]
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """Trainings of two gloo processes; `pair.folder / "whole"` is one that was left alone."""
-    from demo import make_demo
+    from eamb.readers.demo import make_demo
 
     folder = tmp_path_factory.mktemp("pair")
     make_demo(folder / "demo")
@@ -92,10 +91,11 @@ def test_a_dead_process_ends_the_other_within_a_minute_which_says_why(pair):
 DIES_ONCE = """
 import os, signal, sys
 from pathlib import Path
-import training, visualize
+from eamb.training import run
+from eamb.evaluation import figures
 from main import main
 
-save_if_due = training.Run.save_if_due
+save_if_due = run.Run.save_if_due
 dead = Path(sys.argv.pop(1))
 
 def die_once(run):
@@ -104,8 +104,8 @@ def die_once(run):
         os.kill(os.getpid(), signal.SIGKILL)
     save_if_due(run)
 
-training.Run.save_if_due = die_once
-visualize.write_figure = lambda figure, path: None
+run.Run.save_if_due = die_once
+figures.write_figure = lambda figure, path: None
 sys.exit(main())
 """
 
@@ -196,7 +196,7 @@ def test_a_run_that_is_stopped_before_it_began_touches_nothing_and_says_how_to_b
 ):
     output = shutil.copytree(score_run, tmp_path / "run")
     before = snapshot(output)
-    monkeypatch.setattr(training, "load_data", lambda config: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(run, "load_data", lambda config: os.kill(os.getpid(), signal.SIGINT))
     assert train("csv", scored_set, output, "train.epochs=2", UNTRAINED, *words) == 130
     assert snapshot(output) == before
     how, line = capsys.readouterr().err.splitlines()[-2:]

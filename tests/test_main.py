@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from small import UNTRAINED, command, evaluate, read_csv, train, write_csv
 
-import evaluation
-import interruption
 import main as program
-import predict
-import referee
-import training
-from main import main, parse, read_config
+from eamb.evaluation import evaluate as evaluate_module
+from eamb.evaluation import external
+from eamb.inference import predict
+from eamb.runtime.command import guarded
+from eamb.training import interruption, run
+from main import command_line, main, parse, read_config
 
 
 def settings(*words: str):
@@ -25,9 +25,9 @@ def settings(*words: str):
 def calls(monkeypatch):
     """What would be run, instead of running it."""
     made = []
-    monkeypatch.setattr(training, "train", lambda config, **options: made.append((config, options)))
-    monkeypatch.setattr(evaluation, "evaluate_checkpoint", lambda *arguments: made.append(arguments))
-    monkeypatch.setattr(referee, "evaluate_predictions", lambda *a: made.append(("referee", *a)))
+    monkeypatch.setattr(run, "train", lambda config, **options: made.append((config, options)))
+    monkeypatch.setattr(evaluate_module, "evaluate_checkpoint", lambda *arguments: made.append(arguments))
+    monkeypatch.setattr(external, "evaluate_predictions", lambda *a: made.append(("referee", *a)))
     monkeypatch.setattr(predict, "run", lambda options: made.append(options) or 1)
     return made
 
@@ -401,7 +401,7 @@ def test_interruption_ends_with_130(monkeypatch, capsys):
     def interrupt(config, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "train", interrupt)
+    monkeypatch.setattr(run, "train", interrupt)
     assert main(["--dataset", "demo"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
@@ -413,7 +413,7 @@ def test_what_a_user_can_mend_is_a_sentence(error, monkeypatch, capsys):
     def fail(config, **options):
         raise error
 
-    monkeypatch.setattr(training, "train", fail)
+    monkeypatch.setattr(run, "train", fail)
     assert main(["--dataset", "demo"]) == 2
     assert_one_sentence(capsys.readouterr().err, str(error))
 
@@ -422,7 +422,7 @@ def test_our_own_mistakes_keep_their_traceback(monkeypatch):
     def fail(config, **options):
         raise TypeError("ours")
 
-    monkeypatch.setattr(training, "train", fail)
+    monkeypatch.setattr(run, "train", fail)
     with pytest.raises(TypeError, match="ours"):
         main(["--dataset", "demo"])
 
@@ -462,12 +462,12 @@ def test_the_command_that_resumes_is_the_one_that_began(ranks, started, monkeypa
         monkeypatch.setenv(name, value)
     options = parse(["train", "--force", "--output", "a run", "train.epochs=3", "--dataset", "demo"])
     expected = f"{started} train --output 'a run' train.epochs=3 --dataset demo --resume"
-    assert program.command_line(options.words, resume=True) == expected
+    assert command_line(options.words, resume=True) == expected
 
 
 def test_a_stopped_training_has_its_code_in_scripts_too(capsys):
     def stopped(options):
         raise interruption.Stopped(15)
 
-    assert program.guarded(stopped, None, "stopped here") == 143
+    assert guarded(stopped, None, "stopped here") == 143
     assert capsys.readouterr().err == "stopped here\n"

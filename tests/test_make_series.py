@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 from small import read_csv
 
-from datasets import MANIFEST, PARA_BINS, PARA_EMOTIONS
-from pairs import load_pairs, read_pair_sheet
+from eamb.readers.pairs import load_pairs, read_pair_sheet
+from eamb.readers.para import PARA_BINS, PARA_EMOTIONS
+from eamb.readers.prepared import MANIFEST
 from scripts import make_series
 from scripts.make_series import DAMAGES, Photograph, grouped_pairs, main, preference
 

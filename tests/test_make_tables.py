@@ -15,8 +15,9 @@ from scipy.stats import spearmanr
 from small import ROOT, read_csv, read_json
 
 import metrics
-from config import Config, Data, Train, as_yaml
-from datasets import DataOptions, load_dataset
+from datasets import load_dataset
+from eamb.readers.rated import DataOptions
+from eamb.runtime.config import Config, Data, Train, as_yaml
 from scripts import make_tables
 
 COUNT = 120  # test pictures; the first of them is in training too

@@ -10,10 +10,11 @@ import pytest
 import torch
 from small import write_pictures
 
-import pairs
-from datasets import Draw, LeftOut, TrainOrder, make_loader
-from decoding import DecodeError
-from pairs import PAIR_COLUMNS, PairPictures, describe_pairs, load_pairs
+from datasets import Draw, PairPictures, TrainOrder, make_loader
+from eamb.readers import pairs
+from eamb.readers.decoding import DecodeError
+from eamb.readers.pairs import PAIR_COLUMNS, describe_pairs, load_pairs
+from eamb.readers.rated import LeftOut
 
 LIST = "1 1 2 0.949 1 4\n1 1 3 0.5 1 2\n7 1 2 0.086 4 2\n"  # as Photo Triage's lists are
 

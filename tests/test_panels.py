@@ -7,8 +7,8 @@ from matplotlib.text import Text
 from PIL import Image
 from small import grey_image, spot_map
 
-import panels
-from panels import Explanation
+from eamb.inference import panels
+from eamb.inference.panels import Explanation
 
 EMOTIONS = {"anger": 0.01, "awe": 0.6, "fear": 0.05, "contentment": 0.24, "disgust": 0.1}
 STRONGEST = ["awe", "contentment", "disgust"]

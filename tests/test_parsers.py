@@ -28,12 +28,16 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from small import ROOT
 
-import datasets
-from config import CHOICES, KEYS, SMALLEST, load_config
-from datasets import SPLITS, DataOptions, load_dataset
-from referee import read_claims
+from datasets import load_dataset
+from eamb.evaluation.external import read_claims
+from eamb.files import original
+from eamb.network.outputs import Scale
+from eamb.readers.ava import AVA_CSV_COLUMNS, AVA_TEXT_COLUMNS
+from eamb.readers.iae import IAE_EMOTIONS
+from eamb.readers.para import PARA_BINS, PARA_EMOTIONS
+from eamb.readers.rated import SPLIT_WORDS, SPLITS, DataOptions, RatedSet, emotion_name
+from eamb.runtime.config import CHOICES, KEYS, SMALLEST, load_config
 from scripts.make_tables import PUBLISHED, read_published
-from spreadsheets import original
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "50"))
 many = settings(
@@ -365,7 +369,7 @@ def ava_values(texts: list[str]) -> tuple:
 def ava_text(root) -> Format:
     touch(root, [f"images/{i}.jpg" for i in range(100, 100 + COUNT)])
     (root / "generic_test.jpgl").write_text("101\n103\n105\n77\n")
-    columns = datasets.AVA_TEXT_COLUMNS
+    columns = AVA_TEXT_COLUMNS
     lines = [[str(i), str(99 + i), *ava_votes(i), str(i % 3), "22", "1396"] for i in range(1, COUNT + 1)]
     return Format(
         "AVA.txt",
@@ -380,7 +384,7 @@ def ava_text(root) -> Format:
 
 def ava_csv(root) -> Format:
     touch(root, [f"images/{i}.jpg" for i in range(100, 100 + COUNT)])
-    columns = ("image_id", *datasets.AVA_CSV_COLUMNS, "tag1", "tag2", "challenge_id", "MOS")
+    columns = ("image_id", *AVA_CSV_COLUMNS, "tag1", "tag2", "challenge_id", "MOS")
     mos = {i: f"{ava_values(ava_votes(i))[0][0]:.9f}" for i in range(COUNT)}
     lines = [[f"{100 + i}.jpg", *ava_votes(i), "1", "0", "1396", mos[i]] for i in range(COUNT)]
     for split, rows in {"test": lines[:4], "val": lines[4:7]}.items():
@@ -388,7 +392,7 @@ def ava_csv(root) -> Format:
     others = {row[0].removesuffix(".jpg"): ava_values(row[1:11]) for row in lines[:7]}
 
     def read(cells: dict[str, str]) -> tuple[str, tuple]:
-        values = ava_values([cells[name] for name in datasets.AVA_CSV_COLUMNS])
+        values = ava_values([cells[name] for name in AVA_CSV_COLUMNS])
         name = word(cells["image_id"]).removesuffix(".jpg")
         if name in others or abs(number(cells.get("MOS", str(values[0][0]))) - values[0][0]) > 0.006:
             raise ValueError("contradiction")
@@ -403,8 +407,8 @@ def ava_csv(root) -> Format:
     return Format("train.csv", columns, lines, read, load, optional=columns[11:])
 
 
-PARA_COUNTS = [f"aestheticScore_{rating:.1f}" for rating in datasets.PARA_BINS]
-PARA_FEELINGS = [f"imgEmotion_{name}" for name in datasets.PARA_EMOTIONS]
+PARA_COUNTS = [f"aestheticScore_{rating:.1f}" for rating in PARA_BINS]
+PARA_FEELINGS = [f"imgEmotion_{name}" for name in PARA_EMOTIONS]
 
 
 def para(root) -> Format:
@@ -451,11 +455,11 @@ def own_csv(root) -> Format:
     known = ("awe", "fear", "sadness")
 
     def read(cells: dict[str, str]) -> tuple[str, tuple]:
-        if word(cells["split"]).lower() not in datasets.SPLIT_WORDS:
+        if word(cells["split"]).lower() not in SPLIT_WORDS:
             raise ValueError(cells["split"])
-        feeling = datasets.emotion_name(word(cells["emotion"]))
+        feeling = emotion_name(word(cells["emotion"]))
         emotion = np.array([float(feeling == name) for name in known])
-        split = datasets.SPLIT_WORDS[word(cells["split"]).lower()]
+        split = SPLIT_WORDS[word(cells["split"]).lower()]
         score = np.array([number(cells["score"], 1, 5), SPLITS.index(split)])
         return word(cells["path"]), (score, emotion)
 
@@ -496,8 +500,8 @@ def count_csv(root) -> Format:
 
 def predictions(root) -> Format:
     columns = ("id", "prediction", "p_1", "p_2", "p_3")
-    scale = datasets.Scale("score", 1, 3, 2)
-    rated = datasets.RatedSet("csv", "test", "", [], [], np.array([]), scale, bins=(1.0, 2.0, 3.0))
+    scale = Scale("score", 1, 3, 2)
+    rated = RatedSet("csv", "test", "", [], [], np.array([]), scale, bins=(1.0, 2.0, 3.0))
     lines = [[f"s/p{i}_.jpg", f"{1 + i / 9}", f"{i / 20}", *2 * [f"{0.5 - i / 40}"]] for i in range(COUNT)]
 
     def read(cells: dict[str, str]) -> tuple[str, tuple]:
@@ -579,7 +583,7 @@ def iae(kind: str) -> Callable:
 
         def load(root) -> dict[str, tuple]:
             rated = load_dataset("iae", root)["train"]
-            codes = [rated.emotion_classes.index(name) for name in datasets.IAE_EMOTIONS]
+            codes = [rated.emotion_classes.index(name) for name in IAE_EMOTIONS]
             rows = zip(rated.scores[:, None], rated.high()[:, None], rated.emotions[:, codes], strict=True)
             return dict(zip(rated.ids, rows, strict=True))
 

@@ -19,14 +19,34 @@ import small
 import torch
 from PIL import Image, ImageFilter
 
-import checkpoint
-import demo
-import picks
-import predict
-from decoding import decode
-from EAMBNet import Scale, build_model
+from eamb.files import encodable
+from eamb.inference.photographs import find_pictures
+from eamb.inference.scorer import Scored, Scorer
+from eamb.network.outputs import Scale
+from eamb.readers import demo
+from eamb.readers.decoding import decode
+from eamb.selection import picks
+from eamb.selection.grouping import (
+    DETAILS,
+    GAP,
+    SIMILARITY,
+    Shot,
+    Taken,
+    as_time,
+    choose,
+    coloured,
+    describe_time,
+    group,
+    look_at,
+    rank,
+    read_taken,
+    similarity,
+    sketch,
+)
+from eamb.selection.page import as_script, write_page
+from eamb.weights import checkpoint
+from EAMBNet import build_model
 from main import main, parse
-from picks import GAP, SIMILARITY, Shot, Taken, group, similarity, sketch
 
 FOUR_STARS = Scale("score", 1.0, 5.0, 3.0, offset=1.0, factor=4.0)
 NOON = datetime(2024, 5, 3, 12)
@@ -115,14 +135,14 @@ def test_flat_pictures_have_a_similarity_too():
     ],
 )
 def test_times_are_read_and_garbage_is_none(text, fraction, expected):
-    assert picks.as_time(text, fraction) == expected
+    assert as_time(text, fraction) == expected
 
 
 def exif_of(tags, details=None):
     exif = Image.Exif()
     exif.update(tags)
     if details:
-        exif.get_ifd(picks.DETAILS).update(details)
+        exif.get_ifd(DETAILS).update(details)
     return exif
 
 
@@ -139,8 +159,8 @@ def exif_of(tags, details=None):
 def test_the_time_of_exposure_counts_and_else_that_of_the_last_change(tags, details, time, exposed, tmp_path):
     blotches(0).save(tmp_path / "a.jpg", exif=exif_of(tags, details))
     with Image.open(tmp_path / "a.jpg") as picture:
-        taken = picks.read_taken(picture.getexif())
-    assert picks.describe_time(taken.time) == (time and f"2024-05-03 {time}")
+        taken = read_taken(picture.getexif())
+    assert describe_time(taken.time) == (time and f"2024-05-03 {time}")
     assert taken.exposed == exposed
 
 
@@ -154,7 +174,7 @@ def test_any_format_may_tell_its_time_to_who_looks(name, tmp_path):
     pixels = decode(tmp_path / name, 32, look=lambda *shown: seen.append(shown))
     [(picture, exif)] = seen
     assert (picture.mode, picture.size, pixels.shape) == ("RGB", (90, 60), (32, 32, 3))
-    assert picks.read_taken(exif) == Taken(NOON, True, "Canon")
+    assert read_taken(exif) == Taken(NOON, True, "Canon")
 
 
 @pytest.mark.parametrize(
@@ -171,14 +191,14 @@ def test_any_format_may_tell_its_time_to_who_looks(name, tmp_path):
 def test_a_camera_is_make_model_and_number(make, model, serial, camera):
     tags, details = {0x010F: make, 0x0110: model}, {0xA431: serial}
     exif = SimpleNamespace(get=tags.get, get_ifd=lambda tag: details)
-    assert picks.read_taken(exif).camera == camera
+    assert read_taken(exif).camera == camera
 
 
 def test_damaged_details_are_no_time():
     def fails(tag):
         raise SyntaxError("damaged")
 
-    assert picks.read_taken(SimpleNamespace(get={}.get, get_ifd=fails)) == Taken(None, False, "")
+    assert read_taken(SimpleNamespace(get={}.get, get_ifd=fails)) == Taken(None, False, "")
 
 
 # ---- grouping --------------------------------------------------------------------------------------
@@ -259,8 +279,8 @@ def test_nothing_makes_no_series():
 
 
 def test_the_best_is_first_and_equal_ones_keep_their_order():
-    assert picks.rank([1.5, 3.0, -2.0, 3.0]) == [1, 3, 0, 2]
-    assert picks.rank([]) == []
+    assert rank([1.5, 3.0, -2.0, 3.0]) == [1, 3, 0, 2]
+    assert rank([]) == []
 
 
 # ---- a whole run -----------------------------------------------------------------------------------
@@ -299,7 +319,7 @@ class Judge:
         for path in paths:
             with Image.open(path) as picture:
                 look(path, picture.convert("RGB"), picture.getexif())
-            yield predict.Scored(path, score=-float(len(path)))
+            yield Scored(path, score=-float(len(path)))
 
 
 @pytest.fixture
@@ -369,7 +389,7 @@ def test_series_of_the_album(rows):
     for name, row in rows.items():
         found.setdefault(row["series"], set()).add(name)
     first = {"IMG_000.jpg", "IMG_00x1.jpg", "IMG_00xx2.jpg"}
-    nasty = picks.encodable(NASTY)
+    nasty = encodable(NASTY)
     scans = {"=1+1.jpg", "=1+2.jpg"}
     alone = ({"IMG_00xxx3.jpg"}, {"IMG_00xxxx4.jpg"}, {nasty}, {"b.jpg"}, {"changed.png"})
     expected = [first, {"a.jpg", "c.jpg"}, scans, {"broken.jpg", "empty.jpg"}, *alone]
@@ -393,8 +413,8 @@ def test_ranks_follow_scores_and_one_of_each_series_is_picked(rows):
 
 @pytest.mark.parametrize("keep", [1, 2, 9])
 def test_keep_picks_so_many_of_each_series(album, keep):
-    found = predict.find_pictures([str(album / "IMG*"), str(album / "mixed")])
-    for photograph in picks.choose(list(picks.look_at(found, Judge(), None)), keep, GAP, SIMILARITY):
+    found = find_pictures([str(album / "IMG*"), str(album / "mixed")])
+    for photograph in choose(list(look_at(found, Judge(), None)), keep, GAP, SIMILARITY):
         assert photograph.picked == (photograph.rank <= keep)
 
 
@@ -445,13 +465,13 @@ def test_no_cell_is_a_formula(judged, tmp_path, monkeypatch):
 
 
 def test_any_scorer_ranks_and_one_without_maps_makes_a_page_too(album, tmp_path):
-    found = predict.find_pictures([str(album / "IMG*")])
-    photographs = list(picks.look_at(found, Judge(), tmp_path))
-    chosen = picks.choose(photographs, 1, GAP, SIMILARITY)
+    found = find_pictures([str(album / "IMG*")])
+    photographs = list(look_at(found, Judge(), tmp_path))
+    chosen = choose(photographs, 1, GAP, SIMILARITY)
     assert [Path(one.path).name for one in chosen if one.picked] == [
         *("IMG_000.jpg", "IMG_00xxx3.jpg", "IMG_00xxxx4.jpg")
     ]
-    picks.write_page(tmp_path, chosen, "")
+    write_page(tmp_path, chosen, "")
     page = Page((tmp_path / "index.html").read_text(encoding="utf-8"))
     [button] = [values for _, values in page.tags if values.get("id") == "maps"]
     assert "hidden" in button
@@ -462,7 +482,7 @@ def test_an_error_while_looking_is_the_pictures_own(album, weights):
     def look(path, picture, exif):
         raise RuntimeError("no")
 
-    scorer = predict.Scorer(weights, device="cpu")
+    scorer = Scorer(weights, device="cpu")
     assert [scored.error for scored in scorer.score_all([album / "IMG_000.jpg"], look=look)] == ["no"]
 
 
@@ -563,7 +583,7 @@ def test_names_stay_text(page):
 
 
 def test_a_script_cannot_be_ended_by_data():
-    text = picks.as_script(["</script>", "<!--", "\u2028"])
+    text = as_script(["</script>", "<!--", "\u2028"])
     assert "<" not in text
     assert "\u2028" not in text
     assert json.loads(text) == ["</script>", "<!--", "\u2028"]
@@ -610,7 +630,7 @@ def test_the_script_finds_what_it_asks_for(page):
 
 
 def test_a_map_has_the_colours_of_the_other_pictures():
-    image = picks.coloured(np.array([[0.0, 1.0]])).convert("RGB")
+    image = coloured(np.array([[0.0, 1.0]])).convert("RGB")
     assert [image.getpixel((column, 0)) for column in (0, 1)] == [
         (0, 0, 4),
         (252, 255, 164),

@@ -21,8 +21,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import picks
-import predict
+from eamb.inference.photographs import find_pictures
+from eamb.inference.scorer import Scored
+from eamb.selection.grouping import CHANGED, as_row, choose, look_at, write_rows
+from eamb.selection.page import write_page
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +46,7 @@ class Judge:
         for number, path in enumerate(paths):
             with Image.open(path) as picture:
                 look(path, picture.convert("RGB"), picture.getexif())
-            yield predict.Scored(path, score=1 + number / 7, emotion_map=np.eye(4)[:3])
+            yield Scored(path, score=1 + number / 7, emotion_map=np.eye(4)[:3])
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +57,14 @@ def folder(tmp_path_factory):
         scene = (0, 0, 0, 1, 2, 2)[number]
         colours = np.random.default_rng(scene).integers(0, 256, (5, 6, 3), dtype=np.uint8)
         exif = Image.Exif()
-        exif[picks.CHANGED] = f"2024:05:03 12:0{scene}:0{number}"
+        exif[CHANGED] = f"2024:05:03 12:0{scene}:0{number}"
         picture = Image.fromarray(colours).resize((600, 800 if scene else 400), Image.Resampling.BICUBIC)
         (folder / "photos").mkdir(exist_ok=True)
         picture.save(folder / "photos" / name, exif=exif)
-    found = predict.find_pictures([str(folder / "photos")])
-    photographs = picks.choose(list(picks.look_at(found, Judge(), folder / "page")), 1, 30, 0.6)
-    picks.write_rows(map(picks.as_row, photographs), folder / "picks.csv")
-    picks.write_page(folder / "page", photographs, "keep 1 & more")
+    found = find_pictures([str(folder / "photos")])
+    photographs = choose(list(look_at(found, Judge(), folder / "page")), 1, 30, 0.6)
+    write_rows(map(as_row, photographs), folder / "picks.csv")
+    write_page(folder / "page", photographs, "keep 1 & more")
     return folder
 
 

@@ -20,14 +20,20 @@ import pytest
 import torch
 from PIL import Image
 
-import checkpoint
-import panels
-import predict
-from backbones import LITE0, normalisation
-from decoding import DecodeError, decode, normalise
-from EAMBNet import EMOTIONS, EmotionNetwork, Scale, build_model
+from eamb.files import written_whole
+from eamb.inference import panels, predict
+from eamb.inference import scorer as scorer_module
+from eamb.inference.maps import MapFolder
+from eamb.inference.photographs import Found, Search, Shard, find_pictures
+from eamb.inference.rows import without_formulas
+from eamb.inference.scorer import Scorer, in_threads, percentile, worker_threads
+from eamb.network.backbones import LITE0, normalisation
+from eamb.network.outputs import EMOTIONS, Scale
+from eamb.readers import decoding
+from eamb.readers.decoding import DecodeError, decode, normalise
+from eamb.weights import checkpoint
+from EAMBNet import EmotionNetwork, build_model
 from main import main
-from predict import Scorer, find_pictures, percentile
 
 SIZE = 64
 FOUR_STARS = Scale("score", 1.0, 5.0, 3.0, offset=1.0, factor=4.0)
@@ -258,9 +264,7 @@ def test_no_text_is_a_formula_and_pandas_reads_the_same_paths_again(weights, tmp
 
 
 def test_an_error_that_looks_like_a_formula_is_marked_and_numbers_stay_numbers():
-    row = predict.without_formulas(
-        {"path": "a.jpg", "score": -1.5, "error": "=cmd|'/c calc'!A1", "emotion": None}
-    )
+    row = without_formulas({"path": "a.jpg", "score": -1.5, "error": "=cmd|'/c calc'!A1", "emotion": None})
     assert row == {"path": "a.jpg", "score": -1.5, "error": "'=cmd|'/c calc'!A1", "emotion": None}
 
 
@@ -299,7 +303,7 @@ def test_a_high_or_low_network_gives_a_probability_whatever_the_ratings_were(mod
 
 
 def test_three_lines_of_python(album, weights, model, monkeypatch):
-    monkeypatch.setattr(predict, "SHIPPED", weights)
+    monkeypatch.setattr(scorer_module, "SHIPPED", weights)
     result = Scorer().score(album / "b.jpg")
     assert result.score == pytest.approx(direct_score(model, album / "b.jpg"), abs=1e-4)
     assert result.emotion_map.shape == (SIZE // 8, SIZE // 8)
@@ -378,14 +382,14 @@ def test_scoring_leaves_torch_and_the_warnings_as_they_were(scorer, album, two_t
 
 
 def test_workers_are_one_per_core_unless_told_otherwise(two_threads):
-    assert [predict.worker_threads(workers, on_cpu=True) for workers in (-1, 0, 5)] == [2, 0, 5]
+    assert [worker_threads(workers, on_cpu=True) for workers in (-1, 0, 5)] == [2, 0, 5]
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
 def test_work_in_threads_comes_back_in_order_and_runs_no_further_ahead_than_one_item_each(threads):
     asked = []
     items = (asked.append(number) or number for number in range(20))
-    results = predict.in_threads(lambda number: (time.sleep(0.002 * (number % 3)), number)[1], items, threads)
+    results = in_threads(lambda number: (time.sleep(0.002 * (number % 3)), number)[1], items, threads)
     assert next(results) == 0
     assert len(asked) == threads + 1
     assert list(results) == list(range(1, 20))
@@ -393,7 +397,7 @@ def test_work_in_threads_comes_back_in_order_and_runs_no_further_ahead_than_one_
 
 def test_an_error_in_a_thread_is_the_callers():
     with pytest.raises(ZeroDivisionError):
-        list(predict.in_threads(lambda number: 1 // number, [1, 0, 1], 2))
+        list(in_threads(lambda number: 1 // number, [1, 0, 1], 2))
 
 
 # ---- finding pictures ------------------------------------------------------------------------------
@@ -456,10 +460,10 @@ def test_a_thousand_nested_folders_are_searched(tmp_path):
 
 
 def test_maps_of_pictures_in_a_thousand_folders_lie_in_the_last_hundred(scorer, tmp_path):
-    maps = predict.MapFolder(tmp_path, scorer, raw=False)
+    maps = MapFolder(tmp_path, scorer, raw=False)
     folders = [str(level) for level in range(1100)]
     for ending in ("", ".2"):
-        name = maps.name(predict.Found("/".join(["top", *folders, "a.jpg"]), "top"))
+        name = maps.name(Found("/".join(["top", *folders, "a.jpg"]), "top"))
         assert name == "/".join([*folders[-99:], f"a.jpg{ending}"])
 
 
@@ -477,7 +481,7 @@ def test_files_come_before_folders_and_what_is_not_scored_is_counted(tmp_path, m
     (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
     (tmp_path / "e").symlink_to(tmp_path / "b")
     monkeypatch.chdir(tmp_path)
-    search = predict.Search()
+    search = Search()
     search.add_folder(".")
     assert [picture.path for picture in search.pictures.values()] == [
         *("./c.jpg", "./loop.jpg", "./a/v.jpg", "./a.b/w.jpg", "./b/z.jpg", "./b/a/y.jpg"),
@@ -539,7 +543,7 @@ def test_parts_are_disjoint_and_complete_and_do_not_depend_on_the_order(inside, 
     whole = [os.path.realpath(picture.path) for picture in find_pictures(named)]
     parts = []
     for number in range(1, count + 1):
-        shard = predict.Shard(number, count)
+        shard = Shard(number, count)
         places = [os.path.realpath(picture.path) for picture in find_pictures(named, shard)]
         again = [
             os.path.realpath(picture.path) for picture in find_pictures(["./sub/..", *named[::-1]], shard)
@@ -620,7 +624,7 @@ def test_a_run_cut_at_any_byte_goes_on_to_the_same_bytes(
     uninterrupted, photos, weights, tmp_path, monkeypatch
 ):
     known = Scorer(weights, device="cpu", batch_size=3)  # built once
-    monkeypatch.setattr(predict, "Scorer", lambda *arguments, **others: known)
+    monkeypatch.setattr(scorer_module, "Scorer", lambda *arguments, **others: known)
     whole, output = uninterrupted.read_bytes(), tmp_path / uninterrupted.name
     cuts = [0, 1, 50, *range(200, len(whole), 499), len(whole) - 1, len(whole)]
     lines = [place + 1 for place, byte in enumerate(whole) if byte == 10]
@@ -635,7 +639,7 @@ def test_only_the_rest_is_computed(uninterrupted, photos, weights, tmp_path, mon
     output = tmp_path / uninterrupted.name
     output.write_bytes(b"".join(lines[:-2]))
     decoded = []
-    monkeypatch.setattr(predict, "decode", lambda path, *rest: decoded.append(path) or decode(path, *rest))
+    monkeypatch.setattr(decoding, "decode", lambda path, *rest: decoded.append(path) or decode(path, *rest))
     assert call(photos, weights, "--output", output, "--emotions", "--resume") == 1
     assert len(decoded) <= 2 * 3  # the batch of the last row with a score, and the last one
     assert "8 of 10 pictures scored" in capsys.readouterr().err
@@ -643,7 +647,7 @@ def test_only_the_rest_is_computed(uninterrupted, photos, weights, tmp_path, mon
 
 def save_small_panel(path, image, explanation):
     """In the place of panels.save_panel, which draws for half a second."""
-    with checkpoint.written_whole(path) as unfinished:
+    with written_whole(path) as unfinished:
         unfinished.write_text(f"{image.mean():.4f} {explanation.score}")
 
 
@@ -799,7 +803,7 @@ def test_class_maps_come_only_when_asked_for_and_do_not_depend_on_neighbours(sco
 @pytest.fixture
 def drawn(monkeypatch):
     """What panels were about to be written: path, picture, explanation."""
-    import panels
+    from eamb.inference import panels
 
     calls = []
     monkeypatch.setattr(panels, "save_panel", lambda *arguments: calls.append(arguments))
@@ -848,7 +852,7 @@ def test_a_branch_that_was_trained_says_nothing(scored):
 
 
 def test_pictures_of_one_name_get_maps_of_their_own(inside, scorer):
-    maps = predict.MapFolder(Path("maps"), scorer, raw=False)
+    maps = MapFolder(Path("maps"), scorer, raw=False)
     pictures = find_pictures(["b.jpg", "sub", "."])
     names = [maps.name(picture) for picture in pictures]
     assert names[:3] == ["b.jpg", "b.jpg.2", "c.webp"]
@@ -919,7 +923,7 @@ def test_bad_arguments_exit_with_2_and_a_sentence(inside, weights, capsys, album
 
 
 def test_missing_shipped_weights_say_what_to_do(album, tmp_path, monkeypatch):
-    monkeypatch.setattr(predict, "SHIPPED", tmp_path / "lite.safetensors")
+    monkeypatch.setattr(scorer_module, "SHIPPED", tmp_path / "lite.safetensors")
     with pytest.raises(FileNotFoundError, match=r"lite\.safetensors are missing.*--checkpoint FILE"):
         Scorer()
 
@@ -932,5 +936,5 @@ def test_an_emotion_network_gives_no_score(album, tmp_path, capsys):
 
 def test_scoring_loads_nothing_for_drawing_or_tables():
     heavy = {"matplotlib", "pandas", "scipy", "sklearn"}
-    code = f"import sys, predict; sys.exit(bool({heavy} & sys.modules.keys()))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(predict.__file__).parent).returncode == 0
+    code = f"import sys, eamb.inference.predict; sys.exit(bool({heavy} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(predict.__file__).parents[2]).returncode == 0

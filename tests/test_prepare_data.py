@@ -13,9 +13,11 @@ import pytest
 import small
 from PIL import Image
 
-from datasets import MANIFEST, DataOptions, PictureSet, load_dataset, load_datasets
-from decoding import decode
-from EAMBNet import EMOTIONS
+from datasets import PictureSet, load_dataset, load_datasets
+from eamb.network.outputs import EMOTIONS
+from eamb.readers.decoding import decode
+from eamb.readers.prepared import MANIFEST
+from eamb.readers.rated import DataOptions, describe
 
 script = importlib.import_module("scripts.prepare_data")
 SIZE = 64
@@ -78,7 +80,7 @@ def test_copies_are_a_data_root_with_the_same_splits_and_nearly_the_same_pixels(
             difference = np.abs(copy.astype(int) - decode(path, SIZE))
             assert difference.max() < 12 and difference.mean() < 1.5
     assert not (output / "notes.txt").exists()
-    assert "prepared copies of 64 px" in importlib.import_module("datasets").describe(ours["train"])
+    assert "prepared copies of 64 px" in describe(ours["train"])
 
 
 def test_the_manifest_names_hash_size_and_settings(source, tmp_path):

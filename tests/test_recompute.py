@@ -8,10 +8,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-import distributed
-from backbones import build_pyramid
+from eamb.network.backbones import blocks, build_pyramid, recompute_blocks, unchanged_statistics
+from eamb.runtime import distributed
 from EAMBNet import build_model
-from recompute import blocks, recompute_blocks, unchanged_statistics
 
 WIDTHS = {"width": 16, "guided_width": 8, "guided_hidden": 4, "head_width": 8}
 

@@ -11,12 +11,13 @@ import pytest
 from scipy import stats
 from small import read_csv, read_json, write_csv
 
-import evaluation
-from datasets import DataOptions, load_dataset
-from engine import Predictions
-from evaluation import measure
+from datasets import load_dataset
+from eamb.evaluation import report as report_module
+from eamb.evaluation.evaluate import measure
+from eamb.evaluation.external import Finder
+from eamb.readers.rated import DataOptions
+from eamb.runtime.engine import Predictions
 from main import main
-from referee import Finder
 from scripts import keep_run
 
 TESTED = range(30, 50)
@@ -26,7 +27,7 @@ BINS = [f"p_{value:g}" for value in np.arange(1, 5.5, 0.5)]
 @pytest.fixture(autouse=True)
 def no_drawing(monkeypatch):
     """The plot is the same as a checkpoint's evaluation draws, and takes longer than all else here."""
-    monkeypatch.setattr(evaluation, "draw_scatter", lambda report, rated, path: path.touch())
+    monkeypatch.setattr(report_module, "draw_scatter", lambda report, rated, path: path.touch())
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def refereed(para, tmp_path_factory):
     """metrics.json on the usual file."""
     folder = tmp_path_factory.mktemp("refereed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "draw_scatter", lambda report, rated, path: path.touch())
+        patch.setattr(report_module, "draw_scatter", lambda report, rated, path: path.touch())
         return judged(guesses(folder / "own.csv"), para, folder / "own")
 
 

@@ -10,11 +10,12 @@ import torch
 from small import BACKBONE, ROOT, WORDS, read_csv, read_json
 from torch import nn
 
-import demo
-import evaluation
-import training
-from checkpoint import file_hash
-from config import Config, Data, Model, load_config
+from eamb.evaluation import evaluate
+from eamb.files import file_hash
+from eamb.readers import demo
+from eamb.runtime.config import Config, Data, Model, load_config
+from eamb.training import run as run_module
+from eamb.training.tasks import has_emotion_branch
 from scripts import reproduce_tables as script
 
 CONFIGS = ROOT / "configs"
@@ -76,7 +77,7 @@ def test_each_set_has_its_rows_and_only_networks_with_a_branch_are_given_one(nam
     rows = [step.row for step in steps]
     assert rows == [row for row in script.ROWS if row != "emd_batch" or name in ("ava", "demo")]
     for step in steps:
-        assert (step.branch is not None) == training.has_emotion_branch(step.config)
+        assert (step.branch is not None) == has_emotion_branch(step.config)
         assert ("--emotion-checkpoint" in step.words) == (step.branch is not None)
         assert step.config.data.dataset == name
         assert step.config.task == "aesthetics"
@@ -219,7 +220,7 @@ def made(words):
     output: the folder. code, files: of the first call, and what it left.
     started: name of each training of the second call -> steps that it had done already.
     """
-    output, validate, train_epoch, started = words[4], training.validate, training.train_epoch, {}
+    output, validate, train_epoch, started = words[4], run_module.validate, run_module.train_epoch, {}
 
     def interrupted(run):
         if run.output.name == "demo_main_seed0":
@@ -233,12 +234,12 @@ def made(words):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NPROC", "1")
         for draw in ("draw_scatter", "draw_confusion", "draw_bars"):
-            patch.setattr(evaluation, draw, lambda *arguments: arguments[-1].touch())
-        patch.setattr(training, "validate", interrupted)
+            patch.setattr(evaluate, draw, lambda *arguments: arguments[-1].touch())
+        patch.setattr(run_module, "validate", interrupted)
         code = run(*words)
         files = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
-        patch.setattr(training, "validate", validate)
-        patch.setattr(training, "train_epoch", watched)
+        patch.setattr(run_module, "validate", validate)
+        patch.setattr(run_module, "train_epoch", watched)
         assert run(*words) == 0
     return SimpleNamespace(output=output, code=code, files=files, started=started)
 

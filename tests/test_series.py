@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from conftest import enliven
 from small import BACKBONE
 
-from backbones import RESNET50
-from checkpoint import Weights, describe
-from EAMBNet import prepare_for_inference
+from eamb.network.backbones import RESNET50
+from eamb.network.fast import prepare_for_inference
+from eamb.network.pair_networks import NETWORKS, PAUnit, SeriesNetwork
+from eamb.weights.checkpoint import Weights, describe
 from metrics import pair_probability
-from series import NETWORKS, PAUnit, SeriesNetwork
 
 
 def build(network: str, symmetric: bool = True, backbone: str = BACKBONE) -> SeriesNetwork:

@@ -14,12 +14,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from small import ROOT, read_csv
 
-import predict
-import referee
-from datasets import LeftOut, RatedSet, write_left_out
-from EAMBNet import Scale
-from evaluation import write_columns
-from spreadsheets import FORMULA, encodable, original, row_writer, safe
+from eamb.evaluation.external import match, read_claims
+from eamb.evaluation.report import write_columns
+from eamb.files import FORMULA, encodable, original, row_writer, safe
+from eamb.inference.rows import csv_line, csv_rows, parse_csv
+from eamb.network.outputs import Scale
+from eamb.readers.rated import LeftOut, RatedSet, write_left_out
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
@@ -112,10 +112,10 @@ def first_cells(path: Path, column: str = "id") -> list[str]:
 def test_ids_in_predictions_are_safe_and_the_referee_reads_them_again(tmp_path):
     path = written(tmp_path)
     assert not [cell for cell in first_cells(path) if cell.startswith(FORMULA)]
-    claims = referee.read_claims(path, rated())
+    claims = read_claims(path, rated())
     assert claims.ids == IDS
     assert claims.values[:, 0].tolist() == (np.arange(len(IDS)) / 7).tolist()
-    matched = referee.match(claims, rated())
+    matched = match(claims, rated())
     assert (len(matched.rows), matched.missing, matched.extra) == (len(IDS), [], [])
 
 
@@ -144,8 +144,8 @@ def test_lists_of_pictures_that_are_left_out_name_files_that_are_no_utf8(tmp_pat
 def test_a_semicolon_in_a_path_is_quoted_by_predict_and_taken_up_again():
     columns = ["path", "score", "error"]
     file = io.StringIO(newline="")
-    predict.csv_rows(file, columns)({"path": "a;b.jpg", "score": 3.5, "error": None})
+    csv_rows(file, columns)({"path": "a;b.jpg", "score": 3.5, "error": None})
     header, row = file.getvalue().splitlines(keepends=True)
     assert row == '"a;b.jpg",3.5,""\r\n'
-    assert header.encode() == predict.csv_line(columns)
-    assert predict.parse_csv(row.encode(), columns) == {"path": "a;b.jpg", "score": "3.5", "error": ""}
+    assert header.encode() == csv_line(columns)
+    assert parse_csv(row.encode(), columns) == {"path": "a;b.jpg", "score": "3.5", "error": ""}

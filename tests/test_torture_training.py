@@ -7,7 +7,7 @@ import pytest
 import torch
 from small import ROOT
 
-import checkpoint
+from eamb.weights import checkpoint
 
 sys.path.insert(0, str(ROOT / "scripts"))
 

@@ -32,18 +32,24 @@ from small import (
     write_pictures,
 )
 
-import checkpoint
-import engine
-import evaluation
-import interruption
-import training
-import visualize
-from config import load_config
-from datasets import Batch, load_dataset
-from EAMBNet import EMOTIONS, Output, Scale, build_model
+from datasets import Batch, first_by_hash, load_dataset
+from eamb import files
+from eamb.evaluation import figures
+from eamb.evaluation.evaluate import labelled, measure_pairs
+from eamb.files import file_hash
+from eamb.network.outputs import EMOTIONS, Output, Scale
+from eamb.readers.pairs import PairedSet
+from eamb.readers.rated import RatedSet
+from eamb.runtime import distributed, engine
+from eamb.runtime.config import load_config
+from eamb.training import emotion_maps, interruption
+from eamb.training import run as run_module
+from eamb.training.run import Best, Run, make_optimizer
+from eamb.training.starting import build_network
+from eamb.training.tasks import make_loss, make_pair_loss, make_rating_loss, new_network
+from eamb.weights import checkpoint
+from EAMBNet import build_model
 from main import main
-from pairs import PairedSet
-from training import Best, make_loss, make_optimizer, make_rating_loss
 
 COUNTS = {f"score{rating}": [(7 * i + 3 * rating) % 5 + 1 for i in range(24)] for rating in range(1, 5)}
 SHORT = ("train.score_test=false", UNTRAINED)
@@ -52,7 +58,7 @@ SHORT = ("train.score_test=false", UNTRAINED)
 @pytest.fixture(autouse=True)
 def without_drawing(monkeypatch):
     """Half of a tiny run's time goes into its curves; the runs that all tests share have them."""
-    monkeypatch.setattr(visualize, "write_figure", lambda figure, path: Path(path).touch())
+    monkeypatch.setattr(figures, "write_figure", lambda figure, path: Path(path).touch())
 
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -155,7 +161,7 @@ def test_the_emotion_branch_is_the_given_one_to_the_last_bit_and_the_rest_has_mo
 def test_where_weights_came_from_is_told(score_run, emotion_run):
     origin = checkpoint.load_weights(score_run / "best.pt").description["origin"]
     assert origin["emotion_checkpoint"] == "best.pt"
-    assert origin["emotion_checkpoint_sha256"] == checkpoint.file_hash(emotion_run / "best.pt")
+    assert origin["emotion_checkpoint_sha256"] == file_hash(emotion_run / "best.pt")
     assert (origin["emotion_checkpoint_dataset"], origin["emotion_branch"]) == ("csv", "trained")
 
 
@@ -189,7 +195,7 @@ class Stop(BaseException):
 
 def stop_at(monkeypatch, place: str) -> None:
     """Ends the second epoch: before its first step, behind its third, behind its last, or in validation."""
-    save_if_due, train_epoch, validate = training.Run.save_if_due, training.train_epoch, training.validate
+    save_if_due, train_epoch, validate = Run.save_if_due, run_module.train_epoch, run_module.validate
 
     def save_and_stop(run):
         save_if_due(run)
@@ -204,9 +210,9 @@ def stop_at(monkeypatch, place: str) -> None:
 
         return stopping
 
-    monkeypatch.setattr(training.Run, "save_if_due", save_and_stop)
-    monkeypatch.setattr(training, "train_epoch", stop(train_epoch, "start"))
-    monkeypatch.setattr(training, "validate", stop(validate, "validation"))
+    monkeypatch.setattr(Run, "save_if_due", save_and_stop)
+    monkeypatch.setattr(run_module, "train_epoch", stop(train_epoch, "start"))
+    monkeypatch.setattr(run_module, "validate", stop(validate, "validation"))
 
 
 LONG = [
@@ -360,8 +366,8 @@ def test_a_run_on_prepared_copies_is_not_resumed_on_originals(score_run, scored_
 
 
 def test_resuming_on_other_processes_is_refused_with_both_numbers(score_run, scored_set, monkeypatch, capsys):
-    monkeypatch.setattr(training.distributed, "world", lambda: 4)
-    monkeypatch.setattr(training.distributed, "gather", lambda value: [value] * 4)
+    monkeypatch.setattr(distributed, "world", lambda: 4)
+    monkeypatch.setattr(distributed, "gather", lambda value: [value] * 4)
     assert train("csv", scored_set, score_run, "train.epochs=2", "--resume") == 2
     assert "the number of processes was 1 and is 4" in capsys.readouterr().err
 
@@ -391,14 +397,14 @@ def test_best_pt_cannot_be_resumed_from(score_run, scored_set, tmp_path, capsys)
 
 def at_step(monkeypatch, step: int, act) -> None:
     """Calls `act(run)` behind a step of the second epoch."""
-    save_if_due = training.Run.save_if_due
+    save_if_due = Run.save_if_due
 
     def acting(run):
         if (run.epoch, run.totals.step) == (1, step):
             act(run)
         save_if_due(run)
 
-    monkeypatch.setattr(training.Run, "save_if_due", acting)
+    monkeypatch.setattr(Run, "save_if_due", acting)
 
 
 def position(path: Path) -> tuple[int, int]:
@@ -433,7 +439,7 @@ def test_a_signal_during_validation_need_not_wait(scored_set, tmp_path, monkeypa
         time.sleep(10)
         raise AssertionError("the signal did not end the validation")
 
-    monkeypatch.setattr(training, "validate", validate)
+    monkeypatch.setattr(run_module, "validate", validate)
     assert train("csv", scored_set, tmp_path / "run", *SHORT) == 143
     assert position(tmp_path / "run" / "last.pt") == (0, 2)
 
@@ -543,20 +549,21 @@ def test_a_disk_full_from_the_start_leaves_nothing_that_forbids_another(
 
 def full_disk_for(monkeypatch, ending: str) -> None:
     """No file whose name ends so can be written."""
-    writing = checkpoint.written_whole
+    writing = files.written_whole
 
     def written_whole(path, *rest):
         if path.name.endswith(ending):
             raise OSError(errno.ENOSPC, "No space left on device")
         return writing(path, *rest)
 
-    monkeypatch.setattr(checkpoint, "written_whole", written_whole)
+    for module in (checkpoint, run_module, emotion_maps):
+        monkeypatch.setattr(module, "written_whole", written_whole)
 
 
 def test_the_best_weights_outlast_a_log_that_could_not_be_written(
     never_stopped, scored_set, emotion_run, tmp_path, monkeypatch
 ):
-    writing, failed = checkpoint.written_whole, []
+    writing, failed = files.written_whole, []
 
     def written_whole(path, *rest):
         if path.name == "metrics.jsonl" and not failed:
@@ -564,7 +571,8 @@ def test_the_best_weights_outlast_a_log_that_could_not_be_written(
             raise OSError(errno.ENOSPC, "No space left on device")
         return writing(path, *rest)
 
-    monkeypatch.setattr(checkpoint, "written_whole", written_whole)
+    for module in (checkpoint, run_module, emotion_maps):
+        monkeypatch.setattr(module, "written_whole", written_whole)
     assert (
         train("csv", scored_set, tmp_path / "run", *LONG, "--emotion-checkpoint", emotion_run / "best.pt")
         == 0
@@ -672,9 +680,9 @@ def test_a_batch_that_cannot_be_divided_overwrites_nothing(
 ):
     output = shutil.copytree(score_run, tmp_path / "run")
     before = snapshot(output)
-    monkeypatch.setattr(training.distributed, "world", lambda: 3)
-    monkeypatch.setattr(training.distributed, "gather", lambda value: [value] * 3)
-    monkeypatch.setattr(training.distributed, "wrap", lambda model, *_: model)
+    monkeypatch.setattr(distributed, "world", lambda: 3)
+    monkeypatch.setattr(distributed, "gather", lambda value: [value] * 3)
+    monkeypatch.setattr(distributed, "wrap", lambda model, *_: model)
     assert train("csv", scored_set, output, UNTRAINED, "--force") == 2
     assert "a batch of 8 pictures cannot be divided over 3 processes" in capsys.readouterr().err
     assert snapshot(output) == before
@@ -779,7 +787,7 @@ def test_a_fine_tuned_network_remembers_what_it_was_trained_on_before(score_run,
     assert len(new) == len(before.training_ids) == 16
     assert np.array_equal(after.training_ids, np.unique([*new, *before.training_ids]))
     assert np.array_equal(after.emotion_training_ids, before.emotion_training_ids)
-    assert after.description["origin"]["weights_sha256"] == checkpoint.file_hash(score_run / "best.pt")
+    assert after.description["origin"]["weights_sha256"] == file_hash(score_run / "best.pt")
 
 
 def test_given_weights_over_another_emotion_branch(score_run, emotion_run, scored_set, tmp_path):
@@ -851,7 +859,7 @@ def test_official_weights_start_a_training_with_their_head_replaced(official_sta
     torch.save({"model": official_state}, tmp_path / "ava.pth")
     config = load_config(words=["data.dataset=csv"])
     rated = replace(some_ratings(), scale=Scale("score", 1, 5, 3, offset=1, factor=4))
-    network, origin = training.build_network(config, rated, None, str(tmp_path / "ava.pth"))
+    network, origin = build_network(config, rated, None, str(tmp_path / "ava.pth"))
     state = network.state_dict()
     assert torch.equal(state["head.2.weight"], official_state["head.2.weight"])
     assert torch.equal(state["detail.conv1.weight"], official_state["feature1_x.0.weight"])
@@ -867,14 +875,14 @@ SCORES = Scale("score", 1, 5, 3, offset=1, factor=4)
 
 def some_ratings():
     scale = Scale("label", 0, 1, 0.5)
-    return training.RatedSet("csv", "train", "", ["a"], ["a"], np.array([1.0]), scale)
+    return RatedSet("csv", "train", "", ["a"], ["a"], np.array([1.0]), scale)
 
 
 def test_the_official_emotion_file_is_no_whole_network(tmp_path):
     torch.save({"emotion_module.fc_layer.bias": torch.zeros(8)}, tmp_path / "emotion.pth")
     config = load_config(words=["model.backbone=test_efficientnet", "model.width=16"])
     with pytest.raises(ValueError, match=r"emotion.pth holds an emotion branch alone.*--emotion-checkpoint"):
-        training.build_network(config, some_ratings(), None, str(tmp_path / "emotion.pth"))
+        build_network(config, some_ratings(), None, str(tmp_path / "emotion.pth"))
 
 
 # ---- emotions: several sets, class lists, together with scores
@@ -1015,11 +1023,11 @@ def test_an_official_file_with_another_class_list_needs_its_names(official_emoti
     torch.save({"model": seven}, tmp_path / "emotion_model.pth")
     path, words = str(tmp_path / "emotion_model.pth"), ["data.dataset=csv", "model.imagenet=none"]
     with pytest.raises(ValueError, match=r"tells 7 emotions apart, and the list has 8 .*model.emotions=NAME"):
-        training.build_network(load_config(words=words), some_ratings(), path, None)
+        build_network(load_config(words=words), some_ratings(), path, None)
     words.append("model.emotions=Angry, sad,fear,awe,neutral,disgust,amusement")
-    network, origin = training.build_network(load_config(words=words), some_ratings(), path, None)
+    network, origin = build_network(load_config(words=words), some_ratings(), path, None)
     assert network.arguments["emotions"][:3] == ("anger", "sadness", "fear")
-    assert origin["emotion_checkpoint_sha256"] == checkpoint.file_hash(tmp_path / "emotion_model.pth")
+    assert origin["emotion_checkpoint_sha256"] == file_hash(tmp_path / "emotion_model.pth")
 
 
 # ---- targets and losses
@@ -1236,12 +1244,12 @@ def test_validate_on_test_trains_on_the_validation_pictures_too(scored_set, tmp_
 
 def test_a_limit_takes_the_same_pictures_whatever_the_order_of_the_table(scored_set):
     rated = load_dataset("csv", scored_set, ("train",))["train"]
-    chosen = training.first_by_hash(rated, 5)
-    turned = training.first_by_hash(rated.take(np.arange(len(rated))[::-1]), 5)
+    chosen = first_by_hash(rated, 5)
+    turned = first_by_hash(rated.take(np.arange(len(rated))[::-1]), 5)
     assert len(chosen) == 5
     assert set(chosen.ids) == set(turned.ids)
-    assert set(chosen.ids) <= set(training.first_by_hash(rated, 9).ids)
-    assert training.first_by_hash(rated, 16) is rated
+    assert set(chosen.ids) <= set(first_by_hash(rated, 9).ids)
+    assert first_by_hash(rated, 16) is rated
 
 
 @pytest.fixture
@@ -1281,10 +1289,10 @@ def test_skipped_pictures_are_counted_and_listed(damaged_set, tmp_path, capsys):
 def test_pictures_without_a_label_for_the_task_are_left_out_by_name(scored_set):
     rated = load_dataset("csv", scored_set, ("train",))["train"]
     rated.scores[3] = np.nan
-    kept = training.evaluation.labelled(rated, "aesthetics")
+    kept = labelled(rated, "aesthetics")
     assert (len(kept), kept.left_out[-1].id) == (15, rated.ids[3])
     assert kept.left_out[-1].reason == "no label for the task aesthetics"
-    assert len(training.evaluation.labelled(rated, "emotion")) == 16
+    assert len(labelled(rated, "emotion")) == 16
 
 
 # ---- the best and the worst
@@ -1321,7 +1329,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(
     def nan_in_the_second_epoch(config, scale):
         return lambda output, batch: output.prediction.sum() * (math.nan if config_epoch(tmp_path) else 1)
 
-    monkeypatch.setattr(training, "make_loss", nan_in_the_second_epoch)
+    monkeypatch.setattr(run_module, "make_loss", nan_in_the_second_epoch)
     assert train("csv", scored_set, tmp_path / "run", "train.epochs=2", *SHORT) == 2
     error = capsys.readouterr().err
     assert "the loss is nan at step 1 of epoch 2, learning rate 3e-05 (pictures 0_0" in error
@@ -1480,7 +1488,7 @@ def test_correlation_is_added_with_its_weight():
     batch = Batch(torch.arange(3), torch.zeros(3, 3, 8, 8), scores, None, None, [])
     target = scale.probability(scores)
     expected = ((p[:, 0] - target) ** 2).mean() + 0.5 * (1 - np.corrcoef(p[:, 0], target)[0, 1])
-    found = training.make_rating_loss(config, scale)(output, batch)
+    found = make_rating_loss(config, scale)(output, batch)
     assert found.item() == pytest.approx(float(expected), abs=1e-6)
 
 
@@ -1531,7 +1539,7 @@ def test_a_pair_network_learns_which_photograph_is_the_brighter(series_set, tmp_
 def test_a_stopped_run_on_pairs_goes_on_as_if_it_had_not(series_set, tmp_path, monkeypatch):
     words = ("--network", "paunit", "train.epochs=2", "train.score_test=false", "model.symmetric=false")
     assert train_pairs(series_set, tmp_path / "whole", *words) == 0
-    validate, calls = training.validate, []
+    validate, calls = run_module.validate, []
 
     def stop_once(run):
         calls.append(run)
@@ -1539,7 +1547,7 @@ def test_a_stopped_run_on_pairs_goes_on_as_if_it_had_not(series_set, tmp_path, m
             raise ValueError("stopped")
         return validate(run)
 
-    monkeypatch.setattr(training, "validate", stop_once)
+    monkeypatch.setattr(run_module, "validate", stop_once)
     assert train_pairs(series_set, tmp_path / "stopped", *words) == 2
     assert train_pairs(series_set, tmp_path / "stopped", *words, "--resume") == 0
     assert same(tensors(tmp_path / "whole" / "last.pt"), tensors(tmp_path / "stopped" / "last.pt"))
@@ -1558,7 +1566,7 @@ def test_a_sure_pair_loses_the_same_whichever_is_named_first():
     rated = PairedSet("x", "test", "made", ["a", "b"], ["a", "b"], np.full(2, np.nan), scale, **pair)
     turned = replace(rated, pairs=rated.pairs[:, ::-1], preference=1 - rated.preference)
     with pytest.warns(UserWarning, match="AUC is undefined"):  # of one pair
-        losses = [evaluation.measure_pairs(found, each).metrics["log_loss"] for each in (rated, turned)]
+        losses = [measure_pairs(found, each).metrics["log_loss"] for each in (rated, turned)]
     assert losses == pytest.approx([20.0, 20.0], rel=1e-6)
 
 
@@ -1567,9 +1575,7 @@ def test_the_published_recipe_is_the_default(series_set, tmp_path):
     shipped = load_config([ROOT / "configs" / "series.yaml"], ["data.dataset=pairs", "model.symmetric=false"])
     assert (shipped.data.size, shipped.data.crop, shipped.data.flip) == (224, True, False)
     assert (shipped.train.epochs, shipped.train.batch_size, shipped.optimizer.schedule) == (100, 32, "series")
-    network = training.new_network(
-        replace(shipped, model=replace(shipped.model, backbone=BACKBONE)), None, ()
-    )
+    network = new_network(replace(shipped, model=replace(shipped.model, backbone=BACKBONE)), None, ())
     optimizer = make_optimizer(shipped, network)
     assert isinstance(optimizer, torch.optim.SGD)
     assert {(g["momentum"], g["weight_decay"]) for g in optimizer.param_groups} == {(0.9, 5e-4)}
@@ -1648,8 +1654,8 @@ def test_the_share_of_people_can_be_learned_instead_of_the_majority():
         target = torch.tensor([first, second])
         return torch.nn.functional.binary_cross_entropy_with_logits(odds, target).item()
 
-    assert training.make_pair_loss("share")(output, batch).item() == pytest.approx(expected(0.8, 0.5))
-    assert training.make_pair_loss("majority")(output, batch).item() == pytest.approx(expected(1.0, 0.5))
+    assert make_pair_loss("share")(output, batch).item() == pytest.approx(expected(0.8, 0.5))
+    assert make_pair_loss("majority")(output, batch).item() == pytest.approx(expected(1.0, 0.5))
 
 
 def test_pair_weights_are_refused_where_single_photographs_are_scored(

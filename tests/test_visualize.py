@@ -11,7 +11,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from small import grey_image, spot_map
 
-import visualize
+from eamb.evaluation import figures
+from eamb.evaluation import figures as figures_module
+from eamb.evaluation.figures import (
+    overlay,
+    resize_map,
+    save_confusion,
+    save_curves,
+    save_emotion_bars,
+    save_reliability,
+    save_scatter,
+)
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -31,7 +41,7 @@ def read(path):
 @pytest.mark.parametrize("shape", [(300, 450), (450, 300), (224, 224), (64, 600), (20, 14)])
 @pytest.mark.parametrize(("row", "column"), [(3, 22), (20, 5), (0, 0), (27, 27), (27, 0)])
 def test_a_hot_cell_of_the_map_lies_at_its_pixels_of_the_picture(shape, row, column):
-    laid = visualize.overlay(grey_image(*shape), spot_map(row, column)).astype(int).sum(axis=2)
+    laid = overlay(grey_image(*shape), spot_map(row, column)).astype(int).sum(axis=2)
     hottest = np.unravel_index(laid.argmax(), shape)
     # The centre of cell (row, column) of 28 x 28, in pixels; half a cell is the tolerance, or half a pixel.
     expected = ((row + 0.5) / 28 * shape[0], (column + 0.5) / 28 * shape[1])
@@ -47,7 +57,7 @@ def test_a_hot_cell_of_the_map_lies_at_its_pixels_of_the_picture(shape, row, col
 def test_the_overlay_is_colour_and_grey_by_opacity():
     # inferno begins at (0.001462, 0.000466, 0.013866) and ends at (0.988362, 0.998364, 0.644924).
     image = grey_image(8, 8)
-    low, high = (visualize.overlay(image, np.full((2, 2), value), 0.25)[4, 4] for value in (0.0, 1.0))
+    low, high = (overlay(image, np.full((2, 2), value), 0.25)[4, 4] for value in (0.0, 1.0))
     assert low == pytest.approx(0.25 * np.array([0.4, 0.1, 3.5]) + 0.75 * 128, abs=1)
     assert high == pytest.approx(0.25 * np.array([252.0, 254.6, 164.5]) + 0.75 * 128, abs=1)
 
@@ -55,13 +65,13 @@ def test_the_overlay_is_colour_and_grey_by_opacity():
 def test_the_picture_stays_recognisable_under_the_map():
     image = np.repeat(random_image(64, 64)[..., :1], 3, axis=2)
     for value in (0.0, 0.5, 1.0):
-        seen = visualize.overlay(image, np.full((7, 7), value)).sum(axis=2)
+        seen = overlay(image, np.full((7, 7), value)).sum(axis=2)
         assert np.corrcoef(seen.ravel(), image[..., 0].ravel())[0, 1] > 0.99
 
 
 def test_a_map_is_resized_with_aligned_pixel_centres():
     # Twice as large: the new centres lie a quarter and three quarters of the way between the old ones.
-    resized = visualize.resize_map(np.array([[0.0, 1.0]]), 1, 4)
+    resized = resize_map(np.array([[0.0, 1.0]]), 1, 4)
     assert resized[0] == pytest.approx([0, 0.25, 0.75, 1])
 
 
@@ -76,7 +86,7 @@ def test_a_map_is_resized_with_aligned_pixel_centres():
 )
 def test_wrong_maps_are_refused(emotion_map, message):
     with pytest.raises(ValueError, match=f"^visualize: .*{message}$"):
-        visualize.overlay(grey_image(8, 8), emotion_map)
+        overlay(grey_image(8, 8), emotion_map)
 
 
 # ---- curves --------------------------------------------------------------------------------------
@@ -101,7 +111,7 @@ def lines_of(figure):
 def drawn(monkeypatch):
     """Figures that were about to be written."""
     figures = []
-    monkeypatch.setattr(visualize, "write_figure", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(figures_module, "write_figure", lambda figure, path: figures.append(figure))
     return figures
 
 
@@ -124,7 +134,7 @@ def test_every_train_and_val_number_is_drawn_and_nothing_else(tmp_path, drawn):
             "seconds": 9,
         },
     ]
-    visualize.save_curves(write_lines(tmp_path / "metrics.jsonl", records), tmp_path / "curves.png")
+    save_curves(write_lines(tmp_path / "metrics.jsonl", records), tmp_path / "curves.png")
     assert lines_of(drawn[0]) == {
         "loss": {"train": ([0, 1], [0.3, 0.2]), "val": ([0, 1], [0.4, 0.3])},
         "SRCC": {"val": ([0, 1], [0.5, 0.6])},
@@ -139,13 +149,13 @@ def test_emotion_runs_gaps_repeats_and_lists_are_understood(tmp_path, drawn):
         {"epoch": 0, "val_kl": None, "val_accuracy": 0.2},
         {"epoch": 1, "val_kl": 0.4, "val_accuracy": float("nan"), "val_kl_interval": [0.3, 0.5]},
     ]
-    visualize.save_curves(write_lines(tmp_path / "metrics.jsonl", records), tmp_path / "curves.png")
+    save_curves(write_lines(tmp_path / "metrics.jsonl", records), tmp_path / "curves.png")
     assert lines_of(drawn[0]) == {"accuracy": {"val": ([0], [0.2])}, "KL": {"val": ([1], [0.4])}}
 
 
 def test_curves_are_written_as_png_for_one_epoch_too(tmp_path):
     metrics = write_lines(tmp_path / "metrics.jsonl", [{"epoch": 0, "train_loss": 0.3, "val_srcc": -0.1}])
-    visualize.save_curves(metrics, tmp_path / "new" / "curves.png")
+    save_curves(metrics, tmp_path / "new" / "curves.png")
     assert read(tmp_path / "new" / "curves.png").shape == (300, 800, 3)
 
 
@@ -161,7 +171,7 @@ def test_curves_are_written_as_png_for_one_epoch_too(tmp_path):
 def test_unusable_metrics_are_named(tmp_path, text, message):
     (tmp_path / "metrics.jsonl").write_text(text)
     with pytest.raises(ValueError, match=f"^visualize: .*{message}"):
-        visualize.save_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+        save_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
     assert not (tmp_path / "curves.png").exists()
 
 
@@ -173,7 +183,7 @@ def test_scatter_has_equal_axes_that_hold_every_pair(drawn, count):
     generator = np.random.default_rng(0)
     rated = generator.uniform(1, 5, count)
     predicted = rated + generator.normal(0, 0.5, count)
-    visualize.save_scatter(predicted, rated, Path("unused.png"), "mean rating, 1 to 5", "SRCC .85")
+    save_scatter(predicted, rated, Path("unused.png"), "mean rating, 1 to 5", "SRCC .85")
     axes = drawn[0].axes[0]
     assert axes.get_xlim() == axes.get_ylim() and axes.get_aspect() == 1
     low, high = axes.get_xlim()
@@ -185,29 +195,29 @@ def test_scatter_has_equal_axes_that_hold_every_pair(drawn, count):
 
 
 def test_scatter_puts_ratings_across_and_predictions_up(drawn):
-    visualize.save_scatter([2.0, np.nan, 3.0], [4.0, 1.0, 5.0], Path("unused.png"), "unit", "")
+    save_scatter([2.0, np.nan, 3.0], [4.0, 1.0, 5.0], Path("unused.png"), "unit", "")
     (dots,) = drawn[0].axes[0].collections
     assert dots.get_offsets().tolist() == [[4.0, 2.0], [5.0, 3.0]]
 
 
 def test_the_density_counts_every_pair(drawn):
     values = np.random.default_rng(0).normal(3, 0.5, 2500)
-    visualize.save_scatter(values, values[::-1], Path("unused.png"), "unit", "")
+    save_scatter(values, values[::-1], Path("unused.png"), "unit", "")
     assert drawn[0].axes[0].collections[0].get_array().sum() == 2500
 
 
 @pytest.mark.parametrize("count", [5, 2000])
 def test_scatter_is_written_as_png(tmp_path, count):
     values = np.linspace(1, 10, count)
-    visualize.save_scatter(values, values, tmp_path / "scatter.png", "rating", "n = $5$")
+    save_scatter(values, values, tmp_path / "scatter.png", "rating", "n = $5$")
     assert read(tmp_path / "scatter.png").shape == (700, 700, 3)
 
 
 def test_scatter_refuses_what_cannot_be_paired(tmp_path):
     with pytest.raises(ValueError, match=r"two lists of equal length; these are \(3,\) and \(2,\)"):
-        visualize.save_scatter([1, 2, 3], [1, 2], tmp_path / "s.png", "rating", "")
+        save_scatter([1, 2, 3], [1, 2], tmp_path / "s.png", "rating", "")
     with pytest.raises(ValueError, match="none of the 2 pairs has both a prediction and a rating"):
-        visualize.save_scatter([1, np.nan], [np.nan, 1], tmp_path / "s.png", "rating", "")
+        save_scatter([1, np.nan], [np.nan, 1], tmp_path / "s.png", "rating", "")
 
 
 # ---- emotions ------------------------------------------------------------------------------------
@@ -217,7 +227,7 @@ NAMES = ("awe", "fear", "sadness")
 
 
 def test_every_cell_of_a_confusion_matrix_says_its_share_of_the_row_and_its_count(drawn):
-    visualize.save_confusion(COUNTS, NAMES, Path("unused.png"), "FI: accuracy .96")
+    save_confusion(COUNTS, NAMES, Path("unused.png"), "FI: accuracy .96")
     axes = drawn[0].axes[0]
     cells = {text.get_position(): text.get_text() for text in axes.texts}  # (column, row)
     assert [[cells[column, row] for column in range(3)] for row in range(3)] == [
@@ -237,7 +247,7 @@ def test_every_cell_of_a_confusion_matrix_says_its_share_of_the_row_and_its_coun
 @pytest.mark.parametrize("classes", [2, 8, 10])
 def test_a_confusion_matrix_has_readable_cells(drawn, classes):
     names = ["contentment"] * classes
-    visualize.save_confusion(np.full((classes, classes), 12345), names, Path("unused.png"), "")
+    save_confusion(np.full((classes, classes), 12345), names, Path("unused.png"), "")
     FigureCanvasAgg(drawn[0]).draw()
     axes = drawn[0].axes[0]
     cell = axes.get_window_extent().width / classes
@@ -248,7 +258,7 @@ def test_a_confusion_matrix_has_readable_cells(drawn, classes):
 
 def test_emotion_bars_count_high_and_low_pictures_of_every_emotion(drawn):
     groups = {"labels": ([5, 20, 0], [1, 2, 1300]), "predictions": ([6, 19, 1], [0, 3, 1299])}
-    visualize.save_emotion_bars(groups, NAMES, Path("unused.png"), "IAE test")
+    save_emotion_bars(groups, NAMES, Path("unused.png"), "IAE test")
     assert [axes.get_title(loc="left") for axes in drawn[0].axes] == [
         *("labels (1,328 pictures)", "predictions (1,328 pictures)")
     ]
@@ -267,8 +277,8 @@ def test_emotion_bars_count_high_and_low_pictures_of_every_emotion(drawn):
 
 
 def test_emotion_charts_are_written_as_png(tmp_path):
-    visualize.save_confusion(COUNTS, ["$", "a_b", "日"], tmp_path / "new" / "c.png", "$x")
-    visualize.save_emotion_bars({"$": ([1, 0], [0, 0])}, ["$", "a"], tmp_path / "b.png", "$x")
+    save_confusion(COUNTS, ["$", "a_b", "日"], tmp_path / "new" / "c.png", "$x")
+    save_emotion_bars({"$": ([1, 0], [0, 0])}, ["$", "a"], tmp_path / "b.png", "$x")
     assert min(read(tmp_path / "new" / "c.png").shape[:2]) > 400
     assert min(read(tmp_path / "b.png").shape[:2]) > 300
 
@@ -283,11 +293,11 @@ def test_emotion_charts_are_written_as_png(tmp_path):
 )
 def test_counts_that_are_none_are_refused(tmp_path, counts, message):
     with pytest.raises(ValueError, match=f"^visualize: a confusion matrix .*{message}"):
-        visualize.save_confusion(counts, NAMES, tmp_path / "c.png", "")
+        save_confusion(counts, NAMES, tmp_path / "c.png", "")
     with pytest.raises(
         ValueError, match=r"^visualize: 'labels' of 3 classes has 2 x 3 numbers .* is \(2, 2\)"
     ):
-        visualize.save_emotion_bars({"labels": ([1, 2], [3, 4])}, NAMES, tmp_path / "b.png", "")
+        save_emotion_bars({"labels": ([1, 2], [3, 4])}, NAMES, tmp_path / "b.png", "")
     assert not list(tmp_path.iterdir())
 
 
@@ -302,7 +312,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path, mon
     (tmp_path / "scatter.png").write_bytes(b"old")
     monkeypatch.setattr(FigureCanvasAgg, "print_png", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        visualize.save_scatter([1, 2], [1, 2], tmp_path / "scatter.png", "rating", "")
+        save_scatter([1, 2], [1, 2], tmp_path / "scatter.png", "rating", "")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"scatter.png": b"old"}
 
 
@@ -327,9 +337,9 @@ def test_the_architecture_is_drawn_in_both_ways_of_starting_the_script(tmp_path,
 
 def test_a_reliability_picture_has_a_dot_where_people_agree_with_the_prediction(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(visualize, "write_figure", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(figures, "write_figure", lambda figure, path: drawn.append(figure))
     probability = np.array([0.85, 0.85, 0.15, 0.55])
-    visualize.save_reliability(probability, np.array([1.0, 0.5, 0.25, 0.6]), tmp_path / "r.png", "pairs")
+    save_reliability(probability, np.array([1.0, 0.5, 0.25, 0.6]), tmp_path / "r.png", "pairs")
     [axes] = drawn[0].axes
     dots = axes.collections[0].get_offsets()
     # 0.15 from the other side is 0.85: three pairs at each of the two, and 0.55 with its own other side.
@@ -337,5 +347,5 @@ def test_a_reliability_picture_has_a_dot_where_people_agree_with_the_prediction(
 
 
 def test_a_reliability_picture_is_a_file(tmp_path):
-    visualize.save_reliability(np.array([0.5]), np.array([1.0]), tmp_path / "r.png", "a $ title")
+    save_reliability(np.array([0.5]), np.array([1.0]), tmp_path / "r.png", "a $ title")
     assert read(tmp_path / "r.png").shape == (700, 700, 3)

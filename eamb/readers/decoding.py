@@ -1,0 +1,272 @@
+"""From a picture file to pixels: the one decoder for training, evaluation and prediction.
+
+    pixels = decode("photo.jpg", size=224)  # (224, 224, 3) uint8
+    pixels = decode("photo.jpg", size=224, exact=False)  # large JPEGs several times faster
+
+From top to bottom: decoding; why a file is no picture; batches of pixels.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+
+
+class DecodeError(ValueError):
+    """A picture file that cannot be decoded. `reason` is the part of the message after the path."""
+
+    def __init__(self, message: str, reason: str = ""):
+        super().__init__(message)
+        self.reason = reason or message
+
+
+RAW_ENDINGS = (
+    *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mrw", ".nef", ".nrw"),
+    *(".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
+)
+
+HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+
+ORIENTATION_TAG = 0x0112
+
+TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# What Pillow may take a file for, whatever its name. It knows more; for EPS it would start Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+
+if find_spec("PIL.AvifImagePlugin"):  # since Pillow 11.3
+    FORMATS += ("AVIF",)
+
+PILLOW = re.compile(r"PIL\.")
+
+MOST_SCANS = (
+    100  # of a JPEG; real ones have 1 to 10. A file of a megabyte can hold scans for an hour of work.
+)
+
+ROWS = 256  # of a picture are converted at a time, where a conversion needs several times their memory
+
+LARGE = 50_000_000  # pixels; more are decoded by one thread at a time, so that memory stays bounded
+
+one_large = threading.Lock()
+
+# A JPEG is decoded no smaller than this many times the wanted side.
+MARGIN = 4
+
+
+def decode(
+    path: str | Path,
+    size: int | tuple[int, int] | None = None,
+    exif: bool = True,
+    exact: bool = True,
+    look: Callable[[Image.Image, Image.Exif], object] | None = None,
+    crop: bool = False,
+) -> np.ndarray:
+    """A picture file as RGB: the one decoder for training, evaluation and prediction.
+
+    Grayscale, CMYK, palette and 16-bit pictures become RGB; transparency is laid over white, as viewers
+    and web pages show it (the colour under transparent pixels is arbitrary, mostly black).
+
+    Args:
+        size: side of a square or (height, width); resized with antialias exactly as PIL's BILINEAR does,
+            the aspect is not kept. None keeps the picture's own.
+        exif: turn the picture as its EXIF orientation says.
+        exact: False lets a large JPEG be decoded at 1/2, 1/4 or 1/8 of its side, MARGIN times `size` or more,
+            before it is resized: several times faster, pixels differ by a few levels. Not for training and
+            evaluation, whose numbers are those of exact pixels.
+        look: is shown the picture as RGB, as large as it was decoded, and its EXIF, before it is resized; for
+            thumbnails and the like, so that no file is decoded twice. What it raises is the file's error.
+        crop: keep the aspect: the largest part of the shape of `size` is cut out of the middle and resized.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        DecodeError: one sentence that names the file and what is wrong with it.
+    """
+    if str(path).lower().endswith(RAW_ENDINGS):
+        # PIL would open many of these as TIFF and return the small preview inside.
+        raise _decode_error(path, "a raw camera file; convert it to JPEG first")
+    _check_file(path)
+    _silence_pillow()
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.format in ("JPEG", "MPO"):
+                _check_scans(Path(path))
+            if not (exact or size is None):
+                _skip_detail(image, size)
+            with one_large if image.width * image.height > LARGE else nullcontext():
+                image.load()
+                picture = _rgb(_upright(image) if exif else image)
+                if look:
+                    look(picture, _exif(image))
+                return _resized(picture, size, crop)
+    # PIL raises nearly anything on damaged files, SyntaxError and struct.error included.
+    except Exception as error:
+        raise _decode_error(path, explain_failure(path, error)) from error
+
+
+def _check_file(path: str | Path) -> None:
+    # Not by Path's methods, which raise where a folder may not be entered or a name is too long.
+    if os.path.isdir(path):  # noqa: PTH112
+        raise _decode_error(path, "a folder, not a picture, or one that cannot be listed")
+    if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113
+        raise _decode_error(path, "a pipe or device, not a file")  # opening it could wait for ever
+
+
+# A scan's header: marker, length of the header, channels. Films and more that phones put behind a picture do
+# not look like it.
+SCAN = re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e][\x01-\x04]")
+
+
+def _check_scans(path: Path) -> None:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if sum(1 for _ in islice(SCAN.finditer(content), MOST_SCANS + 1)) > MOST_SCANS:
+            raise ValueError(f"a JPEG of more than {MOST_SCANS} scans is refused; it would take minutes")
+
+
+def _silence_pillow() -> None:
+    """Switches off its warnings about odd files, for good.
+
+    `warnings.catch_warnings` would not do: threads that leave it in turn can leave every warning off.
+    """
+    kept = ("ignore", None, Warning, PILLOW, 0)
+    if kept not in warnings.filters:
+        warnings.filterwarnings("ignore", module=PILLOW.pattern)
+
+
+def _skip_detail(image: Image.Image, size: int | tuple[int, int]) -> None:
+    """Lets libjpeg leave out what the resize would average away; formats other than JPEG ignore it."""
+    # The longer side for both: whether the picture is turned afterwards is not known yet.
+    side = MARGIN * (size if isinstance(size, int) else max(size))
+    image.draft(None, (side, side))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(ORIENTATION_TAG)
+    except Exception:  # damaged EXIF in a picture that is otherwise fine
+        return image
+    return image.transpose(TRANSPOSES[orientation]) if orientation in TRANSPOSES else image
+
+
+def _exif(image: Image.Image) -> Image.Exif:
+    try:
+        return image.getexif()
+    except Exception:  # damaged, as above
+        return Image.Exif()
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return Image.fromarray(_eight_bits(image)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range; convert it to 8 or 16 bits")
+    if image.has_transparency_data:
+        return _over_white(image)
+    return image.convert("RGB")
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """The picture from top to bottom in pieces of ROWS rows, each with the row that it begins at."""
+    for top in range(0, image.height, ROWS):
+        yield top, image.crop((0, top, image.width, min(top + ROWS, image.height)))
+
+
+def _eight_bits(image: Image.Image) -> np.ndarray:
+    """(H, W) uint8, 16-bit values over 257 to the nearest. PIL would clip them at 255, nearly all white."""
+    grey = np.empty((image.height, image.width), np.uint8)
+    for top, band in _bands(image):
+        values = np.asarray(band).astype(np.int64).clip(0, 65535)
+        grey[top : top + ROWS] = (values + 128) // 257
+    return grey
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    whole = Image.new("RGB", image.size)
+    for top, band in _bands(image):
+        white = Image.new("RGBA", band.size, "white")
+        whole.paste(Image.alpha_composite(white, band.convert("RGBA")).convert("RGB"), (0, top))
+    return whole
+
+
+def _resized(image: Image.Image, size: int | tuple[int, int] | None, crop: bool) -> np.ndarray:
+    height, width = (size, size) if isinstance(size, int) else size or (image.height, image.width)
+    if image.size != (width, height):
+        box = _middle(image.size, height, width) if crop else None
+        image = image.resize((width, height), Image.Resampling.BILINEAR, box)
+    return np.array(image)  # (H, W, 3), a copy: torch refuses to share PIL's read-only buffer
+
+
+def _middle(size: tuple[int, int], height: int, width: int) -> tuple[float, float, float, float]:
+    """(left, upper, right, lower) of the largest part of the shape height x width, in the middle."""
+    scale = min(size[0] / width, size[1] / height)
+    left, upper = (size[0] - scale * width) / 2, (size[1] - scale * height) / 2
+    return left, upper, left + scale * width, upper + scale * height
+
+
+def _decode_error(path: str | Path, reason: str) -> DecodeError:
+    return DecodeError(f"decoding: {path} cannot be decoded: {reason}.", reason)
+
+
+def explain_failure(path: str | Path, error: Exception) -> str:
+    """Why a file is no picture, from its first bytes where they say more than PIL does."""
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, refused as a decompression bomb"
+    try:
+        with Path(path).open("rb") as file:
+            start = file.read(256)
+    except FileNotFoundError:
+        return "there is no such file"
+    except OSError as failure:
+        return failure.strerror or str(failure)
+    if not start:
+        return "the file is empty"
+    if start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS:
+        return "a HEIC picture; convert it to JPEG first"
+    if start.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer, not the picture; run git lfs pull"
+    if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "a web page (HTML), not a picture; the download failed"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not a picture in a known format"
+    return str(error).strip().rstrip(".") or type(error).__name__
+
+
+def stack(images: Sequence[Tensor]) -> Tensor:
+    """Decoded pictures, (3, H, W) views of (H, W, 3) uint8 -> (N, 3, H, W), channels last in memory too.
+
+    The network takes them so; reordering the bytes here and back there takes as long as copying ten times.
+    """
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(N, 3, H, W) uint8 -> float32 (x / 255 - mean) / std, on the images' device, in their memory format."""
+    mean = torch.tensor(mean, device=images.device).view(1, 3, 1, 1)
+    std = torch.tensor(std, device=images.device).view(1, 3, 1, 1)
+    return images.float().div_(255).sub_(mean).div_(std)

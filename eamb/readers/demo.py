@@ -1,0 +1,442 @@
+"""The embedded data set: photographs inside installed packages, degraded in known ways, with computed labels.
+
+Nobody rated these pictures. Every vote and every emotion is a formula of the kind and the severity of the
+degradation, so that the demo and the tests run anywhere, offline, with a truth that is known. It says nothing
+about beauty.
+
+    python demo.py [--root data/demo]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import math
+import tempfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
+
+from eamb.network.outputs import EMOTIONS
+from eamb.readers.ava import AVA_BINS, AVA_RATING
+from eamb.readers.rated import SPLITS, DataOptions
+from eamb.readers.table import Sheet, Table, means
+
+TITLE = "EAMB-Net demo data set"
+
+VERSION = f"{TITLE}, version 1"  # first line of README.txt; raise it whenever a picture or a label changes
+
+BINS = range(1, 11)
+
+VOTES = 100
+
+CLEAN_RATING = 8.0  # mean rating of an undamaged picture, on the scale 1 to 10
+
+CLEAN_EMOTION = "awe"
+
+VOTE_DEVIATION = 1.4  # standard deviation of the votes, in ratings
+
+LONGER_SIDE = 320  # pixels
+
+JPEG_QUALITY = 92
+
+
+# ---- what is photographed ------------------------------------------------------------------------
+
+
+class Photograph(NamedTuple):
+    """A photograph that lies inside an installed package; all pictures made from it share its split."""
+
+    name: str
+    package: str
+    file: str
+    split: str
+    focus: tuple[float, float]  # centre of the close view, as a fraction of width and height
+    credit: str
+
+
+PHOTOGRAPHS = (
+    Photograph("astronaut", "skimage", "data/astronaut.png", "train", (0.42, 0.32), "NASA; public domain"),
+    Photograph("china", "sklearn", "datasets/images/china.jpg", "train", (0.35, 0.48),
+               "danielbuechele, flickr.com/photos/danielbuechele/6061409035; CC BY 2.0"),
+    Photograph("coffee", "skimage", "data/coffee.png", "train", (0.52, 0.40),
+               "Rachel Michetti, Pikolo Espresso Bar; CC0"),
+    Photograph("hubble", "skimage", "data/hubble_deep_field.jpg", "train", (0.62, 0.60),
+               "NASA, hubblesite.org; public domain"),
+    Photograph("motorcycle", "skimage", "data/motorcycle_left.png", "train", (0.55, 0.52),
+               "Middlebury Stereo 2014, Scharstein et al., GCPR 2014; published for research"),
+    Photograph("chelsea", "skimage", "data/chelsea.png", "val", (0.55, 0.45), "Stefan van der Walt; CC0"),
+    Photograph("flower", "sklearn", "datasets/images/flower.jpg", "test", (0.50, 0.45),
+               "vultilion, flickr.com/photos/vultilion/6056698931; CC BY 2.0"),
+    Photograph("rocket", "skimage", "data/rocket.jpg", "test", (0.50, 0.62), "SpaceX; public domain"),
+)  # fmt: skip
+
+# The close view takes every other severity: 8 photographs x (25 whole + 13 close) = 304 pictures.
+VIEWS = {"whole": (1, 2, 3, 4), "close": (2, 4)}
+
+CLOSE_SHARE = 0.6
+
+
+def open_photograph(photograph: Photograph) -> Image.Image:
+    """Read a photograph from its package's folder; never downloads, as skimage.data may."""
+    spec = find_spec(photograph.package)
+    path = Path(spec.origin).parent / photograph.file if spec and spec.origin else None
+    if path is None or not path.is_file():
+        raise FileNotFoundError(
+            f"demo: the photograph {photograph.file} is missing from the installed package "
+            f"{photograph.package}; install the versions in requirements.txt"
+        )
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
+
+
+def take_view(picture: Image.Image, view: str, focus: tuple[float, float]) -> Image.Image:
+    """Cut the view out and shrink it to LONGER_SIDE; a crop that would leave the picture is moved inward."""
+    if view == "close":
+        width, height = (round(side * CLOSE_SHARE) for side in picture.size)
+        left = min(max(round(focus[0] * picture.width - width / 2), 0), picture.width - width)
+        top = min(max(round(focus[1] * picture.height - height / 2), 0), picture.height - height)
+        picture = picture.crop((left, top, left + width, top + height))
+    return ImageOps.contain(picture, (LONGER_SIDE, LONGER_SIDE), Image.Resampling.LANCZOS)
+
+
+# ---- how it is degraded --------------------------------------------------------------------------
+
+
+def blur(picture: Image.Image, radius: float) -> Image.Image:
+    """Gaussian blur; the radius is its standard deviation in pixels."""
+    return picture.filter(ImageFilter.GaussianBlur(radius))
+
+
+def add_noise(picture: Image.Image, deviation: float) -> Image.Image:
+    """Gaussian noise of the given standard deviation in grey levels, seeded by the picture itself."""
+    generator = np.random.default_rng(zlib.crc32(picture.tobytes()))
+    pixels = np.asarray(picture) + deviation * generator.standard_normal((picture.height, picture.width, 3))
+    return Image.fromarray(np.rint(pixels.clip(0, 255)).astype(np.uint8))
+
+
+def expose(picture: Image.Image, *stops: float) -> Image.Image:
+    """Multiply the light by 2^stops, in linear light as a camera does; one value, or one for each channel."""
+    gains = [2.0**stop for stop in (stops * 3 if len(stops) == 1 else stops)]
+    light = [(level / 255) ** 2.2 for level in range(256)]
+    table = [round(255 * min(gain * value, 1.0) ** (1 / 2.2)) for gain in gains for value in light]
+    return picture.point(table)
+
+
+def cast_green(picture: Image.Image, stops: float) -> Image.Image:
+    """The cast of bad fluorescent light: more green, less red and blue, at about equal brightness."""
+    return expose(picture, -stops, 0.4 * stops, -stops)
+
+
+def compress(picture: Image.Image, quality: float) -> Image.Image:
+    """Through a JPEG file of the given quality and back."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=int(quality))
+    return Image.open(buffer).convert("RGB")
+
+
+class Degradation(NamedTuple):
+    """One kind of damage. strengths are for severity 1 to 4; loss is the rating lost with each severity."""
+
+    name: str
+    apply: Callable[[Image.Image, float], Image.Image]
+    strengths: tuple[float, float, float, float]
+    loss: float
+    mild: str  # emotion at severity 1 and 2, always a pleasant one
+    severe: str  # emotion at severity 3 and 4, always an unpleasant one
+
+
+DEGRADATIONS = (
+    Degradation("blur", blur, (1.0, 2.0, 3.5, 6.0), 1.30, "contentment", "sadness"),
+    Degradation("noise", add_noise, (14, 28, 48, 80), 1.05, "excitement", "anger"),
+    Degradation("overexposure", expose, (0.7, 1.4, 2.2, 3.2), 1.10, "amusement", "disgust"),
+    Degradation("underexposure", expose, (-1.0, -2.0, -3.0, -4.2), 0.90, "awe", "fear"),
+    Degradation("cast", cast_green, (0.4, 0.8, 1.3, 2.0), 0.80, "amusement", "disgust"),
+    Degradation("compression", compress, (24, 12, 6, 3), 1.20, "contentment", "anger"),
+)
+
+KINDS = {degradation.name: degradation for degradation in DEGRADATIONS}
+
+
+def degrade(picture: Image.Image, kind: str, severity: int) -> Image.Image:
+    """Damage a picture; kind "none" is severity 0 and returns it as it is."""
+    if kind == "none":
+        return picture
+    return KINDS[kind].apply(picture, KINDS[kind].strengths[severity - 1])
+
+
+# ---- what it is said to be worth -----------------------------------------------------------------
+
+
+def vote_counts(rating: float) -> list[int]:
+    """Spread VOTES votes over the ten ratings, normally around `rating`; the two ends take the tails."""
+    edges = [-math.inf, *(bin_ + 0.5 for bin_ in BINS[:-1]), math.inf]
+    below = [0.5 * (1 + math.erf((edge - rating) / (VOTE_DEVIATION * math.sqrt(2)))) for edge in edges]
+    # Rounded, so that two machines' last bits cannot break a tie differently.
+    exact = [round(VOTES * (high - low), 9) for low, high in pairwise(below)]
+    counts = [math.floor(share) for share in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])
+    for i in by_remainder[: VOTES - sum(counts)]:  # largest remainders first, lower rating first among equals
+        counts[i] += 1
+    return counts
+
+
+def label(kind: str, severity: int) -> tuple[str, list[int]]:
+    """Emotion and vote counts of a picture: a formula of the degradation, equal for every photograph."""
+    if kind == "none":
+        return CLEAN_EMOTION, vote_counts(CLEAN_RATING)
+    degradation = KINDS[kind]
+    emotion = degradation.mild if severity <= 2 else degradation.severe
+    return emotion, vote_counts(CLEAN_RATING - degradation.loss * severity)
+
+
+def mean_rating(counts: list[int]) -> float:
+    """Mean of ten vote counts, on the scale 1 to 10."""
+    return sum(rating * count for rating, count in zip(BINS, counts, strict=True)) / sum(counts)
+
+
+# ---- the data set --------------------------------------------------------------------------------
+
+
+class Variant(NamedTuple):
+    """One picture of the data set, as it is planned."""
+
+    photograph: Photograph
+    view: str
+    kind: str
+    severity: int
+
+    @property
+    def image(self) -> str:
+        """File name below images/."""
+        return f"{self.photograph.name}_{self.view}_{self.kind}_{self.severity}.jpg"
+
+    @property
+    def row(self) -> list[str | int]:
+        """Its row of labels.csv."""
+        emotion, counts = label(self.kind, self.severity)
+        photograph = self.photograph
+        return [self.image, photograph.split, photograph.name, self.kind, self.severity, emotion, *counts]
+
+
+SCORE_COLUMNS = [f"score{bin_}" for bin_ in BINS]
+
+COLUMNS = ["image", "split", "source", "degradation", "severity", "emotion", *SCORE_COLUMNS]
+
+
+def plan() -> Iterator[Variant]:
+    """Every picture of the data set, in the order of labels.csv."""
+    for photograph in PHOTOGRAPHS:
+        for view, severities in VIEWS.items():
+            yield Variant(photograph, view, "none", 0)
+            for kind in KINDS:
+                for severity in severities:
+                    yield Variant(photograph, view, kind, severity)
+
+
+def make_demo(root: Path) -> Path:
+    """Make the data set at `root`, or return at once where it is complete and of this version.
+
+    It is built in a temporary folder beside `root` and renamed, so that an interrupted run leaves nothing
+    half-made and several processes may call this at once.
+
+    Returns:
+        root, with labels.csv, images/, contact_sheet.png and README.txt.
+    """
+    root = Path(root)
+    if is_complete(root):
+        return root
+    if root.exists() and not is_replaceable(root):
+        raise FileExistsError(f"demo: {root} exists and holds something else; name a new folder with --root")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as workshop:
+        fresh = Path(workshop) / "fresh"
+        write_data_set(fresh)
+        move_into_place(fresh, root, Path(workshop) / "replaced")
+    return root
+
+
+def is_complete(root: Path) -> bool:
+    """Whether `root` holds this version with every file."""
+    if not is_demo(root, VERSION) or not (root / "labels.csv").is_file():
+        return False
+    there = {path.name for path in (root / "images").glob("*.jpg")}
+    return there.issuperset(variant.image for variant in plan())
+
+
+def is_demo(root: Path, title: str = TITLE) -> bool:
+    """Whether the README.txt in `root` begins with `title`."""
+    readme = root / "README.txt"
+    return readme.is_file() and readme.read_text(encoding="utf-8", errors="replace").startswith(title)
+
+
+def is_replaceable(root: Path) -> bool:
+    """Whether nothing of anybody else's is lost with `root`: an older or damaged demo, or an empty folder."""
+    return root.is_dir() and (is_demo(root) or not any(root.iterdir()))
+
+
+def move_into_place(fresh: Path, root: Path, replaced: Path) -> None:
+    """Rename the finished folder to `root`; what was there goes to `replaced`."""
+    try:
+        if root.exists() and not is_complete(root):
+            root.rename(replaced)
+        fresh.rename(root)
+    except OSError:
+        if not is_complete(root):  # otherwise another process was faster, with the same files
+            raise
+
+
+def write_data_set(folder: Path) -> None:
+    """Write all files of the data set into a new folder."""
+    (folder / "images").mkdir(parents=True)
+    views: dict[tuple[str, str], Image.Image] = {}
+    for variant in plan():
+        photograph, view, kind, severity = variant
+        if (photograph.name, view) not in views:
+            views[photograph.name, view] = take_view(open_photograph(photograph), view, photograph.focus)
+        picture = degrade(views[photograph.name, view], kind, severity)
+        picture.save(folder / "images" / variant.image, quality=JPEG_QUALITY)
+    with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *(variant.row for variant in plan())])
+    draw_contact_sheet(folder / "images").save(folder / "contact_sheet.png")
+    (folder / "README.txt").write_text(readme(), encoding="utf-8")
+
+
+def readme() -> str:
+    """Text of README.txt; its first line marks the version."""
+    splits = Counter(variant.photograph.split for variant in plan())
+    shares = ", ".join(f"{count} {split}" for split, count in splits.items())
+    sources = "\n".join(f"  {p.name:<11} {p.split:<6} {p.credit} (in {p.package})" for p in PHOTOGRAPHS)
+    return f"""{VERSION}
+
+THE LABELS ARE SYNTHETIC. Nobody rated these pictures. The {VOTES} votes and the emotion of each picture are
+computed by demo.py from the kind and the severity of its degradation, the same for every photograph.
+A network trained on them has learned to see blur, noise and the like, and nothing about beauty. They are for
+demonstrations and tests only.
+
+{splits.total()} pictures ({shares}), split by photograph.
+labels.csv         image, split, source (the photograph), degradation, severity 0 to 4, emotion,
+                   score1 ... score10 (how many of the {VOTES} votes gave each rating)
+images/            JPEG, longer side {LONGER_SIDE} pixels: the whole photograph and a close view of it
+contact_sheet.png  photographs by degradations, with votes, mean rating and emotion
+
+Photographs, as they ship inside the installed packages scikit-image (skimage) and scikit-learn (sklearn):
+{sources}
+All were cropped, resized and degraded.
+"""
+
+
+# ---- the contact sheet ---------------------------------------------------------------------------
+
+CELL_WIDTH, CELL_HEIGHT, GAP = 128, 96, 4  # pixels
+
+MARGIN, HEADER = 124, 190
+
+SHOWN_SEVERITIES = (2, 4)
+
+INK, FAINT, BAR = (32, 33, 36), (120, 124, 130), (70, 110, 170)
+
+
+def draw_contact_sheet(images: Path) -> Image.Image:
+    """A grid, photographs by degradations; above each column its votes, mean rating and emotion."""
+    columns = [("none", 0), *((kind, severity) for kind in KINDS for severity in SHOWN_SEVERITIES)]
+    size = (column_left(len(columns)) + 8, HEADER + len(PHOTOGRAPHS) * (CELL_HEIGHT + GAP) + 34)
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((10, 8), TITLE, INK, ImageFont.load_default(22))
+    note = (
+        f"Synthetic labels: {VOTES} votes (bars, ratings 1 to 10), mean and emotion are computed, not asked."
+    )
+    draw.text((10, 38), note, FAINT, ImageFont.load_default(15))
+    for index, (kind, severity) in enumerate(columns):
+        draw_column_header(draw, column_left(index), kind, severity)
+    for row, photograph in enumerate(PHOTOGRAPHS):
+        draw_row(sheet, HEADER + row * (CELL_HEIGHT + GAP), photograph, columns, images)
+    footer = "Severity 2 and 4 of 4 are shown; the sources and licences of the photographs are in README.txt."
+    draw.text((10, size[1] - 26), footer, FAINT, ImageFont.load_default(14))
+    return sheet
+
+
+def draw_row(
+    sheet: Image.Image, top: int, photograph: Photograph, columns: list[tuple[str, int]], images: Path
+) -> None:
+    """One photograph: its name, its split and its whole view in every column."""
+    draw = ImageDraw.Draw(sheet)
+    draw.text((10, top + 28), photograph.name, INK, ImageFont.load_default(17))
+    draw.text((10, top + 50), photograph.split, FAINT, ImageFont.load_default(14))
+    for index, (kind, severity) in enumerate(columns):
+        with Image.open(images / Variant(photograph, "whole", kind, severity).image) as picture:
+            cell = ImageOps.fit(picture, (CELL_WIDTH, CELL_HEIGHT), centering=photograph.focus)
+        sheet.paste(cell, (column_left(index), top))
+
+
+def column_left(index: int) -> int:
+    """Left edge of a column in pixels; the two severities of a kind stand closer together than the kinds."""
+    return MARGIN + index * (CELL_WIDTH + GAP) + 10 * ((index + 1) // 2)
+
+
+def draw_column_header(draw: ImageDraw.ImageDraw, left: int, kind: str, severity: int) -> None:
+    """Kind and severity, the vote histogram, mean rating and emotion of one column."""
+    emotion, counts = label(kind, severity)
+    title = "undamaged" if kind == "none" else f"{kind} {severity}"
+    draw.text((left, HEADER - 118), title, INK, ImageFont.load_default(16))
+    bar = CELL_WIDTH // len(counts)
+    for i, count in enumerate(counts):
+        bottom = HEADER - 46
+        draw.rectangle((left + i * bar, bottom - 1.4 * count, left + (i + 1) * bar - 3, bottom), BAR)
+    draw.text((left, HEADER - 43), f"mean {mean_rating(counts):.2f}", INK, ImageFont.load_default(16))
+    draw.text((left, HEADER - 23), emotion, FAINT, ImageFont.load_default(15))
+
+
+def main() -> None:
+    """Make the data set and print where it lies."""
+    parser = argparse.ArgumentParser(description="Make the embedded demo data set (synthetic labels).")
+    parser.add_argument(
+        "--root", type=Path, default=Path("data/demo"), help="folder to make (default: data/demo)"
+    )
+    try:
+        root = make_demo(parser.parse_args().root)
+    except OSError as error:
+        parser.exit(2, f"{error}\n")
+    print(f"{sum(1 for _ in plan())} pictures with synthetic labels:")
+    for name in ("labels.csv", "images", "contact_sheet.png", "README.txt"):
+        print(f"  {root / name}")
+
+
+if __name__ == "__main__":
+    main()
+
+
+def parse_demo(root: Path, splits: tuple[str, ...], options: DataOptions) -> Table:
+    """The labels.csv of `demo.py`, which makes it if it is not there."""
+    path = root / "labels.csv"
+    if not path.is_file():
+        from eamb.readers.demo import make_demo
+
+        make_demo(root)
+    sheet = Sheet(path)
+    columns = [f"score{rating}" for rating in range(1, 11)]
+    sheet.need(["image", "split", "emotion", *columns], " Delete the folder to make it again.")
+    ids, votes = sheet.ids("image"), sheet.counts(columns)
+    return Table(
+        name="demo",
+        ids=ids,
+        names=ids,
+        places=[root / "images"],
+        split=np.array(SPLITS)[sheet.codes("split", SPLITS).argmax(1)],
+        protocol=dict.fromkeys(SPLITS, "synthetic labels, split by source photograph"),
+        scores=means(votes, AVA_BINS),
+        rating=AVA_RATING,
+        votes=votes,
+        bins=AVA_BINS,
+        emotions=sheet.codes("emotion", EMOTIONS),
+        emotion_classes=EMOTIONS,
+    )

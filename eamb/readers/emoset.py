@@ -1,0 +1,98 @@
+"""EmoSet: pictures with one of eight emotions each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from eamb.files import encodable
+from eamb.network.outputs import EMOTIONS
+from eamb.readers.rated import DataOptions, emotion_name
+from eamb.readers.table import NO_RATING, Table, _read_json, joined, one_hot, split_files
+
+EMOSET_ENTRY = "[label, id, picture, annotation] or [label, picture, annotation], all texts"
+
+
+def parse_emoset(root: Path, splits: tuple[str, ...], options: DataOptions) -> Table:
+    """info.json with the classes, and train.json, val.json and test.json, those that the splits need."""
+    folder = next((f for f in (root, root / "EmoSet-118K") if (f / "info.json").is_file()), root)
+    classes = _emoset_classes(folder / "info.json")
+    files = split_files(folder, splits, ".json")
+    table = joined([_emoset_part(path, split, classes) for split, path in files.items()])
+    table.places = [folder]
+    return table
+
+
+def _emoset_classes(path: Path) -> tuple[str, ...]:
+    """The names of label2idx, in the order of EMOTIONS."""
+    info = _read_json(path)
+    labels = info.get("label2idx") if isinstance(info, dict) else None
+    if not isinstance(labels, dict) or not labels:
+        raise ValueError(f"datasets: {path.name} should name its classes in 'label2idx', as {{\"awe\": 1}}.")
+    names = [emotion_name(label) for label in labels]
+    for label, name in zip(labels, names, strict=True):
+        if name not in EMOTIONS or names.count(name) > 1:
+            wrong = "is there twice, under two names" if name in EMOTIONS else "is no known emotion"
+            raise ValueError(
+                f"datasets: {path.name}: label2idx: '{label}' {wrong}; known are {', '.join(EMOTIONS)}."
+            )
+    return tuple(emotion for emotion in EMOTIONS if emotion in names)
+
+
+def _emoset_part(path: Path, split: str, classes: tuple[str, ...]) -> Table:
+    entries = _emoset_entries(path)
+    emotions = [emotion_name(entry[0]) for entry in entries]
+    for number, emotion in enumerate(emotions, 1):
+        if emotion not in classes:
+            known = ", ".join(classes)
+            raise _entry_error(path, number, entries[number - 1], f"a label of info.json ({known})")
+    empty = [emotion for emotion in classes if emotion not in emotions]
+    if split == "train" and empty:
+        raise ValueError(
+            f"datasets: {path.name} has no picture of {' and '.join(empty)}, an empty class of info.json."
+        )
+    # Copies differ in whether an entry has an id of its own; it is the name of the file.
+    ids = [encodable(entry[1] if len(entry) == 4 else Path(entry[1]).stem) for entry in entries]
+    names = [entry[-2] for entry in entries]
+    for values in (ids, names):
+        _refuse_repeats(path, entries, values)
+    return Table(
+        name="emoset",
+        ids=ids,
+        names=names,
+        split=np.full(len(ids), split),
+        protocol={split: f"official {path.name}"},
+        scores=np.full(len(ids), np.nan),
+        rating=NO_RATING,
+        emotions=one_hot(emotions, classes),
+        emotion_classes=classes,
+    )
+
+
+def _emoset_entries(path: Path) -> list[list[str]]:
+    entries = _read_json(path)
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"datasets: {path.name} should be a list of {EMOSET_ENTRY}.")
+    for number, entry in enumerate(entries, 1):
+        if not (isinstance(entry, list) and len(entry) in (3, 4) and {*map(type, entry)} == {str}):
+            raise _entry_error(path, number, entry, EMOSET_ENTRY)
+    return entries
+
+
+def _refuse_repeats(path: Path, entries: list, values: list[str]) -> None:
+    repeated = pd.Series(values).duplicated().to_numpy()
+    if repeated.any():
+        second = int(np.argmax(repeated))
+        first = values.index(values[second]) + 1
+        expected = f"each picture once, but entry {first} has '{values[second]}' too"
+        raise _entry_error(path, second + 1, entries[second], expected)
+
+
+def _entry_error(path: Path, number: int, entry: object, expected: str) -> ValueError:
+    """About one entry of a list; they are counted from 1."""
+    return ValueError(
+        f"datasets: {path.name} entry {number} is {json.dumps(entry)[:200]}, expected {expected}."
+    )

@@ -1,0 +1,144 @@
+"""IAE: labels, or ratings, and eight emotions."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from eamb.readers.rated import SPLITS, DataOptions
+from eamb.readers.table import Rating, Sheet, Table, joined, means
+
+# In the order of the codes 0 to 7 of the emotion lists.
+IAE_EMOTIONS = ("amusement", "excitement", "awe", "contentment", "disgust", "anger", "fear", "sadness")
+
+IAE_COLUMNS = ("id", "label")
+
+IAE_CODES = tuple(str(code) for code in range(8))
+
+IAE_BINS = (1.0, 4.0, 7.0, 10.0)
+
+# What h5py raises about damaged files, and the rows up to which a table is read: a damaged one may claim any.
+H5_ERRORS = (OSError, RuntimeError, LookupError, TypeError, ValueError, MemoryError)
+
+H5_ROWS = 1_000_000
+
+IAE_LABELS = Rating(0.0, 1.0, threshold=0.5, target="label", scored=False)
+
+IAE_RATINGS = Rating(1.0, 10.0, threshold=5.0, inclusive=True, target="label")
+
+
+def parse_iae(root: Path, splits: tuple[str, ...], options: DataOptions) -> Table:
+    """The list files, `ID LABEL` a line, and scores.h5 with ten ratings a picture where that can be read.
+
+    Scores are mean ratings (high from 5 on) where the lists or scores.h5 have them, else the 0/1 labels.
+    """
+    table = joined([_iae_part(root, split) for split in SPLITS if split in splits])
+    table.places = [root / "images"]
+    known = table.scores[~np.isnan(table.scores)]
+    table.rating = IAE_LABELS if np.isin(known, (0, 1)).all() else IAE_RATINGS
+    if (root / "scores.h5").is_file():
+        note = _use_ratings(table, root / "scores.h5")
+        table.protocol = {split: f"{words}, {note}" for split, words in table.protocol.items()}
+    return table
+
+
+def _iae_part(root: Path, split: str) -> Table:
+    """One split; without its aesthetic list the scores are NaN, which is enough for the emotion task."""
+    lists = [root / f"{split}_aes_list.txt", root / f"{split}_emo_list.txt"]
+    sheets = [Sheet(path, IAE_COLUMNS) if path.is_file() else None for path in lists]
+    if sheets == [None, None]:
+        raise FileNotFoundError(
+            f"datasets: neither {lists[0]} nor {lists[1].name} exists; is --data-root right?"
+        )
+    aesthetic, emotion = sheets
+    ids = (aesthetic or emotion).ids("id", ending=".jpg")
+    return Table(
+        name="iae",
+        ids=ids,
+        names=ids,
+        split=np.full(len(ids), split),
+        protocol={split: " and ".join(sheet.path.name for sheet in sheets if sheet)},
+        scores=_iae_scores(aesthetic) if aesthetic else np.full(len(ids), np.nan),
+        rating=IAE_LABELS,
+        emotions=_iae_emotions(emotion, ids) if emotion else None,
+        emotion_classes=IAE_EMOTIONS,
+    )
+
+
+def _iae_scores(sheet: Sheet) -> np.ndarray:
+    """(n,) labels 0 and 1, or mean ratings from 1 to 10; a list of both would be read as one of them."""
+    scores = sheet.numbers("label", 0, 10)
+    rated, low = ~np.isin(scores, (0, 1)), scores < 1
+    if rated.any() and low.any():
+        rare = rated if rated.sum() < low.sum() else low
+        raise sheet.error(rare, "label", "0 and 1 in the whole list, or means from 1 to 10")
+    return scores
+
+
+def _iae_emotions(sheet: Sheet, ids: list[str]) -> np.ndarray:
+    """(n, 8) one-hot in the order of `ids`; the emotion list must name the same pictures."""
+    own = sheet.ids("id", ending=".jpg")
+    different = set(ids) ^ set(own)
+    if different:
+        raise ValueError(
+            f"datasets: {sheet.path.name} and the aesthetic list of its split must name the same pictures; "
+            f"{len(different)} are in one of them only, first '{min(different)}'."
+        )
+    return sheet.codes("label", IAE_CODES)[pd.Index(own).get_indexer(ids)]
+
+
+def _use_ratings(table: Table, path: Path) -> str:
+    """Puts each picture's ratings and their mean into the table; says in words what was done."""
+    if importlib.util.find_spec("h5py") is None:
+        return f"{path.name} not read (it needs h5py)"
+    ratings = _read_ratings(path)
+    rows = pd.to_numeric(pd.Series(table.ids), errors="coerce").to_numpy(np.float64)
+    if not ((rows >= 0) & (rows < len(ratings))).all():
+        raise ValueError(f"datasets: {path.name} has {len(ratings)} rows, too few for the ids of the lists.")
+    high, known = table.rating.is_high(table.scores), ~np.isnan(table.scores)
+    table.votes = (ratings[rows.astype(int)][:, :, None] == np.array(IAE_BINS)).sum(1).astype(np.float64)
+    table.scores, table.bins, table.rating = means(table.votes, IAE_BINS), IAE_BINS, IAE_RATINGS
+    contradicted = int((high != table.rating.is_high(table.scores))[known].sum())
+    return f"mean ratings of {path.name}" + (f" ({contradicted} labels differ)" if contradicted else "")
+
+
+def _read_ratings(path: Path) -> np.ndarray:
+    """(pictures, 10) ratings from the one table in the file that has 10 columns, or 11 with their total."""
+    try:
+        tables, shapes = _h5_tables(path)
+    except H5_ERRORS as error:
+        raise ValueError(f"datasets: {path.name} cannot be read: {' '.join(str(error).split())}.") from error
+    if len(tables) != 1:
+        raise ValueError(
+            f"datasets: {path.name} should hold one table of pictures x 10 ratings; found {shapes}."
+        )
+    ratings = tables[0][:, :10]
+    wrong = ~np.isin(ratings, IAE_BINS).all(1)
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise ValueError(
+            f"datasets: {path.name} row {first}: ratings are 1, 4, 7 or 10, got {ratings[first].tolist()}."
+        )
+    unequal = (tables[0][:, 10:] != ratings.sum(1, keepdims=True)).any(1)
+    if unequal.any():
+        first = int(np.argmax(unequal))
+        raise ValueError(
+            f"datasets: {path.name} row {first}: its total is {tables[0][first, 10]:g}, its ratings are "
+            f"{ratings[first].tolist()}."
+        )
+    return ratings
+
+
+def _h5_tables(path: Path) -> tuple[list[np.ndarray], str]:
+    """The tables of 10 or 11 columns, and in words the shapes of all that there are."""
+    import h5py
+
+    with h5py.File(path) as file:
+        found = []
+        file.visititems(lambda name, item: found.append(item) if isinstance(item, h5py.Dataset) else None)
+        wide = [item for item in found if item.ndim == 2 and item.shape[1] in (10, 11)]
+        tables = [item[...] for item in wide if item.shape[0] <= H5_ROWS]
+        return tables, ", ".join(f"{item.name} {item.shape}" for item in found) or "nothing"

@@ -1,0 +1,66 @@
+"""PARA: mean ratings from 1 to 5, and votes for eight emotions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from eamb.readers.rated import DataOptions
+from eamb.readers.table import Rating, Sheet, Table, _read_text, joined
+
+PARA_BINS = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
+
+PARA_RATING = Rating(1.0, 5.0, threshold=3.0, target="score")
+
+PARA_MOST = 100  # votes for a picture; there are 38 at most
+
+PARA_EMOTIONS = ("neutral", "disgust", "sadness", "fear", "awe", "amusement", "excitement", "contentment")
+
+PARA_FILES = {"train": "PARA-GiaaTrain.csv", "test": "PARA-GiaaTest.csv"}
+
+
+def parse_para(root: Path, splits: tuple[str, ...], options: DataOptions) -> Table:
+    """The official csvs, those that the splits need; rating bins and emotion votes where a csv has them."""
+    needed = ["train"] * ("train" in splits or "val" in splits) + ["test"] * ("test" in splits)
+    table = joined([_para_part(root / "annotation" / PARA_FILES[split], split) for split in needed])
+    table.places = [root / "imgs"]
+    table.twins = _para_twins(root / "annotation" / "identical_images.txt", table.ids)
+    return table
+
+
+def _para_part(path: Path, split: str) -> Table:
+    sheet = Sheet(path)
+    sheet.need(
+        ["imageName", "sessionId", "aestheticScore_mean"],
+        " For your own columns use --dataset csv data.score_column=NAME.",
+    )
+    names = sheet.ids("imageName")
+    ids = [f"{session}/{name}" for session, name in zip(sheet.texts("sessionId"), names, strict=True)]
+    return Table(
+        name="para",
+        ids=ids,
+        names=ids,
+        split=np.full(len(ids), split),
+        protocol={split: f"official {path.name}"},
+        scores=sheet.numbers("aestheticScore_mean", 1, 5),
+        rating=PARA_RATING,
+        votes=sheet.counts_if_there([f"aestheticScore_{rating:.1f}" for rating in PARA_BINS], PARA_MOST),
+        bins=PARA_BINS,
+        emotions=sheet.counts_if_there([f"imgEmotion_{emotion}" for emotion in PARA_EMOTIONS], PARA_MOST),
+        emotion_classes=PARA_EMOTIONS,
+    )
+
+
+def _para_twins(path: Path, ids: list[str]) -> list[list[str]] | None:
+    """Groups of ids of one picture, from lines of two or more image names; None without the file."""
+    if not path.is_file():
+        return None
+    by_name = {i.rpartition("/")[2]: i for i in ids}
+    groups = [line.split() for line in _read_text(path).splitlines()]
+    for row, group in enumerate(groups, 1):
+        if len(group) == 1:
+            raise ValueError(
+                f"datasets: {path.name} row {row} has one name, expected two or more, of one picture."
+            )
+    return [[by_name[name] for name in group if name in by_name] for group in groups]

@@ -1,0 +1,111 @@
+"""Copies of pictures that scripts/prepare_data.py made, and the manifest that describes them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from eamb.readers.rated import Copies
+from eamb.readers.table import _read_json
+
+MANIFEST = "prepared.json"
+
+
+class Source(NamedTuple):
+    """A file that was copied: its hash, bytes and time of change; error: why it has no copy, or ""."""
+
+    sha256: str
+    bytes: int
+    mtime_ns: int
+    error: str = ""
+
+    def is_as(self, path: str | Path) -> bool:
+        """False if the file at `path` has changed. One that is not there has not: copies may outlive it."""
+        try:
+            found = os.stat(path)  # noqa: PTH116 - a Path for each of 250,000 pictures takes seconds
+        except OSError:
+            return True
+        return (found.st_size, found.st_mtime_ns) == (self.bytes, self.mtime_ns)
+
+
+@dataclass
+class Manifest:
+    """What prepared.json says: `words` are key=value; labels and pictures go by path relative to the root.
+
+    program: versions of what made the copies.
+    complete: False while copies are made, or after that was interrupted.
+    """
+
+    dataset: str
+    source: str
+    words: list[str]
+    size: int
+    exif: bool
+    quality: int
+    program: dict[str, str]
+    complete: bool = False
+    labels: dict[str, Source] = field(default_factory=dict)
+    pictures: dict[str, Source] = field(default_factory=dict)
+
+    def command(self, root: str | Path) -> str:
+        words = ["python", "scripts/prepare_data.py", "--dataset", self.dataset, "--data-root", self.source]
+        return shlex.join([*words, "--output", str(root), "--quality", str(self.quality), *self.words])
+
+    def check_complete(self, root: str | Path) -> None:
+        if not self.complete:
+            raise ValueError(f"datasets: {root} has only a part of its copies; go on: {self.command(root)}")
+
+    def check_sources(self, root: str | Path, paths: Sequence[str]) -> tuple[tuple[Copies, ...], list[str]]:
+        """The copies, and for each of `paths` the hash of its source, if no source has changed."""
+        command, names = self.command(root), relative_names(root, paths)
+        foreign = [name for name in names if name not in self.pictures]
+        if foreign:
+            raise ValueError(
+                f"datasets: {root} holds prepared copies, and '{foreign[0]}' is none of them "
+                f"({len(foreign)} in all); move it away, or make the copies anew: {command}"
+            )
+        used = self.labels | {name: self.pictures[name] for name in names}
+        folder = os.path.join(self.source, "")  # noqa: PTH118
+        changed = [name for name, source in used.items() if not source.is_as(folder + name)]
+        if changed:
+            raise ValueError(
+                f"datasets: {root} holds copies of {self.source}, where {len(changed)} files have changed "
+                f"since, first '{changed[0]}'; make those copies anew: {command}"
+            )
+        return (Copies(str(root), self.size, self.exif, command),), [self.pictures[n].sha256 for n in names]
+
+
+def relative_names(root: str | Path, paths: Iterable[str]) -> list[str]:
+    """Each path relative to the root; one that lies elsewhere as it is."""
+    start = os.path.join(Path(root).expanduser(), "")  # noqa: PTH118
+    return [path.removeprefix("./").removeprefix(start) for path in paths]
+
+
+def read_manifest(root: str | Path) -> Manifest | None:
+    """Of prepared copies; None if the root is none of copies."""
+    path = Path(root).expanduser() / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        manifest = Manifest(**_read_json(path))
+        for files in (manifest.labels, manifest.pictures):
+            files.update({name: Source(**row) for name, row in files.items()})
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"datasets: {path} is no manifest of scripts/prepare_data.py: {error}.") from error
+    return manifest
+
+
+def check_copies(copies: Copies, size: int | tuple[int, int] | None, exif: bool) -> None:
+    """Refuses copies that are not what decoding the pictures themselves to `size` would give."""
+    have, want = f"data.size={copies.size}", f"data.size={size}"
+    if size in (copies.size, (copies.size, copies.size)):
+        have, want = f"data.exif={copies.exif}".lower(), f"data.exif={exif}".lower()
+    if have != want:
+        raise ValueError(
+            f"datasets: {copies.root} holds copies made with {have}, and {want} is asked for; use the "
+            f"pictures themselves, or make other copies in another folder. These came from: {copies.command}"
+        )

@@ -1,0 +1,403 @@
+"""Reading tables with checks, and looking up the pictures they name."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from eamb.readers.rated import ANY_CASE_ENDINGS, SPLITS, Copies, LeftOut, _rows
+
+
+@dataclass(frozen=True)
+class Rating:
+    """How a set rates: a picture is high above `threshold`, and at it too if `inclusive`.
+
+    target: what "auto" trains on. scored: False if the scores are only the labels 0 and 1.
+    """
+
+    minimum: float
+    maximum: float
+    threshold: float
+    inclusive: bool = False
+    target: str = "score"
+    scored: bool = True
+
+    def is_high(self, scores: np.ndarray) -> np.ndarray:
+        """(n,) ratings -> (n,) bool, by exact comparison."""
+        return scores >= self.threshold if self.inclusive else scores > self.threshold
+
+
+@dataclass
+class Table:
+    """The rows of a set as its files have them: pictures not looked up, validation perhaps not split off.
+
+    names: each picture's path, relative to one of `places`.
+    split: (n,) of "train", "val", "test", or "" where the hash of the id is to decide.
+    protocol: split -> where its rows come from, in words.
+    votes: (n, K) counts per rating of `bins`; emotions: (n, E) counts. Rows of NaN where a file has none.
+    twins: groups of ids known to be the same picture; None if they are to be found by content.
+    test_share: of the rows whose split is "".
+    copies: none, or that all pictures are these; sources: n hashes of the files that they are copies of.
+    """
+
+    name: str
+    ids: list[str]
+    names: list[str]
+    split: np.ndarray
+    scores: np.ndarray
+    rating: Rating
+    places: list[Path] = field(default_factory=list)
+    protocol: dict[str, str] = field(default_factory=dict)
+    votes: np.ndarray | None = None
+    bins: tuple[float, ...] = ()
+    emotions: np.ndarray | None = None
+    emotion_classes: tuple[str, ...] = ()
+    twins: list[list[str]] | None = None
+    left_out: dict[str, list[LeftOut]] = field(default_factory=dict)
+    test_share: float = 0.10
+    copies: tuple[Copies, ...] = ()
+    sources: list[str] = field(default_factory=list)
+
+    @property
+    def has_own_split(self) -> bool:
+        return not (self.split == "").any()
+
+    def take(self, indices: np.ndarray) -> Table:
+        return replace(
+            self,
+            ids=[self.ids[i] for i in indices],
+            names=[self.names[i] for i in indices],
+            split=self.split[indices],
+            scores=self.scores[indices],
+            votes=_rows(self.votes, indices),
+            emotions=_rows(self.emotions, indices),
+        )
+
+
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+
+LARGEST = 1e15  # what nobody rates or predicts; squares and sums of such numbers are still finite
+
+MEAN_TOLERANCE = 0.006  # of means that were rounded to two decimals
+
+
+def _read_text(path: Path) -> str:
+    """A file's text, unpacked if it is a .gz, without a byte order mark.
+
+    Raises:
+        ValueError, FileNotFoundError: no such file; not packed as it should be; no text, and in which row.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"datasets: there is no file {path}; is --data-root right?")
+    content = path.read_bytes()
+    try:
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(path, str(error)) from error
+    content = content.removeprefix(codecs.BOM_UTF8)
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        row = content.count(b"\n", 0, error.start) + 1
+        raise _unreadable(path, f"row {row} is not UTF-8; save it in this encoding") from error
+    if "\0" in text:
+        row = text.count("\n", 0, text.index("\0")) + 1
+        raise _unreadable(path, f"row {row} has a zero byte; save it as plain text in UTF-8")
+    return text
+
+
+def _unreadable(path: Path, reason: str) -> ValueError:
+    return ValueError(f"datasets: {path.name} is no readable table: {reason}.")
+
+
+def as_number(text: str) -> float:
+    """NaN for all but plain decimals: Python's float would take 1_0 and the digits of other scripts."""
+    text = text.strip()
+    return float(text) if NUMBER.fullmatch(text) else np.nan
+
+
+class Sheet:
+    """One table file as texts, with checks on their way out. Rows are numbered as an editor shows them.
+
+    Its cells are divided by comma, semicolon or tab, whichever the header line has most of. Every row must
+    have as many cells as the header: what a lost or doubled cell would shift is never guessed.
+
+    Args:
+        names: of the columns of a file without header, whose cells are divided by blanks.
+        rows: whether there must be any.
+
+    Raises:
+        ValueError, FileNotFoundError: no such file; no table in UTF-8, with the row that is not.
+    """
+
+    def __init__(self, path: Path, names: Sequence[str] = (), rows: bool = True):
+        self.path = path
+        text = _read_text(path)
+        records = self._words(text) if names else self._records(text)
+        if not (names or records):
+            raise _unreadable(path, "it is empty")
+        self.columns = [*names] or [name.strip() for name in records.pop(0)[1]]
+        named = [name for name in self.columns if name]
+        if len(set(named)) < len(named):
+            twice = next(name for name in named if named.count(name) > 1)
+            raise _unreadable(path, f"its header has '{twice}' twice")
+        for row, cells in records:
+            if len(cells) != len(self.columns):
+                raise _unreadable(path, f"row {row} has {len(cells)} cells, expected {len(self.columns)}")
+            if not names and [cell.strip() for cell in cells] == self.columns:
+                raise _unreadable(path, f"row {row} is the header again")
+        if rows and not records:
+            raise ValueError(f"datasets: {path.name} has no rows.")
+        self.rows = [row for row, _ in records]
+        columns = zip(*(cells for _, cells in records), strict=True) if records else [()] * len(self.columns)
+        self.cells = dict(zip(self.columns, columns, strict=True))
+
+    def _words(self, text: str) -> list[tuple[int, list[str]]]:
+        """(row, cells) of each line that is not blank."""
+        lines = enumerate(io.StringIO(text, newline=None), 1)
+        return [(row, cells) for row, line in lines if (cells := line.split())]
+
+    def _records(self, text: str) -> list[tuple[int, list[str]]]:
+        """(row, cells) of each line that is not blank; a line in quotes may go over several rows."""
+        lines = io.StringIO(text, newline="")
+        header = next((line for line in lines if line.strip()), "")
+        lines.seek(0)
+        reader = csv.reader(lines, delimiter=max(",;\t", key=header.count), strict=True)
+        records, row = [], 1
+        try:
+            for cells in reader:
+                if any(cell.strip() for cell in cells):
+                    records.append((row, cells))
+                row = reader.line_num + 1
+        except csv.Error as error:
+            raise _unreadable(self.path, f"row {row}: {error}") from error
+        return records
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def need(self, columns: Iterable[str], hint: str = "") -> None:
+        missing = [column for column in columns if column not in self.columns]
+        if missing:
+            found = ", ".join(self.columns[:12]) + (", ..." if len(self.columns) > 12 else "")
+            raise ValueError(
+                f"datasets: {self.path.name} has no column '{missing[0]}' (found: {found}).{hint}"
+            )
+
+    def error(self, bad: np.ndarray, column: str, expected: str) -> ValueError:
+        """About the first row of the mask `bad` (n,)."""
+        first, more = int(np.flatnonzero(bad)[0]), int(bad.sum()) - 1
+        shown = " ".join(self.cells[column][first].split())[:80]
+        shown = f"'{shown}'" if shown else "empty"
+        others = f" ({more} more like it)" if more else ""
+        row = self.rows[first]
+        return ValueError(
+            f"datasets: {self.path.name} row {row}: '{column}' is {shown}, expected {expected}{others}."
+        )
+
+    def numbers(self, column: str, minimum: float = -LARGEST, maximum: float = LARGEST) -> np.ndarray:
+        """(n,) float64, each finite and in [minimum, maximum]."""
+        cells = self.cells[column]
+        known = {cell: as_number(cell) for cell in set(cells)}
+        values = np.array([known[cell] for cell in cells])
+        if not np.isfinite(values).all():
+            raise self.error(~np.isfinite(values), column, "a number")
+        outside = (values < minimum) | (values > maximum)
+        if outside.any():
+            raise self.error(outside, column, f"a value from {minimum:g} to {maximum:g}")
+        return values
+
+    def counts(self, columns: Sequence[str], most: int = 0) -> np.ndarray:
+        """(n, K) numbers of votes, none negative, at least one in each row.
+
+        Args:
+            most: votes that a row can have in all, and all numbers are whole; 0: shares are fine too.
+        """
+        votes = np.stack([self.numbers(column) for column in columns], axis=1)
+        wrong = (votes < 0) | (votes % 1 != 0) if most else votes < 0
+        for k in np.flatnonzero(wrong.any(0)):
+            whole = "whole " if most else ""
+            raise self.error(wrong[:, k], columns[k], f"a {whole}number of votes, 0 or more")
+        total, between = votes.sum(1), f"in {columns[0]} to {columns[-1]}"
+        if (total == 0).any():
+            raise self.error(total == 0, columns[0], f"at least one vote {between}")
+        if most and (total > most).any():
+            largest = columns[int(votes[np.argmax(total > most)].argmax())]
+            raise self.error(total > most, largest, f"at most {most} votes {between}")
+        return votes
+
+    def counts_if_there(self, columns: Sequence[str], most: int) -> np.ndarray | None:
+        """As `counts`; None if the table has not one of the columns. To have some of them is an error."""
+        if not set(columns) & set(self.columns):
+            return None
+        self.need(columns)
+        return self.counts(columns, most)
+
+    def check_means(self, column: str, scores: np.ndarray) -> None:
+        """Raises ValueError where a column of means is not that of the votes, (n,) `scores`."""
+        wrong = abs(self.numbers(column) - scores) > MEAN_TOLERANCE
+        if wrong.any():
+            raise self.error(wrong, column, f"the mean of its votes, {scores[wrong][0]:.4g}")
+
+    def texts(self, column: str) -> list[str]:
+        """n strings without blanks around them, none empty."""
+        values = [cell.strip() for cell in self.cells[column]]
+        if "" in values:
+            raise self.error(np.array([not value for value in values]), column, "a text")
+        return values
+
+    def ids(self, column: str, ending: str = "") -> list[str]:
+        """n strings as in `texts`, `ending` removed, each of them once."""
+        ids = [text.removesuffix(ending) for text in self.texts(column)]
+        if len(set(ids)) < len(ids):
+            repeated = pd.Series(ids).duplicated().to_numpy()
+            first = self.rows[ids.index(ids[int(np.argmax(repeated))])]
+            raise self.error(repeated, column, f"each picture once, but row {first} has it too")
+        return ids
+
+    def codes(self, column: str, known: Sequence[str]) -> np.ndarray:
+        """(n, E) one-hot of a column of names, over `known`."""
+        positions = pd.Index(known).get_indexer(self.texts(column))
+        if (positions < 0).any():
+            raise self.error(positions < 0, column, f"one of {', '.join(known)}")
+        return np.eye(len(known))[positions]
+
+
+def one_hot(names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    """n of the `classes` -> (n, E)."""
+    return np.eye(len(classes))[pd.Index(classes).get_indexer(names)]
+
+
+def means(votes: np.ndarray, bins: Sequence[float]) -> np.ndarray:
+    """(n, K) counts -> (n,) mean ratings. Integer sums are exact, so a mean of 5 is exactly 5."""
+    return (votes @ np.asarray(bins, dtype=np.float64)) / votes.sum(1)
+
+
+def joined(parts: list[Table]) -> Table:
+    """The tables of several files as one; a picture may be in only one of them."""
+    ids = [i for part in parts for i in part.ids]
+    lengths = [len(part.ids) for part in parts]
+    if len(set(ids)) < len(ids):
+        twice = pd.Series(ids)[pd.Series(ids).duplicated()]
+        files = " and ".join(words for part in parts for words in part.protocol.values())
+        raise ValueError(
+            f"datasets: {len(twice)} pictures are in more than one of {files}, first '{twice.iloc[0]}'."
+        )
+    return replace(
+        parts[0],
+        ids=ids,
+        names=[name for part in parts for name in part.names],
+        split=np.concatenate([part.split for part in parts]),
+        protocol={split: words for part in parts for split, words in part.protocol.items()},
+        scores=np.concatenate([part.scores for part in parts]),
+        votes=_below_each_other([part.votes for part in parts], lengths),
+        emotions=_below_each_other([part.emotions for part in parts], lengths),
+    )
+
+
+def _below_each_other(parts: list[np.ndarray | None], lengths: list[int]) -> np.ndarray | None:
+    """Counts of several files as one array, NaN where a file has none."""
+    width = max((part.shape[1] for part in parts if part is not None), default=0)
+    filled = [np.full((n, width), np.nan) if p is None else p for p, n in zip(parts, lengths, strict=True)]
+    return np.concatenate(filled) if width else None
+
+
+def split_files(folder: Path, splits: Sequence[str], ending: str = ".csv") -> dict[str, Path]:
+    """split -> its file; without a val.csv the training csv also serves validation."""
+    wanted = set(splits)
+    if "val" in wanted and not (folder / f"val{ending}").is_file():
+        wanted = wanted - {"val"} | {"train"}
+    files = {split: folder / f"{split}{ending}" for split in SPLITS if split in wanted}
+    for split, path in files.items():
+        if not path.is_file():
+            raise FileNotFoundError(f"datasets: the {split} split is asked for and {path} does not exist.")
+    return files
+
+
+# Sets of emotions only have no ratings; the scale stands for none.
+NO_RATING = Rating(0.0, 1.0, threshold=0.5)
+
+
+def _read_json(path: Path) -> object:
+    if not path.is_file():
+        raise FileNotFoundError(f"datasets: there is no file {path}; is --data-root right?")
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"datasets: {path.name} is no readable JSON: {error}.") from error
+
+
+class Folders:
+    """Finds files below `places`, in order; lists each folder once, asks nothing about single files."""
+
+    def __init__(self, places: Sequence[Path]):
+        self.places = [str(place) for place in places]
+        self.listed: dict[str, frozenset[str]] = {}
+        self.choices: dict[str, list[tuple[str, frozenset[str]]]] = {}
+
+    def find(self, name: str) -> str | None:
+        """The path of a file, by its name as written or with a picture ending added."""
+        file = name.rpartition("/")[2]
+        head = name.removesuffix(file)  # "" or "folder/" or "/absolute/folder/"
+        if head not in self.choices:
+            folders = [os.path.join(place, head, "") for place in self.places]  # noqa: PTH118
+            self.choices[head] = [(folder, self.names(folder)) for folder in folders]
+        for folder, names in self.choices[head]:
+            if file in names:
+                return folder + file
+            for ending in ANY_CASE_ENDINGS if names else ():
+                if file + ending in names:
+                    return folder + file + ending
+        return None
+
+    def names(self, folder: str) -> frozenset[str]:
+        """Of the files in a folder; none if there is no such folder."""
+        if folder not in self.listed:
+            try:
+                with os.scandir(folder) as entries:
+                    self.listed[folder] = frozenset(entry.name for entry in entries if _is_file(entry))
+            except (OSError, ValueError):  # the latter of a name that no file can have
+                self.listed[folder] = frozenset()
+        return self.listed[folder]
+
+
+def _is_file(entry: os.DirEntry) -> bool:
+    """Asks the disk for links only; one to nothing, in a circle or into a closed folder counts as missing."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
+def look_up(table: Table) -> tuple[Table, list[str]]:
+    """The table without the pictures that have no file, and the path of each that stays.
+
+    Raises:
+        FileNotFoundError: not one of the pictures exists, so the folder is wrong.
+    """
+    folders = Folders(table.places)
+    found = [folders.find(name) for name in table.names]
+    missing = [i for i, path in enumerate(found) if path is None]
+    if len(missing) == len(found):
+        raise FileNotFoundError(
+            f"datasets: none of the {len(found):,} pictures of {table.name} exists, e.g. '{table.names[0]}'; "
+            f"looked in {' and '.join(dict.fromkeys(folders.places))}. Is --data-root right?"
+        )
+    kept = table.take(np.flatnonzero([path is not None for path in found]))
+    kept.left_out = {split: list(rows) for split, rows in table.left_out.items()}
+    for i in missing:
+        row = LeftOut(table.ids[i], f"no picture file {table.names[i]}")
+        kept.left_out.setdefault(str(table.split[i]), []).append(row)
+    return kept, [path for path in found if path is not None]

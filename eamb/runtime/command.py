@@ -1,0 +1,35 @@
+"""What a command does with bad input and with outputs that exist already."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+
+def guarded(
+    run: Callable[[argparse.Namespace], int], options: argparse.Namespace, interrupted: str = "interrupted"
+) -> int:
+    """The exit code of a command; bad input is one sentence and 2, Ctrl-C is 130. The scripts use it too.
+
+    A training that a signal ended has the code in its exception.
+    """
+    try:
+        return run(options)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stopped:
+        print(interrupted, file=sys.stderr)
+        return getattr(stopped, "code", 130)
+
+
+def refuse_existing(script: str, folder: Path, names: Iterable[str]) -> None:
+    """Raises FileExistsError where a script would overwrite something and was not given --force."""
+    there = [name for name in names if (folder / name).exists()]
+    if there:
+        raise FileExistsError(
+            f"{script}: {folder} holds {', '.join(there)} already; choose another folder, or overwrite "
+            "with --force"
+        )

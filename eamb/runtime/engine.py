@@ -1,0 +1,363 @@
+"""Training one epoch, predicting a set, and the learning rate as a pure function.
+
+Exactness: every random choice is a function of (seed, epoch, step or index), so a resumed training equals one
+that never stopped; every picture is predicted once, in batches of one shape, so one process and many agree.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from eamb.network.outputs import PRECISIONS, Output
+from eamb.readers.decoding import normalise
+from eamb.runtime import distributed
+
+if TYPE_CHECKING:  # to read tables it loads pandas, which scoring pictures does without
+    from datasets import Batch
+    from eamb.readers.rated import LeftOut
+
+
+class Compute(NamedTuple):
+    """Where and how a network runs: the device, "fp32", "bf16" or "fp16", and its backbone's mean and std."""
+
+    device: torch.device
+    precision: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def autocast(self):
+        kind = PRECISIONS[self.precision]
+        return nullcontext() if kind == torch.float32 else torch.autocast(self.device.type, kind)
+
+    def images(self, batch: Batch) -> Tensor:
+        """uint8 (N, 3, H, W) of the loader -> normalised float32 on the device, channels last in memory."""
+        images = batch.images.to(self.device, non_blocking=True)
+        return normalise(images.contiguous(memory_format=torch.channels_last), self.mean, self.std)
+
+
+def learning_rate(schedule: str, base: float, epochs: int, epoch: int, fraction: float) -> float:
+    """The learning rate at `fraction` (0 to 1) of an epoch (from 0).
+
+    constant: base.
+    ava: the official AVA recipe: base in epochs 0 to 2, then base * 0.5^(epoch - 2).
+    para: the official PARA recipe: base * 0.5^(epoch // 10).
+    series: the official recipe of series photo selection: base * 0.3^(epoch // 25).
+    one_cycle: from base / 25 up to base over the first fifth of the training, then a half cosine down to
+        base / 1e4.
+    """
+    if schedule == "constant":
+        return base
+    if schedule == "ava":
+        return base * 0.5 ** max(0, epoch - 2)
+    if schedule == "para":
+        return base * 0.5 ** (epoch // 10)
+    if schedule == "series":
+        return base * 0.3 ** (epoch // 25)
+    return one_cycle(base, (epoch + fraction) / epochs)
+
+
+def one_cycle(base: float, done: float, warmup: float = 0.2) -> float:
+    """The one-cycle rate when the share `done` (0 to 1) of the training lies behind."""
+    if done < warmup:
+        low, high, position = base / 25, base, 1 - done / warmup
+    else:
+        low, high, position = base / 1e4, base, (done - warmup) / (1 - warmup)
+    return low + (high - low) * (1 + math.cos(math.pi * position)) / 2
+
+
+def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
+    """One seed for the random numbers (dropout) of one step of one process."""
+    return int(np.random.SeedSequence([seed, epoch, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+
+
+@dataclass
+class Totals:
+    """What an epoch has added up so far; plain values, so that a checkpoint in its midst can keep them."""
+
+    step: int = 0
+    loss: float = 0.0
+    pictures: int = 0
+    broken: list[tuple[str, str]] = field(default_factory=list)
+
+
+def train_one_epoch(
+    model: nn.Module,
+    loader: Iterable[Batch],
+    *,
+    loss_function: Callable[[Output, Batch], Tensor],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    rate: Callable[[float], float],
+    compute: Compute,
+    steps: int,
+    epoch: int,
+    seed: int,
+    totals: Totals,
+    ids: Sequence[str],
+    accumulate: int = 1,  # batches per optimizer step; the last one of an epoch takes what is left
+    clip: float = 0.0,  # largest gradient norm; 0: no clipping
+    known: Callable[[Batch], tuple[Tensor, Tensor]] | None = None,
+    after_step: Callable[[Totals], None] = lambda totals: None,
+) -> dict[str, float]:
+    """Trains on what the loader gives, from the epoch's step number `totals.step` on.
+
+    Args:
+        loss_function: a scalar from the network's output and the batch, on the device.
+        rate: the learning rate at a fraction of the epoch.
+        totals: changed in place; zero, or those of an interrupted epoch.
+        ids: of all pictures by index, to name them in an error.
+        known: the emotion branch's logits (N, E) and maps (N, 1, h, w) for a batch; it is not run then.
+        after_step: called behind each optimizer step.
+
+    Returns:
+        loss (mean over the pictures of all processes), pictures, broken, learning_rate (the last).
+
+    Raises:
+        FloatingPointError: the loss or a gradient is no number; the weights are still those before the step.
+    """
+    model.train()
+    for batch in loader:
+        position = totals.step % accumulate
+        group = min(accumulate, position + steps - totals.step)  # batches that this optimizer step adds up
+        set_rate(optimizer, rate((totals.step - position) / steps))
+        torch.manual_seed(step_seed(seed, epoch, totals.step, distributed.rank()))
+        with distributed.without_sync(model, last=position + 1 == group):
+            loss = forward_loss(model, batch, loss_function, compute, known)
+            scaler.scale(loss * loss_weight(len(batch.images), compute.device) / group).backward()
+        check = partial(check_finite, (epoch, totals.step), optimizer, batch, ids)
+        add_up(totals, batch, check("loss", loss.item()))
+        if position + 1 == group:
+            optimizer_step(model, optimizer, scaler, clip, check)
+            after_step(totals)
+    return summary(totals, optimizer)
+
+
+def loss_weight(pictures: int, device: torch.device) -> Tensor | float:
+    """What this process's loss counts, so that the average over processes is the mean over all pictures.
+
+    Broken files, and an only batch that is not full, leave processes with unequal numbers of pictures; the
+    average over processes would count each process alike and not each picture.
+    """
+    if distributed.world() == 1:
+        return 1.0
+    total = distributed.total(torch.tensor(float(pictures), device=device))
+    return pictures * distributed.world() / total.clamp(min=1)  # no picture at all: 0, as all losses are
+
+
+def forward_loss(
+    model: nn.Module, batch: Batch, loss_function: Callable, compute: Compute, known: Callable | None
+) -> Tensor:
+    allow_tf32(True, compute.device)
+    if not len(batch.images):
+        return zero_loss(model, batch, compute)
+    emotion = (tuple(value.to(compute.device) for value in known(batch)),) if known else ()
+    batch = to_device(batch, compute.device)
+    with compute.autocast():
+        output = model(compute.images(batch), *emotion)
+        return loss_function(output, batch)
+
+
+def zero_loss(model: nn.Module, batch: Batch, compute: Compute) -> Tensor:
+    """For a batch whose files are all broken: other processes still expect this one's gradients."""
+    black = batch._replace(images=batch.images.new_zeros(1, *batch.images.shape[1:]))  # (1, 3, H, W)
+    model.eval()  # a black picture must not enter BatchNorm's statistics
+    output = model(compute.images(black))
+    model.train()
+    return 0 * (output.prediction.sum() + output.emotion_logits.sum())
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with all but `broken` on the device; ratings as float32, which all devices know."""
+
+    def move(value):
+        if not isinstance(value, Tensor):
+            return value
+        return (value.float() if value.dtype == torch.float64 else value).to(device, non_blocking=True)
+
+    return batch._make(move(value) for value in batch)
+
+
+def allow_tf32(allowed: bool, device: torch.device) -> None:
+    """Whether CUDA may round the factors of float32 products to 10 bits: training may, scoring may not."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
+def check_finite(
+    place: tuple[int, int],
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    ids: Sequence[str],
+    what: str,
+    value: float,
+) -> float:
+    """The value, if it is a number; `place` is epoch and step, from 0."""
+    if math.isfinite(value):
+        return value
+    names = ", ".join(ids[i] for i in batch.index.tolist())
+    raise FloatingPointError(
+        f"engine: the {what} is {value} at step {place[1] + 1} of epoch {place[0] + 1}, "
+        f"learning rate {top_rate(optimizer):g} (pictures {names}); the weights stay as they were. "
+        "A lower optimizer.learning_rate, train.clip=1 or train.precision=fp32 usually mends it"
+    )
+
+
+def add_up(totals: Totals, batch: Batch, loss: float) -> None:
+    totals.step += 1
+    totals.loss += loss * len(batch.images)
+    totals.pictures += len(batch.images)
+    totals.broken += [tuple(entry) for entry in batch.broken]
+
+
+def optimizer_step(model, optimizer, scaler, clip: float, check: Callable[[str, float], float]) -> None:
+    """One step, of gradients cut down to the norm `clip` unless it is 0, if that norm is a number.
+
+    The scaler of fp16 finds infinite gradients itself, leaves such a step out and goes on.
+    """
+    if clip or not scaler.is_enabled():
+        scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf)
+        if not scaler.is_enabled():
+            check("norm of the gradients", norm.item())
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def top_rate(optimizer: torch.optim.Optimizer) -> float:
+    """The learning rate of what started from random weights."""
+    return optimizer.param_groups[-1]["lr"]
+
+
+def set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = value * group.get("factor", 1.0)
+
+
+class Average:
+    """A moving average of a network's weights and statistics over the optimizer's steps (Polyak averaging).
+
+    Before a step counts `decay`, at the start less: (1 + steps) / (10 + steps), or the first random weights
+    would stay in it for long.
+    """
+
+    def __init__(self, network: nn.Module, decay: float):
+        self.network, self.decay, self.steps = copy.deepcopy(network).eval(), decay, 0
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        own, current = self.network.state_dict(), network.state_dict()
+        for name, value in current.items():
+            if value.is_floating_point():
+                own[name].lerp_(value, 1 - decay)
+            else:
+                own[name].copy_(value)
+
+
+def keep_memory(device: torch.device) -> None:
+    """Lets glibc keep what is freed. Else it returns each large tensor to the kernel and asks for the next.
+
+    On a CPU a third of a forward of Lite goes into that, and up to half of a training step (README, Speed).
+    Does nothing for another device, nor where there is no glibc.
+    """
+    if device.type != "cpu" or not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(-4, 0)  # M_MMAP_MAX: no tensor is mapped on its own
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
+        mallopt(-8, 1)  # M_ARENA_MAX
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory this process has held so far, in GB: of the GPU if it runs on one; NaN on Windows."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    try:
+        import resource
+    except ImportError:
+        return math.nan
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def summary(totals: Totals, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    parts = distributed.gather((totals.loss, totals.pictures, len(totals.broken)))
+    loss, pictures, broken = (sum(values) for values in zip(*parts, strict=True))
+    return {
+        "loss": loss / pictures if pictures else math.nan,
+        "pictures": pictures,
+        "broken": broken,
+        "learning_rate": top_rate(optimizer),
+    }
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The predictions of a set, one row per picture that could be read, in the order of the set.
+
+    index: (n,) int64 rows of the RatedSet.
+    prediction: (n, K) float64, raw as in `Output`; `Scale.value` reads it.
+    emotion: (n, E) float64, probabilities.
+    broken: the pictures that could not be decoded, sorted by id.
+    """
+
+    index: np.ndarray
+    prediction: np.ndarray
+    emotion: np.ndarray
+    broken: list[LeftOut]
+
+
+def predict(model: nn.Module, loader: Iterable[Batch], compute: Compute, batch_size: int) -> Predictions:
+    """Predicts every picture of the loader once; gathered over all processes, equal whatever their number."""
+    distributed.share_buffers(model)
+    rows = []
+    for batch, output in outputs(model, loader, compute, batch_size):
+        emotion = output.emotion_logits.softmax(dim=1)
+        rows.append((batch.index.numpy(), output.prediction.numpy(), emotion.numpy(), batch.broken))
+    rows = [row for part in distributed.gather(rows) for row in part]
+    index = np.concatenate([row[0] for row in rows])
+    order = np.argsort(index)
+    return Predictions(
+        index[order],
+        np.concatenate([row[1] for row in rows])[order].astype(np.float64),
+        np.concatenate([row[2] for row in rows])[order].astype(np.float64),
+        sorted(entry for row in rows for entry in row[3]),
+    )
+
+
+def outputs(
+    model: nn.Module, loader: Iterable[Batch], compute: Compute, batch_size: int
+) -> Iterator[tuple[Batch, Output]]:
+    """Each batch with the network's output for it, float32 on the CPU."""
+    model.eval()
+    allow_tf32(False, compute.device)
+    for batch in loader:
+        count = len(batch.images)
+        with torch.inference_mode(), compute.autocast():
+            output = model(compute.images(filled_up(batch, batch_size)))
+        yield batch, Output(*(value[:count].float().cpu() for value in output))
+
+
+def filled_up(batch: Batch, batch_size: int) -> Batch:
+    """The batch with black pictures behind its own, (batch_size, 3, H, W).
+
+    Kernels, and with them the last digits, depend on a batch's shape, and a picture's score should not depend
+    on its neighbours.
+    """
+    empty = batch.images.new_zeros(batch_size - len(batch.images), *batch.images.shape[1:])
+    return batch._replace(images=torch.cat([batch.images, empty]))
