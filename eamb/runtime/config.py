@@ -266,13 +266,18 @@ def load_config(files: Iterable[Path | str] = (), words: Iterable[str] = ()) -> 
             the line, if it stands in a file.
         FileNotFoundError: no such file.
     """
+    return from_settings(read_settings(files, words))
+
+
+def read_settings(files: Iterable[Path | str], words: Iterable[str]) -> dict[str, Any]:
+    """What YAML files and then words say, as flat keys ("train.epochs") with checked values."""
     settings: dict[str, Any] = {}
     for file in files:
         content, lines = read_yaml(Path(file))
         settings |= flatten(content, str(file), lines)
     for word in words:
         settings |= parse_word(word)
-    return from_settings(settings)
+    return settings
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
