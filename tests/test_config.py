@@ -186,7 +186,7 @@ def test_data_options_are_a_part_of_the_settings():
     data = load_config(words=["data.validation=0.2", "data.folds=4", "data.fold=3", "data.size=128"]).data
     assert data.options() == DataOptions(validation=0.2, folds=4, fold=3)
     with pytest.raises(ValueError, match=r"^datasets: data\.fold is from 0 to 3, got 4"):
-        load_config(words=["data.fold=4", "data.folds=4"])
+        load_config(words=["data.fold=4", "data.folds=4"]).data.options()
 
 
 @pytest.mark.parametrize(

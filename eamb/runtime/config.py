@@ -39,6 +39,9 @@ class Data(DataOptions):
     skip_broken: bool = False
     limit: int = limited(0, least=0)  # training pictures of each set, the first by their ids' hashes; 0: all
 
+    def __post_init__(self):
+        pass  # `options` checks what depends on other keys, when all sources are read
+
     @property
     def names(self) -> list[str]:
         """Of the sets, one or several."""
