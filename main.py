@@ -261,7 +261,7 @@ def as_words(options: argparse.Namespace) -> list[str]:
     if options.dataset:
         words.append(f"data.dataset={'+'.join(options.dataset)}")
     if options.data_root is not None:
-        words.append(f"data.root={os.pathsep.join(options.data_root)}")
+        words.append("data.root=" + "\n".join(options.data_root))
     if options.skip_broken:
         words.append("data.skip_broken=true")
     if getattr(options, "task", None):
