@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 import metrics
-from datasets import PictureSet, TestOrder, load_dataset, make_loader, over_classes, twins_in_training
+from datasets import PictureSet, SetReader, TestOrder, load_dataset, make_loader, over_classes
 from eamb.evaluation.report import (
     CROSS_SET,
     Report,
@@ -200,7 +200,7 @@ def find_twins(rated: RatedSet, config: Config) -> tuple[set[str], list[str]]:
         return set(), []
     try:
         options = config.data.options(DataOptions)
-        return twins_in_training(config.data.dataset, config.data.root, options), []
+        return SetReader(config.data.dataset, config.data.root, options).twins_in_training(), []
     except (ValueError, OSError) as error:  # a test split can be scored without the files of the others
         return set(), [f"identical pictures in training were not looked for: {error}"]
 
