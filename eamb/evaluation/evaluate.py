@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 import metrics
 from datasets import PictureSet, TestOrder, load_dataset, make_loader, over_classes, twins_in_training
+from eamb.evaluation.intervals import bootstrap_intervals
 from eamb.evaluation.report import (
     CROSS_SET,
     Report,
@@ -299,7 +300,7 @@ def compare(
 
     report = Report(f"{rated.name} {rated.split}", figures(*arrays), columns)
     if bootstrap:
-        report.intervals = metrics.bootstrap_intervals(figures, tuple(arrays), bootstrap)
+        report.intervals = bootstrap_intervals(figures, tuple(arrays), bootstrap)
     if not correlations_only:
         report.high = predicted > 0.5 if labels else rated.scale.is_high(predicted)
         if not labels:
@@ -390,7 +391,7 @@ def measure_emotions(found: engine.Predictions, rated: RatedSet, bootstrap: int)
     report.facts["emotions"], report.facts["confusion"] = classes, confusion.tolist()
     report.pictures["confusion.png"] = partial(draw_confusion, report)
     if bootstrap:
-        report.intervals = metrics.bootstrap_intervals(figures, arrays, bootstrap)
+        report.intervals = bootstrap_intervals(figures, arrays, bootstrap)
     return report
 
 
@@ -560,7 +561,7 @@ def compare_pairs(title: str, columns: dict[str, np.ndarray], bootstrap: int = 0
     report.facts["photographs"] = len(names)
     report.metrics |= {"series": int(kept.sum())} | (of_series(*ranks) if kept.any() else {})
     if bootstrap:
-        report.intervals = metrics.bootstrap_intervals(metrics.pair_metrics, arrays, bootstrap, groups=series)
+        report.intervals = bootstrap_intervals(metrics.pair_metrics, arrays, bootstrap, groups=series)
         if kept.any():
-            report.intervals |= metrics.bootstrap_intervals(of_series, ranks, bootstrap)
+            report.intervals |= bootstrap_intervals(of_series, ranks, bootstrap)
     return report
