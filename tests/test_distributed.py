@@ -25,7 +25,8 @@ from eamb.network.outputs import Output
 from eamb.readers.rated import DataOptions, LeftOut, RatedSet
 from eamb.runtime import distributed, engine
 from eamb.runtime.config import load_config
-from eamb.training.run import changed_settings, check_processes
+from eamb.training.resuming import changed_settings
+from eamb.training.run import check_processes
 from EAMBNet import build_model
 
 COUNT = 13  # pictures: two processes get 7 and 6, the last batches are not full
