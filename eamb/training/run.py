@@ -26,7 +26,7 @@ from eamb.readers.rated import LeftOut, RatedSet, write_left_out
 from eamb.runtime import distributed, engine
 from eamb.runtime.config import Config, as_yaml
 from eamb.training import emotion_maps
-from eamb.training.interruption import Signals, Stopped, held, outlive_one_signal
+from eamb.training.interruption import Signals, Stopped, ignore_first_signal, locked
 from eamb.training.starting import build_network, check_sources, rebuild_network
 from eamb.training.tasks import (
     best_measure,
@@ -66,7 +66,7 @@ def train(
         Stopped: SIGTERM or SIGINT came; last.pt holds all that was done.
     """
     output = output or default_output(config)
-    with Signals() as signals, distributed.session(config.train.device) as device, held(output):
+    with Signals() as signals, distributed.session(config.train.device) as device, locked(output):
         engine.keep_memory(device)
         check_output(output, resume, force)
         check_processes(config, device, output)
@@ -599,7 +599,7 @@ def train_epoch(run: Run, epoch: int) -> dict[str, float]:
     pictures = training_pictures(config, rated)
     order = run.order(epoch)
     loader = make_loader(pictures, order, config.data.worker_count(), pin_memory=run.device.type == "cuda")
-    loader.worker_init_fn = outlive_one_signal
+    loader.worker_init_fn = ignore_first_signal
     start, started = time.monotonic(), run.totals.step
     schedule, base = config.optimizer.schedule, config.optimizer.learning_rate
     with progress(order, run, epoch) as bar:
