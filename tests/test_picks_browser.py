@@ -21,10 +21,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eamb.inference.photographs import find_pictures
 from eamb.inference.scorer import Scored
-from eamb.selection.grouping import CHANGED, as_row, choose, look_at, write_rows
+from eamb.selection.exif import CHANGED
+from eamb.selection.grouping import choose
 from eamb.selection.page import write_page
+from eamb.selection.picks import as_row, as_table, score_photographs, write_rows
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +38,7 @@ LEFT, UP, RIGHT, DOWN, ENTER, SPACE, TAB = "\ue012", "\ue013", "\ue014", "\ue015
 NASTY = 'a,"b" <script>alert(1)<!-- & \'\n😀 \udcff.jpg'
 
 
-class Judge:
+class NameScorer:
     """Later names are better."""
 
     emotions_trained = True
@@ -61,10 +62,10 @@ def folder(tmp_path_factory):
         picture = Image.fromarray(colours).resize((600, 800 if scene else 400), Image.Resampling.BICUBIC)
         (folder / "photos").mkdir(exist_ok=True)
         picture.save(folder / "photos" / name, exif=exif)
-    found = find_pictures([str(folder / "photos")])
-    photographs = choose(list(look_at(found, Judge(), folder / "page")), 1, 30, 0.6)
+    paths = sorted(map(str, (folder / "photos").iterdir()))
+    photographs = choose(list(score_photographs(paths, NameScorer(), folder / "page")), 1, 30, 0.6)
     write_rows(map(as_row, photographs), folder / "picks.csv")
-    write_page(folder / "page", photographs, "keep 1 & more")
+    write_page(folder / "page", photographs, "keep 1 & more", as_table(photographs))
     return folder
 
 
