@@ -217,12 +217,17 @@ def load_config(files: Iterable[Path | str] = (), words: Iterable[str] = ()) -> 
             the file, if it stands in one.
         FileNotFoundError: no such file.
     """
+    return from_settings(read_settings(files, words))
+
+
+def read_settings(files: Iterable[Path | str], words: Iterable[str]) -> dict[str, Any]:
+    """What YAML files and then words say, as flat keys ("train.epochs") with checked values."""
     settings: dict[str, Any] = {}
     for file in files:
         settings |= flatten(read_yaml(Path(file)), str(file))
     for word in words:
         settings |= parse_word(word)
-    return from_settings(settings)
+    return settings
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
