@@ -62,19 +62,14 @@ def series(shots, gap=GAP, least=SIMILARITY):
 
 
 def test_a_picture_is_wholly_similar_to_itself_and_the_measure_is_symmetric():
-    for one, other in itertools.product(SKETCHES, repeat=2):
-        value = similarity(one, other)
-        assert 0 <= value <= 1
-        assert value == pytest.approx(similarity(other, one), abs=1e-12)
+    for one, other in itertools.combinations(SKETCHES, 2):
+        assert 0 <= similarity(one, other) < 1
+        assert similarity(one, other) == pytest.approx(similarity(other, one), abs=1e-12)
     assert [similarity(one, one) for one in SKETCHES] == pytest.approx([1] * 6)
 
 
-def test_contrast_and_brightness_do_not_matter():
-    darker = (SKETCHES[0] * 0.5 + 20).astype(np.uint8)
-    assert similarity(SKETCHES[0], darker) > 0.99
-
-
-def test_a_small_shift_costs_little_and_a_large_one_much():
+def test_exposure_and_a_small_shift_cost_little_and_a_large_shift_much():
+    assert similarity(SKETCHES[0], (SKETCHES[0] * 0.5 + 20).astype(np.uint8)) > 0.99
     wide = blotches(0, 320, 320)
     here, near, far = (sketch(wide.crop((left, 0, left + 160, 160))) for left in (0, 20, 140))
     assert similarity(here, near) > 0.85 > 0.6 > similarity(here, far)
@@ -238,11 +233,11 @@ def random_shots(seed):
             chance.integers(3),
             ("A", "B")[chance.integers(2)],
         )
-        for number in range(30)
+        for number in range(20)
     ]
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_the_order_of_files_is_of_no_importance(seed):
     shots = random_shots(seed)
     expected = dict(zip((one.path for one in shots), group(shots, 5), strict=True))
@@ -250,13 +245,15 @@ def test_the_order_of_files_is_of_no_importance(seed):
     assert dict(zip((one.path for one in shots), group(shots, 5), strict=True)) == expected
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_laxer_limits_only_join_series(seed):
     shots = random_shots(seed)
     for strict, lax in [((3, 0.6), (9, 0.6)), ((9, 0.9), (9, 0.3)), ((0, 1), (1e9, 0))]:
         whole = [set(names) for names in series(shots, *lax)]
-        assert all(any(set(part) <= names for names in whole) for part in series(shots, *strict))
-    assert len(series(shots, 0, 1)) > 2 * len(series(shots, 1e9, 0))
+        parts = series(shots, *strict)
+        assert all(any(set(part) <= names for names in whole) for part in parts)
+    assert len(parts) > 2 * len(whole)
+    assert group([]) == []
 
 
 # ---- a whole run -----------------------------------------------------------------------------------
@@ -346,18 +343,14 @@ def hashes(folder):
     }
 
 
-def test_no_file_of_the_users_is_touched(album, selected):
-    assert hashes(album) == selected[2]
-    assert sorted(path.name for path in selected[1].iterdir()) == ["page", "picks.csv"]
-
-
-def test_every_file_has_a_row_and_the_columns_are_as_documented(rows, selected, album):
-    files = [path for path in album.rglob("*") if path.is_file()]
-    assert len(rows) == len(files) == 14
+def test_every_file_has_a_row_and_none_is_touched(album, selected, rows):
+    code, folder, before = selected
+    assert (code, hashes(album)) == (1, before)
+    assert sorted(path.name for path in folder.iterdir()) == ["page", "picks.csv"]
+    assert len(rows) == len(before) == 14
     documented = "path series series_size rank picked score percentile time seconds_since_previous"
     documented += " similarity_to_previous camera emotion note error"
     assert " ".join(next(iter(rows.values()))) == documented
-    assert selected[0] == 1
 
 
 def test_series_of_the_album(rows):
@@ -400,28 +393,24 @@ def test_keep_picks_so_many_of_each_series_and_equal_scores_go_by_name(keep):
 
 def test_what_was_done_is_noted(rows):
     mixed = "2 cameras in the folder: series are per camera"
-    assert rows["IMG_000.jpg"]["note"] == ""
-    assert rows["IMG_00xxxx4.jpg"]["note"] == "only one"
-    assert rows["a.jpg"]["note"] == mixed
-    assert rows["b.jpg"]["note"] == f"only one; {mixed}"
-    assert rows["=1+1.jpg"]["note"] == "no time: grouped by similarity"
-    assert rows["changed.png"]["note"] == "only one; no time of exposure: that of the last change counts"
+    notes = {
+        "IMG_000.jpg": "",
+        "IMG_00xxxx4.jpg": "only one",
+        "a.jpg": mixed,
+        "b.jpg": f"only one; {mixed}",
+        "=1+1.jpg": "no time: grouped by similarity",
+        "changed.png": "only one; no time of exposure: that of the last change counts",
+    }
+    assert {name: rows[name]["note"] for name in notes} == notes
     assert (rows["a.jpg"]["camera"], rows["b.jpg"]["camera"]) == ("Canon EOS R5", "NIKON D500")
-
-
-def test_gap_and_similarity_to_the_previous_are_told(rows):
     second, other = rows["IMG_00x1.jpg"], rows["IMG_00xxx3.jpg"]
     assert (second["time"], second["seconds_since_previous"]) == ("2024-05-03 12:00:01", "1.0")
     assert float(second["similarity_to_previous"]) > 0.9
     assert float(other["similarity_to_previous"]) < SIMILARITY
     assert rows["=1+1.jpg"]["seconds_since_previous"] == rows["=1+1.jpg"]["time"] == ""
-
-
-def test_broken_files_have_their_reason_and_nothing_else(rows):
-    assert rows["empty.jpg"]["error"] == "the file is empty"
     assert "web page" in rows["broken.jpg"]["error"]
-    told = {name: value for name, value in rows["empty.jpg"].items() if value}
-    assert set(told) == {"path", "picked", "error"}
+    empty = {name: value for name, value in rows["empty.jpg"].items() if value and name != "path"}
+    assert empty == {"picked": "0", "error": "the file is empty"}
 
 
 def test_scores_are_those_of_predict(rows, album, weights, tmp_path):
@@ -456,7 +445,7 @@ def test_any_scorer_ranks_and_one_without_maps_makes_a_page_too(album, tmp_path)
     assert not (tmp_path / "maps").exists()
 
 
-def test_an_error_while_looking_is_the_pictures_own(album, weights):
+def test_an_error_in_a_look_is_the_pictures_own(album, weights):
     def look(path, picture, exif):
         raise RuntimeError("no")
 
@@ -507,7 +496,7 @@ def test_with_force_the_page_is_written_again_without_photographs_that_are_gone(
     assert names == sorted(ours + users)
 
 
-def test_options_are_as_the_functions_have_them():
+def test_the_defaults_of_the_command_are_those_of_grouping():
     options = parse(["select", "a", "--keep", "3", "b"])
     assert (options.paths, options.keep, options.output) == (["a", "b"], 3, Path("picks.csv"))
     assert (options.gap, options.similarity) == (GAP, SIMILARITY)
@@ -585,19 +574,11 @@ def test_thumbnails_keep_the_aspect_and_are_all_there(page, selected):
     assert len(list(folder.rglob("*.jpg"))) == 12
 
 
-def test_links_lead_to_the_originals(page, selected, album):
-    links = [values["href"] for values in page.named("original")]
-    found = {os.path.realpath(selected[1] / "page" / os.fsdecode(unquote_bytes(link))) for link in links}
-    assert found == {
+def test_links_lead_to_the_originals_and_nothing_is_loaded_from_elsewhere(page, selected, album):
+    links = [unquote(values["href"], "utf-8", "surrogateescape") for values in page.named("original")]
+    assert {os.path.realpath(selected[1] / "page" / link) for link in links} == {
         str(path) for path in album.rglob("*") if path.suffix in (".jpg", ".png") and path.stat().st_size > 6
     }
-
-
-def unquote_bytes(link):
-    return unquote(link, "utf-8", "surrogateescape").encode("utf-8", "surrogateescape")
-
-
-def test_the_page_loads_nothing_from_elsewhere(page):
     sources = [values[name] for _, values in page.tags for name in ("src", "href") if name in values]
     assert not [source for source in sources if re.match(r"[a-z]+:|//", source)]
     [policy] = [values["content"] for _, values in page.tags if "http-equiv" in values]
@@ -609,12 +590,9 @@ def test_the_script_finds_what_it_asks_for(page):
     assert asked == {values["id"] for _, values in page.tags if "id" in values}
     for name in re.findall(r'querySelector(?:All)?\("\.(\w+)"\)', page.scripts[1]):
         assert page.named(name)
-    assert not re.search(r"\{\{\w+\}\}", "".join(page.texts))
 
 
 def test_a_map_has_the_colours_of_the_other_pictures():
     image = coloured(np.array([[0.0, 1.0]])).convert("RGB")
-    assert [image.getpixel((column, 0)) for column in (0, 1)] == [
-        (0, 0, 4),
-        (252, 255, 164),
-    ]  # inferno's ends
+    ends = [image.getpixel((column, 0)) for column in (0, 1)]
+    assert ends == [(0, 0, 4), (252, 255, 164)]  # of inferno
