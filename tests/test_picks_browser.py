@@ -29,11 +29,8 @@ from eamb.selection.picks import as_row, as_table, score_photographs, write_rows
 
 pytestmark = pytest.mark.slow
 
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    "--window-size=1300,900",
-)
+FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+FLAGS += " --disable-component-update --disable-sync --window-size=1300,900"
 LEFT, UP, RIGHT, DOWN, ENTER, SPACE, TAB = "\ue012", "\ue013", "\ue014", "\ue015", "\ue007", " ", "\ue004"
 NASTY = 'a,"b" <script>alert(1)<!-- & \'\n😀 \udcff.jpg'
 
@@ -74,7 +71,7 @@ class Browser:
 
     def __init__(self, address: str, downloads: Path, profile: Path):
         self.address, self.downloads = address, downloads
-        options = {"args": [*FLAGS, f"--user-data-dir={profile}"]}
+        options = {"args": [*FLAGS.split(), f"--user-data-dir={profile}"]}
         options["prefs"] = {"download.default_directory": str(downloads)}
         if chromium := shutil.which("chromium"):
             options["binary"] = chromium
@@ -149,12 +146,12 @@ def browser(folder, tmp_path):
 
 def test_keys_lead_through_the_page_and_change_picks(browser):
     assert browser.picked() == [0, 3, 4]
-    seen = [browser.current()]
+    places = [browser.current()]
     for key in (RIGHT, RIGHT, RIGHT, DOWN, DOWN, RIGHT, DOWN, UP, UP, UP, LEFT):
         browser.press(key)
-        seen.append(browser.current())
-    #                right  2  stays down      right stays up       stays stays
-    assert seen == [0, 1, 2, 2, 3, 4, 5, 5, 3, 0, 0, 0]
+        places.append(browser.current())
+    #                  right  2  stays down      right stays up       stays stays
+    assert places == [0, 1, 2, 2, 3, 4, 5, 5, 3, 0, 0, 0]
     browser.press(RIGHT, ENTER)
     assert browser.picked() == [0, 1, 3, 4]
     browser.press(LEFT, SPACE)
@@ -167,7 +164,7 @@ def test_keys_lead_through_the_page_and_change_picks(browser):
     )
 
 
-def test_one_stop_of_the_tab_key_leads_to_the_pictures_and_the_focus_is_seen(browser):
+def test_one_stop_of_the_tab_key_leads_to_the_pictures_and_the_focus_is_visible(browser):
     browser.press(DOWN, TAB)
     assert browser.current() == -1
     assert browser.script("return cards.map((card) => card.tabIndex)") == [-1, -1, -1, 0, -1, -1]
