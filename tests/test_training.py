@@ -467,7 +467,7 @@ def test_a_second_signal_ends_at_once(scored_set, tmp_path, monkeypatch, capsys)
 HOLD = """
 import fcntl, sys
 file = open(sys.argv[1], "a+")
-fcntl.lockf(file, fcntl.LOCK_EX)
+fcntl.flock(file, fcntl.LOCK_EX)
 file.write("process 7 on another since noon")
 file.flush()
 print("held", flush=True)

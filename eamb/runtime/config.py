@@ -187,7 +187,9 @@ class Config:
     evaluate: Evaluate = field(default_factory=Evaluate)
 
     def as_dict(self) -> dict:
-        return asdict(self)
+        content = asdict(self)
+        content["data"] = dict.fromkeys(Data.__annotations__) | content["data"]  # its own keys come first
+        return content
 
     def without_root(self) -> dict:
         """As `as_dict`, to be published: without folders of the machine that it ran on."""

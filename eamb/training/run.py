@@ -23,7 +23,7 @@ from eamb.readers.pairs import PairedSet, describe_pairs
 from eamb.readers.rated import LeftOut, RatedSet, describe
 from eamb.runtime import distributed, engine
 from eamb.training import emotion_maps
-from eamb.training.interruption import Signals, Stopped, held, outlive_one_signal
+from eamb.training.interruption import Signals, Stopped, ignore_first_signal, locked
 from eamb.training.optimizer import make_optimizer
 from eamb.training.records import PREVIOUS, Records, checkpoints, refuse_another_run, warn_on_failure
 from eamb.training.resuming import check_same_run, load_stopped, which_are_copies
@@ -60,7 +60,7 @@ def train(
         Stopped: SIGTERM or SIGINT came; last.pt holds all that was done.
     """
     config, output = task.config, output or default_output(task)
-    with Signals() as signals, distributed.session(config.train.device) as device, held(output):
+    with Signals() as signals, distributed.session(config.train.device) as device, locked(output):
         engine.keep_memory(device)
         resume = resume and bool(checkpoints(output))
         if not (force or resume):
@@ -369,7 +369,7 @@ def train_epoch(run: Run, epoch: int) -> dict[str, float]:
     order = run.order(epoch)
     on_gpu = run.device.type == "cuda"
     loader = make_loader(task.pictures(rated), order, config.data.worker_count(), pin_memory=on_gpu)
-    loader.worker_init_fn = outlive_one_signal
+    loader.worker_init_fn = ignore_first_signal
     start, started = time.monotonic(), run.totals.step
     schedule, base = config.optimizer.schedule, config.optimizer.learning_rate
     with progress(order, run, epoch) as bar:
