@@ -13,8 +13,8 @@ from small import read_csv, read_json, write_csv
 
 from datasets import load_dataset
 from eamb.evaluation import report as report_module
-from eamb.evaluation.evaluate import measure
 from eamb.evaluation.external import find_pictures
+from eamb.evaluation.ratings import measure_scores
 from eamb.readers.rated import DataOptions
 from eamb.runtime.engine import Predictions
 from main import main
@@ -88,7 +88,7 @@ def test_our_own_predictions_get_our_own_figures_to_the_last_digit(target, para,
     raw = np.random.default_rng(0).dirichlet(np.ones(rated.scale.outputs + 1), 20)[:, :-1]
     raw = raw / raw.sum(axis=1, keepdims=True) if target == "distribution" else raw
     predictions = Predictions(np.arange(20), raw, np.empty((20, 0)), [])
-    measure(predictions, rated, "aesthetics", bootstrap=5, twins={"s2/p35_.jpg"}).write(tmp_path / "own")
+    measure_scores(predictions, rated, bootstrap=5, twins={"s2/p35_.jpg"}).write(tmp_path / "own")
     files = [tmp_path / folder / "predictions.csv" for folder in ("own", "out")]
     found = evaluated(files[0], para, tmp_path / "out", "evaluate.bootstrap=5", f"data.target={target}")
     own = read_json(tmp_path / "own" / "metrics.json")
@@ -252,7 +252,10 @@ def test_missing_extra_and_duplicate_ids_are_counted_and_named(para, tmp_path, c
         ("s0/p33_.jpg", "duplicate: rows 4 and 21"),
         ("s0/p45_.jpg", "duplicate: rows 13 and 20 and 22"),
     ]
-    evaluated(write_guesses(tmp_path / "all.csv"), para, tmp_path / "out")  # in the same folder
+    complete = write_guesses(tmp_path / "all.csv")
+    assert evaluate(complete, para, tmp_path / "out") == 2  # there is a report already
+    assert len(read_csv(tmp_path / "out" / "id_check.csv")) == 8
+    evaluated(complete, para, tmp_path / "out", "--force")
     assert not (tmp_path / "out" / "id_check.csv").exists()
 
 
