@@ -172,7 +172,7 @@ def test_ratings_where_a_probability_is_due_are_told_the_remedy(para, tmp_path, 
     assert "accuracy" not in evaluated(file, para, tmp_path / "out", "data.target=label")["metrics"]
     assert "where the probability of 'high' is" in (said := capsys.readouterr().out)
     assert "data.target=score" in said
-    found = evaluated(file, para, tmp_path / "out", "data.target=score", "data.threshold=3.5")
+    found = evaluated(file, para, tmp_path / "score", "data.target=score", "data.threshold=3.5")
     assert "accuracy" in found["metrics"]
     assert found["data"] == {"target": "score", "threshold": 3.5}  # what make_tables reads the set with
 
