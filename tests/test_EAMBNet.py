@@ -811,7 +811,7 @@ def test_a_known_answer_of_the_branch_is_used_and_the_branch_rests(lite_network,
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         expected = lite_network(images)
-        known = lite_network.feel(images)
+        known = lite_network.emotions(images)
         monkeypatch.setattr(lite_network.emotion, "forward", lambda images: pytest.fail("the branch was run"))
         found = lite_network(images, known)
     for a, b in zip(found, expected, strict=True):

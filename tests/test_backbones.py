@@ -137,7 +137,7 @@ def test_a_network_that_timm_knows_no_weights_of_gets_imagenets_normalisation(mo
 def test_the_packages_weights_recognise_a_cat(lite_package):
     # A wrong order of two BatchNorm tensors of one shape would pass every other test, but see no cat.
     network = timm.create_model(LITE0)
-    network.load_state_dict(backbones.rename_lite0_package(lite_package))
+    network.load_state_dict(backbones.lite0_renamed(lite_package))
     skimage = pytest.importorskip("skimage")
     cat = Image.open(Path(skimage.__file__).parent / "data" / "chelsea.png").resize((224, 224))
     mean, std = normalisation(LITE0)
@@ -164,7 +164,7 @@ def test_lite_weights_land_in_all_three_pyramids(lite_network, lite_package):
 
 
 def test_lite_takes_a_local_file_with_timms_names(lite_package, tmp_path):
-    state = backbones.rename_lite0_package(lite_package)
+    state = backbones.lite0_renamed(lite_package)
     torch.save(state, tmp_path / "lite0.pth")
     network = emotion_network(LITE0)
     checkpoint.load_imagenet(network, str(tmp_path / "lite0.pth"))
@@ -321,12 +321,12 @@ def test_a_file_that_is_not_the_hubs_is_refused_by_its_hash(hub_cache, convnext_
 
     monkeypatch.setattr(timm, "create_model", downloaded)
     monkeypatch.setattr(backbones, "create_timm_features", lambda name, **_: create(name, features_only=True))
-    assert len(backbones.timm_imagenet_state("convnext_atto")) > 100
+    assert len(backbones.timm_tensors("convnext_atto")) > 100
     hub_cache.write_bytes(b"weightz")
     with pytest.raises(ValueError, match=r"is another file than model\.safetensors of timm/convnext"):
-        backbones.timm_imagenet_state("convnext_atto")
+        backbones.timm_tensors("convnext_atto")
 
 
 def test_a_network_without_published_weights_says_so():
     with pytest.raises(ValueError, match=r"no pretrained weights for 'regnety_040_sgn'.*imagenet=none"):
-        backbones.timm_imagenet_state("regnety_040_sgn")
+        backbones.timm_tensors("regnety_040_sgn")

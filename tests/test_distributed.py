@@ -73,17 +73,13 @@ def fit(rated: RatedSet, accumulate: int) -> dict[str, np.ndarray]:
         found = engine.train_one_epoch(
             wrapped,
             make_loader(PictureSet(rated, 64, flip_seed=0, skip_broken=True), order, workers=0),
-            loss_function=squared_error,
-            optimizer=torch.optim.SGD(model.parameters(), lr=1.0),
-            scaler=torch.amp.GradScaler("cpu", enabled=False),
-            rate=lambda fraction: 0.05,
-            compute=COMPUTE,
-            steps=len(order),
-            epoch=epoch,
-            seed=0,
-            totals=engine.Totals(),
-            ids=rated.ids,
-            accumulate=accumulate,
+            torch.optim.SGD(model.parameters(), lr=1.0),
+            torch.amp.GradScaler("cpu", enabled=False),
+            COMPUTE,
+            engine.Epoch(
+                epoch, len(order), 0, lambda fraction: 0.05, squared_error, rated.ids, accumulate=accumulate
+            ),
+            engine.Totals(),
         )
     weights = torch.cat([p.detach().flatten() for p in model.parameters()]).numpy()
     return {"weights": weights, "loss": np.float64(found["loss"]), "pictures": np.int64(found["pictures"])}
@@ -141,17 +137,11 @@ def gradient(broken: tuple[int, ...], precision: str = "fp32", clip: float = 0.0
     engine.train_one_epoch(
         distributed.wrap(model, COMPUTE.device, precision),
         [share_of_eight(broken)],
-        loss_function=squared_error,
-        optimizer=optimizer,
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        rate=lambda fraction: 1.0,
-        compute=COMPUTE,
-        steps=1,
-        epoch=0,
-        seed=0,
-        totals=engine.Totals(),
-        ids=[],
-        clip=clip,
+        optimizer,
+        torch.amp.GradScaler("cpu", enabled=False),
+        COMPUTE,
+        engine.Epoch(0, 1, 0, lambda fraction: 1.0, squared_error, list("abcdefgh"), clip=clip),
+        engine.Totals(),
     )
     return optimizer.gradient.numpy()
 

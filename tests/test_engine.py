@@ -14,7 +14,7 @@ from datasets import Batch
 from eamb.network.outputs import Output
 from eamb.readers.rated import LeftOut
 from eamb.runtime import engine
-from eamb.runtime.engine import Compute, Totals, learning_rate, step_seed
+from eamb.runtime.engine import Compute, Epoch, Totals, learning_rate, step_seed
 from eamb.weights import checkpoint
 from EAMBNet import EAMBNet, build_model
 
@@ -129,18 +129,16 @@ def cut(batch: Batch, size: int) -> list[Batch]:
 def fit(model: nn.Module, batches: list[Batch], **options):
     """One epoch of plain gradient descent at rate 0.1; what the engine returns."""
     settings = {
-        "loss_function": squared_error,
-        "optimizer": torch.optim.SGD(model.parameters(), lr=9.0),
+        "optimizer": torch.optim.SGD(model.parameters(), lr=9.0, fused=True),
         "scaler": torch.amp.GradScaler("cpu", enabled=False),
-        "rate": lambda fraction: 0.1,
         "compute": CPU,
-        "steps": len(batches),
-        "epoch": 0,
-        "seed": 0,
         "totals": Totals(),
-        "ids": IDS,
     }
-    return engine.train_one_epoch(model, batches, **{**settings, **options})
+    fixed = {"number": 0, "steps": len(batches), "seed": 0, "rate": lambda fraction: 0.1}
+    fixed |= {"loss": squared_error, "ids": IDS}
+    for name, value in options.items():
+        (settings if name in (*settings, "after_step") else fixed)[name] = value
+    return engine.train_one_epoch(model, batches, epoch=Epoch(**fixed), **settings)
 
 
 def weights(model: nn.Module) -> torch.Tensor:
@@ -226,7 +224,7 @@ def test_random_numbers_of_a_step_depend_on_seed_epoch_and_step_only():
     fit(Noisy(), batches[1:], steps=3, totals=Totals(step=1))
     assert drawn[3:] == drawn[1:3]
     assert len(set(drawn[:3])) == 3
-    fit(Noisy(), batches, epoch=1)
+    fit(Noisy(), batches, number=1)
     assert not set(drawn[5:]) & set(drawn[:5])
 
 
@@ -237,7 +235,7 @@ def test_a_loss_that_is_no_number_names_step_and_pictures_and_keeps_the_weights(
     fit(after_first, batches[:1])
     named = r"loss is nan at step 2 of epoch 4, learning rate [\d.e-]+ \(pictures picture 4, .* picture 7\);"
     with pytest.raises(FloatingPointError, match=named):
-        fit(model, batches, epoch=3)
+        fit(model, batches, number=3)
     assert torch.equal(weights(model), weights(after_first))
 
 

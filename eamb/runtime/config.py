@@ -55,6 +55,7 @@ SMALLEST = {  # values that are numbers but below what can work; the networks ch
     "train.seed": 0,
     "train.average": 0,
     "train.checkpoint_minutes": 0,
+    "train.log_every": 1,
     "evaluate.batch_size": 1,
     "evaluate.bootstrap": 0,
 }
@@ -194,6 +195,8 @@ class Train:
     gradient_precision: of what several processes send each other; "bf16" halves the bytes and rounds each
         gradient to 8 bits.
     sync_batchnorm: BatchNorm over the pictures of all processes, not of each; CUDA only, not measured by us.
+    log_every: optimizer steps between two readings of the loss on CUDA, where each makes the GPU wait; then
+        several processes also agree on signals and checkpoints. The figures do not depend on it.
     compile: run the training step through torch.compile. Minutes at the start; on a CPU it was no faster; on
         CUDA in bf16 Lite's gradients were no numbers with torch 2.11.
     recompute: compute the inner maps of the backbones' blocks again for the gradient instead of keeping them:
@@ -209,6 +212,7 @@ class Train:
     device: str = "auto"
     precision: str = "fp32"
     checkpoint_minutes: float = 10.0
+    log_every: int = 10
     validate_on: str = "val"  # "test" scores the test set each epoch, as the official PARA code does
     score_test: bool = True
     average: float = 0.0

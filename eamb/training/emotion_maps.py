@@ -174,7 +174,7 @@ def write_chunk(
 @torch.inference_mode()
 def answer(network: EAMBNet, images: Tensor) -> tuple[Tensor, Tensor]:
     """What the branch says in evaluation, in float32: logits (N, E) and maps (N, 1, h, w), on the CPU."""
-    logits, maps = network.feel(images)
+    logits, maps = network.emotions(images)
     return logits.float().cpu(), maps.float().cpu()
 
 
