@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -56,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     words = [*options.settings, "task=emotion", f"data.dataset={'+'.join(options.dataset)}"]
-    words += [f"data.root={os.pathsep.join(options.data_root)}", f"data.folds={options.folds}"]
+    words += ["data.root=" + "\n".join(options.data_root), f"data.folds={options.folds}"]
     config = load_config(options.config, [*words, "train.score_test=false"])
     content, columns = cross_validate(config, options.output)
     write_columns(options.output / "predictions.csv", columns)

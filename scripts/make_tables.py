@@ -35,7 +35,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import metrics
-from datasets import load_dataset, twins_in_training
+from datasets import SetReader
 from eamb.evaluation.evaluate import compare, labelled, truth, with_emotions
 from eamb.evaluation.report import without_nan
 from eamb.files import file_hash, original, written_whole
@@ -389,7 +389,8 @@ def read_set(table: Table, runs: dict[str, Run], root: Path) -> tuple[RatedSet, 
     first = runs[table.runs[0]]
     name, split, sha256 = (first.content[key] for key in ("dataset", "split", "split_sha256"))
     options = data_options([runs[run] for run in table.runs])
-    rated = labelled(load_dataset(name, root, (split,), options)[split], "aesthetics")
+    reader = SetReader(name, root, options)
+    rated = labelled(reader.load((split,))[split], "aesthetics")
     if rated.sha256 != sha256:
         raise ValueError(
             f"make_tables: {first.folder} (table {table.name}) predicts another split than {name} {split} in "
@@ -397,7 +398,7 @@ def read_set(table: Table, runs: dict[str, Run], root: Path) -> tuple[RatedSet, 
         )
     unseen = {i for run in table.runs for i, _ in runs[run].content.get("broken", ())}
     rated = rated.take([i not in unseen for i in rated.ids])
-    twins = twins_in_training(name, root, options) if split == "test" else set()
+    twins = reader.twins_in_training() if split == "test" else set()
     return rated, twins & set(rated.ids)
 
 

@@ -172,9 +172,9 @@ def test_emotions_have_one_recipe_for_all_sets_but_the_demo(words, task, size, s
 
 
 def test_several_sets_are_named_each_with_its_root():
-    words = ["--dataset", "para", "--data-root", "a", "--dataset", "FI", "--data-root", "b"]
+    words = ["--dataset", "para", "--data-root", f"a{os.pathsep}b", "--dataset", "FI", "--data-root", "c"]
     config = settings("train", "--task", "emotion", *words)
-    assert (config.data.names, config.data.roots) == (["para", "fi"], ["a", "b"])
+    assert (config.data.names, config.data.roots) == (["para", "fi"], [f"a{os.pathsep}b", "c"])
     alone = settings("--dataset", "para", "--data-root", f"a{os.pathsep}b")  # of one set any name will do
     assert alone.data.roots == [f"a{os.pathsep}b"]
 

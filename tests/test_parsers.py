@@ -800,7 +800,7 @@ def check_settings(content: bytes, original: str, path) -> None:
             text
         )
         if " is not YAML: " not in text:
-            check_line_of_settings(text, content, path)
+            check_place_of_settings(text, content, path)
         return
     event("loaded")
     values = {key: value_of(config, key) for key in KEYS}
@@ -820,12 +820,11 @@ def check_settings(content: bytes, original: str, path) -> None:
         assert all(values[key] == value_of(defaults, key) for key in KEYS if key not in keys)
 
 
-def check_line_of_settings(text: str, content: bytes, path) -> None:
-    """The line that the error names is in the file, and what it is about stands there."""
-    [number, about] = re.fullmatch(f"config: {re.escape(str(path))} line ([0-9]+): (.*)", text).groups()
-    line = content.decode("utf-8-sig").splitlines()[int(number) - 1]
+def check_place_of_settings(text: str, content: bytes, path) -> None:
+    """The error names the file, and what it is about stands there."""
+    [about] = re.fullmatch(f"config: {re.escape(str(path))}: (.*)", text).groups()
     key = re.match(r"(?:unknown key )?'([\w.]+)'(?! takes)", about)  # 'train' takes: said at a key below it
-    assert not key or key[1].rpartition(".")[2] in line, (text, line)
+    assert not key or key[1].rpartition(".")[2] in content.decode("utf-8-sig"), text
 
 
 def value_of(config, key: str):

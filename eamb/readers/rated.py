@@ -17,7 +17,11 @@ from eamb.readers.decoding import PICTURE_ENDINGS
 from eamb.readers.options import DataOptions as DataOptions  # others import it from here
 
 SPLITS = ("train", "val", "test")
-
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 ANY_CASE_ENDINGS = (*PICTURE_ENDINGS, *(ending.upper() for ending in PICTURE_ENDINGS))
 
 # Only words of the same emotion: joy is not amusement, and surprise is none of them.
@@ -31,7 +35,6 @@ EMOTION_WORDS = {
     "fear": ("fearful", "afraid", "scared", "frightened"),
     "sadness": ("sad",),
 }
-
 EMOTION_OF_WORD = {word: emotion for emotion, words in EMOTION_WORDS.items() for word in words}
 
 
@@ -120,8 +123,8 @@ class RatedSet:
             self.ids[index],
             self.paths[index],
             float(self.scores[index]),
-            _rows(self.distributions, index),
-            _rows(self.emotions, index),
+            take_rows(self.distributions, index),
+            take_rows(self.emotions, index),
         )
 
     def take(self, indices: Sequence[int] | np.ndarray) -> RatedSet:
@@ -132,8 +135,8 @@ class RatedSet:
             ids=[self.ids[i] for i in indices],
             paths=[self.paths[i] for i in indices],
             scores=self.scores[indices],
-            distributions=_rows(self.distributions, indices),
-            emotions=_rows(self.emotions, indices),
+            distributions=take_rows(self.distributions, indices),
+            emotions=take_rows(self.emotions, indices),
             parts=(),
         )
 
@@ -166,7 +169,7 @@ class RatedSet:
         """(distinct ids,) int64, sorted: first 64 bits of the SHA-256 of "set:id", to find trained pictures
         again, by themselves or among others."""
         texts = self.ids if self.united else [f"{self.name}:{i}" for i in self.ids]
-        return np.unique(_hash64(texts).view(np.int64))
+        return np.unique(hash64(texts).view(np.int64))
 
 
 def describe(rated: RatedSet) -> str:
@@ -190,23 +193,16 @@ def write_left_out(path: str | Path, rated: RatedSet) -> None:
             write([safe(text) for text in row])
 
 
-def _rows(values: np.ndarray | None, index) -> np.ndarray | None:
+def take_rows(values: np.ndarray | None, index) -> np.ndarray | None:
     return None if values is None else values[index]
 
 
-def _hash64(texts: Iterable[str]) -> np.ndarray:
+def hash64(texts: Iterable[str]) -> np.ndarray:
     """(n,) uint64: the first 64 bits of each text's SHA-256."""
     digests = b"".join(hashlib.sha256(text.encode()).digest()[:8] for text in texts)
     return np.frombuffer(digests, dtype=">u8").astype(np.uint64)
 
 
-SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-
-
 def hash_fractions(ids: Sequence[str]) -> np.ndarray:
     """(n,) float64 in [0, 1]: each id's SHA-256 as a fraction, whatever the order and the other ids."""
-    return _hash64(ids) / 2.0**64
+    return hash64(ids) / 2.0**64
