@@ -18,6 +18,7 @@ from typing import Any, get_type_hints
 import yaml
 from yaml.constructor import SafeConstructor
 
+from eamb.network.limits import SMALLEST_SIDE
 from eamb.readers.options import DataOptions, limited, one_of
 
 
@@ -31,7 +32,7 @@ class Data(DataOptions):
 
     dataset: str = ""
     root: str = ""
-    size: int = limited(512, least=64)  # pixels; resized to size x size, aspect not kept (the paper's input)
+    size: int = limited(512, least=SMALLEST_SIDE)  # pixels; squashed to size x size (the paper's input)
     exif: bool = True  # turn pictures as their EXIF orientation says; false is the official code's behaviour
     flip: bool = True  # in training mirror every other picture, by chance
     crop: bool = False  # keep the aspect and cut out the middle instead of squashing
