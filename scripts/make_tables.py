@@ -37,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import metrics
 from datasets import SetReader
 from eamb.evaluation.evaluate import compare, labelled, truth, with_emotions
+from eamb.evaluation.intervals import bootstrap_intervals
 from eamb.evaluation.report import without_nan
 from eamb.files import file_hash, original, written_whole
 from eamb.readers.rated import DataOptions, RatedSet
@@ -403,7 +404,7 @@ def read_set(table: Table, runs: dict[str, Run], root: Path) -> tuple[RatedSet, 
 
 
 def data_options(runs: list[Run]) -> DataOptions:
-    """How the set was read: as by our first run, if there is one, else as the referee read it."""
+    """How the set was read: as by our first run, if there is one, else as `evaluate --predictions` did."""
     if configs := [run.config for run in runs if run.config]:
         return configs[0].data.options(DataOptions)
     try:
@@ -496,7 +497,7 @@ def figures(
         return row_metrics(table, of_runs(*arrays))
 
     arrays = (scores, *predictions.values())
-    intervals = metrics.bootstrap_intervals(of_rows, arrays, resamples)
+    intervals = bootstrap_intervals(of_rows, arrays, resamples)
     by_run = of_runs(*arrays)
     seeds = {
         (row.name, m): deviation([by_run[n][m] for n in row.runs]) for row in table.rows for m in MEASURES

@@ -27,7 +27,7 @@ def calls(monkeypatch):
     made = []
     monkeypatch.setattr(run, "train", lambda config, **options: made.append((config, options)))
     monkeypatch.setattr(evaluate_module, "evaluate_checkpoint", lambda *arguments: made.append(arguments))
-    monkeypatch.setattr(external, "evaluate_predictions", lambda *a: made.append(("referee", *a)))
+    monkeypatch.setattr(external, "evaluate_predictions", lambda *a: made.append(("external", *a)))
     monkeypatch.setattr(predict, "run", lambda options: made.append(options) or 1)
     return made
 
@@ -83,12 +83,12 @@ def test_names_are_taken_in_any_case(calls):
     assert (path, config.data.dataset, split, output) == (Path("f"), "ava", "val", None)
 
 
-def test_predictions_go_to_the_referee_and_checkpoints_do_not(calls):
+def test_predictions_and_checkpoints_are_evaluated_apart(calls):
     words = ["--dataset", "para", "--data-root", "x", "--split", "Train", "--output", "o"]
     assert main(["evaluate", "--predictions", "f.csv", *words, "evaluate.bootstrap=7"]) == 0
     assert main(["evaluate", "--checkpoint", "f.pt", *words]) == 0
     (called, path, config, split, output), evaluated = calls
-    assert (called, path, split, output) == ("referee", Path("f.csv"), "train", Path("o"))
+    assert (called, path, split, output) == ("external", Path("f.csv"), "train", Path("o"))
     assert (config.data.dataset, config.evaluate.bootstrap) == ("para", 7)
     assert evaluated[0] == Path("f.pt")
 

@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from small import ROOT
 
 from datasets import load_dataset
-from eamb.evaluation.external import read_claims
+from eamb.evaluation.external import read_predictions
 from eamb.files import original
 from eamb.network.outputs import Scale
 from eamb.readers.ava import AVA_CSV_COLUMNS, AVA_TEXT_COLUMNS
@@ -511,13 +511,14 @@ def predictions(root) -> Format:
         return word(cells["id"]), (np.array([number(cells["prediction"])]), shares)
 
     def load(root) -> dict[str, tuple]:
-        claims = read_claims(root / "scores.csv", rated)
-        if len({*claims.ids}) < len(claims.ids):  # which `referee.match` finds
-            raise ValueError(f"referee: scores.csv{''.join(f' row {row}' for row in claims.rows)}")
-        return {i: (row[:1], row[1:]) for i, row in zip(claims.ids, claims.values, strict=True)}
+        table = read_predictions(root / "scores.csv", rated)
+        if table["id"].duplicated().any():  # which `match_ids` finds
+            raise ValueError(f"evaluation: scores.csv{''.join(f' row {row}' for row in table['row'])}")
+        values = table.drop(columns=["row", "id"]).to_numpy()
+        return {i: (row[:1], row[1:]) for i, row in zip(table["id"], values, strict=True)}
 
     lines = [list(columns), *lines]
-    return Format("scores.csv", columns, lines, read, load, prefix=("datasets: ", "referee: "), guessed=True)
+    return Format("scores.csv", columns, lines, read, load, prefix=("datasets: ", "evaluation: "), guessed=True)
 
 
 def published(root) -> Format:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 import metrics
-from datasets import twins_in_training
+from datasets import SetReader
 from eamb.evaluation.emotions import (
     add_emotions,
     as_trained_emotions,
@@ -20,21 +20,30 @@ from eamb.evaluation.emotions import (
 from eamb.evaluation.predicting import decoded, is_cross_set, predict_set
 from eamb.evaluation.report import CROSS_SET, Report, draw_scatter, rounded
 from eamb.network.outputs import Scale
-from eamb.readers.rated import DataOptions, RatedSet
+from eamb.readers.rated import RatedSet
 from eamb.runtime import engine
 from eamb.runtime.config import Config
 from eamb.weights.checkpoint import Weights
 
 
 def evaluate_scores(
-    network: nn.Module, weights: Weights, rated: RatedSet, config: Config, compute: engine.Compute
+    network: nn.Module,
+    weights: Weights,
+    rated: RatedSet,
+    config: Config,
+    compute: engine.Compute,
+    reader: SetReader,
 ) -> tuple[Report, engine.Predictions]:
-    """Predictions of a network that scores pictures, and their report, with its emotions if it knows the set's."""
+    """Predictions of a network that scores pictures, and their report, with emotions where it knows them.
+
+    Args:
+        reader: of the set, to look for identical pictures in training.
+    """
     branch = knows_emotions(weights, rated)
     if branch:
         rated = with_emotions(rated, weights.emotions)
     predictions = predict_set(network, rated, config, compute, show=True)
-    twins, notes = find_twins(rated, config)
+    twins, notes = find_twins(rated, reader)
     description = weights.description if branch else None
     report = measure_scores(predictions, rated, config.evaluate.bootstrap, weights, description, twins)
     report.notes += notes
@@ -166,12 +175,11 @@ def add_baselines(report: Report, rated: RatedSet) -> None:
         report.notes.append(f"accuracy of the rule 'positive emotion = high': {rule:.4f}")
 
 
-def find_twins(rated: RatedSet, config: Config) -> tuple[set[str], list[str]]:
+def find_twins(rated: RatedSet, reader: SetReader) -> tuple[set[str], list[str]]:
     """Ids of the test pictures that have an identical one in training, and a note if nobody could look."""
     if rated.split != "test":
         return set(), []
     try:
-        options = config.data.options(DataOptions)
-        return twins_in_training(config.data.dataset, config.data.root, options), []
+        return reader.twins_in_training(), []
     except (ValueError, OSError) as error:  # a test split can be scored without the files of the others
         return set(), [f"identical pictures in training were not looked for: {error}"]

@@ -1,28 +1,21 @@
 """The three tasks. `choose_task(config)` chooses once; nothing else asks what the setting `task` says.
 
-From top to bottom: what a task is; aesthetics, emotion and series; what the first two share; losses.
+From top to bottom: what a task is; aesthetics, emotion and series; reading a run's data; losses.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import Protocol
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 import losses
-from datasets import (
-    Batch,
-    PairPictures,
-    PictureSet,
-    check_classes,
-    first_by_hash,
-    load_dataset,
-    load_datasets,
-)
+from datasets import Batch, PairPictures, PictureSet, SetReader, check_classes, first_by_hash, load_datasets
 from eamb.evaluation.emotions import evaluate_emotions, measure_emotions
 from eamb.evaluation.predicting import labelled
 from eamb.evaluation.preferences import evaluate_pairs, evaluate_pairs_by_score, measure_pairs
@@ -31,9 +24,9 @@ from eamb.evaluation.report import Report
 from eamb.network.outputs import Output, Scale
 from eamb.network.pair_networks import NETWORKS, SeriesNetwork
 from eamb.readers.pairs import PairedSet, load_pairs
-from eamb.readers.rated import DataOptions, RatedSet, emotion_name
+from eamb.readers.rated import RatedSet, emotion_name
 from eamb.readers.registry import DATASETS, PAIRED
-from eamb.runtime.config import Config
+from eamb.runtime.config import Config, Loss
 from eamb.runtime.engine import Compute, Predictions
 from eamb.weights.checkpoint import Network, Source, Weights, load_tensors
 from eamb.weights.registry import kind_of
@@ -42,8 +35,8 @@ from EAMBNet import EmotionNetwork, LinearNetwork, build_model
 LossFunction = Callable[[Output, Batch], Tensor]
 
 
-class Task(Protocol):
-    """What the rest of the program asks about the task of a run, beside its settings.
+class Task(ABC):
+    """What the rest of the program asks about the task of a run: one of Aesthetics, Emotion and Series.
 
     name: the value of the setting `task`.
     unit: what a batch counts, "pictures" or "pairs".
@@ -51,34 +44,97 @@ class Task(Protocol):
     has_emotion_branch, learns_emotions: whether the network has the branch, and whether the run trains it.
     """
 
-    config: Config
     name: str
-    unit: str
+    unit = "pictures"
     shapes: tuple[str, ...]
-    has_emotion_branch: bool
-    learns_emotions: bool
+    has_emotion_branch = learns_emotions = True
+
+    def __init__(self, config: Config):
+        self.config = config
 
     @property
+    @abstractmethod
     def recipe(self) -> str:
         """The config in configs/ to start from, without .yaml, unless others are given."""
 
     def check(self) -> None:
         """Refuses settings that are not for this task, and sets and networks that do not go with it."""
+        config, paired = self.config, self.unit == "pairs"
+        if paired != (config.data.dataset in PAIRED) or paired != (config.model.network in NETWORKS):
+            raise ValueError(
+                f"training: --task series goes with a set of pairs (--dataset {' or '.join(PAIRED)}) and a "
+                f"network for them (--network {' or '.join(NETWORKS)}), and they with it; got --task "
+                f"{self.name}, --dataset {config.data.dataset} and --network {config.model.network}"
+            )
+        if config.data.crop and not paired:
+            raise ValueError(
+                f"training: data.crop is for the task series; networks for {self.name} see whole pictures"
+            )
+        unused = {
+            "data.folds": paired and config.data.folds,
+            "train.emotion_maps": paired and config.train.emotion_maps,
+            "model.symmetric": not paired and not config.model.symmetric,
+            "loss.preference": not paired and config.loss.preference != "majority",
+        }
+        for key, given in unused.items():
+            if given:
+                raise ValueError(f"training: {key} means nothing for the task {self.name}; leave it out")
+        if config.model.network != "eambnet" and (config.model.without or config.model.shortcut):
+            raise ValueError(
+                "training: model.without and model.shortcut are for model.network=eambnet, not "
+                f"{config.model.network}"
+            )
+        if config.loss.class_weights != "none" and not self.learns_emotions:
+            raise ValueError(
+                "training: loss.class_weights weighs emotions, which this run does not learn; it is for "
+                "--task emotion, or with loss.emotion_weight"
+            )
+        drifts = self.learns_emotions or config.model.emotion_batchnorm == "official"
+        if config.train.emotion_maps and drifts:
+            raise ValueError(
+                "training: train.emotion_maps keeps the maps of a frozen branch; this run's changes"
+            )
 
+    @cached_property
+    def reader(self) -> SetReader:
+        """Of the only data set."""
+        data = self.config.data
+        return SetReader(data.dataset, data.root, data.options())
+
+    @abstractmethod
     def load(self, splits: tuple[str, ...]) -> dict[str, RatedSet]:
         """The splits of a training, with the labels that the task needs; several sets are united."""
 
     def load_split(self, split: str) -> RatedSet:
         """One split of one set, for an evaluation."""
+        data = self.config.data
+        if (data.dataset in PAIRED) != (self.unit == "pairs"):
+            raise ValueError(
+                f"evaluation: {data.dataset} and weights for the task {self.name} do not go together: "
+                f"pairs ({', '.join(PAIRED)}) are for pair networks and for networks that score pictures"
+            )
+        return labelled(self.reader.load((split,))[split], self.name)
 
     def pictures(self, rated: RatedSet) -> PictureSet:
         """What an epoch draws from, pictures or pairs of them, mirrored by chance."""
+        data, kind = self.config.data, PairPictures if self.unit == "pairs" else PictureSet
+        flips = self.config.train.seed if data.flip else None
+        return kind(rated, data.size, data.exif, flips, data.skip_broken, data.crop)
 
+    @abstractmethod
     def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:
         """The network, with random weights."""
 
+    def refuse_start(self, source: Source) -> str:
+        """Why these weights cannot start a run, or "" if they can."""
+        theirs = source.weights.task
+        if theirs == self.name:
+            return ""
+        return f"{source.path} holds a network for the task {theirs}, which cannot start one for {self.name}"
+
+    @abstractmethod
     def start_from(self, network: Network, source: Source, scale: Scale, other_branch: bool) -> str:
-        """Fills the network from given weights; says what keeps its random values.
+        """Fills the network from given weights; says what keeps its random values, "" for nothing.
 
         Args:
             other_branch: the emotion branch comes from elsewhere.
@@ -87,18 +143,19 @@ class Task(Protocol):
             ValueError: the weights are of another network.
         """
 
-    def refuse_start(self, source: Source) -> str:
-        """Why these weights cannot start the task, or "" if they can."""
-
+    @abstractmethod
     def loss(self, rated: RatedSet) -> LossFunction:
         """The training loss, of the network's output and the batch."""
 
+    @abstractmethod
     def best_measure(self, scale: Scale) -> str:
         """The validation metric that chooses the weights to keep."""
 
+    @abstractmethod
     def validate(self, predictions: Predictions, rated: RatedSet, description: dict) -> dict[str, float]:
         """Metrics without intervals; the description is the network's."""
 
+    @abstractmethod
     def evaluate(
         self, network: nn.Module, weights: Weights, rated: RatedSet, compute: Compute
     ) -> tuple[Report, Predictions]:
@@ -113,25 +170,17 @@ def choose_task(config: Config) -> Task:
 # The three tasks
 
 
-class Aesthetics:
+class Aesthetics(Task):
     """Scores of pictures, learned from ratings."""
 
-    name, unit = "aesthetics", "pictures"
-    shapes = (
-        "backbone",
-        "width",
-        "guided_width",
-        "guided_hidden",
-        "head_width",
-        "network",
-        "without",
-        "shortcut",
-    )
+    name = "aesthetics"
+    shapes = ("backbone", "width", "guided_width", "guided_hidden", "head_width", "network")
+    shapes += ("without", "shortcut")
 
     def __init__(self, config: Config):
-        self.config = config
-        self.without = left_out_parts(config)
-        self.has_emotion_branch = config.model.network == "eambnet" and "emotion" not in self.without
+        super().__init__(config)
+        eambnet = config.model.network == "eambnet"
+        self.has_emotion_branch = eambnet and "emotion" not in left_out_parts(config)
         self.learns_emotions = config.loss.emotion_weight > 0
 
     @property
@@ -139,33 +188,30 @@ class Aesthetics:
         return DATASETS[self.config.data.names[0]].recipe
 
     def check(self) -> None:
-        check_single_pictures(self)
+        super().check()
+        if self.learns_emotions and not self.has_emotion_branch:
+            raise ValueError("training: loss.emotion_weight is given, but this network has no emotion branch")
         if len(self.config.data.names) > 1:
             raise ValueError(
                 f"training: several sets ({self.config.data.dataset}) are for --task emotion; ratings cannot "
                 "be united"
             )
-        if self.learns_emotions and not self.has_emotion_branch:
-            raise ValueError("training: loss.emotion_weight is given, but this network has no emotion branch")
 
     def load(self, splits: tuple[str, ...]) -> dict[str, RatedSet]:
         data = load_labelled(self, splits)
-        if self.learns_emotions and data["train"].emotions is None:
-            raise ValueError(
-                f"training: {data['train'].name} train has no emotions; loss.emotion_weight needs them"
-            )
+        train = data["train"]
+        if self.learns_emotions and train.emotions is None:
+            raise ValueError(f"training: {train.name} train has no emotions; loss.emotion_weight needs them")
         if self.learns_emotions:
-            check_classes(data["train"])
+            check_classes(train)
         return data
 
     def load_split(self, split: str) -> RatedSet:
+        """Of a set of pairs too, which the scores of single photographs are measured on."""
         data = self.config.data
         if data.dataset in PAIRED:
-            return load_pairs(data.dataset, data.root, (split,), data.options(DataOptions))[split]
-        return load_labelled_split(self, split)
-
-    def pictures(self, rated: RatedSet) -> PictureSet:
-        return training_pictures(PictureSet, self.config, rated)
+            return load_pairs(data.dataset, data.root, (split,), data.options())[split]
+        return super().load_split(split)
 
     def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:
         settings = asdict(self.config.model)
@@ -173,7 +219,7 @@ class Aesthetics:
             return LinearNetwork(settings["backbone"], scale.outputs, settings["dropout"])
         for name in ("network", "imagenet", "emotion_weights", "symmetric"):
             del settings[name]
-        settings |= {"without": self.without, "emotions": emotions}
+        settings |= {"without": left_out_parts(self.config), "emotions": emotions}
         return build_model(outputs=scale.outputs, train_emotion=self.learns_emotions, **settings)
 
     def refuse_start(self, source: Source) -> str:
@@ -182,7 +228,7 @@ class Aesthetics:
                 f"{source.path} holds an emotion branch alone, which cannot score pictures; "
                 f"start from it with --emotion-checkpoint {source.path}"
             )
-        return refuse_other_task(self, source)
+        return super().refuse_start(source)
 
     def start_from(self, network: Network, source: Source, scale: Scale, other_branch: bool) -> str:
         """A last layer for another kind of rating keeps its random values."""
@@ -190,7 +236,7 @@ class Aesthetics:
         outputs = start.tensors[last + "bias"].numel()  # of an official head no more than this is known
         same = outputs == scale.outputs and (start.scale is None or start.scale.kind == scale.kind)
         leave = (*(() if same else (last,)), *(("emotion.",) if other_branch else ()))
-        load_tensors(network, start.tensors, source.name, leave=leave)
+        load_tensors(network, start.tensors, str(source.path), leave=leave)
         if same:
             return ""
         theirs = describe_scale(start.scale) if start.scale else f"{outputs} value(s)"
@@ -216,28 +262,24 @@ class Aesthetics:
     def evaluate(
         self, network: nn.Module, weights: Weights, rated: RatedSet, compute: Compute
     ) -> tuple[Report, Predictions]:
-        evaluate = evaluate_pairs_by_score if isinstance(rated, PairedSet) else evaluate_scores
-        return evaluate(network, weights, rated, self.config, compute)
+        if isinstance(rated, PairedSet):
+            return evaluate_pairs_by_score(network, weights, rated, self.config, compute)
+        return evaluate_scores(network, weights, rated, self.config, compute, self.reader)
 
 
-class Emotion:
+class Emotion(Task):
     """The emotion branch alone, learned from emotion labels or votes."""
 
-    name, unit = "emotion", "pictures"
+    name = "emotion"
     shapes = ("backbone", "width")
-    has_emotion_branch = learns_emotions = True
-
-    def __init__(self, config: Config):
-        self.config = config
 
     @property
     def recipe(self) -> str:
         return DATASETS[self.config.data.names[0]].emotion_recipe
 
     def check(self) -> None:
-        check_single_pictures(self)
-        config = self.config
-        if config.loss.emotion_weight:
+        super().check()
+        if self.config.loss.emotion_weight:
             raise ValueError(
                 "training: loss.emotion_weight is for --task aesthetics; emotions are all of this loss"
             )
@@ -247,36 +289,30 @@ class Emotion:
         check_classes(data["train"])
         return data
 
-    def load_split(self, split: str) -> RatedSet:
-        return load_labelled_split(self, split)
-
-    def pictures(self, rated: RatedSet) -> PictureSet:
-        return training_pictures(PictureSet, self.config, rated)
-
     def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:
         model = self.config.model
         return EmotionNetwork(model.backbone, emotions, model.emotion_scale, model.width)
 
     def refuse_start(self, source: Source) -> str:
-        return "" if source.weights.task == "aesthetics" else refuse_other_task(self, source)
+        return "" if source.weights.task == "aesthetics" else super().refuse_start(source)
 
     def start_from(self, network: Network, source: Source, scale: Scale, other_branch: bool) -> str:
         """Takes the emotion branch; a classifier for other emotions keeps the rows of those that both know."""
         theirs, ours = source.weights.emotions, network.arguments["emotions"]
         tensors = {n: value for n, value in source.weights.tensors.items() if n.startswith("emotion.")}
+        last = [name for name in tensors if name.startswith(kind_of(network).last_layer)]
+        if theirs != ours:
+            for name in last:
+                given, random = tensors[name], network.state_dict()[name]
+                rows = [
+                    given[theirs.index(e)] if e in theirs else r for e, r in zip(ours, random, strict=True)
+                ]
+                tensors[name] = torch.stack(rows)
+        load_tensors(network, tensors, str(source.path))
         if theirs == ours:
-            load_tensors(network, tensors, source.name)
             return ""
-        for name, random in network.state_dict().items():
-            if name.startswith(kind_of(network).last_layer) and name in tensors:
-                rows = zip(ours, random, strict=True)
-                given = tensors[name]
-                tensors[name] = torch.stack([given[theirs.index(e)] if e in theirs else r for e, r in rows])
-        load_tensors(network, tensors, source.name)
-        return (
-            f"{source.path} knows the emotions {', '.join(theirs)}, this run {', '.join(ours)}; its last "
-            "layer keeps what both know."
-        )
+        lists = f"{source.path} knows the emotions {', '.join(theirs)}, this run {', '.join(ours)}"
+        return f"{lists}; its last layer keeps what both know."
 
     def loss(self, rated: RatedSet) -> LossFunction:
         return emotion_loss(self.config.loss, rated)
@@ -293,51 +329,36 @@ class Emotion:
         return evaluate_emotions(network, weights, rated, self.config, compute)
 
 
-class Series:
+class Series(Task):
     """Which photograph of a series people prefer, learned from pairs."""
 
-    name, unit = "series", "pairs"
+    name, unit, recipe = "series", "pairs", "series"
     shapes = ("backbone", "network", "symmetric")
-    recipe = "series"
     has_emotion_branch = learns_emotions = False
 
-    def __init__(self, config: Config):
-        self.config = config
-
     def check(self) -> None:
-        config = self.config
-        if config.data.dataset not in PAIRED or config.model.network not in NETWORKS:
-            raise wrong_partners(config)
-        refuse_unused(self, data_folds=config.data.folds, train_emotion_maps=config.train.emotion_maps)
-        refuse_parts(config)
-        refuse_class_weights(self)
-        if config.loss.emotion_weight:
+        super().check()
+        if self.config.loss.emotion_weight:
             raise ValueError("training: loss.emotion_weight is given, but this network has no emotion branch")
-        if config.train.validate_on == "test":
+        if self.config.train.validate_on == "test":
             raise ValueError("training: train.validate_on=test is for ratings, not for pairs")
 
     def load(self, splits: tuple[str, ...]) -> dict[str, RatedSet]:
         data = self.config.data
-        return load_pairs(data.dataset, data.root, splits, data.options(DataOptions), data.limit)
+        return load_pairs(data.dataset, data.root, splits, data.options(), data.limit)
 
     def load_split(self, split: str) -> RatedSet:
         data = self.config.data
         if data.dataset not in PAIRED:
-            raise not_for_weights(self)
-        return load_pairs(data.dataset, data.root, (split,), data.options(DataOptions))[split]
-
-    def pictures(self, rated: RatedSet) -> PictureSet:
-        return training_pictures(PairPictures, self.config, rated)
+            return super().load_split(split)
+        return load_pairs(data.dataset, data.root, (split,), data.options())[split]
 
     def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:
         model = self.config.model
         return SeriesNetwork(model.backbone, model.network, model.symmetric)
 
-    def refuse_start(self, source: Source) -> str:
-        return refuse_other_task(self, source)
-
     def start_from(self, network: Network, source: Source, scale: Scale, other_branch: bool) -> str:
-        load_tensors(network, source.weights.tensors, source.name)
+        load_tensors(network, source.weights.tensors, str(source.path))
         return ""
 
     def loss(self, rated: RatedSet) -> LossFunction:
@@ -364,67 +385,17 @@ class Series:
 
 
 # ---------------------------------------------------------------------------------------------------
-# What they share
-
-
-def wrong_partners(config: Config) -> ValueError:
-    return ValueError(
-        f"training: --task series goes with a set of pairs (--dataset {' or '.join(PAIRED)}) and a "
-        f"network for them (--network {' or '.join(NETWORKS)}), and they with it; got "
-        f"--task {config.task}, --dataset {config.data.dataset} and --network {config.model.network}"
-    )
-
-
-def refuse_unused(task: Task, **given: object) -> None:
-    """Refuses settings that mean nothing for the task: section_key=whether it is given."""
-    for key, value in given.items():
-        if value:
-            name = key.replace("_", ".", 1)
-            raise ValueError(f"training: {name} means nothing for the task {task.name}; leave it out")
-
-
-def refuse_parts(config: Config) -> None:
-    if config.model.network != "eambnet" and (config.model.without or config.model.shortcut):
-        raise ValueError(
-            "training: model.without and model.shortcut are for model.network=eambnet, not "
-            f"{config.model.network}"
-        )
-
-
-def refuse_class_weights(task: Task) -> None:
-    if task.config.loss.class_weights != "none" and not task.learns_emotions:
-        raise ValueError(
-            "training: loss.class_weights weighs emotions, which this run does not learn; it is for --task "
-            "emotion, or with loss.emotion_weight"
-        )
-
-
-def check_single_pictures(task: Task) -> None:
-    """What the tasks refuse whose networks look at one picture at a time."""
-    config = task.config
-    if config.data.dataset in PAIRED or config.model.network in NETWORKS:
-        raise wrong_partners(config)
-    if config.data.crop:
-        raise ValueError(
-            f"training: data.crop is for the task series; networks for {task.name} see whole pictures"
-        )
-    refuse_parts(config)
-    shared = config.loss.preference != "majority"
-    refuse_unused(task, model_symmetric=not config.model.symmetric, loss_preference=shared)
-    refuse_class_weights(task)
-    drifts = task.learns_emotions or config.model.emotion_batchnorm == "official"
-    if config.train.emotion_maps and drifts:
-        raise ValueError("training: train.emotion_maps keeps the maps of a frozen branch; this run's changes")
-    if config.train.validate_on == "test" and len(config.data.names) > 1:
-        raise ValueError("training: train.validate_on=test is for one data set, not for several together")
+# Data and settings
 
 
 def load_labelled(task: Task, splits: tuple[str, ...]) -> dict[str, RatedSet]:
     """The pictures that have what the task needs. Under the official PARA protocol, which validates on test,
     nothing is held out of training."""
     data, held_out = task.config.data, task.config.train.validate_on == "val"
+    if not held_out and len(data.names) > 1:
+        raise ValueError("training: train.validate_on=test is for one data set, not for several together")
     limit = data.limit if held_out else 0
-    loaded = load_datasets(data.names, data.roots, splits, data.options(DataOptions), limit)
+    loaded = load_datasets(data.names, data.roots, splits, data.options(), limit)
     loaded = {split: labelled(rated, task.name) for split, rated in loaded.items()}
     if not held_out:
         train = with_validation(loaded["train"], loaded.pop("val"))
@@ -441,35 +412,6 @@ def with_validation(train: RatedSet, val: RatedSet) -> RatedSet:
     for name in ("ids", "paths", "left_out"):
         columns[name] = [*getattr(train, name), *getattr(val, name)]
     return replace(train, protocol=f"{train.protocol}; and {val.protocol}", **columns)
-
-
-def load_labelled_split(task: Task, split: str) -> RatedSet:
-    """One split, with the pictures that have what the task needs."""
-    data = task.config.data
-    if data.dataset in PAIRED:
-        raise not_for_weights(task)
-    loaded = load_dataset(data.dataset, data.root, (split,), data.options(DataOptions))
-    return labelled(loaded[split], task.name)
-
-
-def not_for_weights(task: Task) -> ValueError:
-    return ValueError(
-        f"evaluation: {task.config.data.dataset} and weights for the task {task.name} do not go together: "
-        f"pairs ({', '.join(PAIRED)}) are for pair networks and for networks that score pictures"
-    )
-
-
-def training_pictures(kind: type[PictureSet], config: Config, rated: RatedSet) -> PictureSet:
-    data = config.data
-    flips = config.train.seed if data.flip else None
-    return kind(rated, data.size, data.exif, flips, data.skip_broken, data.crop)
-
-
-def refuse_other_task(task: Task, source: Source) -> str:
-    if source.weights.task == task.name:
-        return ""
-    theirs = source.weights.task
-    return f"{source.path} holds a network for the task {theirs}, which cannot start one for {task.name}"
 
 
 def describe_scale(scale: Scale) -> str:
@@ -491,8 +433,8 @@ def named_emotions(config: Config) -> tuple[str, ...]:
 # Losses of ratings and emotions
 
 
-def rating_loss(settings, scale: Scale) -> LossFunction:
-    """The loss that fits the kind of rating; the settings are those of the section `loss`."""
+def rating_loss(settings: Loss, scale: Scale) -> LossFunction:
+    """The loss that fits the kind of rating."""
     if scale.kind == "distribution":
         return lambda output, batch: losses.emd_loss(
             output.prediction, batch.distributions, settings.emd_r, settings.emd_reduction
@@ -509,8 +451,8 @@ def rating_loss(settings, scale: Scale) -> LossFunction:
     return of_scores
 
 
-def emotion_loss(settings, rated: RatedSet) -> LossFunction:
-    """Soft cross-entropy with the votes; the settings are those of the section `loss`."""
+def emotion_loss(settings: Loss, rated: RatedSet) -> LossFunction:
+    """Soft cross-entropy with the votes."""
     weights = class_weights(settings, rated)
     shifts = class_shifts(settings, rated)
     shift = torch.from_numpy(rated.per_set(shifts)).float() if shifts else None  # (n, E)
@@ -524,7 +466,7 @@ def emotion_loss(settings, rated: RatedSet) -> LossFunction:
     return of_emotions
 
 
-def class_shifts(settings, rated: RatedSet) -> dict[str, dict[str, float]]:
+def class_shifts(settings: Loss, rated: RatedSet) -> dict[str, dict[str, float]]:
     """set -> class -> what is added to its logit; the first of several sets is the reference, of one: {}."""
     if settings.class_shift == "none":
         return {}
@@ -535,7 +477,7 @@ def class_shifts(settings, rated: RatedSet) -> dict[str, dict[str, float]]:
     return {name: losses.class_shift(own, shares[rated.parts[0].name]) for name, own in shares.items()}
 
 
-def class_weights(settings, rated: RatedSet) -> Tensor | None:
+def class_weights(settings: Loss, rated: RatedSet) -> Tensor | None:
     """(E,) what a vote for each emotion counts: the rarer the more, 1 where there are no votes. Or None."""
     if settings.class_weights == "none":
         return None

@@ -373,10 +373,6 @@ class Source:
     left_out: str | None = None
     problems: tuple[str, ...] = ()
 
-    @property
-    def name(self) -> str:
-        return str(self.path)
-
     def shown(self, ours: str) -> str:
         """The name that a tensor has in the file, for errors."""
         return ours if self.left_out is None else official_name(ours).removeprefix(self.left_out)
@@ -433,7 +429,7 @@ def load_source(network: Network, source: Source, only: str = "") -> None:
             f"network's are {', '.join(have)}"
         )
     tensors = {name: value for name, value in source.weights.tensors.items() if name.startswith(only)}
-    load_tensors(network, tensors, source.name, only, shown=source.shown, problems=source.problems)
+    load_tensors(network, tensors, str(source.path), only, shown=source.shown, problems=source.problems)
 
 
 def load_emotion_branch(network: Network, source: Source) -> Weights:
