@@ -101,8 +101,8 @@ def pair_loss(odds: Tensor, target: Tensor) -> Tensor:
             f"losses: expected odds (2n, 2) and targets (n,), got {tuple(odds.shape)} and "
             f"{tuple(target.shape)}."
         )
-    count = len(target)
-    logits = at_least_float32(odds[:count, 0] - odds[count:, 1])  # (n,)
+    first, second = at_least_float32(odds).chunk(2)  # (n, 2) each
+    logits = first[:, 0] - second[:, 1]  # (n,)
     return functional.binary_cross_entropy_with_logits(logits, at_least_float32(target).to(logits))
 
 

@@ -343,23 +343,6 @@ def test_gradients_are_torchs(size, stride, sides):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-def test_only_the_gradients_that_are_asked_for_are_computed():
-    weight = torch.ones(2, 1, 5, 5, requires_grad=True)
-    result = Depthwise.apply(torch.ones(1, 2, 8, 8), weight, 1, (2, 2, 2, 2))
-    result.sum().backward()
-    # Each tap sees the ones that it meets on an 8 x 8 picture: 6 or 7 or 8 in each direction.
-    ends = torch.tensor([6.0, 7.0, 8.0, 7.0, 6.0])
-    assert torch.equal(weight.grad, (ends[:, None] * ends[None]).expand(2, 1, 5, 5))
-
-
-def test_same_padding_gives_as_many_results_as_tensorflow_does():
-    for side in range(1, 40):
-        for size, stride in CASES:
-            before, behind = same_padding(side, size, stride)
-            assert (side + before + behind - size) // stride + 1 == -(-side // stride)
-            assert 0 <= behind - before <= 1
-
-
 @pytest.fixture(scope="module")
 def networks():
     """EfficientNet-Lite0's pyramid as timm builds it, and the same with our layers."""
