@@ -4,19 +4,22 @@ Four gloo processes are started once: all four, then the first two of them, do w
 """
 
 import copy
+import io
 import math
 import multiprocessing
 import os
 import socket
 import time
+import warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import redirect_stdout
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from small import BACKBONE, ROOT, UNTRAINED, WORDS, command, read_log, train, write_pictures
+from small import BACKBONE, UNTRAINED, read_log, train, write_pictures
 from torch import distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -225,16 +228,30 @@ def one(root):
     return found
 
 
+def train_run(root: Path) -> dict[str, object]:
+    """A training through main.py; its exit code and what it prints."""
+    words = ["--skip-broken", "train.batch_size=6", "train.score_test=false", "data.twins=false", UNTRAINED]
+    with redirect_stdout(io.StringIO()) as said, warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        code = train("csv", root, root / "run", *words, "train.gradient_precision=bf16")
+    return {"code": code, "printed": said.getvalue()}
+
+
 def work(rank: int, root: Path, ports: list[int]) -> dict[str, dict[str, np.ndarray]]:
-    """What one of the four processes finds: in a group of four, and the first two again in one of two."""
+    """What one of the four processes finds: in a group of four, and the first two again in two of two."""
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "RANK": str(rank), "LOCAL_RANK": str(rank)}
     found = {}
-    for world, port in zip((4, 2), ports, strict=True):
-        if rank < world:
-            os.environ |= {"MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
-            with distributed.session("cpu"):
-                found[world] = gradients() | (results(root) | spoilt() if world == 2 else {})
+    for name, port in zip((4, 2, "run"), ports, strict=True):
+        world = 2 if name == "run" else name
+        if rank >= world:
+            continue
+        os.environ |= {"MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
+        if name == "run":
+            found[name] = train_run(root)
+            continue
+        with distributed.session("cpu"):
+            found[world] = gradients() | (results(root) | spoilt() if world == 2 else {})
     return found
 
 
@@ -253,7 +270,7 @@ def together(root) -> list[dict[int, dict[str, np.ndarray]]]:
     """What each of four processes found, by the number of processes at work."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["test_distributed"])  # torch and ours are imported once, not four times
-    ports = free_ports(2)
+    ports = free_ports(3)
     with ProcessPoolExecutor(4, context) as pool:
         at_work = [pool.submit(work, rank, root, ports) for rank in range(4)]
         return [each.result(timeout=300) for each in at_work]
@@ -339,18 +356,14 @@ def test_values_are_gathered_in_the_order_of_ranks_and_the_first_and_the_largest
     assert [found["largest"].tolist() for found in (one, *two)] == [[0, 5], [1, 5], [1, 5]]
 
 
-def test_training_runs_through_torchrun_and_writes_one_log(root, tmp_path):
-    words = ["--dataset", "csv", "--data-root", root, "--output", tmp_path / "run", "--skip-broken"]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", ROOT / "main.py"]
-    few = ["train.batch_size=6", "train.score_test=false", "data.twins=false", UNTRAINED]
-    few += ["train.gradient_precision=bf16"]
-    done = command(*launcher, "train", *words, *WORDS, *few, PYTHONWARNINGS="error::UserWarning")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("epoch 1/1 ") == 1
-    [line] = read_log(tmp_path / "run")
+def test_a_training_of_two_processes_writes_one_log_and_one_checkpoint(root, together):
+    first, second = (found["run"] for found in together[:2])
+    assert (first["code"], second["code"]) == (0, 0)
+    assert (first["printed"].count("epoch 1/1 "), second["printed"]) == (1, "")
+    [line] = read_log(root / "run")
     assert (line["train_pictures"] + line["train_broken"], line["val_n"]) == (12, 5)
-    assert {path.name for path in (tmp_path / "run").glob("*.pt")} == {"last.pt", "best.pt"}
-    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["state"]
+    assert {path.name for path in (root / "run").glob("*.pt")} == {"last.pt", "best.pt"}
+    state = torch.load(root / "run" / "last.pt", weights_only=True)["state"]
     assert (state["world"], len(state["totals"]), state["epoch"]) == (2, 2, 1)
 
 
