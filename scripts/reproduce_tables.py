@@ -619,7 +619,7 @@ def count_network(config: Config) -> Count:
             network(images)
         with FlopCounterMode(display=False) as frozen:
             if has_frozen_branch(config):
-                network.feel(images)
+                network.emotions(images)
     weights = {tensor.untyped_storage()._cdata for tensor in network.state_dict().values()}
     sizes = [p.numel() for p in network.parameters()]
     trained_sizes = [p.numel() for p in network.parameters() if p.requires_grad]

@@ -169,7 +169,7 @@ def write_records(
 @torch.inference_mode()
 def run_branch(network: EAMBNet, images: Tensor) -> tuple[Tensor, Tensor]:
     """The branch's output in evaluation, in float32: logits (N, E) and maps (N, 1, h, w), on the CPU."""
-    logits, maps = network.feel(images)
+    logits, maps = network.emotions(images)
     return logits.float().cpu(), maps.float().cpu()
 
 

@@ -245,6 +245,7 @@ class Run:
     def save(self) -> None:
         """Writes last.pt: everything that resuming needs. Random states are none of it: all randomness is a
         function of seed, epoch and step. A disk that is full or fails does not end the run."""
+        self.totals.read()
         totals = distributed.gather(asdict(self.totals))
         self.saved_at = time.monotonic()
         if not distributed.is_main():
@@ -375,34 +376,33 @@ def train_epoch(run: Run, epoch: int) -> dict[str, float]:
     with progress(order, run, epoch) as bar:
 
         def after_step(totals: engine.Totals) -> None:
-            bar.update(totals.step - bar.n)
-            bar.set_postfix_str(f"loss {totals.loss / max(1, totals.pictures):.4f}", refresh=False)
             if run.average:
                 run.average.update(run.network)
-            run.save_if_due()
+            if not totals.unread:
+                bar.update(totals.step - bar.n)
+                bar.set_postfix_str(f"loss {totals.loss / max(1, totals.pictures):.4f}", refresh=False)
+            if not totals.unread or distributed.world() == 1:  # several agree where all have read
+                run.save_if_due()
 
         def kept_maps(batch: Batch) -> tuple[Tensor, Tensor]:
             index = batch.index.tolist()
             flipped = [config.data.flip and coin(config.train.seed, epoch, i) for i in index]
             return run.emotion_maps.of(index, flipped)
 
-        means = engine.train_one_epoch(
-            run.model,
-            loader,
-            loss_function=task.loss(rated),
-            optimizer=run.optimizer,
-            scaler=run.scaler,
-            rate=lambda done: engine.learning_rate(schedule, base, config.train.epochs, epoch, done),
-            compute=run.compute,
+        fixed = engine.Epoch(
+            number=epoch,
             steps=len(order),
-            epoch=epoch,
             seed=config.train.seed,
-            totals=run.totals,
+            rate=lambda done: engine.learning_rate(schedule, base, config.train.epochs, epoch, done),
+            loss=task.loss(rated),
             ids=rated.ids,
+            emotions=kept_maps if run.emotion_maps else None,
             accumulate=config.train.accumulate,
             clip=config.train.clip,
-            known=kept_maps if run.emotion_maps else None,
-            after_step=after_step,
+            log_every=config.train.log_every if on_gpu else 1,
+        )
+        means = engine.train_one_epoch(
+            run.model, loader, run.optimizer, run.scaler, run.compute, fixed, run.totals, after_step
         )
     run.save_or_stop(due=True)  # validation changes nothing, so that a signal may end it anywhere
     if distributed.is_main() and run.totals.step > started:
