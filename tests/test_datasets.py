@@ -2,10 +2,12 @@
 
 import csv
 import hashlib
+import io
 import json
 import os
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -145,6 +147,55 @@ def message(error, *arguments, load=load_dataset, **options):
     text = str(caught.value)
     assert text.startswith("datasets: ") and "\n" not in text
     return text
+
+
+# ---- each file is read once ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """How often each file was opened."""
+    counts, whole = Counter(), io.open
+
+    def count(path, *arguments, **keywords):
+        counts[str(path)] += 1
+        return whole(path, *arguments, **keywords)
+
+    monkeypatch.setattr(io, "open", count)  # pathlib's; tables and JSON are read by it
+    return counts
+
+
+def para_with_twins(root):
+    make_para(root)
+    (root / "annotation" / "identical_images.txt").write_text("p1_.jpg p60_.jpg")
+
+
+def csv_by_split(root):
+    for number, split in enumerate(("train", "val", "test")):
+        rows = [[f"{number}{i}.png", i, EMOTIONS[i]] for i in range(6)]
+        make_csv(root, ["path", "score", "emotion"], rows, f"{split}.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "files"),
+    [
+        ("para", para_with_twins, 3),
+        ("csv", csv_by_split, 3),
+        ("csv", lambda root: make_csv(root), 1),
+        ("ava", lambda root: make_ava(root), 2),
+        ("iae", lambda root: make_iae(root), 6),
+        ("emoset", lambda root: make_emoset(root), 4),
+    ],
+)
+def test_each_file_of_labels_is_opened_once(tmp_path, opened, name, make, files):
+    make(tmp_path)
+    opened.clear()
+    reader = SetReader(name, tmp_path, DataOptions(twins=False))
+    for splits in (("test",), ("train", "val"), ("train", "val", "test")):
+        assert [*reader.load(splits)] == [*splits]
+    reader.twins_in_training()
+    labels = {path: n for path, n in opened.items() if path.endswith((".csv", ".txt", ".jpgl", ".json"))}
+    assert len(labels) == files and set(labels.values()) == {1}
 
 
 # ---- RatedSet --------------------------------------------------------------------------------------
