@@ -86,7 +86,7 @@ def relative_names(root: str | Path, paths: Iterable[str]) -> list[str]:
 
 
 def read_manifest(root: str | Path) -> Manifest | None:
-    """Of prepared copies; None if the root is none of copies."""
+    """The manifest of prepared copies; None if the folder holds none."""
     path = Path(root).expanduser() / MANIFEST
     if not path.is_file():
         return None
@@ -100,7 +100,7 @@ def read_manifest(root: str | Path) -> Manifest | None:
 
 
 def check_copies(copies: Copies, size: int | tuple[int, int] | None, exif: bool) -> None:
-    """Refuses copies that are not what decoding the pictures themselves to `size` would give."""
+    """Refuses copies of another size or orientation than decoding the pictures themselves would give."""
     have, want = f"data.size={copies.size}", f"data.size={size}"
     if size in (copies.size, (copies.size, copies.size)):
         have, want = f"data.exif={copies.exif}".lower(), f"data.exif={exif}".lower()
