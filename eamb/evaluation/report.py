@@ -8,12 +8,13 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 import metrics
-from eamb.files import row_writer, safe, written_whole
+from eamb.files import write_csv, written_whole
 
 CROSS_SET = ("n", "srcc", "plcc", "krcc")
 
@@ -98,18 +99,7 @@ def without_nan(value):
 
 def write_columns(path: Path, columns: dict[str, np.ndarray]) -> None:
     """Numbers in full, so that who reads the file has them again exactly; `rounded` ones are short."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        write = row_writer(file)
-        write(list(columns))
-        for row in zip(*columns.values(), strict=True):
-            write([as_cell(value) for value in row])
-
-
-def as_cell(value: object) -> object:
-    """A number as Python writes it; a text as `spreadsheets.safe`, which `original` there undoes."""
-    if isinstance(value, float):
-        return float(value)
-    return safe(str(value)) if isinstance(value, str) else value
+    write_csv(path, chain([columns], zip(*columns.values(), strict=True)))
 
 
 def rounded(values: np.ndarray) -> np.ndarray:

@@ -16,9 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from eamb.files import encodable, printable, written_whole
-from eamb.inference.photographs import Found
-from eamb.inference.rows import as_cell, csv_rows
+from eamb.files import as_cell, printable, safe_path, write_csv
+from eamb.inference.photographs import PictureFile
 from eamb.inference.scorer import Scored, Scorer
 
 GAP = 30.0  # seconds
@@ -280,7 +279,7 @@ class Seen(NamedTuple):
     jpeg: bytes
 
 
-def look_at(pictures: Sequence[Found], scorer: Scorer, page: Path | None) -> Iterator[Photograph]:
+def look_at(pictures: Sequence[PictureFile], scorer: Scorer, page: Path | None) -> Iterator[Photograph]:
     """Scores all pictures, and writes the thumbnails as they come; only what `Photograph` holds is kept.
 
     Args:
@@ -389,7 +388,7 @@ COLUMNS = (
 def as_row(photograph: Photograph) -> dict[str, str | int | float | None]:
     scored, place = photograph.scored, photograph.place
     row = {
-        "path": encodable(photograph.path),
+        "path": safe_path(photograph.path),
         "series": place and place.series,
         "series_size": place and photograph.size,
         "rank": place and photograph.rank,
@@ -402,7 +401,7 @@ def as_row(photograph: Photograph) -> dict[str, str | int | float | None]:
         "camera": photograph.taken.camera,
         "emotion": scored.emotion,
         "note": "; ".join(photograph.notes),
-        "error": scored.error and encodable(scored.error),
+        "error": scored.error,
     }
     return {name: row[name] for name in COLUMNS}
 
@@ -413,7 +412,4 @@ def describe_time(time: datetime | None) -> str | None:
 
 
 def write_rows(rows: Iterable[dict], output: Path) -> None:
-    with written_whole(output) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
-        write = csv_rows(file, COLUMNS)
-        for row in rows:
-            write(row)
+    write_csv(output, [COLUMNS, *(row.values() for row in rows)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import io
 import json
 import os
 import re
@@ -13,8 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
-from eamb.files import printable, written_whole
-from eamb.inference.rows import csv_rows
+from eamb.files import csv_line, printable, written_whole
 from eamb.selection.grouping import CAMERAS, COLUMNS, Photograph, as_row, describe_time
 
 TEMPLATE = Path(__file__).with_name("picks.html")
@@ -26,7 +24,7 @@ def write_page(page: Path, photographs: Sequence[Photograph], settings: str) -> 
     It holds each line of the csv, and what it would be with the other pick, so that the page needs to know
     nothing of csv and saves what `write_rows` would write.
     """
-    lines = [[csv_line(as_row(photograph)), csv_line(overruled(photograph))] for photograph in photographs]
+    lines = [[csv_line(make(each).values()) for make in (as_row, overruled)] for each in photographs]
     shown = [photograph for photograph in photographs if photograph.place]
     numbered = {id(photograph): number for number, photograph in enumerate(photographs)}
     series = defaultdict(list)
@@ -39,22 +37,12 @@ def write_page(page: Path, photographs: Sequence[Photograph], settings: str) -> 
         "series": "\n".join(sections),
         "failed": failures(failed),
         "hidden": "" if any(p.thumbnail and p.thumbnail.map for p in shown) else "hidden",
-        "data": as_script({"header": csv_line(), "rows": lines}),
+        "data": as_script({"header": csv_line(COLUMNS), "rows": lines}),
     }
     template = TEMPLATE.read_text(encoding="utf-8")
     whole = re.sub(r"\{\{(\w+)\}\}", lambda mark: fill[mark[1]], template)
     with written_whole(page / "index.html") as unfinished:
         unfinished.write_text(whole, encoding="utf-8")
-
-
-def csv_line(row: dict | None = None) -> str:
-    """A row as `write_rows` writes it, or the header."""
-    file = io.StringIO(newline="")
-    write, start = csv_rows(file, COLUMNS), file.tell()
-    if row is None:
-        return file.getvalue()
-    write(row)
-    return file.getvalue()[start:]
 
 
 def overruled(photograph: Photograph) -> dict[str, str | int | float | None]:
