@@ -146,7 +146,7 @@ def direct_score(model, path):
         return 1 + 4 * model(normalise(image, *normalisation(LITE0))).prediction.item()
 
 
-# ---- rows ----------------------------------------------------------------------------------------
+# ---- rows
 
 
 def test_rows_come_in_the_order_of_a_sorted_folder(scored, album):
@@ -188,13 +188,6 @@ def test_a_broken_file_is_a_row_with_its_reason_and_exit_code_1(scored):
     assert {value for key, value in broken.items() if key not in ("path", "error")} == {""}
     assert code == 1
     assert "5 of 7 pictures scored" in messages
-
-
-def test_what_a_folder_holds_beside_pictures_is_counted(scored):
-    [line] = [line for line in scored[3].splitlines() if line.startswith("passed over in folders: ")]
-    assert sorted(line.removeprefix("passed over in folders: ").split(", ")) == [
-        *("1 .cr2", "1 .txt", "1 linked", "2 hidden")
-    ]
 
 
 def test_json_lines_say_the_same_as_csv(scored, album, weights, tmp_path):
@@ -263,12 +256,7 @@ def test_no_text_is_a_formula_and_pandas_reads_the_same_paths_again(weights, tmp
     assert table.score.dtype == float
 
 
-def test_an_error_that_looks_like_a_formula_is_marked_and_numbers_stay_numbers():
-    row = without_formulas({"path": "a.jpg", "score": -1.5, "error": "=cmd|'/c calc'!A1", "emotion": None})
-    assert row == {"path": "a.jpg", "score": -1.5, "error": "'=cmd|'/c calc'!A1", "emotion": None}
-
-
-# ---- percentiles ---------------------------------------------------------------------------------
+# ---- percentiles
 
 
 @pytest.mark.parametrize(
@@ -280,19 +268,12 @@ def test_percentile_is_the_share_of_ratings_below(value, share):
     assert percentile(value, np.array(RATINGS)) == share
 
 
-def test_percentile_of_every_rating_is_counted_exactly():
-    ratings = np.sort(np.random.default_rng(0).integers(2, 10, 1001) / 2)  # many are equal
-    quantiles = np.quantile(ratings, np.linspace(0, 1, 1001))
-    for value in np.arange(1, 5, 0.5):
-        assert percentile(value, quantiles) == pytest.approx(100 * np.mean(ratings < value), abs=0.11)
-
-
 def test_no_percentile_without_training_ratings(model, album, tmp_path):
     file = export(tmp_path / "w.safetensors", model, FOUR_STARS, training_ratings=[])
     assert Scorer(file, device="cpu").score(album / "b.jpg").percentile is None
 
 
-# ---- the same score in any company -----------------------------------------------------------------
+# ---- the same score in any company
 
 
 def test_a_high_or_low_network_gives_a_probability_whatever_the_ratings_were(model, album, tmp_path):
@@ -314,10 +295,6 @@ def test_score_raises_where_score_all_reports(scorer, album):
     assert [result.error for result in scorer.score_all([album / "empty.jpg"])] == ["the file is empty"]
     with pytest.raises(DecodeError, match=r"empty\.jpg cannot be decoded: the file is empty"):
         scorer.score(album / "empty.jpg")
-
-
-def test_no_paths_give_no_results(scorer):
-    assert list(scorer.score_all([])) == []
 
 
 def test_folders_and_pipes_are_reasons_not_a_hang(scorer, tmp_path):
@@ -381,10 +358,6 @@ def test_scoring_leaves_torch_and_the_warnings_as_they_were(scorer, album, two_t
         warnings.warn("heard", stacklevel=1)
 
 
-def test_workers_are_one_per_core_unless_told_otherwise(two_threads):
-    assert [worker_threads(workers, on_cpu=True) for workers in (-1, 0, 5)] == [2, 0, 5]
-
-
 @pytest.mark.parametrize("threads", [0, 1, 3])
 def test_work_in_threads_comes_back_in_order_and_runs_no_further_ahead_than_one_item_each(threads):
     asked = []
@@ -395,137 +368,6 @@ def test_work_in_threads_comes_back_in_order_and_runs_no_further_ahead_than_one_
     assert list(results) == list(range(1, 20))
 
 
-def test_an_error_in_a_thread_is_the_callers():
-    with pytest.raises(ZeroDivisionError):
-        list(in_threads(lambda number: 1 // number, [1, 0, 1], 2))
-
-
-# ---- finding pictures ------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def inside(album, monkeypatch):
-    monkeypatch.chdir(album)
-
-
-def found(*arguments):
-    return [picture.path for picture in find_pictures(arguments)]
-
-
-def test_paths_stay_as_they_were_given(inside):
-    assert found("./b.jpg", "sub/", "broken.jpg") == ["./b.jpg", "sub/b.jpg", "sub/c.webp", "broken.jpg"]
-
-
-def test_a_file_named_twice_is_scored_once(inside, album):
-    assert found("sub/b.jpg", "sub", str(album / "sub"), "again/sub/c.webp") == ["sub/b.jpg", "sub/c.webp"]
-
-
-def test_a_link_to_a_picture_is_a_picture_of_its_own(tmp_path, album):
-    for name in ("x.jpg", "y.jpg"):
-        (tmp_path / name).symlink_to(album / "b.jpg")
-    assert found(str(tmp_path)) == [f"{tmp_path}/x.jpg", f"{tmp_path}/y.jpg"]
-
-
-@contextmanager
-def nested(folder, name, levels):
-    """A picture in folders inside folders, made and removed step by step: the whole path may be too long."""
-    before = Path.cwd()
-    os.chdir(folder)
-    for _ in range(levels):
-        Path(name).mkdir()
-        os.chdir(name)
-    blotches(0).save("a.jpg")
-    os.chdir(before)
-    try:
-        yield "/".join([str(folder), *[name] * levels])
-    finally:
-        os.chdir(folder)
-        for _ in range(levels):
-            os.chdir(name)
-        Path("a.jpg").unlink()
-        for _ in range(levels):
-            os.chdir("..")
-            Path(name).rmdir()
-        os.chdir(before)
-
-
-def test_a_thousand_nested_folders_are_searched(tmp_path):
-    blotches(1).save(tmp_path / "z.jpg")
-    with nested(tmp_path, "d", 1100) as deepest:
-        assert found(str(tmp_path)) == [f"{tmp_path}/z.jpg", f"{deepest}/a.jpg"]
-        try:  # Python 3.12 and later can
-            assert len(found(f"{tmp_path}/**/*.jpg")) == 2
-        except ValueError as error:
-            assert re.search(r"nested too deep for the pattern .*; name the folder itself$", str(error))
-
-
-def test_maps_of_pictures_in_a_thousand_folders_lie_in_the_last_hundred(scorer, tmp_path):
-    maps = MapFolder(tmp_path, scorer, raw=False)
-    folders = [str(level) for level in range(1100)]
-    for ending in ("", ".2"):
-        name = maps.name(Found("/".join(["top", *folders, "a.jpg"]), "top"))
-        assert name == "/".join([*folders[-99:], f"a.jpg{ending}"])
-
-
-def test_a_folder_whose_path_is_too_long_is_a_row_with_the_reason(scorer, tmp_path):
-    with nested(tmp_path, "d" * 250, 20) as deepest:  # a path has at most 4,096 bytes on Linux
-        [path] = found(str(tmp_path))
-        assert deepest.startswith(path)
-        assert [result.error for result in scorer.score_all([path])] == ["File name too long"]
-
-
-def test_files_come_before_folders_and_what_is_not_scored_is_counted(tmp_path, monkeypatch):
-    for name in ("b/z.jpg", "b/a/y.jpg", "c.jpg", ".d/x.jpg", "a.b/w.jpg", "a/v.jpg"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
-    (tmp_path / "e").symlink_to(tmp_path / "b")
-    monkeypatch.chdir(tmp_path)
-    search = Search()
-    search.add_folder(".")
-    assert [picture.path for picture in search.pictures.values()] == [
-        *("./c.jpg", "./loop.jpg", "./a/v.jpg", "./a.b/w.jpg", "./b/z.jpg", "./b/a/y.jpg"),
-    ]
-    assert search.describe_passed_over() == "1 hidden, 1 linked"
-
-
-def test_globs_are_read_as_a_shell_reads_them(inside):
-    assert found("*b.jpg", "**/c.*") == ["b.jpg", "sub/c.webp"]
-    assert found("[s]ub") == ["sub/b.jpg", "sub/c.webp"]
-    assert found(".c*/*") == [".cache/d.jpg"]
-
-
-def test_a_glob_does_not_go_round_in_linked_folders(tmp_path):
-    for name in ("one", "two"):  # each way round opens two more
-        (tmp_path / name).symlink_to(tmp_path)
-    blotches(0).save(tmp_path / "a.jpg")
-    assert found(f"{tmp_path}/**/*.jpg") == [f"{tmp_path}/a.jpg"]
-
-
-def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("a[1].jpg", "a1.jpg"):
-        blotches(0).save(name)
-    assert found("a[1].jpg") == ["a[1].jpg"]
-
-
-def test_a_named_file_is_tried_whatever_it_is_called(inside):
-    assert found("notes.txt", ".hidden.jpg", "missing.jpg") == ["notes.txt", ".hidden.jpg", "missing.jpg"]
-
-
-def test_a_list_on_standard_input_may_hold_any_name(inside, monkeypatch):
-    monkeypatch.setattr(
-        sys, "stdin", io.TextIOWrapper(io.BytesIO(b"b.jpg\r\n\n\xff.jpg\nsub\n"), encoding="utf-8")
-    )
-    assert found("-") == ["b.jpg", "\udcff.jpg", "sub/b.jpg", "sub/c.webp"]
-
-
-def test_a_list_of_zero_separated_names_is_refused(monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a.jpg\0b.jpg\0"), encoding="utf-8"))
-    with pytest.raises(ValueError, match="one path a line"):
-        found("-")
-
-
 def test_a_missing_file_among_others_is_a_row(album, weights, tmp_path):
     paths = [album / "missing.jpg", album / "b.jpg"]
     assert call(paths, weights, "--output", tmp_path / "scores.csv") == 1
@@ -534,25 +376,7 @@ def test_a_missing_file_among_others_is_a_row(album, weights, tmp_path):
     assert good["error"] == ""
 
 
-# ---- parts for several processes -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 9])
-def test_parts_are_disjoint_and_complete_and_do_not_depend_on_the_order(inside, album, count):
-    named = ["b.jpg", "sub", ".", str(album / "sub/b.jpg")]
-    whole = [os.path.realpath(picture.path) for picture in find_pictures(named)]
-    parts = []
-    for number in range(1, count + 1):
-        shard = Shard(number, count)
-        places = [os.path.realpath(picture.path) for picture in find_pictures(named, shard)]
-        again = [
-            os.path.realpath(picture.path) for picture in find_pictures(["./sub/..", *named[::-1]], shard)
-        ]
-        assert set(places) == set(again)
-        assert places == [place for place in whole if place in places], "they stay in the order of naming"
-        parts.append(places)
-    assert sorted(place for places in parts for place in places) == sorted(whole)
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+# ---- parts for several processes
 
 
 def test_the_rows_of_all_parts_are_the_rows_of_the_whole(scored, album, weights, tmp_path):
@@ -566,12 +390,6 @@ def test_the_rows_of_all_parts_are_the_rows_of_the_whole(scored, album, weights,
         assert row["error"] == whole[row["path"]]["error"]
         if row["score"]:
             assert float(row["score"]) == pytest.approx(float(whole[row["path"]]["score"]), abs=1e-5 * 4)
-
-
-@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/2/3", "-1/2", "1/0", "1.5/2"])
-def test_bad_parts_are_one_sentence(inside, weights, capsys, text):
-    message = refused(capsys, ["b.jpg"], weights, f"--shard={text}")
-    assert message == f"error: predict: --shard is i/n with i from 1 to n, as in 2/8; got '{text}'\n"
 
 
 def test_torchrun_gives_each_process_its_part_and_its_file(album, weights, tmp_path, monkeypatch):
@@ -593,7 +411,7 @@ def test_torchrun_leaves_no_doubt_about_parts(inside, weights, capsys, monkeypat
     assert "2 processes cannot all read the list" in refused(capsys, ["-"], weights)
 
 
-# ---- going on where a run was interrupted ------------------------------------------------------------
+# ---- going on where a run was interrupted
 
 
 @pytest.fixture(scope="module")
@@ -732,11 +550,7 @@ def test_rows_of_other_weights_are_refused(uninterrupted, photos, model, tmp_pat
     assert output.read_bytes() == uninterrupted.read_bytes()
 
 
-def test_resuming_needs_a_file(photos, weights, capsys):
-    assert "--resume goes on with the rows in --output FILE" in refused(capsys, photos, weights, "--resume")
-
-
-# ---- large pictures --------------------------------------------------------------------------------
+# ---- large pictures
 
 
 def test_large_jpegs_are_decoded_whole_only_if_asked(weights, model, tmp_path):
@@ -752,7 +566,7 @@ def test_large_jpegs_are_decoded_whole_only_if_asked(weights, model, tmp_path):
     assert 1e-4 < abs(scores[False] - scores[True]) < 0.2
 
 
-# ---- maps ------------------------------------------------------------------------------------------
+# ---- maps
 
 
 def test_maps_keep_sub_folders_and_endings(scored):
@@ -778,14 +592,6 @@ def test_raw_maps_are_the_networks_own(scored, album, model):
         assert np.abs(eam - emotion_map.numpy()).max() < 1e-5
         assert np.abs(cam - class_maps.numpy()).max() < 1e-5
         assert np.ptp(eam) > 0.1
-
-
-def test_the_emotion_aware_map_is_the_sum_of_the_class_maps_by_probability(scored, album):
-    for row in (row for row in scored[1] if not row["error"]):
-        name = row["path"].removeprefix(f"{album}/").replace(r"\xff", "\udcff")
-        eam, cam = (np.load(scored[2] / f"{name}.{ending}.npy") for ending in ("eam", "cam"))
-        probabilities = [float(row[f"emotion_{emotion}"]) for emotion in EMOTIONS]
-        assert np.abs(np.tensordot(probabilities, cam, 1) - eam).max() < 1e-5
 
 
 def test_class_maps_come_only_when_asked_for_and_do_not_depend_on_neighbours(scorer, weights, album):
@@ -847,10 +653,6 @@ def test_a_branch_that_was_never_trained_names_no_emotion(model, album, tmp_path
     assert names == ["b.jpg.eam.npy", "c.webp.eam.npy"]  # their classes would have no meaning
 
 
-def test_a_branch_that_was_trained_says_nothing(scored):
-    assert "never trained" not in scored[3]
-
-
 def test_pictures_of_one_name_get_maps_of_their_own(inside, scorer):
     maps = MapFolder(Path("maps"), scorer, raw=False)
     pictures = find_pictures(["b.jpg", "sub", "."])
@@ -870,7 +672,7 @@ def test_the_longest_names_get_maps_too(weights, tmp_path):
     assert len(list((tmp_path / "maps").glob("*.cam.npy"))) == 3
 
 
-# ---- bad arguments ---------------------------------------------------------------------------------
+# ---- bad arguments
 
 
 def refused(capsys, paths, checkpoint_file, *options):
