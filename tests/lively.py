@@ -34,8 +34,9 @@ def build_lively(outputs=1):
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
+    pictures = [np.array(blotches(seed).resize((SIZE, SIZE))) for seed in range(100, 112)]
     with torch.no_grad():
-        model(torch.cat([as_input(np.array(blotches(seed).resize((SIZE, SIZE)))) for seed in range(100, 112)]))
+        model(torch.cat([as_input(picture) for picture in pictures]))
         model.head[5].weight.mul_(10)
         model.emotion.classifier.weight.mul_(10)
     return model.eval()

@@ -258,8 +258,7 @@ def test_an_exported_pair_network_picks_as_its_checkpoint_does(tmp_path, capsys)
         assert [ours[name] for name in ("path", "rank", "picked")] == [
             theirs[name] for name in ("path", "rank", "picked")
         ]
-        assert float(ours["score"]) == pytest.approx(float(theirs["score"]), abs=1e-4)  # what export.py allows
+        assert float(ours["score"]) == pytest.approx(float(theirs["score"]), abs=1e-4)
     assert len({row["score"] for row in tables[0]}) == 4
     assert program(["predict", str(tmp_path / "photos"), "--checkpoint", str(tmp_path / "pairs.onnx")]) == 2
     assert "compares photographs of a series" in capsys.readouterr().err
-
