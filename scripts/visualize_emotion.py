@@ -43,10 +43,9 @@ from eamb.evaluation.figures import (
     write,
     write_figure,
 )
-from eamb.files import encodable, printable, row_writer, safe, written_whole
+from eamb.files import as_cell, encodable, printable, write_csv
 from eamb.inference.panels import Box, fit, resize_image, shorten, show
 from eamb.inference.photographs import find_pictures
-from eamb.inference.rows import as_cell
 from eamb.inference.scorer import Scored, Scorer, load_aesthetics
 from eamb.network.outputs import Scale
 from eamb.readers.decoding import decode
@@ -298,14 +297,12 @@ def shrink(image: np.ndarray) -> np.ndarray:
 
 def write_numbers(path: Path, entries: Iterable[Entry]) -> None:
     """One row per picture, in the order of the ranking; cells are empty where nothing is known."""
-    with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
-        write_row = row_writer(file)
-        write_row(COLUMNS)
-        for entry in sorted(entries, key=lambda entry: entry.rank):
-            scored, rating = entry.scored, None if math.isnan(entry.rating) else entry.rating
-            values = (entry.id, scored.score, rating, scored.emotion, scored.emotion_probability)
-            cells = [safe(value) if isinstance(value, str) else as_cell(value) for value in values]
-            write_row([entry.rank, *cells])
+    rows = [COLUMNS]
+    for entry in sorted(entries, key=lambda entry: entry.rank):
+        scored, rating = entry.scored, None if math.isnan(entry.rating) else entry.rating
+        values = (entry.id, scored.score, rating, scored.emotion, scored.emotion_probability)
+        rows.append([entry.rank, *map(as_cell, values)])
+    write_csv(path, rows)
 
 
 # ---------------------------------------------------------------------------------------------------

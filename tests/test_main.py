@@ -28,7 +28,7 @@ def calls(monkeypatch):
     monkeypatch.setattr(run, "train", lambda config, **options: made.append((config, options)))
     monkeypatch.setattr(evaluate_module, "evaluate_checkpoint", lambda *arguments: made.append(arguments))
     monkeypatch.setattr(external, "evaluate_predictions", lambda *a: made.append(("referee", *a)))
-    monkeypatch.setattr(predict, "run", lambda options: made.append(options) or 1)
+    monkeypatch.setattr(predict, "predict", lambda options: made.append(options) or 1)
     return made
 
 

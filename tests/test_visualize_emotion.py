@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from eamb.evaluation.figures import overlay, write_figure
-from eamb.inference.rows import as_cell
+from eamb.files import as_cell
 from eamb.inference.scorer import Scored, Scorer
 from eamb.network.outputs import Scale
 from eamb.weights import checkpoint
