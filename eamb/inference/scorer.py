@@ -210,6 +210,7 @@ class Scorer:
         emotions: names, in the order of the network; none if it has no emotion branch.
         emotions_trained: False if the emotion branch was never trained on emotions, so that its names mean
             nothing; results leave them out.
+        with_class_maps: whether results have maps of single emotions; may be changed between calls.
 
     Raises:
         ValueError: the weights give no score, or no maps, or another argument is out of range.
