@@ -40,7 +40,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import main as program
-from eamb.files import original, row_writer, safe
+from eamb.files import original, write_csv
 from eamb.runtime.command import guarded
 from eamb.runtime.config import Config, load_config
 from scripts import keep_run
@@ -457,10 +457,7 @@ def make_table(steps: list[Step], options: argparse.Namespace, again: bool) -> i
 
 
 def write_texts(path: Path, rows: Iterable[Iterable[str]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        write = row_writer(file)
-        for row in rows:
-            write([safe(text) for text in row])
+    write_csv(path, rows)
 
 
 def read_texts(path: Path) -> list[dict[str, str]]:

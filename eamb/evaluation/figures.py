@@ -363,9 +363,13 @@ def clean(axes: Axes) -> None:
     axes.tick_params(length=0, labelcolor=FAINT)
 
 
-def write_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG whole or not at all."""
+def write_figure(figure: Figure, path: Path, **settings: int) -> None:
+    """Write a PNG whole or not at all: under a temporary name, then renamed.
+
+    Args:
+        settings: how to compress it, as Pillow takes them.
+    """
     with written_whole(Path(path)) as unfinished, warnings.catch_warnings():
         # File names may hold letters that matplotlib's font lacks; they become boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        FigureCanvasAgg(figure).print_png(unfinished)
+        FigureCanvasAgg(figure).print_png(unfinished, pil_kwargs=settings)

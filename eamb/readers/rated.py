@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eamb.files import row_writer, safe
+from eamb.files import write_csv
 from eamb.network.outputs import Scale
 from eamb.readers.decoding import PICTURE_ENDINGS
 from eamb.readers.options import DataOptions as DataOptions  # others import it from here
@@ -187,10 +187,7 @@ def describe(rated: RatedSet) -> str:
 
 def write_left_out(path: str | Path, rated: RatedSet) -> None:
     """Writes one row `id,reason` for each picture of the split that is not used."""
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
-        write = row_writer(file)
-        for row in (LeftOut._fields, *rated.left_out):
-            write([safe(text) for text in row])
+    write_csv(path, [LeftOut._fields, *rated.left_out])
 
 
 def take_rows(values: np.ndarray | None, index) -> np.ndarray | None:

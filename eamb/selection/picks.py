@@ -9,7 +9,6 @@ alike. No photograph is moved, renamed, changed or deleted.
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,9 +20,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from eamb.files import encodable, written_whole
+from eamb.files import as_cell, csv_line, safe_path, write_csv
 from eamb.inference.photographs import find_pictures
-from eamb.inference.rows import as_cell, csv_rows
 from eamb.inference.scorer import Scorer
 from eamb.selection.exif import Taken, describe_time, read_taken
 from eamb.selection.grouping import Photograph, choose, sketch
@@ -112,7 +110,7 @@ def score_photographs(paths: Sequence[str], scorer: Scorer, page: Path | None) -
 def as_row(photograph: Photograph) -> dict[str, str | int | float | None]:
     scored, place = photograph.scored, photograph.place
     return {
-        "path": encodable(photograph.path),
+        "path": safe_path(photograph.path),
         "series": place and place.series,
         "series_size": place and photograph.size,
         "rank": place and photograph.rank,
@@ -125,34 +123,22 @@ def as_row(photograph: Photograph) -> dict[str, str | int | float | None]:
         "camera": photograph.taken.camera,
         "emotion": scored.emotion,
         "note": "; ".join(photograph.notes),
-        "error": scored.error and encodable(scored.error),
+        "error": scored.error,
     }
 
 
 def write_rows(rows: Iterable[dict], output: Path) -> None:
-    with written_whole(output) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
-        write = csv_rows(file, COLUMNS)
-        for row in rows:
-            write(row)
+    write_csv(output, [COLUMNS, *(row.values() for row in rows)])
 
 
 def as_table(photographs: Sequence[Photograph]) -> dict:
     """The csv line by line, and each line as it would be with the other pick, for `write_page`."""
-    file = io.StringIO(newline="")
-    write = csv_rows(file, COLUMNS)
-    header, rows = file.getvalue(), []
-
-    def line(row: dict) -> str:
-        file.seek(0)
-        file.truncate()
-        write(row)
-        return file.getvalue()
-
+    rows = []
     for photograph in photographs:
-        note = "; ".join([*photograph.notes, "changed by hand"])
-        row = as_row(photograph)
-        rows.append([line(row), line(row | {"picked": int(not photograph.picked), "note": note})])
-    return {"header": header, "rows": rows}
+        row, note = as_row(photograph), "; ".join([*photograph.notes, "changed by hand"])
+        other = row | {"picked": int(not photograph.picked), "note": note}
+        rows.append([csv_line(row.values()), csv_line(other.values())])
+    return {"header": csv_line(COLUMNS), "rows": rows}
 
 
 # ---- the command
