@@ -227,10 +227,8 @@ def forward_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
 
 def make_forward(name: str, side: int, batch: int, on: Steps) -> Callable[[], Output]:
     network = build(name)
-    images = normalise(
-        batch_of(side, batch), *backbones.normalisation(network.arguments["backbone"])
-    ).contiguous()
-    network, images = switched(network, images, on)
+    mean, std = backbones.normalisation(network.arguments["backbone"])
+    network, images = switched(network, normalise(batch_of(side, batch), mean, std).contiguous(), on)
     if "folding" in on:
         network = prepare_for_inference(network, "bf16" if "bf16" in on else "fp32")
     return torch.inference_mode()(lambda: network(images))
@@ -241,14 +239,12 @@ def engine_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
     if missing := [name for name in ("onnx", "openvino", "nncf", "onnxruntime") if not find_spec(name)]:
         print(f"benchmark: engines is left out: install {' '.join(missing)}")
         return
-    export, lite, int8 = (
-        str(path) for path in (ROOT / "scripts/export.py", folder / "lite.onnx", folder / "lite.int8")
-    )
-    photographs = [str(folder / f"{number}.png") for number in range(len(PHOTOGRAPHS))]
-    for photograph, path in zip(PHOTOGRAPHS, photographs, strict=True):
-        open_photograph(photograph).save(path)
+    pictures = [str(folder / f"{number}.png") for number in range(len(PHOTOGRAPHS))]
+    for one, path in zip(PHOTOGRAPHS, pictures, strict=True):
+        open_photograph(one).save(path)
+    export, lite, int8 = str(ROOT / "scripts/export.py"), str(folder / "lite.onnx"), str(folder / "lite.int8")
     make_command(export, str(SHIPPED), lite)()
-    make_command(export, str(SHIPPED), int8, "--int8", "--calibrate", *photographs)()
+    make_command(export, str(SHIPPED), int8, "--int8", "--calibrate", *pictures)()
     name, side, batch = QUICK_NETWORKS[-1] if options.quick else NETWORKS[-1]
     need = flops(build(name), side)
     in_torch = {"reference": (), "PyTorch fp32": FORWARD_STEPS[:-1]}
@@ -319,18 +315,10 @@ def loader_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
     photograph(800, 600).save(original, quality=92)
     Image.fromarray(decode(original, 512)).save(prepared, quality=95, subsampling=0)
     count = 10 if options.quick else 50
-    rows = {
-        "reference": (original, False),
-        "ours, bit-identical": (original, True),
-        "from a prepared copy": (prepared, True),
-    }
-    yield (
-        "loader, one process, to 512 px",
-        [
-            Variant(name, make_loader, (str(path), 512, count, ours), count)
-            for name, (path, ours) in rows.items()
-        ],
-    )
+    rows = [("reference", original, False), ("ours, bit-identical", original, True)]
+    rows.append(("from a prepared copy", prepared, True))
+    variants = [Variant(name, make_loader, (str(path), 512, count, ours), count) for name, path, ours in rows]
+    yield "loader, one process, to 512 px", variants
 
 
 def make_loader(path: str, side: int, count: int, ours: bool) -> Callable[[], None]:
@@ -657,9 +645,7 @@ def run_parts(options: argparse.Namespace) -> dict:
                 steps = [one for one in variants if one.name.startswith("+ ")]
                 if options.quick:  # of the steps, only all together
                     variants = [one for one in variants if one not in steps[:-1]]
-                job = measure_job(
-                    title, variants, options.rounds or (2 if options.quick else 7), options.threads
-                )
+                job = measure_job(title, variants, rounds, options.threads)
                 report["jobs"].append(job)
                 print("\n" + as_table(job), flush=True)
     return report

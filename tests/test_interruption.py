@@ -18,37 +18,30 @@ from test_training import snapshot
 
 from eamb.training import interruption, run
 from eamb.weights import checkpoint
+from tests.stress.training import END, Trainings, differences, finish, wait_until_written
 
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import torture_training
-
-# As the torture trains: with a decoding process, and a checkpoint behind each step.
+# As the stress test trains: with a decoding process, and a checkpoint behind each step.
 SETTINGS = ["train.epochs=3", "train.score_test=false"]
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """Trainings of two gloo processes; `pair.folder / "whole"` is one that was left alone."""
-    from eamb.readers.demo import make_demo
-
-    folder = tmp_path_factory.mktemp("pair")
-    make_demo(folder / "demo")
-    trainings = torture_training.Torture(folder, 2, SETTINGS, chance=None)
-    trainings.finish(trainings.start(folder / "whole"))
+    trainings = Trainings(tmp_path_factory.mktemp("pair"), 2, SETTINGS)
+    finish(trainings.start(trainings.folder / "whole"))
     return trainings
 
 
 def started(pair, output: Path) -> list:
     """The processes of a training that has written a checkpoint."""
     processes = pair.start(output)
-    assert pair.wait(processes, output / "last.pt")
+    assert wait_until_written(processes, output / "last.pt")
     return processes
 
 
 def codes(processes: list) -> list[int]:
     for process in processes:
-        process.join(torture_training.END)
+        process.join(END)
     return [process.exitcode for process in processes]
 
 
@@ -59,8 +52,8 @@ def children(number: int) -> list[int]:
 
 
 def assert_goes_on_as_if_nothing_had_been(pair, output: Path) -> None:
-    pair.finish(pair.start(output))
-    assert torture_training.differences(pair.folder / "whole", output) == []
+    finish(pair.start(output))
+    assert differences(pair.folder / "whole", output) == []
 
 
 def test_a_signal_to_one_process_and_its_decoders_stops_both_and_loses_nothing(pair):
@@ -82,7 +75,7 @@ def test_a_dead_process_ends_the_other_within_a_minute_which_says_why(pair):
     processes[1].kill()
     killed = time.monotonic()
     assert codes(processes) == [2, -9]
-    assert time.monotonic() - killed < torture_training.END
+    assert time.monotonic() - killed < END
     said = output.with_name("one dead.log").read_text()
     assert "error: distributed: process 0 lost another, whose own error says why it has ended" in said
     assert_goes_on_as_if_nothing_had_been(pair, output)
@@ -121,7 +114,7 @@ def test_torchrun_starts_anew_without_a_checkpoint_and_goes_on_behind_one(pair, 
         f"resumed {output / 'last.pt'} at epoch 2, step 1"
     ]
     assert "process 0 lost another" in done.stderr or "Signal 9 (SIGKILL)" in done.stderr
-    assert torture_training.differences(pair.folder / "whole", output) == []
+    assert differences(pair.folder / "whole", output) == []
 
 
 # ---- a full disk
@@ -184,7 +177,7 @@ def test_a_small_disk_that_fills_up_costs_checkpoints_and_not_the_run(one_thread
     assert done.stderr.count(warning) > 1, done.stderr
     assert "make room, then go on from there with --resume" in done.stderr
     checkpoint.load_training(tmp_path / "result" / "first.pt")  # whole
-    assert torture_training.differences(whole, tmp_path / "result" / "run") == []
+    assert differences(whole, tmp_path / "result" / "run") == []
 
 
 # ---- before a run has begun; locks
