@@ -137,7 +137,15 @@ def launch(name: str, processes: int, path: str, options: argparse.Namespace) ->
     Raises:
         RuntimeError: one of them failed.
     """
-    config = LaunchConfig(1, 1, processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id="scaling",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
     size = options.size or SIZES[name]
     try:
         measured = elastic_launch(config, measure_steps)(name, size, path, options)[0]
