@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import metrics
 from datasets import PictureSet, TestOrder, load_dataset, make_loader
 from eamb.evaluation.evaluate import evaluate_checkpoint, with_emotions
+from eamb.evaluation.intervals import bootstrap_intervals
 from eamb.evaluation.report import versions, without_nan, write_columns
 from eamb.files import original
 from eamb.network import backbones
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     words = [*options.settings, "task=emotion", f"data.dataset={'+'.join(options.dataset)}"]
-    words += [f"data.root={os.pathsep.join(options.data_root)}", f"data.folds={options.folds}"]
+    words += ["data.root=" + "\n".join(options.data_root), f"data.folds={options.folds}"]
     config = load_config(options.config, [*words, "train.score_test=false"])
     content, columns = cross_validate(config, options.output)
     write_columns(options.output / "predictions.csv", columns)
@@ -229,9 +229,9 @@ def compare(
     by_fold = [table[folds == fold].mean(axis=0).tolist() for fold in np.unique(folds)]
     return {
         "metrics": figures(shares, votes),
-        "intervals_95": metrics.bootstrap_intervals(figures, (shares, votes)),
+        "intervals_95": bootstrap_intervals(figures, (shares, votes)),
         "accuracies": accuracies(table),
-        "accuracies_95": metrics.bootstrap_intervals(accuracies, (table,)),
+        "accuracies_95": bootstrap_intervals(accuracies, (table,)),
         "accuracies_by_fold": [dict(zip(names, values, strict=True)) for values in by_fold],
         "chance": 1 / len(classes),
         "emotions": list(classes),

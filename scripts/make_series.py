@@ -35,11 +35,11 @@ import numpy as np
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
-from datasets import load_dataset, twins_in_training
+from datasets import SetReader
 from eamb.files import row_writer, safe
 from eamb.readers.decoding import decode
 from eamb.readers.pairs import PAIR_COLUMNS
-from eamb.readers.para import PARA_BINS
+from eamb.readers.para import PARA_BINS, PARA_FILES
 from eamb.readers.prepared import read_manifest
 from eamb.readers.rated import hash_fractions
 from eamb.readers.table import Sheet
@@ -126,9 +126,9 @@ def inside(folder: str, pair: Pair) -> Pair:
 
 def photographs(root: Path) -> dict[str, list[Photograph]]:
     """split -> its photographs, without those that have an identical one in the other list."""
-    loaded = load_dataset("para", root, ("train", "test"))
-    twins = twins_in_training("para", root)
-    sheet = Sheet(root / "annotation" / "PARA-GiaaTest.csv")
+    reader = SetReader("para", root)
+    loaded, twins = reader.load(("train", "test")), reader.twins_in_training()
+    sheet = reader.read(Sheet, root / "annotation" / PARA_FILES["test"])
     names = [f"{s}/{i}" for s, i in zip(sheet.texts("sessionId"), sheet.texts("imageName"), strict=True)]
     scene_of = dict(zip(names, sheet.texts("semantic"), strict=True))
     votes = sheet.counts_if_there([f"aestheticScore_{value}" for value in PARA_BINS], most=100)

@@ -35,8 +35,9 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import metrics
-from datasets import load_dataset, twins_in_training
+from datasets import SetReader
 from eamb.evaluation.evaluate import compare, labelled, truth, with_emotions
+from eamb.evaluation.intervals import bootstrap_intervals
 from eamb.evaluation.report import without_nan
 from eamb.files import file_hash, original, written_whole
 from eamb.readers.rated import DataOptions, RatedSet
@@ -389,7 +390,8 @@ def read_set(table: Table, runs: dict[str, Run], root: Path) -> tuple[RatedSet, 
     first = runs[table.runs[0]]
     name, split, sha256 = (first.content[key] for key in ("dataset", "split", "split_sha256"))
     options = data_options([runs[run] for run in table.runs])
-    rated = labelled(load_dataset(name, root, (split,), options)[split], "aesthetics")
+    reader = SetReader(name, root, options)
+    rated = labelled(reader.load((split,))[split], "aesthetics")
     if rated.sha256 != sha256:
         raise ValueError(
             f"make_tables: {first.folder} (table {table.name}) predicts another split than {name} {split} in "
@@ -397,12 +399,12 @@ def read_set(table: Table, runs: dict[str, Run], root: Path) -> tuple[RatedSet, 
         )
     unseen = {i for run in table.runs for i, _ in runs[run].content.get("broken", ())}
     rated = rated.take([i not in unseen for i in rated.ids])
-    twins = twins_in_training(name, root, options) if split == "test" else set()
+    twins = reader.twins_in_training() if split == "test" else set()
     return rated, twins & set(rated.ids)
 
 
 def data_options(runs: list[Run]) -> DataOptions:
-    """How the set was read: as by our first run, if there is one, else as the referee read it."""
+    """How the set was read: as by our first run, if there is one, else as `evaluate --predictions` did."""
     if configs := [run.config for run in runs if run.config]:
         return configs[0].data.options(DataOptions)
     try:
@@ -495,7 +497,7 @@ def figures(
         return row_metrics(table, of_runs(*arrays))
 
     arrays = (scores, *predictions.values())
-    intervals = metrics.bootstrap_intervals(of_rows, arrays, resamples)
+    intervals = bootstrap_intervals(of_rows, arrays, resamples)
     by_run = of_runs(*arrays)
     seeds = {
         (row.name, m): deviation([by_run[n][m] for n in row.runs]) for row in table.rows for m in MEASURES

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from datasets import read_table
+from datasets import SetReader
 from eamb.files import file_hash, written_whole
 from eamb.readers.decoding import DecodeError, decode, explain_failure
 from eamb.readers.prepared import MANIFEST, Manifest, Source, read_manifest, relative_names
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
     root, output = options.data_root.expanduser(), options.output.expanduser()
     manifest = start(options, config, root, output)
     data = config.data.options(DataOptions)
-    _, paths = read_table(options.dataset, root, options.splits.split(","), data)
+    _, paths = SetReader(options.dataset, root, data).table(options.splits.split(","))
     names = inside(root, relative_names(root, paths))
     labels = [path.relative_to(root).as_posix() for path in label_files(root, options.dataset, data)]
     with kept(manifest, output, len(names)):

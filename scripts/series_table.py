@@ -25,6 +25,7 @@ import numpy as np
 
 import metrics
 from eamb.evaluation.evaluate import compare_pairs
+from eamb.evaluation.intervals import bootstrap_intervals
 from eamb.evaluation.report import without_nan
 from eamb.files import original, written_whole
 from eamb.readers.table import Sheet
@@ -104,7 +105,7 @@ def measure(way: Way, first: Way, resamples: int) -> dict:
     if way is not first:
         arrays = (first.columns["prediction"], way.columns["prediction"], way.columns["preference"])
         result["accuracy_difference"] = difference(*arrays)["accuracy"]
-        result["accuracy_difference_95"] = metrics.bootstrap_intervals(
+        result["accuracy_difference_95"] = bootstrap_intervals(
             difference, arrays, resamples, groups=way.columns["series"]
         )["accuracy"]
     return result

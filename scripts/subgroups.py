@@ -35,6 +35,7 @@ import metrics
 from eamb.evaluation.evaluate import load_split, truth
 from eamb.evaluation.external import match, read_claims, why_correlations_only
 from eamb.evaluation.figures import FAINT, INK, new_figure, write, write_figure
+from eamb.evaluation.intervals import bootstrap_intervals
 from eamb.evaluation.report import without_nan, write_columns
 from eamb.files import written_whole
 from eamb.inference.panels import Box, fit, resize_image, show
@@ -272,7 +273,7 @@ def measure(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a correlation that does not exist is an empty cell
         found = estimates(names, *arrays)
-        intervals = metrics.bootstrap_intervals(lambda *a: estimates(names, *a), arrays, resamples)
+        intervals = bootstrap_intervals(lambda *a: estimates(names, *a), arrays, resamples)
         lines = []
         for name, values in zip(names, predicted, strict=True):
             line = common | {"predictions": name, "plcc": metrics.plcc(values, rated)}

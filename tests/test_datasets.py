@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import time
-import types
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +21,7 @@ from datasets import (
     Batch,
     Draw,
     PictureSet,
+    SetReader,
     TestOrder,
     TrainOrder,
     check_classes,
@@ -30,11 +30,10 @@ from datasets import (
     load_dataset,
     load_datasets,
     make_loader,
-    twins_in_training,
     unite,
 )
 from eamb.network.outputs import EMOTIONS, Scale
-from eamb.readers import iae, splitting
+from eamb.readers import demo, iae, splitting
 from eamb.readers.decoding import DecodeError, decode
 from eamb.readers.iae import IAE_EMOTIONS
 from eamb.readers.own_csv import round_outwards
@@ -401,30 +400,30 @@ def test_test_pictures_with_an_identical_one_in_training_are_found(tmp_path, mon
         lines = [" ".join(f"p{i}_.jpg" for i in group) for group in groups]
         (root / "annotation" / "identical_images.txt").write_text("\n".join(lines))
         monkeypatch.setattr(splitting, "identical_files", None)  # the list is enough
-    assert twins_in_training("PARA", root) == {"session0/p60_.jpg", "session1/p65_.jpg"}
+    assert SetReader("PARA", root).twins_in_training() == {"session0/p60_.jpg", "session1/p65_.jpg"}
 
 
 def test_a_list_of_twins_holds_for_pictures_that_are_not_here(tmp_path):
     root = make_para(tmp_path, train=60, test=5)
     (root / "annotation" / "identical_images.txt").write_text("p3_.jpg p60_.jpg")
     (root / "imgs/session1/p3_.jpg").unlink()
-    assert twins_in_training("para", root) == {"session0/p60_.jpg"}
+    assert SetReader("para", root).twins_in_training() == {"session0/p60_.jpg"}
 
 
 def test_sets_that_split_twins_to_one_side_have_none_in_training(tmp_path):
     root = make_csv(tmp_path)
     for i in range(1, 20):
         (tmp_path / f"pics/{i}.png").write_bytes((tmp_path / f"pics/{i + 20}.png").read_bytes())
-    assert twins_in_training("csv", root) == set()
-    assert twins_in_training("csv", root, DataOptions(twins=False)) != set()
+    assert SetReader("csv", root).twins_in_training() == set()
+    assert SetReader("csv", root, DataOptions(twins=False)).twins_in_training() != set()
 
 
 def test_twins_in_training_are_not_looked_for_in_huge_sets(tmp_path, monkeypatch):
     root = make_para(tmp_path / "para")
     monkeypatch.setattr(splitting, "identical_files", None)
     monkeypatch.setattr(splitting, "TWIN_LIMIT", 64)  # it has 65
-    assert twins_in_training("para", root) == set()
-    assert twins_in_training("ava", tmp_path / "not looked at") == set()
+    assert SetReader("para", root).twins_in_training() == set()
+    assert SetReader("ava", tmp_path / "not looked at").twins_in_training() == set()
 
 
 def test_twins_are_not_looked_for_in_huge_sets_and_that_is_said(tmp_path, monkeypatch):
@@ -578,7 +577,7 @@ def test_each_folder_is_listed_once_and_no_file_is_asked_for(tmp_path, monkeypat
 
 
 def test_unknown_set_split_and_options_are_refused(tmp_path):
-    assert "no set 'coco'; known are ava, para, iae, fi, emoset, csv, demo" in message(
+    assert "no set 'coco'; known are ava, para, iae, emoset, fi, csv, demo" in message(
         ValueError, "coco", tmp_path
     )
     assert "got valid" in message(ValueError, "para", tmp_path, ("valid",))
@@ -1574,7 +1573,7 @@ def make_demo(root):
 
 
 def test_demo_is_made_when_it_is_not_there(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "eamb.readers.demo", types.SimpleNamespace(make_demo=make_demo))
+    monkeypatch.setattr(demo, "make_demo", make_demo)
     sets = load_dataset("demo", tmp_path / "new")
     assert [s.ids for s in sets.values()] == [["0.png"], ["1.png"], ["2.png"]]
     assert sets["test"].scores.tolist() == [5.5] and sets["test"].scale.bins == tuple(

@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from small import ROOT
 
 from datasets import load_dataset
-from eamb.evaluation.external import read_claims
+from eamb.evaluation.external import read_predictions
 from eamb.files import original
 from eamb.network.outputs import Scale
 from eamb.readers.ava import AVA_CSV_COLUMNS, AVA_TEXT_COLUMNS
@@ -511,13 +511,16 @@ def predictions(root) -> Format:
         return word(cells["id"]), (np.array([number(cells["prediction"])]), shares)
 
     def load(root) -> dict[str, tuple]:
-        claims = read_claims(root / "scores.csv", rated)
-        if len({*claims.ids}) < len(claims.ids):  # which `referee.match` finds
-            raise ValueError(f"referee: scores.csv{''.join(f' row {row}' for row in claims.rows)}")
-        return {i: (row[:1], row[1:]) for i, row in zip(claims.ids, claims.values, strict=True)}
+        table = read_predictions(root / "scores.csv", rated)
+        if table["id"].duplicated().any():  # which `match_ids` finds
+            raise ValueError(f"evaluation: scores.csv{''.join(f' row {row}' for row in table['row'])}")
+        values = table.drop(columns=["row", "id"]).to_numpy()
+        return {i: (row[:1], row[1:]) for i, row in zip(table["id"], values, strict=True)}
 
     lines = [list(columns), *lines]
-    return Format("scores.csv", columns, lines, read, load, prefix=("datasets: ", "referee: "), guessed=True)
+    return Format(
+        "scores.csv", columns, lines, read, load, prefix=("datasets: ", "evaluation: "), guessed=True
+    )
 
 
 def published(root) -> Format:
@@ -800,7 +803,7 @@ def check_settings(content: bytes, original: str, path) -> None:
             text
         )
         if " is not YAML: " not in text:
-            check_line_of_settings(text, content, path)
+            check_place_of_settings(text, content, path)
         return
     event("loaded")
     values = {key: value_of(config, key) for key in KEYS}
@@ -820,12 +823,11 @@ def check_settings(content: bytes, original: str, path) -> None:
         assert all(values[key] == value_of(defaults, key) for key in KEYS if key not in keys)
 
 
-def check_line_of_settings(text: str, content: bytes, path) -> None:
-    """The line that the error names is in the file, and what it is about stands there."""
-    [number, about] = re.fullmatch(f"config: {re.escape(str(path))} line ([0-9]+): (.*)", text).groups()
-    line = content.decode("utf-8-sig").splitlines()[int(number) - 1]
+def check_place_of_settings(text: str, content: bytes, path) -> None:
+    """The error names the file, and what it is about stands there."""
+    [about] = re.fullmatch(f"config: {re.escape(str(path))}: (.*)", text).groups()
     key = re.match(r"(?:unknown key )?'([\w.]+)'(?! takes)", about)  # 'train' takes: said at a key below it
-    assert not key or key[1].rpartition(".")[2] in line, (text, line)
+    assert not key or key[1].rpartition(".")[2] in content.decode("utf-8-sig"), text
 
 
 def value_of(config, key: str):

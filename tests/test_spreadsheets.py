@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from small import ROOT, read_csv
 
-from eamb.evaluation.external import match, read_claims
+from eamb.evaluation.external import match_ids
 from eamb.evaluation.report import write_columns
 from eamb.files import FORMULA, encodable, original, row_writer, safe
 from eamb.inference.rows import csv_line, csv_rows, parse_csv
@@ -109,14 +109,13 @@ def first_cells(path: Path, column: str = "id") -> list[str]:
     return [row[column] for row in read_csv(path)]
 
 
-def test_ids_in_predictions_are_safe_and_the_referee_reads_them_again(tmp_path):
+def test_ids_in_predictions_are_safe_and_are_read_again(tmp_path):
     path = written(tmp_path)
     assert not [cell for cell in first_cells(path) if cell.startswith(FORMULA)]
-    claims = read_claims(path, rated())
-    assert claims.ids == IDS
-    assert claims.values[:, 0].tolist() == (np.arange(len(IDS)) / 7).tolist()
-    matched = match(claims, rated())
-    assert (len(matched.rows), matched.missing, matched.extra) == (len(IDS), [], [])
+    predictions, misfits = match_ids(path, rated())
+    assert predictions["id"].tolist() == IDS
+    assert predictions["prediction"].tolist() == (np.arange(len(IDS)) / 7).tolist()
+    assert misfits == {"missing": [], "extra": [], "duplicate": []}
 
 
 def test_the_tables_read_them_again(tmp_path):

@@ -6,7 +6,7 @@ from PIL import Image
 from scipy import stats
 from small import read_csv, write_csv
 
-import metrics
+from eamb.evaluation.intervals import bootstrap_intervals
 from scripts import subgroups
 from scripts.subgroups import FILES, measure_pictures, thirds
 
@@ -116,7 +116,7 @@ def test_intervals_are_those_of_the_resampled_group(para, tmp_path):
         return {"bias": (b - rated).mean(), "mae": abs(a - rated).mean() - abs(b - rated).mean()}
 
     arrays = (RATED[dogs], first[dogs], second[dogs])
-    expected = metrics.bootstrap_intervals(differences, arrays, 40)
+    expected = bootstrap_intervals(differences, arrays, 40)
     line = groups(tmp_path / "out", "b")["dog"]
     for key, name in (("bias", "bias"), ("mae", "mae_difference")):
         found = [float(line[f"{name}_{side}"]) for side in ("low", "high")]

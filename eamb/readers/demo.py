@@ -4,7 +4,7 @@ Nobody rated these pictures. Every vote and every emotion is a formula of the ki
 degradation, so that the demo and the tests run anywhere, offline, with a truth that is known. It says nothing
 about beauty.
 
-    python demo.py [--root data/demo]
+    python -m eamb.readers.demo [--root data/demo]
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 from eamb.network.outputs import EMOTIONS
 from eamb.readers.ava import AVA_BINS, AVA_RATING
 from eamb.readers.rated import SPLITS, DataOptions
-from eamb.readers.table import Sheet, Table, means
+from eamb.readers.table import Read, Sheet, Table, means
 
 TITLE = "EAMB-Net demo data set"
 
@@ -264,6 +264,29 @@ def make_demo(root: Path) -> Path:
     return root
 
 
+def parse_demo(root: Path, splits: tuple[str, ...], options: DataOptions, read: Read) -> Table:
+    """labels.csv; the set is made first if it is not there."""
+    if not (root / "labels.csv").is_file():
+        make_demo(root)
+    sheet = read(Sheet, root / "labels.csv")
+    sheet.need(["image", "split", "emotion", *SCORE_COLUMNS], " Delete the folder to make it again.")
+    ids, votes = sheet.ids("image"), sheet.counts(SCORE_COLUMNS)
+    return Table(
+        name="demo",
+        ids=ids,
+        names=ids,
+        places=[root / "images"],
+        split=np.array(SPLITS)[sheet.codes("split", SPLITS).argmax(1)],
+        protocol=dict.fromkeys(SPLITS, "synthetic labels, split by source photograph"),
+        scores=means(votes, AVA_BINS),
+        rating=AVA_RATING,
+        votes=votes,
+        bins=AVA_BINS,
+        emotions=sheet.codes("emotion", EMOTIONS),
+        emotion_classes=EMOTIONS,
+    )
+
+
 def is_complete(root: Path) -> bool:
     """Whether `root` holds this version with every file."""
     if not is_demo(root, VERSION) or not (root / "labels.csv").is_file():
@@ -413,30 +436,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-
-
-def parse_demo(root: Path, splits: tuple[str, ...], options: DataOptions) -> Table:
-    """The labels.csv of `demo.py`, which makes it if it is not there."""
-    path = root / "labels.csv"
-    if not path.is_file():
-        from eamb.readers.demo import make_demo
-
-        make_demo(root)
-    sheet = Sheet(path)
-    columns = [f"score{rating}" for rating in range(1, 11)]
-    sheet.need(["image", "split", "emotion", *columns], " Delete the folder to make it again.")
-    ids, votes = sheet.ids("image"), sheet.counts(columns)
-    return Table(
-        name="demo",
-        ids=ids,
-        names=ids,
-        places=[root / "images"],
-        split=np.array(SPLITS)[sheet.codes("split", SPLITS).argmax(1)],
-        protocol=dict.fromkeys(SPLITS, "synthetic labels, split by source photograph"),
-        scores=means(votes, AVA_BINS),
-        rating=AVA_RATING,
-        votes=votes,
-        bins=AVA_BINS,
-        emotions=sheet.codes("emotion", EMOTIONS),
-        emotion_classes=EMOTIONS,
-    )

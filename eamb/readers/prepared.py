@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from eamb.readers.rated import Copies
-from eamb.readers.table import _read_json
+from eamb.readers.table import read_json
 
 MANIFEST = "prepared.json"
 
@@ -91,7 +91,7 @@ def read_manifest(root: str | Path) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        manifest = Manifest(**_read_json(path))
+        manifest = Manifest(**read_json(path))
         for files in (manifest.labels, manifest.pictures):
             files.update({name: Source(**row) for name, row in files.items()})
     except (TypeError, AttributeError) as error:

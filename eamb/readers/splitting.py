@@ -34,7 +34,7 @@ def split_by_hash(table: Table, paths: list[str], splits: Sequence[str], options
     searched = options.twins and (table.twins is not None or len(rows) <= TWIN_LIMIT)
     # Every picture is tested in one of the folds, so all twins matter.
     share = 1.0 if options.folds else sum(shares.values())
-    twins = _twins(table, [paths[i] for i in rows], ids, _likely(ids, share)) if searched else []
+    twins = find_twins(table, [paths[i] for i in rows], ids, _likely(ids, share)) if searched else []
     how = "by hash of the id" + ("" if searched else ", identical pictures not looked for")
     table.split = table.split.astype("<U5")
     if options.folds:
@@ -143,7 +143,7 @@ def _likely(ids: Sequence[str], share: float) -> np.ndarray:
     return likely
 
 
-def _twins(table: Table, paths: list[str], ids: list[str], suspects: np.ndarray) -> list[list[int]]:
+def find_twins(table: Table, paths: list[str], ids: list[str], suspects: np.ndarray) -> list[list[int]]:
     """Groups of positions in `ids` of the same picture; by content only those with a suspect, (n,) bool."""
     if table.twins is None and table.copies:
         return _same_sources(table, ids, suspects)
