@@ -68,8 +68,8 @@ def test_a_crash_and_a_hang_are_told(monkeypatch):
 def test_a_short_soak_is_run_and_watched(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(images, "SLOWER", 100)  # of so few pictures the time is chance
     words = ["--checkpoint", str(write_checkpoint(tmp_path)), "--workers", "2", "--batch-size", "4"]
-    assert images.soak(tmp_path, 400, words, start=100) == []
-    assert " MB within 100 pictures, " in capsys.readouterr().out
+    assert images.soak(tmp_path, 200, words, start=50) == []
+    assert " MB within 50 pictures, " in capsys.readouterr().out
 
 
 def test_growth_and_slowdown_are_told():
