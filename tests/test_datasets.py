@@ -50,7 +50,6 @@ from eamb.readers.rated import (
     write_left_out,
 )
 from eamb.readers.splitting import fold_split, hash_split, identical_files
-from scripts.torture_images import bound_by_permissions
 
 # ---- making sets ----------------------------------------------------------------------------------
 
@@ -502,7 +501,7 @@ def test_a_link_that_cannot_be_followed_costs_one_picture_and_not_its_folder(tmp
     link.symlink_to(link if where == "in a circle" else closed / "3.png")
     closed.chmod(0)
     try:
-        with bound_by_permissions():
+        with small.bound_by_permissions():
             sets = load_dataset("csv", root)
     finally:
         closed.chmod(0o700)

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 from small import ROOT, UNTRAINED, WORDS, command, train
-from tests.stress.training import END, Trainings, differences, finish, wait_until_written
 
 from eamb.training import interruption, tasks
 from eamb.weights import checkpoint
+from tests.stress.training import END, Trainings, differences, finish, wait_until_written
 
 
 @pytest.fixture(scope="module")
