@@ -119,8 +119,8 @@ class Table:
     name: str
     title: str
     rows: dict[str, list[str]]
-    reference: str = ""
-    block: str = ""
+    reference: str
+    block: str
 
     @property
     def runs(self) -> list[str]:
@@ -130,28 +130,30 @@ class Table:
 def read_tables(path: Path) -> list[Table]:
     """Raises ValueError for a table that lacks something, has an unknown key, or names a row twice."""
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"make_tables: {path} is not YAML: {' '.join(str(error).split())}") from error
-    tables = []
-    for entry in entries if isinstance(entries, list) else [entries]:
-        try:
-            rows = [(row["name"], [*map(str, row["runs"])]) for row in entry.pop("rows", ())]
-            table = Table(**entry, rows=dict(rows))
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(
-                f"make_tables: {path} must be a list of tables with name, title and either block or rows, "
-                f"each with name and a list of runs, and perhaps reference; not {str(entry)[:200]} ({error})"
-            ) from error
-        where = f"make_tables: {path}: table {table.name}"
-        if bool(rows) == bool(table.block) or not all(table.rows.values()):
-            raise ValueError(f"{where} needs either rows, each with runs (ours), or block (of published.csv)")
-        if len(table.rows) < len(rows) or table.name in [other.name for other in tables]:
-            raise ValueError(f"{where} or a row of it is there twice; give each its own name")
-        if table.reference and table.reference not in table.rows:
-            raise ValueError(f"{where}: its reference '{table.reference}' is not one of {[*table.rows]}")
-        tables.append(table)
+        tables = [as_table(**entry) for entry in yaml.safe_load(path.read_text(encoding="utf-8"))]
+    except (yaml.YAMLError, TypeError, KeyError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise ValueError(
+            f"make_tables: {path} is not a list of tables as its head describes: {text}"
+        ) from error
+    if len({table.name for table in tables}) < len(tables):
+        raise ValueError(f"make_tables: {path}: two tables have the same name")
     return tables
+
+
+def as_table(name: str, title: str, rows: Sequence = (), reference: str = "", block: str = "") -> Table:
+    by_name = {row["name"]: [*map(str, row["runs"])] for row in rows}
+    if len(by_name) < len(rows):
+        raise ValueError(f"two rows of table {name} have the same name")
+    if bool(by_name) == bool(block) or not all(by_name.values()):
+        raise ValueError(
+            f"table {name} needs either rows, each with runs (ours), or a block (of published.csv)"
+        )
+    if reference and reference not in by_name:
+        raise ValueError(
+            f"the reference of table {name}, '{reference}', is not one of its rows: {[*by_name]}"
+        )
+    return Table(name, title, by_name, reference, block)
 
 
 def read_published(path: Path) -> dict[str, list[dict[str, str]]]:
@@ -208,8 +210,12 @@ def read_run(folder: Path) -> Run:
     config, budget, needed = None, "", ["metrics", "dataset", "split", "split_sha256"]
     if "predictions_file" not in facts:  # `main.py evaluate --predictions` writes it
         config, log = load_config([existing("config.yaml")]), existing("metrics.jsonl")
-        first_epoch = json.loads(log.read_text(encoding="utf-8").partition("\n")[0])
-        budget = f"{first_epoch['train_pictures']:,} x {config.train.epochs}"
+        first_epoch = re.search(
+            r'"train_pictures": (\d+)', log.read_text(encoding="utf-8").partition("\n")[0]
+        )
+        if not first_epoch:
+            raise ValueError(f"make_tables: {log} does not say train_pictures; keep the run again")
+        budget = f"{int(first_epoch[1]):,} x {config.train.epochs}"
         branch = config.model.network == "eambnet" and "emotion" not in config.model.without
         needed += list(TRAINED_ON)[: 1 + branch]
     if missing := [key for key in needed if key not in facts]:
@@ -299,17 +305,14 @@ def read_predictions(folder: Path, rated: RatedSet) -> np.ndarray:
     path = folder / "predictions.csv.gz"
     try:
         table = pd.read_csv(path, usecols=["id", "prediction"], dtype=str, keep_default_na=False)
-        predictions = table["prediction"].astype(float)
+        predictions = table.set_index(table["id"].map(original))["prediction"].astype(float)
     except (ValueError, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"make_tables: {path} cannot be read: {error}") from error
-    predictions.index = table["id"].map(original)
-    if not np.isfinite(predictions).all():
-        raise ValueError(f"make_tables: {path}: a prediction is not a finite number")
-    if len(table) != len(rated) or {*predictions.index} != {*rated.ids}:
+    if sorted(predictions.index) != sorted(rated.ids) or not np.isfinite(predictions).all():
         wrong = sorted({*predictions.index} ^ {*rated.ids})
         raise ValueError(
-            f"make_tables: {path} must have each of the {len(rated)} pictures of {rated.name} {rated.split} "
-            f"once; {len(wrong)} are missing or unknown, e.g. {wrong[:1]}"
+            f"make_tables: {path} must have a finite number for each of the {len(rated)} pictures of "
+            f"{rated.name} {rated.split}, once; {len(wrong)} are missing or unknown, e.g. {wrong[:3]}"
         )
     return predictions[list(rated.ids)].to_numpy()
 

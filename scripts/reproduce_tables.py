@@ -24,15 +24,13 @@ import argparse
 import json
 import os
 import shlex
-import shutil
 import signal
-import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from subprocess import Popen
 
 import pandas as pd
 import yaml
@@ -63,33 +61,14 @@ RECIPES = {  # set, Lite or not -> configs of the networks and of their emotion 
     ("demo", False): ("demo", "demo"),
 }
 DISTRIBUTIONS = ("ava", "demo")  # sets that are trained on votes, by EMD, unless data.target says otherwise
-DECIDED = (  # by the steps themselves
-    "task",
-    "data.dataset",
-    "data.root",
-    "model.network",
-    "model.without",
-    "train.seed",
-    "train.score_test",
-)
+DECIDED = ("task", "data.dataset", "data.root", "model.network", "model.without")  # by the steps themselves
+DECIDED += ("train.seed", "train.score_test")
 
-
-class Pictures(NamedTuple):
-    """How many a set has. val: 0 where it is a share of train, `data.validation`."""
-
-    train: int
-    val: int
-    test: int
-
-
-SETS = {
-    "ava": Pictures(235_600, 0, 19_930),
-    "para": Pictures(28_220, 0, 3_000),
-    "iae": Pictures(15_460, 2_208, 4_418),
-    "demo": Pictures(190, 38, 76),
-}
+# Pictures of train, val (0: a share of train, `data.validation`) and test; of emoset and fi about.
+SETS = {"ava": (235_600, 0, 19_930), "para": (28_220, 0, 3_000)}
+SETS |= {"iae": (15_460, 2_208, 4_418), "demo": (190, 38, 76)}
 EMOTION_SETS = {name: SETS[name] for name in ("para", "iae", "demo")}
-EMOTION_SETS |= {"emoset": Pictures(94_480, 5_910, 17_720), "fi": Pictures(18_650, 1_170, 3_500)}  # about
+EMOTION_SETS |= {"emoset": (94_480, 5_910, 17_720), "fi": (18_650, 1_170, 3_500)}
 
 CARD = "RTX 3090"  # 24 GB
 PEAK = {"fp32": 35.6e12, "bf16": 71e12, "fp16": 71e12}  # FLOP/s; in fp32 convolutions run in TF32
@@ -106,7 +85,7 @@ class Step:
 
     name: str
     row: str
-    words: tuple[str, ...]
+    words: list[str]
     config: Config
     output: Path
     branch: Path | None = None
@@ -140,13 +119,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def reproduce(options: argparse.Namespace) -> int:
     steps = plan(options)
-    unfinished = to_do(steps)
+    unfinished = [step for step in steps if not is_done(step)]
     table = table_command(steps, options)
     show(steps, unfinished, table, options.dry_run)
     if options.dry_run:
         return 0
     for step in unfinished:
-        shutil.rmtree(step.result, ignore_errors=True)  # of an emotion branch whose weights are gone
         print(f"\n{step.name}", flush=True)
         for command in step.commands:
             if code := execute(command):
@@ -191,15 +169,10 @@ def plan(options: argparse.Namespace) -> list[Step]:
 
     Raises:
         ValueError, FileNotFoundError: options that are wrong or contradict each other, settings that a
-            training would refuse, data that is not there.
+            training would refuse at its start, data that is not there.
     """
     check_options(options)
-    seeds = options.seeds.split(",")
-    if not all(seed.isdecimal() for seed in seeds) or len({*seeds}) < len(seeds):
-        raise ValueError(
-            f"reproduce_tables: --seeds takes different whole numbers, as in 0,1,2, got '{options.seeds}'"
-        )
-    main_config = network_step(options, "main", 0).config
+    main_config = make_step(options, "main").config
     possible = [row for row in ROWS if row != "emd_batch" or predicts_votes(main_config)]
     rows = list(dict.fromkeys(options.only.split(","))) if options.only else possible
     if wrong := [row for row in rows if row not in possible]:
@@ -209,41 +182,48 @@ def plan(options: argparse.Namespace) -> list[Step]:
         )
     steps = []
     for row in rows:
-        if row != "main" and network_step(options, row, 0).config == main_config:
+        if row != "main" and make_step(options, row).config == main_config:
             print(f"{row}: left out, because with these settings it is the main network")
-            continue
-        steps += [network_step(options, row, int(seed)) for seed in seeds]
+        else:
+            steps += [make_step(options, row, int(seed)) for seed in options.seeds.split(",")]
     if not steps:
         raise ValueError("reproduce_tables: no row is left to make; let --only name others")
     if not options.emotion_checkpoint and any(step.branch for step in steps):
-        steps.insert(0, emotion_step(options))
+        steps.insert(0, make_step(options, "emotion"))
     if not options.dry_run:
         check_files(options)
-    check_networks(steps)
+    from eamb.training.tasks import check_losses, check_parts
+
+    for step in steps:
+        check_losses(step.config)
+        check_parts(step.config, str(step.branch or ""))
     return steps
 
 
 def check_options(options: argparse.Namespace) -> None:
-    name = options.dataset
+    name, seeds = options.dataset, options.seeds.split(",")
     if name not in SETS:
         raise ValueError(f"reproduce_tables: there are recipes for {', '.join(SETS)}, not for '{name}'")
     if (name, options.lite) not in RECIPES:
         where = "its recipe is Lite's already" if name == "demo" else "there is no Lite recipe for it"
         raise ValueError(f"reproduce_tables: --lite is for para; {name}: {where}")
+    if not all(seed.isdecimal() for seed in seeds) or len({*seeds}) < len(seeds):
+        raise ValueError(
+            f"reproduce_tables: --seeds takes different whole numbers, as in 0,1,2, got '{options.seeds}'"
+        )
     if options.emotion_checkpoint and options.emotion_data:
         raise ValueError("reproduce_tables: with --emotion-checkpoint the branch needs no --emotion-data")
-    for word in options.settings:
-        if word.partition("=")[0] in DECIDED:
-            raise ValueError(
-                f"reproduce_tables: leave '{word}' out; sets, seeds and parts of the network are decided "
-                "step by step (--data-root, --emotion-data, --seeds, --only)"
-            )
-    if not options.data_root and name != "demo" and not options.dry_run:
-        raise ValueError(f"reproduce_tables: where is {name}? --data-root DIR")
+    if decided := [word for word in options.settings if word.partition("=")[0] in DECIDED]:
+        raise ValueError(
+            f"reproduce_tables: leave '{decided[0]}' out; sets, seeds and parts of the network are decided "
+            "step by step (--data-root, --emotion-data, --seeds, --only)"
+        )
 
 
 def check_files(options: argparse.Namespace) -> None:
-    """Raises FileNotFoundError for the first file or folder that is not there; the demo set makes itself."""
+    """Raises for the first file or folder that is not given or not there; the demo set makes itself."""
+    if not options.data_root and options.dataset != "demo":
+        raise ValueError(f"reproduce_tables: where is {options.dataset}? --data-root DIR")
     folders = {options.dataset: data_root(options)} | (emotion_sets(options) if options.emotion_data else {})
     for name, folder in folders.items():
         if name != "demo" and not Path(folder).is_dir():
@@ -251,15 +231,6 @@ def check_files(options: argparse.Namespace) -> None:
     branch = options.emotion_checkpoint
     if branch and not branch.is_file():
         raise FileNotFoundError(f"reproduce_tables: there is no emotion checkpoint {branch}")
-
-
-def check_networks(steps: list[Step]) -> None:
-    """Raises ValueError for what a training refuses at its start, for all of them before the first."""
-    from eamb.training.tasks import check_losses, check_parts
-
-    for step in steps:
-        check_losses(step.config)
-        check_parts(step.config, str(step.branch or ""))
 
 
 def data_root(options: argparse.Namespace) -> str:
@@ -294,78 +265,34 @@ def predicts_votes(config: Config) -> bool:
     return target == "distribution" or (target == "auto" and config.data.names[0] in DISTRIBUTIONS)
 
 
-def network_step(options: argparse.Namespace, row: str, seed: int) -> Step:
-    files = [RECIPES[options.dataset, options.lite][0], "official" * options.official, ROWS[row][1]]
-    settings = [f"train.seed={seed}", *options.settings]
-    if row == "emotion_batchnorm":  # the branch drifts, its maps cannot be kept
-        settings = without(settings, "train.emotion_maps")
-    sets = {options.dataset: data_root(options)}
-    step = as_step(options, f"{row}_seed{seed}", row, sets, files, settings)
-    if step.config.model.network != "eambnet" or step.config.model.without == "emotion":
-        return step
-    trained = step.run.with_name(f"{prefix(options)}_emotion") / "best.pt"
-    branch = options.emotion_checkpoint or trained
-    return replace(step, branch=branch, words=(*step.words, "--emotion-checkpoint", str(branch)))
-
-
-def emotion_step(options: argparse.Namespace) -> Step:
-    files = [RECIPES[options.dataset, options.lite][1], "official" * options.official]
-    # How ratings are read says nothing here, and maps are kept of a frozen branch only.
-    settings = without(options.settings, "data.target", "train.emotion_maps")
-    return as_step(options, "emotion", "emotion", emotion_sets(options), files, settings)
-
-
-def as_step(
-    options: argparse.Namespace,
-    name: str,
-    row: str,
-    sets: dict[str, str],
-    files: list[str],
-    settings: list[str],
-) -> Step:
-    """
-    Args:
-        sets: name -> folder. files: names of configs, "" for none. settings: key=value words.
-    """
-    configs = [os.path.relpath(ROOT / "configs" / f"{file}.yaml") for file in files if file]
-    task = "emotion" if row == "emotion" else "aesthetics"
-    words = ["--task", task] if row == "emotion" else []
+def make_step(options: argparse.Namespace, row: str, seed: int = 0) -> Step:
+    emotion = row == "emotion"
+    prefix = options.dataset + "_lite" * options.lite + "_official" * options.official
+    output = options.output or Path("runs") / f"tables_{prefix}"
+    sets = emotion_sets(options) if emotion else {options.dataset: data_root(options)}
+    names = [RECIPES[options.dataset, options.lite][emotion], "official" * options.official]
+    names += [] if emotion else [ROWS[row][1]]
+    configs = [program(f"configs/{name}.yaml") for name in names if name]
+    # Maps are kept of a branch that stays as it is; how ratings are read says nothing about emotions.
+    dropped = ("train.emotion_maps",) if row in ("emotion", "emotion_batchnorm") else ()
+    dropped += ("data.target",) if emotion else ()
+    settings = [] if emotion else [f"train.seed={seed}"]
+    settings += [word for word in options.settings if word.partition("=")[0] not in dropped]
+    task = "emotion" if emotion else "aesthetics"
+    config = load_config(configs, [*settings, f"task={task}", f"data.dataset={'+'.join(sets)}"])
+    words = ["--task", "emotion"] if emotion else []
     for dataset, folder in sets.items():
         words += ["--dataset", dataset, "--data-root", folder]
-    words += [word for file in configs for word in ("--config", file)]
-    config = load_config(configs, [*settings, f"task={task}", f"data.dataset={'+'.join(sets)}"])
-    output = options.output or Path("runs") / f"tables_{prefix(options)}"
-    return Step(f"{prefix(options)}_{name}", row, (*words, *settings), config, output)
-
-
-def prefix(options: argparse.Namespace) -> str:
-    """Of the names of all runs."""
-    return options.dataset + "_lite" * options.lite + "_official" * options.official
-
-
-def without(settings: list[str], *keys: str) -> list[str]:
-    return [word for word in settings if word.partition("=")[0] not in keys]
+    words += [word for file in configs for word in ("--config", file)] + settings
+    branch = None
+    if not emotion and config.model.network == "eambnet" and config.model.without != "emotion":
+        branch = options.emotion_checkpoint or output / "runs" / f"{prefix}_emotion" / "best.pt"
+        words += ["--emotion-checkpoint", str(branch)]
+    name = f"{prefix}_emotion" if emotion else f"{prefix}_{row}_seed{seed}"
+    return Step(name, row, words, config, output, branch)
 
 
 # ---- Doing it
-
-
-def to_do(steps: list[Step]) -> list[Step]:
-    """The steps that have no result yet; the emotion branch too, if a row is left and its weights are gone.
-
-    Raises:
-        ValueError: a result is not what these steps would make, or was made with a branch that is gone.
-    """
-    unfinished = [step for step in steps if not is_done(step)]
-    first, weights = steps[0], steps[0].run / "best.pt"
-    if first.row != "emotion" or weights.is_file() or not any(step.branch for step in unfinished):
-        return unfinished
-    if done := [step.name for step in steps if step.branch and step not in unfinished]:
-        raise ValueError(
-            f"reproduce_tables: {done[0]} was trained with {weights}, which is gone; trained again it would be "
-            "another branch. Put it back, or choose another --output"
-        )
-    return [first, *(step for step in unfinished if step is not first)]
 
 
 def is_done(step: Step) -> bool:
@@ -393,14 +320,17 @@ def is_done(step: Step) -> bool:
 
 
 def execute(command: list[str]) -> int:
-    """The exit code. A signal is the training's: it saves where it is and ends, and we wait for it."""
-    process = subprocess.Popen([*PROGRAMS[command[0]], *command[1:]])
-    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:  # Ctrl-C reaches the training too
-            continue
+    """The exit code. A signal is for the training, which saves where it is and ends; we wait for it."""
+    process = Popen([*PROGRAMS[command[0]], *command[1:]])
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:  # Ctrl-C reaches the training too
+                continue
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def processes() -> int:
@@ -466,7 +396,9 @@ def program(name: str) -> str:
 
 
 def show(steps: list[Step], unfinished: list[Step], table: list[str], commands: bool) -> None:
-    costs = {step.name: estimate(step.config) for step in steps}
+    costs = {
+        step.name: estimate(replace(step.config, train=replace(step.config.train, seed=0))) for step in steps
+    }
     for step in steps:
         hours, gigabytes = costs[step.name]
         said = f"{duration(hours)}, {gigabytes:.1f} GB" if step in unfinished else "done already"
@@ -475,14 +407,13 @@ def show(steps: list[Step], unfinished: list[Step], table: list[str], commands: 
             print(f"  {shlex.join(command)}")
     if commands:
         print(f"table\n  {shlex.join(table)}")
-    total = sum(cost.hours for cost in costs.values())
-    remaining = sum(costs[step.name].hours for step in unfinished)
+    total, remaining = (sum(costs[step.name][0] for step in part) for part in (steps, unfinished))
     print(
         f"\n{duration(total)} in all, {duration(remaining)} still to do, on one {CARD} (24 GB): counted "
         f"operations, at an assumed {SHARE:.0%} of its peak ({PEAK['fp32'] / 1e12:g} TFLOP/s in fp32, whose "
         f"convolutions run in TF32, {PEAK['bf16'] / 1e12:g} in bf16 and fp16), if pictures are decoded fast "
         "enough.\n"
-        f"At most {max(cost.gigabytes for cost in costs.values()):.1f} GB on one GPU: weights, gradients, Adam, "
+        f"At most {max(memory for _, memory in costs.values()):.1f} GB on one GPU: weights, gradients, Adam, "
         "saved activations; passing values and cuDNN's workspace come on top. Estimates, not measured.",
         flush=True,
     )
@@ -495,58 +426,43 @@ def duration(hours: float) -> str:
     return f"{hours:.0f} h" if hours >= 10 else f"{hours:.2g} h"
 
 
-class Cost(NamedTuple):
-    """Of a training on one card, its validations and its test included."""
-
-    hours: float
-    gigabytes: float
-
-
-class Count(NamedTuple):
-    """Of a network.
-
-    frozen, trained: FLOP (2 a multiply-add) of a picture's forward pass in the frozen branch and in the rest.
-    activations: bytes kept of one picture for the backward pass.
-    trained_parameters, parameters: numbers in them.
-    """
-
-    frozen: float
-    trained: float
-    activations: float
-    trained_parameters: int
-    parameters: int
-
-
-def estimate(config: Config) -> Cost:
-    """A step costs 3 forward passes of what is trained (backward is twice forward), 1 of the frozen branch;
-    validation and test cost 1 of all, in fp32."""
-    count = count_network(replace(config, train=replace(config.train, seed=0)))
-    train, val, test = pictures(config)
-    steps = train * config.train.epochs * (3 * count.trained + count.frozen)
-    passes = (val * config.train.epochs + test) * (count.trained + count.frozen)
-    seconds = (steps / PEAK[config.train.precision] + passes / PEAK["fp32"]) / SHARE
-    # Weights of all, gradients and Adam's two moments of what is trained: 4 bytes each.
-    state = 4 * (count.parameters + 3 * count.trained_parameters)
-    return Cost(seconds / 3600, (state + config.train.batch_size * count.activations) / 1e9)
-
-
-def pictures(config: Config) -> Pictures:
-    """How many an epoch shows, how many each validation and the test."""
-    names = config.data.names
-    repeats = config.data.repeat.split(",") if config.data.repeat else ["1"] * len(names)
-    total = [0, 0, 0]
-    for name, repeat in zip(names, repeats, strict=True):
-        size = (SETS | EMOTION_SETS)[name]
-        val = size.val or round(size.train * config.data.validation)
-        train = size.train if size.val else size.train - val
-        shown = min(train, config.data.limit or train) * int(repeat)
-        total = [a + b for a, b in zip(total, (shown, val, size.test), strict=True)]
-    return Pictures(*total)
-
-
 @cache
-def count_network(config: Config) -> Count:
-    """Counted at the config's own size, on tensors that have shapes and no values."""
+def estimate(config: Config) -> tuple[float, float]:
+    """Hours and gigabytes of a training on one card, its validations and its test included.
+
+    A step costs 3 forward passes of what is trained (backward is twice forward), 1 of the frozen branch;
+    validation and test cost 1 of all, in fp32. Memory: weights of all, gradients and Adam's two moments of
+    what is trained, 4 bytes each, and what the batch keeps for the backward pass.
+    """
+    forward, frozen, activations, parameters, trained_parameters = count_network(config)
+    train, val, test = pictures(config)
+    steps = train * config.train.epochs * (3 * (forward - frozen) + frozen)
+    passes = (val * config.train.epochs + test) * forward
+    seconds = (steps / PEAK[config.train.precision] + passes / PEAK["fp32"]) / SHARE
+    state = 4 * (parameters + 3 * trained_parameters)
+    return seconds / 3600, (state + config.train.batch_size * activations) / 1e9
+
+
+def pictures(config: Config) -> list[int]:
+    """How many an epoch shows, how many each validation and the test."""
+    repeats = config.data.repeat.split(",") if config.data.repeat else ["1"] * len(config.data.names)
+    counts = []
+    for name, repeat in zip(config.data.names, repeats, strict=True):
+        train, val, test = (SETS | EMOTION_SETS)[name]
+        if not val:
+            val = round(train * config.data.validation)
+            train -= val
+        counts.append((min(train, config.data.limit or train) * int(repeat), val, test))
+    return [sum(column) for column in zip(*counts, strict=True)]
+
+
+def count_network(config: Config) -> tuple[float, float, float, int, int]:
+    """Counted at the config's own size, on tensors that have shapes and no values.
+
+    Returns:
+        FLOP (2 a multiply-add) of a picture's forward pass, and those in the frozen emotion branch; bytes
+        kept of one picture for the backward pass; parameters of all and of what is trained.
+    """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
@@ -571,13 +487,12 @@ def count_network(config: Config) -> Count:
             if frozen_branch:
                 network.feel(images)
     weights = {tensor.untyped_storage()._cdata for tensor in network.state_dict().values()}
-    of_branch = frozen.get_total_flops()
-    return Count(
-        of_branch / batch,
-        (whole.get_total_flops() - of_branch) / batch,
+    return (
+        whole.get_total_flops() / batch,
+        frozen.get_total_flops() / batch,
         sum(memory.nbytes() for number, memory in saved.items() if number not in weights) / batch,
-        sum(p.numel() for p in network.parameters() if p.requires_grad),
         sum(p.numel() for p in network.parameters()),
+        sum(p.numel() for p in network.parameters() if p.requires_grad),
     )
 
 
