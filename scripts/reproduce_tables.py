@@ -426,7 +426,6 @@ def duration(hours: float) -> str:
     return f"{hours:.0f} h" if hours >= 10 else f"{hours:.2g} h"
 
 
-@cache
 def estimate(config: Config) -> tuple[float, float]:
     """Hours and gigabytes of a training on one card, its validations and its test included.
 
@@ -434,7 +433,9 @@ def estimate(config: Config) -> tuple[float, float]:
     validation and test cost 1 of all, in fp32. Memory: weights of all, gradients and Adam's two moments of
     what is trained, 4 bytes each, and what the batch keeps for the backward pass.
     """
-    forward, frozen, activations, parameters, trained_parameters = count_network(config)
+    forward, frozen, activations, parameters, trained_parameters = count_network(
+        replace(config, train=replace(config.train, seed=0))  # the same for all seeds
+    )
     train, val, test = pictures(config)
     steps = train * config.train.epochs * (3 * (forward - frozen) + frozen)
     passes = (val * config.train.epochs + test) * forward
@@ -456,6 +457,7 @@ def pictures(config: Config) -> list[int]:
     return [sum(column) for column in zip(*counts, strict=True)]
 
 
+@cache
 def count_network(config: Config) -> tuple[float, float, float, int, int]:
     """Counted at the config's own size, on tensors that have shapes and no values.
 

@@ -200,7 +200,7 @@ def test_pictures_of_several_sets_limits_and_repeats():
 
 
 class InProcess:
-    """Runs main.py and the scripts in this process, in place of subprocess.Popen; its exit code is wait()'s."""
+    """Runs main.py and the scripts in this process, in place of Popen; wait() gives the exit code."""
 
     def __init__(self, command):
         program = Path(command[1])
