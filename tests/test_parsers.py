@@ -30,14 +30,12 @@ from small import ROOT
 
 from datasets import load_dataset
 from eamb.evaluation.external import read_predictions
-from eamb.files import original
 from eamb.network.outputs import Scale
 from eamb.readers.ava import AVA_CSV_COLUMNS, AVA_TEXT_COLUMNS
 from eamb.readers.iae import IAE_EMOTIONS
 from eamb.readers.para import PARA_BINS, PARA_EMOTIONS
 from eamb.readers.rated import SPLIT_WORDS, SPLITS, DataOptions, RatedSet, emotion_name
 from eamb.runtime.config import CHOICES, KEYS, SMALLEST, load_config
-from scripts.make_tables import PUBLISHED, read_published
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "50"))
 many = settings(
@@ -499,37 +497,6 @@ def predictions(root) -> Format:
     )
 
 
-def published(root) -> Format:
-    lines = [
-        ["ava", f"A{i}", "" if i % 3 else f".{70 + i}", "0.65", f"{i}.5", f'"B ({i}), 1"', ""]
-        for i in range(5)
-    ]
-    lines += [["para", f"A{i}", ".7", f".{65 + i}", "", "paper", "seen"] for i in range(5)]
-    figures = {"srcc": 1, "plcc": 1, "accuracy": 100}
-
-    def read(marked: dict[str, str]) -> tuple[str, tuple]:
-        cells = {name: original(text) for name, text in marked.items()}
-        for name, largest in figures.items():
-            if cells[name] and not re.fullmatch("[0-9]+", cells[name].replace(".", "", 1)):
-                raise ValueError(cells[name])
-            if cells[name] and not 0 <= number(cells[name]) <= largest:
-                raise ValueError(cells[name])
-            if cells[name].endswith("."):
-                raise ValueError(cells[name])
-        word(cells["source"])
-        word(cells["method"])
-        word(cells["block"])
-        return f"{cells['block']}: {cells['method']}", (np.frombuffer(repr(cells).encode(), np.uint8),)
-
-    def load(root) -> dict[str, tuple]:
-        rows = [row for block in read_published(root / "published.csv").values() for row in block]
-        assert all([*row] == [*PUBLISHED] for row in rows)
-        return {f"{r['block']}: {r['method']}": (np.frombuffer(repr(r).encode(), np.uint8),) for r in rows}
-
-    lines, prefix = [list(PUBLISHED), *lines], ("datasets: ", "make_tables: ")
-    return Format("published.csv", PUBLISHED, lines, read, load, prefix=prefix, bare=True)
-
-
 def iae(kind: str) -> Callable:
     def form(root) -> Format:
         (root / "images").mkdir()
@@ -569,7 +536,7 @@ def write_lists(root, split: str, ids: range, labels: dict[str, list[str]]) -> N
         (root / f"{split}_{kind}_list.txt").write_text(text)
 
 
-TABLES = (ava_text, ava_csv, para, own_csv, predictions, published)
+TABLES = (ava_text, ava_csv, para, own_csv, predictions)
 FORMATS = {"iae_aes": iae("aes"), "iae_emo": iae("emo")}
 FORMATS |= {function.__name__: function for function in TABLES}
 
