@@ -29,7 +29,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datasets import first_by_hash, load_dataset
-from eamb.evaluation.evaluate import as_trained, is_cross_set
+from eamb.evaluation.predicting import as_trained, is_cross_set
 from eamb.evaluation.figures import (
     BLUE,
     FAINT,
