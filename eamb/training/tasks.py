@@ -396,7 +396,8 @@ def load_labelled(task: Task, splits: tuple[str, ...]) -> dict[str, RatedSet]:
     if not held_out and len(data.names) > 1:
         raise ValueError("training: train.validate_on=test is for one data set, not for several together")
     limit = data.limit if held_out else 0
-    loaded = load_datasets(data.names, data.roots, splits, data.options(), limit)
+    readers = [task.reader] if len(data.names) == 1 else ()
+    loaded = load_datasets(data.names, data.roots, splits, data.options(), limit, readers)
     loaded = {split: labelled(rated, task.name) for split, rated in loaded.items()}
     if not held_out:
         train = with_validation(loaded["train"], loaded.pop("val"))
