@@ -36,7 +36,7 @@ CHANGES = {
     "linear": {"model.network": "linear"},
 }
 ROWS = ("main", "linear")
-TINY = [*WORDS, "train.batch_size=24", "data.limit=48", "evaluate.bootstrap=20"]  # 2 steps; 32 lack emotions
+TINY = [*WORDS, "train.batch_size=24", "data.limit=48", "evaluate.bootstrap=2"]  # 2 steps; 32 lack emotions
 TINY += ["train.checkpoint_minutes=0"]
 
 
@@ -356,7 +356,7 @@ def test_a_dry_run_names_every_command_in_order_and_runs_nothing(tmp_path, capsy
     assert commands[5].endswith(
         "keep_run.py runs/tables_para/runs/para_linear_seed0 runs/tables_para/results/para_linear_seed0"
     )
-    assert commands[-1].endswith("--readme runs/tables_para/tables.md --resamples 20 --data-root para=DIR")
+    assert commands[-1].endswith("--readme runs/tables_para/tables.md --resamples 2 --data-root para=DIR")
     assert "on one RTX 3090 (24 GB): counted operations, at an assumed 25% of its peak" in said
     assert "Estimates, not measured." in said
 
