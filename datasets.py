@@ -5,16 +5,15 @@
     pictures = PictureSet(splits["train"], size=224, flip_seed=0)
     loader = make_loader(pictures, TrainOrder(len(pictures), batch_size=32, seed=0, epoch=0), workers=2)
 
-From top to bottom: names of emotions; what a split is; loading one set; uniting several; reading tables
-with checks; one parse function per set; looking the pictures up; prepared copies; splitting by hash, in
-folds too; pictures and batches; orders; loaders. Emotions are mapped by name, never by index.
+From top to bottom: loading one set; uniting several; pictures and batches; orders; loaders. How each set is
+read stands in eamb/readers/. Emotions are mapped by name, never by index.
 """
 
 from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -26,19 +25,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from eamb.network.outputs import EMOTIONS, Scale
 from eamb.readers import splitting
-from eamb.readers.ava import parse_ava
 from eamb.readers.decoding import DecodeError, decode, stack
-from eamb.readers.demo import parse_demo
-from eamb.readers.emoset import parse_emoset
-from eamb.readers.fi import parse_fi
-from eamb.readers.iae import parse_iae
-from eamb.readers.own_csv import parse_csv
 from eamb.readers.pairs import PairedSet
-from eamb.readers.para import parse_para
 from eamb.readers.prepared import check_copies, read_manifest
-from eamb.readers.rated import SPLITS, DataOptions, LeftOut, RatedSet, _rows, hash_fractions
-from eamb.readers.splitting import _twins, split_by_hash
-from eamb.readers.table import Table, look_up
+from eamb.readers.rated import SPLITS, DataOptions, LeftOut, RatedSet, hash_fractions, take_rows
+from eamb.readers.registry import DATASETS, SINGLE
+from eamb.readers.splitting import find_twins, split_by_hash
+from eamb.readers.table import Table, look_up, read_once
 
 
 def load_dataset(
@@ -50,50 +43,87 @@ def load_dataset(
     """Reads the splits asked for, checked and complete: split -> RatedSet.
 
     Args:
-        name: ava, para, iae, fi, emoset, csv or demo, in any case.
+        name: ava, para, iae, emoset, fi, csv or demo, in any case.
         root: the set's folder. For demo it is filled if it has no labels.csv yet.
 
     Raises:
         ValueError, FileNotFoundError: one sentence that names file, row and column.
     """
-    options = options or DataOptions()
-    table, paths = read_table(name, root, splits, options)
-    _check_folds([table], options)
-    return _split_sets(table, paths, splits, options)
+    return SetReader(name, root, options).load(splits)
 
 
-def read_table(
-    name: str, root: str | Path, splits: Sequence[str], options: DataOptions
-) -> tuple[Table, list[str]]:
-    """The rows whose pictures exist, before they are split, and the path of each picture.
+class SetReader:
+    """Reads a data set, each of its label files once however much is asked.
 
-    Raises:
-        ValueError, FileNotFoundError: as `load_dataset`; prepared copies that are not complete or are old.
+        reader = SetReader("para", "/data/PARA")
+        test = reader.load(("test",))["test"]
+        twins = reader.twins_in_training()  # opens the training files only
+
+    Arguments and errors as `load_dataset`. It keeps what it has read: let go of it when all is asked.
     """
-    manifest = read_manifest(root)
-    if manifest:
-        manifest.check_complete(root)
-    table, paths = look_up(_parsed(name, root, splits, options))
-    if manifest:
-        table.copies, table.sources = manifest.check_sources(root, paths)
-    return table, paths
+
+    def __init__(self, name: str, root: str | Path, options: DataOptions | None = None):
+        if name.lower() not in SINGLE:
+            raise ValueError(
+                f"datasets: there is no set '{name}'; known are {', '.join(SINGLE)} (your own: csv)."
+            )
+        self.name, self.root, self.options = name.lower(), Path(root).expanduser(), options or DataOptions()
+        self.read = read_once()
+
+    def load(self, splits: Sequence[str] = SPLITS) -> dict[str, RatedSet]:
+        table, paths = self.table(splits)
+        check_folds([table], self.options)
+        return split_sets(table, paths, splits, self.options)
+
+    def table(self, splits: Sequence[str]) -> tuple[Table, list[str]]:
+        """The rows whose pictures exist, before they are split, and the path of each picture.
+
+        Raises:
+            ValueError, FileNotFoundError: as `load_dataset`; prepared copies are incomplete or out of date.
+        """
+        manifest = self.read(read_manifest, self.root)
+        if manifest:
+            manifest.check_complete(self.root)
+        table, paths = look_up(self.parse(splits))
+        if manifest:
+            table.copies, table.sources = manifest.check_sources(self.root, paths)
+        return table, paths
+
+    def parse(self, splits: Sequence[str]) -> Table:
+        """The rows of the set's files, whether their pictures exist or not."""
+        if self.name != "demo" and not self.root.is_dir():
+            raise FileNotFoundError(
+                f"datasets: there is no folder {self.root}; --data-root must name the {self.name} folder."
+            )
+        unknown = [split for split in splits if split not in SPLITS]
+        if unknown or not splits:
+            raise ValueError(f"datasets: splits are train, val and test; got {', '.join(unknown) or 'none'}.")
+        return DATASETS[self.name].load_reader()(self.root, tuple(splits), self.options, self.read)
+
+    def twins_in_training(self) -> set[str]:
+        """Ids of the test pictures that have an identical one in the training pool, train or val.
+
+        By the set's own list of identical pictures if it has one, else by content. Without a list they are
+        not looked for in AVA and in sets above TWIN_LIMIT: none.
+
+        Raises:
+            ValueError, FileNotFoundError: as `load_dataset`; the training files are read too.
+        """
+        if self.name == "ava":  # above the limit, and reading it all takes seconds
+            return set()
+        table = self.parse(SPLITS)
+        paths = table.names
+        if table.twins is None:  # a list holds for pictures that are not here too, content does not
+            if len(table.ids) > splitting.TWIN_LIMIT:
+                return set()
+            table, paths = self.table(SPLITS)
+        split_by_hash(table, paths, ("test",), self.options)
+        tested = table.split == "test"  # (n,)
+        groups = [np.array(group) for group in find_twins(table, paths, table.ids, tested)]
+        return {table.ids[i] for group in groups if not tested[group].all() for i in group[tested[group]]}
 
 
-def _parsed(name: str, root: str | Path, splits: Sequence[str], options: DataOptions) -> Table:
-    """The rows of the set's files, whether their pictures exist or not."""
-    parse = _parser(name)
-    root = Path(root).expanduser()
-    if name.lower() != "demo" and not root.is_dir():
-        raise FileNotFoundError(
-            f"datasets: there is no folder {root}; --data-root must name the {name} folder."
-        )
-    unknown = [split for split in splits if split not in SPLITS]
-    if unknown or not splits:
-        raise ValueError(f"datasets: splits are train, val and test; got {', '.join(unknown) or 'none'}.")
-    return parse(root, tuple(splits), options)
-
-
-def _check_folds(tables: list[Table], options: DataOptions) -> None:
+def check_folds(tables: list[Table], options: DataOptions) -> None:
     if options.folds and all(table.has_own_split for table in tables):
         names = " and ".join(table.name for table in tables)
         have = "have splits of their own" if len(tables) > 1 else "has a split of its own"
@@ -103,23 +133,12 @@ def _check_folds(tables: list[Table], options: DataOptions) -> None:
         )
 
 
-def _split_sets(
+def split_sets(
     table: Table, paths: list[str], splits: Sequence[str], options: DataOptions
 ) -> dict[str, RatedSet]:
     dealt = bool(options.folds) and not table.has_own_split
     split_by_hash(table, paths, splits, options)
-    loaded = {split: _rated_set(table, paths, split, options) for split in splits}
-    return {split: replace(rated, dealt=dealt) for split, rated in loaded.items()}
-
-
-def _parser(name: str) -> Callable[[Path, tuple[str, ...], DataOptions], Table]:
-    parsers = {"ava": parse_ava, "para": parse_para, "iae": parse_iae, "fi": parse_fi}
-    parsers |= {"emoset": parse_emoset, "csv": parse_csv, "demo": parse_demo}
-    if name.lower() not in parsers:
-        raise ValueError(
-            f"datasets: there is no set '{name}'; known are {', '.join(parsers)} (your own: csv)."
-        )
-    return parsers[name.lower()]
+    return {split: replace(_rated_set(table, paths, split, options), dealt=dealt) for split in splits}
 
 
 def _rated_set(table: Table, paths: list[str], split: str, options: DataOptions) -> RatedSet:
@@ -130,6 +149,7 @@ def _rated_set(table: Table, paths: list[str], split: str, options: DataOptions)
         reason = f": {len(left_out)} pictures are left out, {left_out[0].reason}" if left_out else ""
         raise ValueError(f"datasets: the {split} split of {table.name} is empty{reason}.")
     part = table.take(rows)
+    distributions, emotions = _shares(part.votes), _shares(part.emotions)
     return RatedSet(
         name=table.name,
         split=split,
@@ -138,10 +158,10 @@ def _rated_set(table: Table, paths: list[str], split: str, options: DataOptions)
         paths=[paths[i] for i in rows],
         scores=part.scores,
         scale=_scale(part, split, options),
-        distributions=_shares(part.votes),
-        bins=() if _shares(part.votes) is None else part.bins,
-        emotions=_shares(part.emotions),
-        emotion_classes=() if _shares(part.emotions) is None else part.emotion_classes,
+        distributions=distributions,
+        bins=() if distributions is None else part.bins,
+        emotions=emotions,
+        emotion_classes=() if emotions is None else part.emotion_classes,
         left_out=left_out,
         copies=table.copies,
     )
@@ -179,7 +199,7 @@ def _scale(table: Table, split: str, options: DataOptions) -> Scale:
 
 
 def check_classes(rated: RatedSet) -> None:
-    """Refuses a split in which an emotion of its list has no vote: nothing can be learned about it.
+    """Refuses a split in which an emotion has no vote: nothing can be learned about it.
 
     Raises:
         ValueError: names the emotions.
@@ -223,12 +243,12 @@ def load_datasets(
     options = options or DataOptions()
     _check_names(names, roots)
     repeats = _repeats(options.repeat, names) if "train" in splits else ()
-    tables = [read_table(name, root, splits, options) for name, root in zip(names, roots, strict=True)]
-    _check_folds([table for table, _ in tables], options)
+    tables = [SetReader(name, root, options).table(splits) for name, root in zip(names, roots, strict=True)]
+    check_folds([table for table, _ in tables], options)
     loaded = []
     for table, paths in tables:
         own = replace(options, folds=0, fold=0) if table.has_own_split else options
-        loaded.append(_split_sets(table, paths, splits, own))
+        loaded.append(split_sets(table, paths, splits, own))
         if limit and "train" in splits:
             loaded[-1]["train"] = first_by_hash(loaded[-1]["train"], limit)
     if len(loaded) == 1:
@@ -243,8 +263,8 @@ def _check_names(names: Sequence[str], roots: Sequence[str | Path]) -> None:
             "datasets: --data-root must be given once per --dataset, in the same order; got "
             f"{len(names)} of --dataset and {len(roots)} of --data-root."
         )
-    known = [name.lower() for name in names]
-    twice = sorted({name for name in known if known.count(name) > 1})
+    lower = [name.lower() for name in names]
+    twice = sorted({name for name in lower if lower.count(name) > 1})
     if twice:
         raise ValueError(
             f"datasets: {twice[0]} is given twice; sets are united by name, so each can be given once."
@@ -307,8 +327,8 @@ def unite(sets: Sequence[RatedSet], repeats: Sequence[int] = ()) -> RatedSet:
 
 
 def _united_classes(sets: Sequence[RatedSet]) -> tuple[str, ...]:
-    found = dict.fromkeys(name for rated in sets for name in rated.emotion_classes)
-    return (*(e for e in EMOTIONS if e in found), *(name for name in found if name not in EMOTIONS))
+    names = dict.fromkeys(name for rated in sets for name in rated.emotion_classes)
+    return (*(e for e in EMOTIONS if e in names), *(name for name in names if name not in EMOTIONS))
 
 
 def over_classes(rated: RatedSet, classes: Sequence[str]) -> np.ndarray:
@@ -321,30 +341,6 @@ def over_classes(rated: RatedSet, classes: Sequence[str]) -> np.ndarray:
 def _part_protocol(rated: RatedSet, times: int) -> str:
     shown = f" x{times}" if times > 1 else ""
     return f"{rated.name} {len(rated):,}{shown}: {rated.protocol}"
-
-
-def twins_in_training(name: str, root: str | Path, options: DataOptions | None = None) -> set[str]:
-    """Ids of the test pictures that have an identical one in the training pool, train or val.
-
-    By the set's own list of identical pictures if it has one, else by content. Without a list they are not
-    looked for in AVA and in sets above TWIN_LIMIT: none.
-
-    Raises:
-        ValueError, FileNotFoundError: as `load_dataset`, which reads the training files too.
-    """
-    if name.lower() == "ava":  # above the limit, and reading it all takes seconds
-        return set()
-    options = options or DataOptions()
-    table = _parsed(name, root, SPLITS, options)
-    paths = table.names
-    if table.twins is None:  # a list holds for pictures that are not here too, content does not
-        if len(table.ids) > splitting.TWIN_LIMIT:
-            return set()
-        table, paths = read_table(name, root, SPLITS, options)
-    split_by_hash(table, paths, ("test",), options)
-    tested = table.split == "test"  # (n,)
-    groups = [np.array(group) for group in _twins(table, paths, table.ids, tested)]
-    return {table.ids[i] for group in groups if not tested[group].all() for i in group[tested[group]]}
 
 
 class Draw(NamedTuple):
@@ -443,8 +439,8 @@ class PictureSet(Dataset):
             index=torch.from_numpy(index),
             images=stack(images) if good else torch.empty(0, 3, height, width, dtype=torch.uint8),
             scores=torch.from_numpy(self.rated.scores[index]),
-            distributions=_float_tensor(_rows(self.rated.distributions, index)),
-            emotions=_float_tensor(_rows(self.rated.emotions, index)),
+            distributions=_float_tensor(take_rows(self.rated.distributions, index)),
+            emotions=_float_tensor(take_rows(self.rated.emotions, index)),
             broken=[picture for picture in pictures if isinstance(picture, LeftOut)],
         )
 
@@ -544,10 +540,10 @@ class Loader(DataLoader):
 
 
 def return_freed_memory() -> None:
-    """Gives the kernel what `engine.keep_memory` kept. Does nothing where there is no glibc.
+    """Gives memory that `engine.keep_memory` kept back to the kernel. Does nothing where there is no glibc.
 
-    Forked workers would share it, so that whatever this process writes there is copied first, page by page:
-    gigabytes, and seconds, in the first step of each epoch.
+    Forked workers would share it, and every page that this process writes would be copied first: gigabytes,
+    and seconds, in the first step of each epoch.
     """
     if sys.platform.startswith("linux"):
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -9,11 +9,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from eamb.network.names import NETWORKS, TASKS
+from eamb.readers.registry import DATASETS
 from eamb.runtime.command import guarded
 
 HERE = Path(__file__).parent
-
-DATASETS = ("ava", "para", "iae", "emoset", "fi", "csv", "demo", "phototriage", "pairs")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,10 +65,8 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--task", type=str.lower, choices=("aesthetics", "emotion", "series"))
-    parser.add_argument(
-        "--network", choices=("eambnet", "linear", "resnet", "paunit"), help="the last two: of --task series"
-    )
+    parser.add_argument("--task", type=str.lower, choices=TASKS)
+    parser.add_argument("--network", choices=NETWORKS, help="the last two: of --task series")
     add_data_options(parser)
     parser.add_argument("--emotion-checkpoint", metavar="FILE", help="weights of the emotion branch")
     parser.add_argument("--weights", metavar="FILE", help="start from this network (fine-tuning)")
@@ -99,6 +97,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", metavar="DIR", type=Path, help="default: runs/evaluate_<dataset>_<split>_<hash>"
     )
+    parser.add_argument("--force", action="store_true", help="overwrite an existing report")
     parser.set_defaults(run=run_evaluate)
 
 
@@ -166,10 +165,11 @@ def add_select(parser: argparse.ArgumentParser) -> None:
 def run_train(options: argparse.Namespace) -> int:
     from eamb.training.interruption import Stopped
     from eamb.training.run import train
+    from eamb.training.tasks import choose_task
 
     try:
         train(
-            read_config(options),
+            choose_task(read_config(options)),
             emotion_checkpoint=options.emotion_checkpoint,
             weights=options.weights,
             output=options.output,
@@ -201,19 +201,27 @@ def command_line(words: list[str], resume: bool) -> str:
 def run_evaluate(options: argparse.Namespace) -> int:
     from eamb.evaluation.evaluate import evaluate_checkpoint
     from eamb.evaluation.external import evaluate_predictions
+    from eamb.evaluation.predicting import as_trained
+    from eamb.runtime.config import read_settings
+    from eamb.training.tasks import choose_task
+    from eamb.weights.checkpoint import load_weights
 
-    where = read_config(options), options.split, options.output
+    config, where = read_config(options), (options.split, options.output, options.force)
+    if len(config.data.names) > 1:
+        raise ValueError(f"evaluation: one data set at a time, please, not {' and '.join(config.data.names)}")
     if options.predictions:
-        evaluate_predictions(options.predictions, *where)
+        evaluate_predictions(options.predictions, choose_task(config), *where)
     else:
-        evaluate_checkpoint(options.checkpoint, *where)
+        weights = load_weights(options.checkpoint)
+        given = read_settings(options.config, as_words(options))
+        evaluate_checkpoint(weights, choose_task(as_trained(config, weights, given)), *where)
     return 0
 
 
 def run_predict(options: argparse.Namespace) -> int:
-    from eamb.inference.predict import run
+    from eamb.inference.predict import predict
 
-    return run(options)
+    return predict(options)
 
 
 def run_select(options: argparse.Namespace) -> int:
@@ -225,48 +233,42 @@ def run_select(options: argparse.Namespace) -> int:
 def read_config(options: argparse.Namespace):
     """The set's own config unless others are given, then the command line's words, then its options."""
     from eamb.runtime.config import load_config
+    from eamb.training.tasks import choose_task
 
     if len(options.data_root or ()) > 1 and len(options.data_root) != len(options.dataset or ()):
         raise ValueError(
             f"main: --data-root is given {len(options.data_root)} times and --dataset "
             f"{len(options.dataset or ())} times; give one per set, in the same order"
         )
+    words = as_words(options)
+    config = load_config(options.config, words)
+    for name in config.data.names:
+        if name not in DATASETS:
+            named = f", not '{name}'" if name else ""
+            raise ValueError(f"main: which data set? --dataset {{{','.join(DATASETS)}}}{named}")
+    first = DATASETS[config.data.names[0]]
+    if not options.config:
+        config = load_config([HERE / "configs" / f"{choose_task(config).recipe}.yaml"], words)
+    dataset, root = config.data.dataset.lower(), config.data.root or first.folder
+    if not root:
+        raise ValueError(f"main: where is {dataset}? --data-root DIR")
+    return replace(config, data=replace(config.data, dataset=dataset, root=root))
+
+
+def as_words(options: argparse.Namespace) -> list[str]:
+    """All that the command line says about settings, as key=value."""
     words = list(options.settings)
     if options.dataset:
         words.append(f"data.dataset={'+'.join(options.dataset)}")
     if options.data_root is not None:
-        words.append(f"data.root={os.pathsep.join(options.data_root)}")
+        words.append("data.root=" + "\n".join(options.data_root))
     if options.skip_broken:
         words.append("data.skip_broken=true")
     if getattr(options, "task", None):
         words.append(f"task={options.task}")
     if getattr(options, "network", None):
         words.append(f"model.network={options.network}")
-    config = load_config(options.config, words)
-    for name in config.data.names:
-        if name not in DATASETS:
-            named = f", not '{name}'" if name else ""
-            raise ValueError(f"main: which data set? --dataset {{{','.join(DATASETS)}}}{named}")
-    if not options.config:
-        config = load_config([default_config(config)], words)
-    dataset = config.data.dataset.lower()
-    root = config.data.root or ("data/demo" if dataset == "demo" else "")
-    if not root:
-        raise ValueError(f"main: where is {dataset}? --data-root DIR")
-    config = replace(config, data=replace(config.data, dataset=dataset, root=root))
-    if options.command == "train" and config.task == "aesthetics" and len(config.data.names) > 1:
-        raise ValueError(f"main: several sets ({dataset}) are for --task emotion; ratings cannot be united")
-    return config
-
-
-def default_config(config) -> Path:
-    """The recipe for ratings is the set's, the one for emotions is one for all sets but the small demo, as is
-    the one for series."""
-    dataset = config.data.names[0]
-    if config.task == "series" or dataset in ("phototriage", "pairs"):
-        return HERE / "configs" / "series.yaml"
-    of_emotions = (config.task == "emotion" and dataset != "demo") or dataset in ("emoset", "fi")
-    return HERE / "configs" / ("emotion.yaml" if of_emotions else f"{dataset}.yaml")
+    return words
 
 
 if __name__ == "__main__":

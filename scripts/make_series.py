@@ -35,11 +35,11 @@ import numpy as np
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
-from datasets import load_dataset, twins_in_training
-from eamb.files import row_writer, safe
+from datasets import SetReader
+from eamb.files import write_csv
 from eamb.readers.decoding import decode
 from eamb.readers.pairs import PAIR_COLUMNS
-from eamb.readers.para import PARA_BINS
+from eamb.readers.para import PARA_BINS, PARA_FILES
 from eamb.readers.prepared import read_manifest
 from eamb.readers.rated import hash_fractions
 from eamb.readers.table import Sheet
@@ -126,9 +126,9 @@ def inside(folder: str, pair: Pair) -> Pair:
 
 def photographs(root: Path) -> dict[str, list[Photograph]]:
     """split -> its photographs, without those that have an identical one in the other list."""
-    loaded = load_dataset("para", root, ("train", "test"))
-    twins = twins_in_training("para", root)
-    sheet = Sheet(root / "annotation" / "PARA-GiaaTest.csv")
+    reader = SetReader("para", root)
+    loaded, twins = reader.load(("train", "test")), reader.twins_in_training()
+    sheet = reader.read(Sheet, root / "annotation" / PARA_FILES["test"])
     names = [f"{s}/{i}" for s, i in zip(sheet.texts("sessionId"), sheet.texts("imageName"), strict=True)]
     scene_of = dict(zip(names, sheet.texts("semantic"), strict=True))
     votes = sheet.counts_if_there([f"aestheticScore_{value}" for value in PARA_BINS], most=100)
@@ -240,11 +240,9 @@ def preference(a: Photograph, b: Photograph) -> float:
 
 
 def write_pairs(path: Path, pairs: list[Pair]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        write = row_writer(file)
-        write(PAIR_COLUMNS)
-        for series, *names, share in pairs:  # the names begin with folders of ours, and are read as they are
-            write([safe(series), *names, f"{abs(round(share, 6)):g}"])
+    # The names begin with folders of ours, and are read as they are.
+    rows = ([series, *names, f"{abs(round(share, 6)):g}"] for series, *names, share in pairs)
+    write_csv(path, [PAIR_COLUMNS, *rows])
     photographs = {name for _, *both, _ in pairs for name in both}
     print(f"{path}: {len(pairs)} pairs of {len(photographs)} photographs")
 

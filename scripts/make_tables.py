@@ -37,14 +37,14 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import metrics
-from datasets import load_dataset, twins_in_training
+from datasets import SetReader
+from eamb.evaluation.intervals import bootstrap_intervals
 from eamb.evaluation.report import without_nan
 from eamb.files import file_hash, original, written_whole
 from eamb.readers.rated import DataOptions, RatedSet
 from eamb.runtime.command import guarded
 from eamb.runtime.config import Config, load_config
-from eamb.training.run import changed_settings
-from metrics import bootstrap_intervals
+from eamb.training.resuming import changed_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURES = ("srcc", "plcc", "rmse", "mae", "accuracy", "accuracy_inclusive")
@@ -285,7 +285,8 @@ def read_set(table: Table, runs: dict[str, Run], root: Path) -> tuple[RatedSet, 
     # Read as by our first run, or else as `evaluate --predictions` read it.
     configs = [runs[run].config for run in table.runs if runs[run].config]
     options = configs[0].data.options(DataOptions) if configs else DataOptions(**first.facts.get("data", {}))
-    rated = load_dataset(name, root, (split,), options)[split]
+    reader = SetReader(name, root, options)
+    rated = reader.load((split,))[split]
     rated = rated.take(~np.isnan(rated.scores))
     if rated.sha256 != sha256:
         raise ValueError(
@@ -294,7 +295,7 @@ def read_set(table: Table, runs: dict[str, Run], root: Path) -> tuple[RatedSet, 
         )
     broken = [picture for run in table.runs for picture, _ in runs[run].facts.get("broken", ())]
     rated = rated.take(~np.isin(rated.ids, broken))
-    twins = twins_in_training(name, root, options) if split == "test" else set()
+    twins = reader.twins_in_training() if split == "test" else set()
     return rated, np.isin(rated.ids, list(twins))
 
 

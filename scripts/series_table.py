@@ -22,11 +22,11 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import metrics
-from eamb.evaluation.evaluate import compare_pairs
+from eamb.evaluation.intervals import bootstrap_intervals
+from eamb.evaluation.preferences import compare_pairs
 from eamb.evaluation.report import without_nan
 from eamb.files import original, written_whole
 from eamb.runtime.command import guarded, refuse_existing
-from metrics import bootstrap_intervals
 
 PAIR = ["series", "first", "second", "preference"]  # columns of evaluate's predictions.csv, and "prediction"
 SHOWN = {  # metric -> its head, how it is printed

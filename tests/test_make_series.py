@@ -11,6 +11,7 @@ from small import read_csv
 from eamb.readers.pairs import load_pairs, read_pair_sheet
 from eamb.readers.para import PARA_BINS, PARA_EMOTIONS
 from eamb.readers.prepared import MANIFEST
+from eamb.readers.table import Sheet
 from scripts import make_series
 from scripts.make_series import DAMAGES, Photograph, grouped_pairs, main, preference
 
@@ -132,7 +133,7 @@ def test_each_degree_of_damage_is_further_away(damage):
 def test_a_scene_that_would_be_a_formula_is_a_text_and_the_pairs_are_read_again(tmp_path):
     make_series.write_pairs(tmp_path / "train.csv", [("=1-0000", "imgs/a;b.jpg", "imgs/=c.jpg", 1.0)])
     assert '"\'=1-0000","imgs/a;b.jpg"' in (tmp_path / "train.csv").read_text(encoding="utf-8")
-    table = read_pair_sheet(tmp_path / "train.csv")
+    table = read_pair_sheet(Sheet(tmp_path / "train.csv"), [tmp_path])
     assert (table.first, table.second) == (["imgs/a;b.jpg"], ["imgs/=c.jpg"])
 
 

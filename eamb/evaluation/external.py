@@ -1,45 +1,43 @@
-"""The referee: predictions of any program, by the metrics, split check and intervals of our own evaluations.
+"""Predictions of any other program, by the metrics, split check and intervals of our own evaluations.
 
     python main.py evaluate --predictions scores.csv --dataset para --data-root DIR
 
 The file is a table with comma, semicolon or tab, packed as .gz or not, with a column "id" and a column
 "prediction" (or one each with a usual name, as path and score); a distribution may be in columns p_<rating>.
-
-An id is what the set calls a picture: ava 953619, para session144/iaa_pub10022_.jpg, iae 17668, csv and demo
-the path in the table. A longer path that ends in it will do, and so will its end, as the name of the file
-alone, with or without the picture's ending, where only one picture of the split is meant.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
-from eamb.evaluation.evaluate import compare, default_folder, find_twins, load_split, publish
+from eamb.evaluation.evaluate import default_folder, publish, refuse_existing_report
+from eamb.evaluation.ratings import compare_scores, find_twins
 from eamb.evaluation.report import Report, versions, write_columns
 from eamb.files import file_hash, original, written_whole
 from eamb.readers.decoding import PICTURE_ENDINGS
 from eamb.readers.own_csv import PATH_COLUMNS, SCORE_COLUMNS
 from eamb.readers.rated import DataOptions, LeftOut, RatedSet
 from eamb.readers.table import Sheet
-from eamb.runtime.config import Config
 
-USUAL = {  # column that is looked for -> what else it may be called, if only one is
-    "id": PATH_COLUMNS,
-    "prediction": ("predicted", "pred", *SCORE_COLUMNS),
-}
+if TYPE_CHECKING:
+    from eamb.training.tasks import Task
 
+USUAL_NAMES = {"id": PATH_COLUMNS, "prediction": ("predicted", "pred", *SCORE_COLUMNS)}  # of the two columns
 ID_CHECK = "id_check.csv"
 
-NAMED = 3  # ids in a message
+Misfits = dict[str, list[LeftOut]]  # "missing", "extra" and "duplicate" ids, each with the reason
 
 
-def evaluate_predictions(path: Path, config: Config, split: str, output: Path | None) -> Report:
+def evaluate_predictions(
+    path: Path, task: Task, split: str, output: Path | None = None, force: bool = False
+) -> Report:
     """`main.py evaluate --predictions`: a file of predictions against one split of a set; prints and writes.
 
     Beside the report's files there is id_check.csv, if ids are missing, extra or duplicate.
@@ -47,226 +45,180 @@ def evaluate_predictions(path: Path, config: Config, split: str, output: Path | 
     Raises:
         ValueError, FileNotFoundError: no such file or data, or they don't go together; in one sentence.
     """
-    if config.task != "aesthetics":
+    if task.name != "aesthetics":
         raise ValueError(
-            f"referee: predicted scores are compared with ratings; task={config.task} has none. "
+            f"evaluation: predicted scores are compared with ratings; task={task.name} has none. "
             "Emotions are evaluated from a --checkpoint only"
         )
-    rated = load_split(config, split)
-    claims = read_claims(path, rated)
-    matched = match(claims, rated)
+    rated = task.load_split(split)
+    predictions, misfits = match_ids(path, rated)
     sha256 = file_hash(path)
     folder = output or default_folder(rated, sha256)
     if (folder / "predictions.csv").resolve() == path.resolve():
-        raise ValueError(f"referee: {path} would be written over; choose another --output than {folder}")
-    report = judge(claims, matched, rated, config)
+        raise ValueError(f"evaluation: {path} would be written over; choose another --output than {folder}")
+    if not force:
+        refuse_existing_report(folder)
+    report = compare_with_ratings(predictions, misfits, rated, task)
     report.facts |= {"predictions_file": path.name, "predictions_sha256": sha256}
-    write_id_check(folder / ID_CHECK, matched)
+    rows = [row for kind in misfits.values() for row in kind]
+    if rows:
+        with written_whole(folder / ID_CHECK) as unfinished:
+            write_columns(unfinished, {"id": [name for name, _ in rows], "reason": [why for _, why in rows]})
+    else:
+        (folder / ID_CHECK).unlink(missing_ok=True)
     publish(report, rated, folder)
     return report
 
 
-def write_id_check(path: Path, matched: Matched) -> None:
-    """Writes one row `id,reason` for each id that does not fit; no file if all fit."""
-    rows = [*matched.missing, *matched.extra, *matched.duplicate]
-    if not rows:
-        path.unlink(missing_ok=True)
-        return
-    with written_whole(path) as part:
-        ids, reasons = zip(*rows, strict=True)
-        write_columns(part, {"id": ids, "reason": reasons})
+def read_predictions(path: Path, rated: RatedSet) -> pd.DataFrame:
+    """The rows of a file, checked: finite numbers, shares that are a distribution.
 
-
-@dataclass(frozen=True)
-class Claims:
-    """What a file says, by rows.
-
-    ids: n names of pictures as they stand there.
-    rows: (n,) numbers of the rows as an editor shows them.
-    names: of the columns of `values`: "prediction" and perhaps "p_<rating>" for each rating of the set.
-    values: (n, 1 + K).
-    """
-
-    file: str
-    ids: list[str]
-    rows: np.ndarray
-    names: list[str]
-    values: np.ndarray
-
-
-def read_claims(path: Path, rated: RatedSet) -> Claims:
-    """The predictions of a file, checked: finite numbers, shares that are a distribution.
+    Returns:
+        The columns "row" (its number, as an editor shows it), "id", "prediction", and "p_<rating>" for each
+        rating of the set if the file has them.
 
     Raises:
         ValueError, FileNotFoundError: one sentence that names file, row and column.
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"referee: there is no file {path}; --predictions is a csv of id and prediction"
+            f"evaluation: there is no file {path}; --predictions is a csv of id and prediction"
         )
     sheet = Sheet(path)
-    names = [column(sheet, "prediction")]
+    columns = {"prediction": sheet.numbers(find_column(sheet, "prediction"))}
     bins = [f"p_{value:g}" for value in rated.bins]
     if set(bins) & set(sheet.columns):
         sheet.need(bins)
-        names += bins
-    values = np.stack([sheet.numbers(name) for name in names], axis=1)  # (n, 1 + K)
-    shares = values[:, 1:]
-    wrong = (shares < 0).any(axis=1) | (abs(shares.sum(axis=1) - 1) > 1e-3)
-    if len(names) > 1 and wrong.any():
-        raise sheet.error(wrong, bins[0], f"shares, 0 or more, that sum to 1 over {bins[0]} to {bins[-1]}")
-    ids = [original(text) for text in sheet.texts(column(sheet, "id"))]
-    return Claims(path.name, ids, np.array(sheet.rows), ["prediction", *names[1:]], values)
+        columns |= {name: sheet.numbers(name) for name in bins}
+        shares = np.stack([columns[name] for name in bins], axis=1)  # (n, K)
+        wrong = (shares < 0).any(axis=1) | (abs(shares.sum(axis=1) - 1) > 1e-3)
+        if wrong.any():
+            expected = f"shares, 0 or more, that sum to 1 over {bins[0]} to {bins[-1]}"
+            raise sheet.error(wrong, bins[0], expected)
+    ids = [original(text) for text in sheet.texts(find_column(sheet, "id"))]
+    return pd.DataFrame({"row": sheet.rows, "id": ids, **columns})
 
 
-def column(sheet: Sheet, name: str) -> str:
+def find_column(sheet: Sheet, name: str) -> str:
     """The column of this name, in any case, or the only one with a usual name for the same."""
-    own = [each for each in sheet.columns if each.lower() == name]
-    found = own or [each for each in sheet.columns if each.lower() in USUAL[name]]
-    if len(found) == 1:
-        return found[0]
-    saw = f"{' and '.join(found)} could be" if found else f"found {', '.join(sheet.columns[:12])}"
-    raise ValueError(f"referee: {sheet.path.name}: which column is the {name}? ({saw}.) Call it '{name}'.")
-
-
-class Finder:
-    """Finds the picture of a set that a text means, first with endings as written, then without them."""
-
-    def __init__(self, ids: Sequence[str]):
-        self.forms = []
-        for form in (with_ending, without_ending):
-            ends = [end_parts(form(i)) for i in ids]
-            whole = once((parts[0], k) for k, parts in enumerate(ends))
-            end = once((part, k) for k, parts in enumerate(ends) for part in parts)
-            self.forms.append((form, whole, end))
-
-    def find(self, text: str) -> int | None:
-        """Position of the picture; None if there is none, or if several would fit."""
-        for form, whole, end in self.forms:
-            parts = end_parts(form(text))
-            places = whole.get(parts[0]), end.get(parts[0]), *(whole.get(part) for part in parts[1:])
-            known = [place for place in places if place is not None]
-            if known:
-                return known[0]
-        return None
-
-
-def with_ending(text: str) -> str:
-    return text.replace("\\", "/")
-
-
-def without_ending(text: str) -> str:
-    name, _, ending = with_ending(text).rpartition(".")
-    return name if f".{ending.lower()}" in PICTURE_ENDINGS else with_ending(text)
-
-
-def end_parts(path: str) -> list[str]:
-    """a/b/c.jpg -> a/b/c.jpg, b/c.jpg, c.jpg"""
-    words = path.split("/")
-    return ["/".join(words[i:]) for i in range(len(words))]
-
-
-def once(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
-    """text -> number, of the texts that have only one."""
-    found = defaultdict(set)
-    for text, number in pairs:
-        found[text].add(number)
-    return {text: numbers.pop() for text, numbers in found.items() if len(numbers) == 1}
-
-
-class Matched(NamedTuple):
-    """Which rows of a file are for which pictures of a set.
-
-    positions, rows: (m,) a picture's position in the set, ascending, and its row in `Claims`, from 0.
-    missing, extra, duplicate: ids without a prediction; ids not in the set; ids given more than once with
-        one value. Each with the reason.
-    """
-
-    positions: np.ndarray
-    rows: np.ndarray
-    missing: list[LeftOut]
-    extra: list[LeftOut]
-    duplicate: list[LeftOut]
-
-
-def match(claims: Claims, rated: RatedSet) -> Matched:
-    """Finds each row's picture.
-
-    Raises:
-        ValueError: fewer than half of the pictures are predicted, or one of them as two values.
-    """
-    finder, where = Finder(rated.ids), f"{rated.name} {rated.split}"
-    rows_of = defaultdict(list)  # position of a picture, None for extra ids -> rows from 0
-    for row, text in enumerate(claims.ids):
-        rows_of[finder.find(text)].append(row)
-    extra = rows_of.pop(None, [])
-    if 2 * len(rows_of) < len(rated):
-        unknown = claims.ids[extra[0] if extra else 0]
-        unpredicted = next(i for k, i in enumerate(rated.ids) if k not in rows_of)
-        raise ValueError(
-            f"referee: {claims.file} predicts {len(rows_of):,} of the {len(rated):,} pictures of {where}; "
-            f"are these predictions of another set, or another --split? It has '{unknown}', and lacks "
-            f"'{unpredicted}'"
-        )
-    positions = sorted(rows_of)
-    duplicate = {rated.ids[k]: rows_of[k] for k in positions if len(rows_of[k]) > 1}
-    for name, rows in duplicate.items():
-        check_equal(claims, name, rows)
-    return Matched(
-        np.array(positions),
-        np.array([rows_of[k][0] for k in positions]),
-        [LeftOut(i, "missing: no prediction") for k, i in enumerate(rated.ids) if k not in rows_of],
-        [LeftOut(claims.ids[row], f"extra: not in {where}, row {claims.rows[row]}") for row in extra],
-        [LeftOut(i, f"duplicate: rows {numbers(claims.rows[rows])}") for i, rows in duplicate.items()],
+    exact = [column for column in sheet.columns if column.lower() == name]
+    columns = exact or [column for column in sheet.columns if column.lower() in USUAL_NAMES[name]]
+    if len(columns) == 1:
+        return columns[0]
+    candidates = f"{' and '.join(columns)} could be" if columns else f"found {', '.join(sheet.columns[:12])}"
+    raise ValueError(
+        f"evaluation: {sheet.path.name}: which column is the {name}? ({candidates}.) Call it '{name}'."
     )
 
 
-def check_equal(claims: Claims, name: str, rows: list[int]) -> None:
-    values = claims.values[rows]  # (rows, 1 + K)
-    if (values != values[0]).any():
+def match_ids(path: Path, rated: RatedSet) -> tuple[pd.DataFrame, Misfits]:
+    """The predictions of a file for the pictures of a set, and the ids that do not fit.
+
+    Returns:
+        The table of `read_predictions`, one row a picture, in the order of the set, with the picture's
+        "position" in it; and the ids without a prediction, those that the set does not have, and those given
+        more than once with one value.
+
+    Raises:
+        ValueError: fewer than half of the pictures are predicted, or one of them as two values; and as
+            `read_predictions`.
+    """
+    table, split = read_predictions(path, rated), f"{rated.name} {rated.split}"
+    table["position"] = find_pictures(table["id"], rated.ids)
+    extra, known = table[table["position"] < 0], table[table["position"] >= 0]
+    predictions = known.drop_duplicates("position").sort_values("position")
+    missing = sorted(set(range(len(rated))) - set(predictions["position"]))
+    if 2 * len(predictions) < len(rated):
         raise ValueError(
-            f"referee: {claims.file} rows {numbers(claims.rows[rows])}: '{name}' is predicted {len(rows)} "
-            f"times, as {numbers(values[:, 0].tolist())}; keep one of them"
+            f"evaluation: {path.name} predicts {len(predictions):,} of the {len(rated):,} pictures of "
+            f"{split}; are these predictions of another set, or another --split? It has "
+            f"'{(extra if len(extra) else table)['id'].iloc[0]}', and lacks '{rated.ids[missing[0]]}'"
         )
+    duplicate = []
+    for position, rows in known[known.duplicated("position", keep=False)].groupby("position"):
+        name, numbers = rated.ids[position], " and ".join(map(str, rows["row"]))
+        values = rows.drop(columns=["row", "id"])
+        if (values != values.iloc[0]).any(axis=None):
+            raise ValueError(
+                f"evaluation: {path.name} rows {numbers}: '{name}' is predicted {len(rows)} times, as "
+                f"{' and '.join(map(str, rows['prediction']))}; keep one of them"
+            )
+        duplicate.append(LeftOut(name, f"duplicate: rows {numbers}"))
+    return predictions, {
+        "missing": [LeftOut(rated.ids[position], "missing: no prediction") for position in missing],
+        "extra": [
+            LeftOut(name, f"extra: not in {split}, row {row}")
+            for name, row in zip(extra["id"], extra["row"], strict=True)
+        ],
+        "duplicate": duplicate,
+    }
 
 
-def numbers(values: Iterable[float]) -> str:
-    return " and ".join(map(str, values))
+def find_pictures(texts: Sequence[str], ids: Sequence[str]) -> list[int]:
+    """The position in `ids` of the picture that each text means; -1 if there is none, or if several would do.
+
+    A text is a whole id, or else a file name with or without the picture's ending, and perhaps with folders
+    that do not contradict the id's: `a/1.jpg` may be called `1`, `1.jpg` or `/data/a/1.jpg`, not `b/1.jpg`.
+    """
+    whole = {name: position for position, name in enumerate(ids)}
+    named = defaultdict(list)  # file name, with and without ending -> paths and positions
+    for position, name in enumerate(ids):
+        for path in {f"/{name}", f"/{without_ending(name)}"}:
+            named[path.rpartition("/")[2]].append((path, position))
+
+    def find(text: str) -> int:
+        for path in (f"/{text}", f"/{without_ending(text)}"):
+            candidates = named.get(path.rpartition("/")[2], [])
+            fitting = [k for other, k in candidates if path.endswith(other) or other.endswith(path)]
+            if len(fitting) == 1:
+                return fitting[0]
+        return -1
+
+    texts = [text.replace("\\", "/") for text in texts]
+    return [whole[text] if text in whole else find(text) for text in texts]
 
 
-def judge(claims: Claims, matched: Matched, rated: RatedSet, config: Config) -> Report:
-    """The metrics of what the file predicts for the set, and what does not fit."""
-    part = rated.take(matched.positions)
-    values = claims.values[matched.rows]  # (m, 1 + K)
-    columns = {"id": np.array(part.ids)}
-    columns |= {name: values[:, i] for i, name in enumerate(claims.names)}
+def without_ending(path: str) -> str:
+    stem, _, ending = path.rpartition(".")
+    return stem if f".{ending.lower()}" in PICTURE_ENDINGS else path
+
+
+def compare_with_ratings(predictions: pd.DataFrame, misfits: Misfits, rated: RatedSet, task: Task) -> Report:
+    """The report on predictions that were matched with the set by `match_ids`."""
+    part = rated.take(predictions["position"].to_numpy())
+    columns = {
+        name: values.to_numpy() for name, values in predictions.drop(columns=["row", "position"]).items()
+    }
+    columns["id"] = np.array(part.ids)
     reason = why_correlations_only(columns["prediction"], rated)
     labels = rated.scale.kind == "label" and not reason
-    twins, notes = find_twins(rated, config)
-    report = compare(columns, part, config.evaluate.bootstrap, labels, bool(reason), twins)
+    twins, notes = find_twins(rated, task.reader)
+    report = compare_scores(columns, part, task.config.evaluate.bootstrap, labels, bool(reason), twins)
     report.title += " (correlations only)" if reason else ""
-    report.title += f" ({len(part):,} of {len(rated):,}: incomplete)" if matched.missing else ""
-    report.notes += [*notes, *([reason] if reason else []), *id_notes(matched, rated)]
+    report.title += f" ({len(part):,} of {len(rated):,}: incomplete)" if misfits["missing"] else ""
+    report.notes += [*notes, *([reason] if reason else [])]
+    words = {
+        "missing": f"pictures of {rated.name} {rated.split} without a prediction, not in the figures",
+        "extra": f"ids that {rated.name} {rated.split} does not have, not used",
+        "duplicate": "ids given more than once with one value, counted once",
+    }
+    for kind, rows in misfits.items():
+        names = ", ".join([name for name, _ in rows[:3]] + ["..."] * bool(rows[3:]))
+        report.notes += [f"{words[kind]}: {len(rows):,} ({names}; {ID_CHECK})"] if rows else []
+    usual, options = asdict(DataOptions()), asdict(task.config.data.options())
     report.facts |= {
         "task": "aesthetics",
         "dataset": rated.name,
         "split": rated.split,
         "protocol": rated.protocol,
         "split_sha256": rated.sha256,
-        "data": data_options(config),
-        "missing_ids": len(matched.missing),
-        "extra_ids": len(matched.extra),
-        "duplicate_ids": len(matched.duplicate),
+        # How the set was read, if not as usual: for make_tables, which reads it again.
+        "data": {name: value for name, value in options.items() if value != usual[name]},
+        **{f"{kind}_ids": len(rows) for kind, rows in misfits.items()},
         "left_out": len(rated.left_out),
         "versions": versions(),
     }
     return report
-
-
-def data_options(config: Config) -> dict:
-    """How the set was read, where not as usual: make_tables reads it so again."""
-    usual = asdict(DataOptions())
-    return {n: value for n, value in asdict(config.data.options(DataOptions)).items() if value != usual[n]}
 
 
 def why_correlations_only(predicted: np.ndarray, rated: RatedSet) -> str:
@@ -283,17 +235,3 @@ def why_correlations_only(predicted: np.ndarray, rated: RatedSet) -> str:
         f"{high:g}, where {unit}; they go from {predicted.min():g} to {predicted.max():g}. For accuracy and "
         f"errors give them in that range{remedy}"
     )
-
-
-def id_notes(matched: Matched, rated: RatedSet) -> list[str]:
-    where = f"{rated.name} {rated.split}"
-    kinds = {
-        f"pictures of {where} without a prediction, not in the figures": matched.missing,
-        f"ids that {where} does not have, not used": matched.extra,
-        "ids given more than once with one value, counted once": matched.duplicate,
-    }
-    notes = []
-    for words, found in kinds.items():
-        first = ", ".join(i for i, _ in found[:NAMED]) + (", ..." if found[NAMED:] else "")
-        notes += [f"{words}: {len(found):,} ({first}; {ID_CHECK})"] if found else []
-    return notes

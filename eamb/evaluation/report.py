@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import math
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 import metrics
-from eamb.files import row_writer, safe, written_whole
+from eamb.files import write_csv, written_whole
 
+PROGRAM = Path(__file__).parents[2]  # this program's folder
 CROSS_SET = ("n", "srcc", "plcc", "krcc")
-
 DIGITS = 8  # of a prediction; a float32 has fewer
-
 FILES = (
     "predictions.csv",
     "metrics.json",
@@ -37,7 +37,7 @@ class Report:
     facts: everything in metrics.json beside metrics and intervals.
     pictures: file name -> function that draws it to the path it is given.
     high: (n,) bool, the pictures predicted to be high; None where no threshold applies.
-    emotions: of an aesthetic network on a set with emotion labels, the report on those.
+    emotions: the report on the emotions that an aesthetic network predicts, if the set has emotion labels.
     """
 
     title: str
@@ -51,8 +51,8 @@ class Report:
     emotions: Report | None = None
 
     def __str__(self) -> str:
-        own = "\n".join([self.title, metrics.table(self.metrics, self.intervals), *self.notes])
-        return f"{own}\n\n{self.emotions}" if self.emotions else own
+        text = "\n".join([self.title, table(self.metrics, self.intervals), *self.notes])
+        return f"{text}\n\n{self.emotions}" if self.emotions else text
 
     @property
     def all_pictures(self) -> dict[str, Callable[[Path], None]]:
@@ -64,7 +64,7 @@ class Report:
 
     @property
     def columns(self) -> dict[str, np.ndarray]:
-        """Of predictions.csv: of a score, then of the emotions."""
+        """The columns of predictions.csv: the score, then the emotions."""
         if not self.emotions:
             return self.predictions
         columns = dict(self.emotions.predictions)
@@ -72,7 +72,7 @@ class Report:
         return self.predictions | {"emotion": columns.pop("prediction")} | columns
 
     def content(self) -> dict:
-        """Of metrics.json."""
+        """What metrics.json holds."""
         content = {"metrics": self.metrics, "intervals_95": self.intervals, **self.facts, "notes": self.notes}
         return content | ({"emotions": self.emotions.content()} if self.emotions else {})
 
@@ -96,52 +96,73 @@ def without_nan(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_columns(path: Path, columns: dict[str, np.ndarray]) -> None:
-    """Numbers in full, so that who reads the file has them again exactly; `rounded` ones are short."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        write = row_writer(file)
-        write(list(columns))
-        for row in zip(*columns.values(), strict=True):
-            write([as_cell(value) for value in row])
+def write_columns(path: Path, columns: dict[str, Sequence]) -> None:
+    """Writes columns of equal length as a csv.
 
-
-def as_cell(value: object) -> object:
-    """A number as Python writes it; a text as `spreadsheets.safe`, which `original` there undoes."""
-    if isinstance(value, float):
-        return float(value)
-    return safe(str(value)) if isinstance(value, str) else value
+    Numbers are written in full, so that whoever reads the file gets the same numbers; texts are made `safe`
+    for spreadsheets, which `eamb.files.original` undoes.
+    """
+    write_csv(path, chain([columns], zip(*columns.values(), strict=True)))
 
 
 def rounded(values: np.ndarray) -> np.ndarray:
     """(...) float64 with DIGITS significant digits.
 
-    Predictions are rounded before they are measured, not when they are written: so the figures are those of
-    predictions.csv, to the last digit, and the file is half as long as it would be with all digits.
+    Predictions are rounded before anything is measured, not when they are written: so the figures are exactly
+    those of predictions.csv, and the file is half as long as with all digits.
     """
     return np.array([float(f"{value:.{DIGITS}g}") for value in values.ravel()]).reshape(values.shape)
+
+
+def table(
+    values: dict[str, float], intervals: dict[str, tuple[float, float]] | None = None, level: float = 0.95
+) -> str:
+    """Metrics as aligned text, one a line, followed by the interval if there is one."""
+    intervals = intervals or {}
+    rows = [("", "", f"{100 * level:g} % interval")] if intervals else []
+    for name, value in values.items():
+        if name == "threshold":  # it is part of the names of the accuracies
+            continue
+        number = f"{value:d}" if name in ("n", "pairs", "series") else f"{value:.4f}"
+        low_high = "{:.4f} to {:.4f}".format(*intervals[name]) if name in intervals else ""
+        rows.append((term(name, values.get("threshold")), number, low_high))
+    name_width, number_width = (max((len(row[i]) for row in rows), default=0) for i in (0, 1))
+    return "\n".join(f"{a:<{name_width}}  {b:>{number_width}}  {c}".rstrip() for a, b, c in rows)
+
+
+def term(name: str, threshold: float | None) -> str:
+    """The field's word for a metric."""
+    if name in ("accuracy", "accuracy_inclusive") and threshold is not None:
+        return f"accuracy ({'>=' if name.endswith('inclusive') else '>'} {threshold:g})"
+    if name.startswith("accuracy_0."):
+        low, high = name.removeprefix("accuracy_").split("_")
+        return f"accuracy, {float(low):.0%} to {float(high):.0%} agree"
+    if name.startswith("recall_"):
+        return f"recall of {name.removeprefix('recall_')}"
+    return metrics.TERMS.get(name, name)
 
 
 def draw_reliability(report: Report, path: Path) -> None:
     from eamb.evaluation.figures import save_reliability
 
-    found = "accuracy {accuracy:.3f}, log-loss {log_loss:.3f}, {pairs:,} pairs".format(**report.metrics)
+    figures = "accuracy {accuracy:.3f}, log-loss {log_loss:.3f}, {pairs:,} pairs".format(**report.metrics)
     columns = report.predictions
-    save_reliability(columns["prediction"], columns["preference"], path, f"{report.title}\n{found}")
+    save_reliability(columns["prediction"], columns["preference"], path, f"{report.title}\n{figures}")
 
 
 def draw_scatter(report: Report, rated: np.ndarray, path: Path) -> None:
     from eamb.evaluation.figures import save_scatter
 
-    found = "SRCC {srcc:.3f}, PLCC {plcc:.3f}, n = {n:,}".format(**report.metrics)
-    save_scatter(report.predictions["prediction"], rated, path, "rating", f"{report.title}\n{found}")
+    figures = "SRCC {srcc:.3f}, PLCC {plcc:.3f}, n = {n:,}".format(**report.metrics)
+    save_scatter(report.predictions["prediction"], rated, path, "rating", f"{report.title}\n{figures}")
 
 
 def draw_confusion(report: Report, path: Path) -> None:
     from eamb.evaluation.figures import save_confusion
 
-    found = "accuracy {accuracy:.3f}, macro F1 {macro_f1:.3f}, n = {n:,}".format(**report.metrics)
+    figures = "accuracy {accuracy:.3f}, macro F1 {macro_f1:.3f}, n = {n:,}".format(**report.metrics)
     counts = np.array(report.facts["confusion"])
-    save_confusion(counts, report.facts["emotions"], path, f"{report.title}: {found}")
+    save_confusion(counts, report.facts["emotions"], path, f"{report.title}: {figures}")
 
 
 def draw_bars(report: Report, groups: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
@@ -151,13 +172,24 @@ def draw_bars(report: Report, groups: dict[str, tuple[np.ndarray, np.ndarray]], 
     save_emotion_bars(groups, report.emotions.facts["emotions"], path, title)
 
 
-def versions() -> dict[str, str]:
-    """Of the packages that can change a figure, and of this program if it is a git checkout."""
-    found = {name: version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")}
+def versions(folder: Path = PROGRAM) -> dict[str, str | bool]:
+    """Of the packages that can change a figure, and the program's git revision.
+
+    The revision is "unknown" unless `folder` is the top of a git checkout; one that lies somewhere inside
+    another repository has nothing to do with it. `dirty` tells whether tracked files were changed since.
+    """
+    result = {name: version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")}
     try:
-        command = ["git", "rev-parse", "HEAD"]
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-        found["revision"] = done.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        found["revision"] = "unknown"
-    return found
+        top, revision = git(folder, "rev-parse", "--show-toplevel", "HEAD").splitlines()
+        if Path(top).resolve() == folder.resolve():
+            dirty = bool(git(folder, "status", "--porcelain", "--untracked-files=no"))
+            return {**result, "revision": revision, "dirty": dirty}
+    except (OSError, subprocess.CalledProcessError):  # there is no git, or no checkout
+        pass
+    return {**result, "revision": "unknown"}
+
+
+def git(folder: Path, *words: str) -> str:
+    """What git prints."""
+    command = ["git", "-C", str(folder), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -11,24 +11,24 @@ import pandas as pd
 from eamb.files import encodable
 from eamb.network.outputs import EMOTIONS
 from eamb.readers.rated import DataOptions, emotion_name
-from eamb.readers.table import NO_RATING, Table, _read_json, joined, one_hot, split_files
+from eamb.readers.table import NO_RATING, Read, Table, joined, one_hot, read_json, split_files
 
 EMOSET_ENTRY = "[label, id, picture, annotation] or [label, picture, annotation], all texts"
 
 
-def parse_emoset(root: Path, splits: tuple[str, ...], options: DataOptions) -> Table:
+def parse_emoset(root: Path, splits: tuple[str, ...], options: DataOptions, read: Read) -> Table:
     """info.json with the classes, and train.json, val.json and test.json, those that the splits need."""
     folder = next((f for f in (root, root / "EmoSet-118K") if (f / "info.json").is_file()), root)
-    classes = _emoset_classes(folder / "info.json")
+    classes = _emoset_classes(folder / "info.json", read)
     files = split_files(folder, splits, ".json")
-    table = joined([_emoset_part(path, split, classes) for split, path in files.items()])
+    table = joined([_emoset_part(path, split, classes, read) for split, path in files.items()])
     table.places = [folder]
     return table
 
 
-def _emoset_classes(path: Path) -> tuple[str, ...]:
+def _emoset_classes(path: Path, read: Read) -> tuple[str, ...]:
     """The names of label2idx, in the order of EMOTIONS."""
-    info = _read_json(path)
+    info = read(read_json, path)
     labels = info.get("label2idx") if isinstance(info, dict) else None
     if not isinstance(labels, dict) or not labels:
         raise ValueError(f"datasets: {path.name} should name its classes in 'label2idx', as {{\"awe\": 1}}.")
@@ -42,8 +42,8 @@ def _emoset_classes(path: Path) -> tuple[str, ...]:
     return tuple(emotion for emotion in EMOTIONS if emotion in names)
 
 
-def _emoset_part(path: Path, split: str, classes: tuple[str, ...]) -> Table:
-    entries = _emoset_entries(path)
+def _emoset_part(path: Path, split: str, classes: tuple[str, ...], read: Read) -> Table:
+    entries = _emoset_entries(path, read)
     emotions = [emotion_name(entry[0]) for entry in entries]
     for number, emotion in enumerate(emotions, 1):
         if emotion not in classes:
@@ -72,8 +72,8 @@ def _emoset_part(path: Path, split: str, classes: tuple[str, ...]) -> Table:
     )
 
 
-def _emoset_entries(path: Path) -> list[list[str]]:
-    entries = _read_json(path)
+def _emoset_entries(path: Path, read: Read) -> list[list[str]]:
+    entries = read(read_json, path)
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"datasets: {path.name} should be a list of {EMOSET_ENTRY}.")
     for number, entry in enumerate(entries, 1):

@@ -12,21 +12,19 @@ from eamb.files import encodable
 from eamb.network.outputs import EMOTIONS
 from eamb.readers.decoding import PICTURE_ENDINGS
 from eamb.readers.rated import SPLIT_WORDS, SPLITS, DataOptions, emotion_name
-from eamb.readers.table import NO_RATING, Table, one_hot
+from eamb.readers.table import NO_RATING, Read, Table, one_hot
 
 FI_TEST_SHARE = 0.15
-
 FI_DEPTH = 2  # folders below the root that are looked through for the classes
-
 NUMBERED = re.compile(r"(.*?)[ _-]*\(?\d*\)?", re.DOTALL)  # amusement12, amusement_12, amusement (12)
 
 
-def parse_fi(root: Path, splits: tuple[str, ...], options: DataOptions) -> Table:
+def parse_fi(root: Path, splits: tuple[str, ...], options: DataOptions, read: Read) -> Table:
     """`<emotion>/*.jpg` or `<emotion><n>.jpg` in root or a folder in it, or so in train/, val/ and test/."""
     folder = _fi_folder(root)
     heads = [(split, f"{place.name}/") for split, place in _fi_splits(folder, splits)] or [("", "")]
-    found = [(split, *picture) for split, head in heads for picture in _fi_pictures(folder, head)]
-    own, names, emotions = (list(column) for column in zip(*found, strict=True))
+    rows = [(split, *picture) for split, head in heads for picture in _fi_pictures(folder, head)]
+    split, names, emotions = (list(column) for column in zip(*rows, strict=True))
     classes = tuple(emotion for emotion in EMOTIONS if emotion in emotions)
     if len(classes) < 2:
         raise ValueError(
@@ -41,7 +39,7 @@ def parse_fi(root: Path, splits: tuple[str, ...], options: DataOptions) -> Table
         ids=_fi_ids(folder, names),
         names=names,
         places=[folder],
-        split=np.array(own, dtype="<U5"),
+        split=np.array(split, dtype="<U5"),
         protocol=dict.fromkeys(SPLITS, f"folder {where} (emotions by name{lacks})"),
         scores=np.full(len(names), np.nan),
         rating=NO_RATING,
@@ -64,12 +62,14 @@ def _fi_folder(root: Path) -> Path:
     """The one folder with the classes, or with the splits above them: root, or the first level with one."""
     level = [root]
     for _ in range(FI_DEPTH + 1):
-        found = [f for f in level if _has_emotions(f) or any(_has_emotions(p) for _, p in _split_folders(f))]
-        if len(found) == 1:
-            return found[0]
-        if found:
+        fitting = [
+            f for f in level if _has_emotions(f) or any(_has_emotions(p) for _, p in _split_folders(f))
+        ]
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
             raise ValueError(
-                f"datasets: {found[0]} and {found[1]} both have pictures by emotion; "
+                f"datasets: {fitting[0]} and {fitting[1]} both have pictures by emotion; "
                 "--data-root must name one of them."
             )
         level = [folder for parent in level for folder in _listed(parent)[1]]
@@ -136,11 +136,11 @@ def _listed(folder: Path) -> tuple[list[str], list[Path]]:
     """Names of the files and the folders of a folder, sorted; what is hidden or not readable is left out."""
     try:
         with os.scandir(folder) as entries:
-            seen = sorted((entry.name, _is_folder(entry)) for entry in entries if entry.name[0] != ".")
+            visible = sorted((entry.name, _is_folder(entry)) for entry in entries if entry.name[0] != ".")
     except OSError:
-        seen = []
-    files = [name for name, is_folder in seen if not is_folder]
-    return files, [folder / name for name, is_folder in seen if is_folder]
+        visible = []
+    files = [name for name, is_folder in visible if not is_folder]
+    return files, [folder / name for name, is_folder in visible if is_folder]
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

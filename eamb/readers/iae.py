@@ -9,46 +9,40 @@ import numpy as np
 import pandas as pd
 
 from eamb.readers.rated import SPLITS, DataOptions
-from eamb.readers.table import Rating, Sheet, Table, joined, means
+from eamb.readers.table import Rating, Read, Sheet, Table, joined, means
 
 # In the order of the codes 0 to 7 of the emotion lists.
 IAE_EMOTIONS = ("amusement", "excitement", "awe", "contentment", "disgust", "anger", "fear", "sadness")
-
-IAE_COLUMNS = ("id", "label")
-
 IAE_CODES = tuple(str(code) for code in range(8))
-
+IAE_COLUMNS = ("id", "label")
 IAE_BINS = (1.0, 4.0, 7.0, 10.0)
+IAE_LABELS = Rating(0.0, 1.0, threshold=0.5, target="label", scored=False)
+IAE_RATINGS = Rating(1.0, 10.0, threshold=5.0, inclusive=True, target="label")
 
 # What h5py raises about damaged files, and the rows up to which a table is read: a damaged one may claim any.
 H5_ERRORS = (OSError, RuntimeError, LookupError, TypeError, ValueError, MemoryError)
-
 H5_ROWS = 1_000_000
 
-IAE_LABELS = Rating(0.0, 1.0, threshold=0.5, target="label", scored=False)
 
-IAE_RATINGS = Rating(1.0, 10.0, threshold=5.0, inclusive=True, target="label")
-
-
-def parse_iae(root: Path, splits: tuple[str, ...], options: DataOptions) -> Table:
+def parse_iae(root: Path, splits: tuple[str, ...], options: DataOptions, read: Read) -> Table:
     """The list files, `ID LABEL` a line, and scores.h5 with ten ratings a picture where that can be read.
 
     Scores are mean ratings (high from 5 on) where the lists or scores.h5 have them, else the 0/1 labels.
     """
-    table = joined([_iae_part(root, split) for split in SPLITS if split in splits])
+    table = joined([_iae_part(root, split, read) for split in SPLITS if split in splits])
     table.places = [root / "images"]
-    known = table.scores[~np.isnan(table.scores)]
-    table.rating = IAE_LABELS if np.isin(known, (0, 1)).all() else IAE_RATINGS
+    only_labels = np.isin(table.scores[~np.isnan(table.scores)], (0, 1)).all()
+    table.rating = IAE_LABELS if only_labels else IAE_RATINGS
     if (root / "scores.h5").is_file():
-        note = _use_ratings(table, root / "scores.h5")
+        note = _use_ratings(table, root / "scores.h5", read)
         table.protocol = {split: f"{words}, {note}" for split, words in table.protocol.items()}
     return table
 
 
-def _iae_part(root: Path, split: str) -> Table:
+def _iae_part(root: Path, split: str, read: Read) -> Table:
     """One split; without its aesthetic list the scores are NaN, which is enough for the emotion task."""
     lists = [root / f"{split}_aes_list.txt", root / f"{split}_emo_list.txt"]
-    sheets = [Sheet(path, IAE_COLUMNS) if path.is_file() else None for path in lists]
+    sheets = [read(Sheet, path, IAE_COLUMNS) if path.is_file() else None for path in lists]
     if sheets == [None, None]:
         raise FileNotFoundError(
             f"datasets: neither {lists[0]} nor {lists[1].name} exists; is --data-root right?"
@@ -80,28 +74,28 @@ def _iae_scores(sheet: Sheet) -> np.ndarray:
 
 def _iae_emotions(sheet: Sheet, ids: list[str]) -> np.ndarray:
     """(n, 8) one-hot in the order of `ids`; the emotion list must name the same pictures."""
-    own = sheet.ids("id", ending=".jpg")
-    different = set(ids) ^ set(own)
+    listed = sheet.ids("id", ending=".jpg")
+    different = set(ids) ^ set(listed)
     if different:
         raise ValueError(
             f"datasets: {sheet.path.name} and the aesthetic list of its split must name the same pictures; "
             f"{len(different)} are in one of them only, first '{min(different)}'."
         )
-    return sheet.codes("label", IAE_CODES)[pd.Index(own).get_indexer(ids)]
+    return sheet.codes("label", IAE_CODES)[pd.Index(listed).get_indexer(ids)]
 
 
-def _use_ratings(table: Table, path: Path) -> str:
+def _use_ratings(table: Table, path: Path, read: Read) -> str:
     """Puts each picture's ratings and their mean into the table; says in words what was done."""
     if importlib.util.find_spec("h5py") is None:
         return f"{path.name} not read (it needs h5py)"
-    ratings = _read_ratings(path)
+    ratings = read(_read_ratings, path)
     rows = pd.to_numeric(pd.Series(table.ids), errors="coerce").to_numpy(np.float64)
     if not ((rows >= 0) & (rows < len(ratings))).all():
         raise ValueError(f"datasets: {path.name} has {len(ratings)} rows, too few for the ids of the lists.")
-    high, known = table.rating.is_high(table.scores), ~np.isnan(table.scores)
+    high, labelled = table.rating.is_high(table.scores), ~np.isnan(table.scores)
     table.votes = (ratings[rows.astype(int)][:, :, None] == np.array(IAE_BINS)).sum(1).astype(np.float64)
     table.scores, table.bins, table.rating = means(table.votes, IAE_BINS), IAE_BINS, IAE_RATINGS
-    contradicted = int((high != table.rating.is_high(table.scores))[known].sum())
+    contradicted = int((high != table.rating.is_high(table.scores))[labelled].sum())
     return f"mean ratings of {path.name}" + (f" ({contradicted} labels differ)" if contradicted else "")
 
 
@@ -137,8 +131,8 @@ def _h5_tables(path: Path) -> tuple[list[np.ndarray], str]:
     import h5py
 
     with h5py.File(path) as file:
-        found = []
-        file.visititems(lambda name, item: found.append(item) if isinstance(item, h5py.Dataset) else None)
-        wide = [item for item in found if item.ndim == 2 and item.shape[1] in (10, 11)]
+        items = []
+        file.visititems(lambda name, item: items.append(item) if isinstance(item, h5py.Dataset) else None)
+        wide = [item for item in items if item.ndim == 2 and item.shape[1] in (10, 11)]
         tables = [item[...] for item in wide if item.shape[0] <= H5_ROWS]
-        return tables, ", ".join(f"{item.name} {item.shape}" for item in found) or "nothing"
+        return tables, ", ".join(f"{item.name} {item.shape}" for item in items) or "nothing"

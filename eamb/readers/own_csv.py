@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from eamb.network.outputs import EMOTIONS
 from eamb.readers.rated import SPLIT_WORDS, SPLITS, DataOptions, emotion_name
-from eamb.readers.table import Rating, Sheet, Table, as_number, joined, means, one_hot, split_files
+from eamb.readers.table import Rating, Read, Sheet, Table, as_number, joined, means, one_hot, split_files
 
-PATH_COLUMNS = (
-    *("path", "image", "file", "name", "picture", "photo", "img", "filename", "filepath", "imagename"),
-    *("file_name", "file_path", "image_name", "image_path", "image_file", "image_id", "img_name", "img_path"),
-)
-
-SCORE_COLUMNS = (
-    *("score", "mos", "mean", "rating", "average", "aesthetics", "mean_score", "score_mean", "mean_rating"),
-    *("average_score", "aesthetic_score", "aesthetic_mean"),
-)
-
+PATH_COLUMNS = ("path", "image", "file", "name", "picture", "photo", "img", "filename", "filepath",
+                "imagename", "file_name", "file_path", "image_name", "image_path", "image_file", "image_id",
+                "img_name", "img_path")  # fmt: skip
+SCORE_COLUMNS = ("score", "mos", "mean", "rating", "average", "aesthetics", "mean_score", "score_mean",
+                 "mean_rating", "average_score", "aesthetic_score", "aesthetic_mean")  # fmt: skip
 SPLIT_COLUMNS = ("split", "set", "subset")
-
 COUNT_COLUMN = re.compile(r"(scores?|counts?|votes?|ratings?|bin|c|n|p)[_ ]?(\d+(?:\.\d+)?)", re.IGNORECASE)
 
 
@@ -38,23 +32,23 @@ class CsvColumns:
     split: str
     counts: dict[str, float]
     emotions: list[str]
-    emotion_classes: tuple[str, ...]
-
-    @property
-    def used(self) -> list[str]:
-        single = [name for name in (self.path, self.score, self.split) if name]
-        return [*single, *self.counts, *self.emotions]
 
 
-def parse_csv(root: Path, splits: tuple[str, ...], options: DataOptions) -> Table:
+def parse_csv(root: Path, splits: tuple[str, ...], options: DataOptions, read: Read) -> Table:
     """A table of paths and ratings, or one per split; columns found by their usual names, or by options."""
     files = _csv_files(root, splits, options)
-    sheets = {split: Sheet(path) for split, path in files.items()}
-    columns = _csv_columns(list(sheets.values()), options)
+    sheets = {split: read(Sheet, path) for split, path in files.items()}
+    columns = _find_columns([*sheets.values()], options)
     if len(columns.emotions) == 1:
-        columns = replace(columns, emotion_classes=_named_classes(files, columns.emotions[0]))
-    table = joined([_csv_part(sheet, split, columns) for split, sheet in sheets.items()])
-    table.rating = _csv_rating(table, columns, sheets.values(), options)
+        classes = _named_classes(files, columns.emotions[0], read)
+    else:
+        classes = _counted_classes(next(iter(sheets.values())), columns.emotions)
+    table = joined([_csv_part(sheet, split, columns, classes) for split, sheet in sheets.items()])
+    low, high = _range(table, options)
+    for sheet in sheets.values() if columns.score and not columns.counts else ():
+        sheet.numbers(columns.score, low, high)
+    target = "distribution" if columns.counts else "score"
+    table.rating = Rating(low, high, threshold=(low + high) / 2, target=target)
     folders = [root, next(iter(files.values())).parent, root / "images", root / "imgs"]
     table.places = [root / options.images] if options.images else folders
     return table
@@ -68,34 +62,32 @@ def _csv_files(root: Path, splits: tuple[str, ...], options: DataOptions) -> dic
         return split_files(root, splits)
     tables = sorted(path for path in root.iterdir() if path.suffix.lower() in (".csv", ".tsv"))
     if len(tables) != 1:
-        found = ", ".join(path.name for path in tables) or "none"
+        names = ", ".join(path.name for path in tables) or "none"
         raise FileNotFoundError(
-            f"datasets: {root} should hold one csv, or train.csv and test.csv; found {found}. "
+            f"datasets: {root} should hold one csv, or train.csv and test.csv; found {names}. "
             "Choose with data.table=NAME."
         )
     return {"": tables[0]}
 
 
-def _csv_columns(sheets: list[Sheet], options: DataOptions) -> CsvColumns:
-    """Found in the first table by option or by name; all tables must have them."""
+def _find_columns(sheets: list[Sheet], options: DataOptions) -> CsvColumns:
+    """By option or by name in the first table; all tables must have them."""
     sheet = sheets[0]
     chosen = [name.strip() for name in options.emotion_columns.split(",") if name.strip()]
-    usual = [c for c in sheet.columns if c == "emotion"] or [
-        c for c in sheet.columns if c.startswith("emotion_")
-    ]
+    emotions = [name for name in sheet.columns if name.startswith("emotion_")]
     columns = CsvColumns(
         path=_find_column(sheet, options.path_column, PATH_COLUMNS, "path"),
         score=_find_column(sheet, options.score_column, SCORE_COLUMNS, "score", needed=False),
         split=_find_column(sheet, options.split_column, SPLIT_COLUMNS, "split", needed=False),
         counts=_count_columns(sheet, options),
-        emotions=chosen or usual,
-        emotion_classes=(),
+        emotions=chosen or (["emotion"] if "emotion" in sheet.columns else emotions),
     )
-    if not columns.score and not columns.counts and not columns.emotions:
+    if not (columns.score or columns.counts or columns.emotions):
         _find_column(sheet, "", SCORE_COLUMNS, "score")
+    single = [name for name in (columns.path, columns.score, columns.split) if name]
     for each in sheets:
-        each.need(columns.used)
-    return replace(columns, emotion_classes=_emotion_classes(sheet, columns.emotions))
+        each.need([*single, *columns.counts, *columns.emotions])
+    return columns
 
 
 def _find_column(sheet: Sheet, chosen: str, usual: Sequence[str], what: str, needed: bool = True) -> str:
@@ -103,12 +95,12 @@ def _find_column(sheet: Sheet, chosen: str, usual: Sequence[str], what: str, nee
     if chosen:
         sheet.need([chosen], f" data.{what}_column asks for it.")
         return chosen
-    found = [column for column in sheet.columns if column.lower() in usual]
-    if len(found) == 1 or not (found or needed):
-        return (found or [""])[0]
-    saw = f"{' and '.join(found)} could be" if found else f"found {', '.join(sheet.columns[:12])}"
+    fitting = [column for column in sheet.columns if column.lower() in usual]
+    if len(fitting) == 1 or not (fitting or needed):
+        return (fitting or [""])[0]
+    why = f"{' and '.join(fitting)} could be" if fitting else f"found {', '.join(sheet.columns[:12])}"
     raise ValueError(
-        f"datasets: {sheet.path.name}: which column is the {what}? ({saw}.) Say data.{what}_column=NAME."
+        f"datasets: {sheet.path.name}: which column is the {what}? ({why}.) Say data.{what}_column=NAME."
     )
 
 
@@ -120,8 +112,7 @@ def _count_columns(sheet: Sheet, options: DataOptions) -> dict[str, float]:
         return {}
     families = defaultdict(dict)
     for column in sheet.columns:
-        match = COUNT_COLUMN.fullmatch(column)
-        if match:
+        if match := COUNT_COLUMN.fullmatch(column):
             families[match[1].lower()][column] = float(match[2])
     families = {name: columns for name, columns in families.items() if len(columns) > 1}
     if len(families) > 1:
@@ -155,7 +146,7 @@ def _chosen_counts(text: str) -> dict[str, float]:
     return dict(sorted(columns.items(), key=lambda item: item[1]))
 
 
-def _emotion_classes(sheet: Sheet, columns: list[str]) -> tuple[str, ...]:
+def _counted_classes(sheet: Sheet, columns: list[str]) -> tuple[str, ...]:
     """Names of the emotions of count columns, which must be different."""
     column_of = {}
     for column in columns:
@@ -169,8 +160,8 @@ def _emotion_classes(sheet: Sheet, columns: list[str]) -> tuple[str, ...]:
     return tuple(column_of)
 
 
-def _named_classes(files: dict[str, Path], column: str) -> tuple[str, ...]:
-    """The emotions in a column of names, whichever splits are asked for: the files beside are read too.
+def _named_classes(files: dict[str, Path], column: str, read: Read) -> tuple[str, ...]:
+    """The emotions in a column of names, in the files of all splits, whichever are asked for.
 
     Without training pictures nobody knows which classes a set has: the eight common ones, if it names no
     other.
@@ -179,69 +170,59 @@ def _named_classes(files: dict[str, Path], column: str) -> tuple[str, ...]:
     if "" not in files:
         folder = next(iter(paths)).parent
         paths |= {folder / f"{split}.csv" for split in SPLITS if (folder / f"{split}.csv").is_file()}
-    sheets = [Sheet(path) for path in sorted(paths)]
-    texts = [text for sheet in sheets if column in sheet.columns for text in sheet.texts(column)]
-    found = {emotion_name(text) for text in texts}
+    sheets = [read(Sheet, path) for path in sorted(paths)]
+    texts = {text for sheet in sheets if column in sheet.columns for text in sheet.texts(column)}
+    names = {emotion_name(text) for text in texts}
     complete = "" in files or any(path.name == "train.csv" for path in paths)
-    if not complete and found <= set(EMOTIONS):
+    if not complete and names <= set(EMOTIONS):
         return EMOTIONS
-    return (*(name for name in EMOTIONS if name in found), *sorted(found - set(EMOTIONS)))
+    return (*(name for name in EMOTIONS if name in names), *sorted(names - set(EMOTIONS)))
 
 
-def _csv_part(sheet: Sheet, split: str, columns: CsvColumns) -> Table:
+def _csv_part(sheet: Sheet, split: str, columns: CsvColumns, classes: tuple[str, ...]) -> Table:
+    """The rows of one file, without their rating. split: of all of them, or "" if the file has several."""
     ids = sheet.ids(columns.path)
-    votes = sheet.counts(list(columns.counts)) if columns.counts else None
-    bins = tuple(columns.counts.values())
-    if votes is not None:
-        scores, used = means(votes, bins), f"votes in {', '.join(columns.counts)}"
+    if columns.counts:
+        votes = sheet.counts(list(columns.counts))
+        scores, words = means(votes, list(columns.counts.values())), f"votes in {', '.join(columns.counts)}"
     elif columns.score:
-        scores, used = sheet.numbers(columns.score), f"scores in {columns.score}"
+        votes, scores, words = None, sheet.numbers(columns.score), f"scores in {columns.score}"
     else:
-        scores, used = np.full(len(ids), np.nan), "emotions only"
+        votes, scores, words = None, np.full(len(ids), np.nan), "emotions only"
+    splits = np.full(len(ids), split, dtype="<U5")
+    if columns.split and not split:
+        splits = np.array([SPLIT_WORDS.get(word.lower(), "") for word in sheet.texts(columns.split)])
+        if (splits == "").any():
+            raise sheet.error(splits == "", columns.split, "train, val or test")
+    emotions = None
+    if len(columns.emotions) == 1:
+        emotions = one_hot([emotion_name(text) for text in sheet.texts(columns.emotions[0])], classes)
+    elif columns.emotions:
+        emotions = sheet.counts(columns.emotions)
     return Table(
         name="csv",
         ids=ids,
         names=[native(name) for name in ids],
-        split=np.full(len(ids), split, dtype="<U5")
-        if split or not columns.split
-        else _splits(sheet, columns),
-        protocol=dict.fromkeys([split] if split else SPLITS, f"{sheet.path.name} ({used})"),
+        split=splits,
+        protocol=dict.fromkeys([split] if split else SPLITS, f"{sheet.path.name} ({words})"),
         scores=scores,
-        rating=Rating(0, 1, 0.5, target="score" if votes is None else "distribution"),
+        rating=Rating(0, 1, 0.5),
         votes=votes,
-        bins=bins,
-        emotions=_csv_emotions(sheet, columns),
-        emotion_classes=columns.emotion_classes,
+        bins=tuple(columns.counts.values()),
+        emotions=emotions,
+        emotion_classes=classes,
     )
 
 
-def _csv_emotions(sheet: Sheet, columns: CsvColumns) -> np.ndarray | None:
-    """(n, E) votes or one-hot."""
-    if len(columns.emotions) == 1:
-        names = [emotion_name(text) for text in sheet.texts(columns.emotions[0])]
-        return one_hot(names, columns.emotion_classes)
-    return sheet.counts(columns.emotions) if columns.emotions else None
-
-
-def _splits(sheet: Sheet, columns: CsvColumns) -> np.ndarray:
-    """(n,) of train, val and test, from the words that people use for them."""
-    found = np.array([SPLIT_WORDS.get(word.lower(), "") for word in sheet.texts(columns.split)])
-    if (found == "").any():
-        raise sheet.error(found == "", columns.split, "train, val or test")
-    return found
-
-
-def _csv_rating(table: Table, columns: CsvColumns, sheets: Iterable[Sheet], options: DataOptions) -> Rating:
-    """Ends and middle of the ratings: as given, else of the bins, else the data's range rounded outwards."""
-    known = table.scores[~np.isnan(table.scores)]
-    low, high = (table.bins[0], table.bins[-1]) if table.bins else round_outwards(known)
+def _range(table: Table, options: DataOptions) -> tuple[float, float]:
+    """Ends of the ratings: as given, else those of the bins, else the data's range rounded outwards."""
+    scores = table.scores[~np.isnan(table.scores)]
+    low, high = (table.bins[0], table.bins[-1]) if table.bins else round_outwards(scores)
     low = low if options.minimum is None else options.minimum
     high = high if options.maximum is None else options.maximum
     if not low < high:
         raise ValueError(f"datasets: data.minimum must be below data.maximum, got {low:g} and {high:g}.")
-    for sheet in sheets if columns.score and not columns.counts else ():
-        sheet.numbers(columns.score, low, high)
-    return replace(table.rating, minimum=low, maximum=high, threshold=(low + high) / 2)
+    return low, high
 
 
 def round_outwards(scores: np.ndarray) -> tuple[float, float]:

@@ -7,30 +7,26 @@ from pathlib import Path
 import numpy as np
 
 from eamb.readers.rated import DataOptions
-from eamb.readers.table import Rating, Sheet, Table, _read_text, joined
+from eamb.readers.table import Rating, Read, Sheet, Table, joined, read_text
 
 PARA_BINS = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
-
 PARA_RATING = Rating(1.0, 5.0, threshold=3.0, target="score")
-
 PARA_MOST = 100  # votes for a picture; there are 38 at most
-
 PARA_EMOTIONS = ("neutral", "disgust", "sadness", "fear", "awe", "amusement", "excitement", "contentment")
-
 PARA_FILES = {"train": "PARA-GiaaTrain.csv", "test": "PARA-GiaaTest.csv"}
 
 
-def parse_para(root: Path, splits: tuple[str, ...], options: DataOptions) -> Table:
+def parse_para(root: Path, splits: tuple[str, ...], options: DataOptions, read: Read) -> Table:
     """The official csvs, those that the splits need; rating bins and emotion votes where a csv has them."""
-    needed = ["train"] * ("train" in splits or "val" in splits) + ["test"] * ("test" in splits)
-    table = joined([_para_part(root / "annotation" / PARA_FILES[split], split) for split in needed])
+    needed = [split for split in PARA_FILES if split in splits or (split == "train" and "val" in splits)]
+    sheets = {split: read(Sheet, root / "annotation" / PARA_FILES[split]) for split in needed}
+    table = joined([_para_part(sheet, split) for split, sheet in sheets.items()])
     table.places = [root / "imgs"]
-    table.twins = _para_twins(root / "annotation" / "identical_images.txt", table.ids)
+    table.twins = _para_twins(root / "annotation" / "identical_images.txt", table.ids, read)
     return table
 
 
-def _para_part(path: Path, split: str) -> Table:
-    sheet = Sheet(path)
+def _para_part(sheet: Sheet, split: str) -> Table:
     sheet.need(
         ["imageName", "sessionId", "aestheticScore_mean"],
         " For your own columns use --dataset csv data.score_column=NAME.",
@@ -42,7 +38,7 @@ def _para_part(path: Path, split: str) -> Table:
         ids=ids,
         names=ids,
         split=np.full(len(ids), split),
-        protocol={split: f"official {path.name}"},
+        protocol={split: f"official {sheet.path.name}"},
         scores=sheet.numbers("aestheticScore_mean", 1, 5),
         rating=PARA_RATING,
         votes=sheet.counts_if_there([f"aestheticScore_{rating:.1f}" for rating in PARA_BINS], PARA_MOST),
@@ -52,12 +48,12 @@ def _para_part(path: Path, split: str) -> Table:
     )
 
 
-def _para_twins(path: Path, ids: list[str]) -> list[list[str]] | None:
+def _para_twins(path: Path, ids: list[str], read: Read) -> list[list[str]] | None:
     """Groups of ids of one picture, from lines of two or more image names; None without the file."""
     if not path.is_file():
         return None
     by_name = {i.rpartition("/")[2]: i for i in ids}
-    groups = [line.split() for line in _read_text(path).splitlines()]
+    groups = [line.split() for line in read(read_text, path).splitlines()]
     for row, group in enumerate(groups, 1):
         if len(group) == 1:
             raise ValueError(

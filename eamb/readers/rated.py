@@ -11,12 +11,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eamb.files import row_writer, safe
+from eamb.files import write_csv
 from eamb.network.outputs import Scale
 from eamb.readers.decoding import PICTURE_ENDINGS
+from eamb.readers.options import DataOptions as DataOptions  # others import it from here
 
 SPLITS = ("train", "val", "test")
-
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 ANY_CASE_ENDINGS = (*PICTURE_ENDINGS, *(ending.upper() for ending in PICTURE_ENDINGS))
 
 # Only words of the same emotion: joy is not amusement, and surprise is none of them.
@@ -30,7 +35,6 @@ EMOTION_WORDS = {
     "fear": ("fearful", "afraid", "scared", "frightened"),
     "sadness": ("sad",),
 }
-
 EMOTION_OF_WORD = {word: emotion for emotion, words in EMOTION_WORDS.items() for word in words}
 
 
@@ -60,58 +64,6 @@ class LeftOut(NamedTuple):
     reason: str
 
 
-@dataclass(frozen=True)
-class DataOptions:
-    """Choices about targets and splits; those from `table` on are for `csv`.
-
-    validation: share of the training pictures held out where the set has no validation split of its own.
-    target: "distribution", "score" or "label"; "auto" is what the set is usually trained on.
-    score_range: what p in [0, 1] means: "sound" from minimum to maximum, "official" maximum * p.
-    twins: keep byte-identical pictures on one side when splitting by hash. They are found by content in sets
-        of up to TWIN_LIMIT pictures; the protocol says if they were not.
-    folds, fold: cross-validation of a set without a split of its own: its test split is number `fold`, from
-        0, of `folds` equal parts, in each of which the emotions are as frequent as in the whole. 0: none.
-    repeat: of several sets, how often an epoch shows each one's training pictures, as "1,10"; "" is once.
-    table: the csv file, relative to the root. images: the folder its paths are relative to.
-    count_columns: comma separated, `name=value` where the name does not end in its rating.
-    emotion_columns: one column of names, or several of counts, comma separated.
-    minimum, maximum, threshold: of the ratings; the threshold is taken for every set if given.
-    """
-
-    validation: float = 0.05
-    target: str = "auto"
-    score_range: str = "sound"
-    twins: bool = True
-    folds: int = 0
-    fold: int = 0
-    repeat: str = ""
-    table: str = ""
-    images: str = ""
-    path_column: str = ""
-    score_column: str = ""
-    count_columns: str = ""
-    emotion_columns: str = ""
-    split_column: str = ""
-    minimum: float | None = None
-    maximum: float | None = None
-    threshold: float | None = None
-
-    def __post_init__(self):
-        if not 0 < self.validation < 1:
-            raise ValueError(f"datasets: data.validation is a share between 0 and 1, got {self.validation}.")
-        if self.target not in ("auto", "distribution", "score", "label"):
-            raise ValueError(
-                f"datasets: data.target is auto, distribution, score or label, got '{self.target}'."
-            )
-        if self.score_range not in ("sound", "official"):
-            raise ValueError(f"datasets: data.score_range is sound or official, got '{self.score_range}'.")
-        if self.folds < 0 or self.folds == 1:
-            raise ValueError(f"datasets: data.folds is 2 or more, or 0 for no folds; got {self.folds}.")
-        if not 0 <= self.fold < max(1, self.folds):
-            allowed = f"from 0 to {self.folds - 1}" if self.folds else "0 without data.folds"
-            raise ValueError(f"datasets: data.fold is {allowed}, got {self.fold}.")
-
-
 class Copies(NamedTuple):
     """What `scripts/prepare_data.py` made of a set, and the command that makes it again.
 
@@ -135,7 +87,7 @@ class RatedSet:
     distributions: (n, K) shares of votes per rating of `bins`, rows sum to 1.
     emotions: (n, E) shares of votes or one-hot, over `emotion_classes`; what is not NaN in a row sums to 1.
         NaN: the class was not offered for this picture. A row of NaN: no emotion is known.
-    dealt: the splits are folds of a set without splits of its own.
+    dealt: the set has no splits of its own, and these are folds.
     united: made of several sets by `unite`; the ids begin with "set:".
     parts: the sets that it is made of, as they were.
     copies: which copies its pictures are, one entry per set that has them; none for the pictures themselves.
@@ -171,8 +123,8 @@ class RatedSet:
             self.ids[index],
             self.paths[index],
             float(self.scores[index]),
-            _rows(self.distributions, index),
-            _rows(self.emotions, index),
+            take_rows(self.distributions, index),
+            take_rows(self.emotions, index),
         )
 
     def take(self, indices: Sequence[int] | np.ndarray) -> RatedSet:
@@ -183,8 +135,8 @@ class RatedSet:
             ids=[self.ids[i] for i in indices],
             paths=[self.paths[i] for i in indices],
             scores=self.scores[indices],
-            distributions=_rows(self.distributions, indices),
-            emotions=_rows(self.emotions, indices),
+            distributions=take_rows(self.distributions, indices),
+            emotions=take_rows(self.emotions, indices),
             parts=(),
         )
 
@@ -199,7 +151,7 @@ class RatedSet:
 
     @property
     def labels_sha256(self) -> str:
-        """Of the ratings in the order of the ids: in float32, for a last digit may be another elsewhere."""
+        """Of the ratings in the order of the ids, in float32: the last digits may differ between machines."""
         order, digest = np.argsort(self.ids, kind="stable"), hashlib.sha256()
         for values in (self.scores, self.distributions, self.emotions):
             if values is not None:
@@ -207,25 +159,25 @@ class RatedSet:
         return digest.hexdigest()
 
     def per_set(self, values: dict[str, dict[str, float]]) -> np.ndarray:
-        """(n, E) what `values` (set -> class -> number) has for each picture, 0 where it has nothing."""
+        """(n, E) the numbers of each picture's set in `values` (set -> class -> number), 0 where none is."""
         sets = [i.partition(":")[0] for i in self.ids] if self.united else [self.name] * len(self)
         rows = {name: [values.get(name, {}).get(c, 0.0) for c in self.emotion_classes] for name in set(sets)}
         return np.array([rows[name] for name in sets], dtype=np.float64)
 
     @property
     def id_hashes(self) -> np.ndarray:
-        """(distinct ids,) int64, sorted: first 64 bits of the SHA-256 of "set:id", to find trained pictures
-        again, by themselves or among others."""
+        """(distinct ids,) int64, sorted: first 64 bits of the SHA-256 of "set:id". A checkpoint keeps those
+        of its training pictures; they are equal for a set alone and united with others."""
         texts = self.ids if self.united else [f"{self.name}:{i}" for i in self.ids]
-        return np.unique(_hash64(texts).view(np.int64))
+        return np.unique(hash64(texts).view(np.int64))
 
 
 def describe(rated: RatedSet) -> str:
     """One line for the log: what was loaded, by which protocol, what was left out."""
-    known = rated.scores[~np.isnan(rated.scores)]
+    scores = rated.scores[~np.isnan(rated.scores)]
     parts = [f"{rated.name} {rated.split}: {len(rated):,} pictures ({rated.protocol})"]
-    if known.size:
-        parts.append(f"scores {known.min():.4g} to {known.max():.4g}, mean {known.mean():.4g}")
+    if scores.size:
+        parts.append(f"scores {scores.min():.4g} to {scores.max():.4g}, mean {scores.mean():.4g}")
     if rated.emotions is not None:
         parts.append(f"{len(rated.emotion_classes)} emotions")
     parts += [f"prepared copies of {copies.size} px" for copies in rated.copies]
@@ -235,29 +187,19 @@ def describe(rated: RatedSet) -> str:
 
 def write_left_out(path: str | Path, rated: RatedSet) -> None:
     """Writes one row `id,reason` for each picture of the split that is not used."""
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
-        write = row_writer(file)
-        for row in (LeftOut._fields, *rated.left_out):
-            write([safe(text) for text in row])
+    write_csv(path, [LeftOut._fields, *rated.left_out])
 
 
-def _rows(values: np.ndarray | None, index) -> np.ndarray | None:
+def take_rows(values: np.ndarray | None, index) -> np.ndarray | None:
     return None if values is None else values[index]
 
 
-def _hash64(texts: Iterable[str]) -> np.ndarray:
+def hash64(texts: Iterable[str]) -> np.ndarray:
     """(n,) uint64: the first 64 bits of each text's SHA-256."""
     digests = b"".join(hashlib.sha256(text.encode()).digest()[:8] for text in texts)
     return np.frombuffer(digests, dtype=">u8").astype(np.uint64)
 
 
-SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-
-
 def hash_fractions(ids: Sequence[str]) -> np.ndarray:
     """(n,) float64 in [0, 1]: each id's SHA-256 as a fraction, whatever the order and the other ids."""
-    return _hash64(ids) / 2.0**64
+    return hash64(ids) / 2.0**64

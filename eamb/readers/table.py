@@ -1,23 +1,28 @@
-"""Reading tables with checks, and looking up the pictures they name."""
+"""Tables of labels: read with checks, joined, and their pictures looked up.
+
+From top to bottom: what a reader returns; a file as a Sheet of checked columns; joining tables; finding the
+pictures they name.
+"""
 
 from __future__ import annotations
 
 import codecs
 import csv
+import functools
 import gzip
 import io
 import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from eamb.readers.rated import ANY_CASE_ENDINGS, SPLITS, Copies, LeftOut, _rows
+from eamb.readers.rated import ANY_CASE_ENDINGS, SPLITS, Copies, LeftOut, take_rows
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,10 @@ class Rating:
         return scores >= self.threshold if self.inclusive else scores > self.threshold
 
 
+# Sets of emotions only have no ratings; the scale stands for none.
+NO_RATING = Rating(0.0, 1.0, threshold=0.5)
+
+
 @dataclass
 class Table:
     """The rows of a set as its files have them: pictures not looked up, validation perhaps not split off.
@@ -47,7 +56,7 @@ class Table:
     split: (n,) of "train", "val", "test", or "" where the hash of the id is to decide.
     protocol: split -> where its rows come from, in words.
     votes: (n, K) counts per rating of `bins`; emotions: (n, E) counts. Rows of NaN where a file has none.
-    twins: groups of ids known to be the same picture; None if they are to be found by content.
+    twins: groups of ids that the set lists as the same picture; None if they are to be found by content.
     test_share: of the rows whose split is "".
     copies: none, or that all pictures are these; sources: n hashes of the files that they are copies of.
     """
@@ -81,19 +90,28 @@ class Table:
             names=[self.names[i] for i in indices],
             split=self.split[indices],
             scores=self.scores[indices],
-            votes=_rows(self.votes, indices),
-            emotions=_rows(self.emotions, indices),
+            votes=take_rows(self.votes, indices),
+            emotions=take_rows(self.emotions, indices),
         )
 
 
+# ---------------------------------------------------------------------------------------------------
+# Files
+
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-
 LARGEST = 1e15  # what nobody rates or predicts; squares and sums of such numbers are still finite
-
 MEAN_TOLERANCE = 0.006  # of means that were rounded to two decimals
 
+Read = Callable  # what `read_once` returns
 
-def _read_text(path: Path) -> str:
+
+def read_once() -> Read:
+    """A function read(kind, path, ...) that gives kind(path, ...), as in read(Sheet, path), and keeps it: a
+    file that is asked for again is not opened again."""
+    return functools.cache(lambda kind, path, *arguments: kind(path, *arguments))
+
+
+def read_text(path: Path) -> str:
     """A file's text, unpacked if it is a .gz, without a byte order mark.
 
     Raises:
@@ -118,6 +136,15 @@ def _read_text(path: Path) -> str:
     return text
 
 
+def read_json(path: Path) -> object:
+    if not path.is_file():
+        raise FileNotFoundError(f"datasets: there is no file {path}; is --data-root right?")
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"datasets: {path.name} is no readable JSON: {error}.") from error
+
+
 def _unreadable(path: Path, reason: str) -> ValueError:
     return ValueError(f"datasets: {path.name} is no readable table: {reason}.")
 
@@ -129,10 +156,11 @@ def as_number(text: str) -> float:
 
 
 class Sheet:
-    """One table file as texts, with checks on their way out. Rows are numbered as an editor shows them.
+    """One table file as columns of text, checked as they are read. Rows are numbered as an editor shows them.
 
     Its cells are divided by comma, semicolon or tab, whichever the header line has most of. Every row must
-    have as many cells as the header: what a lost or doubled cell would shift is never guessed.
+    have as many cells as the header: what a lost or doubled cell would shift is never guessed. That is why
+    csv.reader reads it: pandas fills up short rows and ignores misplaced quotes.
 
     Args:
         names: of the columns of a file without header, whose cells are divided by blanks.
@@ -144,8 +172,7 @@ class Sheet:
 
     def __init__(self, path: Path, names: Sequence[str] = (), rows: bool = True):
         self.path = path
-        text = _read_text(path)
-        records = self._words(text) if names else self._records(text)
+        records = split_at_blanks(read_text(path)) if names else self._records(read_text(path))
         if not (names or records):
             raise _unreadable(path, "it is empty")
         self.columns = [*names] or [name.strip() for name in records.pop(0)[1]]
@@ -164,13 +191,8 @@ class Sheet:
         columns = zip(*(cells for _, cells in records), strict=True) if records else [()] * len(self.columns)
         self.cells = dict(zip(self.columns, columns, strict=True))
 
-    def _words(self, text: str) -> list[tuple[int, list[str]]]:
-        """(row, cells) of each line that is not blank."""
-        lines = enumerate(io.StringIO(text, newline=None), 1)
-        return [(row, cells) for row, line in lines if (cells := line.split())]
-
     def _records(self, text: str) -> list[tuple[int, list[str]]]:
-        """(row, cells) of each line that is not blank; a line in quotes may go over several rows."""
+        """(row, cells) of each record that is not blank; a cell in quotes may go over several rows."""
         lines = io.StringIO(text, newline="")
         header = next((line for line in lines if line.strip()), "")
         lines.seek(0)
@@ -191,27 +213,26 @@ class Sheet:
     def need(self, columns: Iterable[str], hint: str = "") -> None:
         missing = [column for column in columns if column not in self.columns]
         if missing:
-            found = ", ".join(self.columns[:12]) + (", ..." if len(self.columns) > 12 else "")
+            present = ", ".join(self.columns[:12]) + (", ..." if len(self.columns) > 12 else "")
             raise ValueError(
-                f"datasets: {self.path.name} has no column '{missing[0]}' (found: {found}).{hint}"
+                f"datasets: {self.path.name} has no column '{missing[0]}' (found: {present}).{hint}"
             )
 
     def error(self, bad: np.ndarray, column: str, expected: str) -> ValueError:
         """About the first row of the mask `bad` (n,)."""
         first, more = int(np.flatnonzero(bad)[0]), int(bad.sum()) - 1
-        shown = " ".join(self.cells[column][first].split())[:80]
-        shown = f"'{shown}'" if shown else "empty"
+        cell = " ".join(self.cells[column][first].split())[:80]
+        cell = f"'{cell}'" if cell else "empty"
         others = f" ({more} more like it)" if more else ""
-        row = self.rows[first]
         return ValueError(
-            f"datasets: {self.path.name} row {row}: '{column}' is {shown}, expected {expected}{others}."
+            f"datasets: {self.path.name} row {self.rows[first]}: '{column}' is {cell}, expected "
+            f"{expected}{others}."
         )
 
     def numbers(self, column: str, minimum: float = -LARGEST, maximum: float = LARGEST) -> np.ndarray:
         """(n,) float64, each finite and in [minimum, maximum]."""
-        cells = self.cells[column]
-        known = {cell: as_number(cell) for cell in set(cells)}
-        values = np.array([known[cell] for cell in cells])
+        value_of = {cell: as_number(cell) for cell in set(self.cells[column])}
+        values = np.array([value_of[cell] for cell in self.cells[column]])
         if not np.isfinite(values).all():
             raise self.error(~np.isfinite(values), column, "a number")
         outside = (values < minimum) | (values > maximum)
@@ -239,17 +260,11 @@ class Sheet:
         return votes
 
     def counts_if_there(self, columns: Sequence[str], most: int) -> np.ndarray | None:
-        """As `counts`; None if the table has not one of the columns. To have some of them is an error."""
+        """As `counts`; None if the table has none of the columns. To have some of them is an error."""
         if not set(columns) & set(self.columns):
             return None
         self.need(columns)
         return self.counts(columns, most)
-
-    def check_means(self, column: str, scores: np.ndarray) -> None:
-        """Raises ValueError where a column of means is not that of the votes, (n,) `scores`."""
-        wrong = abs(self.numbers(column) - scores) > MEAN_TOLERANCE
-        if wrong.any():
-            raise self.error(wrong, column, f"the mean of its votes, {scores[wrong][0]:.4g}")
 
     def texts(self, column: str) -> list[str]:
         """n strings without blanks around them, none empty."""
@@ -267,12 +282,34 @@ class Sheet:
             raise self.error(repeated, column, f"each picture once, but row {first} has it too")
         return ids
 
-    def codes(self, column: str, known: Sequence[str]) -> np.ndarray:
-        """(n, E) one-hot of a column of names, over `known`."""
-        positions = pd.Index(known).get_indexer(self.texts(column))
+    def codes(self, column: str, names: Sequence[str]) -> np.ndarray:
+        """(n, E) one-hot of a column of `names`."""
+        positions = pd.Index(names).get_indexer(self.texts(column))
         if (positions < 0).any():
-            raise self.error(positions < 0, column, f"one of {', '.join(known)}")
-        return np.eye(len(known))[positions]
+            raise self.error(positions < 0, column, f"one of {', '.join(names)}")
+        return np.eye(len(names))[positions]
+
+
+def split_at_blanks(text: str) -> list[tuple[int, list[str]]]:
+    """(row, words) of each line that is not blank."""
+    lines = enumerate(io.StringIO(text, newline=None), 1)
+    return [(row, words) for row, line in lines if (words := line.split())]
+
+
+def split_files(folder: Path, splits: Sequence[str], ending: str = ".csv") -> dict[str, Path]:
+    """split -> its file; without a val.csv the training csv also serves validation."""
+    wanted = set(splits)
+    if "val" in wanted and not (folder / f"val{ending}").is_file():
+        wanted = wanted - {"val"} | {"train"}
+    files = {split: folder / f"{split}{ending}" for split in SPLITS if split in wanted}
+    for split, path in files.items():
+        if not path.is_file():
+            raise FileNotFoundError(f"datasets: the {split} split is asked for and {path} does not exist.")
+    return files
+
+
+# ---------------------------------------------------------------------------------------------------
+# Rows
 
 
 def one_hot(names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
@@ -302,59 +339,38 @@ def joined(parts: list[Table]) -> Table:
         split=np.concatenate([part.split for part in parts]),
         protocol={split: words for part in parts for split, words in part.protocol.items()},
         scores=np.concatenate([part.scores for part in parts]),
-        votes=_below_each_other([part.votes for part in parts], lengths),
-        emotions=_below_each_other([part.emotions for part in parts], lengths),
+        votes=_stacked([part.votes for part in parts], lengths),
+        emotions=_stacked([part.emotions for part in parts], lengths),
     )
 
 
-def _below_each_other(parts: list[np.ndarray | None], lengths: list[int]) -> np.ndarray | None:
+def _stacked(parts: list[np.ndarray | None], lengths: list[int]) -> np.ndarray | None:
     """Counts of several files as one array, NaN where a file has none."""
     width = max((part.shape[1] for part in parts if part is not None), default=0)
     filled = [np.full((n, width), np.nan) if p is None else p for p, n in zip(parts, lengths, strict=True)]
     return np.concatenate(filled) if width else None
 
 
-def split_files(folder: Path, splits: Sequence[str], ending: str = ".csv") -> dict[str, Path]:
-    """split -> its file; without a val.csv the training csv also serves validation."""
-    wanted = set(splits)
-    if "val" in wanted and not (folder / f"val{ending}").is_file():
-        wanted = wanted - {"val"} | {"train"}
-    files = {split: folder / f"{split}{ending}" for split in SPLITS if split in wanted}
-    for split, path in files.items():
-        if not path.is_file():
-            raise FileNotFoundError(f"datasets: the {split} split is asked for and {path} does not exist.")
-    return files
-
-
-# Sets of emotions only have no ratings; the scale stands for none.
-NO_RATING = Rating(0.0, 1.0, threshold=0.5)
-
-
-def _read_json(path: Path) -> object:
-    if not path.is_file():
-        raise FileNotFoundError(f"datasets: there is no file {path}; is --data-root right?")
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"datasets: {path.name} is no readable JSON: {error}.") from error
+# ---------------------------------------------------------------------------------------------------
+# Pictures
 
 
 class Folders:
     """Finds files below `places`, in order; lists each folder once, asks nothing about single files."""
 
     def __init__(self, places: Sequence[Path]):
-        self.places = [str(place) for place in places]
-        self.listed: dict[str, frozenset[str]] = {}
-        self.choices: dict[str, list[tuple[str, frozenset[str]]]] = {}
+        self.places = dict.fromkeys(str(place) for place in places)
+        # "folder/" of a name -> the folders where it may be, with the files in them
+        self.listed: dict[str, list[tuple[str, frozenset[str]]]] = {}
 
     def find(self, name: str) -> str | None:
         """The path of a file, by its name as written or with a picture ending added."""
         file = name.rpartition("/")[2]
         head = name.removesuffix(file)  # "" or "folder/" or "/absolute/folder/"
-        if head not in self.choices:
-            folders = [os.path.join(place, head, "") for place in self.places]  # noqa: PTH118
-            self.choices[head] = [(folder, self.names(folder)) for folder in folders]
-        for folder, names in self.choices[head]:
+        if head not in self.listed:
+            folders = dict.fromkeys(os.path.join(place, head, "") for place in self.places)  # noqa: PTH118
+            self.listed[head] = [(folder, file_names(folder)) for folder in folders]
+        for folder, names in self.listed[head]:
             if file in names:
                 return folder + file
             for ending in ANY_CASE_ENDINGS if names else ():
@@ -362,15 +378,17 @@ class Folders:
                     return folder + file + ending
         return None
 
-    def names(self, folder: str) -> frozenset[str]:
-        """Of the files in a folder; none if there is no such folder."""
-        if folder not in self.listed:
-            try:
-                with os.scandir(folder) as entries:
-                    self.listed[folder] = frozenset(entry.name for entry in entries if _is_file(entry))
-            except (OSError, ValueError):  # the latter of a name that no file can have
-                self.listed[folder] = frozenset()
-        return self.listed[folder]
+    def __str__(self) -> str:
+        return " and ".join(self.places)
+
+
+def file_names(folder: str) -> frozenset[str]:
+    """Of the files in a folder; none if there is no such folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return frozenset(entry.name for entry in entries if _is_file(entry))
+    except (OSError, ValueError):  # the latter of a name that no file can have
+        return frozenset()
 
 
 def _is_file(entry: os.DirEntry) -> bool:
@@ -388,16 +406,16 @@ def look_up(table: Table) -> tuple[Table, list[str]]:
         FileNotFoundError: not one of the pictures exists, so the folder is wrong.
     """
     folders = Folders(table.places)
-    found = [folders.find(name) for name in table.names]
-    missing = [i for i, path in enumerate(found) if path is None]
-    if len(missing) == len(found):
+    paths = [folders.find(name) for name in table.names]
+    missing = [i for i, path in enumerate(paths) if path is None]
+    if len(missing) == len(paths):
         raise FileNotFoundError(
-            f"datasets: none of the {len(found):,} pictures of {table.name} exists, e.g. '{table.names[0]}'; "
-            f"looked in {' and '.join(dict.fromkeys(folders.places))}. Is --data-root right?"
+            f"datasets: none of the {len(paths):,} pictures of {table.name} exists, e.g. '{table.names[0]}'; "
+            f"looked in {folders}. Is --data-root right?"
         )
-    kept = table.take(np.flatnonzero([path is not None for path in found]))
+    kept = table.take(np.flatnonzero([path is not None for path in paths]))
     kept.left_out = {split: list(rows) for split, rows in table.left_out.items()}
     for i in missing:
         row = LeftOut(table.ids[i], f"no picture file {table.names[i]}")
         kept.left_out.setdefault(str(table.split[i]), []).append(row)
-    return kept, [path for path in found if path is not None]
+    return kept, [path for path in paths if path is not None]

@@ -1,79 +1,411 @@
-"""What differs by task: data, network, loss, and the measure that chooses the weights."""
+"""The three tasks. `choose_task(config)` chooses once; nothing else asks what the setting `task` says.
+
+From top to bottom: what a task is; aesthetics, emotion and series; reading a run's data; losses.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import losses
-from datasets import Batch, PairPictures, PictureSet, check_classes, first_by_hash, load_datasets
-from eamb.evaluation.evaluate import labelled
-from eamb.network.outputs import EMOTIONS, Output, Scale
-from eamb.network.pair_networks import NETWORKS, SeriesNetwork
-from eamb.readers.pairs import PAIRED, describe_pairs, load_pairs
-from eamb.readers.rated import DataOptions, RatedSet, describe, emotion_name
-from eamb.runtime import distributed
-from eamb.runtime.config import Config
-from eamb.weights import checkpoint
-from eamb.weights.checkpoint import Network, Weights
+from datasets import Batch, PairPictures, PictureSet, SetReader, check_classes, first_by_hash, load_datasets
+from eamb.evaluation.emotions import evaluate_emotions, measure_emotions
+from eamb.evaluation.predicting import labelled
+from eamb.evaluation.preferences import evaluate_pairs, evaluate_pairs_by_score, measure_pairs
+from eamb.evaluation.ratings import evaluate_scores, measure_scores
+from eamb.evaluation.report import Report
+from eamb.network.names import PAIR_NETWORKS
+from eamb.network.outputs import Output, Scale
+from eamb.network.pair_networks import SeriesNetwork
+from eamb.readers.pairs import PairedSet, load_pairs
+from eamb.readers.rated import RatedSet, emotion_name
+from eamb.readers.registry import DATASETS, PAIRED
+from eamb.runtime.config import Config, Loss
+from eamb.runtime.engine import Compute, Predictions
+from eamb.weights.checkpoint import Network, Source, Weights, load_tensors
+from eamb.weights.registry import kind_of
 from EAMBNet import EmotionNetwork, LinearNetwork, build_model
 
-
-def load_data(config: Config) -> dict[str, RatedSet]:
-    """The splits that the run uses, ready for its task; several sets are united."""
-    splits = ("train", "val", "test") if needs_test(config) else ("train", "val")
-    if config.task == "series":
-        return load_series(config, splits)
-    options, held_out = config.data.options(DataOptions), config.train.validate_on == "val"
-    if not held_out and len(config.data.names) > 1:
-        raise ValueError("training: train.validate_on=test is for one data set, not for several together")
-    limit = config.data.limit if held_out else 0
-    data = load_datasets(config.data.names, config.data.roots, splits, options, limit)
-    data = {split: labelled(rated, config.task) for split, rated in data.items()}
-    if not held_out:
-        data["train"] = with_validation(data["train"], data.pop("val"))
-        data["train"] = first_by_hash(data["train"], config.data.limit or len(data["train"]))
-    if learns_emotions(config):
-        check_emotion_labels(data["train"])
-    if distributed.is_main():
-        print("\n".join(describe(rated) for rated in data.values()), flush=True)
-    return data
+LossFunction = Callable[[Output, Batch], Tensor]
 
 
-def load_series(config: Config, splits: tuple[str, ...]) -> dict[str, RatedSet]:
-    """The splits of a set of pairs."""
-    if config.train.validate_on == "test":
-        raise ValueError("training: train.validate_on=test is for ratings, not for pairs")
-    options = config.data.options(DataOptions)
-    data = load_pairs(config.data.dataset, config.data.root, splits, options, config.data.limit)
-    if distributed.is_main():
-        print("\n".join(describe_pairs(rated) for rated in data.values()), flush=True)
-    return data
+class Task(ABC):
+    """What the rest of the program asks about the task of a run: one of Aesthetics, Emotion and Series.
+
+    name: the value of the setting `task`.
+    unit: what a batch counts, "pictures" or "pairs".
+    shapes: the settings of `model.` that weights must share to start a run.
+    has_emotion_branch, learns_emotions: whether the network has the branch, and whether the run trains it.
+    """
+
+    name: str
+    unit = "pictures"
+    shapes: tuple[str, ...]
+    has_emotion_branch = learns_emotions = True
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    @property
+    @abstractmethod
+    def recipe(self) -> str:
+        """The config in configs/ to start from, without .yaml, unless others are given."""
+
+    def check(self) -> None:
+        """Refuses settings that are not for this task, and sets and networks that do not go with it."""
+        config, paired = self.config, self.unit == "pairs"
+        if paired != (config.data.dataset in PAIRED) or paired != (config.model.network in PAIR_NETWORKS):
+            raise ValueError(
+                f"training: --task series goes with a set of pairs (--dataset {' or '.join(PAIRED)}) and a "
+                f"network for them (--network {' or '.join(PAIR_NETWORKS)}), and they with it; got --task "
+                f"{self.name}, --dataset {config.data.dataset} and --network {config.model.network}"
+            )
+        if config.data.crop and not paired:
+            raise ValueError(
+                f"training: data.crop is for the task series; networks for {self.name} see whole pictures"
+            )
+        unused = {
+            "data.folds": paired and config.data.folds,
+            "train.emotion_maps": paired and config.train.emotion_maps,
+            "model.symmetric": not paired and not config.model.symmetric,
+            "loss.preference": not paired and config.loss.preference != "majority",
+        }
+        for key, given in unused.items():
+            if given:
+                raise ValueError(f"training: {key} means nothing for the task {self.name}; leave it out")
+        if config.model.network != "eambnet" and (config.model.without or config.model.shortcut):
+            raise ValueError(
+                "training: model.without and model.shortcut are for model.network=eambnet, not "
+                f"{config.model.network}"
+            )
+        if config.loss.class_weights != "none" and not self.learns_emotions:
+            raise ValueError(
+                "training: loss.class_weights weighs emotions, which this run does not learn; it is for "
+                "--task emotion, or with loss.emotion_weight"
+            )
+        drifts = self.learns_emotions or config.model.emotion_batchnorm == "official"
+        if config.train.emotion_maps and drifts:
+            raise ValueError(
+                "training: train.emotion_maps keeps the maps of a frozen branch; this run's changes"
+            )
+
+    @cached_property
+    def reader(self) -> SetReader:
+        """Of the only data set."""
+        data = self.config.data
+        return SetReader(data.dataset, data.root, data.options())
+
+    @abstractmethod
+    def load(self, splits: tuple[str, ...]) -> dict[str, RatedSet]:
+        """The splits of a training, with the labels that the task needs; several sets are united."""
+
+    def load_split(self, split: str) -> RatedSet:
+        """One split of one set, for an evaluation."""
+        data = self.config.data
+        if (data.dataset in PAIRED) != (self.unit == "pairs"):
+            raise ValueError(
+                f"evaluation: {data.dataset} and weights for the task {self.name} do not go together: "
+                f"pairs ({', '.join(PAIRED)}) are for pair networks and for networks that score pictures"
+            )
+        return labelled(self.reader.load((split,))[split], self.name)
+
+    def pictures(self, rated: RatedSet) -> PictureSet:
+        """What an epoch draws from, pictures or pairs of them, mirrored by chance."""
+        data, kind = self.config.data, PairPictures if self.unit == "pairs" else PictureSet
+        flips = self.config.train.seed if data.flip else None
+        return kind(rated, data.size, data.exif, flips, data.skip_broken, data.crop)
+
+    @abstractmethod
+    def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:
+        """The network, with random weights."""
+
+    def refuse_start(self, source: Source) -> str:
+        """Why these weights cannot start a run, or "" if they can."""
+        theirs = source.weights.task
+        if theirs == self.name:
+            return ""
+        return f"{source.path} holds a network for the task {theirs}, which cannot start one for {self.name}"
+
+    @abstractmethod
+    def start_from(self, network: Network, source: Source, scale: Scale, other_branch: bool) -> str:
+        """Fills the network from given weights; says what keeps its random values, "" for nothing.
+
+        Args:
+            other_branch: the emotion branch comes from elsewhere.
+
+        Raises:
+            ValueError: the weights are of another network.
+        """
+
+    @abstractmethod
+    def loss(self, rated: RatedSet) -> LossFunction:
+        """The training loss, of the network's output and the batch."""
+
+    @abstractmethod
+    def best_measure(self, scale: Scale) -> str:
+        """The validation metric that chooses the weights to keep."""
+
+    @abstractmethod
+    def validate(self, predictions: Predictions, rated: RatedSet, description: dict) -> dict[str, float]:
+        """Metrics without intervals; the description is the network's."""
+
+    @abstractmethod
+    def evaluate(
+        self, network: nn.Module, weights: Weights, rated: RatedSet, compute: Compute
+    ) -> tuple[Report, Predictions]:
+        """Predicts each picture of a set once, and reports."""
 
 
-def learns_emotions(config: Config) -> bool:
-    """Whether the emotion branch is trained: on its own, or together with the rest."""
-    return config.task == "emotion" or config.loss.emotion_weight > 0
+def choose_task(config: Config) -> Task:
+    return {task.name: task for task in (Aesthetics, Emotion, Series)}[config.task](config)
 
 
-def check_emotion_labels(rated: RatedSet) -> None:
-    if rated.emotions is None:
-        raise ValueError(
-            f"training: {rated.name} {rated.split} has no emotions; loss.emotion_weight needs them"
+# ---------------------------------------------------------------------------------------------------
+# The three tasks
+
+
+class Aesthetics(Task):
+    """Scores of pictures, learned from ratings."""
+
+    name = "aesthetics"
+    shapes = ("backbone", "width", "guided_width", "guided_hidden", "head_width", "network")
+    shapes += ("without", "shortcut")
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        eambnet = config.model.network == "eambnet"
+        self.has_emotion_branch = eambnet and "emotion" not in left_out_parts(config)
+        self.learns_emotions = config.loss.emotion_weight > 0
+
+    @property
+    def recipe(self) -> str:
+        return DATASETS[self.config.data.names[0]].recipe
+
+    def check(self) -> None:
+        super().check()
+        if self.learns_emotions and not self.has_emotion_branch:
+            raise ValueError("training: loss.emotion_weight is given, but this network has no emotion branch")
+        if len(self.config.data.names) > 1:
+            raise ValueError(
+                f"training: several sets ({self.config.data.dataset}) are for --task emotion; ratings cannot "
+                "be united"
+            )
+
+    def load(self, splits: tuple[str, ...]) -> dict[str, RatedSet]:
+        data = load_labelled(self, splits)
+        train = data["train"]
+        if self.learns_emotions and train.emotions is None:
+            raise ValueError(f"training: {train.name} train has no emotions; loss.emotion_weight needs them")
+        if self.learns_emotions:
+            check_classes(train)
+        return data
+
+    def load_split(self, split: str) -> RatedSet:
+        """Of a set of pairs too, which the scores of single photographs are measured on."""
+        data = self.config.data
+        if data.dataset in PAIRED:
+            return load_pairs(data.dataset, data.root, (split,), data.options())[split]
+        return super().load_split(split)
+
+    def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:
+        settings = asdict(self.config.model)
+        if settings["network"] == "linear":
+            return LinearNetwork(settings["backbone"], scale.outputs, settings["dropout"])
+        for name in ("network", "imagenet", "emotion_weights", "symmetric"):
+            del settings[name]
+        settings |= {"without": left_out_parts(self.config), "emotions": emotions}
+        return build_model(outputs=scale.outputs, train_emotion=self.learns_emotions, **settings)
+
+    def refuse_start(self, source: Source) -> str:
+        if source.weights.task == "emotion":
+            return (
+                f"{source.path} holds an emotion branch alone, which cannot score pictures; "
+                f"start from it with --emotion-checkpoint {source.path}"
+            )
+        return super().refuse_start(source)
+
+    def start_from(self, network: Network, source: Source, scale: Scale, other_branch: bool) -> str:
+        """A last layer for another kind of rating keeps its random values."""
+        last, start = kind_of(network).last_layer, source.weights
+        outputs = start.tensors[last + "bias"].numel()  # of an official head no more than this is known
+        same = outputs == scale.outputs and (start.scale is None or start.scale.kind == scale.kind)
+        leave = (*(() if same else (last,)), *(("emotion.",) if other_branch else ()))
+        load_tensors(network, start.tensors, str(source.path), leave=leave)
+        if same:
+            return ""
+        theirs = describe_scale(start.scale) if start.scale else f"{outputs} value(s)"
+        return (
+            f"{source.path} predicts {theirs}, this run {describe_scale(scale)}; its last layer is replaced."
         )
-    check_classes(rated)
+
+    def loss(self, rated: RatedSet) -> LossFunction:
+        of_ratings = rating_loss(self.config.loss, rated.scale)
+        if not self.learns_emotions:
+            return of_ratings
+        of_emotions, weight = emotion_loss(self.config.loss, rated), self.config.loss.emotion_weight
+        return lambda output, batch: of_ratings(output, batch) + weight * of_emotions(output, batch)
+
+    def best_measure(self, scale: Scale) -> str:
+        return "accuracy" if scale.kind == "label" else "srcc"
+
+    def validate(self, predictions: Predictions, rated: RatedSet, description: dict) -> dict[str, float]:
+        report = measure_scores(predictions, rated, branch=description if self.learns_emotions else None)
+        emotions = report.emotions.metrics if report.emotions else {}
+        return report.metrics | {f"emotion_{name}": emotions[name] for name in ("kl", "accuracy") if emotions}
+
+    def evaluate(
+        self, network: nn.Module, weights: Weights, rated: RatedSet, compute: Compute
+    ) -> tuple[Report, Predictions]:
+        if isinstance(rated, PairedSet):
+            return evaluate_pairs_by_score(network, weights, rated, self.config, compute)
+        return evaluate_scores(network, weights, rated, self.config, compute, self.reader)
 
 
-def needs_test(config: Config) -> bool:
-    return config.train.score_test or config.train.validate_on == "test"
+class Emotion(Task):
+    """The emotion branch alone, learned from emotion labels or votes."""
+
+    name = "emotion"
+    shapes = ("backbone", "width")
+
+    @property
+    def recipe(self) -> str:
+        return DATASETS[self.config.data.names[0]].emotion_recipe
+
+    def check(self) -> None:
+        super().check()
+        if self.config.loss.emotion_weight:
+            raise ValueError(
+                "training: loss.emotion_weight is for --task aesthetics; emotions are all of this loss"
+            )
+
+    def load(self, splits: tuple[str, ...]) -> dict[str, RatedSet]:
+        data = load_labelled(self, splits)
+        check_classes(data["train"])
+        return data
+
+    def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:
+        model = self.config.model
+        return EmotionNetwork(model.backbone, emotions, model.emotion_scale, model.width)
+
+    def refuse_start(self, source: Source) -> str:
+        return "" if source.weights.task == "aesthetics" else super().refuse_start(source)
+
+    def start_from(self, network: Network, source: Source, scale: Scale, other_branch: bool) -> str:
+        """Takes the emotion branch; a classifier for others keeps the rows of those that both know."""
+        theirs, ours = source.weights.emotions, network.arguments["emotions"]
+        tensors = {n: value for n, value in source.weights.tensors.items() if n.startswith("emotion.")}
+        last = [name for name in tensors if name.startswith(kind_of(network).last_layer)]
+        if theirs != ours:
+            for name in last:
+                given, random = tensors[name], network.state_dict()[name]
+                rows = [
+                    given[theirs.index(e)] if e in theirs else r for e, r in zip(ours, random, strict=True)
+                ]
+                tensors[name] = torch.stack([given[theirs.index(e)] if e in theirs else r for e, r in rows])
+        load_tensors(network, tensors, str(source.path))
+        if theirs == ours:
+            return ""
+        lists = f"{source.path} knows the emotions {', '.join(theirs)}, this run {', '.join(ours)}"
+        return f"{lists}; its last layer keeps what both know."
+
+    def loss(self, rated: RatedSet) -> LossFunction:
+        return emotion_loss(self.config.loss, rated)
+
+    def best_measure(self, scale: Scale) -> str:
+        return "kl"
+
+    def validate(self, predictions: Predictions, rated: RatedSet, description: dict) -> dict[str, float]:
+        return measure_emotions(predictions, rated, description).metrics
+
+    def evaluate(
+        self, network: nn.Module, weights: Weights, rated: RatedSet, compute: Compute
+    ) -> tuple[Report, Predictions]:
+        return evaluate_emotions(network, weights, rated, self.config, compute)
+
+
+class Series(Task):
+    """Which photograph of a series people prefer, learned from pairs."""
+
+    name, unit, recipe = "series", "pairs", "series"
+    shapes = ("backbone", "network", "symmetric")
+    has_emotion_branch = learns_emotions = False
+
+    def check(self) -> None:
+        super().check()
+        if self.config.loss.emotion_weight:
+            raise ValueError("training: loss.emotion_weight is given, but this network has no emotion branch")
+        if self.config.train.validate_on == "test":
+            raise ValueError("training: train.validate_on=test is for ratings, not for pairs")
+
+    def load(self, splits: tuple[str, ...]) -> dict[str, RatedSet]:
+        data = self.config.data
+        return load_pairs(data.dataset, data.root, splits, data.options(), data.limit)
+
+    def load_split(self, split: str) -> RatedSet:
+        data = self.config.data
+        if data.dataset not in PAIRED:
+            return super().load_split(split)
+        return load_pairs(data.dataset, data.root, (split,), data.options())[split]
+
+    def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:
+        model = self.config.model
+        return SeriesNetwork(model.backbone, model.network, model.symmetric)
+
+    def start_from(self, network: Network, source: Source, scale: Scale, other_branch: bool) -> str:
+        load_tensors(network, source.weights.tensors, str(source.path))
+        return ""
+
+    def loss(self, rated: RatedSet) -> LossFunction:
+        """Learns whether more than half prefer the first (of an undecided pair: half), or how many do."""
+
+        def of_pairs(output: Output, batch: Batch) -> Tensor:
+            target = batch.scores  # (n,) shares of people, of n pairs
+            if self.config.loss.preference == "majority":
+                target = torch.heaviside(target - 0.5, target.new_tensor(0.5))
+            return losses.pair_loss(output.prediction, target)
+
+        return of_pairs
+
+    def best_measure(self, scale: Scale) -> str:
+        return "log_loss"  # of accuracies many are equal
+
+    def validate(self, predictions: Predictions, rated: RatedSet, description: dict) -> dict[str, float]:
+        return measure_pairs(predictions, rated).metrics
+
+    def evaluate(
+        self, network: nn.Module, weights: Weights, rated: RatedSet, compute: Compute
+    ) -> tuple[Report, Predictions]:
+        return evaluate_pairs(network, rated, self.config, compute)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Data and settings
+
+
+def load_labelled(task: Task, splits: tuple[str, ...]) -> dict[str, RatedSet]:
+    """The pictures that have what the task needs. Under the official PARA protocol, which validates on test,
+    nothing is held out of training."""
+    data, held_out = task.config.data, task.config.train.validate_on == "val"
+    if not held_out and len(data.names) > 1:
+        raise ValueError("training: train.validate_on=test is for one data set, not for several together")
+    limit = data.limit if held_out else 0
+    loaded = load_datasets(data.names, data.roots, splits, data.options(), limit)
+    loaded = {split: labelled(rated, task.name) for split, rated in loaded.items()}
+    if not held_out:
+        train = with_validation(loaded["train"], loaded.pop("val"))
+        loaded["train"] = first_by_hash(train, data.limit or len(train))
+    return loaded
 
 
 def with_validation(train: RatedSet, val: RatedSet) -> RatedSet:
-    """Both as one training set, for the official PARA protocol, which holds nothing out."""
+    """Both as one training set."""
     columns = {}
     for name in ("scores", "distributions", "emotions"):
         parts = [getattr(rated, name) for rated in (train, val)]
@@ -83,122 +415,9 @@ def with_validation(train: RatedSet, val: RatedSet) -> RatedSet:
     return replace(train, protocol=f"{train.protocol}; and {val.protocol}", **columns)
 
 
-UNTRAINED_BRANCH = (
-    "training: the emotion branch was never trained, and it stays frozen. Give it weights with "
-    "--emotion-checkpoint FILE (train them with --task emotion), or accept ImageNet's features with "
-    "model.emotion_weights=none"
-)
-
-
-def check_task(config: Config) -> None:
-    """Refuses a task with a set or a network that is not for it."""
-    paired, of_pairs = config.data.dataset in PAIRED, config.model.network in NETWORKS
-    if (config.task == "series") != paired or (config.task == "series") != of_pairs:
-        raise ValueError(
-            f"training: --task series goes with a set of pairs (--dataset {' or '.join(PAIRED)}) and a "
-            f"network for them (--network {' or '.join(NETWORKS)}), and they with it; got "
-            f"--task {config.task}, --dataset {config.data.dataset} and --network {config.model.network}"
-        )
-    if config.data.crop and not paired:
-        raise ValueError(
-            f"training: data.crop is for the task series; networks for {config.task} see whole pictures"
-        )
-    unused = [
-        *(["data.folds"] if paired and config.data.folds else []),
-        *(["train.emotion_maps"] if paired and config.train.emotion_maps else []),
-        *(["model.symmetric"] if not paired and not config.model.symmetric else []),
-        *(["loss.preference"] if not paired and config.loss.preference != "majority" else []),
-    ]
-    if unused:
-        raise ValueError(f"training: {unused[0]} means nothing for the task {config.task}; leave it out")
-
-
-def check_parts(config: Config, emotion_checkpoint: str | None) -> None:
-    """Refuses settings for parts of the network that this run's does not have."""
-    if config.model.network != "eambnet" and (config.model.without or config.model.shortcut):
-        raise ValueError(
-            "training: model.without and model.shortcut are for model.network=eambnet, not "
-            f"{config.model.network}"
-        )
-    if config.train.emotion_maps and (
-        learns_emotions(config) or config.model.emotion_batchnorm == "official"
-    ):
-        raise ValueError("training: train.emotion_maps keeps the maps of a frozen branch; this run's changes")
-    if has_emotion_branch(config):
-        return
-    if emotion_checkpoint or config.loss.emotion_weight:
-        given = "--emotion-checkpoint" if emotion_checkpoint else "loss.emotion_weight"
-        raise ValueError(f"training: {given} is given, but this network has no emotion branch")
-
-
-def check_losses(config: Config) -> None:
-    """Refuses settings of a loss that this run does not have."""
-    if config.task == "emotion" and config.loss.emotion_weight:
-        raise ValueError(
-            "training: loss.emotion_weight is for --task aesthetics; emotions are all of this loss"
-        )
-    if config.loss.class_weights != "none" and not learns_emotions(config):
-        raise ValueError(
-            "training: loss.class_weights weighs emotions, which this run does not learn; it is for --task "
-            "emotion, or with loss.emotion_weight"
-        )
-
-
-def needs_no_branch(config: Config) -> bool:
-    """Whether an untrained emotion branch will do: trained here, or not there, or asked for."""
-    none = config.model.emotion_weights == "none" or not has_emotion_branch(config)
-    return learns_emotions(config) or none
-
-
-def choose_emotions(
-    config: Config, rated: RatedSet, start: Weights | None, emotion_checkpoint: str | None
-) -> tuple[str, ...]:
-    """The emotions that the weights at hand know; those of the data set where these are to be learned.
-
-    Those that both know keep the order of the weights.
-    """
-    known, named = (), named_emotions(config)
-    if not has_emotion_branch(config):
-        return ()
-    if emotion_checkpoint:
-        known = checkpoint.emotions_in(emotion_checkpoint, named)
-    elif start:
-        known = start.emotions
-    elif not learns_emotions(config):
-        known = named or EMOTIONS
-    if named and known and named != known:
-        raise ValueError(
-            f"training: model.emotions names {', '.join(named)}; the weights at hand know {', '.join(known)}"
-        )
-    if known and config.task == "aesthetics":
-        return known
-    classes = rated.emotion_classes
-    if named and set(named) != set(classes):
-        raise ValueError(
-            f"training: model.emotions names {', '.join(named)}; {rated.name} has {', '.join(classes)}"
-        )
-    known = known or named
-    return (*(n for n in known if n in classes), *(n for n in classes if n not in known))
-
-
-def named_emotions(config: Config) -> tuple[str, ...]:
-    """The class list that the command line gives to a file without one."""
-    return tuple(emotion_name(name) for name in config.model.emotions.split(",") if name.strip())
-
-
-def new_network(config: Config, scale: Scale, emotions: tuple[str, ...]) -> Network:
-    settings = asdict(config.model)
-    if config.task == "series":
-        return SeriesNetwork(settings["backbone"], settings["network"], settings["symmetric"])
-    for name in ("network", "imagenet", "emotion_weights", "emotions", "symmetric"):
-        del settings[name]
-    if config.task == "emotion":
-        return EmotionNetwork(settings["backbone"], emotions, settings["emotion_scale"], settings["width"])
-    if config.model.network == "linear":
-        return LinearNetwork(settings["backbone"], scale.outputs, settings["dropout"])
-    settings["without"] = left_out_parts(config)
-    joint = config.loss.emotion_weight > 0
-    return build_model(outputs=scale.outputs, emotions=emotions, train_emotion=joint, **settings)
+def describe_scale(scale: Scale) -> str:
+    words = {"distribution": f"shares of {scale.outputs} ratings", "label": "high or low"}
+    return words.get(scale.kind, f"a score from {scale.minimum:g} to {scale.maximum:g}")
 
 
 def left_out_parts(config: Config) -> tuple[str, ...]:
@@ -206,54 +425,24 @@ def left_out_parts(config: Config) -> tuple[str, ...]:
     return tuple(sorted(name.strip() for name in config.model.without.split(",") if name.strip()))
 
 
-def has_emotion_branch(config: Config) -> bool:
-    return config.task == "emotion" or (
-        config.model.network == "eambnet" and "emotion" not in left_out_parts(config)
-    )
+def named_emotions(config: Config) -> tuple[str, ...]:
+    """The class list that the command line gives to a file without one."""
+    return tuple(emotion_name(name) for name in config.model.emotions.split(",") if name.strip())
 
 
-def make_loss(config: Config, rated: RatedSet) -> Callable[[Output, Batch], Tensor]:
-    """The training loss that fits the task and the kind of rating."""
-    if config.task == "series":
-        return make_pair_loss(config.loss.preference)
-    weights = class_weights(config, rated)
-    shifts = class_shifts(config, rated)
-    shift = torch.from_numpy(rated.per_set(shifts)).float() if shifts else None  # (n, E)
-
-    def of_emotions(output: Output, batch: Batch) -> Tensor:
-        logits = output.emotion_logits
-        if shift is not None:
-            logits = logits + shift[batch.index.cpu()].to(logits.device)  # (N, E)
-        return losses.emotion_loss(logits, batch.emotions, weights)
-
-    if config.task == "emotion":
-        return of_emotions
-    of_ratings, weight = make_rating_loss(config, rated.scale), config.loss.emotion_weight
-    if not weight:
-        return of_ratings
-    return lambda output, batch: of_ratings(output, batch) + weight * of_emotions(output, batch)
+# ---------------------------------------------------------------------------------------------------
+# Losses of ratings and emotions
 
 
-def make_pair_loss(preference: str) -> Callable[[Output, Batch], Tensor]:
-    """Learns "majority", whether more than half prefer the first (of an undecided pair half), or "share"."""
-
-    def of_pairs(output: Output, batch: Batch) -> Tensor:
-        shares = batch.scores  # (n,) of n pairs
-        target = shares if preference == "share" else torch.heaviside(shares - 0.5, shares.new_tensor(0.5))
-        return losses.pair_loss(output.prediction, target)
-
-    return of_pairs
-
-
-def make_rating_loss(config: Config, scale: Scale) -> Callable[[Output, Batch], Tensor]:
+def rating_loss(settings: Loss, scale: Scale) -> LossFunction:
+    """The loss that fits the kind of rating."""
     if scale.kind == "distribution":
-        settings = config.loss
         return lambda output, batch: losses.emd_loss(
             output.prediction, batch.distributions, settings.emd_r, settings.emd_reduction
         )
     if scale.kind == "label":
         return lambda output, batch: losses.label_loss(output.prediction, scale.is_high(batch.scores).float())
-    weight = config.loss.correlation_weight
+    weight = settings.correlation_weight
 
     def of_scores(output: Output, batch: Batch) -> Tensor:
         target = scale.probability(batch.scores)  # (N,)
@@ -263,9 +452,24 @@ def make_rating_loss(config: Config, scale: Scale) -> Callable[[Output, Batch], 
     return of_scores
 
 
-def class_shifts(config: Config, rated: RatedSet) -> dict[str, dict[str, float]]:
+def emotion_loss(settings: Loss, rated: RatedSet) -> LossFunction:
+    """Soft cross-entropy with the votes."""
+    weights = class_weights(settings, rated)
+    shifts = class_shifts(settings, rated)
+    shift = torch.from_numpy(rated.per_set(shifts)).float() if shifts else None  # (n, E)
+
+    def of_emotions(output: Output, batch: Batch) -> Tensor:
+        logits = output.emotion_logits
+        if shift is not None:
+            logits = logits + shift[batch.index.cpu()].to(logits.device)  # (N, E)
+        return losses.emotion_loss(logits, batch.emotions, weights)
+
+    return of_emotions
+
+
+def class_shifts(settings: Loss, rated: RatedSet) -> dict[str, dict[str, float]]:
     """set -> class -> what is added to its logit; the first of several sets is the reference, of one: {}."""
-    if config.loss.class_shift == "none":
+    if settings.class_shift == "none":
         return {}
     shares = {
         part.name: dict(zip(part.emotion_classes, part.emotions.mean(axis=0).tolist(), strict=True))
@@ -274,28 +478,11 @@ def class_shifts(config: Config, rated: RatedSet) -> dict[str, dict[str, float]]
     return {name: losses.class_shift(own, shares[rated.parts[0].name]) for name, own in shares.items()}
 
 
-def class_weights(config: Config, rated: RatedSet) -> Tensor | None:
+def class_weights(settings: Loss, rated: RatedSet) -> Tensor | None:
     """(E,) what a vote for each emotion counts: the rarer the more, 1 where there are no votes. Or None."""
-    if config.loss.class_weights == "none" or not learns_emotions(config):
+    if settings.class_weights == "none":
         return None
     votes = np.nansum(rated.emotions, axis=0)  # (E,)
     present = votes > 0
     weights = votes.sum() / np.where(present, votes, 1) / present.sum()
     return torch.from_numpy(np.where(present, weights, 1.0)).float()
-
-
-def best_measure(config: Config, scale: Scale) -> str:
-    """The validation metric that chooses the weights to keep."""
-    if config.task == "emotion":
-        return "kl"
-    if config.task == "series":
-        return "log_loss"  # of accuracies many are equal
-    return "accuracy" if scale.kind == "label" else "srcc"
-
-
-def training_pictures(config: Config, rated: RatedSet) -> PictureSet:
-    """What an epoch draws from, pictures or pairs of them, mirrored by chance."""
-    kind = PairPictures if config.task == "series" else PictureSet
-    data = config.data
-    flips = config.train.seed if data.flip else None
-    return kind(rated, data.size, data.exif, flips, data.skip_broken, data.crop)

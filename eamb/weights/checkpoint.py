@@ -8,12 +8,14 @@ it was trained on.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +24,6 @@ from torch import Tensor, nn
 from eamb.files import written_whole
 from eamb.network import backbones
 from eamb.network.outputs import EMOTIONS, Scale
-from eamb.network.pair_networks import SeriesNetwork
 from eamb.weights.official import (
     Tensors,
     is_emotion_file,
@@ -31,15 +32,12 @@ from eamb.weights.official import (
     translate_official,
     unwrapped,
 )
-from EAMBNet import EAMBNet, EmotionNetwork, LinearNetwork, build_model
+from eamb.weights.registry import Network, build_network, kind_of, name_of
+from EAMBNet import EmotionNetwork
 
 FORMAT = 1  # of our own files
-
 IDS = "training_ids"
-
 EMOTION_IDS = "emotion_training_ids"
-
-Network = EAMBNet | EmotionNetwork | LinearNetwork | SeriesNetwork
 
 
 @dataclass(frozen=True)
@@ -94,33 +92,19 @@ class Weights:
 
     def build(self) -> Network:
         """The network with these weights, in evaluation mode."""
-        arguments = {**self.description["architecture"], "emotions": self.emotions}
-        try:
-            if self.task == "emotion":
-                model = EmotionNetwork(**arguments)
-            elif self.task == "series" or self.description.get("network") == "linear":
-                del arguments["emotions"]
-                model = (SeriesNetwork if self.task == "series" else LinearNetwork)(**arguments)
-            else:
-                model = build_model(**arguments)
-        except TypeError as error:
-            raise ValueError(f"checkpoint: the description is of no network of ours: {error}") from error
-        load_tensors(model, self.tensors, "the set of tensors")
-        return model.eval()
+        name = self.description.get("network", "eambnet")
+        network = build_network(self.task, name, self.description["architecture"])
+        load_tensors(network, self.tensors, "the set of tensors")
+        return network.eval()
 
 
-TASKS = {EmotionNetwork: "emotion", SeriesNetwork: "series"}  # all other networks are for aesthetics
-
-
-def describe(model: Network, scale: Scale | None) -> dict:
+def describe(network: Network, scale: Scale | None) -> dict:
     """The part of a description that every file of ours has."""
     return {
         "format": FORMAT,
-        "task": TASKS.get(type(model), "aesthetics"),
-        "network": model.arguments.get(
-            "network", "linear" if isinstance(model, LinearNetwork) else "eambnet"
-        ),
-        "architecture": {n: list(v) if isinstance(v, tuple) else v for n, v in model.arguments.items()},
+        "task": kind_of(network).task,
+        "network": name_of(network),
+        "architecture": {n: list(v) if isinstance(v, tuple) else v for n, v in network.arguments.items()},
         "scale": scale.as_dict() if scale else None,
     }
 
@@ -135,39 +119,64 @@ def weights_hash(tensors: Tensors) -> str:
     return digest.hexdigest()
 
 
-def read_torch(path: Path) -> dict:
-    """A file of torch.save, read without executing anything in it.
+# ---------------------------------------------------------------------------------------------------
+# Files
+
+
+class File(NamedTuple):
+    """A file of weights, as it was read.
+
+    content: what torch.save wrote, or the tensors of safetensors by name.
+    metadata: of safetensors.
+    """
+
+    path: Path
+    sha256: str
+    content: dict
+    metadata: dict[str, str]
+
+
+def read_file(path: Path | str) -> File:
+    """Reads any weights file once, without executing anything in it.
 
     Raises:
-        ValueError: it is no such file, or holds more than tensors and plain values.
+        FileNotFoundError: no such file.
+        ValueError: it is no weights file, is damaged, or holds more than tensors and plain values.
     """
-    check_file(path)
+    path, metadata = Path(path), {}
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint: no file {path}")
+    raw = path.read_bytes()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, about pickles that it is going to refuse
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError:
-        raise
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load
+
+            content = load(raw)
+            header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+            metadata = header.get("__metadata__", {})
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's, about pickles that it is going to refuse
+                content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files fail in every way: EOFError, IndexError, struct.error ...
-        raise ValueError(unreadable(path)) from error
+        raise ValueError(f"checkpoint: {path} is not a weights file: {why_unreadable(raw)}") from error
     if not isinstance(content, dict):
         raise ValueError(
             f"checkpoint: {path} must hold a dictionary of tensors, got {type(content).__name__}"
         )
-    return content
+    if zipfile.is_zipfile(io.BytesIO(raw)) and not looks_official(content):
+        check_sums(path, raw)
+    return File(path, hashlib.sha256(raw).hexdigest(), content, metadata)
 
 
-def check_sums(path: Path) -> None:
+def check_sums(path: Path, raw: bytes) -> None:
     """Compares each part of a file of ours with the CRC-32 that is stored with it; torch does not.
 
     Raises:
         ValueError: a part has changed since it was written.
     """
-    check_file(path)
-    if not zipfile.is_zipfile(path):
-        return  # cut off, or no file of ours; reading it says so
     try:
-        with zipfile.ZipFile(path) as file:
+        with zipfile.ZipFile(io.BytesIO(raw)) as file:
             damaged = file.testzip()
     except Exception as error:  # as many kinds as there are places for the damage
         raise ValueError(f"checkpoint: {path} is damaged: {error}") from error
@@ -175,46 +184,21 @@ def check_sums(path: Path) -> None:
         raise ValueError(f"checkpoint: {path} is damaged: the checksum of {damaged} does not fit")
 
 
-def read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
-    """The tensors and the metadata of a safetensors file."""
-    from safetensors import SafetensorError, safe_open
-
-    check_file(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(unreadable(path)) from error
-
-
-def check_file(path: Path) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint: no file {path}")
-
-
-def unreadable(path: Path) -> str:
-    """One sentence on a file that could not be read, from how it begins and ends."""
-    with path.open("rb") as file:
-        start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()  # some web pages begin with this mark
+def why_unreadable(raw: bytes) -> str:
+    """Why a file could not be read, from how it begins and ends."""
+    start = raw[:64].removeprefix(b"\xef\xbb\xbf").lstrip()  # some web pages begin with this mark
+    whole = zipfile.is_zipfile(io.BytesIO(raw))  # a zip file's directory is at its end
     if not start:
-        reason = "it is empty"
-    elif start.startswith(b"version https://git-lfs"):
-        reason = "it is a Git LFS pointer; fetch the file itself with `git lfs pull`"
-    elif start.startswith(b"<"):
-        reason = "it is a web page; download the file itself"
-    elif start.startswith(b"PK") and not zipfile.is_zipfile(path):  # a zip file's directory is at its end
-        reason = f"it is cut off after {path.stat().st_size:,} bytes; download it again"
-    elif start.startswith(b"PK"):
-        reason = "it is damaged, or holds more than tensors, such as code, which is never executed"
-    else:
-        reason = "it is cut off, damaged or something else, or holds code, which is never executed"
-    return f"checkpoint: {path} is not a weights file: {reason}"
-
-
-def read(path: Path) -> dict:
-    """Whatever weights file, as a dictionary; tensors of safetensors by name."""
-    path = Path(path)
-    return read_safetensors(path)[0] if path.suffix == ".safetensors" else read_torch(path)
+        return "it is empty"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer; fetch the file itself with `git lfs pull`"
+    if start.startswith(b"<"):
+        return "it is a web page; download the file itself"
+    if start.startswith(b"PK") and not whole:
+        return f"it is cut off after {len(raw):,} bytes; download it again"
+    if start.startswith(b"PK"):
+        return "it is damaged, or holds more than tensors, such as code, which is never executed"
+    return "it is cut off, damaged or something else, or holds code, which is never executed"
 
 
 def export_weights(path: Path, weights: Weights) -> None:
@@ -260,11 +244,10 @@ def load_training(path: Path) -> tuple[Weights, dict]:
     Raises:
         ValueError: the file is damaged, or something else.
     """
-    check_sums(Path(path))
-    content = read_torch(Path(path))
-    if "state" not in content:
+    file = read_file(path)
+    if "state" not in file.content:
         raise ValueError(f"checkpoint: {path} holds no training state to resume from")
-    return as_weights(content.get("weights"), content, content.get("description"), path), content["state"]
+    return as_weights(file), file.content["state"]
 
 
 def load_weights(path: Path | str) -> Weights:
@@ -272,28 +255,27 @@ def load_weights(path: Path | str) -> Weights:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a weights file, or not one of ours (`load_official_weights` is for official files).
+        ValueError: not a weights file, or not one of ours (`read_source` takes official files too).
     """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        check_sums(path)
-        content = read_torch(path)
-        return as_weights(content.get("weights"), content, content.get("description"), path)
-    tensors, metadata = read_safetensors(path)
-    return as_weights(tensors, tensors, metadata.get("eambnet"), path)
+    return as_weights(read_file(path))
 
 
-def as_weights(tensors: Tensors | None, ids: dict, description: str | None, path: Path) -> Weights:
-    """Puts together what was read from a file of ours, and refuses other files."""
+def as_weights(file: File) -> Weights:
+    """The weights in a file of ours; refuses other files."""
+    content, path = file.content, file.path
+    if path.suffix == ".safetensors":
+        tensors, description = content, file.metadata.get("eambnet")
+    else:
+        tensors, description = content.get("weights"), content.get("description")
     whole = isinstance(tensors, dict) and description is not None
-    if not (whole and all(isinstance(ids.get(name), Tensor) for name in (IDS, EMOTION_IDS))):
+    if not (whole and all(isinstance(content.get(name), Tensor) for name in (IDS, EMOTION_IDS))):
         raise ValueError(
             f"checkpoint: {path} was not written by this program (it does not say what its output means). "
             "Start from an official state dict with --weights FILE or --emotion-checkpoint FILE."
         )
-    plain = read_description(description, path)
     network = {name: tensor for name, tensor in tensors.items() if name not in (IDS, EMOTION_IDS)}
-    return Weights(network, plain, ids[IDS].numpy(), ids[EMOTION_IDS].numpy())
+    plain = read_description(description, path)
+    return Weights(network, plain, content[IDS].numpy(), content[EMOTION_IDS].numpy())
 
 
 def read_description(text: str, path: Path) -> dict:
@@ -318,6 +300,10 @@ def read_description(text: str, path: Path) -> dict:
         f"checkpoint: {path} has format {plain.get('format')} and this program reads {FORMAT}; "
         "use the version of the program that wrote it"
     )
+
+
+# ---------------------------------------------------------------------------------------------------
+# Tensors into networks
 
 
 def load_tensors(
@@ -371,112 +357,94 @@ def shape_of(value) -> tuple[int, ...] | str:
     return tuple(value.shape) if isinstance(value, Tensor) else f"no tensor but {type(value).__name__}"
 
 
-def load_emotion_branch(model: Network, path: Path | str, named: tuple[str, ...] = ()) -> Weights:
-    """Fills the emotion branch from a file of ours (emotion or whole network) or of the official code.
+@dataclass(frozen=True)
+class Source:
+    """A file to start from, of ours or of the official code, read once.
 
-    Args:
-        named: the class list of an official file, which has none of its own; empty for the usual one.
-
-    Returns:
-        What is known of the branch: its description, and the hashes of the pictures it was trained on.
+    weights: by our names. Of an official file the description says no more than its names and shapes tell:
+        the task, the backbone, the emotions.
+    left_out: what the names of an official file leave out at their beginning; None for a file of ours.
+    problems: what is wrong with an official file's names, in words.
     """
-    content = read(Path(path))
-    if looks_official(content):
-        fill_from_official(model, content, str(path), only="emotion.", named=named)
-        return Weights({}, {"task": "emotion", "architecture": {"emotions": list(named or EMOTIONS)}})
-    weights = load_weights(path)
-    check_backbone(model, weights.description["architecture"]["backbone"], str(path))
-    check_emotions(model, weights.emotions, str(path))
-    tensors = {name: value for name, value in weights.tensors.items() if name.startswith("emotion.")}
-    load_tensors(model, tensors, str(path), only="emotion.")
-    ids = weights.training_ids if weights.task == "emotion" else weights.emotion_training_ids
-    return replace(weights, emotion_training_ids=ids)
+
+    path: Path
+    sha256: str
+    weights: Weights
+    left_out: str | None = None
+    problems: tuple[str, ...] = ()
+
+    def shown(self, ours: str) -> str:
+        """The name that a tensor has in the file, for errors."""
+        return ours if self.left_out is None else official_name(ours).removeprefix(self.left_out)
 
 
-def check_backbone(model: Network, backbone: str, source: str) -> None:
-    have = model.arguments["backbone"]
-    if have != backbone:
-        raise ValueError(f"checkpoint: {source} has the backbone {backbone}; the network's is {have}")
-
-
-def check_emotions(model: Network, emotions: tuple[str, ...], source: str) -> None:
-    have = tuple(model.arguments["emotions"])
-    if have != emotions:
-        raise ValueError(
-            f"checkpoint: {source} knows the emotions {', '.join(emotions)}, in this order; the network's "
-            f"are {', '.join(have)}"
-        )
-
-
-def emotions_in(path: Path | str, named: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """The class names of the emotion branch in a file of ours or of the official code.
+def read_source(path: Path | str, named: tuple[str, ...] = ()) -> Source:
+    """Reads a file to start from.
 
     Args:
         named: the class list of an official file, which has none of its own; empty for the usual one.
 
     Raises:
-        ValueError: an official file has another number of classes than the list.
+        FileNotFoundError: no such file.
+        ValueError: no weights file, or an official file with another number of classes than the list.
     """
-    content = read(Path(path))
-    if not looks_official(content):
-        return load_weights(path).emotions
-    return official_emotions(translate_official(content)[0], path, named)
+    file = read_file(path)
+    if not looks_official(file.content):
+        return Source(file.path, file.sha256, as_weights(file))
+    return official_source(file.content, file.path, file.sha256, named)
 
 
-def official_emotions(tensors: Tensors, path: Path | str, named: tuple[str, ...]) -> tuple[str, ...]:
-    """The class names for an official file's tensors, under our names; `emotions_in` explains the rest."""
+def official_source(content: dict, path: Path | str, sha256: str = "", named: tuple[str, ...] = ()) -> Source:
+    """A state dict of the official code; `read_source` explains the rest."""
+    tensors, problems = translate_official(content)
     emotions, biases = named or EMOTIONS, tensors.get("emotion.classifier.bias")
     if isinstance(biases, Tensor) and biases.numel() != len(emotions):
         raise ValueError(
             f"checkpoint: {path} tells {biases.numel()} emotions apart, and the list has {len(emotions)} "
             f"({', '.join(emotions)}); name the file's, in its order, with model.emotions=NAME,NAME,..."
         )
-    return emotions
+    task = "aesthetics" if "head.5.bias" in tensors else "emotion"
+    architecture = {"backbone": backbones.RESNET50, "width": 256, "emotions": list(emotions)}
+    weights = Weights(tensors, {"task": task, "architecture": architecture})
+    left_out = "emotion_model." if is_emotion_file(unwrapped(content)) else ""
+    return Source(Path(path), sha256, weights, left_out, tuple(problems))
 
 
-def load_imagenet(model: Network, source: str = "auto") -> None:
-    """Fills every backbone of the network with ImageNet weights: the known ones, or those of a local file.
+def load_source(network: Network, source: Source, only: str = "") -> None:
+    """Fills the network, or the names that begin with `only`, from a file to start from.
 
     Raises:
-        FileNotFoundError: no such file, or no network to download it; says which file to put where.
-        ValueError: tensors of the backbone are missing or misshapen in the file; nothing is written then.
+        ValueError: another backbone, another list of emotions, or names that do not fit, listed.
     """
-    name = model.arguments["backbone"]
-    file = backbones.imagenet_file(name) if source == "auto" else Path(source)
-    state = imagenet_state(name, file)
-    tensors = {
-        f"{place}{key}": state[key]
-        for place, pyramid in pyramids(model).items()
-        for key in pyramid.state_dict()
-        if key in state
-    }
-
-    def shown(ours: str) -> str:
-        place = next(place for place in pyramids(model) if ours.startswith(place))
-        return ours.removeprefix(place).removeprefix("body.")
-
-    load_tensors(model, tensors, str(file or name), only=tuple(pyramids(model)), shown=shown)
-
-
-def imagenet_state(name: str, file: Path | None) -> Tensors:
-    """The tensors of a classification network, by the names that they have in a pyramid of `name`."""
-    state = None
-    if file is not None:
-        state = {key: value for key, value in unwrapped(read(file)).items() if isinstance(value, Tensor)}
-    if name in (backbones.RESNET50, backbones.LITE0):
-        return backbones.rename_imagenet(name, state)
-    return backbones.timm_imagenet_state(name, state)
+    architecture = source.weights.description["architecture"]
+    have = network.arguments["backbone"]
+    if have != architecture["backbone"]:
+        raise ValueError(
+            f"checkpoint: {source.path} has the backbone {architecture['backbone']}; the network's is {have}"
+        )
+    emotions, have = source.weights.emotions, tuple(network.arguments["emotions"])
+    if have != emotions:
+        raise ValueError(
+            f"checkpoint: {source.path} knows the emotions {', '.join(emotions)}, in this order; the "
+            f"network's are {', '.join(have)}"
+        )
+    tensors = {name: value for name, value in source.weights.tensors.items() if name.startswith(only)}
+    load_tensors(network, tensors, str(source.path), only, shown=source.shown, problems=source.problems)
 
 
-def pyramids(model: Network) -> dict[str, nn.Module]:
-    """The network's backbones, and what else has ImageNet weights, by the beginnings of their names in it."""
-    branch = getattr(model, "emotion", None)
-    found = {"emotion.pyramid.": branch.pyramid} if branch else {}
-    parts = {f"{name}.": getattr(model, name, None) for name in ("detail", "context", "tail")}
-    return found | {beginning: part for beginning, part in parts.items() if part}
+def load_emotion_branch(network: Network, source: Source) -> Weights:
+    """Fills the emotion branch from a file of ours (emotion or whole network) or of the official code.
+
+    Returns:
+        What is known of the branch: its description, and the hashes of the pictures it was trained on.
+    """
+    load_source(network, source, only="emotion.")
+    weights = source.weights
+    ids = weights.training_ids if weights.task == "emotion" else weights.emotion_training_ids
+    return replace(weights, emotion_training_ids=ids)
 
 
-def load_official_weights(model: Network, source: Path | str | dict) -> None:
+def load_official_weights(network: Network, source: Path | str | dict) -> None:
     """Loads the public emotion checkpoint into the emotion branch, or a whole official network into a model.
 
     Args:
@@ -487,24 +455,41 @@ def load_official_weights(model: Network, source: Path | str | dict) -> None:
         ValueError: unknown, missing or misshapen names, listed; unequal copies of one tensor; another number
             of outputs or list of emotions. The model is unchanged then.
     """
-    name = "the given state dict" if isinstance(source, dict) else str(source)
-    content = source if isinstance(source, dict) else read(Path(source))
-    fill_from_official(model, content, name, only="emotion." if isinstance(model, EmotionNetwork) else "")
+    content = source if isinstance(source, dict) else read_file(source).content
+    official = official_source(content, "the given state dict" if isinstance(source, dict) else source)
+    branch_alone = all(name.startswith("emotion.") for name in official.weights.tensors)
+    emotions_alone = isinstance(network, EmotionNetwork) or branch_alone
+    load_source(network, official, only="emotion." if emotions_alone else "")
 
 
-def fill_from_official(
-    model: Network, content: dict, name: str, only: str, named: tuple[str, ...] = ()
-) -> None:
-    """Fills the names that begin with `only`; the emotion branch alone if the file has no more than that."""
-    check_backbone(model, backbones.RESNET50, name)
-    check_emotions(model, named or EMOTIONS, name)
-    tensors, problems = translate_official(content)
-    if only or all(key.startswith("emotion.") for key in tensors):
-        only = "emotion."
-        tensors = {key: value for key, value in tensors.items() if key.startswith(only)}
-    beginning = "emotion_model." if is_emotion_file(unwrapped(content)) else ""
+def load_imagenet(network: Network, source: str = "auto") -> None:
+    """Fills every backbone of the network with ImageNet weights: the known ones, or those of a local file.
+
+    Raises:
+        FileNotFoundError: no such file, or no network to download it; says which file to put where.
+        ValueError: tensors of the backbone are missing or misshapen in the file; nothing is written then.
+    """
+    name, state = network.arguments["backbone"], None
+    file = backbones.imagenet_file(name) if source == "auto" else Path(source)
+    if file is not None:
+        content = unwrapped(read_file(file).content)
+        state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    state, places = backbones.imagenet_tensors(name, state), pyramids(network)
+    names = [
+        (place, key) for place, pyramid in places.items() for key in pyramid.state_dict() if key in state
+    ]
 
     def shown(ours: str) -> str:
-        return official_name(ours).removeprefix(beginning)
+        place = next(place for place in places if ours.startswith(place))
+        return ours.removeprefix(place).removeprefix("body.")
 
-    load_tensors(model, tensors, name, only=only, shown=shown, problems=problems)
+    tensors = {f"{place}{key}": state[key] for place, key in names}
+    load_tensors(network, tensors, str(file or name), only=tuple(places), shown=shown)
+
+
+def pyramids(model: Network) -> dict[str, nn.Module]:
+    """The network's backbones, and what else has ImageNet weights, by the beginnings of their names in it."""
+    branch = getattr(model, "emotion", None)
+    found = {"emotion.pyramid.": branch.pyramid} if branch else {}
+    parts = {f"{name}.": getattr(model, name, None) for name in ("detail", "context", "tail")}
+    return found | {beginning: part for beginning, part in parts.items() if part}

@@ -1,0 +1,186 @@
+"""Predicted scores against people's ratings."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import partial
+
+import numpy as np
+from torch import nn
+
+import metrics
+from datasets import SetReader
+from eamb.evaluation.emotions import (
+    add_emotions,
+    as_trained_emotions,
+    knows_emotions,
+    why_not_measured,
+    with_emotions,
+)
+from eamb.evaluation.intervals import bootstrap_intervals
+from eamb.evaluation.predicting import decoded, is_cross_set, predict_set
+from eamb.evaluation.report import CROSS_SET, Report, draw_scatter, rounded
+from eamb.network.outputs import Scale
+from eamb.readers.rated import RatedSet
+from eamb.runtime import engine
+from eamb.runtime.config import Config
+from eamb.weights.checkpoint import Weights
+
+
+def evaluate_scores(
+    network: nn.Module,
+    weights: Weights,
+    rated: RatedSet,
+    config: Config,
+    compute: engine.Compute,
+    reader: SetReader,
+) -> tuple[Report, engine.Predictions]:
+    """Predictions of a network that scores pictures, and their report, with emotions where it knows them.
+
+    Args:
+        reader: of the set, to look for identical pictures in training.
+    """
+    branch = knows_emotions(weights, rated)
+    if branch:
+        rated = with_emotions(rated, weights.emotions)
+    predictions = predict_set(network, rated, config, compute, show=True)
+    twins, notes = find_twins(rated, reader)
+    description = weights.description if branch else None
+    report = measure_scores(predictions, rated, config.evaluate.bootstrap, weights, description, twins)
+    report.notes += notes
+    if not branch and rated.emotions is not None:
+        report.notes.append(why_not_measured(weights, rated))
+    return report, predictions
+
+
+def measure_scores(
+    predictions: engine.Predictions,
+    rated: RatedSet,
+    bootstrap: int = 0,
+    weights: Weights | None = None,
+    branch: dict | None = None,
+    twins: Collection[str] = (),
+) -> Report:
+    """The report on predicted scores.
+
+    Args:
+        bootstrap: resamples for the intervals; 0: none.
+        weights: the network's, when they may come from another set; None for the set's own.
+        branch: the network's description, if its emotions are to be measured.
+        twins: ids of pictures that are in training too: scores are measured without them as well.
+
+    Raises:
+        ValueError: no picture could be decoded.
+    """
+    rated = decoded(predictions, rated)
+    if branch:
+        predictions, rated = as_trained_emotions(predictions, rated, branch)
+    scale = weights.scale if weights else rated.scale
+    cross = weights is not None and is_cross_set(weights, rated)
+    labels = scale.kind == "label" and not cross
+    columns = score_columns(predictions, rated, scale)
+    report = compare_scores(columns, rated, bootstrap, labels, cross, twins)
+    if branch:
+        add_emotions(report, predictions, rated, bootstrap)
+    if cross:
+        trained_on = weights.description["dataset"]
+        report.title += f" (cross-set: trained on {trained_on}, correlations only)"
+    return report
+
+
+def score_columns(predictions: engine.Predictions, rated: RatedSet, scale: Scale) -> dict[str, np.ndarray]:
+    """Of predictions.csv; of a distribution the mean and the share of each rating."""
+    shares = rounded(predictions.prediction)  # (n, K)
+    columns = {"id": np.array(rated.ids), "prediction": rounded(scale.value(predictions.prediction))}
+    return columns | {f"p_{value:g}": shares[:, i] for i, value in enumerate(scale.bins)}
+
+
+def compare_scores(
+    columns: dict[str, np.ndarray],
+    rated: RatedSet,
+    bootstrap: int = 0,
+    labels: bool = False,
+    correlations_only: bool = False,
+    twins: Collection[str] = (),
+) -> Report:
+    """Scores against ratings, from the columns of predictions.csv alone: who has the file gets these figures.
+
+    Args:
+        columns: "id", "prediction" and, for a distribution, "p_<rating>"; (n,) each, in the order of the set.
+        labels: the prediction is the probability of "high".
+        correlations_only: the prediction is in another unit than the ratings.
+        twins: ids of pictures that are in training too: all is measured without them as well.
+    """
+    predicted = columns["prediction"]
+    scores, threshold = truth(rated, labels)
+    arrays = [predicted, scores]
+    bins = [f"p_{value:g}" for value in rated.bins]
+    if bins and bins == [name for name in columns if name.startswith("p_")]:
+        arrays += [np.stack([columns[name] for name in bins], axis=1), rated.distributions]  # (n, K) each
+
+    def figures(*arrays: np.ndarray) -> dict[str, float]:
+        result = metrics.aesthetic_metrics(arrays[0], arrays[1], threshold, *arrays[2:])
+        return {n: value for n, value in result.items() if n in CROSS_SET} if correlations_only else result
+
+    report = Report(f"{rated.name} {rated.split}", figures(*arrays), columns)
+    if bootstrap:
+        report.intervals = bootstrap_intervals(figures, tuple(arrays), bootstrap)
+    if not correlations_only:
+        report.high = predicted > 0.5 if labels else rated.scale.is_high(predicted)
+        if not labels:
+            report.pictures["scatter.png"] = partial(draw_scatter, report, scores)
+        add_baselines(report, rated)
+    other = ~np.isin(columns["id"], list(twins))  # (n,)
+    if 0 < other.sum() < len(rated):
+        rest = {name: values[other] for name, values in columns.items()}
+        add_without_twins(
+            report, compare_scores(rest, rated.take(other), bootstrap, labels, correlations_only)
+        )
+    return report
+
+
+def truth(rated: RatedSet, labels: bool) -> tuple[np.ndarray, float]:
+    """What predictions are compared with: (n,) ratings, or 0 and 1 for labels; a picture is high above the
+    threshold."""
+    if labels:
+        return rated.high().astype(np.float64), 0.5
+    return rated.scores, rated.scale.threshold
+
+
+def add_without_twins(report: Report, rest: Report) -> None:
+    """Adds the figures for the pictures that have no identical one in training."""
+    count = report.metrics["n"] - rest.metrics["n"]
+    report.facts["without_twins"] = {
+        "count": count,
+        "metrics": rest.metrics,
+        "intervals_95": rest.intervals,
+    }
+    words = {"srcc": "SRCC", "plcc": "PLCC", "accuracy": "accuracy"}
+    found = [f"{word} {rest.metrics[name]:.4f}" for name, word in words.items() if name in rest.metrics]
+    report.notes.append(
+        f"without test pictures that have an identical one in training ({count}): "
+        f"n {rest.metrics['n']}, {', '.join(found)}"
+    )
+
+
+def add_baselines(report: Report, rated: RatedSet) -> None:
+    """What no picture needs to be looked at for, from the labels at hand."""
+    high = rated.high()
+    report.facts["majority_accuracy"] = metrics.majority_accuracy(high)
+    report.notes.append(f"accuracy of always naming the majority: {report.facts['majority_accuracy']:.4f}")
+    votes = np.empty((len(rated), 0)) if rated.emotions is None else np.nan_to_num(rated.emotions)
+    known = votes.sum(axis=1) > 0  # (n,) pictures with an emotion; classes that the set lacks have no votes
+    if rated.name == "iae" and known.any():
+        rule = metrics.positive_emotion_accuracy(votes[known], high[known], rated.emotion_classes)
+        report.facts["positive_emotion_accuracy"] = rule
+        report.notes.append(f"accuracy of the rule 'positive emotion = high': {rule:.4f}")
+
+
+def find_twins(rated: RatedSet, reader: SetReader) -> tuple[set[str], list[str]]:
+    """Ids of the test pictures that have an identical one in training, and a note if nobody could look."""
+    if rated.split != "test":
+        return set(), []
+    try:
+        return reader.twins_in_training(), []
+    except (ValueError, OSError) as error:  # a test split can be scored without the files of the others
+        return set(), [f"identical pictures in training were not looked for: {error}"]

@@ -1,0 +1,71 @@
+"""The settings of reading rated pictures, and how a setting says what values it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+TARGETS = ("auto", "distribution", "score", "label")
+SCORE_RANGES = ("sound", "official")
+
+
+def one_of(*choices: str) -> Any:
+    """A setting that takes one of these words; the first is its default."""
+    return field(default=choices[0], metadata={"choices": choices})
+
+
+def limited(default: float, *, least: float, below: float | None = None) -> Any:
+    """A number from `least` up, and less than `below` if that is given."""
+    return field(default=default, metadata={"least": least, "below": below})
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Choices about targets and splits; those from `table` on are for `csv`.
+
+    validation: share of the training pictures held out where the set has no validation split of its own.
+    target: "distribution", "score" or "label"; "auto" is what the set is usually trained on.
+    score_range: what p in [0, 1] means: "sound" from minimum to maximum, "official" maximum * p.
+    twins: keep byte-identical pictures on one side when splitting by hash. They are found by content in sets
+        of up to TWIN_LIMIT pictures; the protocol says if they were not.
+    folds, fold: cross-validation of a set without a split of its own: its test split is number `fold`, from
+        0, of `folds` equal parts, in each of which the emotions are as frequent as in the whole. 0: none.
+    repeat: of several sets, how often an epoch shows each one's training pictures, as "1,10"; "" is once.
+    table: the csv file, relative to the root. images: the folder its paths are relative to.
+    count_columns: comma separated, `name=value` where the name does not end in its rating.
+    emotion_columns: one column of names, or several of counts, comma separated.
+    minimum, maximum, threshold: of the ratings; the threshold is taken for every set if given.
+    """
+
+    validation: float = 0.05
+    target: str = one_of(*TARGETS)
+    score_range: str = one_of(*SCORE_RANGES)
+    twins: bool = True
+    folds: int = limited(0, least=0)
+    fold: int = limited(0, least=0)
+    repeat: str = ""
+    table: str = ""
+    images: str = ""
+    path_column: str = ""
+    score_column: str = ""
+    count_columns: str = ""
+    emotion_columns: str = ""
+    split_column: str = ""
+    minimum: float | None = None
+    maximum: float | None = None
+    threshold: float | None = None
+
+    def __post_init__(self):
+        if not 0 < self.validation < 1:
+            raise ValueError(f"datasets: data.validation is a share between 0 and 1, got {self.validation}.")
+        if self.target not in TARGETS:
+            raise ValueError(
+                f"datasets: data.target is auto, distribution, score or label, got '{self.target}'."
+            )
+        if self.score_range not in SCORE_RANGES:
+            raise ValueError(f"datasets: data.score_range is sound or official, got '{self.score_range}'.")
+        if self.folds < 0 or self.folds == 1:
+            raise ValueError(f"datasets: data.folds is 2 or more, or 0 for no folds; got {self.folds}.")
+        if not 0 <= self.fold < max(1, self.folds):
+            allowed = f"from 0 to {self.folds - 1}" if self.folds else "0 without data.folds"
+            raise ValueError(f"datasets: data.fold is {allowed}, got {self.fold}.")

@@ -1,0 +1,57 @@
+"""The data sets by name. Imports nothing heavy, so that `main.py --help` stays fast.
+
+    DATASETS["ava"].labels  # "ratings"
+    parse = DATASETS["ava"].load_reader()  # eamb.readers.ava.parse_ava
+
+To add a set, write its reader beside the others and enter it here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pkgutil import resolve_name
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What the program asks about a data set by its name.
+
+    labels: "ratings" of aesthetics, with or without emotions; "emotions" alone; or "pairs".
+    reader: module and function that read its label files. Of pairs the function returns PairTables by split
+        (see `pairs.load_pairs`), of the others a Table.
+    recipe, emotion_recipe: the config in configs/ for its own labels and for the task emotion, without .yaml.
+    label_files: patterns below the set's folder of what is needed beside the pictures.
+    folder: where the set lies if --data-root is not given; "" if it must be given.
+    """
+
+    labels: str
+    reader: str
+    recipe: str
+    emotion_recipe: str = "emotion"
+    label_files: tuple[str, ...] = ()
+    folder: str = ""
+
+    def load_reader(self) -> Callable:
+        return resolve_name(f"eamb.readers.{self.reader}")
+
+
+AVA_FILES = ("*.txt", "*.csv", "*.jpgl", "splits/*.csv", "aesthetics_image_lists/*")
+
+DATASETS: dict[str, DataSet] = {
+    "ava": DataSet("ratings", "ava:parse_ava", "ava", label_files=AVA_FILES),
+    "para": DataSet("ratings", "para:parse_para", "para", label_files=("annotation/*",)),
+    "iae": DataSet("ratings", "iae:parse_iae", "iae", label_files=("*.txt", "*.h5")),
+    "emoset": DataSet(
+        "emotions", "emoset:parse_emoset", "emotion", label_files=("*.json", "EmoSet-118K/*.json")
+    ),
+    "fi": DataSet("emotions", "fi:parse_fi", "emotion"),
+    "csv": DataSet("ratings", "own_csv:parse_csv", "csv", label_files=("*.csv", "*.tsv")),
+    "demo": DataSet("ratings", "demo:parse_demo", "demo", "demo", ("labels.csv",), folder="data/demo"),
+    "phototriage": DataSet("pairs", "pairs:read_phototriage", "series"),
+    "pairs": DataSet("pairs", "pairs:read_pairs_csv", "series"),
+}
+
+# The sets whose labels are pairs of photographs, and those of single pictures.
+PAIRED = tuple(name for name, known in DATASETS.items() if known.labels == "pairs")
+SINGLE = tuple(name for name in DATASETS if name not in PAIRED)

@@ -1,0 +1,42 @@
+"""The optimizer of a run, with rates and decay by the part of the network."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from eamb.runtime.config import Config
+from eamb.weights import checkpoint
+
+
+def make_optimizer(config: Config, network: nn.Module) -> torch.optim.Optimizer:
+    """SGD, Adam or AdamW; AdamW's decay leaves out biases and BatchNorm, the official ones decay all.
+
+    The backbones come first, in groups with `optimizer.backbone_factor` of the rate of the rest.
+    """
+    settings = config.optimizer
+    beginnings = (*checkpoint.pyramids(network), *getattr(network, "backbone_rate", ()))
+    fused = next(network.parameters()).device.type in ("cpu", "cuda")  # one kernel for all weights
+    groups = []
+    for factor, in_backbone in ((settings.backbone_factor, True), (1.0, False)):
+        named = [(n, p) for n, p in network.named_parameters() if n.startswith(beginnings) == in_backbone]
+        groups.append({"params": [p for _, p in named if p.requires_grad], "factor": factor})
+    if settings.name == "sgd":
+        return torch.optim.SGD(
+            groups, lr=settings.learning_rate, momentum=0.9, weight_decay=settings.weight_decay, fused=fused
+        )
+    if settings.name == "adam":
+        return torch.optim.Adam(
+            groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
+        )
+    halves = [split_by_decay(group, settings.weight_decay) for group in groups]
+    return torch.optim.AdamW(
+        [part for half in halves for part in half], lr=settings.learning_rate, fused=fused
+    )
+
+
+def split_by_decay(group: dict, weight_decay: float) -> list[dict]:
+    """A group as two: matrices and kernels, which decay, and vectors, which do not."""
+    matrices = {"params": [p for p in group["params"] if p.ndim > 1], "weight_decay": weight_decay}
+    vectors = {"params": [p for p in group["params"] if p.ndim <= 1], "weight_decay": 0.0}
+    return [{**group, **matrices}, {**group, **vectors}]

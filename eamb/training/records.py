@@ -1,0 +1,150 @@
+"""The folder of a run: checkpoints, the log of its epochs, TensorBoard, lists of pictures left out.
+
+A disk that is full or fails costs checkpoints and never the run: what could not be written is kept in memory
+and written the next time.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from eamb.evaluation.report import FILES, without_nan
+from eamb.files import written_whole
+from eamb.readers.rated import LeftOut, RatedSet, write_left_out
+from eamb.runtime import distributed
+from eamb.runtime.config import Config, as_yaml
+from eamb.weights.checkpoint import Weights, save_training
+
+PREVIOUS = "previous.pt"  # the last.pt before
+NAMES = ("last.pt", PREVIOUS, "best.pt", "metrics.jsonl", "curves.png", "left_out_*.csv", "broken_*.csv")
+NAMES += tuple(f"{test}/{name}" for test in ("test", "test/*") for name in FILES)
+NAMES += ("tensorboard/events.*",)
+UNFINISHED = tuple(str(Path(name).with_name(f".{Path(name).name}.*.tmp")) for name in NAMES)
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """What a run can be resumed from, the newest first; without last.pt it died between two renamings."""
+    return [path for path in (output / "last.pt", output / PREVIOUS) if path.is_file()]
+
+
+def clear(output: Path, patterns: tuple[str, ...]) -> None:
+    for pattern in patterns:
+        for path in output.glob(pattern):
+            path.unlink()
+
+
+def refuse_another_run(output: Path) -> None:
+    kept = [name for name in ("last.pt", PREVIOUS, "best.pt", "metrics.jsonl") if (output / name).exists()]
+    if kept:
+        raise ValueError(
+            f"training: {output} holds a run already ({', '.join(kept)}); go on with --resume (it needs "
+            f"last.pt or {PREVIOUS}), choose another --output, or start over it with --force"
+        )
+
+
+@contextmanager
+def warn_on_failure(lost: str) -> Iterator[None]:
+    """Turns a failure to write into a warning that says what was lost."""
+    try:
+        yield
+    except OSError as error:
+        print(f"warning: training: {error}: {lost}", file=sys.stderr, flush=True)
+
+
+class Records:
+    """What a run writes, in the main process alone.
+
+    newest: the epoch and step of the newest checkpoint, in words.
+    unsaved: the last checkpoint could not be written.
+    """
+
+    def __init__(self, output: Path):
+        self.output, self.last, self.best_file = output, output / "last.pt", output / "best.pt"
+        self.newest, self.unsaved = "none is there", False
+        self.log: list[str] = []
+        self.log_grew = False
+        self.new_best: tuple[Weights, int] | None = None  # with its epoch; not on the disk yet
+        self.listed: dict[str, set[LeftOut]] = {}
+        self.tensorboard = None
+
+    def open(self, config: Config, data: dict[str, RatedSet], resumed: Path | None, epoch: int) -> None:
+        """Clears the folder of a new run, or takes up one at an epoch (from 0).
+
+        Args:
+            resumed: the checkpoint that it is resumed from.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        clear(self.output, UNFINISHED)
+        log = self.output / "metrics.jsonl"
+        if not resumed:
+            clear(self.output, NAMES)
+        else:
+            if resumed != self.last:
+                resumed.replace(self.last)  # the next writing would keep the damaged one as the previous
+            self.log = log.read_text().splitlines(keepends=True)[:epoch] if log.exists() else []
+            with written_whole(log) as temporary:
+                temporary.write_text("".join(self.log))
+        (self.output / "config.yaml").write_text(as_yaml(config), encoding="utf-8")
+        for split, rated in data.items():
+            if rated.left_out:
+                write_left_out(self.output / f"left_out_{split}.csv", rated)
+        self.tensorboard = SummaryWriter(self.output / "tensorboard", purge_step=epoch)
+
+    def close(self) -> None:
+        if self.tensorboard:
+            with warn_on_failure("TensorBoard lacks the last epochs"):
+                self.tensorboard.close()
+
+    def add_epoch(self, epoch: int, figures: dict[str, float], best: Weights | None) -> None:
+        """Takes an epoch's line for metrics.jsonl, and its weights if they are the best."""
+        self.log.append(json.dumps(without_nan(figures)) + "\n")
+        self.log_grew = True
+        if best:
+            self.new_best = best, epoch
+        with warn_on_failure("TensorBoard lacks this epoch"):
+            for name, value in figures.items():
+                self.tensorboard.add_scalar(name, value, epoch)
+            self.tensorboard.flush()
+
+    def save(self, weights: Weights, state: dict, place: str) -> None:
+        """Writes the log, best.pt and then last.pt, which must never be ahead of the others.
+
+        Without any last.pt the others are taken back: nothing could go on from them, and they would forbid a
+        new start.
+        """
+        self.unsaved = True
+        with warn_on_failure(f"{self.last} was not written; the newest checkpoint: {self.newest}"):
+            try:
+                if self.log_grew:
+                    with written_whole(self.output / "metrics.jsonl") as temporary:
+                        temporary.write_text("".join(self.log))
+                if self.new_best:
+                    save_training(self.best_file, self.new_best[0], {"epoch": self.new_best[1]})
+                save_training(self.last, weights, state, self.output / PREVIOUS)
+            except OSError:
+                if not checkpoints(self.output):
+                    clear(self.output, ("metrics.jsonl", "best.pt"))
+                if self.new_best:  # its tensors are those of the network, which goes on learning
+                    best, epoch = self.new_best
+                    tensors = {name: value.clone() for name, value in best.tensors.items()}
+                    self.new_best = replace(best, tensors=tensors), epoch
+                raise
+            self.log_grew, self.new_best = False, None
+            self.unsaved, self.newest = False, place
+
+    def list_broken(self, rated: RatedSet, broken: list[LeftOut]) -> None:
+        """Keeps broken_<split>.csv, which names each picture that could not be decoded."""
+        listed = self.listed.setdefault(rated.split, set())
+        if not distributed.is_main() or listed.issuperset(broken):
+            return
+        path, both = self.output / f"broken_{rated.split}.csv", listed | set(broken)
+        with warn_on_failure(f"{path} was not written"):
+            write_left_out(path, replace(rated, left_out=sorted(both)))
+            listed.update(broken)
+        print(f"{len(both)} pictures of {rated.split} cannot be decoded and are left out: {path}", flush=True)
