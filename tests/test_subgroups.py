@@ -86,9 +86,10 @@ FIRST, SECOND = noisy(0.3, 1), noisy(0.5, 2)
 
 @pytest.fixture(scope="module")
 def shown(para, tmp_path_factory):
-    """The folder of a run on a.csv (FIRST) and b.csv (SECOND), and what it printed."""
+    """The folder of a run on a.csv (FIRST) and b/predictions.csv (SECOND), and what it printed."""
     folder = tmp_path_factory.mktemp("shown")
-    files = [predictions(folder / "a.csv", FIRST), predictions(folder / "b.csv", SECOND)]
+    (folder / "b").mkdir()
+    files = [predictions(folder / "a.csv", FIRST), predictions(folder / "b" / "predictions.csv", SECOND)]
     with redirect_stdout(StringIO()) as printed:
         assert show(para, folder / "out", *files) == 0
     return folder / "out", printed.getvalue()
@@ -227,11 +228,6 @@ def test_thirds_leave_unknown_values_out_and_a_limit_belongs_to_the_third_below_
     assert [group.limits for group in found] == limits
     found = thirds("rating", ("low", "middle", "high"), np.array([1.0, 2.0, 3.0, 4.0]))  # limits are 2 and 3
     assert [np.flatnonzero(group.member).tolist() for group in found] == [[0, 1], [2], [3]]
-
-
-def test_a_kept_run_is_called_by_its_folder(tmp_path):
-    assert subgroups.short_name(tmp_path / "para_lite" / "predictions.csv.gz") == "para_lite"
-    assert subgroups.short_name(tmp_path / "para_lite" / "other.csv") == "other"
 
 
 def test_bad_input_is_one_sentence_and_nothing_is_written(para, tmp_path, capsys):

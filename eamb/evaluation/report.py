@@ -79,8 +79,7 @@ class Report:
 
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        with written_whole(folder / "predictions.csv") as path:
-            write_columns(path, self.columns)
+        write_columns(folder / "predictions.csv", self.columns)
         text = json.dumps(without_nan(self.content()), indent=1, allow_nan=False)
         with written_whole(folder / "metrics.json") as path:
             path.write_text(text + "\n", encoding="utf-8")

@@ -34,7 +34,6 @@ Writes explain.json (everything), explain.csv (the curves) and explain.png.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 import zlib
@@ -44,6 +43,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from scipy.integrate import trapezoid
@@ -434,10 +434,9 @@ def write(folder: Path, estimates: Estimates, facts: dict) -> None:
     text = json.dumps(without_nan(content), indent=1, allow_nan=False)
     with written_whole(folder / "explain.json") as path:
         path.write_text(text + "\n", encoding="utf-8")
-    with written_whole(folder / "explain.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(rows[0])
-        writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in row.values()] for row in rows)
+    with written_whole(folder / "explain.csv") as path:
+        curves = pd.DataFrame(rows)
+        curves.to_csv(path, index=False, float_format="%.6g", na_rep="nan", lineterminator="\r\n")
 
 
 def draw(estimates: Estimates, heading: str, scores: str) -> Figure:
