@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special, stats
 
-POSITIVE_EMOTIONS = ("amusement", "awe", "contentment", "excitement")  # after Mikels et al. 2005
 SMALLEST_PROBABILITY = 1e-12  # a softmax in float32 can give an exact 0, whose logarithm is no number
 RIDGE = 1e-3  # keeps strengths finite where all people agree; moves odds of 3 to 1 by some thousandths
 TERMS = {  # the field's words for metrics whose names are not those words already
@@ -100,11 +99,6 @@ def accuracy(predicted: ArrayLike, rated: ArrayLike, threshold: float, inclusive
         inclusive: a score at the threshold counts as high too.
     """
     # Thresholds compare exact means: float32(3.0 / 5) is above 0.6 and would flip 48 of PARA's 3,000 labels.
-    if np.asarray(rated).dtype in (np.float16, np.float32):
-        raise ValueError(
-            f"metrics: accuracy needs ratings as they were read, in float64, not {np.asarray(rated).dtype}: "
-            "rounding moves pictures across the threshold. Use RatedSet.scores, not a float32 copy."
-        )
     predicted, rated = _pair(predicted, rated)
     high = np.greater_equal if inclusive else np.greater
     return _mean("accuracy", high(predicted, threshold) == high(rated, threshold))
@@ -323,7 +317,8 @@ def positive_emotion_accuracy(emotions: ArrayLike, high: ArrayLike, classes: Seq
         high: (n,), 0 or 1.
         classes: E names, in the order of the columns.
     """
-    emotions, positive = _shares(emotions), np.isin(classes, POSITIVE_EMOTIONS)  # (n, E), (E,)
+    emotions = _shares(emotions)  # (n, E)
+    positive = np.isin(classes, ["amusement", "awe", "contentment", "excitement"])  # (E,), Mikels et al. 2005
     negative = ~positive & ~np.isin(classes, ["neutral"])
     says_high = emotions[:, positive].sum(axis=1) > emotions[:, negative].sum(axis=1)  # (n,)
     return _mean("positive-emotion rule", says_high == np.asarray(high))

@@ -9,12 +9,7 @@ from torch import nn
 
 import metrics
 from datasets import SetReader
-from eamb.evaluation.emotions import (
-    add_emotions,
-    as_trained_emotions,
-    why_not_measured,
-    with_emotions,
-)
+from eamb.evaluation.emotions import add_emotions, as_trained_emotions, why_not_measured
 from eamb.evaluation.intervals import bootstrap_intervals
 from eamb.evaluation.predicting import decoded, is_cross_set, predict_set
 from eamb.evaluation.report import Report, rounded
@@ -39,8 +34,6 @@ def evaluate_scores(
     """
     reason = why_not_measured(weights, rated)
     branch = rated.emotions is not None and not reason
-    if branch:
-        rated = with_emotions(rated, weights.emotions)
     predictions = predict_set(network, rated, config, compute, show=True)
     twins, notes = find_twins(rated, reader)
     description = weights.description if branch else None
