@@ -8,7 +8,28 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 from sklearn.metrics import f1_score, recall_score, roc_auc_score
 
-import metrics
+from metrics import (
+    accuracy,
+    aesthetic_metrics,
+    auc,
+    bradley_terry,
+    confusion_matrix,
+    emd,
+    emotion_metrics,
+    emotion_prior,
+    fit_steepness,
+    krcc,
+    mae,
+    majority_accuracy,
+    offered_shares,
+    pair_metrics,
+    plcc,
+    positive_emotion_accuracy,
+    rmse,
+    series_ranks,
+    srcc,
+    top_classes,
+)
 
 CLASSES = ("amusement", "awe", "fear")
 
@@ -40,17 +61,15 @@ few_levels = arrays(np.float64, 12, elements=st.integers(0, 5).map(float)).filte
 @of_any
 @given(few_levels, few_levels)
 def test_correlations_with_many_ties_agree_with_other_routes(predicted, rated):
-    assert metrics.krcc(predicted, rated) == pytest.approx(brute_force_tau_b(predicted, rated), abs=1e-12)
-    assert metrics.srcc(predicted, rated) == pytest.approx(
-        stats.spearmanr(predicted, rated).statistic, abs=1e-12
-    )
-    assert metrics.plcc(predicted, rated) == pytest.approx(np.corrcoef(predicted, rated)[0, 1], abs=1e-12)
+    assert krcc(predicted, rated) == pytest.approx(brute_force_tau_b(predicted, rated), abs=1e-12)
+    assert srcc(predicted, rated) == pytest.approx(stats.spearmanr(predicted, rated).statistic, abs=1e-12)
+    assert plcc(predicted, rated) == pytest.approx(np.corrcoef(predicted, rated)[0, 1], abs=1e-12)
 
 
 @of_any
 @given(few_levels, few_levels, st.floats(0.1, 100), st.floats(-100, 100))
 def test_correlations_are_symmetric_have_no_unit_and_change_sign_with_the_prediction(x, y, factor, offset):
-    for correlation in (metrics.srcc, metrics.plcc, metrics.krcc):
+    for correlation in (srcc, plcc, krcc):
         value = correlation(x, y)
         assert -1 <= value <= 1
         assert correlation(y, x) == pytest.approx(value, abs=1e-12)
@@ -60,23 +79,21 @@ def test_correlations_are_symmetric_have_no_unit_and_change_sign_with_the_predic
 
 def test_correlations_by_closed_forms():
     # 1 - 6 * sum(d^2) / (n * (n^2 - 1)) with d = 1 twice; one of n * (n - 1) / 2 pairs is discordant.
-    assert metrics.srcc([1, 2, 3, 5, 4], [1, 2, 3, 4, 5]) == pytest.approx(1 - 6 * 2 / (5 * 24))
-    assert metrics.krcc([1, 2, 3, 5, 4], [1, 2, 3, 4, 5]) == pytest.approx((9 - 1) / 10)
-    assert metrics.krcc([1, 2], [4.0, 3.0]) == -1  # too few for an asymptotic p-value, which is not needed
+    assert srcc([1, 2, 3, 5, 4], [1, 2, 3, 4, 5]) == pytest.approx(1 - 6 * 2 / (5 * 24))
+    assert krcc([1, 2, 3, 5, 4], [1, 2, 3, 4, 5]) == pytest.approx((9 - 1) / 10)
+    assert krcc([1, 2], [4.0, 3.0]) == -1  # too few for an asymptotic p-value, which is not needed
     rated = np.linspace(1, 5, 20)  # a curve leaves the ranks as they are
-    assert metrics.srcc(np.exp(3 * rated), rated) == pytest.approx(1)
-    assert metrics.plcc(np.exp(3 * rated), rated) < 0.7
+    assert srcc(np.exp(3 * rated), rated) == pytest.approx(1)
+    assert plcc(np.exp(3 * rated), rated) < 0.7
 
 
 @pytest.mark.parametrize("factor", [1e-200, 1e200])
 def test_plcc_of_extreme_units_neither_overflows_nor_vanishes(factor):
     predicted, rated = scores()
-    assert metrics.plcc(factor * predicted, rated) == pytest.approx(metrics.plcc(predicted, rated))
+    assert plcc(factor * predicted, rated) == pytest.approx(plcc(predicted, rated))
 
 
-@pytest.mark.parametrize(
-    ("correlation", "name"), [(metrics.srcc, "SRCC"), (metrics.plcc, "PLCC"), (metrics.krcc, "KRCC")]
-)
+@pytest.mark.parametrize(("correlation", "name"), [(srcc, "SRCC"), (plcc, "PLCC"), (krcc, "KRCC")])
 def test_a_constant_has_no_correlation_and_the_warning_names_it(correlation, name):
     predicted, rated = scores()
     with pytest.warns(UserWarning, match=rf"{name} is undefined \(NaN\): all 60 predicted values are 3"):
@@ -91,28 +108,28 @@ def test_a_constant_has_no_correlation_and_the_warning_names_it(correlation, nam
         assert np.isnan(correlation(almost, rated))
 
 
-# ---- Errors, metrics.accuracy, AUC ---------------------------------------------------------------------------------
+# ---- Errors, accuracy, AUC ---------------------------------------------------------------------------------
 
 
 def test_errors_are_in_the_unit_of_the_scores():
-    assert metrics.rmse([10, 20, 30], [13, 20, 26]) == pytest.approx(np.sqrt(25 / 3))
-    assert metrics.mae([10, 20, 30], [13, 20, 26]) == pytest.approx(7 / 3)
+    assert rmse([10, 20, 30], [13, 20, 26]) == pytest.approx(np.sqrt(25 / 3))
+    assert mae([10, 20, 30], [13, 20, 26]) == pytest.approx(7 / 3)
     with pytest.warns(UserWarning, match=r"metrics: MAE is undefined \(NaN\): there is no picture"):
-        assert np.isnan(metrics.mae([], []))
+        assert np.isnan(mae([], []))
 
 
 def test_accuracy_at_the_threshold_itself_is_a_matter_of_the_rule():
     predicted, rated = [3.5, 3.5, 2.5, 3.0], [3.0, 4.0, 3.0, 2.9]
-    assert metrics.accuracy(predicted, rated, 3) == 0.75  # 3.0 is low: only the first is wrong
-    assert metrics.accuracy(predicted, rated, 3, inclusive=True) == 0.5  # 3.0 is high: the last two are wrong
+    assert accuracy(predicted, rated, 3) == 0.75  # 3.0 is low: only the first is wrong
+    assert accuracy(predicted, rated, 3, inclusive=True) == 0.5  # 3.0 is high: the last two are wrong
 
 
 def test_auc_agrees_with_scikit_learn_and_has_the_closed_form_of_a_coin():
     predicted, rated = scores()
-    assert metrics.auc(predicted, rated > 3) == pytest.approx(roc_auc_score(rated > 3, predicted))
-    assert metrics.auc(np.ones(60), rated > 3) == 0.5
+    assert auc(predicted, rated > 3) == pytest.approx(roc_auc_score(rated > 3, predicted))
+    assert auc(np.ones(60), rated > 3) == 0.5
     with pytest.warns(UserWarning, match=r"AUC is undefined \(NaN\): .* here are 60 and 0"):
-        assert np.isnan(metrics.auc(predicted, np.ones(60)))
+        assert np.isnan(auc(predicted, np.ones(60)))
 
 
 # ---- EMD ---------------------------------------------------------------------------------------------------
@@ -121,21 +138,21 @@ def test_auc_agrees_with_scikit_learn_and_has_the_closed_form_of_a_coin():
 @of_any
 @given(st.integers(0, 9), st.integers(0, 9), st.sampled_from([1, 2, 3]))
 def test_emd_of_two_spikes_is_their_distance(first, second, r):
-    found = metrics.emd(np.eye(10)[[first]], np.eye(10)[[second]], r)
+    found = emd(np.eye(10)[[first]], np.eye(10)[[second]], r)
     assert found == pytest.approx([(abs(first - second) / 10) ** (1 / r)])
 
 
 def test_emd1_is_the_transport_cost_in_bins():
     p, q = random_distributions(5), random_distributions(5, seed=1)
     costs = [stats.wasserstein_distance(range(10), range(10), a, b) for a, b in zip(p, q, strict=True)]
-    np.testing.assert_allclose(metrics.emd(p, q, 1), np.divide(costs, 10))
+    np.testing.assert_allclose(emd(p, q, 1), np.divide(costs, 10))
 
 
 def test_emd_of_an_image_does_not_depend_on_the_others_and_grows_with_r():
     p, q = random_distributions(5), random_distributions(5, seed=1)
     # Some processors take powers of many numbers at once by another route than of one.
-    np.testing.assert_allclose(metrics.emd(p, q)[2:3], metrics.emd(p[2:3], q[2:3]), rtol=1e-12)
-    assert (metrics.emd(p, q, 1) <= metrics.emd(p, q, 2)).all()  # the mean of powers grows with the power
+    np.testing.assert_allclose(emd(p, q)[2:3], emd(p[2:3], q[2:3]), rtol=1e-12)
+    assert (emd(p, q, 1) <= emd(p, q, 2)).all()  # the mean of powers grows with the power
 
 
 # ---- All aesthetic metrics ---------------------------------------------------------------------------------
@@ -144,38 +161,32 @@ def test_emd_of_an_image_does_not_depend_on_the_others_and_grows_with_r():
 def test_aesthetic_metrics_are_the_functions_of_the_same_names():
     predicted, rated = scores()
     p, q = random_distributions(60), random_distributions(60, seed=1)
-    functions = {
-        "srcc": metrics.srcc,
-        "plcc": metrics.plcc,
-        "krcc": metrics.krcc,
-        "rmse": metrics.rmse,
-        "mae": mae,
-    }
-    assert metrics.aesthetic_metrics(predicted, rated, 3, p, q) == {
+    functions = {"srcc": srcc, "plcc": plcc, "krcc": krcc, "rmse": rmse, "mae": mae}
+    assert aesthetic_metrics(predicted, rated, 3, p, q) == {
         "n": 60,
         **{name: function(predicted, rated) for name, function in functions.items()},
-        "accuracy": metrics.accuracy(predicted, rated, 3),
-        "accuracy_inclusive": metrics.accuracy(predicted, rated, 3, inclusive=True),
+        "accuracy": accuracy(predicted, rated, 3),
+        "accuracy_inclusive": accuracy(predicted, rated, 3, inclusive=True),
         "threshold": 3.0,
-        "emd1": metrics.emd(p, q, 1).mean(),
-        "emd2": metrics.emd(p, q, 2).mean(),
+        "emd1": emd(p, q, 1).mean(),
+        "emd2": emd(p, q, 2).mean(),
     }
 
 
 def test_labels_get_an_auc_and_scores_do_not():
     predicted, rated = scores()
-    found = metrics.aesthetic_metrics(predicted / 5, rated > 3, 0.5)
-    assert found["auc"] == metrics.auc(predicted, rated > 3)
+    found = aesthetic_metrics(predicted / 5, rated > 3, 0.5)
+    assert found["auc"] == auc(predicted, rated > 3)
     assert found["accuracy"] == found["accuracy_inclusive"] == np.mean((predicted > 2.5) == (rated > 3))
     assert found["rmse"] ** 2 == pytest.approx(np.mean((predicted / 5 - (rated > 3)) ** 2))
-    assert "auc" not in metrics.aesthetic_metrics(predicted, rated, 3)
-    assert "auc" not in metrics.aesthetic_metrics(predicted, rated > 3, 3)  # ratings that all are 0 or 1 of 5
+    assert "auc" not in aesthetic_metrics(predicted, rated, 3)
+    assert "auc" not in aesthetic_metrics(predicted, rated > 3, 3)  # ratings that all are 0 or 1 of 5
 
 
 def test_constant_predictions_give_nan_for_correlations_only():
     rated = scores()[1]
     with pytest.warns(UserWarning) as caught:
-        found = metrics.aesthetic_metrics(np.full(60, 3.2), rated, 3)
+        found = aesthetic_metrics(np.full(60, 3.2), rated, 3)
     assert [str(w.message).split()[1] for w in caught] == ["SRCC", "PLCC", "KRCC"]
     assert [name for name, value in found.items() if np.isnan(value)] == ["srcc", "plcc", "krcc"]
     assert found["accuracy"] == np.mean(rated > 3)
@@ -193,7 +204,7 @@ def emotions(count: int = 200, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def test_emotion_metrics_by_hand():
     probabilities = np.array([[0.8, 0.1, 0.1], [0.4, 0.5, 0.1], [0.2, 0.2, 0.6], [0.3, 0.4, 0.3]])
     votes = np.array([[3, 0, 0], [0, 2, 0], [0, 4, 0], [1, 1, 0]])
-    found = metrics.emotion_metrics(probabilities, votes, CLASSES)
+    found = emotion_metrics(probabilities, votes, CLASSES)
     # Predicted 0 1 2 1, true 0 1 1 and 0 or 1: the last is right, and counted as 1.
     entropy = np.log(2) / 4  # of the last picture; the others are certain
     cross_entropy = -(np.log(0.8) + np.log(0.5) + np.log(0.2) + (np.log(0.3) + np.log(0.4)) / 2) / 4
@@ -220,10 +231,10 @@ def test_emotion_metrics_by_hand():
 
 def test_emotion_metrics_agree_with_other_routes():
     probabilities, votes = emotions()
-    predicted, truth = metrics.top_classes(probabilities, votes)
+    predicted, truth = top_classes(probabilities, votes)
     shares = votes / votes.sum(1, keepdims=True)
-    found = metrics.emotion_metrics(probabilities, votes, CLASSES)
-    assert metrics.emotion_metrics(probabilities, shares, CLASSES) == pytest.approx(found)
+    found = emotion_metrics(probabilities, votes, CLASSES)
+    assert emotion_metrics(probabilities, shares, CLASSES) == pytest.approx(found)
     assert found["accuracy"] == np.mean(truth == predicted)
     assert found["macro_f1"] == pytest.approx(f1_score(truth, predicted, average="macro"))
     recalls = [found[f"recall_{name}"] for name in CLASSES]
@@ -234,21 +245,21 @@ def test_emotion_metrics_agree_with_other_routes():
 
 def test_the_prior_has_a_kl_ratio_of_one_and_the_votes_of_zero():
     votes = emotions()[1]
-    shares, prior = votes / votes.sum(1, keepdims=True), metrics.emotion_prior(votes)
+    shares, prior = votes / votes.sum(1, keepdims=True), emotion_prior(votes)
     assert prior == pytest.approx(shares.mean(0))
-    assert metrics.emotion_metrics(np.tile(prior, (200, 1)), votes, CLASSES)["kl_ratio"] == pytest.approx(1)
-    assert metrics.emotion_metrics(shares, votes, CLASSES)["kl"] == 0
+    assert emotion_metrics(np.tile(prior, (200, 1)), votes, CLASSES)["kl_ratio"] == pytest.approx(1)
+    assert emotion_metrics(shares, votes, CLASSES)["kl"] == 0
 
 
 def test_a_class_that_no_picture_was_offered_leaves_no_trace():
     probabilities, votes = emotions()
     with_fourth = np.hstack([0.7 * probabilities, np.full((200, 1), 0.3)])
     absent = np.hstack([votes, np.full((200, 1), np.nan)])
-    found = metrics.emotion_metrics(with_fourth, absent, (*CLASSES, "anger"))
-    expected = metrics.emotion_metrics(probabilities, votes, CLASSES)
+    found = emotion_metrics(with_fourth, absent, (*CLASSES, "anger"))
+    expected = emotion_metrics(probabilities, votes, CLASSES)
     assert list(found) == list(expected)
     assert found == pytest.approx(expected)
-    assert metrics.confusion_matrix(with_fourth, absent, (*CLASSES, "anger"))[:, 3].sum() == 0
+    assert confusion_matrix(with_fourth, absent, (*CLASSES, "anger"))[:, 3].sum() == 0
 
 
 def test_pictures_of_two_sets_are_measured_each_among_its_own_classes():
@@ -256,7 +267,7 @@ def test_pictures_of_two_sets_are_measured_each_among_its_own_classes():
     votes = votes.astype(float)
     votes[:80, 0], votes[80:, 2] = np.nan, np.nan  # two sets, each without one of the classes
     votes[:, 1] += 1  # every picture keeps a vote
-    found = metrics.emotion_metrics(probabilities, votes, CLASSES)
+    found = emotion_metrics(probabilities, votes, CLASSES)
     parts = [emotion_metrics(probabilities[r], votes[r], CLASSES) for r in (slice(80), slice(80, None))]
     for name in ("accuracy", "kl", "kl_prior", "cross_entropy", "chance"):
         assert found[name] == pytest.approx((80 * parts[0][name] + 120 * parts[1][name]) / 200)
@@ -265,22 +276,18 @@ def test_pictures_of_two_sets_are_measured_each_among_its_own_classes():
 
 
 def test_odd_rows_of_emotions():
-    predicted, truth = metrics.top_classes(
-        np.eye(3), np.tile([2, 2, 1], (3, 1))
-    )  # each leading class is right
+    predicted, truth = top_classes(np.eye(3), np.tile([2, 2, 1], (3, 1)))  # each leading class is right
     assert (predicted.tolist(), truth.tolist()) == ([0, 1, 2], [0, 1, 0])
-    shares, _, _ = metrics.offered_shares([[0.0, 0.0, 1.0]], [[1.0, 0.0, np.nan]], CLASSES)
+    shares, _, _ = offered_shares([[0.0, 0.0, 1.0]], [[1.0, 0.0, np.nan]], CLASSES)
     assert shares.tolist() == [[0.5, 0.5, 0.0]]  # where nothing is left the offered ones are equal
 
 
 def test_the_confusion_matrix_counts_true_by_predicted_and_its_diagonal_is_the_accuracy():
     probabilities, votes = emotions()
-    counts = metrics.confusion_matrix(probabilities, votes, CLASSES)
+    counts = confusion_matrix(probabilities, votes, CLASSES)
     assert counts.sum() == 200
-    assert np.trace(counts) / 200 == pytest.approx(
-        metrics.emotion_metrics(probabilities, votes, CLASSES)["accuracy"]
-    )
-    one = metrics.confusion_matrix([[0.1, 0.2, 0.7]], [[3, 1, 0]], CLASSES)  # true amusement, predicted fear
+    assert np.trace(counts) / 200 == pytest.approx(emotion_metrics(probabilities, votes, CLASSES)["accuracy"])
+    one = confusion_matrix([[0.1, 0.2, 0.7]], [[3, 1, 0]], CLASSES)  # true amusement, predicted fear
     assert one.tolist() == [[0, 0, 1], [0, 0, 0], [0, 0, 0]]
 
 
@@ -288,26 +295,26 @@ def test_calibration_error_is_the_weighted_gap_over_bins():
     # Votes drawn from the probabilities: confidence is too high in some bins and too low in others.
     probabilities = emotions()[0]
     votes = np.random.default_rng(1).multinomial(1, probabilities)
-    predicted, truth = metrics.top_classes(probabilities, votes)
+    predicted, truth = top_classes(probabilities, votes)
     confidence, correct = probabilities.max(1), predicted == truth
     expected = 0
     for low in np.arange(15) / 15:
         inside = (confidence >= low) & (confidence < low + 1 / 15)
         if inside.any():
             expected += inside.mean() * abs(confidence[inside].mean() - correct[inside].mean())
-    found = metrics.emotion_metrics(probabilities, votes, CLASSES)["calibration_error"]
+    found = emotion_metrics(probabilities, votes, CLASSES)["calibration_error"]
     assert found == pytest.approx(expected)
 
 
 def test_certainty_is_calibrated_where_it_is_right_and_finite_where_it_is_wrong():
-    found = metrics.emotion_metrics(np.eye(3), np.eye(3), CLASSES)
+    found = emotion_metrics(np.eye(3), np.eye(3), CLASSES)
     assert found["calibration_error"] == found["kl"] == 0
-    assert np.isfinite(metrics.emotion_metrics(np.eye(3), np.eye(3)[[1, 2, 0]], CLASSES)["kl"])
+    assert np.isfinite(emotion_metrics(np.eye(3), np.eye(3)[[1, 2, 0]], CLASSES)["kl"])
 
 
 def test_equal_votes_have_no_kl_ratio():
     with pytest.warns(UserWarning, match=r"metrics: KL ratio is undefined \(NaN\)"):
-        found = metrics.emotion_metrics(emotions(20)[0], np.tile([3, 3, 4], (20, 1)), CLASSES)
+        found = emotion_metrics(emotions(20)[0], np.tile([3, 3, 4], (20, 1)), CLASSES)
     assert np.isnan(found["kl_ratio"])
 
 
@@ -315,16 +322,16 @@ def test_equal_votes_have_no_kl_ratio():
 
 
 def test_majority_accuracy_is_that_of_the_commoner_label():
-    assert metrics.majority_accuracy([1, 1, 0]) == pytest.approx(2 / 3)
-    assert metrics.majority_accuracy(np.array([True, False, False, False])) == 0.75
+    assert majority_accuracy([1, 1, 0]) == pytest.approx(2 / 3)
+    assert majority_accuracy(np.array([True, False, False, False])) == 0.75
 
 
 def test_positive_emotion_rule_counts_all_positive_against_all_negative():
     classes = ("fear", "awe", "neutral", "amusement", "anger")
     votes = [[2, 0, 0, 0, 0], [3, 2, 0, 2, 0], [0, 1, 9, 0, 0], [0, 0, 9, 0, 1], [0, 1, 0, 0, 1]]
     # low, high, high, low, and a tie, which is low
-    assert metrics.positive_emotion_accuracy(votes, [0, 1, 1, 0, 0], classes) == 1
-    assert metrics.positive_emotion_accuracy(votes, [1, 0, 0, 1, 1], classes) == 0
+    assert positive_emotion_accuracy(votes, [0, 1, 1, 0, 0], classes) == 1
+    assert positive_emotion_accuracy(votes, [1, 0, 0, 1, 1], classes) == 0
 
 
 # ---- pairs and series
@@ -335,7 +342,7 @@ def shares(count: int, seed: int) -> np.ndarray:
 
 
 def test_pairs_by_hand():
-    found = metrics.pair_metrics([0.9, 0.2, 0.5, 0.7, 0.6], [0.7, 0.4, 0.8, 0.1, 0.5])
+    found = pair_metrics([0.9, 0.2, 0.5, 0.7, 0.6], [0.7, 0.4, 0.8, 0.1, 0.5])
     # right, right, half right, wrong; the fifth pair is undecided and is not asked.
     assert (found["pairs"], found["accuracy"]) == (5, 2.5 / 4)
     assert found["accuracy_0.50_0.60"] == 1.0  # 0.4: six of ten agree
@@ -350,27 +357,23 @@ def test_pairs_by_hand():
 
 def test_pairs_agree_with_scikit_learn_and_do_not_depend_on_their_order():
     predicted, preferred = shares(300, 0), shares(300, 1)
-    found = metrics.pair_metrics(predicted, preferred)
+    found = pair_metrics(predicted, preferred)
     assert found["auc"] == pytest.approx(roc_auc_score(preferred > 0.5, predicted))
     order = np.random.default_rng(2).permutation(300)
-    assert metrics.pair_metrics(predicted[order], preferred[order]) == pytest.approx(found)
-    turned = metrics.pair_metrics(1 - predicted, 1 - preferred)  # each pair named the other way round
+    assert pair_metrics(predicted[order], preferred[order]) == pytest.approx(found)
+    turned = pair_metrics(1 - predicted, 1 - preferred)  # each pair named the other way round
     for name in ("accuracy", "auc", "log_loss", "agreement"):
         assert turned[name] == pytest.approx(found[name])
 
 
 def test_the_preferences_themselves_are_calibrated_and_have_the_least_log_loss():
     preferred = shares(200, 3)
-    perfect = metrics.pair_metrics(preferred, preferred)
+    perfect = pair_metrics(preferred, preferred)
     assert (perfect["accuracy"], perfect["calibration_error"]) == (1.0, 0.0)
     for other in (preferred * 0.9, np.sqrt(preferred), np.full(200, 0.5)):
-        assert metrics.pair_metrics(other, preferred)["log_loss"] > perfect["log_loss"]
-    assert metrics.pair_metrics(np.full(200, 0.5), preferred)["log_loss"] == pytest.approx(
-        perfect["log_loss_prior"]
-    )
-    assert metrics.pair_metrics(preferred * 0, preferred)["calibration_error"] == pytest.approx(
-        preferred.mean()
-    )
+        assert pair_metrics(other, preferred)["log_loss"] > perfect["log_loss"]
+    assert pair_metrics(np.full(200, 0.5), preferred)["log_loss"] == pytest.approx(perfect["log_loss_prior"])
+    assert pair_metrics(preferred * 0, preferred)["calibration_error"] == pytest.approx(preferred.mean())
 
 
 def test_strengths_are_found_again_whatever_the_order_and_the_side_of_the_pairs():
@@ -378,22 +381,20 @@ def test_strengths_are_found_again_whatever_the_order_and_the_side_of_the_pairs(
     strengths -= strengths.mean()
     pairs = np.array([(a, b) for a in range(6) for b in range(a)])
     share = 1 / (1 + np.exp(strengths[pairs[:, 1]] - strengths[pairs[:, 0]]))
-    found = metrics.bradley_terry(6, pairs, share)
+    found = bradley_terry(6, pairs, share)
     np.testing.assert_allclose(found, strengths, atol=0.02)
-    np.testing.assert_allclose(metrics.bradley_terry(6, pairs[:, ::-1], 1 - share), found, atol=1e-6)
+    np.testing.assert_allclose(bradley_terry(6, pairs[:, ::-1], 1 - share), found, atol=1e-6)
     order = np.random.default_rng(1).permutation(len(pairs))
-    np.testing.assert_allclose(metrics.bradley_terry(6, pairs[order], share[order]), found, atol=1e-6)
+    np.testing.assert_allclose(bradley_terry(6, pairs[order], share[order]), found, atol=1e-6)
 
 
 def test_strengths_stay_finite_where_everybody_agrees_and_rank_a_circle_equal():
-    sure = metrics.bradley_terry(4, [[0, 1], [1, 2], [2, 3]], [1.0, 1.0, 1.0])
+    sure = bradley_terry(4, [[0, 1], [1, 2], [2, 3]], [1.0, 1.0, 1.0])
     assert np.isfinite(sure).all()
     assert (np.diff(sure) < 0).all()
-    np.testing.assert_allclose(
-        metrics.bradley_terry(3, [[0, 1], [1, 2], [2, 0]], [0.9, 0.9, 0.9]), 0, atol=1e-6
-    )
-    assert metrics.bradley_terry(1, [], []).tolist() == [0.0]
-    first, second = metrics.bradley_terry(2, [[0, 1]], [0.75])
+    np.testing.assert_allclose(bradley_terry(3, [[0, 1], [1, 2], [2, 0]], [0.9, 0.9, 0.9]), 0, atol=1e-6)
+    assert bradley_terry(1, [], []).tolist() == [0.0]
+    first, second = bradley_terry(2, [[0, 1]], [0.75])
     assert first - second == pytest.approx(np.log(3), abs=0.02)  # the ridge pulls a little
 
 
@@ -401,12 +402,12 @@ def test_each_series_is_ranked_by_itself():
     series = ["a"] * 3 + ["b"] * 3 + ["c"]
     pairs = np.array([(0, 1), (0, 2), (1, 2), (3, 4), (3, 5), (4, 5), (6, 7)])
     preferred = np.array([0.9, 0.9, 0.9, 0.2, 0.2, 0.2, 0.5])  # 0 > 1 > 2, 5 > 4 > 3, all alike
-    found = metrics.series_ranks(series, pairs, preferred, preferred)
+    found = series_ranks(series, pairs, preferred, preferred)
     assert found["krcc"].tolist()[:2] == [1.0, 1.0]
     assert found["best"].tolist()[:2] == [1.0, 1.0]
     assert np.isnan(found["krcc"][2])
     predicted = np.array([0.2, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9])  # 1 > 0 > 2, 3 > 4 > 5
-    found = metrics.series_ranks(series, pairs, predicted, preferred)
+    found = series_ranks(series, pairs, predicted, preferred)
     assert found["krcc"].tolist()[:2] == [pytest.approx(1 / 3), -1.0]
     assert found["best"].tolist()[:2] == [0.0, 0.0]
 
@@ -415,19 +416,17 @@ def test_of_several_photographs_predicted_best_the_share_counts():
     pairs, preferred = np.array([(0, 1), (0, 2), (1, 2)]), np.array([0.9, 0.9, 0.9])
     for order in ([0, 1, 2], [2, 0, 1]):  # whatever they are called
         renamed = np.array(order)[pairs]
-        assert metrics.series_ranks(["s"] * 3, renamed, np.full(3, 0.5), preferred)["best"].tolist() == [
-            1 / 3
-        ]
+        assert series_ranks(["s"] * 3, renamed, np.full(3, 0.5), preferred)["best"].tolist() == [1 / 3]
 
 
 def test_the_fitted_steepness_is_the_one_that_made_the_preferences():
     differences = np.random.default_rng(0).normal(size=400)
     share = 1 / (1 + np.exp(-1.7 * differences))
-    assert metrics.fit_steepness(differences, share) == pytest.approx(1.7, abs=1e-3)
-    assert metrics.fit_steepness(differences, 1 - share) == pytest.approx(-1.7, abs=1e-3)
-    assert 0 < metrics.fit_steepness([0.01, 0.5], [1.0, 1.0]) < 50  # always right: steep, not infinite
-    assert metrics.fit_steepness(100 * differences, share) == pytest.approx(0.017, rel=1e-2)
-    assert np.isfinite(metrics.fit_steepness([0.0, 0.0], [1.0, 0.0]))
+    assert fit_steepness(differences, share) == pytest.approx(1.7, abs=1e-3)
+    assert fit_steepness(differences, 1 - share) == pytest.approx(-1.7, abs=1e-3)
+    assert 0 < fit_steepness([0.01, 0.5], [1.0, 1.0]) < 50  # always right: steep, not infinite
+    assert fit_steepness(100 * differences, share) == pytest.approx(0.017, rel=1e-2)
+    assert np.isfinite(fit_steepness([0.0, 0.0], [1.0, 0.0]))
 
 
 # ---- What is refused
@@ -437,39 +436,39 @@ PREDICTED, RATED = scores()
 SHARES, (PROBABILITIES, VOTES) = random_distributions(60), emotions(4)
 BAD = np.where(np.isin(np.arange(60), (5, 9)), np.nan, PREDICTED)
 REFUSED = {
-    r"2 of 60 predicted rows are NaN or infinite \(first: row 5,": (metrics.srcc, BAD, RATED),
-    "2 of 60 rated rows": (metrics.mae, RATED, BAD),
+    r"2 of 60 predicted rows are NaN or infinite \(first: row 5,": (srcc, BAD, RATED),
+    "2 of 60 rated rows": (mae, RATED, BAD),
     r"predictions have the shape \(60,\), the ratings \(59,\); both need one": (
-        metrics.rmse,
+        rmse,
         PREDICTED,
         RATED[1:],
     ),
-    r"predicted values must have the shape \(n,\), not \(60, 1\)": (metrics.krcc, PREDICTED[:, None], RATED),
-    r"rated values must have the shape \(n, K\)": (metrics.aesthetic_metrics, PREDICTED, RATED, 3, SHARES),
+    r"predicted values must have the shape \(n,\), not \(60, 1\)": (krcc, PREDICTED[:, None], RATED),
+    r"rated values must have the shape \(n, K\)": (aesthetic_metrics, PREDICTED, RATED, 3, SHARES),
     "60 predicted scores against 59 distri": (
-        metrics.aesthetic_metrics,
+        aesthetic_metrics,
         PREDICTED,
         RATED,
         3,
         SHARES[1:],
         SHARES[1:],
     ),
-    r"shape \(60, 10\), the ratings \(60, 9\)": (metrics.emd, SHARES, random_distributions(60, 9)),
+    r"shape \(60, 10\), the ratings \(60, 9\)": (emd, SHARES, random_distributions(60, 9)),
     "1 of 2 rated rows are no dist.*; row 1, .* sum 5 .* Divide": (
-        metrics.emd,
+        emd,
         [[1, 0]] * 2,
         [[0.5, 0.5], [2, 3]],
     ),
-    r"row 0, .* the sum 1 and the minimum -0\.5": (metrics.emd, [[1.5, -0.5]], [[0.5, 0.5]]),
-    "2 emotion classes are named, .* 3 columns": (metrics.emotion_metrics, PROBABILITIES, VOTES, CLASSES[:2]),
-    "no picture with emotion votes": (metrics.emotion_metrics, np.zeros((0, 3)), np.zeros((0, 3)), CLASSES),
+    r"row 0, .* the sum 1 and the minimum -0\.5": (emd, [[1.5, -0.5]], [[0.5, 0.5]]),
+    "2 emotion classes are named, .* 3 columns": (emotion_metrics, PROBABILITIES, VOTES, CLASSES[:2]),
+    "no picture with emotion votes": (emotion_metrics, np.zeros((0, 3)), np.zeros((0, 3)), CLASSES),
     r"2 of 4 vote rows have no votes or negative ones \(first: row 2,": (
-        metrics.emotion_metrics,
+        emotion_metrics,
         PROBABILITIES,
         [*VOTES[:2], [0, 0, 0], [-1, 1, 1]],
         CLASSES,
     ),
-    "preferences of pairs are from 0 to 1": (metrics.pair_metrics, [0.5, 0.5], [0.5, 1.2]),
+    "preferences of pairs are from 0 to 1": (pair_metrics, [0.5, 0.5], [0.5, 1.2]),
 }
 
 
