@@ -11,7 +11,6 @@ from pathlib import Path
 
 from eamb.readers.registry import DATASETS
 from eamb.runtime.command import guarded
-from eamb.runtime.config import Config, load_config, read_settings
 
 HERE = Path(__file__).parent
 
@@ -204,6 +203,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
     from eamb.evaluation.evaluate import evaluate_checkpoint
     from eamb.evaluation.external import evaluate_predictions
     from eamb.evaluation.predicting import as_trained
+    from eamb.runtime.config import read_settings
     from eamb.training.tasks import choose_task
     from eamb.weights.checkpoint import load_weights
 
@@ -231,8 +231,9 @@ def run_select(options: argparse.Namespace) -> int:
     return run(options)
 
 
-def read_config(options: argparse.Namespace) -> Config:
+def read_config(options: argparse.Namespace):
     """The set's own config unless others are given, then the command line's words, then its options."""
+    from eamb.runtime.config import load_config
     from eamb.training.tasks import choose_task
 
     if len(options.data_root or ()) > 1 and len(options.data_root) != len(options.dataset or ()):

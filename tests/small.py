@@ -31,7 +31,7 @@ def train(dataset: str, root: Path, output: Path, *words: str) -> int:
 def evaluate(checkpoint: Path, dataset: str, root: Path, output: Path, *words: str) -> int:
     options = ["--dataset", dataset, "--data-root", str(root), "--checkpoint", str(checkpoint)]
     fixed = ["data.workers=0", "evaluate.bootstrap=0", "train.device=cpu"]
-    return main(["evaluate", *options, "--output", str(output), *fixed, *map(str, words)])
+    return main(["evaluate", *options, "--output", str(output), "--force", *fixed, *map(str, words)])
 
 
 def command(*words: object, folder: Path | None = None, **environment: str) -> subprocess.CompletedProcess:

@@ -29,6 +29,7 @@ from eamb.weights.checkpoint import (
     load_tensors,
     load_training,
     load_weights,
+    read_source,
     save_training,
     weights_hash,
 )
@@ -325,13 +326,13 @@ def test_code_in_a_file_is_refused_and_not_executed(tmp_path, save):
         pickle.loads(path.read_bytes())
     assert marker.exists()  # the payload works where it is let loose
     marker.unlink()
-    for read in (checkpoint.read, load_weights, load_training):
+    for read in (checkpoint.read_file, load_weights, load_training):
         with pytest.raises(
             ValueError, match=r"evil\.pt is not a weights file: .*code, which is never executed"
         ):
             read(path)
     with pytest.raises(ValueError, match=r"evil\.pt is not a weights file"):
-        checkpoint.emotions_in(path)
+        checkpoint.read_source(path)
     assert not marker.exists()
 
 
@@ -365,11 +366,11 @@ def test_a_cut_off_file_is_refused_wherever_it_is_cut(tmp_path, kind):
     else:
         torch.save(tensors, whole, _use_new_zipfile_serialization=kind == "pt")
     content = whole.read_bytes()
-    assert checkpoint.read(whole).keys() == tensors.keys()
+    assert checkpoint.read_file(whole).content.keys() == tensors.keys()
     for length in range(1, len(content), max(1, len(content) // 60)):
         path.write_bytes(content[:length])
         with pytest.raises(ValueError, match="is not a weights file: it is cut off"):
-            checkpoint.read(path)
+            checkpoint.read_file(path)
 
 
 def test_a_file_that_holds_no_dictionary_is_refused(tmp_path):
@@ -383,10 +384,10 @@ def test_a_file_that_is_not_there_is_named(tmp_path, lite_network, ending):
     path = tmp_path / f"absent.{ending}"
     for call in (
         load_weights,
-        checkpoint.read,
+        checkpoint.read_file,
         load_training if ending == "pt" else load_weights,
         lambda path: load_official_weights(lite_network, path),
-        lambda path: load_emotion_branch(lite_network, path),
+        lambda path: load_emotion_branch(lite_network, read_source(path)),
     ):
         with pytest.raises(FileNotFoundError, match=rf"checkpoint: no file .*absent\.{ending}"):
             call(path)
@@ -683,21 +684,21 @@ def test_our_emotion_network_fills_the_emotion_branch(emotion_weights, tmp_path,
     network = build_lite()
     before = copy.deepcopy(network.state_dict())
     path = write(tmp_path / f"emotion.{ending}", emotion_weights)
-    known = load_emotion_branch(network, path)
+    known = load_emotion_branch(network, read_source(path))
     after = network.state_dict()
     for name, value in after.items():
         expected = emotion_weights.tensors if name.startswith("emotion.") else before
         assert torch.equal(value, expected[name]), name
     assert known.emotion_training_ids.tolist() == [1, 2, 3]
     assert known.task == "emotion"
-    assert checkpoint.emotions_in(path) == EMOTIONS
+    assert checkpoint.read_source(path).weights.emotions == EMOTIONS
 
 
 def test_our_whole_network_gives_its_branch_and_the_pictures_that_trained_it(
     lite_network, lite_weights, tmp_path
 ):
     network = build_lite()
-    known = load_emotion_branch(network, write(tmp_path / "lite.safetensors", lite_weights))
+    known = load_emotion_branch(network, read_source(write(tmp_path / "lite.safetensors", lite_weights)))
     assert equal(network.emotion, lite_network.emotion)
     assert known.emotion_training_ids.tolist() == [7, 8]
     assert not equal(network.detail, lite_network.detail)  # its BatchNorm has seen pictures
@@ -708,11 +709,11 @@ def test_a_whole_official_network_given_as_emotion_checkpoint_gives_its_branch(
 ):
     used = {name: v for name, v in official_state.items() if not name.startswith(OFFICIAL_UNUSED)}
     torch.save(used, tmp_path / "eambnet.pth")
-    known = load_emotion_branch(blank, tmp_path / "eambnet.pth")
+    known = load_emotion_branch(blank, read_source(tmp_path / "eambnet.pth"))
     assert equal(blank, paper_network, only="emotion.")
     assert not blank.context.conv1.weight.any()
     assert (known.emotions, known.emotion_training_ids.tolist()) == (EMOTIONS, [])
-    assert checkpoint.emotions_in(tmp_path / "eambnet.pth") == EMOTIONS
+    assert checkpoint.read_source(tmp_path / "eambnet.pth").weights.emotions == EMOTIONS
 
 
 def test_a_branch_of_another_backbone_or_other_emotions_is_refused_before_anything_is_written(
@@ -723,24 +724,24 @@ def test_a_branch_of_another_backbone_or_other_emotions_is_refused_before_anythi
     with pytest.raises(
         ValueError, match=r"emotion\.pt has the backbone tf_efficientnet_lite0; .* is resnet50"
     ):
-        load_emotion_branch(paper_network, path)
+        load_emotion_branch(paper_network, read_source(path))
     assert snapshot(paper_network) == before
     other = build_lite(emotions=("neutral", "disgust"))
     before = snapshot(other)
     with pytest.raises(ValueError, match=r"knows the emotions amusement.*the network's are neutral, disgust"):
-        load_emotion_branch(other, path)
+        load_emotion_branch(other, read_source(path))
     narrow = build_lite(width=32)
     with pytest.raises(
         ValueError, match=r"emotion\.classifier\.weight is \(8, 128\), the network's is \(8, 32\)"
     ):
-        load_emotion_branch(narrow, path)
+        load_emotion_branch(narrow, read_source(path))
     assert snapshot(other) == before
 
 
 def test_a_file_that_is_neither_ours_nor_official_is_no_emotion_checkpoint(lite_network, tmp_path):
     torch.save({"model": {"fc.weight": torch.zeros(2)}}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"other\.pth was not written by this program"):
-        load_emotion_branch(lite_network, tmp_path / "other.pth")
+        load_emotion_branch(lite_network, read_source(tmp_path / "other.pth"))
 
 
 @pytest.mark.parametrize(

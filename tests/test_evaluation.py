@@ -12,8 +12,11 @@ from scipy import stats
 from small import BACKBONE, UNTRAINED, evaluate, read_csv, read_json, train, write_csv, write_pictures
 
 from datasets import PictureSet, load_dataset
+from eamb.evaluation import emotions as emotions_module
 from eamb.evaluation import evaluate as evaluate_module
-from eamb.evaluation.evaluate import as_trained, compare, find_twins, measure
+from eamb.evaluation import ratings
+from eamb.evaluation.predicting import as_trained
+from eamb.evaluation.ratings import compare_scores, find_twins, measure_scores
 from eamb.evaluation.report import FILES, Report, rounded, versions, without_nan, write_columns
 from eamb.network.backbones import normalisation
 from eamb.network.outputs import EMOTIONS, Scale
@@ -21,6 +24,7 @@ from eamb.readers.decoding import normalise
 from eamb.readers.rated import RatedSet
 from eamb.runtime.config import Config, Data
 from eamb.runtime.engine import Compute, Predictions
+from eamb.training.tasks import choose_task
 from eamb.weights import checkpoint
 from metrics import emotion_metrics
 
@@ -108,7 +112,7 @@ def test_all_figures_can_be_had_again_from_the_files_to_the_last_digit(score_run
     path = score_run / "test" / "predictions.csv"
     rated = load_dataset("csv", scored_set, ("test",))["test"]
     columns = {"id": np.array(rated.ids), "prediction": column(path, "prediction")}
-    again = compare(columns, rated, 20)
+    again = compare_scores(columns, rated, 20)
     digits = [row["prediction"].replace(".", "").strip("0") for row in read_csv(path)]
     assert max(map(len, digits)) <= 8  # short, though nothing is lost
     assert again.metrics == found["metrics"]
@@ -228,10 +232,9 @@ def test_figures_are_given_without_the_pictures_that_are_in_training_too(
     assert f"PLCC {rest['metrics']['plcc']:.4f}, accuracy {rest['metrics']['accuracy']:.4f}" in line
     config = Config(data=Data(dataset="csv", root=str(root)))
     sets = load_dataset("csv", root)
-    assert find_twins(sets["test"], config) == ({"0_005.png"}, [])
-    assert find_twins(sets["train"], config) == find_twins(sets["val"], config)
-    assert find_twins(sets["train"], config) == (set(), [])
-    assert find_twins(sets["test"], replace(config, task="emotion")) == (set(), [])
+    reader = choose_task(config).reader
+    assert find_twins(sets["test"], reader) == ({"0_005.png"}, [])
+    assert find_twins(sets["train"], reader) == find_twins(sets["val"], reader) == (set(), [])
 
 
 def test_a_set_without_them_says_nothing(score_run):
@@ -322,14 +325,14 @@ def found(values) -> Predictions:
 def test_a_high_low_network_is_correlated_with_the_scores_of_another_set():
     label = checkpoint.Weights({}, {"dataset": "iae", "scale": Scale("label", 0, 1, 0.5).as_dict()})
     five = Scale("score", 1, 5, 3, offset=1, factor=4)
-    report = measure(found([0.1, 0.2, 0.9, 0.3]), scores([1.0, 2.0, 2.5, 5.0], five), "aesthetics", label)
+    report = measure_scores(found([0.1, 0.2, 0.9, 0.3]), scores([1.0, 2.0, 2.5, 5.0], five), weights=label)
     assert report.metrics["srcc"] == pytest.approx(0.8)  # against high or low it would be .2582
     assert "threshold" not in report.metrics
 
 
 def test_high_and_low_are_decided_by_exact_ratings():
     scale = Scale("label", 1, 10, 5, inclusive=True)
-    report = measure(found([0.6, 0.4, 0.6]), scores([5.0, 4.9999999999, 7.0], scale, "iae"), "aesthetics")
+    report = measure_scores(found([0.6, 0.4, 0.6]), scores([5.0, 4.9999999999, 7.0], scale, "iae"))
     assert (report.metrics["accuracy"], report.metrics["threshold"], report.metrics["auc"]) == (1.0, 0.5, 1.0)
     assert report.predictions["prediction"].tolist() == [0.6, 0.4, 0.6]
     assert not report.pictures  # no scatter plot of labels
@@ -338,7 +341,7 @@ def test_high_and_low_are_decided_by_exact_ratings():
 def test_rows_that_could_not_be_read_leave_the_others_in_place():
     scale = Scale("score", 1, 5, 3, offset=1, factor=4)
     part = Predictions(np.array([0, 2, 3]), np.array([[0.0], [0.5], [1.0]]), np.zeros((3, 8)), [])
-    report = measure(part, scores([1.0, 9.0, 3.0, 5.0], scale), "aesthetics")
+    report = measure_scores(part, scores([1.0, 9.0, 3.0, 5.0], scale))
     assert report.metrics["rmse"] == 0
     assert report.predictions["id"].tolist() == ["0", "2", "3"]
 
@@ -405,7 +408,7 @@ def test_a_set_with_other_emotions_is_refused_before_anything_is_predicted(
     emotion_run, tmp_path, monkeypatch, capsys
 ):
     root = write_csv(tmp_path / "set", {"emotion": ["calm" if i % 3 else "wild" for i in range(24)]})
-    monkeypatch.setattr(evaluate_module, "predict_set", None)
+    monkeypatch.setattr(emotions_module, "predict_set", None)
     assert evaluate(emotion_run / "best.pt", "csv", root, tmp_path / "out") == 2
     said = f"the network knows {', '.join(EMOTIONS)}; csv has calm, wild too"
     assert said in capsys.readouterr().err
@@ -487,12 +490,12 @@ def test_a_network_without_emotions_is_measured_without_them(scored_set, tmp_pat
     description = {"task": "aesthetics", "dataset": "csv", "architecture": architecture}
     weights = checkpoint.Weights({}, description | {"scale": rated.scale.as_dict()})
     none = Predictions(np.arange(4), np.full((4, 1), 0.5), np.empty((4, 0)), [])
-    monkeypatch.setattr(evaluate_module, "predict_set", lambda *a, **k: none)
+    monkeypatch.setattr(ratings, "predict_set", lambda *a, **k: none)
     config = Config(data=Data(dataset="csv", root=str(scored_set)))
     config = replace(config, evaluate=replace(config.evaluate, bootstrap=0))
     compute = Compute(torch.device("cpu"), "fp32", (0.0,) * 3, (1.0,) * 3)
     with pytest.warns(UserWarning, match="all 4 predicted values are 3"):
-        report = evaluate_module.evaluate(torch.nn.Identity(), weights, rated, config, compute)
+        report = evaluate_module.evaluate(torch.nn.Identity(), weights, rated, choose_task(config), compute)
     report.write(tmp_path)
     assert list(read_csv(tmp_path / "predictions.csv")[0]) == ["id", "prediction"]
     found = read_json(tmp_path / "metrics.json")

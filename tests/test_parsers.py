@@ -518,7 +518,9 @@ def predictions(root) -> Format:
         return {i: (row[:1], row[1:]) for i, row in zip(table["id"], values, strict=True)}
 
     lines = [list(columns), *lines]
-    return Format("scores.csv", columns, lines, read, load, prefix=("datasets: ", "evaluation: "), guessed=True)
+    return Format(
+        "scores.csv", columns, lines, read, load, prefix=("datasets: ", "evaluation: "), guessed=True
+    )
 
 
 def published(root) -> Format:

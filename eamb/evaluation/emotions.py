@@ -10,6 +10,7 @@ from torch import nn
 
 import metrics
 from datasets import over_classes
+from eamb.evaluation.intervals import bootstrap_intervals
 from eamb.evaluation.predicting import decoded, is_cross_set, predict_set
 from eamb.evaluation.report import Report, draw_bars, draw_confusion, rounded
 from eamb.readers.rated import RatedSet
@@ -82,7 +83,7 @@ def compare_emotions(predictions: engine.Predictions, rated: RatedSet, bootstrap
     report.facts["emotions"], report.facts["confusion"] = classes, confusion.tolist()
     report.pictures["confusion.png"] = partial(draw_confusion, report)
     if bootstrap:
-        report.intervals = metrics.bootstrap_intervals(figures, arrays, bootstrap)
+        report.intervals = bootstrap_intervals(figures, arrays, bootstrap)
     return report
 
 

@@ -37,7 +37,7 @@ def evaluate_checkpoint(
     rated = task.load_split(split)
     folder = output or default_folder(rated, weights_hash(weights.tensors))
     if not force:
-        refuse_existing("evaluation", folder, FILES)
+        refuse_existing_report(folder)
     with distributed.session(task.config.train.device) as device:
         network = weights.build().to(device)
         mean, std = backbones.normalisation(task.config.model.backbone)
@@ -51,6 +51,10 @@ def evaluate_checkpoint(
 def default_folder(rated: RatedSet, sha256: str) -> Path:
     """For the report on what has this hash: weights, or a file of predictions."""
     return Path("runs") / f"evaluate_{rated.name}_{rated.split}_{sha256[:8]}"
+
+
+def refuse_existing_report(folder: Path) -> None:
+    refuse_existing("evaluation", folder, FILES)
 
 
 def publish(report: Report, rated: RatedSet, folder: Path) -> None:

@@ -12,18 +12,22 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from eamb.evaluation.evaluate import compare, default_folder, find_twins, load_split, publish
+from eamb.evaluation.evaluate import default_folder, publish, refuse_existing_report
+from eamb.evaluation.ratings import compare_scores, find_twins
 from eamb.evaluation.report import Report, versions, write_columns
 from eamb.files import file_hash, original, written_whole
 from eamb.readers.decoding import PICTURE_ENDINGS
 from eamb.readers.own_csv import PATH_COLUMNS, SCORE_COLUMNS
 from eamb.readers.rated import DataOptions, LeftOut, RatedSet
 from eamb.readers.table import Sheet
-from eamb.runtime.config import Config
+
+if TYPE_CHECKING:
+    from eamb.training.tasks import Task
 
 USUAL_NAMES = {"id": PATH_COLUMNS, "prediction": ("predicted", "pred", *SCORE_COLUMNS)}  # of the two columns
 ID_CHECK = "id_check.csv"
@@ -31,7 +35,9 @@ ID_CHECK = "id_check.csv"
 Misfits = dict[str, list[LeftOut]]  # "missing", "extra" and "duplicate" ids, each with the reason
 
 
-def evaluate_predictions(path: Path, config: Config, split: str, output: Path | None) -> Report:
+def evaluate_predictions(
+    path: Path, task: Task, split: str, output: Path | None = None, force: bool = False
+) -> Report:
     """`main.py evaluate --predictions`: a file of predictions against one split of a set; prints and writes.
 
     Beside the report's files there is id_check.csv, if ids are missing, extra or duplicate.
@@ -39,18 +45,20 @@ def evaluate_predictions(path: Path, config: Config, split: str, output: Path | 
     Raises:
         ValueError, FileNotFoundError: no such file or data, or they don't go together; in one sentence.
     """
-    if config.task != "aesthetics":
+    if task.name != "aesthetics":
         raise ValueError(
-            f"evaluation: predicted scores are compared with ratings; task={config.task} has none. "
+            f"evaluation: predicted scores are compared with ratings; task={task.name} has none. "
             "Emotions are evaluated from a --checkpoint only"
         )
-    rated = load_split(config, split)
+    rated = task.load_split(split)
     predictions, misfits = match_ids(path, rated)
     sha256 = file_hash(path)
     folder = output or default_folder(rated, sha256)
     if (folder / "predictions.csv").resolve() == path.resolve():
         raise ValueError(f"evaluation: {path} would be written over; choose another --output than {folder}")
-    report = compare_with_ratings(predictions, misfits, rated, config)
+    if not force:
+        refuse_existing_report(folder)
+    report = compare_with_ratings(predictions, misfits, rated, task)
     report.facts |= {"predictions_file": path.name, "predictions_sha256": sha256}
     rows = [row for kind in misfits.values() for row in kind]
     if rows:
@@ -175,9 +183,7 @@ def without_ending(path: str) -> str:
     return stem if f".{ending.lower()}" in PICTURE_ENDINGS else path
 
 
-def compare_with_ratings(
-    predictions: pd.DataFrame, misfits: Misfits, rated: RatedSet, config: Config
-) -> Report:
+def compare_with_ratings(predictions: pd.DataFrame, misfits: Misfits, rated: RatedSet, task: Task) -> Report:
     """The report on predictions that were matched with the set by `match_ids`."""
     part = rated.take(predictions["position"].to_numpy())
     columns = {
@@ -186,8 +192,8 @@ def compare_with_ratings(
     columns["id"] = np.array(part.ids)
     reason = why_correlations_only(columns["prediction"], rated)
     labels = rated.scale.kind == "label" and not reason
-    twins, notes = find_twins(rated, config)
-    report = compare(columns, part, config.evaluate.bootstrap, labels, bool(reason), twins)
+    twins, notes = find_twins(rated, task.reader)
+    report = compare_scores(columns, part, task.config.evaluate.bootstrap, labels, bool(reason), twins)
     report.title += " (correlations only)" if reason else ""
     report.title += f" ({len(part):,} of {len(rated):,}: incomplete)" if misfits["missing"] else ""
     report.notes += [*notes, *([reason] if reason else [])]
@@ -199,7 +205,7 @@ def compare_with_ratings(
     for kind, rows in misfits.items():
         names = ", ".join([name for name, _ in rows[:3]] + ["..."] * bool(rows[3:]))
         report.notes += [f"{words[kind]}: {len(rows):,} ({names}; {ID_CHECK})"] if rows else []
-    usual, options = asdict(DataOptions()), asdict(config.data.options(DataOptions))
+    usual, options = asdict(DataOptions()), asdict(task.config.data.options())
     report.facts |= {
         "task": "aesthetics",
         "dataset": rated.name,

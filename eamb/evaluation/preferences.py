@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 import metrics
+from eamb.evaluation.intervals import bootstrap_intervals
 from eamb.evaluation.predicting import predict_set
 from eamb.evaluation.report import Report, draw_reliability, rounded
 from eamb.network.outputs import Scale
@@ -123,7 +124,7 @@ def compare_pairs(title: str, columns: dict[str, np.ndarray], bootstrap: int = 0
     report.facts["photographs"] = len(names)
     report.metrics |= {"series": int(kept.sum())} | (of_series(*ranks) if kept.any() else {})
     if bootstrap:
-        report.intervals = metrics.bootstrap_intervals(metrics.pair_metrics, arrays, bootstrap, groups=series)
+        report.intervals = bootstrap_intervals(metrics.pair_metrics, arrays, bootstrap, groups=series)
         if kept.any():
-            report.intervals |= metrics.bootstrap_intervals(of_series, ranks, bootstrap)
+            report.intervals |= bootstrap_intervals(of_series, ranks, bootstrap)
     return report

@@ -17,6 +17,7 @@ from eamb.evaluation.emotions import (
     why_not_measured,
     with_emotions,
 )
+from eamb.evaluation.intervals import bootstrap_intervals
 from eamb.evaluation.predicting import decoded, is_cross_set, predict_set
 from eamb.evaluation.report import CROSS_SET, Report, draw_scatter, rounded
 from eamb.network.outputs import Scale
@@ -123,7 +124,7 @@ def compare_scores(
 
     report = Report(f"{rated.name} {rated.split}", figures(*arrays), columns)
     if bootstrap:
-        report.intervals = metrics.bootstrap_intervals(figures, tuple(arrays), bootstrap)
+        report.intervals = bootstrap_intervals(figures, tuple(arrays), bootstrap)
     if not correlations_only:
         report.high = predicted > 0.5 if labels else rated.scale.is_high(predicted)
         if not labels:

@@ -297,7 +297,7 @@ class Emotion(Task):
         return "" if source.weights.task == "aesthetics" else super().refuse_start(source)
 
     def start_from(self, network: Network, source: Source, scale: Scale, other_branch: bool) -> str:
-        """Takes the emotion branch; a classifier for other emotions keeps the rows of those that both know."""
+        """Takes the emotion branch; a classifier for others keeps the rows of those that both know."""
         theirs, ours = source.weights.emotions, network.arguments["emotions"]
         tensors = {n: value for n, value in source.weights.tensors.items() if n.startswith("emotion.")}
         last = [name for name in tensors if name.startswith(kind_of(network).last_layer)]
@@ -307,7 +307,7 @@ class Emotion(Task):
                 rows = [
                     given[theirs.index(e)] if e in theirs else r for e, r in zip(ours, random, strict=True)
                 ]
-                tensors[name] = torch.stack(rows)
+                tensors[name] = torch.stack([given[theirs.index(e)] if e in theirs else r for e, r in rows])
         load_tensors(network, tensors, str(source.path))
         if theirs == ours:
             return ""
