@@ -250,31 +250,50 @@ class EAMBNet(nn.Module):
     """Detail, context and emotion branch; `forward(images (N, 3, H, W), normalised)` gives an `Output`.
 
     The emotion branch is frozen: `train()` leaves it in evaluation mode, its parameters ask for no gradient.
-    With `emotion_batchnorm="official"` its BatchNorm statistics drift in training, as the released code's do.
-    With `train_emotion` it is trained through its logits; the map still carries no gradient.
-
     Ablations are built `without` some of PARTS: without "emotion" the map is 1 everywhere, without
     "guided_fusion" maps are added plainly, without "attention" there is no CBAM.
+
+    Args:
+        backbone: "resnet50" or a timm name with maps at strides 4, 8, 16, 32 (`backbones.py`).
+        outputs: 1 for a sigmoid, K for a softmax over K rating bins.
+        emotions: class names of the emotion branch, in the order of its logits.
+        width: channels of the fused map, and of the emotion path of narrow backbones (Lite: 128).
+        context_scale, emotion_scale: how much the two branches shrink their input; 1/2 in the paper.
+        emotion_batchnorm: "frozen", or "official" for BatchNorm statistics of the emotion branch that drift
+            in training, as the released code's do.
+        train_emotion: train the emotion branch too, by a loss on its logits; its map still carries no
+            gradient.
+        without: some of PARTS, for ablations; not both "detail" and "context".
+        shortcut: the context branch's deepest map, through the backbone's last layers, enters the head too.
+
+    Raises:
+        ValueError: an argument out of range or an unknown backbone.
     """
 
     def __init__(
         self,
-        backbone: str,
-        outputs: int,
-        emotions: tuple[str, ...],
-        width: int,
-        guided_width: int,
-        guided_hidden: int,
-        head_width: int,
-        dropout: float,
-        context_scale: float,
-        emotion_scale: float,
-        emotion_batchnorm: str,
-        train_emotion: bool,
-        without: tuple[str, ...],
-        shortcut: bool,
+        backbone: str = "resnet50",
+        outputs: int = 10,
+        *,
+        emotions: tuple[str, ...] = EMOTIONS,
+        width: int = 256,
+        guided_width: int = 56,
+        guided_hidden: int = 16,
+        head_width: int = 128,
+        dropout: float = 0.75,
+        context_scale: float = 0.5,
+        emotion_scale: float = 0.5,
+        emotion_batchnorm: str = "frozen",
+        train_emotion: bool = False,
+        without: tuple[str, ...] = (),
+        shortcut: bool = False,
     ):
+        without = tuple(without)
+        emotions = () if "emotion" in without else tuple(emotions)
+        given = dict(locals())
         super().__init__()
+        self.arguments = {name: value for name, value in given.items() if name not in ("self", "__class__")}
+        check_arguments(self.arguments)
         self.context_scale, self.emotion_scale = context_scale, emotion_scale
         self.emotion_batchnorm, self.train_emotion = emotion_batchnorm, train_emotion
         self.detail = build_pyramid(backbone, levels=2) if "detail" not in without else None
@@ -283,9 +302,12 @@ class EAMBNet(nn.Module):
         if "emotion" not in without:
             self.emotion = EmotionBranch(backbone, len(emotions), width).requires_grad_(train_emotion)
         self.fusion = Fusion(
-            self.detail.channels[1] if self.detail else 0,
-            self.context.channels[1:] if self.context else (),
-            *(width, guided_width, guided_hidden, "guided_fusion" in without),
+            detail=self.detail.channels[1] if self.detail else 0,
+            context=self.context.channels[1:] if self.context else (),
+            width=width,
+            guided=guided_width,
+            hidden=guided_hidden,
+            plain="guided_fusion" in without,
         )
         self.attention = CBAM(width) if "attention" not in without else nn.Identity()
         self.emotion_merge = ConvBNReLU(2 * width, width)
@@ -299,17 +321,17 @@ class EAMBNet(nn.Module):
             self.emotion.train(mode and (self.train_emotion or self.emotion_batchnorm == "official"))
         return self
 
-    def forward(self, images: Tensor, emotion: tuple[Tensor, Tensor] | None = None) -> Output:
+    def forward(self, images: Tensor, emotions: tuple[Tensor, Tensor] | None = None) -> Output:
         """(N, 3, H, W) -> Output.
 
         Args:
-            emotion: what the frozen emotion branch is known to give, (N, E) logits and (N, 1, h, w) map; it
-                is not run then.
+            emotions: the frozen emotion branch's logits (N, E) and map (N, 1, h, w), if they were computed
+                before; the branch is not run then.
         """
         check_size(images)
         self._check_batchnorm(images)
         small = shrink(images, self.context_scale)  # (N, 3, H/2, W/2)
-        logits, emotion_map = emotion or self.feel(images, small)  # (N, E), (N, 1, H/8, W/8)
+        logits, emotion_map = emotions or self.emotions(images, small)  # (N, E), (N, 1, H/8, W/8)
 
         detail = self.detail(images)[1] if self.detail else None  # (N, 512, H/8, W/8)
         context = self.context(small)[1:] if self.context else ()
@@ -324,11 +346,11 @@ class EAMBNet(nn.Module):
         prediction = as_prediction(self.head(pooled))  # (N, K)
         return Output(prediction, logits, emotion_map)
 
-    def feel(self, images: Tensor, small: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def emotions(self, images: Tensor, small: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The emotion branch's logits (N, E) and map (N, 1, h, w) for pictures (N, 3, H, W).
 
         Args:
-            small: the pictures as the context branch sees them, if they have been shrunk already.
+            small: the pictures as the context branch takes them, if they were shrunk before.
         """
         if not self.emotion:
             return no_emotions(images)
@@ -380,75 +402,31 @@ class LinearNetwork(nn.Module):
         return Output(as_prediction(self.head(pooled)), *no_emotions(images))
 
 
-def build_model(
-    backbone: str = "resnet50",
-    outputs: int = 10,
-    *,
-    emotions: tuple[str, ...] = EMOTIONS,
-    width: int = 256,
-    guided_width: int = 56,
-    guided_hidden: int = 16,
-    head_width: int = 128,
-    dropout: float = 0.75,
-    context_scale: float = 0.5,
-    emotion_scale: float = 0.5,
-    emotion_batchnorm: str = "frozen",
-    train_emotion: bool = False,
-    without: tuple[str, ...] = (),
-    shortcut: bool = False,
-) -> EAMBNet:
-    """EAMB-Net with random weights; reads no file. The defaults are the paper's.
+def build_model(backbone: str = "resnet50", outputs: int = 10, **arguments) -> EAMBNet:
+    """EAMB-Net with random weights; reads no file. `EAMBNet` explains its arguments, the paper's by default.
 
-    Args:
-        backbone: "resnet50" or a timm name with maps at strides 4, 8, 16, 32 (`backbones.py`).
-        outputs: 1 for a sigmoid, K for a softmax over K rating bins.
-        emotions: class names of the emotion branch, in the order of its logits.
-        width: channels of the fused map, and of the emotion path of narrow backbones (Lite: 128).
-        context_scale, emotion_scale: how much the two branches shrink their input; 1/2 in the paper.
-        emotion_batchnorm: "frozen", or "official" for statistics that drift in training.
-        train_emotion: train the emotion branch too, by a loss on its logits; the paper freezes it.
-        without: some of PARTS, for ablations; not both "detail" and "context".
-        shortcut: the context branch's deepest map, through the backbone's last layers, enters the head too.
-
-    Returns:
-        The network; its attribute `arguments` rebuilds it: `build_model(**model.arguments)`.
-
-    Raises:
-        ValueError: an argument out of range or an unknown backbone.
+    `build_model(**model.arguments)` builds the same network again.
     """
-    without = tuple(without)
-    emotions = () if "emotion" in without else tuple(emotions)
-    arguments = dict(locals())
-    check_arguments(arguments)
-    model = EAMBNet(**arguments)
-    model.arguments = arguments
-    return model
+    return EAMBNet(backbone, outputs, **arguments)
 
 
 def check_arguments(arguments: dict) -> None:
-    """Refuses values out of range among those that are given."""
-    for name in arguments.keys() & {"context_scale", "emotion_scale"}:
-        if not 0 < arguments[name] <= 1:
-            raise ValueError(f"EAMBNet: {name} must be above 0 and at most 1, got {arguments[name]}")
-    for name in arguments.keys() & {"outputs", "width", "guided_width", "guided_hidden", "head_width"}:
-        if arguments[name] < 1:
-            raise ValueError(f"EAMBNet: {name} must be at least 1, got {arguments[name]}")
-    if not 0 <= arguments.get("dropout", 0) < 1:
-        raise ValueError(f"EAMBNet: dropout must be from 0 to below 1, got {arguments['dropout']}")
-    if arguments.get("emotion_batchnorm", "frozen") not in ("frozen", "official"):
-        raise ValueError(
-            f"EAMBNet: emotion_batchnorm must be frozen or official, got '{arguments['emotion_batchnorm']}'"
-        )
+    """Refuses values out of range, of any network here: only those that are given are looked at."""
+    for name, value in arguments.items():
+        if name in ("context_scale", "emotion_scale") and not 0 < value <= 1:
+            raise ValueError(f"EAMBNet: {name} must be above 0 and at most 1, got {value}")
+        if name in ("outputs", "width", "guided_width", "guided_hidden", "head_width") and value < 1:
+            raise ValueError(f"EAMBNet: {name} must be at least 1, got {value}")
+        if name == "dropout" and not 0 <= value < 1:
+            raise ValueError(f"EAMBNet: dropout must be from 0 to below 1, got {value}")
+        if name == "emotion_batchnorm" and value not in ("frozen", "official"):
+            raise ValueError(f"EAMBNet: emotion_batchnorm must be frozen or official, got '{value}'")
     emotions, without = arguments.get("emotions", EMOTIONS), arguments.get("without", ())
     if len(set(emotions)) != len(emotions) or not (emotions or "emotion" in without):
         raise ValueError(f"EAMBNet: emotions must be different names, got {emotions}")
-    check_parts(without, arguments)
-
-
-def check_parts(without: tuple[str, ...], arguments: dict) -> None:
-    unknown = [part for part in without if part not in PARTS]
-    if unknown:
-        raise ValueError(f"EAMBNet: without must name some of {', '.join(PARTS)}, got '{unknown[0]}'")
+    for part in without:
+        if part not in PARTS:
+            raise ValueError(f"EAMBNet: without must name some of {', '.join(PARTS)}, got '{part}'")
     if {"detail", "context"} <= set(without):
         raise ValueError("EAMBNet: a network needs its detail or its context branch, got without both")
     if "context" in without and arguments["shortcut"]:

@@ -199,7 +199,7 @@ def _scale(table: Table, split: str, options: DataOptions) -> Scale:
 
 
 def check_classes(rated: RatedSet) -> None:
-    """Refuses a split in which an emotion of its list has no vote: nothing can be learned about it.
+    """Refuses a split in which an emotion has no vote: nothing can be learned about it.
 
     Raises:
         ValueError: names the emotions.
@@ -263,8 +263,8 @@ def _check_names(names: Sequence[str], roots: Sequence[str | Path]) -> None:
             "datasets: --data-root must be given once per --dataset, in the same order; got "
             f"{len(names)} of --dataset and {len(roots)} of --data-root."
         )
-    known = [name.lower() for name in names]
-    twice = sorted({name for name in known if known.count(name) > 1})
+    lower = [name.lower() for name in names]
+    twice = sorted({name for name in lower if lower.count(name) > 1})
     if twice:
         raise ValueError(
             f"datasets: {twice[0]} is given twice; sets are united by name, so each can be given once."
@@ -327,8 +327,8 @@ def unite(sets: Sequence[RatedSet], repeats: Sequence[int] = ()) -> RatedSet:
 
 
 def _united_classes(sets: Sequence[RatedSet]) -> tuple[str, ...]:
-    found = dict.fromkeys(name for rated in sets for name in rated.emotion_classes)
-    return (*(e for e in EMOTIONS if e in found), *(name for name in found if name not in EMOTIONS))
+    names = dict.fromkeys(name for rated in sets for name in rated.emotion_classes)
+    return (*(e for e in EMOTIONS if e in names), *(name for name in names if name not in EMOTIONS))
 
 
 def over_classes(rated: RatedSet, classes: Sequence[str]) -> np.ndarray:
@@ -540,10 +540,10 @@ class Loader(DataLoader):
 
 
 def return_freed_memory() -> None:
-    """Gives the kernel what `engine.keep_memory` kept. Does nothing where there is no glibc.
+    """Gives memory that `engine.keep_memory` kept back to the kernel. Does nothing where there is no glibc.
 
-    Forked workers would share it, so that whatever this process writes there is copied first, page by page:
-    gigabytes, and seconds, in the first step of each epoch.
+    Forked workers would share it, and every page that this process writes would be copied first: gigabytes,
+    and seconds, in the first step of each epoch.
     """
     if sys.platform.startswith("linux"):
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

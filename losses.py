@@ -25,7 +25,7 @@ def emd(p: Tensor, q: Tensor, r: float = 2) -> Tensor:
     Returns:
         (N,), in [0, 1].
     """
-    gap = _cumulative_gap(p, q, r)  # (N, K)
+    gap = cumulative_gap(p, q, r)  # (N, K)
     # The root's slope is infinite at 0; vector_norm takes 0 there, without an epsilon that biases the rest.
     return torch.linalg.vector_norm(gap, ord=r, dim=1) / gap.shape[1] ** (1 / r)  # (N,)
 
@@ -41,7 +41,7 @@ def emd_loss(p: Tensor, q: Tensor, r: float = 2, reduction: str = "image") -> Te
     if reduction == "image":
         return emd(p, q, r).mean()
     if reduction == "batch":
-        gap = _cumulative_gap(p, q, r)  # (N, K)
+        gap = cumulative_gap(p, q, r)  # (N, K)
         return torch.linalg.vector_norm(gap, ord=r) / gap.numel() ** (1 / r)
     raise ValueError(f"losses: reduction must be 'image' or 'batch', not {reduction!r}.")
 
@@ -53,7 +53,7 @@ def score_loss(p: Tensor, target: Tensor) -> Tensor:
         p: (N, 1), in [0, 1].
         target: (N,), in [0, 1]: the score as `Scale.probability` gives it.
     """
-    p, target = _one_column(p, target)
+    p, target = one_column(p, target)
     return functional.mse_loss(p, target)
 
 
@@ -64,7 +64,7 @@ def correlation_loss(p: Tensor, target: Tensor) -> Tensor:
         p: (N, 1).
         target: (N,).
     """
-    p, target = _one_column(p, target)
+    p, target = one_column(p, target)
     p, target = p - p.mean(), target - target.mean()
     # The product of two norms has no slope at 0, which a batch of one picture has.
     norms = (p.square().sum() * target.square().sum()).clamp(min=1e-12).sqrt()
@@ -82,7 +82,7 @@ def label_loss(p: Tensor, high: Tensor) -> Tensor:
     """
     # The slope of log(p) is 1/p, and it goes back to p in p's own type: float16 ends at 65,504.
     smallest = 2.0**-15 if p.dtype == torch.float16 else 1e-12
-    p, high = _one_column(p, high)
+    p, high = one_column(p, high)
     log_high = p.clamp(min=smallest).log()
     log_low = (1 - p).clamp(min=smallest).log()
     return -(high * log_high + (1 - high) * log_low).mean()
@@ -93,7 +93,7 @@ def pair_loss(odds: Tensor, target: Tensor) -> Tensor:
 
     Args:
         odds: (2n, 2), of the first photographs of n pairs, then of their second ones: each one's odds as the
-            first and as the second of a pair (`series.SeriesNetwork`).
+            first and as the second of a pair (`SeriesNetwork`).
         target: (n,), in [0, 1]: P(the first is preferred), or 0 and 1.
     """
     if target.ndim != 1 or odds.shape != (2 * len(target), 2):
@@ -101,16 +101,16 @@ def pair_loss(odds: Tensor, target: Tensor) -> Tensor:
             f"losses: expected odds (2n, 2) and targets (n,), got {tuple(odds.shape)} and "
             f"{tuple(target.shape)}."
         )
-    count = len(target)
-    logits = _at_least_float32(odds[:count, 0] - odds[count:, 1])  # (n,)
-    return functional.binary_cross_entropy_with_logits(logits, _at_least_float32(target).to(logits))
+    first, second = at_least_float32(odds).chunk(2)  # (n, 2) each
+    logits = first[:, 0] - second[:, 1]  # (n,)
+    return functional.binary_cross_entropy_with_logits(logits, at_least_float32(target).to(logits))
 
 
 def emotion_loss(logits: Tensor, votes: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """Cross-entropy against vote shares, a scalar: the mean over the pictures that have votes, 0 if none has.
 
-    A class that was not offered to a picture's raters is left out of its softmax: of not being chosen it
-    says nothing, and its logit gets no gradient.
+    A class that was not offered to a picture's raters is left out of its softmax, and its logit gets no
+    gradient: that nobody chose it says nothing.
 
     Args:
         logits: (N, E).
@@ -118,60 +118,60 @@ def emotion_loss(logits: Tensor, votes: Tensor, class_weights: Tensor | None = N
             A row of zeros or of NaN alone is a picture without votes.
         class_weights: (E,), what a vote for each class counts; the mean is then weighted by it too.
     """
-    _same_shape("emotion logits", logits, "votes", votes)
-    logits, votes = _at_least_float32(logits), _at_least_float32(votes)
+    check_shapes("emotion logits", logits, "votes", votes)
+    logits, votes = at_least_float32(logits), at_least_float32(votes)
     counts = votes.nan_to_num(nan=0.0)
     total = counts.sum(dim=1, keepdim=True)  # (N, 1)
-    known = total > 0  # (N, 1)
-    shares = torch.where(known, counts / total, 0.0)
+    has_votes = total > 0  # (N, 1)
+    shares = torch.where(has_votes, counts / total, 0.0)
     if class_weights is not None:
-        shares = shares * class_weights.to(shares)
-    absent = votes.isnan() & known
+        shares = shares * class_weights.to(shares, non_blocking=True)
+    absent = votes.isnan() & has_votes
     # Twice, because 0 votes * log(0) is NaN.
     log_p = functional.log_softmax(logits.masked_fill(absent, -torch.inf), dim=1).masked_fill(absent, 0.0)
-    weight = shares.sum() if class_weights is not None else known.sum().clamp(min=1)
+    weight = shares.sum() if class_weights is not None else has_votes.sum().clamp(min=1)
     return -(shares * log_p).sum() / weight.clamp(min=torch.finfo(log_p.dtype).tiny)
 
 
 def class_shift(shares: dict[str, float], reference: dict[str, float]) -> dict[str, float]:
-    """What to add to a network's logits on the pictures of a set, by class, to reckon with the set's choice.
+    """What to add to a network's logits on the pictures of a set, by class, for how the set was chosen.
 
     A set that shows sad pictures often says nothing about how sad a picture is. With log(share in the set /
     share in the reference) added to each logit the network learns the rest: what the pictures themselves say,
-    at the reference's shares (Saerens et al. 2002; logit adjustment, Menon et al. 2021). A class that the
-    reference does not have is taken to be as much rarer there as the others are on average.
+    at the reference's shares (Saerens et al. 2002; logit adjustment, Menon et al. 2021). A class that has no
+    votes in one of the two gets the mean shift of the others.
 
     Args:
-        shares, reference: share of the votes of each class, above 0.
+        shares, reference: share of the votes of each class; 0, or no entry: no votes.
 
     Returns:
-        A number for each class of `shares`; all 0 for the reference itself.
+        A finite number for each class of `shares`; all 0 for the reference itself.
     """
-    common = [name for name in shares if name in reference]
-    shift = {name: math.log(shares[name] / reference[name]) for name in common}
-    average = sum(shift.values()) / len(common) if common else 0.0
+    in_both = [name for name, share in shares.items() if share > 0 and reference.get(name, 0) > 0]
+    shift = {name: math.log(shares[name] / reference[name]) for name in in_both}
+    average = sum(shift.values()) / len(shift) if shift else 0.0
     return {name: shift.get(name, average) for name in shares}
 
 
-def _cumulative_gap(p: Tensor, q: Tensor, r: float) -> Tensor:
+def cumulative_gap(p: Tensor, q: Tensor, r: float) -> Tensor:
     """Difference of the two cumulative distributions, (N, K)."""
-    _same_shape("predicted distributions", p, "rated ones", q)
+    check_shapes("predicted distributions", p, "rated ones", q)
     if r < 1:
         raise ValueError(f"losses: the exponent r of the EMD must be 1 or more, not {r}.")
-    return (_at_least_float32(p) - _at_least_float32(q)).cumsum(dim=1)
+    return (at_least_float32(p) - at_least_float32(q)).cumsum(dim=1)
 
 
-def _one_column(p: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def one_column(p: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Both as (N,). An (N, 1) against an (N,) would silently broadcast to (N, N)."""
     if p.ndim != 2 or p.shape[1] != 1 or target.shape != p.shape[:1]:
         raise ValueError(
             f"losses: expected predictions (N, 1) and targets (N,), got {tuple(p.shape)} and "
             f"{tuple(target.shape)}. A head with several outputs predicts a distribution: use emd_loss."
         )
-    return _at_least_float32(p[:, 0]), _at_least_float32(target)
+    return at_least_float32(p[:, 0]), at_least_float32(target)
 
 
-def _same_shape(name: str, first: Tensor, other_name: str, second: Tensor) -> None:
+def check_shapes(name: str, first: Tensor, other_name: str, second: Tensor) -> None:
     if first.ndim != 2 or first.shape != second.shape:
         raise ValueError(
             f"losses: {name} and {other_name} must have one shape (N, K), got {tuple(first.shape)} and "
@@ -179,6 +179,6 @@ def _same_shape(name: str, first: Tensor, other_name: str, second: Tensor) -> No
         )
 
 
-def _at_least_float32(values: Tensor) -> Tensor:
+def at_least_float32(values: Tensor) -> Tensor:
     """Half precision, integers and labels become float32; float64 stays."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

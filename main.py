@@ -220,9 +220,9 @@ def run_evaluate(options: argparse.Namespace) -> int:
 
 
 def run_predict(options: argparse.Namespace) -> int:
-    from eamb.inference.predict import run
+    from eamb.inference.predict import predict
 
-    return run(options)
+    return predict(options)
 
 
 def run_select(options: argparse.Namespace) -> int:

@@ -1,65 +1,22 @@
-"""Files written whole, their hashes, and cells of tables that spreadsheets read safely."""
+"""Files written whole, their hashes, and csv files whose texts spreadsheets read safely."""
 
 from __future__ import annotations
 
 import csv
 import errno
 import hashlib
+import io
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
 # A spreadsheet takes a cell that begins so for a formula, and a formula may start programs.
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-
 MARK = "'"
-
 MARKED = re.compile(f"{MARK}*[{re.escape(''.join(FORMULA))}]")
-
-SEPARATORS = (";", "\t")  # of tables in other countries
-
-
-def row_writer(file: TextIO) -> Callable[[Sequence], object]:
-    """A function that writes a row; texts in quotes wherever a program that guesses might cut one."""
-    plain, quoted = csv.writer(file), csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
-
-    def write(cells: Sequence) -> object:
-        texts = [cell for cell in cells if isinstance(cell, str)]
-        risky = any(separator in text for text in texts for separator in SEPARATORS)
-        return (quoted if risky else plain).writerow(cells)
-
-    return write
-
-
-def safe(text: str) -> str:
-    """The text, `encodable`, marked if it would be a formula; `original` takes the mark off."""
-    text = encodable(text)
-    return MARK + text if MARKED.match(text) else text
-
-
-def original(text: str) -> str:
-    return text[len(MARK) :] if text.startswith(MARK) and MARKED.match(text) else text
-
-
-def encodable(text: str) -> str:
-    r"""The text with what UTF-8 has no place for written out: a byte of a file name like \xff, half a letter,
-    which JSON may have, like \ud800."""
-    try:
-        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+SEPARATORS = (";", "\t")  # that other countries use in the place of the comma
 
 
 @contextmanager
@@ -94,6 +51,65 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(opened)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_csv(path: Path, rows: Iterable[Iterable]) -> None:
+    """Writes a csv file whole, row by row as `csv_line`; the first one is the header."""
+    with written_whole(Path(path)) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
+        file.writelines(map(csv_line, rows))
+
+
+def csv_line(cells: Iterable) -> str:
+    """A row of a csv file with its line end; texts are `safe`, None is an empty cell.
+
+    Texts are quoted where a program that guesses the separator might cut one.
+    """
+    cells = [safe(cell) if isinstance(cell, str) else cell for cell in cells]
+    ambiguous = any(mark in cell for cell in cells if isinstance(cell, str) for mark in SEPARATORS)
+    line = io.StringIO(newline="")
+    csv.writer(line, quoting=csv.QUOTE_NONNUMERIC if ambiguous else csv.QUOTE_MINIMAL).writerow(cells)
+    return line.getvalue()
+
+
+def safe(text: str) -> str:
+    """The text, `encodable`, marked if it would be a formula; `original` takes the mark off."""
+    text = encodable(text)
+    return MARK + text if MARKED.match(text) else text
+
+
+def original(text: str) -> str:
+    return text[len(MARK) :] if text.startswith(MARK) and MARKED.match(text) else text
+
+
+def safe_path(path: str) -> str:
+    """A path as a safe cell that names the same file without `original`: `-x.jpg` becomes `./-x.jpg`."""
+    path = encodable(path)
+    return f"./{path}" if MARKED.match(path) else path
+
+
+def as_cell(value: str | float | None) -> str | float | None:
+    """A number with six significant digits; a text `encodable`."""
+    if isinstance(value, str):
+        return encodable(value)
+    return None if value is None else float(f"{value:.6g}")
+
+
+def encodable(text: str) -> str:
+    r"""The text with what UTF-8 has no place for written out: a byte of a file name like \xff, half a letter,
+    which JSON may have, like \ud800."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def printable(text: str) -> str:

@@ -12,56 +12,41 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import io
 import shutil
 import sys
 from pathlib import Path
 
 import yaml
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 COPIED = ("metrics.jsonl", "metrics.json", "cross_validation.json")
 KEPT = ("config.yaml", *COPIED, "predictions.csv.gz")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("output", type=Path, metavar="DIR")
     parser.add_argument("--evaluation", type=Path, help="the evaluation's folder; default: RUN/test")
-    options = parser.parse_args()
-    evaluation = options.evaluation or options.run / "test"
-    tested = any(path.is_file() for path in predictions(options.run, evaluation))
-    if not tested and not is_trial(options.run):
-        parser.error(f"{evaluation} holds no predictions.csv; has the run been evaluated?")
-    if foreign := not_of_a_run(options.output):
-        parser.error(f"{options.output} holds {foreign}, and is no run that was kept; choose another folder")
-    keep(options.run, evaluation, options.output)
-    print(f"{options.output}: {', '.join(names(options.output))}")
-
-
-def predictions(run: Path, evaluation: Path) -> list[Path]:
-    return [evaluation / "predictions.csv", *evaluation.glob("*/predictions.csv"), run / "predictions.csv"]
-
-
-def is_trial(run: Path) -> bool:
-    """Whether the run has no test on purpose."""
+    options = parser.parse_args(arguments)
+    run, output = options.run, options.output
+    evaluation = options.evaluation or run / "test"
     config = run / "config.yaml"
     settings = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    return settings.get("train", {}).get("score_test") is False
+    trial = settings.get("train", {}).get("score_test") is False  # it has no test on purpose
+    places = (evaluation, *evaluation.glob("*"), run)
+    if not trial and not any((place / "predictions.csv").is_file() for place in places):
+        parser.error(f"{evaluation} holds no predictions.csv; has the run been evaluated?")
+    others = [name for name in names(output) if Path(name).name not in KEPT]
+    if others or (names(output) and not any(name in KEPT for name in names(output))):
+        shown = others[0] if others else f"only {names(output)[0]} and other files in folders"
+        parser.error(f"{output} holds {shown}, and is no run that was kept; choose another folder")
+    keep(run, evaluation, output)
+    print(f"{output}: {', '.join(names(output))}")
+    return 0
 
 
 def names(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-def not_of_a_run(folder: Path) -> str:
-    """What the folder of a kept run would not hold, or "": it is replaced, and must lose nothing else."""
-    found = names(folder)
-    if found and not any(name in KEPT for name in found):
-        return f"only {found[0]} and other files in folders"
-    return next((name for name in found if Path(name).name not in KEPT), "")
 
 
 def keep(run: Path, evaluation: Path, output: Path) -> None:
@@ -71,34 +56,23 @@ def keep(run: Path, evaluation: Path, output: Path) -> None:
     """
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    for source in (run, *sorted(run.glob("fold_*"))):
-        keep_folder(source, partial / source.relative_to(run))
-    for source in (evaluation, *(path for path in sorted(evaluation.glob("*")) if path.is_dir())):
-        keep_folder(source, partial / source.relative_to(evaluation))
+    sources = {source: partial / source.relative_to(run) for source in (run, *run.glob("fold_*"))}
+    reports = (evaluation, *(path for path in evaluation.glob("*") if path.is_dir()))
+    sources |= {source: partial / source.relative_to(evaluation) for source in reports}
+    for source, target in sources.items():
+        target.mkdir(parents=True, exist_ok=True)
+        for name in COPIED:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, target / name)
+        if (source / "config.yaml").is_file():
+            (target / "config.yaml").write_text(without_folders(source / "config.yaml"), encoding="utf-8")
+        if (source / "predictions.csv").is_file():
+            with gzip.GzipFile(
+                target / "predictions.csv.gz", "wb", mtime=0
+            ) as file:  # equal input, equal bytes
+                file.write((source / "predictions.csv").read_bytes())
     shutil.rmtree(output, ignore_errors=True)
     partial.rename(output)
-
-
-def keep_folder(source: Path, output: Path) -> None:
-    from eamb.files import written_whole  # imports torch
-
-    output.mkdir(parents=True, exist_ok=True)
-    contents = {name: (source / name).read_bytes() for name in COPIED if (source / name).is_file()}
-    if (source / "config.yaml").is_file():
-        contents["config.yaml"] = without_folders(source / "config.yaml").encode()
-    if (source / "predictions.csv").is_file():
-        contents["predictions.csv.gz"] = packed((source / "predictions.csv").read_bytes())
-    for name, content in contents.items():
-        with written_whole(output / name) as path:
-            path.write_bytes(content)
-
-
-def packed(content: bytes) -> bytes:
-    """Equal input, equal bytes."""
-    whole = io.BytesIO()
-    with gzip.GzipFile("predictions.csv.gz", "wb", fileobj=whole, mtime=0) as file:
-        file.write(content)
-    return whole.getvalue()
 
 
 def without_folders(config: Path) -> str:
@@ -111,4 +85,4 @@ def without_folders(config: Path) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -36,7 +36,7 @@ from PIL import Image, ImageFilter
 from tqdm import tqdm
 
 from datasets import SetReader
-from eamb.files import row_writer, safe
+from eamb.files import write_csv
 from eamb.readers.decoding import decode
 from eamb.readers.pairs import PAIR_COLUMNS
 from eamb.readers.para import PARA_BINS, PARA_FILES
@@ -240,11 +240,9 @@ def preference(a: Photograph, b: Photograph) -> float:
 
 
 def write_pairs(path: Path, pairs: list[Pair]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        write = row_writer(file)
-        write(PAIR_COLUMNS)
-        for series, *names, share in pairs:  # the names begin with folders of ours, and are read as they are
-            write([safe(series), *names, f"{abs(round(share, 6)):g}"])
+    # The names begin with folders of ours, and are read as they are.
+    rows = ([series, *names, f"{abs(round(share, 6)):g}"] for series, *names, share in pairs)
+    write_csv(path, [PAIR_COLUMNS, *rows])
     photographs = {name for _, *both, _ in pairs for name in both}
     print(f"{path}: {len(pairs)} pairs of {len(photographs)} photographs")
 

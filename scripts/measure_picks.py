@@ -32,7 +32,8 @@ from PIL import Image
 
 from eamb.readers import demo
 from eamb.runtime.command import guarded, refuse_existing
-from eamb.selection.grouping import CHANGED, similarity, sketch
+from eamb.selection.exif import CHANGED
+from eamb.selection.grouping import similarity, sketch
 
 ROOT = Path(__file__).resolve().parent.parent
 NEIGHBOURS = ROOT / "results" / "picks" / "neighbours.csv"

@@ -34,18 +34,10 @@ from eamb.files import file_hash, written_whole
 from eamb.readers.decoding import DecodeError, decode, explain_failure
 from eamb.readers.prepared import MANIFEST, Manifest, Source, read_manifest, relative_names
 from eamb.readers.rated import SPLITS, DataOptions
+from eamb.readers.registry import DATASETS, SINGLE
 from eamb.runtime.command import guarded
 from eamb.runtime.config import Config, load_config
 
-LABELS = {  # files to copy beside the pictures, relative to the root
-    "ava": ("*.txt", "*.csv", "*.jpgl", "splits/*.csv", "aesthetics_image_lists/*"),
-    "para": ("annotation/*",),
-    "iae": ("*.txt", "*.h5"),
-    "fi": (),
-    "emoset": ("*.json", "EmoSet-118K/*.json"),
-    "csv": ("*.csv", "*.tsv"),
-    "demo": ("labels.csv",),
-}
 SAVE_SECONDS = 30  # between two writings of the manifest; what is not in it is made again
 
 
@@ -55,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--dataset", type=str.lower, choices=tuple(LABELS), required=True)
+    parser.add_argument("--dataset", type=str.lower, choices=SINGLE, required=True)
     parser.add_argument("--data-root", metavar="DIR", type=Path, required=True, help="the set as it is")
     parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder for the copies")
     parser.add_argument("--quality", metavar="Q", type=int, default=95, help="of JPEG, 1 to 100; default 95")
@@ -77,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     _, paths = SetReader(options.dataset, root, data).table(options.splits.split(","))
     names = inside(root, relative_names(root, paths))
     labels = [path.relative_to(root).as_posix() for path in label_files(root, options.dataset, data)]
-    with kept(manifest, output, len(names)):
+    with saving(manifest, output, len(names)):
         copy_labels(manifest, root, output, labels)
         forget(manifest.pictures, names, output)
         tasks = [
@@ -117,24 +109,25 @@ def start(options: argparse.Namespace, config: Config, root: Path, output: Path)
         )
     if read_manifest(root):
         raise ValueError(f"prepare_data: {root} holds copies already; make copies of the pictures themselves")
+    splits = [] if options.splits == ",".join(SPLITS) else ["--splits", options.splits]
     turbo = features.version("libjpeg_turbo") or "none"
     manifest = Manifest(
         dataset=options.dataset,
         source=str(source),
-        words=[*split_words(options.splits), *options.settings],
+        words=[*splits, *options.settings],
         size=config.data.size,
         exif=config.data.exif,
         quality=options.quality,
         program={"pillow": Image.__version__, "libjpeg_turbo": turbo},
     )
-    known = read_manifest(output)
-    if known is None and output.is_dir() and any(output.iterdir()):
+    before = read_manifest(output)
+    if before:
+        check_same(before, manifest, output)
+        remove_unfinished(output)  # of a run that was killed
+        return before
+    if output.is_dir() and any(output.iterdir()):
         raise FileExistsError(f"prepare_data: {output} holds other files; choose a new folder")
-    if known is None:
-        return manifest
-    check_same(known, manifest, output)
-    remove_unfinished(output)  # of a run that was killed
-    return known
+    return manifest
 
 
 def remove_unfinished(output: Path) -> None:
@@ -142,13 +135,9 @@ def remove_unfinished(output: Path) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def split_words(splits: str) -> list[str]:
-    return [] if splits == ",".join(SPLITS) else ["--splits", splits]
-
-
-def check_same(known: Manifest, asked: Manifest, output: Path) -> None:
+def check_same(before: Manifest, asked: Manifest, output: Path) -> None:
     for key in ("dataset", "source", "size", "exif", "quality", "words"):
-        have, want = getattr(known, key), getattr(asked, key)
+        have, want = getattr(before, key), getattr(asked, key)
         if have != want:
             raise ValueError(
                 f"prepare_data: {output} holds copies with {key} {have}, and {want} is asked for; choose "
@@ -167,17 +156,17 @@ def inside(root: Path, names: list[str]) -> list[str]:
     return names
 
 
-def is_done(known: Source | None, source: Path, target: Path) -> bool:
-    if known is None or not source.is_file() or not known.is_as(source):
+def is_done(entry: Source | None, source: Path, target: Path) -> bool:
+    if entry is None or not source.is_file() or not entry.is_unchanged(source):
         return False
-    return bool(known.error) or target.is_file()
+    return bool(entry.error) or target.is_file()
 
 
-def forget(known: dict[str, Source], names: Iterable[str], output: Path) -> None:
+def forget(entries: dict[str, Source], names: Iterable[str], output: Path) -> None:
     """Removes copies of what the set has no more: a folder that is read by its files would show them."""
-    for name in known.keys() - set(names):
+    for name in entries.keys() - set(names):
         (output / name).unlink(missing_ok=True)
-        del known[name]
+        del entries[name]
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -185,8 +174,8 @@ def forget(known: dict[str, Source], names: Iterable[str], output: Path) -> None
 
 
 @contextmanager
-def kept(manifest: Manifest, output: Path, count: int) -> Iterator[None]:
-    """Writes the manifest before and after, whatever happens in between; says what a full disk leaves."""
+def saving(manifest: Manifest, output: Path, count: int) -> Iterator[None]:
+    """Writes the manifest before and after the work, whatever happens; says what a full disk leaves."""
     manifest.complete = False
     try:
         save(manifest, output)
@@ -226,7 +215,7 @@ def save(manifest: Manifest, output: Path) -> None:
 
 def label_files(root: Path, dataset: str, data: DataOptions) -> list[Path]:
     """What is no picture and a set cannot be read without."""
-    patterns = [*LABELS[dataset], *([data.table] if data.table else [])]
+    patterns = [*DATASETS[dataset].label_files, *([data.table] if data.table else [])]
     inside(root, patterns)
     return sorted({path for pattern in patterns for path in root.glob(pattern) if path.is_file()})
 
@@ -236,10 +225,10 @@ def copy_labels(manifest: Manifest, root: Path, output: Path, names: list[str]) 
     for name in names:
         if is_done(manifest.labels.get(name), root / name, output / name):
             continue
-        known = state(root / name)
+        source = describe(root / name)
         with written_whole(output / name) as unfinished:
             shutil.copyfile(root / name, unfinished)
-        manifest.labels[name] = known
+        manifest.labels[name] = source
 
 
 class Task(NamedTuple):
@@ -255,7 +244,7 @@ class Task(NamedTuple):
 def copy_pictures(manifest: Manifest, output: Path, tasks: list[Task], workers: int) -> None:
     """Enters each copy into the manifest and writes that now and then."""
     saved = time.monotonic()
-    with closing(results(tasks, workers)) as made:  # whatever happens, no process writes on
+    with closing(results(tasks, workers)) as made:  # whatever happens, no process goes on writing
         for task, source in tqdm(made, total=len(tasks), unit=" pictures", disable=None):
             manifest.pictures[task.target.relative_to(output).as_posix()] = source
             if time.monotonic() - saved > SAVE_SECONDS:
@@ -273,13 +262,13 @@ def results(tasks: list[Task], workers: int) -> Iterator[tuple[Task, Source]]:
 
 
 def make_copy(task: Task) -> tuple[Task, Source]:
-    """Writes the copy, or finds why there can be none.
+    """Writes the copy, or says why there can be none.
 
     Raises:
         OSError: the copy cannot be written.
     """
     try:
-        known = state(task.source)
+        source = describe(task.source)
     except OSError as error:
         task.target.unlink(missing_ok=True)
         return task, Source("", 0, 0, explain_failure(task.source, error))
@@ -287,17 +276,17 @@ def make_copy(task: Task) -> tuple[Task, Source]:
         pixels = decode(task.source, task.size, task.exif)  # (size, size, 3)
     except DecodeError as error:
         task.target.unlink(missing_ok=True)
-        return task, known._replace(error=error.reason)
+        return task, source._replace(error=error.reason)
     with written_whole(task.target) as unfinished:
         # subsampling=0: colour at every pixel, as in the pixels themselves
         Image.fromarray(pixels).save(unfinished, "JPEG", quality=task.quality, subsampling=0)
-    return task, known
+    return task, source
 
 
-def state(path: str | Path) -> Source:
-    """Of a file before it is read, so that one that changes meanwhile is seen to have changed."""
-    found = os.stat(path)  # noqa: PTH116
-    return Source(file_hash(path), found.st_size, found.st_mtime_ns)
+def describe(path: str | Path) -> Source:
+    """A file, described before it is copied: if it changes meanwhile, the next run notices."""
+    stat = os.stat(path)  # noqa: PTH116
+    return Source(file_hash(path), stat.st_size, stat.st_mtime_ns)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One table of several ways to choose from series: preferences predicted by networks, side by side.
+"""One table of several networks on pairs of photographs: how well each predicts which one people prefer.
 
     python main.py evaluate --dataset pairs --data-root SERIES/graded --checkpoint A --output runs/graded/a
     python main.py evaluate --dataset pairs --data-root SERIES/graded --checkpoint B --output runs/graded/b
@@ -15,33 +15,28 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import defaultdict
 from pathlib import Path
-from typing import NamedTuple
+
+import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
-
 import metrics
-from eamb.evaluation.evaluate import compare_pairs
 from eamb.evaluation.intervals import bootstrap_intervals
+from eamb.evaluation.preferences import compare_pairs
 from eamb.evaluation.report import without_nan
 from eamb.files import original, written_whole
-from eamb.readers.table import Sheet
 from eamb.runtime.command import guarded, refuse_existing
 
-COLUMNS = ("series", "first", "second", "preference", "prediction")  # as evaluate writes them
-SHOWN = {"accuracy": "{:.1%}", "auc": "{:.3f}", "log_loss": "{:.3f}", "calibration_error": "{:.3f}"}
-SHOWN |= {"series_krcc": "{:.3f}", "series_best": "{:.1%}"}
-
-
-class Way(NamedTuple):
-    """What one network predicts for a block's pairs: the columns of predictions.csv, (m,) each."""
-
-    block: str
-    name: str
-    columns: dict[str, np.ndarray]
+PAIR = ["series", "first", "second", "preference"]  # columns of evaluate's predictions.csv, and "prediction"
+SHOWN = {  # metric -> its head, how it is printed
+    "accuracy": ("accuracy", "{:.1%}"),
+    "auc": ("AUC", "{:.3f}"),
+    "log_loss": ("log-loss", "{:.3f}"),
+    "calibration_error": ("calibration error", "{:.3f}"),
+    "series_krcc": ("KRCC within a series", "{:.3f}"),
+    "series_best": ("best of a series found", "{:.1%}"),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,103 +47,94 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", metavar="FILE", type=Path, help="the figures as json")
     parser.add_argument("--resamples", type=int, default=1000, help="of the series (default 1000)")
     parser.add_argument("--force", action="store_true", help="overwrite --output")
-    return guarded(run, parser.parse_args(arguments))
+    return guarded(write_table, parser.parse_args(arguments))
 
 
-def run(options: argparse.Namespace) -> int:
+def write_table(options: argparse.Namespace) -> int:
     if options.output and not options.force:
         refuse_existing("series_table", options.output.parent, [options.output.name])
-    blocks: dict[str, list[Way]] = defaultdict(list)
-    for folder in options.folders:
-        way = read_way(folder.resolve())
-        if way.name in [other.name for other in blocks[way.block]]:
+    blocks: dict[str, dict[str, pd.DataFrame]] = {}
+    for folder in (folder.resolve() for folder in options.folders):
+        block = folder.parent.name
+        networks = blocks.setdefault(block, {})
+        if folder.name in networks:
+            raise ValueError(f"series_table: {block}/{folder.name} is named twice; rename one of the folders")
+        networks[folder.name] = read_pairs(folder / "predictions.csv")
+        name, first = next(iter(networks.items()))
+        if not networks[folder.name][PAIR].equals(first[PAIR]):
             raise ValueError(
-                f"series_table: {way.block}/{way.name} is named twice; rename one of the folders"
+                f"series_table: {block}/{folder.name} and {block}/{name} are not of the same pairs; evaluate "
+                "them on one folder, or put them into folders of their own"
             )
-        blocks[way.block].append(way)
-    found = {}
-    for block, ways in blocks.items():
-        check_same_pairs(ways)
-        found[block] = {way.name: measure(way, ways[0], options.resamples) for way in ways}
-        print(as_table(block, found[block]), end="\n\n")
+    figures = {}
+    for block, networks in blocks.items():
+        first = next(iter(networks.values()))
+        figures[block] = {name: measure(pairs, first, options.resamples) for name, pairs in networks.items()}
+        print(as_table(block, figures[block]), end="\n\n")
     if options.output:
         with written_whole(options.output) as path:
-            text = json.dumps(without_nan(found), indent=1, allow_nan=False)
+            text = json.dumps(without_nan(figures), indent=1, allow_nan=False)
             path.write_text(text + "\n", encoding="utf-8")
     return 0
 
 
-def read_way(folder: Path) -> Way:
-    sheet = Sheet(folder / "predictions.csv")
-    sheet.need(COLUMNS, " It is no report on pairs.")
-    columns = {name: np.array([original(text) for text in sheet.texts(name)]) for name in COLUMNS[:3]}
-    columns |= {name: sheet.numbers(name, 0.0, 1.0) for name in COLUMNS[3:]}
-    return Way(folder.parent.name, folder.name, columns)
+def read_pairs(path: Path) -> pd.DataFrame:
+    """A row a pair; preference and prediction are in [0, 1]."""
+    try:
+        pairs = pd.read_csv(path, usecols=[*PAIR, "prediction"], dtype=str, keep_default_na=False)
+        for name in PAIR[:3]:
+            pairs[name] = pairs[name].map(original)
+        pairs = pairs.astype({"preference": float, "prediction": float})
+    except ValueError as error:
+        raise ValueError(f"series_table: {path} is not a report on pairs: {error}") from error
+    if pairs.empty or not pairs[["preference", "prediction"]].stack().between(0, 1).all():
+        raise ValueError(f"series_table: {path} must have pairs, with preference and prediction from 0 to 1")
+    return pairs
 
 
-def check_same_pairs(ways: list[Way]) -> None:
-    """Raises ValueError where two ways of a block were asked about other pairs."""
-    first = ways[0]
-    for way in ways[1:]:
-        if any(not np.array_equal(way.columns[name], first.columns[name]) for name in COLUMNS[:4]):
-            raise ValueError(
-                f"series_table: {way.block}/{way.name} and {first.block}/{first.name} are not of the same "
-                "pairs; evaluate them on one folder, or put them into folders of their own"
-            )
-
-
-def measure(way: Way, first: Way, resamples: int) -> dict:
-    """Figures of a way, their intervals, and by how much its accuracy differs from the first's."""
-    report = compare_pairs(way.name, way.columns, resamples)
+def measure(pairs: pd.DataFrame, first: pd.DataFrame, resamples: int) -> dict:
+    """A network's figures, their intervals, and by how much its accuracy differs from the first network's."""
+    report = compare_pairs("", {name: column.to_numpy() for name, column in pairs.items()}, resamples)
     result = {"metrics": report.metrics | report.facts, "intervals_95": report.intervals}
-    result["accuracy_by_kind"] = by_kind(way)
-    if way is not first:
-        arrays = (first.columns["prediction"], way.columns["prediction"], way.columns["preference"])
+    words = [[word for word in name.split("-") if not word.isdecimal()] for name in pairs["series"]]
+    kinds = pairs.groupby([own[-1] if own else "" for own in words])
+    result["accuracy_by_kind"] = {
+        kind: metrics.pair_accuracy(rows["prediction"], rows["preference"]) for kind, rows in kinds
+    }
+    if pairs is not first:
+        arrays = (first["prediction"], pairs["prediction"], pairs["preference"])
+
+        def difference(first, other, preference) -> dict[str, float]:
+            accuracies = [metrics.pair_accuracy(predicted, preference) for predicted in (first, other)]
+            return {"accuracy": accuracies[1] - accuracies[0]}
+
         result["accuracy_difference"] = difference(*arrays)["accuracy"]
-        result["accuracy_difference_95"] = bootstrap_intervals(
-            difference, arrays, resamples, groups=way.columns["series"]
-        )["accuracy"]
+        intervals = bootstrap_intervals(difference, arrays, resamples, groups=pairs["series"])
+        result["accuracy_difference_95"] = intervals["accuracy"]
     return result
 
 
-def difference(first: np.ndarray, other: np.ndarray, preference: np.ndarray) -> dict[str, float]:
-    accuracies = [metrics.pair_accuracy(probability, preference) for probability in (first, other)]
-    return {"accuracy": accuracies[1] - accuracies[0]}
-
-
-def by_kind(way: Way) -> dict[str, float]:
-    """Accuracy of each kind of series, by the last word of their names that is no number."""
-    words = ([word for word in name.split("-") if not word.isdecimal()] for name in way.columns["series"])
-    kinds = np.array([own[-1] if own else "" for own in words])  # (m,)
-    prediction, preference = way.columns["prediction"], way.columns["preference"]
-    return {
-        str(kind): metrics.pair_accuracy(prediction[kinds == kind], preference[kinds == kind])
-        for kind in np.unique(kinds)
-    }
-
-
-def as_table(block: str, ways: dict[str, dict]) -> str:
+def as_table(block: str, networks: dict[str, dict]) -> str:
     """A block in Markdown."""
-    first = next(iter(ways.values()))["metrics"]
-    heads = [metrics.TERMS.get(name, name.replace("_", " ")) for name in SHOWN]
-    lines = [f"{block}: {first['pairs']:,} pairs of {first['photographs']:,} photographs", ""]
+    first = next(iter(networks.values()))
+    heads = [head for head, _ in SHOWN.values()]
+    lines = ["{}: {pairs:,} pairs of {photographs:,} photographs".format(block, **first["metrics"]), ""]
     lines += [f"| | {' | '.join(heads)} | accuracy minus the first's |", "|" + "---|" * (len(SHOWN) + 2)]
-    for name, way in ways.items():
-        cells = []
-        for term, form in SHOWN.items():
-            low, high = (form.format(value) for value in way["intervals_95"][term])
-            cells.append(f"{form.format(way['metrics'][term])} ({low} to {high})")
-        apart = ""
-        if "accuracy_difference" in way:
-            low, high = way["accuracy_difference_95"]
-            apart = f"{way['accuracy_difference']:+.1%} ({low:+.1%} to {high:+.1%})"
-        lines.append(f"| {name} | {' | '.join(cells)} | {apart} |")
-    kinds = next(iter(ways.values()))["accuracy_by_kind"]
+    for name, network in networks.items():
+        cells = [name]
+        for metric, (_, form) in SHOWN.items():
+            value, (low, high) = network["metrics"][metric], network["intervals_95"][metric]
+            cells.append(f"{form.format(value)} ({form.format(low)} to {form.format(high)})")
+        difference = ""
+        if "accuracy_difference" in network:
+            low, high = network["accuracy_difference_95"]
+            difference = f"{network['accuracy_difference']:+.1%} ({low:+.1%} to {high:+.1%})"
+        lines.append(f"| {' | '.join(cells)} | {difference} |")
+    kinds = first["accuracy_by_kind"]
     lines += ["", f"| accuracy | {' | '.join(kinds)} |", "|" + "---|" * (len(kinds) + 1)]
-    for name, way in ways.items():
-        lines.append(
-            f"| {name} | {' | '.join(f'{value:.1%}' for value in way['accuracy_by_kind'].values())} |"
-        )
+    for name, network in networks.items():
+        cells = [name, *(f"{value:.1%}" for value in network["accuracy_by_kind"].values())]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

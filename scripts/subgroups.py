@@ -32,10 +32,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import metrics
-from eamb.evaluation.evaluate import load_split, truth
-from eamb.evaluation.external import match, read_claims, why_correlations_only
+from eamb.evaluation.external import match_ids, why_correlations_only
 from eamb.evaluation.figures import FAINT, INK, new_figure, write, write_figure
 from eamb.evaluation.intervals import bootstrap_intervals
+from eamb.evaluation.ratings import truth
 from eamb.evaluation.report import without_nan, write_columns
 from eamb.files import written_whole
 from eamb.inference.panels import Box, fit, resize_image, show
@@ -45,6 +45,7 @@ from eamb.readers.rated import SPLITS, RatedSet
 from eamb.readers.table import Sheet
 from eamb.runtime.command import guarded, refuse_existing
 from eamb.runtime.config import load_config
+from eamb.training.tasks import choose_task
 
 FILES = ("groups.csv", "worst.csv", "worst.png")
 SMALLEST = 30  # pictures in a group: fewer have intervals too wide to say anything
@@ -53,10 +54,17 @@ GRAY = 2  # of 255: mean difference of a pixel's largest and smallest channel, b
 DARK, BRIGHT = 64, 160  # of 255: mean luminance below the one, or from the other on
 LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue, as in JPEG (ITU-R BT.601)
 REMARKED = ("b/w", "dark", "bright", "raters disagree")  # groups named on the sheet, beside semantic classes
+ESTIMATED = ("srcc", "mae", "bias", "srcc_difference", "mae_difference")  # with intervals
+PER_ROW, CELL, GAP, MARGIN, LINE = 10, 168, 14, 30, 19  # of the sheet, in pixels
+TITLE, TEXT, LETTERS = 15, 10, 23  # points; LETTERS of TEXT have room below a picture
+REMARKS = """\
+sd: of the ratings in the group; where they differ less, correlations are lower for any network.
+bias: predicted minus rated. A cautious network is above what is rated low and below what is rated high.
+*: the 95 % interval does not hold 0. Of 20 differences without any cause about one has it by chance."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return guarded(run, parse(arguments))
+    return guarded(show_subgroups, parse(arguments))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -74,26 +82,39 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)
 
 
-def run(options: argparse.Namespace) -> int:
+def show_subgroups(options: argparse.Namespace) -> int:
     """Measures everything, then writes.
 
     Raises:
         ValueError, OSError: bad arguments or data, in one sentence; nothing was written then.
     """
-    check_options(options)
+    if options.worst < 1 or options.resamples < 1:
+        raise ValueError(
+            f"subgroups: --worst and --resamples are at least 1, got {options.worst}, {options.resamples}"
+        )
+    if not options.force:
+        refuse_existing("subgroups", options.output, FILES)
     words = [*options.settings, f"data.dataset={options.dataset}", f"data.root={options.data_root}"]
-    rated = load_split(load_config((), words), options.split)
-    rated, predictions, notes = read_predictions(options.predictions, rated)
-    known, undecoded = make_groups(rated, Path(options.data_root).expanduser())
-    groups, left_out = choose_groups(known)
+    rated = choose_task(load_config((), words)).load_split(options.split)
+    rated, predictions, notes = read_files(options.predictions, rated)
+    all_groups, undecoded = make_groups(rated, Path(options.data_root).expanduser())
+    groups, left_out = choose_groups(all_groups)
     scores, threshold = truth(rated, rated.scale.kind == "label")
-    lines = [line for g in groups for line in measure(g, predictions, scores, threshold, options.resamples)]
+    lines = []
+    for group in groups:
+        lines += group_lines(group, predictions, scores, threshold, options.resamples)
     name, first = next(iter(predictions.items()))
-    # Stable: of equal errors the first in the set stands first.
+    # Stable: of equal errors the first in the set comes first.
     worst = np.argsort(-np.abs(first - scores), kind="stable")[: options.worst]
-    columns = describe_worst(worst, rated, first, scores, known)
-    figure = draw_sheet(worst, rated, columns, known, f"{rated.name.upper()} {rated.split}, {name}")
-    write_csv(options.output / FILES[0], {key: [tidy(line[key]) for line in lines] for key in lines[0]})
+    columns = {
+        "id": [rated.ids[place] for place in worst],
+        "predicted": first[worst].tolist(),
+        "rated": scores[worst].tolist(),
+        "error": (first - scores)[worst].tolist(),
+        "groups": ["; ".join(g.name for g in all_groups[1:] if g.member[place]) for place in worst],
+    }
+    figure = draw_sheet(worst, rated, columns, all_groups, f"{rated.name.upper()} {rated.split}, {name}")
+    write_csv(options.output / FILES[0], {key: [shortened(line[key]) for line in lines] for key in lines[0]})
     write_csv(options.output / FILES[1], columns)
     write_figure(figure, options.output / FILES[2])
     limits = [f"{group.name}: {group.limits}" for group in groups if group.limits]
@@ -102,52 +123,46 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def check_options(options: argparse.Namespace) -> None:
-    """Refuses what cannot work, or would overwrite something, before any work is done."""
-    if options.worst < 1 or options.resamples < 1:
-        raise ValueError(
-            f"subgroups: --worst and --resamples are at least 1, got {options.worst}, {options.resamples}"
-        )
-    if not options.force:
-        refuse_existing("subgroups", options.output, FILES)
-
-
-# ---------------------------------------------------------------------------------------------------
-# Predictions
-
-
-def read_predictions(
-    paths: Sequence[Path], rated: RatedSet
-) -> tuple[RatedSet, dict[str, np.ndarray], list[str]]:
+def read_files(paths: Sequence[Path], rated: RatedSet) -> tuple[RatedSet, dict[str, np.ndarray], list[str]]:
     """The m pictures that all files predict, name of a file -> its predictions (m,), and what was left out.
 
     Raises:
         ValueError, FileNotFoundError: files of one name, of other pictures, or in another unit.
     """
-    found, notes = {}, []
+    predictions, notes = {}, []
     for path in paths:
-        if (name := short_name(path)) in found:
+        if (name := short_name(path)) in predictions:
             raise ValueError(
                 f"subgroups: two files of predictions would be called {name}; rename one or its folder"
             )
-        claims = read_claims(path, rated)
-        matched = match(claims, rated)
-        found[name] = np.full(len(rated), np.nan)
-        found[name][matched.positions] = claims.values[matched.rows, 0]
-        if reason := why_correlations_only(found[name][matched.positions], rated):
+        matched, misfits = match_ids(path, rated)
+        if reason := why_correlations_only(matched["prediction"].to_numpy(), rated):
             raise ValueError(f"subgroups: {path}: {reason}")
-        notes += [f"{name}: {len(matched.extra):,} ids are not in this split, not used"] * bool(matched.extra)
-    everywhere = ~np.isnan(list(found.values())).any(axis=0)  # (n,)
+        predictions[name] = np.full(len(rated), np.nan)
+        predictions[name][matched["position"]] = matched["prediction"]
+        if extra := len(misfits["extra"]):
+            notes.append(f"{name}: {extra:,} ids are not in this split, not used")
+    everywhere = ~np.isnan(list(predictions.values())).any(axis=0)  # (n,)
     if missing := int((~everywhere).sum()):
         example = rated.ids[int(np.argmin(everywhere))]
         notes.append(f"not predicted in every file, left out: {missing:,} pictures, e.g. {example}")
-    return rated.take(everywhere), {name: values[everywhere] for name, values in found.items()}, notes
+    return rated.take(everywhere), {name: v[everywhere] for name, v in predictions.items()}, notes
 
 
 def short_name(path: Path) -> str:
     """What a file is called: results/NAME/predictions.csv.gz by its folder, others by their own name."""
     name = path.name.partition(".")[0]
     return path.resolve().parent.name if name == "predictions" else name
+
+
+def write_csv(path: Path, columns: dict[str, Sequence]) -> None:
+    with written_whole(path) as unfinished:
+        write_columns(unfinished, without_nan(columns))
+
+
+def shortened(value):
+    """Four decimals: intervals are wider, and nobody can subtract groups to find a single rating."""
+    return round(float(value), 4) if isinstance(value, float) else value
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -193,8 +208,8 @@ def semantic_groups(rated: RatedSet, root: Path) -> list[Group]:
     if "semantic" not in sheet.columns:
         return []
     rows = zip(*(sheet.texts(name) for name in ("sessionId", "imageName", "semantic")), strict=True)
-    found = {f"{session}/{image}": word for session, image, word in rows}
-    classes = np.array([found[i] for i in rated.ids])  # (n,)
+    class_of = {f"{session}/{image}": word for session, image, word in rows}
+    classes = np.array([class_of[i] for i in rated.ids])  # (n,)
     return [Group("semantic", name, "", classes == name) for name in np.unique(classes).tolist()]
 
 
@@ -203,14 +218,14 @@ def measure_pictures(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
     NaN for a file that cannot be decoded.
     """
-    found = np.full((len(paths), 2), np.nan)
-    for row, path in zip(found, tqdm(paths, unit=" images", disable=None), strict=True):
+    values = np.full((len(paths), 2), np.nan)
+    for row, path in zip(values, tqdm(paths, unit=" images", disable=None), strict=True):
         try:
             pixels = decode(path, SIDE)  # (SIDE, SIDE, 3)
         except DecodeError:
             continue
         row[:] = (pixels @ np.array(LUMINANCE)).mean(), np.ptp(pixels, axis=2).mean()
-    return found[:, 0], found[:, 1]
+    return values[:, 0], values[:, 1]
 
 
 def vote_deviation(rated: RatedSet) -> np.ndarray:
@@ -257,7 +272,7 @@ def choose_groups(groups: Sequence[Group]) -> tuple[list[Group], list[str]]:
 # Figures
 
 
-def measure(
+def group_lines(
     group: Group, predictions: dict[str, np.ndarray], scores: np.ndarray, threshold: float, resamples: int
 ) -> list[dict]:
     """The lines of groups.csv for one group, one a file; what does not exist is NaN.
@@ -270,42 +285,33 @@ def measure(
     rated, *predicted = arrays
     common = {"kind": group.kind, "group": group.name, "limits": group.limits, "n": len(rated)}
     common |= {"mean_rating": rated.mean(), "sd_rating": rated.std()}
+    unknown, lines = (np.nan, np.nan), []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a correlation that does not exist is an empty cell
-        found = estimates(names, *arrays)
+        figures = estimates(names, *arrays)
         intervals = bootstrap_intervals(lambda *a: estimates(names, *a), arrays, resamples)
-        lines = []
         for name, values in zip(names, predicted, strict=True):
             line = common | {"predictions": name, "plcc": metrics.plcc(values, rated)}
             line |= {"rmse": metrics.rmse(values, rated)}
             line |= {"accuracy": metrics.accuracy(values, rated, threshold)}
             for key in ESTIMATED:
-                low, high = intervals.get((name, key), (np.nan, np.nan))
-                line |= {key: found.get((name, key), np.nan), f"{key}_low": low, f"{key}_high": high}
+                low, high = intervals.get((name, key), unknown)
+                line |= {key: figures.get((name, key), np.nan), f"{key}_low": low, f"{key}_high": high}
             lines.append(line)
     return lines
 
 
-ESTIMATED = ("srcc", "mae", "bias", "srcc_difference", "mae_difference")  # with intervals
-
-
 def estimates(names: Sequence[str], rated: np.ndarray, *arrays: np.ndarray) -> dict[tuple[str, str], float]:
     """(file, figure) -> value of what has an interval; a difference is the first file's minus this one's."""
-    found = {}
+    values = {}
     for name, predicted in zip(names, arrays, strict=True):
-        found[name, "srcc"] = metrics.srcc(predicted, rated)
-        found[name, "mae"] = metrics.mae(predicted, rated)
-        found[name, "bias"] = float((predicted - rated).mean())
+        values[name, "srcc"] = metrics.srcc(predicted, rated)
+        values[name, "mae"] = metrics.mae(predicted, rated)
+        values[name, "bias"] = float((predicted - rated).mean())
     for name in names[1:]:
         for key in ("srcc", "mae"):
-            found[name, f"{key}_difference"] = found[names[0], key] - found[name, key]
-    return found
-
-
-REMARKS = """\
-sd: of the ratings in the group; where they differ less, correlations are lower for any network.
-bias: predicted minus rated. A cautious network is above what is rated low and below what is rated high.
-*: the 95 % interval does not hold 0. Of 20 differences without any cause about one has it by chance."""
+            values[name, f"{key}_difference"] = values[names[0], key] - values[name, key]
+    return values
 
 
 def report(lines: Sequence[dict], threshold: float) -> str:
@@ -313,71 +319,44 @@ def report(lines: Sequence[dict], threshold: float) -> str:
     parts = []
     names = list(dict.fromkeys(line["predictions"] for line in lines))
     for name in names:
-        own = [line for line in lines if line["predictions"] == name]
-        groups = [line["group"] for line in own]
-        table = pd.DataFrame([own_cells(line, threshold) for line in own], groups)
-        parts.append(f"{name}\n{table.to_string()}\n")
+        rows, differences = {}, {}
+        for line in lines:
+            if line["predictions"] == name:
+                rows[line["group"]] = {
+                    "n": f"{line['n']:,}",
+                    "rated": f"{line['mean_rating']:.3f}",
+                    "sd": f"{line['sd_rating']:.3f}",
+                    "SRCC": with_interval(line, "srcc"),
+                    "PLCC": f"{line['plcc']:.3f}",
+                    "RMSE": f"{line['rmse']:.3f}",
+                    "bias": with_interval(line, "bias", "+"),
+                    f"accuracy > {threshold:g}": f"{100 * line['accuracy']:.1f} %",
+                }
+                differences[line["group"]] = {
+                    "n": f"{line['n']:,}",
+                    "SRCC": with_star(line, "srcc_difference"),
+                    "MAE": with_star(line, "mae_difference"),
+                }
+        parts.append(f"{name}\n{pd.DataFrame.from_dict(rows, orient='index').to_string()}\n")
         if name != names[0]:
-            table = pd.DataFrame([difference_cells(line) for line in own], groups)
-            parts.append(f"{names[0]} minus {name}, in pairs\n{table.to_string()}\n")
+            table = pd.DataFrame.from_dict(differences, orient="index").to_string()
+            parts.append(f"{names[0]} minus {name}, in pairs\n{table}\n")
     return "\n".join(parts)
 
 
-def own_cells(line: dict, threshold: float) -> dict[str, str]:
-    return {
-        "n": f"{line['n']:,}",
-        "rated": f"{line['mean_rating']:.3f}",
-        "sd": f"{line['sd_rating']:.3f}",
-        "SRCC": estimate(line, "srcc"),
-        "PLCC": f"{line['plcc']:.3f}",
-        "RMSE": f"{line['rmse']:.3f}",
-        "bias": estimate(line, "bias", "+"),
-        f"accuracy > {threshold:g}": f"{100 * line['accuracy']:.1f} %",
-    }
-
-
-def difference_cells(line: dict) -> dict[str, str]:
-    cells = {"n": f"{line['n']:,}"}
-    for name, key in (("SRCC", "srcc_difference"), ("MAE", "mae_difference")):
-        beyond = line[f"{key}_low"] > 0 or line[f"{key}_high"] < 0
-        cells[name] = estimate(line, key, "+") + (" *" if beyond else "  ")
-    return cells
-
-
-def estimate(line: dict, key: str, sign: str = "") -> str:
+def with_interval(line: dict, key: str, sign: str = "") -> str:
     """0.860 (0.848 to 0.872)"""
     value, low, high = (f"{line[name]:{sign}.3f}" for name in (key, f"{key}_low", f"{key}_high"))
     return f"{value} ({low} to {high})"
 
 
-def tidy(value):
-    """Four decimals: intervals are wider, and nobody can subtract groups to find a single rating."""
-    return round(float(value), 4) if isinstance(value, float) else value
-
-
-def write_csv(path: Path, columns: dict[str, Sequence]) -> None:
-    with written_whole(path) as unfinished:
-        write_columns(unfinished, without_nan(columns))
+def with_star(line: dict, key: str) -> str:
+    beyond = line[f"{key}_low"] > 0 or line[f"{key}_high"] < 0
+    return with_interval(line, key, "+") + (" *" if beyond else "  ")
 
 
 # ---------------------------------------------------------------------------------------------------
-# The largest errors. Sizes are pixels; those of letters are points.
-
-PER_ROW, CELL, GAP, MARGIN, LINE = 10, 168, 14, 30, 19
-TITLE, TEXT, LETTERS = 15, 10, 23  # LETTERS of TEXT have room below a picture
-
-
-def describe_worst(
-    worst: np.ndarray, rated: RatedSet, predicted: np.ndarray, scores: np.ndarray, groups: Sequence[Group]
-) -> dict[str, list]:
-    """Columns of worst.csv; `groups` there are the names of all groups that a picture is in."""
-    return {
-        "id": [rated.ids[place] for place in worst],
-        "predicted": predicted[worst].tolist(),
-        "rated": scores[worst].tolist(),
-        "error": (predicted - scores)[worst].tolist(),
-        "groups": ["; ".join(g.name for g in groups[1:] if g.member[place]) for place in worst],
-    }
+# The largest errors
 
 
 def draw_sheet(

@@ -43,13 +43,11 @@ from eamb.evaluation.figures import (
     write,
     write_figure,
 )
-from eamb.files import encodable, printable, row_writer, safe, written_whole
+from eamb.files import as_cell, encodable, printable, write_csv
 from eamb.inference.panels import Box, fit, resize_image, shorten, show
 from eamb.inference.photographs import find_pictures
-from eamb.inference.rows import as_cell
-from eamb.inference.scorer import Scored, Scorer, load_aesthetics
+from eamb.inference.scorer import Scored, Scorer
 from eamb.network.outputs import Scale
-from eamb.readers.decoding import decode
 from eamb.readers.prepared import check_copies
 from eamb.readers.rated import SPLITS, DataOptions, RatedSet, describe
 from eamb.runtime.command import guarded, refuse_existing
@@ -128,9 +126,6 @@ class Subject:
             )
         return lines
 
-    def predicted_text(self, entry: Entry) -> str:
-        return f"predicted {entry.scored.score:.2f}"
-
     def rated_text(self, entry: Entry) -> str:
         """As in "rated 3.50"; "rated high" where there are labels only; nothing if it is unknown."""
         if math.isnan(entry.rating):
@@ -146,7 +141,8 @@ def describe_subject(
     """What the numbers of these weights and this set mean. A folder is a set without ratings."""
     known = rated.scores[~np.isnan(rated.scores)]
     labels = rated.scale.kind == "label" and bool(np.isin(known, (0, 1)).all())
-    predicted, ends = describe_scale(weights.scale)
+    what = "probability of a high rating" if weights.scale.kind == "label" else "mean rating"
+    predicted = "{}, {:g} to {:g}".format(what, *weights.scale.ends)
     if not len(known) or is_cross_set(weights, rated):
         predicted += f", in the network's own unit (trained on {weights.description['dataset'].upper()})"
     rated_ends = (rated.scale.minimum, rated.scale.maximum)
@@ -157,17 +153,11 @@ def describe_subject(
         by=by,
         predicted=predicted,
         rated=words if len(known) else "",
-        predicted_ends=ends,
+        predicted_ends=weights.scale.ends,
         rated_ends=rated_ends,
         labels=labels,
         knows_emotions=knows_emotions,
     )
-
-
-def describe_scale(scale: Scale) -> tuple[str, tuple[float, float]]:
-    """What a network predicts, in words, and the ends of its scale."""
-    what = "probability of a high rating" if scale.kind == "label" else "mean rating"
-    return "{}, {:g} to {:g}".format(what, *scale.ends), scale.ends
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -211,12 +201,14 @@ def score_set(scorer: Scorer, rated: RatedSet) -> list[Scored]:
     Raises:
         ValueError: no picture can be scored.
     """
-    scored = []
+    scored, with_class_maps = [], scorer.with_class_maps
+    scorer.with_class_maps = False
     for row in tqdm(scorer.score_all(rated.paths), total=len(rated), unit=" images", disable=None):
         if row.error:
             line = f"visualize_emotion: {printable(row.path)} is left out: {row.error}"
             tqdm.write(line, file=sys.stderr)
         scored.append(replace(row, emotion_map=None))  # the maps of a whole set would fill the memory
+    scorer.with_class_maps = with_class_maps
     if all(row.error for row in scored):
         raise ValueError(
             f"visualize_emotion: none of the {len(scored)} pictures can be scored, e.g. "
@@ -264,48 +256,42 @@ def make_entries(
     Args:
         scorer: made with maps=True.
     """
-    ranks = {place: number for number, place in enumerate(ranking, start=1)}
-    rows = scorer.score_all(rated.paths[place] for place in places)
-    return {
-        place: make_entry(ranks[place], rated, place, scored, scorer)
-        for place, scored in zip(places, rows, strict=True)
-    }
+    images, entries = {}, {}
+    paths = [rated.paths[place] for place in places]
+    rows = scorer.score_all(paths, look=lambda path, picture, exif: images.update({path: shrink(picture)}))
+    for place, scored in zip(places, rows, strict=True):
+        if scored.error:
+            raise ValueError(f"visualize_emotion: {scored.path} could be scored before: {scored.error}")
+        sample = rated[place]
+        known = sample.distribution is not None and not np.isnan(sample.distribution).any()
+        strongest = sorted(scored.emotions, key=scored.emotions.get, reverse=True)[:PAGE_EMOTIONS]
+        entries[place] = Entry(
+            rank=ranking.index(place) + 1,
+            id=sample.id,
+            scored=scored,
+            rating=sample.score,
+            shares=dict(zip(rated.bins, sample.distribution, strict=True)) if known else {},
+            image=images.pop(scored.path),
+            class_maps={name: scored.class_maps[scorer.emotions.index(name)] for name in strongest},
+        )
+    return entries
 
 
-def make_entry(rank: int, rated: RatedSet, place: int, scored: Scored, scorer: Scorer) -> Entry:
-    if scored.error:
-        raise ValueError(f"visualize_emotion: {scored.path} could be scored before: {scored.error}")
-    sample = rated[place]
-    votes = () if sample.distribution is None or np.isnan(sample.distribution).any() else sample.distribution
-    strongest = sorted(scored.emotions, key=scored.emotions.get, reverse=True)[:PAGE_EMOTIONS]
-    return Entry(
-        rank=rank,
-        id=sample.id,
-        scored=scored,
-        rating=sample.score,
-        shares=dict(zip(rated.bins, votes, strict=False)),
-        image=shrink(decode(scored.path, exif=scorer.exif)),
-        class_maps={name: scored.class_maps[scorer.emotions.index(name)] for name in strongest},
-    )
-
-
-def shrink(image: np.ndarray) -> np.ndarray:
+def shrink(picture: Image.Image) -> np.ndarray:
     """(H, W, 3) uint8, no larger than the figures need; a camera's picture takes 70 MB."""
-    picture = Image.fromarray(image)
-    picture.thumbnail((FULL_WIDTH, 2 * TALLEST), Image.Resampling.LANCZOS)
-    return np.asarray(picture)
+    small = picture.copy()
+    small.thumbnail((FULL_WIDTH, 2 * TALLEST), Image.Resampling.LANCZOS)
+    return np.asarray(small)
 
 
 def write_numbers(path: Path, entries: Iterable[Entry]) -> None:
     """One row per picture, in the order of the ranking; cells are empty where nothing is known."""
-    with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
-        write_row = row_writer(file)
-        write_row(COLUMNS)
-        for entry in sorted(entries, key=lambda entry: entry.rank):
-            scored, rating = entry.scored, None if math.isnan(entry.rating) else entry.rating
-            values = (entry.id, scored.score, rating, scored.emotion, scored.emotion_probability)
-            cells = [safe(value) if isinstance(value, str) else as_cell(value) for value in values]
-            write_row([entry.rank, *cells])
+    rows = [COLUMNS]
+    for entry in sorted(entries, key=lambda entry: entry.rank):
+        scored, rating = entry.scored, None if math.isnan(entry.rating) else entry.rating
+        values = (entry.id, scored.score, rating, scored.emotion, scored.emotion_probability)
+        rows.append([entry.rank, *map(as_cell, values)])
+    write_csv(path, rows)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -344,7 +330,11 @@ def draw_sheet(most: Sequence[Entry], least: Sequence[Entry], subject: Subject) 
     for word, entries in sections.items():
         heading = f"{word.capitalize()} {subject.kind}"
         write(figure, MARGIN, top + LINE, heading, size=HEADING, weight="bold")
-        draw_rows(figure, top + 2 * LINE - 6, rows[word], entries, subject)
+        row_top, following = top + 2 * LINE - 6, iter(entries)
+        for row in rows[word]:
+            for place in row:
+                draw_sheet_entry(figure, row_top, place, next(following), subject)
+            row_top += row_height(row, subject)
         top += heights[word]
     return figure
 
@@ -388,16 +378,6 @@ def row_height(row: Sequence[Place], subject: Subject) -> int:
     return 2 * row[0].height + BETWEEN + lines * LINE + 2 * GAP
 
 
-def draw_rows(
-    figure: Figure, top: int, rows: Sequence[Sequence[Place]], entries: Sequence[Entry], subject: Subject
-) -> None:
-    remaining = iter(entries)
-    for row in rows:
-        for place in row:
-            draw_sheet_entry(figure, top, place, next(remaining), subject)
-        top += row_height(row, subject)
-
-
 def draw_sheet_entry(figure: Figure, top: int, place: Place, entry: Entry, subject: Subject) -> None:
     """A picture, below it its emotion-aware map, below that what is predicted and rated."""
     box = Box(place.left, top, place.width, place.height)
@@ -405,7 +385,7 @@ def draw_sheet_entry(figure: Figure, top: int, place: Place, entry: Entry, subje
     show(figure, box, picture, f"picture {entry.rank}")
     box = box._replace(top=box.bottom + BETWEEN)
     show(figure, box, overlay(picture, entry.scored.emotion_map), f"map {entry.rank}")
-    lines = [(subject.predicted_text(entry), INK), (subject.rated_text(entry), FAINT)]
+    lines = [(f"predicted {entry.scored.score:.2f}", INK), (subject.rated_text(entry), FAINT)]
     if entry.scored.emotion:
         room = max(place.width, NARROWEST)
         lines.append((with_share(entry.scored.emotion, entry.scored.emotion_probability, room), FAINT))
@@ -446,20 +426,14 @@ def draw_page(entries: Sequence[Entry], subject: Subject) -> Figure:
     words = f"{len(entries)} of {subject.count:,} pictures, at evenly spaced ranks by {subject.kind}."
     bars = any(lane.shares for entry in entries for lane in score_lanes(entry, subject))
     write_header(figure, subject, words + (" Bars: share of each rating." if bars else ""))
-    names = column_names(entries[0], subject)
+    emotions = ("strongest emotion", "second", "third")[: len(entries[0].class_maps)]
+    names = ["picture", subject.map_name, *emotions, "predicted and rated" if subject.rated else "predicted"]
     for middle, name in zip(column_middles(len(names)), names, strict=True):
         write(figure, middle, top - 18, name, size=TEXT, weight="bold", **CENTRED)
     for entry, height in zip(entries, heights, strict=True):
         draw_page_row(figure, top, height, entry, subject)
         top += height + GAP
     return figure
-
-
-def column_names(entry: Entry, subject: Subject) -> list[str]:
-    names = ["picture", subject.map_name]
-    ordinals = ("strongest emotion", "second", "third")
-    names += ordinals[: len(entry.class_maps)]
-    return [*names, "predicted and rated" if subject.rated else "predicted"]
 
 
 def column_width(count: int) -> int:
@@ -504,7 +478,7 @@ def draw_page_row(figure: Figure, top: int, height: int, entry: Entry, subject: 
 def score_lanes(entry: Entry, subject: Subject) -> list[Lane]:
     """The predicted score and, if it is known, the rated one."""
     scored = entry.scored
-    text = subject.predicted_text(entry)
+    text = f"predicted {scored.score:.2f}"
     lanes = [Lane(text, scored.score, subject.predicted_ends, scored.distribution, BLUE)]
     if not math.isnan(entry.rating):
         text = subject.rated_text(entry)
@@ -577,7 +551,7 @@ def with_share(name: str, probability: float, room: int) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 all well, 1 some pictures could not be scored, 2 bad input, 130 interrupted."""
-    return guarded(run, parse(arguments))
+    return guarded(visualize, parse(arguments))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -601,21 +575,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)
 
 
-def run(options: argparse.Namespace) -> int:
+def visualize(options: argparse.Namespace) -> int:
     """Scores, chooses, draws.
 
     Raises:
         ValueError, OSError: bad arguments or data, in one sentence; nothing was written then.
     """
     check_options(options)
-    weights = load_aesthetics(options.checkpoint)
+    scorer = Scorer(options.checkpoint, options.device, workers=options.workers, maps=True, exact=True)
+    weights = scorer.network.weights
     name, rated = read_set(options, weights)
-    scorer = Scorer(options.checkpoint, options.device, workers=options.workers, exact=True)
     scored = score_set(scorer, rated)
     ranking = rank(rated, scored, options.by)
     most, least = choose_ends(ranking, options.count)
     page = choose_spread(ranking)
-    scorer = Scorer(options.checkpoint, options.device, workers=options.workers, maps=True, exact=True)
     entries = make_entries(sorted({*most, *least, *page}), ranking, rated, scorer)
     subject = describe_subject(name, rated, len(ranking), options.by, weights, scorer.emotions_trained)
     sheet = draw_sheet([entries[i] for i in most], [entries[i] for i in least], subject)

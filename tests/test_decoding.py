@@ -1,10 +1,13 @@
 """Decoding: every kind of picture becomes the same pixels as PIL's, and every other file a clear sentence."""
 
 import os
+import struct
 import threading
 import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -13,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from eamb.readers.decoding import MARGIN, MOST_SCANS, DecodeError, decode, normalise, stack
+from eamb.readers import decoding
+from eamb.readers.decoding import MOST_SCANS, DecodeError, decode, normalise, stack
 
 
 def random_image(seed=0, size=(8, 6)):
@@ -165,7 +169,7 @@ def test_conversions_in_bands_are_those_of_the_whole(tmp_path, monkeypatch, mode
         image = image.quantize(9) if mode == "P" else image.convert(mode)
     path = saved(tmp_path, image)
     whole = decode(path)
-    monkeypatch.setattr("eamb.readers.decoding.ROWS", 16)
+    monkeypatch.setattr(decoding, "ROWS", 16)
     assert (decode(path) == whole).all()
 
 
@@ -219,10 +223,24 @@ def test_large_pictures_are_decoded_one_at_a_time(tmp_path, monkeypatch, large, 
         together.wait()
         return image
 
-    monkeypatch.setattr("eamb.readers.decoding._upright", meet)
-    monkeypatch.setattr("eamb.readers.decoding.LARGE", large)  # the picture has 48
+    monkeypatch.setattr(decoding, "_upright", meet)
+    monkeypatch.setattr(decoding, "LARGE", large)  # the picture has 48
     with nullcontext() if meets else pytest.raises(DecodeError), ThreadPoolExecutor(2) as pool:
         list(pool.map(decode, [path] * 2))
+
+
+@pytest.mark.parametrize(("width", "alone"), [(10_000, False), (10_001, True)])
+def test_above_fifty_megapixels_a_picture_is_decoded_alone(tmp_path, monkeypatch, width, alone):
+    path, lock = saved(tmp_path, Image.new("L", (8, 8))), MagicMock()
+    lock.__exit__.return_value = False
+    monkeypatch.setattr(decoding, "one_large", lock)
+    content = bytearray(path.read_bytes())
+    header = b"IHDR" + struct.pack(">II", width, 5_000) + content[24:29]  # it only claims to be so large
+    content[12:33] = header + struct.pack(">I", zlib.crc32(header))
+    path.write_bytes(content)
+    with pytest.raises(DecodeError, match="truncated"):
+        decode(path)
+    assert lock.__enter__.called == alone
 
 
 # ---- large JPEGs, not exactly -----------------------------------------------------------------------
@@ -236,7 +254,7 @@ def landscape(height, width):
     return Image.fromarray((pixels + random.integers(-8, 9, pixels.shape)).clip(0, 255).astype(np.uint8))
 
 
-SMALL = 16
+SMALL, BIG = 16, 512  # BIG: 8 times 4 times as large
 
 
 @pytest.fixture
@@ -244,13 +262,13 @@ def decoded_sides(monkeypatch):
     """The shorter side of each picture as libjpeg gave it."""
     sides = []
     noted = lambda image: sides.append(min(image.size)) or image  # noqa: E731
-    monkeypatch.setattr("eamb.readers.decoding._upright", noted)
+    monkeypatch.setattr(decoding, "_upright", noted)
     return sides
 
 
 @pytest.mark.parametrize(
     ("times", "expected"),
-    [(8 * MARGIN, MARGIN), (8 * MARGIN - 1, (8 * MARGIN - 1) / 4), (2 * MARGIN - 1, 2 * MARGIN - 1), (1, 1)],
+    [(32, 4), (31, 31 / 4), (7, 7), (1, 1)],  # four times the wanted side is kept, or more
 )
 def test_a_jpeg_is_decoded_as_small_as_the_margin_allows(tmp_path, decoded_sides, times, expected):
     path = saved(tmp_path, landscape(times * SMALL, times * SMALL + 40), "large.jpg")
@@ -261,10 +279,10 @@ def test_a_jpeg_is_decoded_as_small_as_the_margin_allows(tmp_path, decoded_sides
 
 
 def test_the_margin_holds_for_the_longer_side_of_any_shape(tmp_path, decoded_sides):
-    path = saved(tmp_path, landscape(8 * MARGIN * SMALL, 8 * MARGIN * SMALL), "large.jpg")
+    path = saved(tmp_path, landscape(BIG, BIG), "large.jpg")
     for shape in ((SMALL, SMALL // 2), (SMALL // 2, SMALL)):
         assert decode(path, shape, exact=False).shape == (*shape, 3)
-    assert decoded_sides == [MARGIN * SMALL] * 2
+    assert decoded_sides == [4 * SMALL] * 2
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -272,7 +290,7 @@ def test_the_margin_holds_for_the_longer_side_of_any_shape(tmp_path, decoded_sid
 def test_pixels_of_large_jpegs_are_nearly_the_exact_ones(tmp_path, orientation, mode):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture = landscape(8 * MARGIN * SMALL, 9 * MARGIN * SMALL).convert(mode)
+    picture = landscape(BIG, BIG + 64).convert(mode)
     path = saved(tmp_path, picture, "large.jpg", exif=exif, quality=95)
     for shape in (SMALL, (SMALL, SMALL + 8)):
         exact, near = decode(path, shape).astype(int), decode(path, shape, exact=False)
@@ -285,19 +303,19 @@ def test_pixels_of_large_jpegs_are_nearly_the_exact_ones(tmp_path, orientation, 
 
 
 def test_other_formats_are_always_exact(tmp_path):
-    path = saved(tmp_path, landscape(8 * MARGIN * SMALL, 8 * MARGIN * SMALL))
+    path = saved(tmp_path, landscape(BIG, BIG))
     assert (decode(path, SMALL, exact=False) == decode(path, SMALL)).all()
 
 
 def test_progressive_jpegs_may_be_decoded_smaller_too(tmp_path):
-    picture = landscape(8 * MARGIN * SMALL, 8 * MARGIN * SMALL)
+    picture = landscape(BIG, BIG)
     path = saved(tmp_path, picture, "large.jpg", progressive=True)
     assert np.abs(decode(path, SMALL, exact=False) - decode(path, SMALL).astype(int)).max() < 8
 
 
 @pytest.mark.parametrize("progressive", [False, True])
 def test_large_jpegs_are_checked_as_always(tmp_path, monkeypatch, progressive):
-    picture = landscape(8 * MARGIN * SMALL, 8 * MARGIN * SMALL)
+    picture = landscape(BIG, BIG)
     whole = saved(tmp_path, picture, "large.jpg", progressive=progressive)
     cut = tmp_path / "cut.jpg"
     cut.write_bytes(whole.read_bytes()[:-3000])

@@ -1,4 +1,4 @@
-"""Kept emotion maps: what the branch says, found again, never for another picture or another branch."""
+"""Kept emotion maps: the branch's own output, read again, never for another picture or another branch."""
 
 import os
 from pathlib import Path
@@ -10,15 +10,13 @@ from PIL import Image
 from small import BACKBONE, write_csv
 
 from datasets import PictureSet, load_dataset
-from eamb.readers.rated import DataOptions
 from eamb.runtime import distributed
 from eamb.runtime.engine import Compute
 from eamb.training import emotion_maps
-from eamb.training.emotion_maps import EmotionMaps, branch_key, prepare, read_chunk
+from eamb.training.emotion_maps import EmotionMaps, branch_key, prepare, read_records
 from EAMBNet import build_model
 
 COMPUTE = Compute(torch.device("cpu"), "fp32", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-SETTINGS = {"size": 64, "exif": True, "workers": 0, "batch_size": 4}
 SHAPES = {"width": 16, "guided_width": 8, "guided_hidden": 4, "head_width": 8}
 
 
@@ -31,188 +29,87 @@ def network():
 @pytest.fixture
 def rated(tmp_path):
     root = write_csv(tmp_path / "set", {"score": [1 + i % 5 for i in range(24)]})
-    return load_dataset("csv", root, ("train",), DataOptions())["train"]  # 16 pictures
+    return load_dataset("csv", root, ("train",))["train"]  # 16 pictures
 
 
 @pytest.fixture
 def computed(monkeypatch):
-    """Pictures, mirror images counted too, that the branch was asked about, filled-up ones left out."""
+    """Says how many pictures, mirror images counted too, went through the branch since it was asked last."""
     counts = []
-    answer = emotion_maps.answer
+    run_branch = emotion_maps.run_branch
 
     def counting(network, images):
         counts.append(int((images.amax(dim=(1, 2, 3)) > -1).sum()))  # those that fill up a batch are black
-        return answer(network, images)
+        return run_branch(network, images)
 
-    monkeypatch.setattr(emotion_maps, "answer", counting)
-    return counts
+    def computed() -> int:
+        count = sum(counts)
+        counts.clear()
+        return count
+
+    monkeypatch.setattr(emotion_maps, "run_branch", counting)
+    return computed
 
 
-def test_kept_maps_are_the_branchs_own_of_pictures_and_mirror_images(network, rated, tmp_path):
-    maps = prepare(tmp_path / "maps", network, rated, COMPUTE, **SETTINGS)
-    pictures = PictureSet(rated, 64)
-    images = torch.stack([pictures[i].image for i in range(len(rated))])
+@pytest.fixture
+def maps_of(network, tmp_path):
+    """Prepares the maps of a set, in a folder that stays the same."""
+
+    def maps_of(rated, network=network, size=64):
+        options = {"size": size, "exif": True, "workers": 0, "batch_size": 4}
+        return prepare(tmp_path / "maps", network, rated, COMPUTE, **options)
+
+    return maps_of
+
+
+def test_kept_maps_are_the_branchs_own_and_stand_in_for_it(network, rated, maps_of):
+    maps = maps_of(rated)
+    images = torch.stack([PictureSet(rated, 64)[i].image for i in range(8)])
     with torch.inference_mode():
         for mirrored in (False, True):
-            seen = images.flip(3) if mirrored else images
-            output = network(seen.float() / 127.5 - 1)
-            logits, found = maps.of(range(len(rated)), [mirrored] * len(rated))
-            torch.testing.assert_close(logits, output.emotion_logits, rtol=0, atol=1e-5)
-            torch.testing.assert_close(found, output.emotion_map, rtol=0, atol=1e-5)
+            inputs = (images.flip(3) if mirrored else images).float() / 127.5 - 1
+            output, kept = network(inputs), maps.of(range(8), [mirrored] * 8)
+            # 1e-5: batches of other sizes add up in another order.
+            torch.testing.assert_close(kept, (output.emotion_logits, output.emotion_map), rtol=0, atol=1e-5)
+            torch.testing.assert_close(network(inputs, kept), output, rtol=0, atol=1e-5)
+        another = network(inputs[3:4], maps.of([4], [True]))
+    assert (another.prediction - output.prediction[3]).abs().max() > 1e-7  # the map is used
 
 
-def test_a_network_given_the_maps_predicts_as_if_it_had_computed_them(network, rated, tmp_path):
-    maps = prepare(tmp_path / "maps", network, rated, COMPUTE, **SETTINGS)
-    images = PictureSet(rated, 64)[3].image[None].float() / 127.5 - 1
-    with torch.inference_mode():
-        known, own = network(images, maps.of([3], [False])), network(images)
-        other = network(images, maps.of([4], [False]))
-    torch.testing.assert_close(known, own, rtol=0, atol=1e-5)
-    assert (other.prediction - own.prediction).abs().max() > 1e-7  # it is the map that is looked at
-
-
-def test_the_second_time_nothing_is_computed(network, rated, tmp_path, computed):
-    first = prepare(tmp_path / "maps", network, rated, COMPUTE, **SETTINGS)
-    assert sum(computed) == 2 * len(rated)
-    computed.clear()
-    again = prepare(tmp_path / "maps", network, rated, COMPUTE, **SETTINGS)
-    assert computed == []
-    for a, b in zip(again.of([5, 2], [True, False]), first.of([5, 2], [True, False]), strict=True):
-        assert torch.equal(a, b)
-
-
-def test_a_larger_part_of_a_set_computes_what_it_has_more(network, rated, tmp_path, computed, monkeypatch):
+def test_only_what_is_missing_is_computed_and_in_any_company_the_same(rated, maps_of, computed, monkeypatch):
     monkeypatch.setattr(emotion_maps, "CHUNK", 5)
-    prepare(tmp_path / "maps", network, rated.take(np.arange(10, 16)), COMPUTE, **SETTINGS)
-    computed.clear()
-    maps = prepare(tmp_path / "maps", network, rated, COMPUTE, **SETTINGS)
-    assert sum(computed) == 2 * 10
-    whole = prepare(tmp_path / "other", network, rated, COMPUTE, **SETTINGS)
-    # In other company and other files, the same bits.
-    for a, b in zip(maps.of(range(16), [True] * 16), whole.of(range(16), [True] * 16), strict=True):
-        assert torch.equal(a, b)
+    maps_of(rated.take(np.arange(10, 16)))
+    assert computed() == 2 * 6
+    parts = maps_of(rated)
+    assert computed() == 2 * 10
+    again = maps_of(rated)
+    assert computed() == 0
+    [folder] = {path.parent for path in parts.files}
+    for path in folder.iterdir():
+        path.unlink()
+    whole = maps_of(rated)
+    for maps in (parts, again):  # in other files, the same bits
+        for one, other in zip(maps.of(range(16), [True] * 16), whole.of(range(16), [True] * 16), strict=True):
+            assert torch.equal(one, other)
 
 
-def test_a_changed_picture_and_another_branch_are_computed_anew(network, rated, tmp_path, computed):
-    prepare(tmp_path / "maps", network, rated, COMPUTE, **SETTINGS)
-    before = prepare(tmp_path / "maps", network, rated, COMPUTE, **SETTINGS).of([2], [False])
+def test_a_changed_picture_and_another_branch_are_computed_anew(rated, maps_of, computed, tmp_path):
+    before = maps_of(rated).of([2], [False])
     Image.new("RGB", (64, 64), (250, 60, 20)).save(rated.paths[2])
-    computed.clear()
-    after = prepare(tmp_path / "maps", network, rated, COMPUTE, **SETTINGS).of([2], [False])
-    assert sum(computed) == 2
+    os.utime(rated.paths[0], ns=(1, 1))  # the same content at another time is not trusted either
+    computed()
+    after = maps_of(rated).of([2], [False])
+    assert computed() == 2 * 2
     assert not torch.equal(before[0], after[0])
-    computed.clear()
+    computed()
     torch.manual_seed(1)
-    prepare(tmp_path / "maps", build_model(BACKBONE, 1, **SHAPES).eval(), rated, COMPUTE, **SETTINGS)
-    assert sum(computed) == 2 * len(rated)
-    assert len(list((tmp_path / "maps").iterdir())) == 2
-    computed.clear()
-    prepare(tmp_path / "maps", network, rated, COMPUTE, **{**SETTINGS, "size": 96})
-    assert sum(computed) == 2 * len(rated)
+    maps_of(rated, build_model(BACKBONE, 1, **SHAPES).eval())
+    assert (computed(), len(list((tmp_path / "maps").iterdir()))) == (2 * len(rated), 2)
+    maps_of(rated, size=96)
+    assert computed() == 2 * len(rated)
 
 
-def test_a_picture_touched_but_equal_is_recomputed_not_trusted(network, rated, tmp_path, computed):
-    prepare(tmp_path / "maps", network, rated, COMPUTE, **SETTINGS)
-    computed.clear()
-    os.utime(rated.paths[0], ns=(1, 1))
-    prepare(tmp_path / "maps", network, rated, COMPUTE, **SETTINGS)
-    assert sum(computed) == 2
-
-
-def test_a_file_that_is_no_whole_one_is_computed_anew(network, rated, tmp_path, computed):
-    prepare(tmp_path / "maps", network, rated, COMPUTE, **SETTINGS)
-    [path] = (tmp_path / "maps").rglob("*.npy")
-    content = path.read_bytes()
-    path.write_bytes(content[:-100])
-    computed.clear()
-    maps = prepare(tmp_path / "maps", network, rated, COMPUTE, **SETTINGS)
-    assert sum(computed) == 2 * len(rated)
-    assert len(maps.missing) == 0
-    assert path.read_bytes() == content
-
-
-@pytest.mark.parametrize("content", [b"<html>", b""])
-def test_a_file_that_holds_no_maps_is_none(content, tmp_path):
-    (tmp_path / "maps.npy").write_bytes(content)
-    assert read_chunk(tmp_path / "maps.npy") is None
-
-
-def test_a_changed_byte_is_found_when_it_is_read(network, rated, tmp_path):
-    prepare(tmp_path / "maps", network, rated, COMPUTE, **SETTINGS)
-    [path] = (tmp_path / "maps").rglob("*.npy")
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    [folder] = (tmp_path / "maps").iterdir()
-    with pytest.raises(ValueError, match=rf"emotion_maps: {path} is damaged; delete it"):
-        EmotionMaps(folder, rated).of([15], [True])
-
-
-def test_a_picture_that_cannot_be_decoded_has_no_map_and_stops_nothing(network, rated, tmp_path):
-    Path(rated.paths[7]).write_bytes(b"no picture")
-    maps = prepare(tmp_path / "maps", network, rated, COMPUTE, **SETTINGS)
-    assert maps.missing.tolist() == [7]
-    assert maps.of([6, 8], [False, True])[0].shape == (2, 8)
-    with pytest.raises(
-        ValueError, match=rf"there is no map of {rated.ids[7]} \({rated.paths[7]}\); it could not"
-    ):
-        maps.of([7], [False])
-
-
-def as_process(monkeypatch, rank: int, told: list) -> None:
-    """As one of two processes; `told` keeps what the first says to all."""
-    monkeypatch.setattr(distributed, "rank", lambda: rank)
-    monkeypatch.setattr(distributed, "world", lambda: 2)
-    monkeypatch.setattr(distributed, "gather", lambda value: [value, value])
-
-    def broadcast(value):
-        if rank == 0:
-            told.append(value)
-        return told[-1]
-
-    monkeypatch.setattr(distributed, "broadcast", broadcast)
-
-
-def test_a_process_that_comes_late_shares_the_list_of_the_first(
-    network, rated, tmp_path, monkeypatch, computed
-):
-    monkeypatch.setattr(emotion_maps, "CHUNK", 3)  # 6 files for two processes
-    told = []
-    as_process(monkeypatch, 0, told)
-    assert prepare(tmp_path / "maps", network, rated, COMPUTE, **SETTINGS).missing.tolist() == [
-        *(3, 4, 5, 9, 10, 11, 15)
-    ]
-    as_process(monkeypatch, 1, told)
-    maps = prepare(tmp_path / "maps", network, rated, COMPUTE, **SETTINGS)
-    assert maps.missing.tolist() == []
-    assert sum(computed) == 2 * len(rated)  # none twice
-
-
-def test_a_folder_that_machines_do_not_share_is_refused(network, rated, tmp_path, monkeypatch):
-    as_process(monkeypatch, 0, [])
-    others = np.arange(4).tobytes()  # another machine lacks four
-    monkeypatch.setattr(
-        distributed, "gather", lambda value: [value, others if isinstance(value, bytes) else value]
-    )
-    with pytest.raises(
-        ValueError, match=r"other maps for some processes than for others; train\.emotion_maps"
-    ):
-        prepare(tmp_path / "maps", network, rated, COMPUTE, **SETTINGS)
-
-
-def test_a_folder_that_cannot_be_made_is_said_to_all_processes(
-    network, rated, tmp_path, monkeypatch, computed
-):
-    (tmp_path / "maps").write_text("a file, no folder")
-    told = []
-    for rank in (0, 1):
-        as_process(monkeypatch, rank, told)
-        assert prepare(tmp_path / "maps", network, rated, COMPUTE, **SETTINGS) is None
-    assert "maps" in told[0][1]
-    assert computed == []
-
-
-def test_a_branch_is_another_with_each_thing_that_decides_its_answer(network):
+def test_the_branch_is_another_with_each_thing_that_decides_its_output(network):
     def key(exif=True, mean=COMPUTE.mean, std=COMPUTE.std):
         return branch_key(network, 64, exif, COMPUTE._replace(mean=mean, std=std))
 
@@ -224,11 +121,102 @@ def test_a_branch_is_another_with_each_thing_that_decides_its_answer(network):
     assert key() == keys[0]
 
 
-def test_a_full_disk_leaves_the_run_without_maps(network, rated, tmp_path, monkeypatch, capsys):
+# ---- damaged files and pictures, full disks
+
+
+def test_a_file_that_is_cut_off_is_computed_anew(rated, maps_of, tmp_path, computed):
+    maps_of(rated)
+    [path] = (tmp_path / "maps").rglob("*.npy")
+    content = path.read_bytes()
+    path.write_bytes(content[:-100])
+    computed()
+    assert len(maps_of(rated).missing) == 0
+    assert computed() == 2 * len(rated)
+    assert path.read_bytes() == content
+    for other in (b"<html>", b""):
+        path.write_bytes(other)
+        assert read_records(path) is None
+
+
+def test_a_changed_byte_is_noticed_when_it_is_read(rated, maps_of, tmp_path):
+    maps_of(rated)
+    [path] = (tmp_path / "maps").rglob("*.npy")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"emotion_maps: {path} is damaged; delete it"):
+        EmotionMaps(path.parent, rated).of([15], [True])
+
+
+def test_a_picture_that_cannot_be_decoded_has_no_map_and_stops_nothing(rated, maps_of):
+    Path(rated.paths[7]).write_bytes(b"no picture")
+    maps = maps_of(rated)
+    assert maps.missing.tolist() == [7]
+    assert maps.of([6, 8], [False, True])[0].shape == (2, 8)
+    message = rf"there is no map of {rated.ids[7]} \({rated.paths[7]}\); it could not"
+    with pytest.raises(ValueError, match=message):
+        maps.of([7], [False])
+
+
+def test_a_full_disk_leaves_the_run_without_maps(rated, maps_of, tmp_path, monkeypatch, capsys):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(emotion_maps.np, "save", full)
-    assert prepare(tmp_path / "maps", network, rated, COMPUTE, **SETTINGS) is None
+    assert maps_of(rated) is None
     assert "No space left on device; training goes on without kept maps" in capsys.readouterr().err
     assert list((tmp_path / "maps").rglob("*.npy")) == []
+
+
+# ---- several processes
+
+
+@pytest.fixture
+def as_process(monkeypatch):
+    """Makes this the process of a rank, of two; returns what the first has told all."""
+    told = []
+
+    def as_process(rank: int) -> list:
+        def broadcast(value):
+            if rank == 0:
+                told.append(value)
+            return told[-1]
+
+        values = {"rank": lambda: rank, "world": lambda: 2, "gather": lambda value: [value, value]}
+        for name, function in (values | {"broadcast": broadcast}).items():
+            monkeypatch.setattr(distributed, name, function)
+        return told
+
+    return as_process
+
+
+def test_a_process_that_comes_late_shares_the_list_of_the_first(
+    rated, maps_of, as_process, monkeypatch, computed
+):
+    monkeypatch.setattr(emotion_maps, "CHUNK", 3)  # 6 files for two processes
+    as_process(0)
+    assert maps_of(rated).missing.tolist() == [3, 4, 5, 9, 10, 11, 15]
+    as_process(1)
+    assert maps_of(rated).missing.tolist() == []
+    assert computed() == 2 * len(rated)  # none twice
+
+
+def test_a_folder_that_machines_do_not_share_is_refused(rated, maps_of, as_process, monkeypatch):
+    as_process(0)
+    others = np.arange(4).tobytes()  # another machine lacks four
+    monkeypatch.setattr(
+        distributed, "gather", lambda value: [value, others if isinstance(value, bytes) else value]
+    )
+    with pytest.raises(ValueError, match=r"other maps for some processes than for others; train\.emotion_m"):
+        maps_of(rated)
+
+
+def test_a_folder_that_cannot_be_made_is_said_to_all_processes(
+    rated, maps_of, as_process, tmp_path, computed
+):
+    (tmp_path / "maps").write_text("a file, no folder")
+    for rank in (0, 1):
+        told = as_process(rank)
+        assert maps_of(rated) is None
+    assert "maps" in told[0][1]
+    assert computed() == 0

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,29 +15,22 @@ from datasets import Batch
 from eamb.network.outputs import Output
 from eamb.readers.rated import LeftOut
 from eamb.runtime import engine
-from eamb.runtime.engine import Compute, Totals, learning_rate, step_seed
+from eamb.runtime.engine import Compute, Epoch, Totals, learning_rate, step_seed
 from eamb.weights import checkpoint
 from EAMBNet import EAMBNet, build_model
 
 CPU = Compute(torch.device("cpu"), "fp32", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IDS = [f"picture {i}" for i in range(64)]
 
-# ---- learning rates
+
+# ---- learning rates and seeds
 
 
-def test_ava_schedule_is_constant_for_three_epochs_then_halves_each():
-    found = [learning_rate("ava", 3e-5, 30, epoch, 0.7) for epoch in range(30)]
-    assert found[:3] == [3e-5] * 3
-    assert found[3:6] == [1.5e-5, 0.75e-5, 0.375e-5]
-    assert found[29] == pytest.approx(3e-5 * 0.5**27, rel=1e-12)
-
-
-def test_para_schedule_halves_every_ten_epochs():
-    found = [learning_rate("para", 3e-5, 100, epoch, 0.0) for epoch in (0, 9, 10, 19, 20, 99)]
-    assert found == [3e-5, 3e-5, 1.5e-5, 1.5e-5, 0.75e-5, 3e-5 * 0.5**9]
-
-
-def test_constant_schedule():
+def test_schedules_in_steps():
+    ava = [learning_rate("ava", 3e-5, 30, epoch, 0.7) for epoch in (0, 1, 2, 3, 4, 5, 29)]
+    assert ava == pytest.approx([3e-5] * 3 + [1.5e-5, 0.75e-5, 0.375e-5, 3e-5 * 0.5**27], rel=1e-12)
+    para = [learning_rate("para", 3e-5, 100, epoch, 0.0) for epoch in (0, 9, 10, 19, 20, 99)]
+    assert para == [3e-5, 3e-5, 1.5e-5, 1.5e-5, 0.75e-5, 3e-5 * 0.5**9]
     assert {learning_rate("constant", 1e-4, 5, epoch, 0.5) for epoch in range(5)} == {1e-4}
 
 
@@ -55,9 +49,6 @@ def test_one_cycle_rises_once_and_falls_once():
     assert peak == 40
     assert (np.diff(rates[: peak + 1]) > 0).all()
     assert (np.diff(rates[peak:]) < 0).all()
-
-
-# ---- seeds and pictures
 
 
 def test_step_seed_differs_by_seed_epoch_step_and_rank_and_is_repeatable():
@@ -126,21 +117,20 @@ def cut(batch: Batch, size: int) -> list[Batch]:
     ]
 
 
-def fit(model: nn.Module, batches: list[Batch], **options):
+def fit(model: nn.Module, batches: list[Batch], optimizer=None, totals=None, scaler=None, **options):
     """One epoch of plain gradient descent at rate 0.1; what the engine returns."""
-    settings = {
-        "loss_function": squared_error,
-        "optimizer": torch.optim.SGD(model.parameters(), lr=9.0),
-        "scaler": torch.amp.GradScaler("cpu", enabled=False),
-        "rate": lambda fraction: 0.1,
-        "compute": CPU,
-        "steps": len(batches),
-        "epoch": 0,
-        "seed": 0,
-        "totals": Totals(),
-        "ids": IDS,
-    }
-    return engine.train_one_epoch(model, batches, **{**settings, **options})
+    known = {"number": 0, "steps": len(batches), "seed": 0, "loss": squared_error, "ids": IDS}
+    compute, after_step = options.pop("compute", CPU), options.pop("after_step", lambda totals: None)
+    return engine.train_one_epoch(
+        model,
+        batches,
+        optimizer or torch.optim.SGD(model.parameters(), lr=9.0, fused=True),
+        scaler or torch.amp.GradScaler("cpu", enabled=False),
+        compute,
+        Epoch(**{"rate": lambda fraction: 0.1, **known, **options}),
+        totals or Totals(),
+        after_step,
+    )
 
 
 def weights(model: nn.Module) -> torch.Tensor:
@@ -159,29 +149,15 @@ def test_one_step_is_gradient_descent_at_the_given_rate():
     assert (found["pictures"], found["broken"], found["learning_rate"]) == (8, 0, 0.1)
 
 
-@pytest.mark.parametrize("steps", [2, 4])
-def test_two_accumulated_batches_of_four_equal_one_of_eight(steps):
-    whole = batch_of(pictures(4 * steps))
-    together, apart = Toy(), Toy()
-    fit(together, cut(whole, 8))
-    fit(apart, cut(whole, 4), accumulate=2)
-    assert not torch.equal(weights(together), weights(Toy()))
-    assert torch.allclose(weights(together), weights(apart), atol=1e-6)
-
-
-def test_the_batches_left_at_the_end_of_an_epoch_count_fully():
-    # Three batches, two at a time: the third is a step on its own, not half a one.
-    whole = batch_of(pictures(12))
+def test_accumulated_batches_equal_a_whole_one_and_those_left_at_the_end_count_fully():
+    # Five batches of four, two at a time: the last is a step on its own, not half a one.
+    whole, steps = batch_of(pictures(20)), []
     by_hand, accumulated = Toy(), Toy()
-    fit(by_hand, [*cut(whole, 8)])
-    fit(accumulated, cut(whole, 4), accumulate=2)
+    fit(by_hand, cut(whole, 8))
+    fit(accumulated, cut(whole, 4), accumulate=2, after_step=lambda totals: steps.append(totals.step))
+    assert not torch.equal(weights(by_hand), weights(Toy()))
     assert torch.allclose(weights(by_hand), weights(accumulated), atol=1e-6)
-
-
-def test_checkpoints_are_taken_behind_whole_steps_only():
-    seen, batches = [], cut(batch_of(pictures(20)), 4)
-    fit(Toy(), batches, accumulate=2, after_step=lambda totals: seen.append(totals.step))
-    assert seen == [2, 4, 5]
+    assert steps == [2, 4, 5]  # checkpoints are taken behind whole steps only
 
 
 def test_the_rate_is_asked_for_the_fraction_of_the_epoch():
@@ -226,18 +202,19 @@ def test_random_numbers_of_a_step_depend_on_seed_epoch_and_step_only():
     fit(Noisy(), batches[1:], steps=3, totals=Totals(step=1))
     assert drawn[3:] == drawn[1:3]
     assert len(set(drawn[:3])) == 3
-    fit(Noisy(), batches, epoch=1)
+    fit(Noisy(), batches, number=1)
     assert not set(drawn[5:]) & set(drawn[:5])
 
 
 def test_a_loss_that_is_no_number_names_step_and_pictures_and_keeps_the_weights():
-    model, batches = Toy(), cut(batch_of(pictures(12)), 4)
+    model, batches = Toy(), cut(batch_of(pictures(22)), 11)
     batches[1].scores[2] = math.nan
     after_first = Toy()
     fit(after_first, batches[:1])
-    named = r"loss is nan at step 2 of epoch 4, learning rate [\d.e-]+ \(pictures picture 4, .* picture 7\);"
+    names = r"\(pictures picture 11, (picture \d+, ){9}picture 21\);"
+    named = rf"loss is nan at step 2 of epoch 4, learning rate [\d.e-]+ {names}"
     with pytest.raises(FloatingPointError, match=named):
-        fit(model, batches, epoch=3)
+        fit(model, batches, number=3)
     assert torch.equal(weights(model), weights(after_first))
 
 
@@ -252,13 +229,6 @@ def test_a_gradient_that_is_no_number_is_found_before_it_reaches_the_weights(cli
     ):
         fit(model, [batch], clip=clip)
     assert torch.equal(weights(model), start)
-
-
-def test_the_error_names_every_picture_of_the_step():
-    batch = batch_of(pictures(11))
-    batch.scores[0] = math.inf
-    with pytest.raises(FloatingPointError, match=r"\(pictures picture 0, (picture \d, ){9}picture 10\); the"):
-        fit(Toy(), [batch])
 
 
 def test_broken_pictures_are_counted_and_an_empty_batch_changes_nothing():
@@ -290,26 +260,24 @@ def test_half_precision_scales_its_loss_and_still_learns():
 def test_ratings_go_to_the_device_as_float32_and_the_rest_as_it_is():
     batch = batch_of(pictures(3), broken=[LeftOut("a", "b")])
     found = engine.to_device(batch, torch.device("cpu"))
-    kinds = [value.dtype for value in found[:3]]
-    assert kinds == [torch.int64, torch.uint8, torch.float32]
+    assert [value.dtype for value in found[:3]] == [torch.int64, torch.uint8, torch.float32]
     assert (found.distributions, found.broken) == (None, batch.broken)
+    assert engine.to_device(batch, torch.device("meta")).index is batch.index  # names rows of tables
 
 
-@pytest.mark.parametrize("name, expected", [("cuda", (False, False)), ("cpu", (True, True))])
-def test_cuda_rounds_products_in_training_and_never_in_scoring(monkeypatch, name, expected):
-    products, convolutions = SimpleNamespace(allow_tf32=True), SimpleNamespace(allow_tf32=True)
-    monkeypatch.setattr(torch.backends.cuda, "matmul", products)
-    monkeypatch.setattr(torch.backends, "cudnn", convolutions)
-    engine.allow_tf32(False, torch.device(name))
-    assert (products.allow_tf32, convolutions.allow_tf32) == expected
-
-
-def test_each_pass_says_which_products_it_allows(monkeypatch, lite):
-    asked = []
+def test_cuda_rounds_products_in_training_and_never_in_scoring(monkeypatch, lite):
+    asked, allow = [], engine.allow_tf32
     monkeypatch.setattr(engine, "allow_tf32", lambda allowed, device: asked.append((allowed, device.type)))
     fit(Toy(), [batch_of(pictures(4))])
     engine.predict(lite, [batch_of(pictures(2, 64))], CPU, batch_size=2)
     assert asked == [(True, "cpu"), (False, "cpu")]
+    products, convolutions = SimpleNamespace(allow_tf32=True), SimpleNamespace(allow_tf32=True)
+    monkeypatch.setattr(torch.backends.cuda, "matmul", products)
+    monkeypatch.setattr(torch.backends, "cudnn", convolutions)
+    allow(False, torch.device("cpu"))
+    assert products.allow_tf32 and convolutions.allow_tf32
+    allow(False, torch.device("cuda"))
+    assert not products.allow_tf32 and not convolutions.allow_tf32
 
 
 def test_a_compiled_run_has_the_weights_of_an_eager_one(score_run, scored_set, emotion_run, monkeypatch):
@@ -331,14 +299,86 @@ def test_a_compiled_run_has_the_weights_of_an_eager_one(score_run, scored_set, e
         assert torch.allclose(found[name], value, atol=1e-6), name
 
 
+# ---- losses that are read later
+
+
+OPTIMIZERS = {
+    "sgd": lambda model: torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9, fused=True),
+    "adam": lambda model: torch.optim.Adam(model.parameters(), lr=1.0, fused=True),
+    "adamw": lambda model: torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.1, fused=True),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_losses_that_are_read_later_give_the_same_numbers_to_the_last_digit(name, accumulate):
+    batches = cut(batch_of(pictures(28)), 4)
+    once, later = Toy(), Toy()
+    expected = fit(once, batches, OPTIMIZERS[name](once), accumulate=accumulate)
+    totals, unread, losses = Totals(), [], []
+
+    def after_step(totals):
+        unread.append(len(totals.unread))
+        losses.append(totals.loss)
+
+    options = {"accumulate": accumulate, "log_every": 3, "after_step": after_step}
+    assert fit(later, batches, OPTIMIZERS[name](later), totals, **options) == expected
+    assert torch.equal(weights(once), weights(later))
+    assert [count == 0 for count in unread] == [step % 3 == 0 for step in range(1, len(unread))] + [True]
+    assert losses[0] == losses[1] == 0 < losses[2]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_what_is_no_number_is_found_later_and_has_not_reached_the_weights(name, what):
+    batches, after_second, model, asked = cut(batch_of(pictures(28)), 4), Toy(), Toy(), []
+    fit(after_second, batches[:2], OPTIMIZERS[name](after_second))
+    if what == "loss":
+        batches[2].scores[1] = math.inf
+    else:
+        spoil = lambda gradient: gradient * (math.nan if len(asked) == 3 else 1)  # noqa: E731
+        model.linear.bias.register_hook(spoil)
+    rate = lambda fraction: asked.append(fraction) or 0.1  # noqa: E731
+    found = "loss is inf" if what == "loss" else "norm of the gradients is nan"
+    with pytest.raises(FloatingPointError, match=rf"{found} at step 3 of epoch 1, .*picture 8, .*picture 11"):
+        fit(model, batches, OPTIMIZERS[name](model), rate=rate, log_every=6)
+    assert len(asked) == 6  # three steps more had been given to the device
+    assert torch.equal(weights(model), weights(after_second))
+
+
+def test_a_checkpoint_between_two_readings_holds_what_is_pending():
+    batches, model, other = cut(batch_of(pictures(20)), 4), Toy(), Toy()
+    saved, fused = {}, torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
+
+    def save(totals):
+        if totals.step == 2:
+            assert totals.unread
+            totals.read()
+            saved.update(asdict(totals))
+
+    whole = fit(model, batches, fused, log_every=4, after_step=save)
+    fit(other, batches[:2], steps=5, totals=(half := Totals()))
+    assert saved == asdict(half)
+    assert fit(other, batches[2:], steps=5, totals=Totals(**saved)) == whole
+
+
+def test_an_optimizer_that_cannot_leave_a_step_out_has_each_loss_read_before_it():
+    model, batches = Toy(), cut(batch_of(pictures(8)), 4)
+    plain = torch.optim.SGD(model.parameters(), lr=1.0)
+    batches[0].scores[0] = math.nan
+    with pytest.raises(FloatingPointError, match="at step 1"):
+        fit(model, batches, plain, log_every=10)
+    assert torch.equal(weights(model), weights(Toy()))
+
+
 # ---- predicting
 
 
 @pytest.fixture(scope="module")
 def lite():
-    """A small Lite network, its BatchNorm fed with real statistics."""
+    """A small network, its BatchNorm fed with real statistics."""
     torch.manual_seed(3)
-    model = build_model("tf_efficientnet_lite0", outputs=5, width=24, context_scale=1.0)
+    model = build_model(small.BACKBONE, outputs=5, width=16, context_scale=1.0)
     with torch.no_grad():
         model(CPU.images(batch_of(pictures(8, 64))))
         model.head[5].weight.mul_(20)
@@ -385,7 +425,7 @@ def test_outputs_are_float32_and_of_the_batch_only(lite):
     assert {value.dtype for value in output} == {torch.float32}
 
 
-# ---- averaged weights
+# ---- averaged weights and memory
 
 
 def test_average_is_the_weighted_sum_of_all_weights_so_far():
@@ -412,3 +452,11 @@ def test_average_follows_batchnorm_statistics_and_copies_counts():
     assert torch.equal(average.network.running_mean, network.running_mean)
     assert not average.network.training
     assert network.training
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="another route to the figure is needed")
+def test_the_peak_of_memory_is_what_the_kernel_says_in_gb():
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    expected = int(line.split()[1]) * 1024 / 1e9
+    # The kernel counts pages by processor and adds them up now and then.
+    assert engine.peak_memory(torch.device("cpu")) == pytest.approx(expected, rel=0.05)

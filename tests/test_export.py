@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from eamb.inference.exported import Exported
+from eamb.network.backbones import LITE0
 from eamb.network.outputs import Output, Scale
+from eamb.network.pair_networks import SeriesNetwork
 from eamb.weights import checkpoint
 from EAMBNet import build_model
 from scripts import export
@@ -16,14 +18,25 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # that its backbone ex
 SCALE = Scale("distribution", 1, 4, 2.5, bins=(1.0, 2.0, 3.0, 4.0))
 
 
-def write_checkpoint(folder, branch="trained", **changes):
+def write_pair_checkpoint(folder):
+    """A small pair network whose odds differ from picture to picture."""
+    torch.manual_seed(0)
+    model = SeriesNetwork(small.BACKBONE, "paunit").eval()
+    model.last.weight.data.normal_(std=1e-3)
+    described = {**checkpoint.describe(model, None), "image_size": 64, "exif": True, "crop": True}
+    path = folder / "pairs.safetensors"
+    checkpoint.export_weights(path, checkpoint.Weights(model.state_dict(), described))
+    return path
+
+
+def write_checkpoint(folder, branch="trained", backbone=small.BACKBONE, **changes):
     """A small network with lively statistics and all that travels with weights, as a safetensors file.
 
     Its emotion branch is random, whatever `branch` says of it.
     """
     torch.manual_seed(0)
     widths = {"width": 16, "guided_width": 8, "guided_hidden": 4, "head_width": 8}
-    model = build_model(small.BACKBONE, 4, emotions=("joy", "fear"), **widths, **changes)
+    model = build_model(backbone, 4, emotions=("joy", "fear"), **widths, **changes)
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.running_mean.uniform_(-0.5, 0.5)
@@ -129,8 +142,18 @@ def answers(**changes):
     return Output(**usual | changes)
 
 
+RATED = checkpoint.Weights({}, {"task": "aesthetics", "scale": SCALE.as_dict()})
+
+
 def differences(**changes):
-    return export.differences(SCALE, answers(), answers(**changes))
+    return export.differences(RATED, answers(), answers(**changes))
+
+
+def test_of_a_pair_network_half_the_difference_of_odds_counts():
+    # sigmoid's slope is 1/4 at most, and both odds of a pair may be off by as much, in opposite directions.
+    pairs = checkpoint.Weights({}, {"task": "series", "scale": None})
+    near = answers(prediction=torch.full((2, 4), 0.25 + 0.1))
+    assert export.differences(pairs, answers(), near)["score"] == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize(
@@ -164,9 +187,9 @@ def test_differences_within_the_limits_pass():
     # of a sure network may be further off, for its probability hardly changes.
     emotion_map = flat(0.54)
     emotion_map[..., 0, 0] = 0.6
-    found = differences(emotion_logits=torch.tensor([[0.1, 0.0], [4.0, 0.0]]), emotion_map=emotion_map)
-    assert found["emotion_logits"] == 1
-    export.refuse_different(found, export.limits("int8"))
+    values = differences(emotion_logits=torch.tensor([[0.1, 0.0], [4.0, 0.0]]), emotion_map=emotion_map)
+    assert values["emotion_logits"] == 1
+    export.refuse_different(values, export.limits("int8"))
 
 
 def test_of_an_untrained_emotion_branch_only_the_score_counts_but_it_must_give_numbers():
@@ -174,36 +197,6 @@ def test_of_an_untrained_emotion_branch_only_the_score_counts_but_it_must_give_n
     export.refuse_different(differences(emotion_logits=torch.eye(2), emotion_map=flat(0.0)), allowed)
     with pytest.raises(ValueError, match="emotion_map is not a number"):
         export.refuse_different(differences(emotion_map=flat(NAN)), allowed)
-
-
-def test_int8_that_says_other_emotions_is_not_written(tmp_path, monkeypatch, capsys):
-    source, pictures, networks = write_checkpoint(tmp_path), photographs(tmp_path / "pictures", 2), []
-
-    class Joyful:  # in the place of what OpenVINO runs
-        def __init__(self, content, name):
-            self.weights = checkpoint.load_weights(source)
-
-        @torch.inference_mode()
-        def run(self, images):
-            output = Output(*networks[0](images))
-            return output._replace(emotion_logits=output.emotion_logits + torch.tensor([3.0, 0.0]))
-
-    monkeypatch.setattr(export, "trace", lambda network, pictures: networks.append(network))
-    for packer in ("onnx_packer", "int8_packer"):
-        monkeypatch.setattr(export, packer, lambda *parts: lambda metadata: b"network")
-    monkeypatch.setattr(export, "Exported", Joyful)
-    target = tmp_path / "small.int8"
-    assert run(source, target, "--int8", "--calibrate", *pictures, "--check", *pictures) == 2
-    assert "network's emotion_probability differs from PyTorch's by" in capsys.readouterr().err
-    assert not target.exists()
-
-
-def test_a_value_that_is_no_number_differs_infinitely():
-    ours, theirs = torch.zeros(2, 1), torch.tensor([[0.0], [float("nan")]])
-    assert export.largest(ours, theirs) == float("inf")
-    assert export.largest(ours, theirs[:1]) == float("inf")
-    assert export.largest(ours, ours + 0.25) == 0.25
-    assert export.largest(ours[:, :0], ours[:, :0]) == 0  # the logits of a network without emotions
 
 
 @pytest.mark.parametrize(
@@ -232,9 +225,8 @@ def test_a_package_that_is_not_installed_is_named_with_its_command():
         export.needed("not_there", "here")
 
 
-def test_lite_can_be_exported_and_its_depthwise_layers_compute_the_same(tmp_path):
+def test_the_depthwise_layers_of_lite_compute_the_same(tmp_path):
     # Scoring on a CPU pads depthwise layers in a way that ONNX cannot express; tracing must not see it.
     needs("onnx", "openvino")
-    target = tmp_path / "lite.onnx"
-    assert export.main([str(small.ROOT / "checkpoints" / "eambnet_lite_para.safetensors"), str(target)]) == 0
-    assert Exported(target).export["differences"]["prediction"] < 1e-4
+    assert run(write_checkpoint(tmp_path, backbone=LITE0), tmp_path / "lite.onnx") == 0
+    assert Exported(tmp_path / "lite.onnx").export["differences"]["prediction"] < 1e-4

@@ -12,7 +12,6 @@ from PIL import Image
 from small import grey_image, spot_map
 
 from eamb.evaluation import figures
-from eamb.evaluation import figures as figures_module
 from eamb.evaluation.figures import (
     overlay,
     resize_map,
@@ -23,12 +22,6 @@ from eamb.evaluation.figures import (
     save_scatter,
 )
 
-REPOSITORY = Path(__file__).parent.parent
-
-
-def random_image(height, width):
-    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
 
 def read(path):
     with Image.open(path) as picture:
@@ -38,8 +31,8 @@ def read(path):
 # ---- maps ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(300, 450), (450, 300), (224, 224), (64, 600), (20, 14)])
-@pytest.mark.parametrize(("row", "column"), [(3, 22), (20, 5), (0, 0), (27, 27), (27, 0)])
+@pytest.mark.parametrize("shape", [(300, 450), (450, 300), (64, 600), (20, 14)])
+@pytest.mark.parametrize(("row", "column"), [(3, 22), (0, 0), (27, 27)])
 def test_a_hot_cell_of_the_map_lies_at_its_pixels_of_the_picture(shape, row, column):
     laid = overlay(grey_image(*shape), spot_map(row, column)).astype(int).sum(axis=2)
     hottest = np.unravel_index(laid.argmax(), shape)
@@ -63,10 +56,10 @@ def test_the_overlay_is_colour_and_grey_by_opacity():
 
 
 def test_the_picture_stays_recognisable_under_the_map():
-    image = np.repeat(random_image(64, 64)[..., :1], 3, axis=2)
+    image = np.repeat(np.random.default_rng(0).integers(0, 256, (64, 64, 1), dtype=np.uint8), 3, axis=2)
     for value in (0.0, 0.5, 1.0):
-        seen = overlay(image, np.full((7, 7), value)).sum(axis=2)
-        assert np.corrcoef(seen.ravel(), image[..., 0].ravel())[0, 1] > 0.99
+        laid = overlay(image, np.full((7, 7), value)).sum(axis=2)
+        assert np.corrcoef(laid.ravel(), image[..., 0].ravel())[0, 1] > 0.99
 
 
 def test_a_map_is_resized_with_aligned_pixel_centres():
@@ -110,40 +103,27 @@ def lines_of(figure):
 @pytest.fixture
 def drawn(monkeypatch):
     """Figures that were about to be written."""
-    figures = []
-    monkeypatch.setattr(figures_module, "write_figure", lambda figure, path: figures.append(figure))
-    return figures
+    kept = []
+    monkeypatch.setattr(figures, "write_figure", lambda figure, path: kept.append(figure))
+    return kept
 
 
 def test_every_train_and_val_number_is_drawn_and_nothing_else(tmp_path, drawn):
+    rest = {"learning_rate": 1e-3, "seconds": 9}
     records = [
-        {
-            "epoch": 0,
-            "train_loss": 0.3,
-            "val_loss": 0.4,
-            "val_srcc": 0.5,
-            "learning_rate": 1e-3,
-            "seconds": 9,
-        },
-        {
-            "epoch": 1,
-            "train_loss": 0.2,
-            "val_loss": 0.3,
-            "val_srcc": 0.6,
-            "learning_rate": 5e-4,
-            "seconds": 9,
-        },
+        {"epoch": 0, "train_loss": 0.3, "val_loss": 0.4, "val_srcc": 0.5, **rest},
+        {"epoch": 1, "train_loss": 0.2, "val_loss": 0.3, "val_srcc": 0.6, **rest},
     ]
     save_curves(write_lines(tmp_path / "metrics.jsonl", records), tmp_path / "curves.png")
     assert lines_of(drawn[0]) == {
         "loss": {"train": ([0, 1], [0.3, 0.2]), "val": ([0, 1], [0.4, 0.3])},
         "SRCC": {"val": ([0, 1], [0.5, 0.6])},
-        "learning rate": {"learning": ([0, 1], [1e-3, 5e-4])},
+        "learning rate": {"learning": ([0, 1], [1e-3, 1e-3])},
     }
 
 
-def test_emotion_runs_gaps_repeats_and_lists_are_understood(tmp_path, drawn):
-    # Of an epoch that stands twice the later line counts. A NaN, a null or a list is no point of a curve.
+def test_runs_on_emotions_gaps_repeated_epochs_and_lists_are_drawn(tmp_path, drawn):
+    # Of two lines of one epoch the later counts. A NaN, a null or a list is no point of a curve.
     records = [
         {"epoch": 1, "val_kl": 0.9, "val_accuracy": 0.1},
         {"epoch": 0, "val_kl": None, "val_accuracy": 0.2},
@@ -153,16 +133,9 @@ def test_emotion_runs_gaps_repeats_and_lists_are_understood(tmp_path, drawn):
     assert lines_of(drawn[0]) == {"accuracy": {"val": ([0], [0.2])}, "KL": {"val": ([1], [0.4])}}
 
 
-def test_curves_are_written_as_png_for_one_epoch_too(tmp_path):
-    metrics = write_lines(tmp_path / "metrics.jsonl", [{"epoch": 0, "train_loss": 0.3, "val_srcc": -0.1}])
-    save_curves(metrics, tmp_path / "new" / "curves.png")
-    assert read(tmp_path / "new" / "curves.png").shape == (300, 800, 3)
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"has no number named train_\*, val_\* or learning_rate"),
         ('{"epoch": 0, "seconds": 3}\n', r"has no number named train_\*, val_\* or learning_rate"),
         ('{"epoch": 0}\n{"epoch": 1, "tra', r"line 2 of .*metrics.jsonl is no JSON object with \"epoch\""),
         ('{"train_loss": 1}\n', r"line 1 of .*metrics.jsonl is no JSON object with \"epoch\""),
@@ -178,7 +151,7 @@ def test_unusable_metrics_are_named(tmp_path, text, message):
 # ---- predicted against rated ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [1, 76, 3000])
+@pytest.mark.parametrize("count", [1, 76, 1500])
 def test_scatter_has_equal_axes_that_hold_every_pair(drawn, count):
     generator = np.random.default_rng(0)
     rated = generator.uniform(1, 5, count)
@@ -188,9 +161,8 @@ def test_scatter_has_equal_axes_that_hold_every_pair(drawn, count):
     assert axes.get_xlim() == axes.get_ylim() and axes.get_aspect() == 1
     low, high = axes.get_xlim()
     assert low < min(rated.min(), predicted.min()) and high > max(rated.max(), predicted.max())
-    assert (axes.get_xlabel(), axes.get_ylabel()) == tuple(
-        f"{w} (mean rating, 1 to 5)" for w in ("rated", "predicted")
-    )
+    assert axes.get_xlabel() == "rated (mean rating, 1 to 5)"
+    assert axes.get_ylabel() == "predicted (mean rating, 1 to 5)"
     assert axes.get_title(loc="left") == "SRCC .85"
 
 
@@ -201,16 +173,9 @@ def test_scatter_puts_ratings_across_and_predictions_up(drawn):
 
 
 def test_the_density_counts_every_pair(drawn):
-    values = np.random.default_rng(0).normal(3, 0.5, 2500)
+    values = np.random.default_rng(0).normal(3, 0.5, 1200)
     save_scatter(values, values[::-1], Path("unused.png"), "unit", "")
-    assert drawn[0].axes[0].collections[0].get_array().sum() == 2500
-
-
-@pytest.mark.parametrize("count", [5, 2000])
-def test_scatter_is_written_as_png(tmp_path, count):
-    values = np.linspace(1, 10, count)
-    save_scatter(values, values, tmp_path / "scatter.png", "rating", "n = $5$")
-    assert read(tmp_path / "scatter.png").shape == (700, 700, 3)
+    assert drawn[0].axes[0].collections[0].get_array().sum() == 1200
 
 
 def test_scatter_refuses_what_cannot_be_paired(tmp_path):
@@ -244,13 +209,11 @@ def test_every_cell_of_a_confusion_matrix_says_its_share_of_the_row_and_its_coun
     assert drawn[0].get_suptitle() == "FI: accuracy .96"
 
 
-@pytest.mark.parametrize("classes", [2, 8, 10])
-def test_a_confusion_matrix_has_readable_cells(drawn, classes):
-    names = ["contentment"] * classes
-    save_confusion(np.full((classes, classes), 12345), names, Path("unused.png"), "")
+def test_a_confusion_matrix_has_readable_cells(drawn):
+    save_confusion(np.full((10, 10), 12345), ["contentment"] * 10, Path("unused.png"), "")
     FigureCanvasAgg(drawn[0]).draw()
     axes = drawn[0].axes[0]
-    cell = axes.get_window_extent().width / classes
+    cell = axes.get_window_extent().width / 10
     for text in axes.texts:
         assert text.get_window_extent().width < 0.9 * cell
         assert text.get_fontsize() * drawn[0].dpi / 72 >= 11
@@ -259,9 +222,8 @@ def test_a_confusion_matrix_has_readable_cells(drawn, classes):
 def test_emotion_bars_count_high_and_low_pictures_of_every_emotion(drawn):
     groups = {"labels": ([5, 20, 0], [1, 2, 1300]), "predictions": ([6, 19, 1], [0, 3, 1299])}
     save_emotion_bars(groups, NAMES, Path("unused.png"), "IAE test")
-    assert [axes.get_title(loc="left") for axes in drawn[0].axes] == [
-        *("labels (1,328 pictures)", "predictions (1,328 pictures)")
-    ]
+    titles = [axes.get_title(loc="left") for axes in drawn[0].axes]
+    assert titles == ["labels (1,328 pictures)", "predictions (1,328 pictures)"]
     for axes, numbers in zip(drawn[0].axes, groups.values(), strict=True):
         high, low = axes.containers
         assert ([bar.get_height() for bar in high], [bar.get_height() for bar in low]) == numbers
@@ -274,13 +236,6 @@ def test_emotion_bars_count_high_and_low_pictures_of_every_emotion(drawn):
     assert [tick.get_text() for tick in last.get_xticklabels()] == list(NAMES)
     assert first.get_ylim() == last.get_ylim()  # so that the panels can be compared
     assert drawn[0].get_suptitle() == "IAE test"
-
-
-def test_emotion_charts_are_written_as_png(tmp_path):
-    save_confusion(COUNTS, ["$", "a_b", "日"], tmp_path / "new" / "c.png", "$x")
-    save_emotion_bars({"$": ([1, 0], [0, 0])}, ["$", "a"], tmp_path / "b.png", "$x")
-    assert min(read(tmp_path / "new" / "c.png").shape[:2]) > 400
-    assert min(read(tmp_path / "b.png").shape[:2]) > 300
 
 
 @pytest.mark.parametrize(
@@ -301,7 +256,32 @@ def test_counts_that_are_none_are_refused(tmp_path, counts, message):
     assert not list(tmp_path.iterdir())
 
 
+# ---- preferences ---------------------------------------------------------------------------------
+
+
+def test_a_reliability_figure_has_a_dot_where_people_agree_with_the_prediction(drawn):
+    probability = np.array([0.85, 0.85, 0.15, 0.55])
+    save_reliability(probability, np.array([1.0, 0.5, 0.25, 0.6]), Path("unused.png"), "pairs")
+    [axes] = drawn[0].axes
+    dots = axes.collections[0].get_offsets()
+    # 0.15 from the other side is 0.85: three pairs at each of the two, and 0.55 with its own other side.
+    np.testing.assert_allclose(dots, [[0.15, 0.25], [0.45, 0.4], [0.55, 0.6], [0.85, 0.75]])
+
+
 # ---- files ---------------------------------------------------------------------------------------
+
+
+def test_figures_are_written_as_png_whatever_their_titles_hold(tmp_path):
+    log = write_lines(tmp_path / "metrics.jsonl", [{"epoch": 0, "train_loss": 0.3, "val_srcc": -0.1}])
+    save_curves(log, tmp_path / "new" / "curves.png")
+    save_scatter([1.0, 2.0], [1.0, 2.0], tmp_path / "scatter.png", "rating", "n = $5$")
+    save_reliability(np.array([0.5]), np.array([1.0]), tmp_path / "r.png", "a $ title")
+    save_confusion(COUNTS, ["$", "a_b", "日"], tmp_path / "c.png", "$x")
+    save_emotion_bars({"$": ([1, 0], [0, 0])}, ["$", "a"], tmp_path / "b.png", "$x")
+    assert read(tmp_path / "new" / "curves.png").shape == (300, 800, 3)
+    assert read(tmp_path / "scatter.png").shape == read(tmp_path / "r.png").shape == (700, 700, 3)
+    assert min(read(tmp_path / "c.png").shape[:2]) > 400
+    assert min(read(tmp_path / "b.png").shape[:2]) > 300
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path, monkeypatch):
@@ -316,36 +296,11 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path, mon
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"scatter.png": b"old"}
 
 
-@pytest.mark.parametrize(
-    "start",
-    [
-        lambda: runpy.run_path(str(REPOSITORY / "scripts/draw_architecture.py"), run_name="__main__"),
-        lambda: runpy.run_module("scripts.draw_architecture", run_name="__main__"),
-    ],
-    ids=["path", "module"],
-)
-def test_the_architecture_is_drawn_in_both_ways_of_starting_the_script(tmp_path, monkeypatch, start):
+def test_the_architecture_is_drawn(tmp_path, monkeypatch):
     output = tmp_path / "architecture.png"
     monkeypatch.setattr(sys, "argv", ["draw_architecture", "--output", str(output)])
-    start()
+    runpy.run_path(
+        str(Path(__file__).parent.parent / "scripts" / "draw_architecture.py"), run_name="__main__"
+    )
     assert output.stat().st_size < 300_000
     assert read(output).shape[1] > 2000
-
-
-# ---- preferences ---------------------------------------------------------------------------------
-
-
-def test_a_reliability_picture_has_a_dot_where_people_agree_with_the_prediction(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(figures, "write_figure", lambda figure, path: drawn.append(figure))
-    probability = np.array([0.85, 0.85, 0.15, 0.55])
-    save_reliability(probability, np.array([1.0, 0.5, 0.25, 0.6]), tmp_path / "r.png", "pairs")
-    [axes] = drawn[0].axes
-    dots = axes.collections[0].get_offsets()
-    # 0.15 from the other side is 0.85: three pairs at each of the two, and 0.55 with its own other side.
-    np.testing.assert_allclose(dots, [[0.15, 0.25], [0.45, 0.4], [0.55, 0.6], [0.85, 0.75]])
-
-
-def test_a_reliability_picture_is_a_file(tmp_path):
-    save_reliability(np.array([0.5]), np.array([1.0]), tmp_path / "r.png", "a $ title")
-    assert read(tmp_path / "r.png").shape == (700, 700, 3)

@@ -1,91 +1,80 @@
-"""Two processes that lose one, hear a signal or start again; a full disk; locks. With real processes."""
+"""Two processes that hear a signal, lose one or start again; a full disk; locks. With real processes."""
 
 import errno
+import fcntl
+import multiprocessing
 import os
-import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from small import ROOT, UNTRAINED, WORDS, command, train
-from test_training import snapshot
 
-from eamb.training import interruption, run
+from eamb.training import interruption, tasks
 from eamb.weights import checkpoint
-
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import torture_training
-
-# As the torture trains: with a decoding process, and a checkpoint behind each step.
-SETTINGS = ["train.epochs=3", "train.score_test=false"]
+from tests.stress.training import END, Trainings, differences, finish, wait_until_written
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """Trainings of two gloo processes; `pair.folder / "whole"` is one that was left alone."""
-    from eamb.readers.demo import make_demo
-
-    folder = tmp_path_factory.mktemp("pair")
-    make_demo(folder / "demo")
-    trainings = torture_training.Torture(folder, 2, SETTINGS, chance=None)
-    trainings.finish(trainings.start(folder / "whole"))
-    return trainings
+    """Trainings of two gloo processes, each with one that decodes; a checkpoint after each step."""
+    return Trainings(tmp_path_factory.mktemp("pair"), 2, ["train.epochs=3", "train.score_test=false"])
 
 
-def started(pair, output: Path) -> list:
-    """The processes of a training that has written a checkpoint."""
+@pytest.fixture(scope="module")
+def undisturbed(pair):
+    """The folder of a training that was left alone."""
+    finish(pair.start(pair.folder / "undisturbed"))
+    return pair.folder / "undisturbed"
+
+
+def start(pair: Trainings, output: Path) -> list:
+    """The processes of a training that has just written a checkpoint."""
     processes = pair.start(output)
-    assert pair.wait(processes, output / "last.pt")
+    assert wait_until_written(processes, output / "last.pt")
     return processes
 
 
-def codes(processes: list) -> list[int]:
+def exit_codes(processes: list) -> list[int]:
     for process in processes:
-        process.join(torture_training.END)
+        process.join(END)
     return [process.exitcode for process in processes]
 
 
-def children(number: int) -> list[int]:
+def decoders(number: int) -> list[int]:
     """Of a process, by its number: those that decode for it."""
     folders = Path(f"/proc/{number}/task").iterdir()
     return [int(word) for folder in folders for word in (folder / "children").read_text().split()]
 
 
-def assert_goes_on_as_if_nothing_had_been(pair, output: Path) -> None:
-    pair.finish(pair.start(output))
-    assert torture_training.differences(pair.folder / "whole", output) == []
-
-
-def test_a_signal_to_one_process_and_its_decoders_stops_both_and_loses_nothing(pair):
-    output = pair.folder / "one signal"
-    processes = started(pair, output)
-    for number in (processes[1].pid, *children(processes[1].pid)):
+def test_a_pair_that_is_stopped_then_loses_a_process_ends_as_if_nothing_had_happened(pair, undisturbed):
+    output, log = pair.folder / "disturbed", pair.folder / "disturbed.log"
+    processes = start(pair, output)
+    for number in (processes[1].pid, *decoders(processes[1].pid)):
         os.kill(number, signal.SIGTERM)
-    assert codes(processes) == [143, 143]
-    said = output.with_name("one signal.log").read_text()
-    assert said.count("stopped by SIGTERM; go on with\ntorchrun --standalone --nproc_per_node=2") == 1
+    assert exit_codes(processes) == [143, 143]
+    said = "stopped by SIGTERM; go on with\ntorchrun --standalone --nproc_per_node=2"
+    assert log.read_text().count(said) == 1
     state = checkpoint.load_training(output / "last.pt")[1]
     assert (state["world"], state["epoch"] < 3) == (2, True)
-    assert_goes_on_as_if_nothing_had_been(pair, output)
 
-
-def test_a_dead_process_ends_the_other_within_a_minute_which_says_why(pair):
-    output = pair.folder / "one dead"
-    processes = started(pair, output)
+    processes = start(pair, output)
     processes[1].kill()
     killed = time.monotonic()
-    assert codes(processes) == [2, -9]
-    assert time.monotonic() - killed < torture_training.END
-    said = output.with_name("one dead.log").read_text()
-    assert "error: distributed: process 0 lost another, whose own error says why it has ended" in said
-    assert_goes_on_as_if_nothing_had_been(pair, output)
+    assert exit_codes(processes) == [2, -9]
+    assert time.monotonic() - killed < END
+    said = "error: distributed: process 0 lost another, whose own error says why it has ended"
+    assert said in log.read_text()
+
+    finish(pair.start(output))
+    assert differences(undisturbed, output) == []
 
 
 DIES_ONCE = """
@@ -110,7 +99,7 @@ sys.exit(main())
 """
 
 
-def test_torchrun_starts_anew_without_a_checkpoint_and_goes_on_behind_one(pair, tmp_path):
+def test_torchrun_starts_anew_without_a_checkpoint_and_goes_on_from_one(pair, undisturbed, tmp_path):
     program, output = tmp_path / "dies_once.py", pair.folder / "restarted"
     program.write_text(DIES_ONCE)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1"]
@@ -121,96 +110,130 @@ def test_torchrun_starts_anew_without_a_checkpoint_and_goes_on_behind_one(pair, 
         f"resumed {output / 'last.pt'} at epoch 2, step 1"
     ]
     assert "process 0 lost another" in done.stderr or "Signal 9 (SIGKILL)" in done.stderr
-    assert torture_training.differences(pair.folder / "whole", output) == []
+    assert differences(undisturbed, output) == []
 
 
-# ---- a full disk
+# ---- one process: a full disk, and a signal before the run has begun
 
+LONG = ["train.epochs=3", "train.checkpoint_minutes=0", "train.score_test=false", UNTRAINED]
 
-def private_disk(script: str, *words: object) -> subprocess.CompletedProcess:
-    """Runs a shell script that may mount what nobody else sees, by root's right or a user namespace's."""
-    way = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    arguments = [*way, "sh", "-c", script, "sh", *map(str, words)]
-    return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+FILLED_UP = """
+import shutil, subprocess, sys
+from pathlib import Path
+import torch
+from main import main
 
-
-def can_mount(folder: Path) -> bool:
-    if shutil.which("unshare") is None:
-        return False
-    return private_disk('mount -t tmpfs tmpfs "$1"', folder).returncode == 0
-
-
-TWICE = """
-disk=$1 size=$2 result=$3
-shift 3
-mount -t tmpfs -o size=$size tmpfs "$disk" || exit 99
-"$@" --output "$disk/run"
-echo "first: $?"
-mkdir "$result"
-cp "$disk/run/last.pt" "$result/first.pt"
-mount -o remount,size=100m "$disk"
-"$@" --output "$disk/run" --resume
-echo "second: $?"
-cp -r "$disk/run" "$result/run"
+disk, size, copy, *words = sys.argv[1:]
+torch.set_num_threads(1)
+subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], check=True)
+first = main([*words, "--output", f"{disk}/run"])
+shutil.copytree(f"{disk}/run", f"{copy}/first")
+subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+second = main([*words, "--output", f"{disk}/run", "--resume"])
+shutil.copytree(f"{disk}/run", f"{copy}/second")
+print(first, second)
 """
 
 
-@pytest.fixture
-def one_thread():
-    """As the processes that are compared have it: the last digits depend on it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
+@pytest.fixture(scope="module")
+def whole(scored_set, tmp_path_factory):
+    """The folder of a training of one process."""
+    output, threads = tmp_path_factory.mktemp("whole") / "run", torch.get_num_threads()
+    torch.set_num_threads(1)  # as the process that is compared has it: the last digits depend on it
+    assert train("csv", scored_set, output, *LONG) == 0
     torch.set_num_threads(threads)
+    return output
 
 
-def test_a_small_disk_that_fills_up_costs_checkpoints_and_not_the_run(one_thread, scored_set, tmp_path):
+def with_own_mounts(*words: object) -> subprocess.CompletedProcess:
+    """Runs a command that may mount what nobody else sees, by root's right or a user namespace's."""
+    options = ["--mount"] if os.geteuid() == 0 else ["--mount", "--map-root-user"]
+    arguments = ["unshare", *options, *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_a_small_disk_that_fills_up_costs_checkpoints_and_not_the_run(whole, scored_set, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if not can_mount(disk):
+    mount = ("mount", "-t", "tmpfs", "tmpfs", disk)
+    if shutil.which("unshare") is None or with_own_mounts(*mount).returncode:
         pytest.skip("nothing can be mounted here; test_training's full disk is one that only says so")
-    words = [*WORDS, "train.epochs=3", "train.checkpoint_minutes=0", "train.score_test=false", UNTRAINED]
-    words = ["--dataset", "csv", "--data-root", str(scored_set), *words]
-    whole = tmp_path / "whole"
-    assert train("csv", scored_set, whole, *words[4:]) == 0
-    size = (
-        5 * (whole / "last.pt").stat().st_size // 2
-    )  # room for two, and while one is written there are three
-    python = [sys.executable, ROOT / "main.py", "train"]
-    done = private_disk(TWICE, disk, size, tmp_path / "result", *python, *words)
-    assert re.findall(r"^(?:first|second): \d+$", done.stdout, re.MULTILINE) == ["first: 2", "second: 0"]
+    size = 5 * (whole / "last.pt").stat().st_size // 2  # room for two; while one is written there are three
+    words = ["train", *WORDS, "--dataset", "csv", "--data-root", scored_set, *LONG]
+    done = with_own_mounts(sys.executable, "-c", FILLED_UP, disk, size, tmp_path, *words)
+    assert done.stdout.splitlines()[-1:] == ["2 0"], done.stderr
     warning = f"No space left on device: {disk / 'run' / 'last.pt'} was not written; the newest checkpoint: "
     assert done.stderr.count(warning) > 1, done.stderr
     assert "make room, then go on from there with --resume" in done.stderr
-    checkpoint.load_training(tmp_path / "result" / "first.pt")  # whole
-    assert torture_training.differences(whole, tmp_path / "result" / "run") == []
+    checkpoint.load_training(tmp_path / "first" / "last.pt")  # whole
+    assert differences(whole, tmp_path / "second") == []
 
 
-# ---- before a run has begun; locks
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("words", [("--force",), ("--resume",)])
+@pytest.mark.parametrize("word", ["--force", "--resume"])
 def test_a_run_that_is_stopped_before_it_began_touches_nothing_and_says_how_to_begin_it(
-    words, score_run, scored_set, tmp_path, monkeypatch, capsys
+    word, whole, scored_set, tmp_path, monkeypatch, capsys
 ):
-    output = shutil.copytree(score_run, tmp_path / "run")
-    before = snapshot(output)
-    monkeypatch.setattr(run, "load_data", lambda config: os.kill(os.getpid(), signal.SIGINT))
-    assert train("csv", scored_set, output, "train.epochs=2", UNTRAINED, *words) == 130
-    assert snapshot(output) == before
+    output = shutil.copytree(whole, tmp_path / "run")
+    before = contents(output)
+    monkeypatch.setattr(tasks, "load_datasets", lambda *words: os.kill(os.getpid(), signal.SIGINT))
+    assert train("csv", scored_set, output, *LONG, word) == 130
+    assert contents(output) == before
     how, line = capsys.readouterr().err.splitlines()[-2:]
     assert how == "stopped by SIGINT; it had not begun; start it with"
-    assert [word for word in shlex.split(line) if word in ("--force", "--resume")] == list(words)
+    assert [word for word in shlex.split(line) if word in ("--force", "--resume")] == [word]
 
 
-def test_a_folder_where_files_cannot_be_locked_keeps_no_lock(scored_set, tmp_path, monkeypatch, capsys):
-    import fcntl
+# ---- locks
 
+
+def lock_and_wait(output: Path, ready) -> None:
+    """Locks the folder, and leaves a process behind when this one is killed."""
+    with interruption.locked(output):
+        multiprocessing.Process(target=time.sleep, args=[END]).start()
+        ready.set()
+        time.sleep(END)
+
+
+def test_a_lock_holds_between_threads_and_processes_and_ends_with_its_process_however(tmp_path):
+    output, refused = tmp_path / "run", []
+
+    def try_to_lock() -> None:
+        try:
+            with interruption.locked(output):
+                refused.append("")
+        except ValueError as error:
+            refused.append(str(error))
+
+    with interruption.locked(output):
+        thread = threading.Thread(target=try_to_lock)
+        thread.start()
+        thread.join()
+    assert not output.exists()  # it was new and stays empty
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    process = context.Process(target=lock_and_wait, args=[output, ready])
+    process.start()
+    assert ready.wait(END)
+    try_to_lock()
+    process.kill()
+    process.join()
+    try_to_lock()
+    said = f"interruption: {output} is in use by another run (process %d on "
+    assert refused[0].startswith(said % os.getpid())
+    assert refused[1].startswith(said % process.pid)
+    assert refused[2] == ""
+
+
+def test_a_folder_where_files_cannot_be_locked_keeps_no_lock(tmp_path, monkeypatch, capsys):
     def refuse(file, how):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(fcntl, "lockf", refuse)
-    with interruption.held(tmp_path / "run"):
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with interruption.locked(tmp_path / "run"):
         assert not (tmp_path / "run" / ".lock").exists()
     assert "cannot lock" in capsys.readouterr().err

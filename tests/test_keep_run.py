@@ -10,15 +10,17 @@ from small import read_json
 from scripts import keep_run
 
 
-def run(monkeypatch, *words) -> None:
-    monkeypatch.setattr("sys.argv", ["keep_run.py", *map(str, words)])
-    keep_run.main()
+def run(*words) -> None:
+    assert keep_run.main(list(map(str, words))) == 0
 
 
-def test_a_run_is_kept_without_its_paths_and_weights(score_run, scored_set, tmp_path, monkeypatch):
-    run(monkeypatch, score_run, tmp_path / "kept")
+def test_a_run_is_kept_without_its_paths_and_weights(score_run, scored_set, tmp_path):
+    run(score_run, tmp_path / "kept")
     assert keep_run.names(tmp_path / "kept") == [
-        *("config.yaml", "metrics.json", "metrics.jsonl", "predictions.csv.gz"),
+        "config.yaml",
+        "metrics.json",
+        "metrics.jsonl",
+        "predictions.csv.gz",
     ]
     content = gzip.decompress((tmp_path / "kept" / "predictions.csv.gz").read_bytes())
     assert content == (score_run / "test" / "predictions.csv").read_bytes()
@@ -28,11 +30,11 @@ def test_a_run_is_kept_without_its_paths_and_weights(score_run, scored_set, tmp_
     assert yaml.safe_load(settings)["train"]["epochs"] == 2
     assert str(scored_set) not in settings
     before = (tmp_path / "kept" / "predictions.csv.gz").read_bytes()
-    run(monkeypatch, score_run, tmp_path / "kept")
+    run(score_run, tmp_path / "kept")
     assert (tmp_path / "kept" / "predictions.csv.gz").read_bytes() == before
 
 
-def test_each_set_and_each_fold_has_its_folder(tmp_path, monkeypatch):
+def test_each_set_and_each_fold_has_its_folder(tmp_path):
     for name in ("run/test/para", "run/test/fi", "run/fold_0", "run/fold_0/evaluation"):
         (tmp_path / name).mkdir(parents=True)
     for name in ("test/para/predictions.csv", "test/fi/predictions.csv", "test/fi/metrics.json"):
@@ -40,22 +42,25 @@ def test_each_set_and_each_fold_has_its_folder(tmp_path, monkeypatch):
     for name in ("fold_0/metrics.jsonl", "fold_0/best.pt", "fold_0/evaluation/predictions.csv"):
         (tmp_path / "run" / name).write_text(name)
     (tmp_path / "run" / "cross_validation.json").write_text("{}")
-    run(monkeypatch, tmp_path / "run", tmp_path / "kept")
+    run(tmp_path / "run", tmp_path / "kept")
     assert keep_run.names(tmp_path / "kept") == [
-        *("cross_validation.json", "fi/metrics.json", "fi/predictions.csv.gz", "fold_0/metrics.jsonl"),
+        "cross_validation.json",
+        "fi/metrics.json",
+        "fi/predictions.csv.gz",
+        "fold_0/metrics.jsonl",
         "para/predictions.csv.gz",
     ]
 
 
-def test_a_run_that_was_not_evaluated_is_refused(tmp_path, monkeypatch, capsys):
+def test_a_run_that_was_not_evaluated_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
-        run(monkeypatch, tmp_path, tmp_path / "kept")
+        run(tmp_path, tmp_path / "kept")
     assert end.value.code == 2
     assert "holds no predictions.csv; has the run been evaluated?" in capsys.readouterr().err
     assert not (tmp_path / "kept").exists()
 
 
-def test_of_a_trial_settings_and_log_are_kept(tmp_path, monkeypatch):
+def test_of_a_trial_settings_and_log_are_kept(tmp_path):
     trial = tmp_path / "trial"
     trial.mkdir()
     for name, content in {
@@ -64,7 +69,7 @@ def test_of_a_trial_settings_and_log_are_kept(tmp_path, monkeypatch):
         "best.pt": "weights",
     }.items():
         (trial / name).write_text(content)
-    run(monkeypatch, trial, tmp_path / "kept")
+    run(trial, tmp_path / "kept")
     assert keep_run.names(tmp_path / "kept") == ["config.yaml", "metrics.jsonl"]
     text = (tmp_path / "kept" / "config.yaml").read_text()
     assert "/home/me" not in text
@@ -75,24 +80,24 @@ def test_a_second_run_replaces_the_first_whole_or_not_at_all(tmp_path, monkeypat
     for name in ("first/test/para/predictions.csv", "first/test/metrics.json", "second/test/predictions.csv"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
-    run(monkeypatch, tmp_path / "first", tmp_path / "kept")
+    run(tmp_path / "first", tmp_path / "kept")
     before = keep_run.names(tmp_path / "kept")
     assert before == ["metrics.json", "para/predictions.csv.gz"]
     with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
         patch.setattr(keep_run.gzip, "GzipFile", Mock(side_effect=OSError("full")))
-        run(patch, tmp_path / "second", tmp_path / "kept")
+        run(tmp_path / "second", tmp_path / "kept")
     assert keep_run.names(tmp_path / "kept") == before
-    run(monkeypatch, tmp_path / "second", tmp_path / "kept")
+    run(tmp_path / "second", tmp_path / "kept")
     assert keep_run.names(tmp_path / "kept") == ["predictions.csv.gz"]
     assert {path.name for path in tmp_path.iterdir()} == {"first", "second", "kept"}
 
 
 @pytest.mark.parametrize("there", ["README.md", "metrics.json notes.txt", "trial/metrics.jsonl"])
-def test_a_folder_of_something_else_is_not_replaced(there, score_run, tmp_path, monkeypatch, capsys):
+def test_a_folder_of_something_else_is_not_replaced(there, score_run, tmp_path, capsys):
     for name in there.split():
         (tmp_path / "kept" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "kept" / name).write_text("")
     with pytest.raises(SystemExit):
-        run(monkeypatch, score_run, tmp_path / "kept")
+        run(score_run, tmp_path / "kept")
     assert "and is no run that was kept; choose another folder" in capsys.readouterr().err
     assert keep_run.names(tmp_path / "kept") == there.split()

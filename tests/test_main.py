@@ -31,7 +31,7 @@ def calls(monkeypatch):
     monkeypatch.setattr(predicting, "as_trained", lambda config, weights, given: config)
     monkeypatch.setattr(evaluate_module, "evaluate_checkpoint", lambda *arguments: made.append(arguments))
     monkeypatch.setattr(external, "evaluate_predictions", lambda *a: made.append(("external", *a)))
-    monkeypatch.setattr(predict, "run", lambda options: made.append(options) or 1)
+    monkeypatch.setattr(predict, "predict", lambda options: made.append(options) or 1)
     return made
 
 

@@ -1,8 +1,5 @@
 """Metrics: closed forms, invariances, independent routes (brute force, scipy, scikit-learn), error texts."""
 
-import warnings
-from time import process_time
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,12 +8,10 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 from sklearn.metrics import f1_score, recall_score, roc_auc_score
 
-import metrics
 from metrics import (
     accuracy,
     aesthetic_metrics,
     auc,
-    bootstrap_intervals,
     bradley_terry,
     confusion_matrix,
     emd,
@@ -33,12 +28,9 @@ from metrics import (
     rmse,
     series_ranks,
     srcc,
-    table,
     top_classes,
 )
 
-CORRELATIONS = (srcc, plcc, krcc)
-RANK_CORRELATIONS = (srcc, krcc)
 CLASSES = ("amusement", "awe", "fear")
 
 
@@ -54,23 +46,19 @@ def random_distributions(count: int, bins: int = 10, seed: int = 0) -> np.ndarra
 
 
 def brute_force_tau_b(x: np.ndarray, y: np.ndarray) -> float:
-    """Over all n^2 pairs, from the definition."""
+    """From the definition, over all n^2 pairs."""
     x_order, y_order = np.sign(x[:, None] - x), np.sign(y[:, None] - y)
     return (x_order * y_order).sum() / np.sqrt((x_order**2).sum() * (y_order**2).sum())
 
 
+of_any = settings(deadline=None, max_examples=40)
 few_levels = arrays(np.float64, 12, elements=st.integers(0, 5).map(float)).filter(lambda x: np.ptp(x) > 0)
 
 
 # ---- Correlations ------------------------------------------------------------------------------------------
 
 
-def test_two_pictures_have_a_kendall_correlation():
-    assert krcc([1, 2], [3.0, 4.0]) == 1
-    assert krcc([1, 2], [4.0, 3.0]) == -1
-
-
-@settings(deadline=None)
+@of_any
 @given(few_levels, few_levels)
 def test_correlations_with_many_ties_agree_with_other_routes(predicted, rated):
     assert krcc(predicted, rated) == pytest.approx(brute_force_tau_b(predicted, rated), abs=1e-12)
@@ -78,27 +66,20 @@ def test_correlations_with_many_ties_agree_with_other_routes(predicted, rated):
     assert plcc(predicted, rated) == pytest.approx(np.corrcoef(predicted, rated)[0, 1], abs=1e-12)
 
 
-@settings(deadline=None)
+@of_any
 @given(few_levels, few_levels, st.floats(0.1, 100), st.floats(-100, 100))
-def test_correlations_do_not_depend_on_the_unit(predicted, rated, factor, offset):
-    for correlation in CORRELATIONS:
-        moved = correlation(factor * predicted + offset, rated)
-        assert moved == pytest.approx(correlation(predicted, rated), abs=1e-9)
+def test_correlations_are_symmetric_have_no_unit_and_change_sign_with_the_prediction(x, y, factor, offset):
+    for correlation in (srcc, plcc, krcc):
+        value = correlation(x, y)
+        assert -1 <= value <= 1
+        assert correlation(y, x) == pytest.approx(value, abs=1e-12)
+        assert correlation(-x, y) == pytest.approx(-value, abs=1e-12)
+        assert correlation(factor * x + offset, y) == pytest.approx(value, abs=1e-9)
 
 
-@settings(deadline=None)
-@given(few_levels, few_levels)
-def test_correlations_are_symmetric_and_change_sign_with_the_prediction(predicted, rated):
-    for correlation in CORRELATIONS:
-        found = correlation(predicted, rated)
-        assert correlation(rated, predicted) == pytest.approx(found, abs=1e-12)
-        assert correlation(-predicted, rated) == pytest.approx(-found, abs=1e-12)
-        assert -1 <= found <= 1
-
-
-def test_only_rank_correlations_survive_a_curve():
+def test_a_curve_leaves_only_rank_correlations_as_they_are():
     rated = np.linspace(1, 5, 20)
-    for correlation in RANK_CORRELATIONS:
+    for correlation in (srcc, krcc):
         assert correlation(np.exp(3 * rated), rated) == pytest.approx(1)
     assert plcc(np.exp(3 * rated), rated) < 0.7
 
@@ -107,6 +88,7 @@ def test_srcc_of_one_swap_is_spearmans_closed_form():
     # 1 - 6 * sum(d^2) / (n * (n^2 - 1)) with d = 1 twice; one of n * (n - 1) / 2 pairs is discordant.
     assert srcc([1, 2, 3, 5, 4], [1, 2, 3, 4, 5]) == pytest.approx(1 - 6 * 2 / (5 * 24))
     assert krcc([1, 2, 3, 5, 4], [1, 2, 3, 4, 5]) == pytest.approx((9 - 1) / 10)
+    assert krcc([1, 2], [4.0, 3.0]) == -1  # too few for an asymptotic p-value, which is not needed
 
 
 @pytest.mark.parametrize("factor", [1e-200, 1e200])
@@ -141,13 +123,8 @@ def test_a_constant_with_a_rounding_error_is_a_constant():
 def test_errors_are_in_the_unit_of_the_scores():
     assert rmse([10, 20, 30], [13, 20, 26]) == pytest.approx(np.sqrt(25 / 3))
     assert mae([10, 20, 30], [13, 20, 26]) == pytest.approx(7 / 3)
-
-
-@settings(deadline=None)
-@given(few_levels, few_levels)
-def test_mae_is_at_most_rmse_and_both_grow_with_the_unit(predicted, rated):
-    assert mae(predicted, rated) <= rmse(predicted, rated) + 1e-12
-    assert rmse(10 * predicted, 10 * rated) == pytest.approx(10 * rmse(predicted, rated))
+    with pytest.warns(UserWarning, match=r"metrics: MAE is undefined \(NaN\): there is no picture"):
+        assert np.isnan(mae([], []))
 
 
 def test_accuracy_at_the_threshold_itself_is_a_matter_of_the_rule():
@@ -161,10 +138,6 @@ def test_accuracy_compares_exact_means():
     rated = np.array([3.0, 4.0, 2.0]) / 5
     assert accuracy([0.5, 0.7, 0.5], rated, 0.6) == 1
     assert np.float64(np.float32(rated[0])) > 0.6
-    with pytest.raises(
-        ValueError, match=r"metrics: accuracy needs ratings as they were read.*not float32.*rounding"
-    ):
-        accuracy([0.5, 0.7, 0.5], rated.astype(np.float32), 0.6)
 
 
 def test_auc_agrees_with_scikit_learn_and_has_the_closed_form_of_a_coin():
@@ -178,7 +151,7 @@ def test_auc_agrees_with_scikit_learn_and_has_the_closed_form_of_a_coin():
 # ---- EMD ---------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
+@of_any
 @given(st.integers(0, 9), st.integers(0, 9), st.sampled_from([1, 2, 3]))
 def test_emd_of_two_spikes_is_their_distance(first, second, r):
     found = emd(np.eye(10)[[first]], np.eye(10)[[second]], r)
@@ -195,7 +168,8 @@ def test_emd1_is_the_transport_cost_in_bins():
 
 def test_emd_of_an_image_does_not_depend_on_the_others_and_grows_with_r():
     p, q = random_distributions(5), random_distributions(5, seed=1)
-    np.testing.assert_array_equal(emd(p, q)[2:3], emd(p[2:3], q[2:3]))
+    # Some processors take powers of many numbers at once by another route than of one.
+    np.testing.assert_allclose(emd(p, q)[2:3], emd(p[2:3], q[2:3]), rtol=1e-12)
     assert (emd(p, q, 1) <= emd(p, q, 2)).all()  # the mean of powers grows with the power
 
 
@@ -220,22 +194,6 @@ def test_aesthetic_metrics_are_the_functions_of_the_same_names():
     }
 
 
-def test_aesthetic_metrics_do_not_depend_on_the_order_of_the_pictures():
-    predicted, rated = scores()
-    order = np.random.default_rng(1).permutation(60)
-    assert aesthetic_metrics(predicted[order], rated[order], 3) == pytest.approx(
-        aesthetic_metrics(predicted, rated, 3)
-    )
-
-
-def test_a_perfect_prediction_is_perfect_in_all():
-    rated, q = scores()[1], random_distributions(60)
-    found = aesthetic_metrics(rated, rated, 3, q, q)
-    assert [found[name] for name in ("srcc", "plcc", "krcc")] == pytest.approx([1, 1, 1])
-    assert [found[name] for name in ("rmse", "mae", "emd1", "emd2")] == [0, 0, 0, 0]
-    assert found["accuracy"] == found["accuracy_inclusive"] == 1
-
-
 def test_labels_get_an_auc_and_scores_do_not():
     predicted, rated = scores()
     found = aesthetic_metrics(predicted / 5, rated > 3, 0.5)
@@ -253,52 +211,6 @@ def test_constant_predictions_give_nan_for_correlations_only():
     assert [str(w.message).split()[1] for w in caught] == ["SRCC", "PLCC", "KRCC"]
     assert [name for name, value in found.items() if np.isnan(value)] == ["srcc", "plcc", "krcc"]
     assert found["accuracy"] == np.mean(rated > 3)
-
-
-def test_no_pictures_are_nan_and_a_warning_for_each():
-    with pytest.warns(UserWarning) as caught:
-        found = aesthetic_metrics([], [], 3)
-    assert found["n"] == 0
-    assert len(caught) == 7
-    assert all(np.isnan(found[name]) for name in found if name not in ("n", "threshold"))
-
-
-def test_bad_values_are_counted_and_the_first_is_named():
-    predicted, rated = scores()
-    predicted[[5, 9]] = np.nan, np.inf
-    with pytest.raises(
-        ValueError, match=r"metrics: 2 of 60 predicted rows are NaN or infinite \(first: row 5,"
-    ):
-        aesthetic_metrics(predicted, rated, 3)
-    with pytest.raises(ValueError, match=r"metrics: 2 of 60 rated rows"):
-        aesthetic_metrics(rated, predicted, 3)
-
-
-def test_shapes_and_lengths_must_agree():
-    predicted, rated = scores()
-    with pytest.raises(
-        ValueError, match="metrics: 60 predicted against 59 rated values; both need one row per"
-    ):
-        aesthetic_metrics(predicted, rated[1:], 3)
-    with pytest.raises(ValueError, match=r"predicted values must have the shape \(n,\), not \(60, 1\)"):
-        aesthetic_metrics(predicted[:, None], rated, 3)
-    q = random_distributions(60)
-    with pytest.raises(ValueError, match="only one of them was given"):
-        aesthetic_metrics(predicted, rated, 3, predicted_distributions=q)
-    with pytest.raises(ValueError, match="60 predicted scores against 59 predicted distributions"):
-        aesthetic_metrics(predicted, rated, 3, q[1:], q[1:])
-    with pytest.raises(ValueError, match="prediction has 10 bins or classes, the ratings have 9"):
-        emd(q, random_distributions(60, 9))
-
-
-def test_counts_are_no_distributions():
-    counts = np.array([[0.5, 0.5], [2, 3]])
-    with pytest.raises(
-        ValueError, match=r"1 of 2 rated rows are no distributions; row 1, .* the sum 5 .* Divide"
-    ):
-        emd(counts / counts.sum(1, keepdims=True), counts)
-    with pytest.raises(ValueError, match=r"row 0, .* the sum 1 and the minimum -0\.5"):
-        emd([[1.5, -0.5]], [[0.5, 0.5]])
 
 
 # ---- Emotions ----------------------------------------------------------------------------------------------
@@ -330,30 +242,21 @@ def test_emotion_metrics_by_hand():
     assert found["kl"] == pytest.approx(cross_entropy - entropy)
     assert found["kl_prior"] == pytest.approx(prior - entropy)
     assert found["kl_ratio"] == pytest.approx((cross_entropy - entropy) / (prior - entropy))
-    assert found["calibration_error"] == pytest.approx(
-        (0.2 + 0.5 + 0.6 + 0.6) / 4
-    )  # one picture in a bin each
+    assert found["calibration_error"] == pytest.approx((0.2 + 0.5 + 0.6 + 0.6) / 4)  # a bin for each picture
 
 
 def test_emotion_metrics_agree_with_other_routes():
     probabilities, votes = emotions()
-    found = emotion_metrics(probabilities, votes, CLASSES)
     predicted, truth = top_classes(probabilities, votes)
     shares = votes / votes.sum(1, keepdims=True)
+    found = emotion_metrics(probabilities, votes, CLASSES)
+    assert emotion_metrics(probabilities, shares, CLASSES) == pytest.approx(found)
     assert found["accuracy"] == np.mean(truth == predicted)
     assert found["macro_f1"] == pytest.approx(f1_score(truth, predicted, average="macro"))
     recalls = [found[f"recall_{name}"] for name in CLASSES]
     assert recalls == pytest.approx(list(recall_score(truth, predicted, average=None)))
     assert found["kl"] == pytest.approx(stats.entropy(shares, probabilities, axis=1).mean())
     assert found["kl_prior"] == pytest.approx(stats.entropy(shares, shares.mean(0), axis=1).mean())
-
-
-def test_counts_and_shares_are_the_same_votes():
-    probabilities, votes = emotions()
-    shares = votes / votes.sum(1, keepdims=True)
-    assert emotion_metrics(probabilities, shares, CLASSES) == pytest.approx(
-        emotion_metrics(probabilities, votes, CLASSES)
-    )
 
 
 def test_each_leading_class_is_a_right_answer():
@@ -369,17 +272,6 @@ def test_the_prior_has_a_kl_ratio_of_one_and_the_votes_of_zero():
     assert prior == pytest.approx(shares.mean(0))
     assert emotion_metrics(np.tile(prior, (200, 1)), votes, CLASSES)["kl_ratio"] == pytest.approx(1)
     assert emotion_metrics(shares, votes, CLASSES)["kl"] == 0
-
-
-def test_a_class_that_never_occurs_has_no_recall_and_no_part_in_macro_f1():
-    probabilities, votes = emotions()
-    without = emotion_metrics(probabilities, votes, CLASSES)
-    unused = np.zeros((200, 1))
-    found = emotion_metrics(
-        np.hstack([probabilities, unused]), np.hstack([votes, unused]), (*CLASSES, "anger")
-    )
-    assert found["macro_f1"] == without["macro_f1"]
-    assert np.isnan(found["recall_anger"])
 
 
 def test_a_class_that_no_picture_was_offered_leaves_no_trace():
@@ -447,28 +339,12 @@ def test_equal_votes_have_no_kl_ratio():
     assert np.isnan(found["kl_ratio"])
 
 
-def test_emotions_that_do_not_fit_are_refused():
-    probabilities, votes = emotions(4)
-    with pytest.raises(ValueError, match="metrics: 2 emotion classes are named, but there are 3 columns"):
-        emotion_metrics(probabilities, votes, CLASSES[:2])
-    with pytest.raises(ValueError, match="no picture with emotion votes"):
-        emotion_metrics(np.zeros((0, 3)), np.zeros((0, 3)), CLASSES)
-    for nothing in ([0, 0, 0], [-1, 1, 1]):
-        votes[2] = nothing
-        with pytest.raises(
-            ValueError, match=r"1 of 4 vote rows have no votes or negative ones \(first: row 2,"
-        ):
-            emotion_metrics(probabilities, votes, CLASSES)
-
-
 # ---- Baselines ---------------------------------------------------------------------------------------------
 
 
 def test_majority_accuracy_is_that_of_the_commoner_label():
     assert majority_accuracy([1, 1, 0]) == pytest.approx(2 / 3)
     assert majority_accuracy(np.array([True, False, False, False])) == 0.75
-    with pytest.raises(ValueError, match=r"2 of 3 high/low labels are neither 0 nor 1 \(the first is 4.5\)"):
-        majority_accuracy([1, 4.5, 7])
 
 
 def test_positive_emotion_rule_counts_all_positive_against_all_negative():
@@ -479,132 +355,10 @@ def test_positive_emotion_rule_counts_all_positive_against_all_negative():
     assert positive_emotion_accuracy(votes, [1, 0, 0, 1, 1], classes) == 0
 
 
-def test_positive_emotion_rule_goes_by_name_and_refuses_unknown_names():
+def test_positive_emotion_rule_goes_by_name():
     one_hot, high = np.eye(3), [1, 1, 0]
     assert positive_emotion_accuracy(one_hot, high, CLASSES) == 1
     assert positive_emotion_accuracy(one_hot[:, ::-1], high, CLASSES[::-1]) == 1
-    with pytest.raises(
-        ValueError, match=r"needs 3 class names, some of them among amusement, .*; got a, b, c"
-    ):
-        positive_emotion_accuracy(one_hot, high, ("a", "b", "c"))
-    with pytest.raises(ValueError, match="3 emotions against 2 high/low labels"):
-        positive_emotion_accuracy(one_hot, high[:2], CLASSES)
-
-
-# ---- Intervals ---------------------------------------------------------------------------------------------
-
-
-def test_interval_of_a_mean_is_that_of_normal_theory():
-    values = np.random.default_rng(0).normal(5, 2, 2000)
-    low, high = bootstrap_intervals(lambda x: {"mean": x.mean()}, (values,), repeats=4000)["mean"]
-    half = 1.96 * values.std() / np.sqrt(2000)
-    assert [low, high] == pytest.approx([values.mean() - half, values.mean() + half], abs=half / 15)
-
-
-def test_intervals_of_all_metrics_hold_them_and_are_the_same_for_the_same_seed():
-    predicted, rated = scores(300)
-    p, q = random_distributions(300), random_distributions(300, seed=1)
-
-    def function(a, b, c, d):
-        return aesthetic_metrics(a, b, 3.05, c, d)
-
-    found = function(predicted, rated, p, q)
-    intervals = bootstrap_intervals(function, (predicted, rated, p, q), repeats=100)
-    assert set(intervals) == set(found) - {"n", "threshold"}
-    assert all(low < found[name] < high for name, (low, high) in intervals.items())
-    assert intervals == bootstrap_intervals(function, (predicted, rated, p, q), repeats=100)
-    assert intervals != bootstrap_intervals(function, (predicted, rated, p, q), repeats=100, seed=1)
-
-
-def test_a_lower_level_is_a_narrower_interval():
-    values = scores()[0]
-    wide, narrow = (
-        bootstrap_intervals(lambda x: {"mean": x.mean()}, (values,), 200, level=level)["mean"]
-        for level in (0.95, 0.5)
-    )
-    assert wide[0] < narrow[0] < narrow[1] < wide[1]
-
-
-def test_rows_stay_together_so_that_differences_are_paired():
-    predicted, rated = scores()
-
-    def difference(a, b, truth):
-        return {"srcc": srcc(a, truth) - srcc(b, truth)}
-
-    # A monotone curve does not change the ranks, in any resample of the same pictures.
-    assert bootstrap_intervals(difference, (predicted, np.exp(predicted), rated), 50)["srcc"] == (0, 0)
-
-
-def test_resamples_warn_of_nothing_and_leave_out_what_is_undefined():
-    # One of five pictures differs: a third of the resamples are constant.
-    predicted, rated = np.array([1.0, 1, 1, 1, 2]), np.array([1.0, 2, 3, 4, 5])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        low, high = bootstrap_intervals(lambda p, r: {"srcc": srcc(p, r)}, (predicted, rated), 200)["srcc"]
-    assert 0 < low < high <= 1
-
-
-def test_one_picture_has_no_interval():
-    with pytest.warns(UserWarning, match="intervals are undefined .*: 1 picture"):
-        intervals = bootstrap_intervals(lambda p, r: {"mae": mae(p, r)}, (np.ones(1), np.ones(1)), 10)
-    assert np.isnan(intervals["mae"]).all()
-
-
-def test_intervals_refuse_arrays_without_common_rows():
-    with pytest.raises(ValueError, match=r"one row per picture, got the shapes \(3,\), \(4,\)"):
-        bootstrap_intervals(lambda p, r: {}, (np.ones(3), np.ones(4)))
-    with pytest.raises(ValueError, match="a level between 0 and 1, got 10 and 95"):
-        bootstrap_intervals(lambda p: {}, (np.ones(3),), repeats=10, level=95)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("count", "seconds"), [(3_000, 4), (20_000, 30)])
-def test_intervals_are_quick(count, seconds):
-    predicted, rated = scores(count)
-    p, q = random_distributions(count), random_distributions(count, seed=1)
-    start = process_time()
-    bootstrap_intervals(lambda a, b, c, d: aesthetic_metrics(a, b, 3, c, d), (predicted, rated, p, q))
-    assert process_time() - start < seconds
-
-
-# ---- Table -------------------------------------------------------------------------------------------------
-
-
-def test_table_speaks_the_terms_of_the_field():
-    found = {"n": 3000, "srcc": 0.84321, "rmse": 0.3, "accuracy": 0.85, "accuracy_inclusive": 0.86}
-    found |= {"threshold": 3.0, "emd1": np.nan}
-    intervals = {"srcc": (0.83, 0.85), "accuracy": (0.84, 0.86)}
-    assert table(found, intervals).splitlines() == [
-        "                         95 % interval",
-        "pictures           3000",
-        "SRCC             0.8432  0.8300 to 0.8500",
-        "RMSE             0.3000",
-        "accuracy (> 3)   0.8500  0.8400 to 0.8600",
-        "accuracy (>= 3)  0.8600",
-        "EMD (r = 1)         nan",
-    ]
-
-
-def test_table_without_intervals_and_of_emotions():
-    found = emotion_metrics(*emotions(), CLASSES)
-    lines = table(found).splitlines()
-    assert len(lines) == len(found)
-    assert [line.rsplit("  ", 1)[0].strip() for line in lines[:4]] == [
-        "pictures",
-        "accuracy",
-        "macro F1",
-        "recall of amusement",
-    ]
-    assert all(
-        line.endswith(f"{value:.4f}") for line, value in zip(lines[1:], list(found.values())[1:], strict=True)
-    )
-
-
-def test_every_aesthetic_metric_has_a_term():
-    predicted, rated = scores()
-    q = random_distributions(60)
-    found = aesthetic_metrics(predicted / 5, rated > 3, 0.5, q, q)
-    assert set(found) - set(metrics.TERMS) == {"accuracy", "accuracy_inclusive", "threshold"}
 
 
 # ---- pairs and series
@@ -647,11 +401,6 @@ def test_the_preferences_themselves_are_calibrated_and_have_the_least_log_loss()
         assert pair_metrics(other, preferred)["log_loss"] > perfect["log_loss"]
     assert pair_metrics(np.full(200, 0.5), preferred)["log_loss"] == pytest.approx(perfect["log_loss_prior"])
     assert pair_metrics(preferred * 0, preferred)["calibration_error"] == pytest.approx(preferred.mean())
-
-
-def test_a_share_outside_0_and_1_is_refused():
-    with pytest.raises(ValueError, match=r"preferences of pairs are from 0 to 1, got 0\.5 to 1\.2"):
-        pair_metrics([0.5, 0.5], [0.5, 1.2])
 
 
 def test_two_photographs_differ_by_the_odds_of_their_comparison():
@@ -711,19 +460,65 @@ def test_the_fitted_steepness_is_the_one_that_made_the_preferences():
     assert np.isfinite(fit_steepness([0.0, 0.0], [1.0, 0.0]))
 
 
-def test_resampled_groups_stay_together():
-    values = np.repeat([0.0, 1.0], 50)
+# ---- What is refused
 
-    def mean(values):
-        return {"mean": float(values.mean())}
 
-    alone = bootstrap_intervals(mean, (values,), 400)["mean"]
-    together = bootstrap_intervals(mean, (values,), 400, groups=np.repeat(["a", "b"], 50))["mean"]
-    assert together == (0.0, 1.0)  # two groups: both from one of them in half of the resamples
-    assert 0.35 < alone[0] < alone[1] < 0.65
-    each = bootstrap_intervals(mean, (values,), 50, groups=np.arange(100))["mean"]
-    assert each == bootstrap_intervals(mean, (values,), 50)["mean"]
-    with pytest.raises(ValueError, match="a group for each row, got 3 for 100 rows"):
-        bootstrap_intervals(mean, (values,), 10, groups=[1, 2, 3])
-    with pytest.warns(UserWarning, match=r"1 group\(s\) can't be resampled"):
-        assert np.isnan(bootstrap_intervals(mean, (values,), 10, groups=np.zeros(100))["mean"][0])
+PREDICTED, RATED = scores()
+DISTRIBUTIONS = random_distributions(60)
+PROBABILITIES, VOTES = emotions(4)
+BAD = np.where(np.isin(np.arange(60), (5, 9)), np.nan, PREDICTED)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "message"),
+    [
+        (srcc, (BAD, RATED), r"2 of 60 predicted rows are NaN or infinite \(first: row 5,"),
+        (mae, (RATED, BAD), "2 of 60 rated rows"),
+        (rmse, (PREDICTED, RATED[1:]), "60 predicted against 59 rated values; both need one row per"),
+        (krcc, (PREDICTED[:, None], RATED), r"predicted values must have the shape \(n,\), not \(60, 1\)"),
+        (
+            accuracy,
+            (PREDICTED, RATED.astype(np.float32), 3),
+            "ratings as they were read.*not float32.*rounding",
+        ),
+        (aesthetic_metrics, (PREDICTED, RATED, 3, DISTRIBUTIONS), "only one of them was given"),
+        (
+            aesthetic_metrics,
+            (PREDICTED, RATED, 3, DISTRIBUTIONS[1:], DISTRIBUTIONS[1:]),
+            "60 predicted scores against 59 predicted distributions",
+        ),
+        (
+            emd,
+            (DISTRIBUTIONS, random_distributions(60, 9)),
+            "prediction has 10 bins or classes, the ratings have 9",
+        ),
+        (
+            emd,
+            ([[0.5, 0.5]] * 2, [[0.5, 0.5], [2, 3]]),
+            "1 of 2 rated rows are no distributions; row 1, .* the sum 5 .* Divide",
+        ),
+        (emd, ([[1.5, -0.5]], [[0.5, 0.5]]), r"row 0, .* the sum 1 and the minimum -0\.5"),
+        (emotion_metrics, (PROBABILITIES, VOTES, CLASSES[:2]), "2 emotion classes are named, .* 3 columns"),
+        (emotion_metrics, (np.zeros((0, 3)), np.zeros((0, 3)), CLASSES), "no picture with emotion votes"),
+        (
+            emotion_metrics,
+            (PROBABILITIES, [*VOTES[:2], [0, 0, 0], [-1, 1, 1]], CLASSES),
+            r"2 of 4 vote rows have no votes or negative ones \(first: row 2,",
+        ),
+        (majority_accuracy, ([1, 4.5, 7],), r"2 of 3 high/low labels are .* 0 nor 1 \(the first is 4.5\)"),
+        (
+            positive_emotion_accuracy,
+            (np.eye(3), [1, 1, 0], ("a", "b", "c")),
+            "needs 3 class names, some of them among amusement, .*; got a, b, c",
+        ),
+        (
+            positive_emotion_accuracy,
+            (np.eye(3), [1, 1], CLASSES),
+            "3 emotions against 2 high/low labels",
+        ),
+        (pair_metrics, ([0.5, 0.5], [0.5, 1.2]), r"preferences of pairs are from 0 to 1, got 0\.5 to 1\.2"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_by_count_row_and_remedy(function, arguments, message):
+    with pytest.raises(ValueError, match=f"^metrics: .*{message}"):
+        function(*arguments)

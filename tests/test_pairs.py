@@ -1,6 +1,7 @@
 """Sets of pairs: what is read, what is refused, how it is split, and how pairs become batches."""
 
 import csv
+import hashlib
 import re
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ from datasets import Draw, PairPictures, TrainOrder, make_loader
 from eamb.readers import pairs
 from eamb.readers.decoding import DecodeError
 from eamb.readers.pairs import PAIR_COLUMNS, describe_pairs, load_pairs
-from eamb.readers.rated import LeftOut
+from eamb.readers.rated import DataOptions, LeftOut
 
 LIST = "1 1 2 0.949 1 4\n1 1 3 0.5 1 2\n7 1 2 0.086 4 2\n"  # as Photo Triage's lists are
 
@@ -155,6 +156,23 @@ def test_whole_series_are_held_out_whatever_the_order_of_the_rows(tmp_path):
     write_table(tmp_path / "train.csv", [("s1", "p/0_000.png", "p/0_001.png", 1)])
     with pytest.raises(ValueError, match="1 series are too few to hold some out for"):
         load_pairs("pairs", tmp_path, ("val",))
+
+
+@pytest.mark.parametrize("name", ["phototriage", "pairs"])
+@pytest.mark.parametrize("share", [0.05, 0.5])
+def test_the_share_of_series_held_out_is_data_validation(tmp_path, name, share):
+    series = range(1, 61)
+    photographs = [(f"{s:06d}-01.JPG", f"{s:06d}-02.JPG") for s in series]
+    for photograph in (each for pair in photographs for each in pair):
+        (tmp_path / photograph).touch()
+    (tmp_path / "train_pairlist.txt").write_text("".join(f"{s} 1 2 0.8 1 2\n" for s in series))
+    write_table(
+        tmp_path / "train.csv", [(s, *pair, 0.8) for s, pair in zip(series, photographs, strict=True)]
+    )
+    loaded = load_pairs(name, tmp_path, ("train", "val"), DataOptions(validation=share))
+    hashes = {str(s): int(hashlib.sha256(str(s).encode()).hexdigest()[:8], 16) / 2**32 for s in series}
+    assert set(loaded["val"].series) == {s for s in hashes if hashes[s] < share}
+    assert set(loaded["train"].series) == {s for s in hashes if hashes[s] >= share}
 
 
 def test_a_limit_takes_whole_series_first_and_is_the_same_each_time(root):

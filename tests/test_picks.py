@@ -20,30 +20,15 @@ import torch
 from PIL import Image, ImageFilter
 
 from eamb.files import encodable
-from eamb.inference.photographs import find_pictures
 from eamb.inference.scorer import Scored, Scorer
 from eamb.network.outputs import Scale
 from eamb.readers import demo
 from eamb.readers.decoding import decode
 from eamb.selection import picks
-from eamb.selection.grouping import (
-    DETAILS,
-    GAP,
-    SIMILARITY,
-    Shot,
-    Taken,
-    as_time,
-    choose,
-    coloured,
-    describe_time,
-    group,
-    look_at,
-    rank,
-    read_taken,
-    similarity,
-    sketch,
-)
-from eamb.selection.page import as_script, write_page
+from eamb.selection.exif import DETAILS, Taken, describe_time, parse_time, read_taken
+from eamb.selection.grouping import GAP, SIMILARITY, Photograph, choose, group, similarity, sketch
+from eamb.selection.page import coloured, write_page
+from eamb.selection.picks import as_table, score_photographs
 from eamb.weights import checkpoint
 from EAMBNet import build_model
 from main import main, parse
@@ -62,7 +47,7 @@ SKETCHES = [sketch(blotches(seed)) for seed in range(6)]
 
 def shot(name, seconds=None, scene=0, camera="Canon EOS R5"):
     time = None if seconds is None else NOON + timedelta(seconds=seconds)
-    return Shot(name, Taken(time, True, camera), SKETCHES[scene])
+    return Photograph(name, Taken(time, True, camera), SKETCHES[scene])
 
 
 def series(shots, gap=GAP, least=SIMILARITY):
@@ -77,19 +62,14 @@ def series(shots, gap=GAP, least=SIMILARITY):
 
 
 def test_a_picture_is_wholly_similar_to_itself_and_the_measure_is_symmetric():
-    for one, other in itertools.product(SKETCHES, repeat=2):
-        value = similarity(one, other)
-        assert 0 <= value <= 1
-        assert value == pytest.approx(similarity(other, one), abs=1e-12)
+    for one, other in itertools.combinations(SKETCHES, 2):
+        assert 0 <= similarity(one, other) < 1
+        assert similarity(one, other) == pytest.approx(similarity(other, one), abs=1e-12)
     assert [similarity(one, one) for one in SKETCHES] == pytest.approx([1] * 6)
 
 
-def test_contrast_and_brightness_do_not_matter():
-    darker = (SKETCHES[0] * 0.5 + 20).astype(np.uint8)
-    assert similarity(SKETCHES[0], darker) > 0.99
-
-
-def test_a_small_shift_costs_little_and_a_large_one_much():
+def test_exposure_and_a_small_shift_cost_little_and_a_large_shift_much():
+    assert similarity(SKETCHES[0], (SKETCHES[0] * 0.5 + 20).astype(np.uint8)) > 0.99
     wide = blotches(0, 320, 320)
     here, near, far = (sketch(wide.crop((left, 0, left + 160, 160))) for left in (0, 20, 140))
     assert similarity(here, near) > 0.85 > 0.6 > similarity(here, far)
@@ -98,6 +78,7 @@ def test_a_small_shift_costs_little_and_a_large_one_much():
 def test_shots_of_one_photograph_are_more_alike_than_different_photographs():
     pictures = [demo.open_photograph(photograph) for photograph in demo.PHOTOGRAPHS]
     for picture in pictures:
+        picture.thumbnail((320, 320))
         width, height = picture.size
         again = picture.crop((0.04 * width, 0.06 * height, 0.97 * width, 0.95 * height))
         again = demo.add_noise(demo.expose(again.filter(ImageFilter.GaussianBlur(2)), 0.5), 10)
@@ -135,7 +116,7 @@ def test_flat_pictures_have_a_similarity_too():
     ],
 )
 def test_times_are_read_and_garbage_is_none(text, fraction, expected):
-    assert as_time(text, fraction) == expected
+    assert parse_time(text, fraction) == expected
 
 
 def exif_of(tags, details=None):
@@ -147,32 +128,31 @@ def exif_of(tags, details=None):
 
 
 @pytest.mark.parametrize(
-    ("tags", "details", "time", "exposed"),
+    ("changed", "exposed", "time"),
     [
-        ({0x0132: "2024:05:03 13:00:00"}, {0x9003: "2024:05:03 12:00:00", 0x9291: "5"}, "12:00:00.500", True),
-        ({0x0132: "2024:05:03 13:00:00"}, {0x9003: "0000:00:00 00:00:00"}, "13:00:00", False),
-        ({0x0132: "2024:05:03 13:00:00"}, None, "13:00:00", False),
-        ({}, {0x9003: "0000:00:00 00:00:00"}, None, False),
-        ({}, None, None, False),
+        ("2024:05:03 13:00:00", "2024:05:03 12:00:00", "2024-05-03 12:00:00.500"),
+        ("2024:05:03 13:00:00", "0000:00:00 00:00:00", "2024-05-03 13:00:00"),
+        ("2024:05:03 13:00:00", None, "2024-05-03 13:00:00"),
+        (None, None, None),
     ],
 )
-def test_the_time_of_exposure_counts_and_else_that_of_the_last_change(tags, details, time, exposed, tmp_path):
-    blotches(0).save(tmp_path / "a.jpg", exif=exif_of(tags, details))
+def test_the_time_of_exposure_counts_and_else_that_of_the_last_change(changed, exposed, time, tmp_path):
+    details = {0x9003: exposed, 0x9291: "5"} if exposed else None
+    blotches(0).save(tmp_path / "a.jpg", exif=exif_of({0x0132: changed} if changed else {}, details))
     with Image.open(tmp_path / "a.jpg") as picture:
         taken = read_taken(picture.getexif())
-    assert describe_time(taken.time) == (time and f"2024-05-03 {time}")
-    assert taken.exposed == exposed
+    assert describe_time(taken.time) == time
+    assert taken.exposed == (time is not None and time.endswith("500"))
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif", "sixteen bits.png", "clear.png"])
-def test_any_format_may_tell_its_time_to_who_looks(name, tmp_path):
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp", "a.tif", "sixteen bits.png"])
+def test_the_time_is_read_from_any_format(name, tmp_path):
     exif = exif_of({0x010F: "Canon"}, {0x9003: "2024:05:03 12:00:00"})
-    kinds = {"sixteen bits.png": "I;16", "clear.png": "RGBA"}
-    picture = Image.new(kinds.get(name, "RGB"), (90, 60))
+    picture = Image.new("I;16" if name == "sixteen bits.png" else "RGB", (90, 60))
     picture.save(tmp_path / name, exif=exif.tobytes())
-    seen = []
-    pixels = decode(tmp_path / name, 32, look=lambda *shown: seen.append(shown))
-    [(picture, exif)] = seen
+    shown = []
+    pixels = decode(tmp_path / name, 32, look=lambda *both: shown.append(both))
+    [(picture, exif)] = shown
     assert (picture.mode, picture.size, pixels.shape) == ("RGB", (90, 60), (32, 32, 3))
     assert read_taken(exif) == Taken(NOON, True, "Canon")
 
@@ -253,11 +233,11 @@ def random_shots(seed):
             chance.integers(3),
             ("A", "B")[chance.integers(2)],
         )
-        for number in range(30)
+        for number in range(20)
     ]
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_the_order_of_files_is_of_no_importance(seed):
     shots = random_shots(seed)
     expected = dict(zip((one.path for one in shots), group(shots, 5), strict=True))
@@ -265,22 +245,15 @@ def test_the_order_of_files_is_of_no_importance(seed):
     assert dict(zip((one.path for one in shots), group(shots, 5), strict=True)) == expected
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_laxer_limits_only_join_series(seed):
     shots = random_shots(seed)
     for strict, lax in [((3, 0.6), (9, 0.6)), ((9, 0.9), (9, 0.3)), ((0, 1), (1e9, 0))]:
         whole = [set(names) for names in series(shots, *lax)]
-        assert all(any(set(part) <= names for names in whole) for part in series(shots, *strict))
-    assert len(series(shots, 0, 1)) > 2 * len(series(shots, 1e9, 0))
-
-
-def test_nothing_makes_no_series():
+        parts = series(shots, *strict)
+        assert all(any(set(part) <= names for names in whole) for part in parts)
+    assert len(parts) > 2 * len(whole)
     assert group([]) == []
-
-
-def test_the_best_is_first_and_equal_ones_keep_their_order():
-    assert rank([1.5, 3.0, -2.0, 3.0]) == [1, 3, 0, 2]
-    assert rank([]) == []
 
 
 # ---- a whole run -----------------------------------------------------------------------------------
@@ -310,7 +283,7 @@ def save(path, seed, seconds=None, camera=CANON, tag=0x9003):
     demo.expose(blotches(seed, 480, 400), 0.1 * len(path.name)).save(path, exif=exif)
 
 
-class Judge:
+class NameScorer:
     """Scores by the file's name alone; any scorer will do that has score_all."""
 
     emotions_trained = False
@@ -323,9 +296,9 @@ class Judge:
 
 
 @pytest.fixture
-def judged(monkeypatch):
-    """The command ranks by Judge and loads no network."""
-    monkeypatch.setattr(picks, "Scorer", lambda *settings, **others: Judge())
+def scored_by_name(monkeypatch):
+    """The command loads no network."""
+    monkeypatch.setattr(picks, "Scorer", lambda *settings, **others: NameScorer())
 
 
 @pytest.fixture(scope="module")
@@ -370,18 +343,14 @@ def hashes(folder):
     }
 
 
-def test_no_file_of_the_users_is_touched(album, selected):
-    assert hashes(album) == selected[2]
-    assert sorted(path.name for path in selected[1].iterdir()) == ["page", "picks.csv"]
-
-
-def test_every_file_has_a_row_and_the_columns_are_as_documented(rows, selected, album):
-    files = [path for path in album.rglob("*") if path.is_file()]
-    assert len(rows) == len(files) == 14
+def test_every_file_has_a_row_and_none_is_touched(album, selected, rows):
+    code, folder, before = selected
+    assert (code, hashes(album)) == (1, before)
+    assert sorted(path.name for path in folder.iterdir()) == ["page", "picks.csv"]
+    assert len(rows) == len(before) == 14
     documented = "path series series_size rank picked score percentile time seconds_since_previous"
     documented += " similarity_to_previous camera emotion note error"
     assert " ".join(next(iter(rows.values()))) == documented
-    assert selected[0] == 1
 
 
 def test_series_of_the_album(rows):
@@ -411,37 +380,37 @@ def test_ranks_follow_scores_and_one_of_each_series_is_picked(rows):
     assert max(map(len, by_series.values())) == 3
 
 
-@pytest.mark.parametrize("keep", [1, 2, 9])
-def test_keep_picks_so_many_of_each_series(album, keep):
-    found = find_pictures([str(album / "IMG*"), str(album / "mixed")])
-    for photograph in choose(list(look_at(found, Judge(), None)), keep, GAP, SIMILARITY):
-        assert photograph.picked == (photograph.rank <= keep)
+@pytest.mark.parametrize("keep", [2, 9])
+def test_keep_picks_so_many_of_each_series_and_equal_scores_go_by_name(keep):
+    shots = [shot(name, 0) for name in ("10.jpg", "9.jpg", "1.jpg")] + [shot("2.jpg", 99)]
+    for photograph, score in zip(shots, (1, 1, 2, 0), strict=True):
+        photograph.scored = Scored(photograph.path, score=score)
+    chosen = choose(shots, keep, GAP, SIMILARITY)
+    assert [one.path for one in chosen] == ["1.jpg", "9.jpg", "10.jpg", "2.jpg"]
+    assert [one.rank for one in chosen] == [1, 2, 3, 1]
+    assert [one.picked for one in chosen] == [True, True, keep == 9, True]
 
 
 def test_what_was_done_is_noted(rows):
     mixed = "2 cameras in the folder: series are per camera"
-    assert rows["IMG_000.jpg"]["note"] == ""
-    assert rows["IMG_00xxxx4.jpg"]["note"] == "only one"
-    assert rows["a.jpg"]["note"] == mixed
-    assert rows["b.jpg"]["note"] == f"only one; {mixed}"
-    assert rows["=1+1.jpg"]["note"] == "no time: grouped by similarity"
-    assert rows["changed.png"]["note"] == "only one; no time of exposure: that of the last change counts"
+    notes = {
+        "IMG_000.jpg": "",
+        "IMG_00xxxx4.jpg": "only one",
+        "a.jpg": mixed,
+        "b.jpg": f"only one; {mixed}",
+        "=1+1.jpg": "no time: grouped by similarity",
+        "changed.png": "only one; no time of exposure: that of the last change counts",
+    }
+    assert {name: rows[name]["note"] for name in notes} == notes
     assert (rows["a.jpg"]["camera"], rows["b.jpg"]["camera"]) == ("Canon EOS R5", "NIKON D500")
-
-
-def test_gap_and_similarity_to_the_previous_are_told(rows):
     second, other = rows["IMG_00x1.jpg"], rows["IMG_00xxx3.jpg"]
     assert (second["time"], second["seconds_since_previous"]) == ("2024-05-03 12:00:01", "1.0")
     assert float(second["similarity_to_previous"]) > 0.9
     assert float(other["similarity_to_previous"]) < SIMILARITY
     assert rows["=1+1.jpg"]["seconds_since_previous"] == rows["=1+1.jpg"]["time"] == ""
-
-
-def test_broken_files_have_their_reason_and_nothing_else(rows):
-    assert rows["empty.jpg"]["error"] == "the file is empty"
     assert "web page" in rows["broken.jpg"]["error"]
-    told = {name: value for name, value in rows["empty.jpg"].items() if value}
-    assert set(told) == {"path", "picked", "error"}
+    empty = {name: value for name, value in rows["empty.jpg"].items() if value and name != "path"}
+    assert empty == {"picked": "0", "error": "the file is empty"}
 
 
 def test_scores_are_those_of_predict(rows, album, weights, tmp_path):
@@ -453,7 +422,7 @@ def test_scores_are_those_of_predict(rows, album, weights, tmp_path):
             assert selected[column] == row[column]
 
 
-def test_no_cell_is_a_formula(judged, tmp_path, monkeypatch):
+def test_no_cell_is_a_formula(scored_by_name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("=1+1.jpg", "-x.jpg", "@y.jpg", "+z.jpg"):
         save(Path(name), 0, 0, camera=("=cmd", "|' /C calc'!A0"))
@@ -465,20 +434,18 @@ def test_no_cell_is_a_formula(judged, tmp_path, monkeypatch):
 
 
 def test_any_scorer_ranks_and_one_without_maps_makes_a_page_too(album, tmp_path):
-    found = find_pictures([str(album / "IMG*")])
-    photographs = list(look_at(found, Judge(), tmp_path))
-    chosen = choose(photographs, 1, GAP, SIMILARITY)
-    assert [Path(one.path).name for one in chosen if one.picked] == [
-        *("IMG_000.jpg", "IMG_00xxx3.jpg", "IMG_00xxxx4.jpg")
-    ]
-    write_page(tmp_path, chosen, "")
+    paths = sorted(map(str, album.glob("IMG*")))
+    chosen = choose(list(score_photographs(paths, NameScorer(), tmp_path)), 1, GAP, SIMILARITY)
+    picked = [Path(one.path).name for one in chosen if one.picked]
+    assert picked == ["IMG_000.jpg", "IMG_00xxx3.jpg", "IMG_00xxxx4.jpg"]
+    write_page(tmp_path, chosen, "", as_table(chosen))
     page = Page((tmp_path / "index.html").read_text(encoding="utf-8"))
     [button] = [values for _, values in page.tags if values.get("id") == "maps"]
     assert "hidden" in button
     assert not (tmp_path / "maps").exists()
 
 
-def test_an_error_while_looking_is_the_pictures_own(album, weights):
+def test_an_error_in_a_look_is_the_pictures_own(album, weights):
     def look(path, picture, exif):
         raise RuntimeError("no")
 
@@ -513,15 +480,23 @@ def test_bad_arguments_are_one_sentence_and_nothing_is_written(words, said, tmp_
     assert hashes(tmp_path) == before
 
 
-def test_with_force_the_page_is_written_again_and_its_thumbnails_are_not_photographs(judged, tmp_path):
+def test_with_force_the_page_is_written_again_without_photographs_that_are_gone(scored_by_name, tmp_path):
     save(tmp_path / "a.jpg", 0)
-    words = ("--output", tmp_path / "picks.csv", "--page", tmp_path / "page")
+    save(tmp_path / "b.jpg", 1)
+    page, words = tmp_path / "page", ("--output", tmp_path / "picks.csv", "--page", tmp_path / "page")
     assert [select(tmp_path, *words), select(tmp_path, *words)] == [0, 2]
+    for name in ("maps/000002.png", "maps/mine.png", "thumbnails/1.jpg", "000009.jpg"):
+        (page / name).parent.mkdir(exist_ok=True)
+        (page / name).touch()
+    (tmp_path / "b.jpg").unlink()
     assert select(tmp_path, *words, "--force") == 0
-    assert len(small.read_csv(tmp_path / "picks.csv")) == 1
+    assert len(small.read_csv(tmp_path / "picks.csv")) == 1  # a thumbnail is not a photograph
+    names = sorted(str(path.relative_to(page)) for path in page.rglob("*.*"))
+    ours, users = ["index.html", "thumbnails/000001.jpg"], ["000009.jpg", "maps/mine.png", "thumbnails/1.jpg"]
+    assert names == sorted(ours + users)
 
 
-def test_options_are_as_the_functions_have_them():
+def test_the_defaults_of_the_command_are_those_of_grouping():
     options = parse(["select", "a", "--keep", "3", "b"])
     assert (options.paths, options.keep, options.output) == (["a", "b"], 3, Path("picks.csv"))
     assert (options.gap, options.similarity) == (GAP, SIMILARITY)
@@ -574,19 +549,16 @@ def test_the_page_holds_the_lines_of_the_csv_and_what_they_are_with_the_other_pi
     assert sorted(int(card["data-row"]) for card in cards) == list(range(12))
 
 
-def test_names_stay_text(page):
+def test_names_stay_text(page, tmp_path):
     assert [tag for tag, _ in page.tags].count("script") == 2
-    assert NASTY.replace("\n", r"\n").replace("\udcff", r"\xff") in [
-        image["alt"] for image in page.named("thumbnail")
-    ]
+    names = [image["alt"] for image in page.named("thumbnail")]
+    assert NASTY.replace("\n", r"\n").replace("\udcff", r"\xff") in names
     assert any("😀 \\xff" in line for line, _ in json.loads(page.scripts[0])["rows"])
-
-
-def test_a_script_cannot_be_ended_by_data():
-    text = as_script(["</script>", "<!--", "\u2028"])
-    assert "<" not in text
-    assert "\u2028" not in text
-    assert json.loads(text) == ["</script>", "<!--", "\u2028"]
+    failed = Photograph("a</script>/<!--.jpg", Taken(), scored=Scored("a", error="<b>no</b>"))
+    write_page(tmp_path, [failed], "", as_table([failed]))
+    page = Page((tmp_path / "index.html").read_text(encoding="utf-8"))
+    assert json.loads(page.scripts[0])["rows"][0][0].startswith("a</script>/<!--.jpg,")
+    assert "a</script>/<!--.jpg: <b>no</b>" in page.texts
 
 
 def test_thumbnails_keep_the_aspect_and_are_all_there(page, selected):
@@ -602,19 +574,11 @@ def test_thumbnails_keep_the_aspect_and_are_all_there(page, selected):
     assert len(list(folder.rglob("*.jpg"))) == 12
 
 
-def test_links_lead_to_the_originals(page, selected, album):
-    links = [values["href"] for values in page.named("original")]
-    found = {os.path.realpath(selected[1] / "page" / os.fsdecode(unquote_bytes(link))) for link in links}
-    assert found == {
+def test_links_lead_to_the_originals_and_nothing_is_loaded_from_elsewhere(page, selected, album):
+    links = [unquote(values["href"], "utf-8", "surrogateescape") for values in page.named("original")]
+    assert {os.path.realpath(selected[1] / "page" / link) for link in links} == {
         str(path) for path in album.rglob("*") if path.suffix in (".jpg", ".png") and path.stat().st_size > 6
     }
-
-
-def unquote_bytes(link):
-    return unquote(link, "utf-8", "surrogateescape").encode("utf-8", "surrogateescape")
-
-
-def test_the_page_loads_nothing_from_elsewhere(page):
     sources = [values[name] for _, values in page.tags for name in ("src", "href") if name in values]
     assert not [source for source in sources if re.match(r"[a-z]+:|//", source)]
     [policy] = [values["content"] for _, values in page.tags if "http-equiv" in values]
@@ -626,12 +590,9 @@ def test_the_script_finds_what_it_asks_for(page):
     assert asked == {values["id"] for _, values in page.tags if "id" in values}
     for name in re.findall(r'querySelector(?:All)?\("\.(\w+)"\)', page.scripts[1]):
         assert page.named(name)
-    assert not re.search(r"\{\{\w+\}\}", "".join(page.texts))
 
 
 def test_a_map_has_the_colours_of_the_other_pictures():
     image = coloured(np.array([[0.0, 1.0]])).convert("RGB")
-    assert [image.getpixel((column, 0)) for column in (0, 1)] == [
-        (0, 0, 4),
-        (252, 255, 164),
-    ]  # inferno's ends
+    ends = [image.getpixel((column, 0)) for column in (0, 1)]
+    assert ends == [(0, 0, 4), (252, 255, 164)]  # of inferno

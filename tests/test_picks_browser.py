@@ -21,23 +21,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eamb.inference.photographs import find_pictures
 from eamb.inference.scorer import Scored
-from eamb.selection.grouping import CHANGED, as_row, choose, look_at, write_rows
+from eamb.selection.exif import CHANGED
+from eamb.selection.grouping import choose
 from eamb.selection.page import write_page
+from eamb.selection.picks import as_row, as_table, score_photographs, write_rows
 
 pytestmark = pytest.mark.slow
 
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    "--window-size=1300,900",
-)
+FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+FLAGS += " --disable-component-update --disable-sync --window-size=1300,900"
 LEFT, UP, RIGHT, DOWN, ENTER, SPACE, TAB = "\ue012", "\ue013", "\ue014", "\ue015", "\ue007", " ", "\ue004"
 NASTY = 'a,"b" <script>alert(1)<!-- & \'\n😀 \udcff.jpg'
 
 
-class Judge:
+class NameScorer:
     """Later names are better."""
 
     emotions_trained = True
@@ -61,10 +59,10 @@ def folder(tmp_path_factory):
         picture = Image.fromarray(colours).resize((600, 800 if scene else 400), Image.Resampling.BICUBIC)
         (folder / "photos").mkdir(exist_ok=True)
         picture.save(folder / "photos" / name, exif=exif)
-    found = find_pictures([str(folder / "photos")])
-    photographs = choose(list(look_at(found, Judge(), folder / "page")), 1, 30, 0.6)
+    paths = sorted(map(str, (folder / "photos").iterdir()))
+    photographs = choose(list(score_photographs(paths, NameScorer(), folder / "page")), 1, 30, 0.6)
     write_rows(map(as_row, photographs), folder / "picks.csv")
-    write_page(folder / "page", photographs, "keep 1 & more")
+    write_page(folder / "page", photographs, "keep 1 & more", as_table(photographs))
     return folder
 
 
@@ -73,7 +71,7 @@ class Browser:
 
     def __init__(self, address: str, downloads: Path, profile: Path):
         self.address, self.downloads = address, downloads
-        options = {"args": [*FLAGS, f"--user-data-dir={profile}"]}
+        options = {"args": [*FLAGS.split(), f"--user-data-dir={profile}"]}
         options["prefs"] = {"download.default_directory": str(downloads)}
         if chromium := shutil.which("chromium"):
             options["binary"] = chromium
@@ -148,12 +146,12 @@ def browser(folder, tmp_path):
 
 def test_keys_lead_through_the_page_and_change_picks(browser):
     assert browser.picked() == [0, 3, 4]
-    seen = [browser.current()]
+    places = [browser.current()]
     for key in (RIGHT, RIGHT, RIGHT, DOWN, DOWN, RIGHT, DOWN, UP, UP, UP, LEFT):
         browser.press(key)
-        seen.append(browser.current())
-    #                right  2  stays down      right stays up       stays stays
-    assert seen == [0, 1, 2, 2, 3, 4, 5, 5, 3, 0, 0, 0]
+        places.append(browser.current())
+    #                  right  2  stays down      right stays up       stays stays
+    assert places == [0, 1, 2, 2, 3, 4, 5, 5, 3, 0, 0, 0]
     browser.press(RIGHT, ENTER)
     assert browser.picked() == [0, 1, 3, 4]
     browser.press(LEFT, SPACE)
@@ -166,7 +164,7 @@ def test_keys_lead_through_the_page_and_change_picks(browser):
     )
 
 
-def test_one_stop_of_the_tab_key_leads_to_the_pictures_and_the_focus_is_seen(browser):
+def test_one_stop_of_the_tab_key_leads_to_the_pictures_and_the_focus_is_visible(browser):
     browser.press(DOWN, TAB)
     assert browser.current() == -1
     assert browser.script("return cards.map((card) => card.tabIndex)") == [-1, -1, -1, 0, -1, -1]

@@ -1,86 +1,56 @@
-"""Scoring pictures: every file gets its own figures or its reason, in order, and nothing is overwritten."""
+"""`main.py predict`: each file a row, in order; interrupted runs go on; maps explain the rows."""
 
-import copy
-import csv
 import io
 import json
+import multiprocessing
 import os
 import re
-import subprocess
+import signal
 import sys
-import threading
-import time
-import warnings
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import small
 import torch
+from lively import RATINGS, SIZE, as_input, blotches, build_lively, direct_score, write_weights
 from PIL import Image
+from small import read_csv
 
 from eamb.files import written_whole
-from eamb.inference import panels, predict
+from eamb.inference import panels
+from eamb.inference import predict as predict_module
 from eamb.inference import scorer as scorer_module
-from eamb.inference.maps import MapFolder
-from eamb.inference.photographs import Found, Search, Shard, find_pictures
-from eamb.inference.rows import without_formulas
-from eamb.inference.scorer import Scorer, in_threads, percentile, worker_threads
-from eamb.network.backbones import LITE0, normalisation
+from eamb.inference.maps import MapFolder, panel_drawers
+from eamb.inference.photographs import PictureFile, find_pictures
+from eamb.inference.scorer import Scorer
 from eamb.network.outputs import EMOTIONS, Scale
 from eamb.readers import decoding
-from eamb.readers.decoding import DecodeError, decode, normalise
+from eamb.readers.decoding import decode
 from eamb.weights import checkpoint
-from EAMBNet import EmotionNetwork, build_model
+from EAMBNet import EmotionNetwork
 from main import main
 
-SIZE = 64
-FOUR_STARS = Scale("score", 1.0, 5.0, 3.0, offset=1.0, factor=4.0)
 TEN_BINS = Scale("distribution", 1.0, 10.0, 5.0, bins=tuple(float(rating) for rating in range(1, 11)))
-RATINGS = [1.0, 2.0, 2.0, 4.0, 5.0]  # as quantiles: a quarter of the ratings lies in each step
 GOOD = ["a.PNG", "b.jpg", "\udcff.jpg", "sub/b.jpg", "sub/c.webp"]
 ALBUM = ["a.PNG", "b.jpg", "broken.jpg", "empty.jpg", "\udcff.jpg", "sub/b.jpg", "sub/c.webp"]
 
 
-def blotches(seed):
-    """A picture of a few soft blotches, 96 wide and 80 high."""
-    colours = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
-    return Image.fromarray(colours).resize((96, 80), Image.Resampling.BICUBIC)
-
-
-def lively_network():
-    """A random Lite network whose scores and emotions differ from picture to picture."""
-    torch.manual_seed(0)
-    model = build_model(LITE0, outputs=1, width=16)
-    images = [torch.from_numpy(np.array(blotches(seed).resize((SIZE, SIZE)))) for seed in range(100, 112)]
-    model.train()
-    model.emotion.train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 1.0
-    with torch.no_grad():
-        model(normalise(torch.stack(images).permute(0, 3, 1, 2), *normalisation(LITE0)))
-        model.head[5].weight.mul_(10)
-        model.emotion.classifier.weight.mul_(10)
-    return model.eval()
+def save_small_panel(path, image, explanation):
+    """In the place of panels.save_panel, which draws for half a second."""
+    with written_whole(path) as unfinished:
+        unfinished.write_text(f"{image.mean():.4f} {explanation.score}")
 
 
 @pytest.fixture(scope="module")
 def model():
-    return lively_network()
-
-
-def export(path, model, scale, **changes):
-    known = {"dataset": "para", "image_size": SIZE, "exif": True, "training_ratings": RATINGS}
-    description = checkpoint.describe(model, scale) | known | changes
-    checkpoint.export_weights(path, checkpoint.Weights(model.state_dict(), description))
-    return path
+    return build_lively()
 
 
 @pytest.fixture(scope="module")
 def weights(model, tmp_path_factory):
-    return export(tmp_path_factory.mktemp("weights") / "stars.safetensors", model, FOUR_STARS)
+    return write_weights(tmp_path_factory.mktemp("weights") / "stars.safetensors", model)
 
 
 @pytest.fixture(scope="module")
@@ -90,17 +60,13 @@ def scorer(weights):
 
 @pytest.fixture(scope="module")
 def album(tmp_path_factory):
-    """A folder as people have them: pictures, damaged ones, hidden and other files, a link to itself."""
+    """Pictures of several formats, one whose name is no UTF-8, and two files that are none."""
     folder = tmp_path_factory.mktemp("photos") / "album"
     (folder / "sub").mkdir(parents=True)
-    (folder / ".cache").mkdir()
-    for seed, name in enumerate([*GOOD, ".hidden.jpg", ".cache/d.jpg"]):
+    for seed, name in enumerate(GOOD):
         blotches(seed).save(folder / name)
     (folder / "broken.jpg").write_text("<html>not found</html>")
     (folder / "empty.jpg").touch()
-    (folder / "notes.txt").touch()
-    (folder / "raw.CR2").touch()
-    (folder / "again").symlink_to(folder)
     return folder
 
 
@@ -111,6 +77,7 @@ def scored(album, weights, tmp_path_factory):
     messages = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stderr", messages)
+        patch.setattr(panels, "save_panel", save_small_panel)
         maps = ("--maps", folder / "maps", "--maps-raw")
         code = call(album, weights, "--output", folder / "new/scores.csv", *maps, "--emotions")
     return code, read_csv(folder / "new/scores.csv"), folder / "maps", messages.getvalue()
@@ -119,34 +86,16 @@ def scored(album, weights, tmp_path_factory):
 def call(paths, weights, *options):
     """`main.py predict`; returns the exit code."""
     paths = paths if isinstance(paths, (list, tuple)) else [paths]
-    words = [
-        *paths,
-        "--checkpoint",
-        weights,
-        "--device",
-        "cpu",
-        "--batch-size",
-        "3",
-        "--workers",
-        "0",
-        *options,
-    ]
-    return main(["predict", *map(str, words)])
+    fixed = ["--device", "cpu", "--batch-size", "3", "--workers", "0"]
+    return main(["predict", *map(str, paths), "--checkpoint", str(weights), *fixed, *map(str, options)])
 
 
-def read_csv(path):
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+@pytest.fixture
+def inside(album, monkeypatch):
+    monkeypatch.chdir(album)
 
 
-def direct_score(model, path):
-    """1 + 4p straight from the network, one picture by itself."""
-    image = torch.from_numpy(decode(path, SIZE)).permute(2, 0, 1)[None]
-    with torch.no_grad():
-        return 1 + 4 * model(normalise(image, *normalisation(LITE0))).prediction.item()
-
-
-# ---- rows ----------------------------------------------------------------------------------------
+# ---- rows
 
 
 def test_rows_come_in_the_order_of_a_sorted_folder(scored, album):
@@ -190,13 +139,6 @@ def test_a_broken_file_is_a_row_with_its_reason_and_exit_code_1(scored):
     assert "5 of 7 pictures scored" in messages
 
 
-def test_what_a_folder_holds_beside_pictures_is_counted(scored):
-    [line] = [line for line in scored[3].splitlines() if line.startswith("passed over in folders: ")]
-    assert sorted(line.removeprefix("passed over in folders: ").split(", ")) == [
-        *("1 .cr2", "1 .txt", "1 linked", "2 hidden")
-    ]
-
-
 def test_json_lines_say_the_same_as_csv(scored, album, weights, tmp_path):
     assert call(album, weights, "--output", tmp_path / "scores.JSONL", "--emotions") == 1
     lines = (tmp_path / "scores.JSONL").read_text(encoding="utf-8").splitlines()
@@ -204,12 +146,9 @@ def test_json_lines_say_the_same_as_csv(scored, album, weights, tmp_path):
         assert {key: "" if value is None else str(value) for key, value in line.items()} == row
 
 
-def test_rating_bins_become_columns_that_give_score_and_deviation(model, album, tmp_path):
+def test_rating_bins_become_columns_that_give_score_and_deviation(album, tmp_path):
     bins = np.array(TEN_BINS.bins)
-    ten = build_model(LITE0, outputs=10, width=16)
-    head = {"head.5.weight": torch.randn(10, 128), "head.5.bias": torch.zeros(10)}
-    ten.load_state_dict(model.state_dict() | head)
-    file = export(tmp_path / "ten.safetensors", ten, TEN_BINS)
+    file = write_weights(tmp_path / "ten.safetensors", build_lively(outputs=10), TEN_BINS)
     assert call(album / "b.jpg", file, "--output", tmp_path / "scores.csv") == 0
     [row] = read_csv(tmp_path / "scores.csv")
     assert list(row)[9:] == [f"p_{rating}" for rating in range(1, 11)]
@@ -223,8 +162,8 @@ def test_rating_bins_become_columns_that_give_score_and_deviation(model, album, 
 def test_a_row_is_on_the_disk_before_the_next_picture_is_asked_for(album, weights, tmp_path, monkeypatch):
     whole = Scorer.score_all
 
-    def interrupted(self, paths, first):
-        results = whole(self, paths, first)
+    def interrupted(self, paths, *rest):
+        results = whole(self, paths, *rest)
         yield next(results)
         yield next(results)
         raise KeyboardInterrupt
@@ -263,269 +202,6 @@ def test_no_text_is_a_formula_and_pandas_reads_the_same_paths_again(weights, tmp
     assert table.score.dtype == float
 
 
-def test_an_error_that_looks_like_a_formula_is_marked_and_numbers_stay_numbers():
-    row = without_formulas({"path": "a.jpg", "score": -1.5, "error": "=cmd|'/c calc'!A1", "emotion": None})
-    assert row == {"path": "a.jpg", "score": -1.5, "error": "'=cmd|'/c calc'!A1", "emotion": None}
-
-
-# ---- percentiles ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("value", "share"),
-    [(0, 0), (1, 0), (1.5, 12.5), (2, 25), (3, 62.5), (4, 75), (4.5, 87.5), (5, 100), (6, 100)],
-)
-def test_percentile_is_the_share_of_ratings_below(value, share):
-    # Of RATINGS' quarters one lies between 1 and 2, one on 2 itself, one in 2 to 4, one in 4 to 5.
-    assert percentile(value, np.array(RATINGS)) == share
-
-
-def test_percentile_of_every_rating_is_counted_exactly():
-    ratings = np.sort(np.random.default_rng(0).integers(2, 10, 1001) / 2)  # many are equal
-    quantiles = np.quantile(ratings, np.linspace(0, 1, 1001))
-    for value in np.arange(1, 5, 0.5):
-        assert percentile(value, quantiles) == pytest.approx(100 * np.mean(ratings < value), abs=0.11)
-
-
-def test_no_percentile_without_training_ratings(model, album, tmp_path):
-    file = export(tmp_path / "w.safetensors", model, FOUR_STARS, training_ratings=[])
-    assert Scorer(file, device="cpu").score(album / "b.jpg").percentile is None
-
-
-# ---- the same score in any company -----------------------------------------------------------------
-
-
-def test_a_high_or_low_network_gives_a_probability_whatever_the_ratings_were(model, album, tmp_path):
-    high = Scale("label", 1.0, 10.0, threshold=5.0, inclusive=True)  # IAE's ratings run from 1 to 10
-    scored = Scorer(export(tmp_path / "high.safetensors", model, high), device="cpu").score(album / "a.PNG")
-    assert scored.score == pytest.approx((direct_score(model, album / "a.PNG") - 1) / 4, abs=1e-5)
-    assert (scored.score_min, scored.score_max, scored.percentile) == (0.0, 1.0, None)
-
-
-def test_three_lines_of_python(album, weights, model, monkeypatch):
-    monkeypatch.setattr(scorer_module, "SHIPPED", weights)
-    result = Scorer().score(album / "b.jpg")
-    assert result.score == pytest.approx(direct_score(model, album / "b.jpg"), abs=1e-4)
-    assert result.emotion_map.shape == (SIZE // 8, SIZE // 8)
-    assert result.distribution == {}
-
-
-def test_score_raises_where_score_all_reports(scorer, album):
-    assert [result.error for result in scorer.score_all([album / "empty.jpg"])] == ["the file is empty"]
-    with pytest.raises(DecodeError, match=r"empty\.jpg cannot be decoded: the file is empty"):
-        scorer.score(album / "empty.jpg")
-
-
-def test_no_paths_give_no_results(scorer):
-    assert list(scorer.score_all([])) == []
-
-
-def test_folders_and_pipes_are_reasons_not_a_hang(scorer, tmp_path):
-    os.mkfifo(tmp_path / "pipe.jpg")
-    reasons = [result.error for result in scorer.score_all([tmp_path / "pipe.jpg", tmp_path])]
-    assert reasons == [
-        "a pipe or device, not a file",
-        "a folder, not a picture, or one that cannot be listed",
-    ]
-
-
-def test_a_network_that_gives_no_number_is_a_reason(weights, album):
-    scorer = Scorer(weights, device="cpu")
-    scorer.network.model.network.head[5].bias.fill_(float("nan"))
-    [result] = scorer.score_all([album / "b.jpg"])
-    assert result.score is None
-    assert "not a number" in result.error
-
-
-def scores_of(scorer, paths):
-    return {result.path: result.score for result in scorer.score_all(paths) if not result.error}
-
-
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-def with_workers(scorer, batch_size, workers):
-    """A Scorer with the same network, which takes a while to build."""
-    other = copy.copy(scorer)
-    other.batch_size, other.workers = batch_size, workers
-    return other
-
-
-def test_a_score_is_the_same_in_any_company(scorer, album):
-    paths = [str(album / name) for name in ALBUM] + [str(album / GOOD[2])]
-    expected = scores_of(with_workers(scorer, 1, 0), paths)
-    assert list(expected) == [str(album / name) for name in GOOD]
-    for batch_size, workers in ((1, 2), (2, 1), (3, 0), (3, 2), (16, 4)):
-        other = with_workers(scorer, batch_size, workers)
-        for order in (paths, paths[::-1], paths[3:]):
-            wanted = {path: expected[path] for path in order if path in expected}
-            assert scores_of(other, order) == pytest.approx(wanted, abs=1e-5 * 4)
-
-
-def test_scoring_leaves_torch_and_the_warnings_as_they_were(scorer, album, two_threads):
-    results = with_workers(scorer, 1, 2).score_all([album / name for name in ALBUM])
-    next(results)
-    assert torch.get_num_threads() == 2
-    results.close()
-    seen = []
-    thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
-    thread.start()
-    thread.join()
-    assert seen == [2]
-    with pytest.warns(UserWarning, match="heard"):
-        warnings.warn("heard", stacklevel=1)
-
-
-def test_workers_are_one_per_core_unless_told_otherwise(two_threads):
-    assert [worker_threads(workers, on_cpu=True) for workers in (-1, 0, 5)] == [2, 0, 5]
-
-
-@pytest.mark.parametrize("threads", [0, 1, 3])
-def test_work_in_threads_comes_back_in_order_and_runs_no_further_ahead_than_one_item_each(threads):
-    asked = []
-    items = (asked.append(number) or number for number in range(20))
-    results = in_threads(lambda number: (time.sleep(0.002 * (number % 3)), number)[1], items, threads)
-    assert next(results) == 0
-    assert len(asked) == threads + 1
-    assert list(results) == list(range(1, 20))
-
-
-def test_an_error_in_a_thread_is_the_callers():
-    with pytest.raises(ZeroDivisionError):
-        list(in_threads(lambda number: 1 // number, [1, 0, 1], 2))
-
-
-# ---- finding pictures ------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def inside(album, monkeypatch):
-    monkeypatch.chdir(album)
-
-
-def found(*arguments):
-    return [picture.path for picture in find_pictures(arguments)]
-
-
-def test_paths_stay_as_they_were_given(inside):
-    assert found("./b.jpg", "sub/", "broken.jpg") == ["./b.jpg", "sub/b.jpg", "sub/c.webp", "broken.jpg"]
-
-
-def test_a_file_named_twice_is_scored_once(inside, album):
-    assert found("sub/b.jpg", "sub", str(album / "sub"), "again/sub/c.webp") == ["sub/b.jpg", "sub/c.webp"]
-
-
-def test_a_link_to_a_picture_is_a_picture_of_its_own(tmp_path, album):
-    for name in ("x.jpg", "y.jpg"):
-        (tmp_path / name).symlink_to(album / "b.jpg")
-    assert found(str(tmp_path)) == [f"{tmp_path}/x.jpg", f"{tmp_path}/y.jpg"]
-
-
-@contextmanager
-def nested(folder, name, levels):
-    """A picture in folders inside folders, made and removed step by step: the whole path may be too long."""
-    before = Path.cwd()
-    os.chdir(folder)
-    for _ in range(levels):
-        Path(name).mkdir()
-        os.chdir(name)
-    blotches(0).save("a.jpg")
-    os.chdir(before)
-    try:
-        yield "/".join([str(folder), *[name] * levels])
-    finally:
-        os.chdir(folder)
-        for _ in range(levels):
-            os.chdir(name)
-        Path("a.jpg").unlink()
-        for _ in range(levels):
-            os.chdir("..")
-            Path(name).rmdir()
-        os.chdir(before)
-
-
-def test_a_thousand_nested_folders_are_searched(tmp_path):
-    blotches(1).save(tmp_path / "z.jpg")
-    with nested(tmp_path, "d", 1100) as deepest:
-        assert found(str(tmp_path)) == [f"{tmp_path}/z.jpg", f"{deepest}/a.jpg"]
-        try:  # Python 3.12 and later can
-            assert len(found(f"{tmp_path}/**/*.jpg")) == 2
-        except ValueError as error:
-            assert re.search(r"nested too deep for the pattern .*; name the folder itself$", str(error))
-
-
-def test_maps_of_pictures_in_a_thousand_folders_lie_in_the_last_hundred(scorer, tmp_path):
-    maps = MapFolder(tmp_path, scorer, raw=False)
-    folders = [str(level) for level in range(1100)]
-    for ending in ("", ".2"):
-        name = maps.name(Found("/".join(["top", *folders, "a.jpg"]), "top"))
-        assert name == "/".join([*folders[-99:], f"a.jpg{ending}"])
-
-
-def test_a_folder_whose_path_is_too_long_is_a_row_with_the_reason(scorer, tmp_path):
-    with nested(tmp_path, "d" * 250, 20) as deepest:  # a path has at most 4,096 bytes on Linux
-        [path] = found(str(tmp_path))
-        assert deepest.startswith(path)
-        assert [result.error for result in scorer.score_all([path])] == ["File name too long"]
-
-
-def test_files_come_before_folders_and_what_is_not_scored_is_counted(tmp_path, monkeypatch):
-    for name in ("b/z.jpg", "b/a/y.jpg", "c.jpg", ".d/x.jpg", "a.b/w.jpg", "a/v.jpg"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
-    (tmp_path / "e").symlink_to(tmp_path / "b")
-    monkeypatch.chdir(tmp_path)
-    search = Search()
-    search.add_folder(".")
-    assert [picture.path for picture in search.pictures.values()] == [
-        *("./c.jpg", "./loop.jpg", "./a/v.jpg", "./a.b/w.jpg", "./b/z.jpg", "./b/a/y.jpg"),
-    ]
-    assert search.describe_passed_over() == "1 hidden, 1 linked"
-
-
-def test_globs_are_read_as_a_shell_reads_them(inside):
-    assert found("*b.jpg", "**/c.*") == ["b.jpg", "sub/c.webp"]
-    assert found("[s]ub") == ["sub/b.jpg", "sub/c.webp"]
-    assert found(".c*/*") == [".cache/d.jpg"]
-
-
-def test_a_glob_does_not_go_round_in_linked_folders(tmp_path):
-    for name in ("one", "two"):  # each way round opens two more
-        (tmp_path / name).symlink_to(tmp_path)
-    blotches(0).save(tmp_path / "a.jpg")
-    assert found(f"{tmp_path}/**/*.jpg") == [f"{tmp_path}/a.jpg"]
-
-
-def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("a[1].jpg", "a1.jpg"):
-        blotches(0).save(name)
-    assert found("a[1].jpg") == ["a[1].jpg"]
-
-
-def test_a_named_file_is_tried_whatever_it_is_called(inside):
-    assert found("notes.txt", ".hidden.jpg", "missing.jpg") == ["notes.txt", ".hidden.jpg", "missing.jpg"]
-
-
-def test_a_list_on_standard_input_may_hold_any_name(inside, monkeypatch):
-    monkeypatch.setattr(
-        sys, "stdin", io.TextIOWrapper(io.BytesIO(b"b.jpg\r\n\n\xff.jpg\nsub\n"), encoding="utf-8")
-    )
-    assert found("-") == ["b.jpg", "\udcff.jpg", "sub/b.jpg", "sub/c.webp"]
-
-
-def test_a_list_of_zero_separated_names_is_refused(monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a.jpg\0b.jpg\0"), encoding="utf-8"))
-    with pytest.raises(ValueError, match="one path a line"):
-        found("-")
-
-
 def test_a_missing_file_among_others_is_a_row(album, weights, tmp_path):
     paths = [album / "missing.jpg", album / "b.jpg"]
     assert call(paths, weights, "--output", tmp_path / "scores.csv") == 1
@@ -534,25 +210,7 @@ def test_a_missing_file_among_others_is_a_row(album, weights, tmp_path):
     assert good["error"] == ""
 
 
-# ---- parts for several processes -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 9])
-def test_parts_are_disjoint_and_complete_and_do_not_depend_on_the_order(inside, album, count):
-    named = ["b.jpg", "sub", ".", str(album / "sub/b.jpg")]
-    whole = [os.path.realpath(picture.path) for picture in find_pictures(named)]
-    parts = []
-    for number in range(1, count + 1):
-        shard = Shard(number, count)
-        places = [os.path.realpath(picture.path) for picture in find_pictures(named, shard)]
-        again = [
-            os.path.realpath(picture.path) for picture in find_pictures(["./sub/..", *named[::-1]], shard)
-        ]
-        assert set(places) == set(again)
-        assert places == [place for place in whole if place in places], "they stay in the order of naming"
-        parts.append(places)
-    assert sorted(place for places in parts for place in places) == sorted(whole)
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+# ---- parts for several processes
 
 
 def test_the_rows_of_all_parts_are_the_rows_of_the_whole(scored, album, weights, tmp_path):
@@ -566,12 +224,6 @@ def test_the_rows_of_all_parts_are_the_rows_of_the_whole(scored, album, weights,
         assert row["error"] == whole[row["path"]]["error"]
         if row["score"]:
             assert float(row["score"]) == pytest.approx(float(whole[row["path"]]["score"]), abs=1e-5 * 4)
-
-
-@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/2/3", "-1/2", "1/0", "1.5/2"])
-def test_bad_parts_are_one_sentence(inside, weights, capsys, text):
-    message = refused(capsys, ["b.jpg"], weights, f"--shard={text}")
-    assert message == f"error: predict: --shard is i/n with i from 1 to n, as in 2/8; got '{text}'\n"
 
 
 def test_torchrun_gives_each_process_its_part_and_its_file(album, weights, tmp_path, monkeypatch):
@@ -593,7 +245,7 @@ def test_torchrun_leaves_no_doubt_about_parts(inside, weights, capsys, monkeypat
     assert "2 processes cannot all read the list" in refused(capsys, ["-"], weights)
 
 
-# ---- going on where a run was interrupted ------------------------------------------------------------
+# ---- going on where a run was interrupted
 
 
 @pytest.fixture(scope="module")
@@ -620,13 +272,20 @@ def uninterrupted(request, photos, weights, tmp_path_factory):
     return output
 
 
+@pytest.fixture
+def built_once(weights, monkeypatch):
+    """Spares the time in which each run builds its network."""
+    scorer = Scorer(weights, device="cpu", batch_size=3, maps=True)
+    monkeypatch.setattr(predict_module, "Scorer", lambda *arguments, **others: scorer)
+
+
 def test_a_run_cut_at_any_byte_goes_on_to_the_same_bytes(
-    uninterrupted, photos, weights, tmp_path, monkeypatch
+    uninterrupted, photos, weights, tmp_path, built_once
 ):
-    known = Scorer(weights, device="cpu", batch_size=3)  # built once
-    monkeypatch.setattr(scorer_module, "Scorer", lambda *arguments, **others: known)
     whole, output = uninterrupted.read_bytes(), tmp_path / uninterrupted.name
-    cuts = [0, 1, 50, *range(200, len(whole), 499), len(whole) - 1, len(whole)]
+    assert call(photos, weights, "--output", output, "--emotions", "--resume") == 1  # there is no file yet
+    assert output.read_bytes() == whole
+    cuts = [0, 1, 50, *range(200, len(whole), 799), len(whole) - 1, len(whole)]
     lines = [place + 1 for place, byte in enumerate(whole) if byte == 10]
     for cut in sorted({*cuts, *lines}):
         output.write_bytes(whole[:cut])
@@ -634,21 +293,20 @@ def test_a_run_cut_at_any_byte_goes_on_to_the_same_bytes(
         assert output.read_bytes() == whole, cut
 
 
+def counting(decoded):
+    """`decode` that lists the files it is given."""
+    return lambda path, *rest: decoded.append(path) or decode(path, *rest)
+
+
 def test_only_the_rest_is_computed(uninterrupted, photos, weights, tmp_path, monkeypatch, capsys):
     lines = uninterrupted.read_bytes().splitlines(keepends=True)
     output = tmp_path / uninterrupted.name
     output.write_bytes(b"".join(lines[:-2]))
     decoded = []
-    monkeypatch.setattr(decoding, "decode", lambda path, *rest: decoded.append(path) or decode(path, *rest))
+    monkeypatch.setattr(scorer_module, "decode", counting(decoded))
     assert call(photos, weights, "--output", output, "--emotions", "--resume") == 1
-    assert len(decoded) <= 2 * 3  # the batch of the last row with a score, and the last one
+    assert 0 < len(decoded) <= 2 * 3  # the batch of the last row with a score, and the last one
     assert "8 of 10 pictures scored" in capsys.readouterr().err
-
-
-def save_small_panel(path, image, explanation):
-    """In the place of panels.save_panel, which draws for half a second."""
-    with written_whole(path) as unfinished:
-        unfinished.write_text(f"{image.mean():.4f} {explanation.score}")
 
 
 def test_maps_are_gone_on_with_too(photos, weights, tmp_path, monkeypatch):
@@ -682,12 +340,6 @@ def test_maps_in_the_folder_of_the_pictures_are_no_pictures(weights, tmp_path, m
     assert len(read_csv(tmp_path / "s.csv")) == 3
 
 
-def test_without_a_file_a_resumed_run_starts(photos, weights, tmp_path, uninterrupted):
-    output = tmp_path / uninterrupted.name
-    assert call(photos, weights, "--output", output, "--emotions", "--resume") == 1
-    assert output.read_bytes() == uninterrupted.read_bytes()
-
-
 def without_a_picture(rows):
     return rows[:3] + rows[4:]
 
@@ -696,6 +348,7 @@ def without_a_picture(rows):
     ("change", "options", "words"),
     [
         (lambda rows: rows, (), "has other columns than this run would write"),
+        (lambda rows: [b"my,own,table"], ("--emotions",), "has other columns than this run would write"),
         (without_a_picture, ("--emotions",), "row 3 of .* is of .*3.png, and picture 3 is .*2.png"),
         (lambda rows: rows + rows[-1:], ("--emotions",), "has 11 rows and there are 10 pictures"),
         (lambda rows: rows, ("--emotions", "--force"), "--resume goes on with the rows in --output"),
@@ -708,10 +361,12 @@ def without_a_picture(rows):
         ),
     ],
 )
-def test_rows_of_another_run_are_refused_and_stay(photos, weights, tmp_path, capsys, change, options, words):
+@pytest.mark.parametrize("uninterrupted", ["csv"], indirect=True)
+def test_rows_of_another_run_are_refused_and_stay(
+    uninterrupted, photos, weights, tmp_path, capsys, built_once, change, options, words
+):
     output = tmp_path / "scores.csv"
-    call(photos, weights, "--output", output, "--emotions")
-    rows = output.read_bytes().replace(b"\r\n,x", b"?").splitlines(keepends=True)
+    rows = uninterrupted.read_bytes().replace(b"\r\n,x", b"?").splitlines(keepends=True)
     rows = [row.replace(b"?", b"\r\n,x") for row in rows]
     output.write_bytes(b"".join(change(rows)))
     before = output.read_bytes()
@@ -720,11 +375,30 @@ def test_rows_of_another_run_are_refused_and_stay(photos, weights, tmp_path, cap
     assert output.read_bytes() == before
 
 
+@pytest.mark.parametrize("uninterrupted", ["jsonl"], indirect=True)
+@pytest.mark.parametrize(
+    ("first", "words"),
+    [
+        ('{"path": "0.png", "score": 1, "error": null}', "has other columns than this run would write"),
+        ("my own notes", "row 1 of .* is damaged"),
+        ("[1, 2]", "row 1 of .* is damaged"),
+    ],
+)
+def test_json_lines_of_others_are_refused_and_stay(
+    uninterrupted, photos, weights, tmp_path, capsys, built_once, first, words
+):
+    output = tmp_path / "scores.jsonl"
+    output.write_bytes(f"{first}\n".encode() + uninterrupted.read_bytes())
+    before = output.read_bytes()
+    assert re.search(words, refused(capsys, photos, weights, "--output", output, "--resume", "--emotions"))
+    assert output.read_bytes() == before
+
+
 def test_rows_of_other_weights_are_refused(uninterrupted, photos, model, tmp_path, capsys):
     output = tmp_path / uninterrupted.name
     output.write_bytes(uninterrupted.read_bytes())
     bias = {"head.5.bias": model.state_dict()["head.5.bias"] + 1}
-    file = export(tmp_path / "other.safetensors", model, FOUR_STARS)
+    file = write_weights(tmp_path / "other.safetensors", model)
     description = checkpoint.load_weights(file).description
     checkpoint.export_weights(file, checkpoint.Weights(model.state_dict() | bias, description))
     message = refused(capsys, photos, file, "--output", output, "--emotions", "--resume")
@@ -732,11 +406,7 @@ def test_rows_of_other_weights_are_refused(uninterrupted, photos, model, tmp_pat
     assert output.read_bytes() == uninterrupted.read_bytes()
 
 
-def test_resuming_needs_a_file(photos, weights, capsys):
-    assert "--resume goes on with the rows in --output FILE" in refused(capsys, photos, weights, "--resume")
-
-
-# ---- large pictures --------------------------------------------------------------------------------
+# ---- large pictures
 
 
 def test_large_jpegs_are_decoded_whole_only_if_asked(weights, model, tmp_path):
@@ -752,7 +422,7 @@ def test_large_jpegs_are_decoded_whole_only_if_asked(weights, model, tmp_path):
     assert 1e-4 < abs(scores[False] - scores[True]) < 0.2
 
 
-# ---- maps ------------------------------------------------------------------------------------------
+# ---- maps
 
 
 def test_maps_keep_sub_folders_and_endings(scored):
@@ -760,16 +430,13 @@ def test_maps_keep_sub_folders_and_endings(scored):
     names = sorted(str(path.relative_to(maps)) for path in maps.rglob("*") if path.is_file())
     endings = ("png", "eam.npy", "cam.npy")
     assert names == sorted(["emotions.txt", *(f"{name}.{ending}" for name in GOOD for ending in endings)])
-    with Image.open(maps / "sub" / "c.webp.png") as panel:
-        assert (panel.format, panel.width) == ("PNG", 1200)
 
 
 def test_raw_maps_are_the_networks_own(scored, album, model):
     maps = scored[2]
     assert (maps / "emotions.txt").read_text() == "".join(f"{name}\n" for name in EMOTIONS)
     for name in GOOD:
-        image = torch.from_numpy(decode(album / name, SIZE)).permute(2, 0, 1)[None]
-        image = normalise(image, *normalisation(LITE0))
+        image = as_input(decode(album / name, SIZE))
         with torch.no_grad():
             emotion_map, class_maps = model(image).emotion_map[0, 0], model.class_activation_maps(image)[0]
         eam, cam = (np.load(maps / f"{name}.{ending}.npy") for ending in ("eam", "cam"))
@@ -780,31 +447,9 @@ def test_raw_maps_are_the_networks_own(scored, album, model):
         assert np.ptp(eam) > 0.1
 
 
-def test_the_emotion_aware_map_is_the_sum_of_the_class_maps_by_probability(scored, album):
-    for row in (row for row in scored[1] if not row["error"]):
-        name = row["path"].removeprefix(f"{album}/").replace(r"\xff", "\udcff")
-        eam, cam = (np.load(scored[2] / f"{name}.{ending}.npy") for ending in ("eam", "cam"))
-        probabilities = [float(row[f"emotion_{emotion}"]) for emotion in EMOTIONS]
-        assert np.abs(np.tensordot(probabilities, cam, 1) - eam).max() < 1e-5
-
-
-def test_class_maps_come_only_when_asked_for_and_do_not_depend_on_neighbours(scorer, weights, album):
-    a, b, c, d = (album / name for name in GOOD[:4])
-    assert scorer.score(a).class_maps is None
-    mapped = Scorer(weights, device="cpu", batch_size=3, maps=True)
-    alone = {result.path: result for result in mapped.score_all([a, b, c, d])}[str(d)]  # filled up with black
-    among = next(mapped.score_all([d, c, a, b]))
-    assert np.array_equal(alone.class_maps, among.class_maps)
-    assert np.array_equal(alone.emotion_map, among.emotion_map)
-    other = next(mapped.score_all([c, d, a]))
-    assert np.abs(other.class_maps - among.class_maps).max() > 0.1
-
-
 @pytest.fixture
 def drawn(monkeypatch):
     """What panels were about to be written: path, picture, explanation."""
-    from eamb.inference import panels
-
     calls = []
     monkeypatch.setattr(panels, "save_panel", lambda *arguments: calls.append(arguments))
     return calls
@@ -816,7 +461,7 @@ def test_a_panel_explains_the_row(album, weights, tmp_path, drawn):
     [(path, image, explanation)] = drawn
     [row] = read_csv(tmp_path / "s.csv")
     assert path == tmp_path / "maps" / "b.jpg.png"
-    assert image.shape == (80, 96, 3)
+    assert (explanation.aspect, image.shape) == (96 / 80, (448, 538, 3))  # as large as it is shown
     assert (explanation.title, explanation.map_title) == ("b.jpg", "emotion-aware map")
     score, share = float(row["score"]), float(row["percentile"])
     assert explanation.score == f"{score:.2f} of 1 to 5, above {share:.0f} % of the training ratings"
@@ -830,9 +475,72 @@ def test_a_panel_explains_the_row(album, weights, tmp_path, drawn):
     assert not explanation.distribution
 
 
+def fail_for(name, error):
+    def save(path, *rest):
+        if path.name == name:
+            raise error
+        save_small_panel(path, *rest)
+
+    return save
+
+
+def test_a_panel_that_cannot_be_drawn_is_a_note_in_its_row(album, weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(panels, "save_panel", fail_for("b.jpg.png", ValueError("no map")))
+    words = ("--output", tmp_path / "s.csv", "--maps", tmp_path / "maps")
+    assert call([album / "a.PNG", album / "b.jpg"], weights, *words) == 1
+    good, bad = read_csv(tmp_path / "s.csv")
+    assert (good["error"], bad["error"]) == ("", "its panel could not be drawn: no map")
+    assert float(bad["score"]) > 0
+    assert call([album / "a.PNG", album / "b.jpg"], weights, *words, "--resume") == 1
+    assert read_csv(tmp_path / "s.csv") == [good, bad]
+
+
+def test_a_full_disk_ends_the_run_behind_the_last_panel(album, weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(panels, "save_panel", fail_for("b.jpg.png", OSError("no space left")))
+    words = ("--output", tmp_path / "s.csv", "--maps", tmp_path / "maps")
+    assert refused(capsys, [album / "a.PNG", album / "b.jpg"], weights, *words).endswith("no space left\n")
+    assert [Path(row["path"]).name for row in read_csv(tmp_path / "s.csv")] == ["a.PNG"]
+
+
+def test_panels_are_drawn_from_the_pictures_that_were_scored(album, weights, tmp_path, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(panels, "save_panel", save_small_panel)
+    monkeypatch.setattr(scorer_module, "decode", counting(decoded))
+    monkeypatch.setattr(decoding, "decode", counting(decoded))
+    assert call(album / "sub", weights, "--maps", tmp_path, "--exact") == 0
+    assert len(decoded) == 2
+
+
+def test_a_large_jpeg_is_drawn_sharp_though_it_was_scored_small(weights, tmp_path, drawn):
+    dots = np.random.default_rng(0).integers(0, 256, (1076, 1076, 3), dtype=np.uint8)
+    Image.fromarray(dots).save(tmp_path / "dots.jpg")
+    assert call(tmp_path / "dots.jpg", weights, "--maps", tmp_path / "maps") == 0
+    [(_, image, _)] = drawn
+    with Image.open(tmp_path / "dots.jpg") as picture:
+        assert np.array_equal(image, picture.resize((538, 538), Image.Resampling.LANCZOS))
+
+
+def test_processes_draw_what_a_thread_draws_survive_ctrl_c_and_end(album, weights, tmp_path):
+    scorer = Scorer(weights, device="cpu", maps=True)
+    pictures = find_pictures([str(album / name) for name in ("a.PNG", "empty.jpg", "b.jpg")])
+    for processes in (1, 2):
+        maps = MapFolder(tmp_path / str(processes), scorer, raw=False)
+        results = list(scorer.score_all([picture.path for picture in pictures], look=maps.keep))
+        written = list(maps.write_all(zip(pictures, results, strict=True), processes))
+        assert written == results and not maps.pictures
+    assert len(contents(tmp_path / "1")) == 2
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+    with Image.open(tmp_path / "2/a.PNG.png") as panel:
+        assert (panel.format, panel.width) == ("PNG", 1200)
+    with panel_drawers(2) as drawers:
+        os.kill(drawers.submit(os.getpid).result(), signal.SIGINT)
+        assert drawers.submit(int).result() == 0
+    assert not multiprocessing.active_children()
+
+
 def test_a_branch_that_was_never_trained_names_no_emotion(model, album, tmp_path, drawn, capsys):
     origin = {"emotion_branch": "never trained"}
-    file = export(tmp_path / "w.safetensors", model, FOUR_STARS, origin=origin)
+    file = write_weights(tmp_path / "w.safetensors", model, origin=origin)
     options = ("--maps", tmp_path / "maps", "--maps-raw", "--output", tmp_path / "s.csv", "--emotions")
     assert call(album / "sub", file, *options) == 0
     assert capsys.readouterr().err.count("was never trained on emotions; its emotions are left out") == 1
@@ -847,10 +555,6 @@ def test_a_branch_that_was_never_trained_names_no_emotion(model, album, tmp_path
     assert names == ["b.jpg.eam.npy", "c.webp.eam.npy"]  # their classes would have no meaning
 
 
-def test_a_branch_that_was_trained_says_nothing(scored):
-    assert "never trained" not in scored[3]
-
-
 def test_pictures_of_one_name_get_maps_of_their_own(inside, scorer):
     maps = MapFolder(Path("maps"), scorer, raw=False)
     pictures = find_pictures(["b.jpg", "sub", "."])
@@ -859,7 +563,16 @@ def test_pictures_of_one_name_get_maps_of_their_own(inside, scorer):
     assert len(set(names)) == len(names) == len(ALBUM)
 
 
-def test_the_longest_names_get_maps_too(weights, tmp_path):
+def test_maps_of_pictures_in_a_thousand_folders_lie_in_the_last_hundred(scorer, tmp_path):
+    maps = MapFolder(tmp_path, scorer, raw=False)
+    folders = [str(level) for level in range(1100)]
+    for ending in ("", ".2"):
+        name = maps.name(PictureFile("/".join(["top", *folders, "a.jpg"]), "top"))
+        assert name == "/".join([*folders[-99:], f"a.jpg{ending}"])
+
+
+def test_the_longest_names_get_maps_too(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(panels, "save_panel", save_small_panel)
     names = ["x" * 246 + f"{number}.jpg" for number in range(2)] + ["ä" * 125 + ".jpg"]
     for seed, name in enumerate(names):
         (tmp_path / "in").mkdir(exist_ok=True)
@@ -870,7 +583,7 @@ def test_the_longest_names_get_maps_too(weights, tmp_path):
     assert len(list((tmp_path / "maps").glob("*.cam.npy"))) == 3
 
 
-# ---- bad arguments ---------------------------------------------------------------------------------
+# ---- bad arguments
 
 
 def refused(capsys, paths, checkpoint_file, *options):
@@ -889,18 +602,6 @@ def test_an_existing_output_is_refused_before_any_work(album, weights, tmp_path,
     assert len(read_csv(output)) == 1
 
 
-def test_a_failed_start_leaves_the_forced_output_as_it_was(album, tmp_path, capsys):
-    output = tmp_path / "scores.csv"
-    output.write_text("precious")
-    assert "no file" in refused(capsys, album, "no.safetensors", "--output", output, "--force")
-    assert output.read_text() == "precious"
-
-
-def test_a_used_folder_of_maps_is_refused(album, weights, tmp_path, capsys):
-    (tmp_path / "holiday.jpg").touch()
-    assert "--force" in refused(capsys, album, weights, "--maps", tmp_path)
-
-
 @pytest.mark.parametrize(
     ("paths", "options", "words"),
     [
@@ -911,7 +612,7 @@ def test_a_used_folder_of_maps_is_refused(album, weights, tmp_path, capsys):
         (["empty"], (), "no picture (.jpg .jpeg"),
         (["b.jpg"], ("--batch-size", "0"), "batch size at least 1"),
         (["b.jpg"], ("--workers", "-2"), "workers at least -1"),
-        (["b.jpg"], ("--maps", "notes.txt"), "notes.txt is a file"),
+        (["b.jpg"], ("--maps", "broken.jpg"), "broken.jpg is a file"),
         (["b.jpg"], ("--maps-raw",), "--maps-raw writes beside the panels of --maps; add --maps DIR"),
     ],
 )
@@ -922,19 +623,30 @@ def test_bad_arguments_exit_with_2_and_a_sentence(inside, weights, capsys, album
     assert sorted(album.rglob("*")) == before
 
 
-def test_missing_shipped_weights_say_what_to_do(album, tmp_path, monkeypatch):
-    monkeypatch.setattr(scorer_module, "SHIPPED", tmp_path / "lite.safetensors")
-    with pytest.raises(FileNotFoundError, match=r"lite\.safetensors are missing.*--checkpoint FILE"):
-        Scorer()
-
-
 def test_an_emotion_network_gives_no_score(album, tmp_path, capsys):
-    network = EmotionNetwork(LITE0, EMOTIONS, emotion_scale=0.5, width=16)
-    file = export(tmp_path / "emotion.safetensors", network, None)
+    network = EmotionNetwork(small.BACKBONE, EMOTIONS, emotion_scale=0.5, width=16)
+    file = write_weights(tmp_path / "emotion.safetensors", network, None)
     assert "emotion network alone" in refused(capsys, album, file)
 
 
-def test_scoring_loads_nothing_for_drawing_or_tables():
-    heavy = {"matplotlib", "pandas", "scipy", "sklearn"}
+def test_a_failed_start_leaves_the_forced_output_as_it_was(album, tmp_path, capsys):
+    (tmp_path / "scores.csv").write_text("precious")
+    message = refused(capsys, album, "no.safetensors", "--output", tmp_path / "scores.csv", "--force")
+    assert "no file" in message
+    assert (tmp_path / "scores.csv").read_text() == "precious"
+
+
+def test_a_used_folder_of_maps_is_refused(album, weights, tmp_path, capsys):
+    (tmp_path / "holiday.jpg").touch()
+    assert "--force" in refused(capsys, album, weights, "--maps", tmp_path)
+
+
+def test_scoring_loads_nothing_for_drawing_tables_or_exported_networks():
+    heavy = {"matplotlib", "pandas", "scipy", "sklearn", "openvino"}
     code = f"import sys, eamb.inference.predict; sys.exit(bool({heavy} & sys.modules.keys()))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(predict.__file__).parents[2]).returncode == 0
+    assert small.command("-c", code, folder=small.ROOT).returncode == 0
+
+
+def test_drawing_loads_no_torch():
+    code = "import sys, eamb.inference.maps, eamb.inference.panels; sys.exit('torch' in sys.modules)"
+    assert small.command("-c", code, folder=small.ROOT).returncode == 0

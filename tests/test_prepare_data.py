@@ -52,7 +52,7 @@ def manifest(output):
     return json.loads((output / MANIFEST).read_text())
 
 
-def touched(path):
+def touch(path):
     """Changes nothing but the file's time."""
     later = path.stat().st_mtime_ns + 10**9
     os.utime(path, ns=(later, later))
@@ -119,16 +119,12 @@ def fi(root):
 
 
 def emoset(root):
-    entries = [
-        [emotion, f"{emotion}{i}", f"image/{emotion}/{i}.jpg", ""] for emotion in EMOTIONS for i in (1, 2)
-    ]
+    numbered = [(i, emotion) for i in (1, 2) for emotion in EMOTIONS]
+    entries = [[emotion, f"{emotion}{i}", f"image/{emotion}/{i}.jpg", ""] for i, emotion in numbered]
     for seed, entry in enumerate(entries):
         photograph(root / entry[2], seed)
-    for split in ("train", "val", "test"):
-        own = [[label, f"{split}{name}", path, ""] for label, name, path, _ in entries]
-        moved = [[*entry[:2], entry[2].replace("image", split), ""] for entry in own]
-        shutil.copytree(root / "image", root / split)
-        (root / f"{split}.json").write_text(json.dumps(moved))
+    for split, of_split in {"train": entries[:8], "val": entries[8:12], "test": entries[12:]}.items():
+        (root / f"{split}.json").write_text(json.dumps(of_split))
     (root / "info.json").write_text(json.dumps({"label2idx": {name: i for i, name in enumerate(EMOTIONS)}}))
 
 
@@ -214,7 +210,7 @@ def test_only_what_changed_is_made_again(source, tmp_path, copied):
     prepare(source, output)
     copied.clear()
     photograph(source / "pics/3.png", 99)
-    touched(source / "pics/6.jpg")
+    touch(source / "pics/6.jpg")
     (output / "pics/8.jpg").unlink()
     (source / "ratings.csv").write_text((source / "ratings.csv").read_text() + "\n")
     assert "have changed" in refused(output)
@@ -226,10 +222,11 @@ def test_only_what_changed_is_made_again(source, tmp_path, copied):
     assert (output / "ratings.csv").read_text() == (source / "ratings.csv").read_text()
     assert len(load_dataset("csv", output)["train"]) == 8
     copied.clear()
-    assert prepare(source, output) == 0 and not copied
+    (output / "pics/.1.png.77.tmp").touch()  # of a run that was killed
+    assert prepare(source, output) == 0 and not copied and not list(output.rglob("*.tmp"))
 
 
-def test_what_the_set_has_no_more_loses_its_copy(tmp_path):
+def test_copies_are_of_what_the_set_has_and_of_nothing_else(tmp_path):
     root, output = tmp_path / "root", tmp_path / "copies"
     fi(root)
     prepare(root, output, dataset="fi")
@@ -237,29 +234,8 @@ def test_what_the_set_has_no_more_loses_its_copy(tmp_path):
     prepare(root, output, dataset="fi")
     assert not (output / "data/awe/0.jpg").exists() and (output / "data/awe/1.jpg").exists()
     assert "data/awe/0.jpg" not in manifest(output)["pictures"]
-
-
-def test_a_full_disk_keeps_what_is_complete_and_the_same_command_goes_on(
-    source, tmp_path, monkeypatch, capsys, copied
-):
-    output, written = tmp_path / "copies", script.written_whole
-
-    def full(path):
-        if path.name == "5.png":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        return written(path)
-
-    monkeypatch.setattr(script, "written_whole", full)
-    assert prepare(source, output) == 2
-    message = capsys.readouterr().err
-    assert "No space left on device; 5 of 12 pictures are done and kept. Run the same command" in message
-    assert len(message.splitlines()) == 1
-    said = refused(output)
-    assert "has only a part of its copies; go on: python scripts/prepare_data.py --dataset csv" in said
-    monkeypatch.setattr(script, "written_whole", written)
-    copied.clear()
-    assert prepare(source, output) == 0
-    assert len(copied) == 7 and len(load_dataset("csv", output)["train"]) == 8
+    photograph(output / "data/awe/mine.jpg", 5)
+    assert "'data/awe/mine.jpg' is none of them" in refused(output, dataset="fi")
 
 
 def fill_disk(monkeypatch, at, manifest_fits):
@@ -278,11 +254,22 @@ def fill_disk(monkeypatch, at, manifest_fits):
     return written
 
 
-def test_unfinished_copies_make_room_for_the_manifest(source, tmp_path, monkeypatch, capsys):
-    fill_disk(monkeypatch, "5.png", lambda output: not list(output.rglob("*.tmp")))
-    assert prepare(source, tmp_path / "copies") == 2
-    assert "5 of 12 pictures are done and kept. Run the same" in capsys.readouterr().err
-    assert len(manifest(tmp_path / "copies")["pictures"]) == 5
+def test_a_full_disk_keeps_what_is_complete_and_the_same_command_goes_on(
+    source, tmp_path, monkeypatch, capsys, copied
+):
+    output = tmp_path / "copies"
+    # Unfinished copies make room for the manifest.
+    written = fill_disk(monkeypatch, "5.png", lambda output: not list(output.rglob("*.tmp")))
+    assert prepare(source, output) == 2
+    said = capsys.readouterr().err
+    assert "No space left on device; 5 of 12 pictures are done and kept. Run the same command" in said
+    assert len(said.splitlines()) == 1 and len(manifest(output)["pictures"]) == 5
+    said = refused(output)
+    assert "has only a part of its copies; go on: python scripts/prepare_data.py --dataset csv" in said
+    monkeypatch.setattr(script, "written_whole", written)
+    copied.clear()
+    assert prepare(source, output) == 0
+    assert len(copied) == 7 and len(load_dataset("csv", output)["train"]) == 8
 
 
 def test_a_disk_too_full_for_the_manifest_is_said_and_costs_the_copies(
@@ -307,13 +294,6 @@ def test_names_that_are_no_utf8_have_copies_too(tmp_path):
     assert prepare(root, output, dataset="fi") == 0
     ours, theirs = load_dataset("fi", output), load_dataset("fi", root)
     assert {split: rated.ids for split, rated in ours.items()} == {k: v.ids for k, v in theirs.items()}
-
-
-def test_leftovers_of_a_killed_run_are_removed(source, tmp_path):
-    prepare(source, tmp_path / "copies")
-    (tmp_path / "copies/pics/.1.png.77.tmp").touch()
-    prepare(source, tmp_path / "copies")
-    assert not list((tmp_path / "copies").rglob("*.tmp"))
 
 
 # ---- refusals --------------------------------------------------------------------------------------
@@ -346,7 +326,7 @@ def test_a_union_checks_the_copies_of_each_set(tmp_path):
 def test_changed_sources_are_refused_with_the_command_that_helps(source, tmp_path, name):
     output = tmp_path / "copies"
     prepare(source, output)
-    touched(source / name)
+    touch(source / name)
     said = refused(output)
     assert f"{output} holds copies of {source}, where 1 files have changed since, first '{name}'" in said
     assert f"python scripts/prepare_data.py --dataset csv --data-root {source} --output {output}" in said
@@ -358,13 +338,6 @@ def test_copies_outlive_their_sources(source, tmp_path):
     assert len(load_dataset("csv", tmp_path / "copies")["train"]) == 8
     shutil.rmtree(source)
     assert len(load_dataset("csv", tmp_path / "copies")["train"]) == 8
-
-
-def test_pictures_that_are_no_copies_are_refused(tmp_path):
-    fi(tmp_path / "root")
-    prepare(tmp_path / "root", tmp_path / "copies", dataset="fi")
-    photograph(tmp_path / "copies/data/awe/mine.jpg", 5)
-    assert "'data/awe/mine.jpg' is none of them" in refused(tmp_path / "copies", dataset="fi")
 
 
 def test_a_damaged_manifest_is_named(source, tmp_path):
@@ -400,9 +373,7 @@ def test_pictures_outside_the_root_have_no_place(source, tmp_path, capsys):
     assert f"far.jpg lies outside {source}" in capsys.readouterr().err
 
 
-def test_training_reads_copies(scored_set, tmp_path, capsys):
-    assert prepare(scored_set, tmp_path / "copies") == 0
-    assert small.train("csv", tmp_path / "copies", tmp_path / "run", small.UNTRAINED) == 0
-    assert "prepared copies of 64 px" in capsys.readouterr().out
-    assert small.train("csv", tmp_path / "copies", tmp_path / "other", small.UNTRAINED, "data.size=96") == 2
+def test_training_at_another_size_refuses_copies(source, tmp_path, capsys):
+    assert prepare(source, tmp_path / "copies") == 0
+    assert small.train("csv", tmp_path / "copies", tmp_path / "run", small.UNTRAINED, "data.size=96") == 2
     assert "data.size=96 is asked for" in capsys.readouterr().err

@@ -2,20 +2,25 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from small import BACKBONE, ROOT, WORDS, read_csv, read_json
+from small import BACKBONE, ROOT, WORDS, read_json
 from torch import nn
 
+import main
 from eamb.evaluation import evaluate
 from eamb.files import file_hash
 from eamb.readers import demo
-from eamb.runtime.config import Config, Data, Model, load_config
+from eamb.runtime.config import Config, Data, load_config
 from eamb.training import run as run_module
 from eamb.training.tasks import has_emotion_branch
+from scripts import keep_run, make_tables
 from scripts import reproduce_tables as script
 
 CONFIGS = ROOT / "configs"
@@ -88,9 +93,9 @@ def test_each_set_has_its_rows_and_only_networks_with_a_branch_are_given_one(nam
 def test_the_branch_is_trained_first_on_what_was_named_and_only_if_a_row_needs_it():
     first, *rest = planned("ava", "--dry-run", "--emotion-data", "EmoSet=E", "--emotion-data", "fi=F")
     assert (first.row, first.config.task, first.config.data.dataset) == ("emotion", "emotion", "emoset+fi")
-    assert first.config.data.roots == ["E", "F"]
+    assert first.words[:6] == ["--task", "emotion", "--dataset", "emoset", "--data-root", "E"]
     assert {step.branch for step in rest if step.branch} == {first.run / "best.pt"}
-    assert planned("para", "--data-root", "P")[0].config.data.root == "P"
+    assert planned("para", "--dry-run", "--data-root", "P")[0].words[4:6] == ["--data-root", "P"]
     assert [step.row for step in planned("para", "--dry-run", "--only", "linear,no_emotion")] == [
         "linear",
         "no_emotion",
@@ -112,7 +117,7 @@ def test_a_score_set_with_votes_may_be_trained_on_them():
     assert [step.row for step in steps] == ["main", "emd_batch"]
     assert branch.config.data.target == "auto"  # of ratings, which the branch has none of
     for step in steps:
-        assert script.build_network(step.config).head[-1].out_features == 9  # 1, 1.5 ... 5
+        assert script.build_network(step.config)[0].head[-1].out_features == 9  # 1, 1.5 ... 5
     with pytest.raises(ValueError, match=r"--only takes, for ava, some of .*, got 'emd_batch'"):
         planned("ava", "--dry-run", "--emotion-data", "fi=F", "--only", "emd_batch", "data.target=score")
 
@@ -135,70 +140,76 @@ def test_kept_maps_are_for_branches_that_do_not_move():
 
 def test_counts_of_the_papers_network_are_the_known_ones():
     [step] = planned("ava", "--dry-run", "--emotion-checkpoint", "branch.pt", "--only", "main")
-    count = script.count_network(step.config)
-    assert count.frozen + count.trained == pytest.approx(71.25e9, rel=1e-3)
-    assert (count.trained_parameters, count.parameters) == (29_047_526, 44_084_014)
+    forward, _, activations, parameters, trained_parameters = script.count_network(step.config)
+    assert forward == pytest.approx(71.25e9, rel=1e-3)
+    assert (parameters, trained_parameters) == (44_084_014, 29_047_526)
     # 223,820 of 235,600 pictures are trained on, 11,780 validated in each of 30 epochs, 19,930 tested.
     passes = 223_820 * 30 * (3 * 53.0e9 + 18.24e9) + (11_780 * 30 + 19_930) * 71.25e9
-    cost = script.estimate(step.config)
-    assert cost.hours == pytest.approx(passes / (0.25 * 35.6e12) / 3600, rel=1e-3)
+    hours, gigabytes = script.estimate(step.config)
+    assert hours == pytest.approx(passes / (0.25 * 35.6e12) / 3600, rel=1e-3)
     state = 4 * (44_084_014 + 3 * 29_047_526)
-    assert cost.gigabytes == pytest.approx((state + 24 * count.activations) / 1e9)
+    assert gigabytes == pytest.approx((state + 24 * activations) / 1e9)
 
 
 def test_operations_are_those_of_the_layers_counted_one_by_one():
     config = load_config([], [*WORDS, "data.dataset=iae"])
-    network = script.build_network(config).eval()
-    found = {True: 0, False: 0}
+    network, has_frozen_branch = script.build_network(config)
+    operations = {True: 0, False: 0}
 
     def add(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
         multiplications = output[0].numel() * module.weight[0].numel()
-        found[next(module.parameters()).requires_grad] += 2 * multiplications
+        operations[next(module.parameters()).requires_grad] += 2 * multiplications
 
-    for module in network.modules():
+    for module in network.eval().modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_hook(add)
     network(torch.rand(1, 3, 64, 64))
-    count = script.count_network(config)
-    assert count.trained == found[True]
+    forward, frozen, *_ = script.count_network(config)
+    assert has_frozen_branch and forward - frozen == operations[True]
     class_maps = 2 * 8 * 8 * network.emotion.classifier.weight.numel()  # at each of 8 x 8 positions
-    assert count.frozen == found[False] + class_maps
+    assert frozen == operations[False] + class_maps
 
 
 def test_activations_are_what_the_layers_of_a_small_network_keep(monkeypatch):
-    def small(config: Config) -> nn.Module:
+    def small(config: Config) -> tuple[nn.Module, bool]:
         layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Flatten()]
-        return nn.Sequential(*layers, nn.Linear(8 * 64**2, 1))
+        return nn.Sequential(*layers, nn.Linear(8 * 64**2, 1)), False
 
     monkeypatch.setattr(script, "build_network", small)
-    config = Config(data=Data(dataset="ava", size=64), model=Model(network="linear", width=1))
+    config = Config(data=Data(dataset="ava", size=64))
     # The picture; what BatchNorm is given; what ReLU gives. Of two pictures BatchNorm's mean and deviation.
     maps = 4 * 64**2 * (3 + 8 + 8)
-    assert script.count_network(config).activations == pytest.approx(maps + 4 * 2 * 8 / 2, abs=64)
+    assert script.count_network(config)[2] == pytest.approx(maps + 4 * 2 * 8 / 2, abs=64)
 
 
 def test_half_precision_takes_half_the_time_and_less_memory():
-    words = ("para", "--dry-run", "--only", "linear", f"model.backbone={BACKBONE}", "model.width=16")
-    [full], [half] = (planned(*words, "data.size=64", f"train.precision={name}") for name in ("fp32", "bf16"))
-    full, half = script.estimate(full.config), script.estimate(half.config)
-    assert 0.5 < half.hours / full.hours < 0.55  # validation stays in fp32
-    assert half.gigabytes < full.gigabytes
-
-
-@pytest.mark.parametrize(
-    ("hours", "said"),
-    [(293.4, "293 h"), (9.96, "10 h"), (1.94, "1.9 h"), (0.0123, "0.012 h"), (1e-5, "under 0.001 h")],
-)
-def test_short_times_are_no_nothing(hours, said):
-    assert script.duration(hours) == said
+    words = ("para", "--dry-run", "--only", "linear", f"model.backbone={BACKBONE}", "data.size=64")
+    [full], [half] = (planned(*words, f"train.precision={name}") for name in ("fp32", "bf16"))
+    (full_hours, full_memory), (hours, memory) = script.estimate(full.config), script.estimate(half.config)
+    assert 0.5 < hours / full_hours < 0.55  # validation stays in fp32
+    assert memory < full_memory
+    assert [script.duration(h) for h in (293.4, 1.94, 1e-5)] == ["293 h", "1.9 h", "under 0.001 h"]
 
 
 def test_pictures_of_several_sets_limits_and_repeats():
     words = ["data.dataset=para+fi", "data.limit=20000", "data.repeat=1,4"]
-    assert script.pictures(load_config([], words)) == (20_000 + 4 * 18_650, 1_411 + 1_170, 3_000 + 3_500)
+    assert script.pictures(load_config([], words)) == [20_000 + 4 * 18_650, 1_411 + 1_170, 3_000 + 3_500]
 
 
 # ---- doing it
+
+
+class InProcess:
+    """Runs main.py and the scripts in this process, in place of Popen; wait() gives the exit code."""
+
+    def __init__(self, command):
+        program = Path(command[1])
+        assert command[0] == sys.executable and program.exists()
+        run = {"main.py": main.main, "keep_run.py": keep_run.main, "make_tables.py": make_tables.main}
+        self.code = run[program.name](command[2:])
+
+    def wait(self):
+        return self.code
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +226,7 @@ def words(demo_set, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(words):
-    """All made once for real, in two calls; the first is interrupted after the last step of main.
+    """All made once, in two calls; the first is interrupted after the last step of main.
 
     output: the folder. code, files: of the first call, and what it left.
     started: name of each training of the second call -> steps that it had done already.
@@ -233,6 +244,7 @@ def made(words):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NPROC", "1")
+        patch.setattr(script, "Popen", InProcess)
         for draw in ("draw_scatter", "draw_confusion", "draw_bars"):
             patch.setattr(evaluate, draw, lambda *arguments: arguments[-1].touch())
         patch.setattr(run_module, "validate", interrupted)
@@ -267,9 +279,9 @@ def test_the_table_holds_the_figures_of_the_runs(made):
     lines = [line for line in text.splitlines() if "`demo_" in line]
     assert len(lines) == len(ROWS)
     for row, line in zip(ROWS, lines, strict=True):
-        found = read_json(made.output / "results" / f"demo_{row}_seed0" / "metrics.json")["metrics"]
+        figures = read_json(made.output / "results" / f"demo_{row}_seed0" / "metrics.json")["metrics"]
         name = script.ROWS[row][0]
-        assert line.startswith(f"| {name} | 48 x 1 | {found['srcc']:.3f} (".replace("0.", ".", 1))
+        assert line.startswith(f"| {name} | 48 x 1 | {figures['srcc']:.3f} (".replace("0.", ".", 1))
         assert (f"- {name} minus EAMB-Net: SRCC" in text) == (row != "main")
 
 
@@ -284,12 +296,17 @@ def test_rows_stand_on_the_trained_branch_and_are_what_they_are_called(made):
     assert not (made.output / "results" / "demo_main_seed0" / "best.pt").exists()
 
 
-def test_what_is_done_is_not_run_again(made, words, capsys):
-    before = times(made.output)
+def test_what_is_done_is_not_run_again_and_fewer_rows_make_another_table(made, words, capsys, monkeypatch):
+    monkeypatch.setattr(script, "Popen", InProcess)
+    runs, table = times(made.output / "runs"), (made.output / "tables.md").read_bytes()
+    only = [ROWS[0] if word == ",".join(ROWS) else word for word in words]
+    assert run(*only) == 0
+    assert "linear" not in (made.output / "tables.md").read_text()
+    assert capsys.readouterr().out.count("): done already") == 2
     assert run(*words) == 0
-    assert times(made.output) == before
-    said = capsys.readouterr().out
-    assert said.count("done already") == len(ROWS) + 2  # the branch, the table
+    assert (made.output / "tables.md").read_bytes() == table
+    assert times(made.output / "runs") == runs
+    assert capsys.readouterr().out.count("): done already") == len(ROWS) + 1
 
 
 def test_where_maps_are_kept_changes_no_result_but_whether_may(made, words, tmp_path):
@@ -305,34 +322,21 @@ def test_where_maps_are_kept_changes_no_result_but_whether_may(made, words, tmp_
 
 def test_without_the_weights_of_the_runs_all_is_still_done(made, words, tmp_path, capsys):
     shutil.copytree(made.output / "results", tmp_path / "results")
-    here = [tmp_path if word == made.output else word for word in words]
-    assert run(*here, "--dry-run") == 0
+    assert run(*(tmp_path if word == made.output else word for word in words), "--dry-run") == 0
     assert capsys.readouterr().out.count("): done already") == len(ROWS) + 1
-    # A third row would stand on another branch than the first.
-    more = [",".join([*ROWS, "no_detail"]) if word == ",".join(ROWS) else word for word in here]
-    assert run(*more, "--dry-run") == 2
-    gone = tmp_path / "runs" / "demo_emotion" / "best.pt"
-    assert f"demo_main_seed0 stands on {gone}, which is gone; trained" in capsys.readouterr().err
-    shutil.rmtree(tmp_path / "results" / "demo_main_seed0")
-    assert [step.name for step in script.to_do(planned(*here))] == ["demo_emotion", "demo_main_seed0"]
 
 
-def test_published_figures_are_no_formulas_and_read_as_they_are(tmp_path):
-    rows = [("block", "method"), ("ava", "=1+1"), ("ava", "'@b; c"), ("ava", "NIMA, again")]
-    script.write_texts(tmp_path / "published.csv", rows)
-    assert [row["method"] for row in read_csv(tmp_path / "published.csv")] == ["'=1+1", "''@b; c", rows[3][1]]
-    assert [tuple(row.values()) for row in script.read_texts(tmp_path / "published.csv")] == rows[1:]
-
-
-def test_more_rows_make_a_new_table_and_no_row_again(made, words, capsys):
-    results = {path: time for path, time in times(made.output).items() if path.suffix in (".pt", ".gz")}
-    before = (made.output / "tables.md").read_bytes()
-    only = [ROWS[0] if word == ",".join(ROWS) else word for word in words]
-    assert run(*only) == 0
-    assert "linear" not in (made.output / "tables.md").read_text()
-    assert run(*words) == 0
-    assert (made.output / "tables.md").read_bytes() == before
-    assert {path: times(made.output)[path] for path in results} == results
+def test_figures_of_others_stand_below_ours(tmp_path):
+    options = script.parse(["para", "--dry-run", "--output", str(tmp_path), "--only", "main"])
+    steps = script.plan(options)
+    script.describe_table(steps, options)
+    blocks = make_tables.read_published(tmp_path / "results" / "published.csv")
+    assert blocks == {
+        "para_official": make_tables.read_published(ROOT / "results" / "published.csv")["para_official"]
+    }
+    tables = make_tables.read_tables(tmp_path / "results" / "tables.yaml")
+    assert [table.name for table in tables] == ["para_reproduced", "para_official"]
+    assert "<!-- table para_official -->\n<!-- end of table" in (tmp_path / "tables.md").read_text()
 
 
 def test_a_dry_run_names_every_command_in_order_and_runs_nothing(tmp_path, capsys, monkeypatch):
@@ -346,9 +350,8 @@ def test_a_dry_run_names_every_command_in_order_and_runs_nothing(tmp_path, capsy
     for command, start in zip(commands, starts, strict=True):
         assert command.startswith(start)
     base, over = (os.path.relpath(CONFIGS / f"{name}.yaml") for name in ("para", "linear"))
-    assert (
-        f" train --dataset para --data-root DIR --config {base} --config {over} train.seed=0 " in commands[4]
-    )
+    train = f" train --dataset para --data-root DIR --config {base} --config {over} train.seed=0 "
+    assert train in commands[4]
     assert commands[4].endswith("--output runs/tables_para/runs/para_linear_seed0 --resume")
     assert commands[5].endswith(
         "keep_run.py runs/tables_para/runs/para_linear_seed0 runs/tables_para/results/para_linear_seed0"
@@ -358,21 +361,25 @@ def test_a_dry_run_names_every_command_in_order_and_runs_nothing(tmp_path, capsy
     assert "Estimates, not measured." in said
 
 
-def test_with_several_processes_a_training_is_torchruns_and_its_failure_ends_all(
-    demo_set, tmp_path, monkeypatch, capsys
-):
-    called = []
+def test_a_failure_ends_all_and_a_signal_is_left_to_the_training(demo_set, tmp_path, monkeypatch, capsys):
+    class Failing:
+        commands, interrupts = [], 2
 
-    def fake(command, check):
-        called.append(command)
-        return SimpleNamespace(returncode=7)
+        def __init__(self, command):
+            self.commands.append(command)
+
+        def wait(self):
+            Failing.interrupts -= 1
+            if Failing.interrupts >= 0:
+                raise KeyboardInterrupt
+            return 7
 
     monkeypatch.setenv("NPROC", "2")
-    monkeypatch.setattr(script.subprocess, "run", fake)
+    monkeypatch.setattr(script, "Popen", Failing)
     assert run("demo", "--data-root", demo_set, "--output", tmp_path, "--only", "main", *TINY) == 7
-    [command] = called
+    [command] = Failing.commands
     assert command[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    assert command[5:9] == [str(ROOT / "main.py"), "train", "--task", "emotion"]
+    assert command[5:9] == [os.path.relpath(ROOT / "main.py"), "train", "--task", "emotion"]
     assert "stopped in demo_emotion; the same command goes on" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -452,9 +459,6 @@ def test_a_wrong_number_of_processes_is_said(monkeypatch, capsys, tmp_path):
 
 
 def test_the_shell_script_hands_on_options_and_exit_code(tmp_path):
-    import subprocess
-    import sys
-
     command = ["bash", ROOT / "scripts" / "reproduce_tables.sh", "coco", "--dry-run", "train.epochs=1"]
     done = subprocess.run(
         command,

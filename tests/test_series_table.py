@@ -1,4 +1,4 @@
-"""The table of several ways: figures are those of evaluate, differences are paired, other pairs refused."""
+"""The table of several networks: figures are those of evaluate, differences paired, other pairs refused."""
 
 import csv
 
@@ -7,12 +7,12 @@ import pytest
 from small import read_json
 
 from metrics import pair_metrics
-from scripts.series_table import COLUMNS, main
+from scripts.series_table import PAIR, main
 
 SERIES = [f"test-{number:03d}-{kind}" for number in range(20) for kind in ("blurred", "noisy")]
 
 
-def write_way(folder, predictions: np.ndarray, preferences: np.ndarray) -> None:
+def write_report(folder, predictions: np.ndarray, preferences: np.ndarray) -> None:
     """Forty series of one pair each."""
     folder.mkdir(parents=True)
     rows = [
@@ -20,25 +20,25 @@ def write_way(folder, predictions: np.ndarray, preferences: np.ndarray) -> None:
         for name, share, predicted in zip(SERIES, preferences.tolist(), predictions.tolist(), strict=True)
     ]
     with (folder / "predictions.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, *rows])
+        csv.writer(file).writerows([(*PAIR, "prediction"), *rows])
 
 
 @pytest.fixture
-def ways(tmp_path):
+def reports(tmp_path):
     chance = np.random.default_rng(0)
     preferences = chance.uniform(0, 1, len(SERIES)).round(3)
     good = preferences.copy()
     bad = np.where(np.arange(len(SERIES)) % 4 == 0, 1 - preferences, preferences)  # half of the blurred wrong
-    write_way(tmp_path / "graded" / "bad", bad, preferences)
-    write_way(tmp_path / "graded" / "good", good, preferences)
+    write_report(tmp_path / "graded" / "bad", bad, preferences)
+    write_report(tmp_path / "graded" / "good", good, preferences)
     return tmp_path / "graded", bad, preferences
 
 
-def test_figures_are_those_of_the_pairs_and_differences_are_paired(ways, tmp_path, capsys):
-    folder, bad, preferences = ways
+def test_figures_are_those_of_the_pairs_and_differences_are_paired(reports, tmp_path, capsys):
+    folder, bad, preferences = reports
     target = tmp_path / "series.json"
     assert (
-        main([str(folder / "bad"), str(folder / "good"), "--output", str(target), "--resamples", "200"]) == 0
+        main([str(folder / "bad"), str(folder / "good"), "--output", str(target), "--resamples", "50"]) == 0
     )
     found = read_json(target)["graded"]
     for name, value in pair_metrics(bad, preferences).items():
@@ -55,9 +55,9 @@ def test_figures_are_those_of_the_pairs_and_differences_are_paired(ways, tmp_pat
     assert "+25.0% (" in said
 
 
-def test_other_pairs_and_an_existing_file_are_refused(ways, tmp_path, capsys):
-    folder, bad, preferences = ways
-    write_way(tmp_path / "graded" / "other", bad, preferences / 2)
+def test_other_pairs_and_an_existing_file_are_refused(reports, tmp_path, capsys):
+    folder, bad, preferences = reports
+    write_report(tmp_path / "graded" / "other", bad, preferences / 2)
     assert main([str(folder / "good"), str(folder / "other")]) == 2
     assert "graded/other and graded/good are not of the same pairs" in capsys.readouterr().err
     (tmp_path / "there.json").touch()
@@ -65,4 +65,4 @@ def test_other_pairs_and_an_existing_file_are_refused(ways, tmp_path, capsys):
     assert "overwrite with --force" in capsys.readouterr().err
     (folder / "good" / "predictions.csv").write_text("id,prediction\n1,2\n")
     assert main([str(folder / "good")]) == 2
-    assert "has no column 'series'" in capsys.readouterr().err
+    assert "is not a report on pairs: Usecols do not match columns" in capsys.readouterr().err

@@ -1,4 +1,7 @@
-"""Groups of pictures: who belongs where, figures of a group against another route, errors; a made-up PARA."""
+"""Groups of pictures: who belongs where, figures of a group by another route, errors; a made-up PARA."""
+
+from contextlib import redirect_stdout
+from io import StringIO
 
 import numpy as np
 import pytest
@@ -78,16 +81,27 @@ MEMBERS = {
 }
 
 
-def test_figures_of_a_group_are_those_of_its_pictures_alone(para, tmp_path, capsys):
-    first, second = noisy(0.3, 1), noisy(0.5, 2)
-    files = [predictions(tmp_path / "a.csv", first), predictions(tmp_path / "b.csv", second)]
-    assert show(para, tmp_path / "out", *files) == 0
-    found = {"a": groups(tmp_path / "out", "a"), "b": groups(tmp_path / "out", "b")}
+FIRST, SECOND = noisy(0.3, 1), noisy(0.5, 2)
+
+
+@pytest.fixture(scope="module")
+def shown(para, tmp_path_factory):
+    """The folder of a run on a.csv (FIRST) and b.csv (SECOND), and what it printed."""
+    folder = tmp_path_factory.mktemp("shown")
+    files = [predictions(folder / "a.csv", FIRST), predictions(folder / "b.csv", SECOND)]
+    with redirect_stdout(StringIO()) as printed:
+        assert show(para, folder / "out", *files) == 0
+    return folder / "out", printed.getvalue()
+
+
+def test_figures_of_a_group_are_those_of_its_pictures_alone(shown):
+    output, printed = shown
+    found = {"a": groups(output, "a"), "b": groups(output, "b")}
     assert list(found["a"]) == list(found["b"]) == list(MEMBERS)  # ten owls are too few
-    assert "left out, fewer than 30 pictures or all: owl (10)" in capsys.readouterr().out
+    assert "left out, fewer than 30 pictures or all: owl (10)" in printed
     for group, member in MEMBERS.items():
         rated, ranks = RATED[member], {}
-        for name, values in (("a", first[member]), ("b", second[member])):
+        for name, values in (("a", FIRST[member]), ("b", SECOND[member])):
             ranks[name] = stats.spearmanr(values, rated).statistic
             expected = {
                 "n": member.sum(),
@@ -106,21 +120,22 @@ def test_figures_of_a_group_are_those_of_its_pictures_alone(para, tmp_path, caps
         assert found["a"][group]["srcc_difference"] == ""
 
 
-def test_intervals_are_those_of_the_resampled_group(para, tmp_path):
-    first, second = noisy(0.3, 1), noisy(0.5, 2)
-    files = [predictions(tmp_path / "a.csv", first), predictions(tmp_path / "b.csv", second)]
-    assert show(para, tmp_path / "out", *files) == 0
+def test_intervals_are_those_of_the_resampled_group(shown):
     dogs = CLASSES == "dog"
 
     def differences(rated, a, b):
         return {"bias": (b - rated).mean(), "mae": abs(a - rated).mean() - abs(b - rated).mean()}
 
-    arrays = (RATED[dogs], first[dogs], second[dogs])
-    expected = bootstrap_intervals(differences, arrays, 40)
-    line = groups(tmp_path / "out", "b")["dog"]
+    expected = bootstrap_intervals(differences, (RATED[dogs], FIRST[dogs], SECOND[dogs]), 40)
+    line = groups(shown[0], "b")["dog"]
     for key, name in (("bias", "bias"), ("mae", "mae_difference")):
         found = [float(line[f"{name}_{side}"]) for side in ("low", "high")]
         assert found == pytest.approx(expected[key], abs=6e-5)
+
+
+def test_groups_csv_names_no_picture(shown):
+    text = (shown[0] / "groups.csv").read_text()
+    assert not [i for i in IDS if i in text]
 
 
 def test_a_difference_is_starred_where_two_networks_differ_and_only_there(para, tmp_path, capsys):
@@ -154,12 +169,6 @@ def test_worst_holds_the_largest_errors_with_all_their_groups(para, tmp_path):
         assert (pixels == (light, light + (1 if GRAY[place] else 9), light)).all(axis=1).sum() > 10_000
 
 
-def test_groups_csv_names_no_picture(para, tmp_path):
-    assert show(para, tmp_path, predictions(tmp_path / "a.csv", noisy(0.3, 1))) == 0
-    text = (tmp_path / "groups.csv").read_text()
-    assert not [i for i in IDS if i in text]
-
-
 def test_files_that_are_no_pictures_are_counted_and_in_no_group_of_colour(para, tmp_path, capsys):
     path = para / "imgs" / IDS[0]  # dark and b/w
     content = path.read_bytes()
@@ -187,12 +196,12 @@ def test_pictures_that_a_file_does_not_predict_are_left_out_of_all(para, tmp_pat
 
 
 def test_a_set_without_classes_and_votes_has_the_other_groups(tmp_path):
-    count = 600  # 100 of them are test
+    count = 150  # 100 of them are for training
     scores = [round(1 + 4 * (7 * i % count) / count, 3) for i in range(count)]
     root = write_csv(tmp_path / "set", {"score": scores}, count)
-    rows = [line for line in read_csv(root / "ratings.csv") if line["split"] == "test"]
+    rows = [line for line in read_csv(root / "ratings.csv") if line["split"] == "train"]
     file = predictions(tmp_path / "a.csv", [row["score"] for row in rows], [row["path"] for row in rows])
-    assert show(root, tmp_path, file, dataset="csv") == 0
+    assert show(root, tmp_path, file, dataset="csv", words=("--split", "train", "--worst", "3")) == 0
     kinds = {line["kind"] for line in read_csv(tmp_path / "groups.csv")}
     assert {"all", "rating"} <= kinds <= {"all", "rating", "brightness", "colour"}
 
@@ -211,17 +220,11 @@ def test_values_that_hardly_differ_have_no_thirds(values):
     assert thirds("rating", ("low", "middle", "high"), np.array(values, dtype=float)) == []
 
 
-def test_thirds_leave_unknown_values_out():
+def test_thirds_leave_unknown_values_out_and_a_limit_belongs_to_the_third_below_it():
     found = thirds("rating", ("low", "middle", "high"), np.array([1, np.nan, 2, 3, 4, 5, 6]))
     assert [np.flatnonzero(group.member).tolist() for group in found] == [[0, 2], [3, 4], [5, 6]]
-    assert [group.limits for group in found] == [
-        "rating up to 2.67",
-        "rating above 2.67, up to 4.33",
-        "rating above 4.33",
-    ]
-
-
-def test_a_limit_belongs_to_the_third_below_it():
+    limits = ["rating up to 2.67", "rating above 2.67, up to 4.33", "rating above 4.33"]
+    assert [group.limits for group in found] == limits
     found = thirds("rating", ("low", "middle", "high"), np.array([1.0, 2.0, 3.0, 4.0]))  # limits are 2 and 3
     assert [np.flatnonzero(group.member).tolist() for group in found] == [[0, 1], [2], [3]]
 
@@ -231,45 +234,32 @@ def test_a_kept_run_is_called_by_its_folder(tmp_path):
     assert subgroups.short_name(tmp_path / "para_lite" / "other.csv") == "other"
 
 
-def refused(para, tmp_path, capsys, *files, **words):
-    """The one line that is printed; nothing may be written."""
-    assert show(para, tmp_path / "out", *files, **words) == 2
+def test_bad_input_is_one_sentence_and_nothing_is_written(para, tmp_path, capsys):
+    file = predictions(tmp_path / "a.csv", RATED)
+    other_split = predictions(tmp_path / "other.csv", RATED, [f"t/{i}.jpg" for i in NUMBERS])
+    other_unit = predictions(tmp_path / "unit.csv", RATED / 5)
+    cases = [
+        ([tmp_path / "no.csv"], (), "there is no file"),
+        ([other_split], (), "other.csv predicts 0 of the 120 pictures of para test"),
+        ([other_unit], (), "predictions are outside 1 to 5"),
+        ([file, file], (), "two files of predictions would be called a"),
+        ([file], ("--worst", "0"), "are at least 1, got 0, 40"),
+    ]
+    for files, words, said in cases:
+        assert_refused(show(para, tmp_path / "out", *files, words=words), said, tmp_path, capsys)
+    root = write_csv(tmp_path / "set", {"score": [1 + i / 10 for i in range(24)]})
+    rows = [line for line in read_csv(root / "ratings.csv") if line["split"] == "test"]
+    few = predictions(tmp_path / "few.csv", [row["score"] for row in rows], [row["path"] for row in rows])
+    ended = show(root, tmp_path / "out", few, dataset="csv")
+    assert_refused(ended, "no group of pictures has 30 or more of the 4 that are predicted", tmp_path, capsys)
+
+
+def assert_refused(ended, said, tmp_path, capsys):
+    assert ended == 2
     assert not (tmp_path / "out").exists()
     line = capsys.readouterr().err.rstrip("\n").rpartition("\r")[2].splitlines()[-1]
     assert line.startswith("error: ")
-    return line
-
-
-def test_no_file(para, tmp_path, capsys):
-    assert "there is no file" in refused(para, tmp_path, capsys, tmp_path / "no.csv")
-
-
-def test_ids_of_another_split(para, tmp_path, capsys):
-    file = predictions(tmp_path / "a.csv", RATED, [f"t/{i}.jpg" for i in NUMBERS])
-    assert "a.csv predicts 0 of the 120 pictures of para test" in refused(para, tmp_path, capsys, file)
-
-
-def test_another_unit(para, tmp_path, capsys):
-    file = predictions(tmp_path / "a.csv", RATED / 5)
-    assert "predictions are outside 1 to 5" in refused(para, tmp_path, capsys, file)
-
-
-def test_two_files_of_one_name(para, tmp_path, capsys):
-    file = predictions(tmp_path / "a.csv", RATED)
-    assert "two files of predictions would be called a" in refused(para, tmp_path, capsys, file, file)
-
-
-def test_too_few_pictures_for_groups(tmp_path, capsys):
-    root = write_csv(tmp_path / "set", {"score": [1 + i / 10 for i in range(24)]})
-    rows = [line for line in read_csv(root / "ratings.csv") if line["split"] == "test"]
-    file = predictions(tmp_path / "a.csv", [row["score"] for row in rows], [row["path"] for row in rows])
-    line = refused(root, tmp_path, capsys, file, dataset="csv")
-    assert "no group of pictures has 30 or more of the 4 that are predicted" in line
-
-
-def test_nothing_to_show(para, tmp_path, capsys):
-    file = predictions(tmp_path / "a.csv", RATED)
-    assert "are at least 1, got 0, 40" in refused(para, tmp_path, capsys, file, words=("--worst", "0"))
+    assert said in line
 
 
 def test_files_are_only_overwritten_by_force(para, tmp_path, capsys):

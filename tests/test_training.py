@@ -35,18 +35,20 @@ from small import (
 from datasets import Batch, first_by_hash, load_dataset
 from eamb import files
 from eamb.evaluation import figures
-from eamb.evaluation.evaluate import labelled, measure_pairs
+from eamb.evaluation.predicting import labelled
+from eamb.evaluation.preferences import measure_pairs
 from eamb.files import file_hash
 from eamb.network.outputs import EMOTIONS, Output, Scale
 from eamb.readers.pairs import PairedSet
 from eamb.readers.rated import RatedSet
 from eamb.runtime import distributed, engine
 from eamb.runtime.config import load_config
-from eamb.training import emotion_maps, interruption
+from eamb.training import emotion_maps, interruption, records
 from eamb.training import run as run_module
-from eamb.training.run import Best, Run, make_optimizer
-from eamb.training.starting import build_network
-from eamb.training.tasks import make_loss, make_pair_loss, make_rating_loss, new_network
+from eamb.training.optimizer import make_optimizer
+from eamb.training.run import Best, Run
+from eamb.training.starting import build_network, read_sources
+from eamb.training.tasks import Aesthetics, choose_task, rating_loss
 from eamb.weights import checkpoint
 from EAMBNet import build_model
 from main import main
@@ -465,7 +467,7 @@ def test_a_second_signal_ends_at_once(scored_set, tmp_path, monkeypatch, capsys)
 HOLD = """
 import fcntl, sys
 file = open(sys.argv[1], "a+")
-fcntl.lockf(file, fcntl.LOCK_EX)
+fcntl.flock(file, fcntl.LOCK_EX)
 file.write("process 7 on another since noon")
 file.flush()
 print("held", flush=True)
@@ -556,7 +558,7 @@ def full_disk_for(monkeypatch, ending: str) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
         return writing(path, *rest)
 
-    for module in (checkpoint, run_module, emotion_maps):
+    for module in (checkpoint, records, emotion_maps):
         monkeypatch.setattr(module, "written_whole", written_whole)
 
 
@@ -571,7 +573,7 @@ def test_the_best_weights_outlast_a_log_that_could_not_be_written(
             raise OSError(errno.ENOSPC, "No space left on device")
         return writing(path, *rest)
 
-    for module in (checkpoint, run_module, emotion_maps):
+    for module in (checkpoint, records, emotion_maps):
         monkeypatch.setattr(module, "written_whole", written_whole)
     assert (
         train("csv", scored_set, tmp_path / "run", *LONG, "--emotion-checkpoint", emotion_run / "best.pt")
@@ -859,7 +861,7 @@ def test_official_weights_start_a_training_with_their_head_replaced(official_sta
     torch.save({"model": official_state}, tmp_path / "ava.pth")
     config = load_config(words=["data.dataset=csv"])
     rated = replace(some_ratings(), scale=Scale("score", 1, 5, 3, offset=1, factor=4))
-    network, origin = build_network(config, rated, None, str(tmp_path / "ava.pth"))
+    network, origin = started(config, rated, weights=str(tmp_path / "ava.pth"))
     state = network.state_dict()
     assert torch.equal(state["head.2.weight"], official_state["head.2.weight"])
     assert torch.equal(state["detail.conv1.weight"], official_state["feature1_x.0.weight"])
@@ -868,6 +870,11 @@ def test_official_weights_start_a_training_with_their_head_replaced(official_sta
     assert state["head.5.bias"].shape == (1,)
     assert "predicts 10 value(s), this run a score from 1 to 5" in capsys.readouterr().out
     assert (origin["weights"], origin["emotion_branch"]) == ("ava.pth", "trained")
+
+
+def started(config, rated, weights=None, emotion_checkpoint=None):
+    task = choose_task(config)
+    return build_network(task, rated, read_sources(task, weights, emotion_checkpoint))
 
 
 SCORES = Scale("score", 1, 5, 3, offset=1, factor=4)
@@ -882,7 +889,7 @@ def test_the_official_emotion_file_is_no_whole_network(tmp_path):
     torch.save({"emotion_module.fc_layer.bias": torch.zeros(8)}, tmp_path / "emotion.pth")
     config = load_config(words=["model.backbone=test_efficientnet", "model.width=16"])
     with pytest.raises(ValueError, match=r"emotion.pth holds an emotion branch alone.*--emotion-checkpoint"):
-        build_network(config, some_ratings(), None, str(tmp_path / "emotion.pth"))
+        started(config, some_ratings(), weights=str(tmp_path / "emotion.pth"))
 
 
 # ---- emotions: several sets, class lists, together with scores
@@ -1023,9 +1030,9 @@ def test_an_official_file_with_another_class_list_needs_its_names(official_emoti
     torch.save({"model": seven}, tmp_path / "emotion_model.pth")
     path, words = str(tmp_path / "emotion_model.pth"), ["data.dataset=csv", "model.imagenet=none"]
     with pytest.raises(ValueError, match=r"tells 7 emotions apart, and the list has 8 .*model.emotions=NAME"):
-        build_network(load_config(words=words), some_ratings(), path, None)
+        started(load_config(words=words), some_ratings(), emotion_checkpoint=path)
     words.append("model.emotions=Angry, sad,fear,awe,neutral,disgust,amusement")
-    network, origin = build_network(load_config(words=words), some_ratings(), path, None)
+    network, origin = started(load_config(words=words), some_ratings(), emotion_checkpoint=path)
     assert network.arguments["emotions"][:3] == ("anger", "sadness", "fear")
     assert origin["emotion_checkpoint_sha256"] == file_hash(tmp_path / "emotion_model.pth")
 
@@ -1106,7 +1113,7 @@ def loss_of(scale: Scale, prediction: list, words=(), **labels) -> float:
     fields = {name: torch.tensor(value) if value else None for name, value in fields.items()}
     batch = Batch(torch.arange(count), torch.zeros(count), broken=[], **fields)
     output = Output(torch.tensor(prediction), torch.tensor(prediction), torch.zeros(count))
-    return make_rating_loss(load_config(words=words), scale)(output, batch).item()
+    return rating_loss(load_config(words=words).loss, scale)(output, batch).item()
 
 
 def test_scores_are_trained_by_squared_error_of_p():
@@ -1139,7 +1146,7 @@ def emotion_loss_of(logits: list, votes: list, scale: Scale, *words: str, **labe
         torch.arange(2), torch.zeros(2), torch.tensor(labels.get("scores", [])), None, torch.tensor(votes), []
     )
     output = Output(torch.tensor(labels.get("prediction", [])), torch.tensor(logits), torch.zeros(2))
-    return make_loss(load_config(words=words), rated)(output, batch).item()
+    return choose_task(load_config(words=words)).loss(rated)(output, batch).item()
 
 
 def test_emotions_are_trained_by_cross_entropy_of_votes():
@@ -1329,7 +1336,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(
     def nan_in_the_second_epoch(config, scale):
         return lambda output, batch: output.prediction.sum() * (math.nan if config_epoch(tmp_path) else 1)
 
-    monkeypatch.setattr(run_module, "make_loss", nan_in_the_second_epoch)
+    monkeypatch.setattr(Aesthetics, "loss", nan_in_the_second_epoch)
     assert train("csv", scored_set, tmp_path / "run", "train.epochs=2", *SHORT) == 2
     error = capsys.readouterr().err
     assert "the loss is nan at step 1 of epoch 2, learning rate 3e-05 (pictures 0_0" in error
@@ -1488,7 +1495,7 @@ def test_correlation_is_added_with_its_weight():
     batch = Batch(torch.arange(3), torch.zeros(3, 3, 8, 8), scores, None, None, [])
     target = scale.probability(scores)
     expected = ((p[:, 0] - target) ** 2).mean() + 0.5 * (1 - np.corrcoef(p[:, 0], target)[0, 1])
-    found = make_rating_loss(config, scale)(output, batch)
+    found = rating_loss(config.loss, scale)(output, batch)
     assert found.item() == pytest.approx(float(expected), abs=1e-6)
 
 
@@ -1575,7 +1582,7 @@ def test_the_published_recipe_is_the_default(series_set, tmp_path):
     shipped = load_config([ROOT / "configs" / "series.yaml"], ["data.dataset=pairs", "model.symmetric=false"])
     assert (shipped.data.size, shipped.data.crop, shipped.data.flip) == (224, True, False)
     assert (shipped.train.epochs, shipped.train.batch_size, shipped.optimizer.schedule) == (100, 32, "series")
-    network = new_network(replace(shipped, model=replace(shipped.model, backbone=BACKBONE)), None, ())
+    network = choose_task(replace(shipped, model=replace(shipped.model, backbone=BACKBONE))).build(None, ())
     optimizer = make_optimizer(shipped, network)
     assert isinstance(optimizer, torch.optim.SGD)
     assert {(g["momentum"], g["weight_decay"]) for g in optimizer.param_groups} == {(0.9, 5e-4)}
@@ -1654,8 +1661,12 @@ def test_the_share_of_people_can_be_learned_instead_of_the_majority():
         target = torch.tensor([first, second])
         return torch.nn.functional.binary_cross_entropy_with_logits(odds, target).item()
 
-    assert make_pair_loss("share")(output, batch).item() == pytest.approx(expected(0.8, 0.5))
-    assert make_pair_loss("majority")(output, batch).item() == pytest.approx(expected(1.0, 0.5))
+    def series_loss(preference: str):
+        config = load_config(words=["task=series", f"loss.preference={preference}"])
+        return choose_task(config).loss(some_ratings())
+
+    assert series_loss("share")(output, batch).item() == pytest.approx(expected(0.8, 0.5))
+    assert series_loss("majority")(output, batch).item() == pytest.approx(expected(1.0, 0.5))
 
 
 def test_pair_weights_are_refused_where_single_photographs_are_scored(

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from eamb.evaluation.figures import overlay, write_figure
-from eamb.inference.rows import as_cell
+from eamb.files import as_cell
 from eamb.inference.scorer import Scored, Scorer
 from eamb.network.outputs import Scale
 from eamb.weights import checkpoint
@@ -487,13 +487,8 @@ def test_labels_are_written_as_words():
     ]
 
 
-def test_of_a_network_for_labels_the_probability_is_shown():
-    words, ends = script.describe_scale(Scale("label", 1.0, 10.0, 5.0))
-    assert (words, ends) == ("probability of a high rating, 0 to 1", (0.0, 1.0))
-
-
 def test_a_large_picture_is_shrunk_and_keeps_its_shape():
-    small_one = script.shrink(np.zeros((3000, 2000, 3), dtype=np.uint8))
+    small_one = script.shrink(Image.new("RGB", (2000, 3000)))
     assert small_one.shape == (2 * script.TALLEST, round(2 * script.TALLEST * 2 / 3), 3)
 
 

@@ -1,7 +1,7 @@
-"""Pictures for people: maps over photographs, training curves, predicted against rated, emotions.
+"""Figures: maps over photographs, training curves, predictions against ratings, preferences, emotions.
 
-`panels.py` puts together what explains one picture. Drawn on matplotlib's Figure object without pyplot, so
-nothing global changes and no display is needed. Every file is written under a temporary name and renamed.
+Drawn on matplotlib's Figure object without pyplot, so nothing global changes and no display is needed. Every
+file is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -22,16 +22,23 @@ from PIL import Image
 from eamb.files import written_whole
 
 DOTS_PER_INCH = 100
-
 INK, FAINT, GRID = "#202124", "#70757d", "#e3e5e8"
-
 BLUE, ORANGE = "#2f6db5", "#d9822b"
+MAP_COLOURS = "inferno"  # perceptually uniform: equal steps of the map look equally large
+MAP_OPACITY = 0.6
+CURVES_PER_ROW = 3
+COLOURS = {"train": BLUE, "val": ORANGE}
+ABBREVIATIONS = {"srcc", "plcc", "krcc", "rmse", "mae", "emd", "kl"}
+NOT_DRAWN = {"n", "pictures", "broken", "threshold", "majority", "chance", "kl_prior"}  # same for any network
+NOT_DRAWN |= {"pairs", "series", "log_loss_prior", "agreement"}
+MOST_DOTS = 1000  # of a scatter plot; more would hide each other, and a density is drawn
+RELIABILITY_BINS = 10
+CELL = 78  # pixels of a confusion matrix's cell
+SLOT = 120  # pixels of an emotion's two bars
+LETTER = 9  # pixels of a letter of a class name
+
 
 # ---- emotion-aware maps --------------------------------------------------------------------------
-
-MAP_COLOURS = "inferno"  # perceptually uniform: equal steps of the map look equally large
-
-MAP_OPACITY = 0.6
 
 
 def resize_map(emotion_map: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -77,34 +84,32 @@ def colour_ramp(height: int, width: int) -> np.ndarray:
 
 # ---- training curves -----------------------------------------------------------------------------
 
-CURVES_PER_ROW = 3
-
-ABBREVIATIONS = {"srcc", "plcc", "krcc", "rmse", "mae", "emd", "kl"}
-
-COLOURS = {"train": BLUE, "val": ORANGE}
-
 
 def save_curves(metrics: Path, path: Path) -> None:
     """Draw every train_* and val_* number of a metrics.jsonl against the epoch, and the learning rate.
 
     Args:
-        metrics: one JSON object a line with "epoch"; of an epoch that stands twice the last line counts.
+        metrics: one JSON object a line with "epoch"; if two lines have the same epoch the last one counts.
         path: the PNG to write.
     """
     epochs = read_epochs(metrics)
-    measures = list_measures(epochs)
-    if not measures:
+    names = list(dict.fromkeys(key for record in epochs for key, value in record.items() if is_number(value)))
+    figures = [name.split("_", 1)[1] for name in names if name.startswith(("train_", "val_"))]
+    # Recalls, one an emotion, would take the place of what matters more.
+    figures = [name for name in figures if name not in NOT_DRAWN and not name.startswith("recall_")]
+    figures = list(dict.fromkeys([*figures, *({"learning_rate"} & set(names))]))
+    if not figures:
         raise ValueError(f"visualize: {metrics} has no number named train_*, val_* or learning_rate")
-    columns = min(len(measures), CURVES_PER_ROW)
-    rows = math.ceil(len(measures) / columns)
+    columns = min(len(figures), CURVES_PER_ROW)
+    rows = math.ceil(len(figures) / columns)
     figure = new_plot(400 * columns, 300 * rows)
-    for index, measure in enumerate(measures):
-        draw_curve(figure.add_subplot(rows, columns, index + 1), measure, epochs)
+    for place, name in enumerate(figures, start=1):
+        draw_curve(figure.add_subplot(rows, columns, place), name, epochs)
     write_figure(figure, path)
 
 
 def read_epochs(metrics: Path) -> list[dict]:
-    """Read the lines of a metrics.jsonl, sorted by epoch."""
+    """The lines of a metrics.jsonl, sorted by epoch."""
     epochs = {}
     for number, line in enumerate(Path(metrics).read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
@@ -119,46 +124,30 @@ def read_epochs(metrics: Path) -> list[dict]:
     return [epochs[epoch] for epoch in sorted(epochs)]
 
 
-# Do not depend on the network, or (recalls) would bury what does.
-NOT_DRAWN = ("n", "pictures", "broken", "threshold", "majority", "chance", "kl_prior")
-
-NOT_DRAWN += ("pairs", "series", "log_loss_prior", "agreement")
-
-
-def list_measures(epochs: list[dict]) -> list[str]:
-    """Names of what was measured, without train_ and val_, in the order of first appearance."""
-    names = [key for record in epochs for key, value in record.items() if is_number(value)]
-    measures = [name.split("_", 1)[1] for name in names if name.startswith(("train_", "val_"))]
-    measures = [name for name in measures if name not in NOT_DRAWN and not name.startswith("recall_")]
-    return list(dict.fromkeys([*measures, *(name for name in names if name == "learning_rate")]))
-
-
 def is_number(value: object) -> bool:
     """Whether a JSON value is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def draw_curve(axes: Axes, measure: str, epochs: list[dict]) -> None:
-    """One measure against the epoch: training and validation where both were measured."""
-    keys = {"learning_rate": BLUE} if measure == "learning_rate" else {}
-    keys |= {f"{part}_{measure}": colour for part, colour in COLOURS.items()}
+def draw_curve(axes: Axes, name: str, epochs: list[dict]) -> None:
+    """One figure against the epoch, of training and validation where both have it."""
+    keys = {f"{part}_{name}": colour for part, colour in COLOURS.items()}
+    keys |= {name: BLUE} if name == "learning_rate" else {}
     for key, colour in keys.items():
         points = [(record["epoch"], record[key]) for record in epochs if is_number(record.get(key))]
         if points:
             axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=4, label=key.split("_")[0])
-    title = measure.upper() if measure in ABBREVIATIONS else measure.replace("_", " ")
+    title = name.upper() if name in ABBREVIATIONS else name.replace("_", " ")
     axes.set_title(title, fontsize=12, loc="left", color=INK)
     axes.set_xlabel("epoch", color=FAINT)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.margins(x=0.04)
-    if measure != "learning_rate":
+    if name != "learning_rate":
         axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
     clean(axes)
 
 
-# ---- predicted against rated ---------------------------------------------------------------------
-
-MOST_DOTS = 1000  # beyond this dots hide each other, and a density is drawn
+# ---- predictions against ratings ------------------------------------------------------------------
 
 
 def save_scatter(predicted: np.ndarray, rated: np.ndarray, path: Path, unit: str, title: str) -> None:
@@ -173,7 +162,16 @@ def save_scatter(predicted: np.ndarray, rated: np.ndarray, path: Path, unit: str
     predicted, rated = finite_pairs(predicted, rated)
     figure = new_plot(700, 700)
     axes = figure.add_subplot()
-    draw_pairs(axes, predicted, rated)
+    if len(rated) <= MOST_DOTS:
+        axes.scatter(rated, predicted, s=22, color=BLUE, alpha=0.5, linewidths=0)
+    else:
+        cells = axes.hexbin(
+            rated, predicted, gridsize=48, mincnt=1, bins="log", cmap="viridis", linewidths=0.2
+        )
+        bar = axes.figure.colorbar(cells, ax=axes, shrink=0.6, pad=0.02, format="{x:.0f}")
+        bar.set_label("pictures in a cell", color=FAINT)
+        bar.ax.tick_params(length=0, which="both", labelcolor=FAINT)
+        bar.outline.set_visible(False)
     low, high = min(predicted.min(), rated.min()), max(predicted.max(), rated.max())
     room = 0.04 * (high - low) or 0.5
     limits = (low - room, high + room)
@@ -200,30 +198,16 @@ def finite_pairs(predicted: np.ndarray, rated: np.ndarray) -> tuple[np.ndarray, 
     return predicted[finite], rated[finite]
 
 
-def draw_pairs(axes: Axes, predicted: np.ndarray, rated: np.ndarray) -> None:
-    """Few pairs as dots, many as a density."""
-    if len(rated) <= MOST_DOTS:
-        axes.scatter(rated, predicted, s=22, color=BLUE, alpha=0.5, linewidths=0)
-        return
-    cells = axes.hexbin(rated, predicted, gridsize=48, mincnt=1, bins="log", cmap="viridis", linewidths=0.2)
-    bar = axes.figure.colorbar(cells, ax=axes, shrink=0.6, pad=0.02, format="{x:.0f}")
-    bar.set_label("pictures in a cell", color=FAINT)
-    bar.ax.tick_params(length=0, which="both", labelcolor=FAINT)
-    bar.outline.set_visible(False)
-
-
 # ---- preferences ---------------------------------------------------------------------------------
-
-RELIABILITY_BINS = 10
 
 
 def save_reliability(probability: np.ndarray, preference: np.ndarray, path: Path, title: str) -> None:
-    """Draw how often people preferred a photograph against how often they should by the prediction.
+    """Draw how often people preferred a photograph against how often the prediction says they do.
 
-    Each pair is drawn from both sides, so that the picture does not depend on which was named first.
+    Each pair is drawn from both sides, so that the figure does not depend on which photograph is named first.
 
     Args:
-        probability, preference: (m,) predicted and real P(the first of a pair is preferred), in [0, 1].
+        probability, preference: (m,) P(the first of a pair is preferred), in [0, 1], predicted and real.
         path: the PNG to write.
         title: stands above.
     """
@@ -232,15 +216,15 @@ def save_reliability(probability: np.ndarray, preference: np.ndarray, path: Path
     real = np.concatenate([preference, 1 - preference])
     bins = np.minimum((predicted * RELIABILITY_BINS).astype(int), RELIABILITY_BINS - 1)
     pairs = np.bincount(bins, minlength=RELIABILITY_BINS)  # (bins,)
-    there = pairs > 0
+    filled = pairs > 0
     means = [
-        np.bincount(bins, values, RELIABILITY_BINS)[there] / pairs[there] for values in (predicted, real)
+        np.bincount(bins, values, RELIABILITY_BINS)[filled] / pairs[filled] for values in (predicted, real)
     ]
     figure = new_plot(700, 700)
     axes = figure.add_subplot()
     axes.plot((0, 1), (0, 1), color=INK, linewidth=1, linestyle=(0, (4, 3)))
     axes.plot(*means, color=BLUE, linewidth=1.5)
-    axes.scatter(*means, s=20 + 400 * pairs[there] / pairs.max(), color=BLUE, alpha=0.6, linewidths=0)
+    axes.scatter(*means, s=20 + 400 * pairs[filled] / pairs.max(), color=BLUE, alpha=0.6, linewidths=0)
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
     axes.set_xlabel("predicted share of people who prefer the photograph", color=INK, fontsize=12)
     axes.set_ylabel("real share (the larger a dot, the more pairs)", color=INK, fontsize=12)
@@ -250,12 +234,6 @@ def save_reliability(probability: np.ndarray, preference: np.ndarray, path: Path
 
 
 # ---- emotions ------------------------------------------------------------------------------------
-
-CELL = 78  # pixels of a confusion matrix's cell
-
-SLOT = 120  # pixels of an emotion's two bars
-
-LETTER = 9  # pixels of a letter of a class name
 
 
 def save_confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title: str) -> None:
@@ -275,7 +253,11 @@ def save_confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title
     axes.set_facecolor(GRID)
     cells = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts):
-        draw_cell(axes, row, column, count, shares[row, column])
+        share = shares[row, column]
+        words = f"{100 * share:.0f} %\n{count:,.0f}" if count else "0"
+        colour = "white" if share > 0.65 else INK if count else FAINT
+        weight = "bold" if row == column else "normal"  # the diagonal is the recall
+        axes.text(column, row, words, ha="center", va="center", fontsize=10, color=colour, weight=weight)
     names = [f"{name} ({total:,.0f})" for name, total in zip(classes, totals, strict=True)]
     axes.set_yticks(range(len(classes)), names, fontsize=11, color=INK, parse_math=False)
     name_columns(axes, classes, CELL)
@@ -292,18 +274,10 @@ def save_confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title
     write_figure(figure, path)
 
 
-def draw_cell(axes: Axes, row: int, column: int, count: float, share: float) -> None:
-    """Share and count of one cell; the diagonal, which is the recall, in bold."""
-    words = f"{100 * share:.0f} %\n{count:,.0f}" if count else "0"
-    colour = "white" if share > 0.65 else INK if count else FAINT
-    weight = "bold" if row == column else "normal"
-    axes.text(column, row, words, ha="center", va="center", fontsize=10, color=colour, weight=weight)
-
-
 def save_emotion_bars(
     groups: dict[str, tuple[np.ndarray, np.ndarray]], classes: Sequence[str], path: Path, title: str
 ) -> None:
-    """Draw how many pictures of each emotion are rated high and low, as the IAE data set's page shows it.
+    """Draw how many pictures of each emotion are high and low, as on the page of the IAE data set.
 
     Args:
         groups: for each panel, such as "labels" and "predictions", the numbers (E,) of high and of low ones.
@@ -316,10 +290,9 @@ def save_emotion_bars(
     figure = new_plot(max(SLOT * len(classes) + 80, 700), 60 + 280 * len(panels))
     rows = figure.subplots(len(panels), sharex=True, sharey=True, squeeze=False)[:, 0]
     for axes, (name, numbers) in zip(rows, panels.items(), strict=True):
-        for side, label, values, colour in zip(
-            (-0.2, 0.2), ("high", "low"), numbers, (BLUE, ORANGE), strict=True
-        ):
-            bars = axes.bar(np.arange(len(classes)) + side, values, 0.38, color=colour, label=label)
+        sides = ((-0.2, "high", BLUE), (0.2, "low", ORANGE))
+        for values, (offset, label, colour) in zip(numbers, sides, strict=True):
+            bars = axes.bar(np.arange(len(classes)) + offset, values, 0.38, color=colour, label=label)
             axes.bar_label(bars, fmt="{:,.0f}", fontsize=9, color=FAINT, padding=2)
         words = f"{name} ({numbers.sum():,.0f} pictures)"
         axes.set_title(words, fontsize=12, loc="left", color=INK, parse_math=False)
@@ -334,7 +307,7 @@ def save_emotion_bars(
 
 
 def check_counts(counts: np.ndarray, shape: tuple[int, int], name: str) -> np.ndarray:
-    """Numbers of pictures as float64; anything but finite ones from 0 up in this shape is refused."""
+    """Numbers of pictures as float64, checked: of this shape, finite and not below 0."""
     counts = np.asarray(counts, dtype=np.float64)
     if counts.shape != shape or not counts.size or not (np.isfinite(counts) & (counts >= 0)).all():
         raise ValueError(
@@ -345,7 +318,7 @@ def check_counts(counts: np.ndarray, shape: tuple[int, int], name: str) -> np.nd
 
 
 def name_columns(axes: Axes, classes: Sequence[str], room: int) -> None:
-    """Class names below the columns 0 to E - 1, slanted if one is longer than its room in pixels."""
+    """Class names below the columns 0 to E - 1, slanted if one is wider than `room` pixels."""
     slanted = LETTER * max(map(len, classes)) > room
     style = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
     axes.set_xticks(range(len(classes)), classes, fontsize=11, color=INK, parse_math=False, **style)
@@ -360,7 +333,7 @@ def new_figure(width: int, height: int) -> Figure:
 
 
 def new_plot(width: int, height: int) -> Figure:
-    """An empty white figure of a size in pixels that makes room for its own labels."""
+    """An empty white figure of a size in pixels that makes room for labels by itself."""
     figure = new_figure(width, height)
     figure.set_layout_engine("constrained", w_pad=0.15, h_pad=0.12)
     return figure
@@ -390,9 +363,13 @@ def clean(axes: Axes) -> None:
     axes.tick_params(length=0, labelcolor=FAINT)
 
 
-def write_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG whole or not at all: under a temporary name, then renamed."""
+def write_figure(figure: Figure, path: Path, **settings: int) -> None:
+    """Write a PNG whole or not at all: under a temporary name, then renamed.
+
+    Args:
+        settings: how to compress it, as Pillow takes them.
+    """
     with written_whole(Path(path)) as unfinished, warnings.catch_warnings():
         # File names may hold letters that matplotlib's font lacks; they become boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        FigureCanvasAgg(figure).print_png(unfinished)
+        FigureCanvasAgg(figure).print_png(unfinished, pil_kwargs=settings)

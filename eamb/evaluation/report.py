@@ -8,12 +8,13 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 import metrics
-from eamb.files import row_writer, safe, written_whole
+from eamb.files import write_csv, written_whole
 
 PROGRAM = Path(__file__).parents[2]  # this program's folder
 CROSS_SET = ("n", "srcc", "plcc", "krcc")
@@ -101,13 +102,7 @@ def write_columns(path: Path, columns: dict[str, Sequence]) -> None:
     Numbers are written in full, so that whoever reads the file gets the same numbers; texts are made `safe`
     for spreadsheets, which `eamb.files.original` undoes.
     """
-    with path.open("w", newline="", encoding="utf-8") as file:
-        write_row = row_writer(file)
-        write_row(list(columns))
-        for row in zip(*columns.values(), strict=True):
-            # float() because numpy's own numbers are written otherwise
-            cells = [float(cell) if isinstance(cell, float) else cell for cell in row]
-            write_row([safe(str(cell)) if isinstance(cell, str) else cell for cell in cells])
+    write_csv(path, chain([columns], zip(*columns.values(), strict=True)))
 
 
 def rounded(values: np.ndarray) -> np.ndarray:

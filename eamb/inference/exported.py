@@ -1,6 +1,6 @@
 """Runs a network that scripts/export.py wrote, with OpenVINO in the place of PyTorch.
 
-    from engines import Exported
+    from eamb.inference.exported import Exported
     network = Exported("eambnet_lite_para.onnx")
     [(_, output)] = network.outputs([batch], batch_size=16)  # as engine.outputs gives it
 
@@ -26,17 +26,10 @@ from eamb.runtime.engine import filled_up
 from eamb.weights import checkpoint
 
 KEY = "eambnet"  # of the metadata
-
 PLACE = ["framework", KEY]  # where OpenVINO puts what ONNX has under the key
-
 PARTS = ("network.xml", "network.bin")  # of a zip
-
-PRECISIONS = ("fp32", "int8")
-
-ENDINGS = (".onnx", ".int8")
-
+ENDINGS = {"fp32": ".onnx", "int8": ".int8"}  # of the file, by precision
 INPUT = "images"  # uint8 (N, 3, H, W), RGB
-
 ANEW = "the file or its weights are damaged; export a sound checkpoint with scripts/export.py"
 
 
@@ -69,11 +62,11 @@ def parse_metadata(text: str, path: Path | str) -> tuple[checkpoint.Weights, dic
         ]
         form, precision = described["format"], export["precision"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"engines: the metadata of {path} are damaged; export it anew") from error
-    if form != checkpoint.FORMAT or precision not in PRECISIONS:
+        raise ValueError(f"exported: the metadata of {path} are damaged; export it anew") from error
+    if form != checkpoint.FORMAT or precision not in ENDINGS:
         raise ValueError(
-            f"engines: {path} has format {form} in {precision} and this program reads {checkpoint.FORMAT} in "
-            f"{' or '.join(PRECISIONS)}; use the version of the program that wrote it"
+            f"exported: {path} has format {form} in {precision} and this program reads {checkpoint.FORMAT} "
+            f"in {' or '.join(ENDINGS)}; use the version of the program that wrote it"
         )
     plain = checkpoint.read_description(json.dumps(described), path)
     return checkpoint.Weights({}, plain, *ids), export
@@ -89,7 +82,7 @@ def openvino():
         import openvino
     except ImportError as error:
         raise ValueError(
-            "engines: exported networks run on OpenVINO, which is not installed; pip install openvino"
+            "exported: exported networks run on OpenVINO, which is not installed; pip install openvino"
         ) from error
     return openvino
 
@@ -127,13 +120,13 @@ class Exported:
         model = read_model(core, source if isinstance(source, bytes) else read_bytes(path), path)
         if not model.has_rt_info(PLACE):
             raise ValueError(
-                f"engines: {path} was not written by scripts/export.py (it does not say what its output "
+                f"exported: {path} was not written by scripts/export.py (it does not say what its output "
                 "means); export a checkpoint with python scripts/export.py CHECKPOINT OUT"
             )
         self.weights, self.export = parse_metadata(model.get_rt_info(PLACE).value, path)
         if precision not in (None, self.export["precision"]):
             raise ValueError(
-                f"engines: {path} computes in {self.export['precision']}, asked for was {precision}; "
+                f"exported: {path} computes in {self.export['precision']}, asked for was {precision}; "
                 "export it anew, with --int8 for int8 and without for fp32"
             )
         check_constants(model, path)
@@ -142,8 +135,8 @@ class Exported:
 
     def run(self, images: torch.Tensor) -> Output:
         """(N, 3, H, W) uint8, RGB -> Output, float32; any thread may call it."""
-        found = self.network.create_infer_request().infer(np.ascontiguousarray(images.numpy()))
-        return Output(*(torch.from_numpy(found[name].copy()) for name in Output._fields))
+        output = self.network.create_infer_request().infer(np.ascontiguousarray(images.numpy()))
+        return Output(*(torch.from_numpy(output[name].copy()) for name in Output._fields))
 
     def check_black_picture(self, path: Path) -> None:
         """Raises ValueError unless one black picture gives numbers, as many as the description says."""
@@ -152,16 +145,18 @@ class Exported:
             output = self.run(torch.zeros(1, 3, size, size, dtype=torch.uint8))
         except (RuntimeError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())[:400]
-            raise ValueError(f"engines: {path} cannot score a black picture ({reason}); {ANEW}") from error
-        count, shapes = len(emotions), [tuple(value.shape) for value in output]
-        expected = [(1, scale.outputs if scale else count), (1, count), (1, 1, *shapes[2][-2:])]
-        for name, value, found, wanted in zip(Output._fields, output, shapes, expected, strict=True):
-            if found != wanted:
+            raise ValueError(f"exported: {path} cannot score a black picture ({reason}); {ANEW}") from error
+        count, height_width = len(emotions), tuple(output.emotion_map.shape[-2:])
+        values = 2 if self.weights.task == "series" else scale.outputs if scale else count
+        described = [(1, values), (1, count), (1, 1, *height_width)]
+        for name, value, shape in zip(Output._fields, output, described, strict=True):
+            if tuple(value.shape) != shape:
                 raise ValueError(
-                    f"engines: {path} gives {name} as {found}, its description says {wanted}; {ANEW}"
+                    f"exported: {path} gives {name} as {tuple(value.shape)}, its description says {shape}; "
+                    f"{ANEW}"
                 )
             if not value.isfinite().all():
-                raise ValueError(f"engines: {path} gives {name} that is not a number; {ANEW}")
+                raise ValueError(f"exported: {path} gives {name} that is not a number; {ANEW}")
 
     def outputs(self, loader: Iterable, batch_size: int) -> Iterator[tuple]:
         """Each batch with the network's output for it, as `engine.outputs`."""
@@ -176,7 +171,7 @@ def check_constants(model, path: Path) -> None:
         values = node.data if node.get_type_name() == "Constant" else np.empty(0)
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             name = node.get_friendly_name()
-            raise ValueError(f"engines: {name} in {path} holds values that are NaN or infinite; {ANEW}")
+            raise ValueError(f"exported: {name} in {path} holds values that are NaN or infinite; {ANEW}")
 
 
 def compile_model(core, model, threads: int | None = None, streams: int = 1):
@@ -190,7 +185,7 @@ def compile_model(core, model, threads: int | None = None, streams: int = 1):
 
 def read_bytes(path: Path) -> bytes:
     if not path.is_file():
-        raise FileNotFoundError(f"engines: no file {path}")
+        raise FileNotFoundError(f"exported: no file {path}")
     return path.read_bytes()
 
 
@@ -202,7 +197,7 @@ def read_model(core, content: bytes, path: Path):
         return core.read_model(content)
     except (RuntimeError, zipfile.BadZipFile, KeyError) as error:  # of whatever is wrong with it
         raise ValueError(
-            f"engines: {path} is no exported network, is cut off or damaged; export it anew with "
+            f"exported: {path} is no exported network, is cut off or damaged; export it anew with "
             "python scripts/export.py CHECKPOINT OUT"
         ) from error
 

@@ -4,22 +4,33 @@
 # ruff: noqa: PTH119
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from eamb.files import printable, written_whole
-from eamb.inference.photographs import Found
-from eamb.inference.scorer import Scored, Scorer
-from eamb.readers.decoding import decode
+
+if TYPE_CHECKING:
+    from eamb.inference.photographs import PictureFile
+    from eamb.inference.scorer import Scored, Scorer
 
 LONGEST_NAME = 230  # bytes; an ending and a temporary name come on top, and file systems take 255
-
 DEEPEST = 100  # folders; Python makes and searches them by calling itself for each level, up to 1,000
+PANELS_PER_PROCESS = 8  # at least; fewer are drawn in the time that a process takes to start
 
 UNTRAINED = "the emotion branch of these weights was never trained on emotions"
-
 UNTRAINED_MAP = "map of an emotion branch never trained on emotions"
 
 
@@ -31,35 +42,52 @@ class MapFolder:
     """
 
     def __init__(self, folder: Path, scorer: Scorer, raw: bool):
+        # Here, as matplotlib takes a second to load, and the processes that draw do without torch.
+        from eamb.inference import panels
+        from eamb.readers import decoding
+
         self.folder, self.scorer, self.raw = folder, scorer, raw
+        self.panels, self.decode = panels, decoding.decode
+        # Large JPEGs are scored from a smaller decoding: is it large enough for a panel?
+        self.sharp = scorer.exact or decoding.MARGIN * scorer.size >= panels.TALLEST
         self.names: set[str] = set()
+        self.pictures: dict[str, tuple[np.ndarray, float]] = {}  # decoded and not yet drawn, by path
 
-    def skip(self, found: Found) -> None:
-        """Passes over a picture whose maps an interrupted run wrote.
+    def keep(self, path: str, picture: Image.Image, exif: Image.Exif) -> None:
+        """Takes a picture from the thread that decodes it to score it (`Scorer.score_all`)."""
+        if not self.sharp:
+            picture = Image.fromarray(self.decode(path, exif=self.scorer.exif))
+        self.pictures[path] = self.panels.shrink(picture)
 
-        Raises:
-            ValueError: it did not.
+    def write_all(self, results: Iterable[tuple[PictureFile, Scored]], processes: int) -> Iterator[Scored]:
+        """Writes what explains each score, and gives the score when that is on the disk, in order.
+
+        A score whose panel could not be drawn comes with the reason as its `error`.
+
+        Args:
+            results: pictures with their scores, all of which were shown to `keep`.
+            processes: that draw; below 2 a thread of this process does.
         """
-        name = self.name(found)
-        for path in (self.folder / f"{name}.png", self.folder / f"{name}.eam.npy")[: 1 + self.raw]:
-            if not path.is_file():
-                raise ValueError(
-                    f"predict: {path} is missing, though its picture has a row; --resume needs the --maps "
-                    "and --maps-raw of the interrupted run"
-                )
+        waiting: deque[tuple[Scored, Future | None]] = deque()
+        with panel_drawers(processes) as drawers:
+            for picture, scored in results:
+                image = self.pictures.pop(picture.path, None)
+                drawing = None if scored.error else self.write(picture, scored, *image, drawers)
+                waiting.append((scored, drawing))
+                if len(waiting) > 2 * processes:
+                    yield with_outcome(*waiting.popleft())
+            while waiting:
+                yield with_outcome(*waiting.popleft())
 
-    def remove_unfinished(self) -> None:
-        """Removes what a killed run was writing."""
-        for ending in ("png", "npy", "emotions.txt"):
-            for path in self.folder.rglob(f".*{ending}.*.tmp"):
-                path.unlink()
-
-    def write(self, scored: Scored, found: Found) -> None:
-        from eamb.inference.panels import Explanation, save_panel  # matplotlib takes a second to load
-
-        name = self.name(found)
-        explanation = Explanation(
-            title=printable(os.path.basename(found.path)),
+    def write(
+        self, picture: PictureFile, scored: Scored, image: np.ndarray, aspect: float, drawers: Executor
+    ) -> Future:
+        """Writes the arrays and begins to draw the panel."""
+        name = self.name(picture)
+        if self.raw:
+            self.write_arrays(scored, name)
+        explanation = self.panels.Explanation(
+            title=printable(os.path.basename(picture.path)),
             score=describe_score(scored),
             value=scored.score,
             ends=self.scorer.ends,
@@ -69,10 +97,9 @@ class MapFolder:
             class_maps=scored.class_maps,
             training_ratings=self.scorer.quantiles,
             distribution=scored.distribution,
+            aspect=aspect,
         )
-        save_panel(self.folder / f"{name}.png", decode(found.path, exif=self.scorer.exif), explanation)
-        if self.raw:
-            self.write_arrays(scored, name)
+        return drawers.submit(self.panels.save_panel, self.folder / f"{name}.png", image, explanation)
 
     def write_arrays(self, scored: Scored, name: str) -> None:
         write_array(self.folder / f"{name}.eam.npy", scored.emotion_map)
@@ -85,12 +112,32 @@ class MapFolder:
                     "".join(f"{emotion}\n" for emotion in scored.emotions), encoding="utf-8"
                 )
 
-    def name(self, found: Found) -> str:
+    def skip(self, picture: PictureFile, error: str | None) -> None:
+        """Passes over a picture whose maps an interrupted run wrote, unless it had this error.
+
+        Raises:
+            ValueError: it did not.
+        """
+        name = self.name(picture)
+        for path in (self.folder / f"{name}.png", self.folder / f"{name}.eam.npy")[: 1 + self.raw]:
+            if not (error or path.is_file()):
+                raise ValueError(
+                    f"predict: {path} is missing, though its picture has a row; --resume needs the --maps "
+                    "and --maps-raw of the interrupted run"
+                )
+
+    def remove_unfinished(self) -> None:
+        """Removes what a killed run was writing."""
+        for ending in ("png", "npy", "emotions.txt"):
+            for path in self.folder.rglob(f".*{ending}.*.tmp"):
+                path.unlink()
+
+    def name(self, picture: PictureFile) -> str:
         """`sub/a.jpg`; a second picture of that name, from another folder, gets `sub/a.jpg.2`.
 
         Of more than DEEPEST nested folders the last are kept.
         """
-        stem = os.path.relpath(found.path, found.folder or ".")
+        stem = os.path.relpath(picture.path, picture.folder or ".")
         stem = str(Path(*Path(stem).parts[-DEEPEST:]))
         while len(os.fsencode(os.path.basename(stem))) > LONGEST_NAME:
             stem = stem[:-1]
@@ -113,3 +160,67 @@ def describe_score(scored: Scored) -> str:
     if scored.percentile is None:
         return text
     return f"{text}, above {scored.percentile:.0f} % of the training ratings"
+
+
+def with_outcome(scored: Scored, drawing: Future | None) -> Scored:
+    """The score when its panel is on the disk, with the reason as `error` if it could not be drawn.
+
+    Raises:
+        OSError: no panel can be written any more.
+    """
+    try:
+        if drawing:
+            drawing.result()
+    except BrokenProcessPool as error:
+        raise OSError(
+            "predict: a process that draws panels was ended from outside, perhaps for want of memory; "
+            "--resume goes on, with a smaller --workers in less memory"
+        ) from error
+    except ValueError as error:
+        return replace(scored, error=f"its panel could not be drawn: {error}")
+    return scored
+
+
+# ---- processes that draw
+
+
+@contextmanager
+def panel_drawers(processes: int) -> Iterator[Executor]:
+    if processes < 2:
+        drawers = ThreadPoolExecutor(1)
+    else:
+        spawn = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half
+        drawers = ProcessPoolExecutor(processes, spawn, start_drawing)
+    try:
+        with without_interrupts():
+            for _ in range(processes):
+                drawers.submit(os.getpid)  # starts them
+        yield drawers
+    finally:
+        drawers.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Processes started within never see Ctrl-C, which a terminal sends to all: this one ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def start_drawing() -> None:
+    """What a process does first: loads matplotlib, and sees to it that it ends with its parent."""
+    import eamb.inference.panels  # noqa: F401
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent() -> None:
+    multiprocessing.parent_process().join()  # also if it is killed, when nothing else would tell this process
+    os._exit(1)

@@ -7,6 +7,7 @@ rest has room.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,26 +34,17 @@ from eamb.evaluation.figures import (
     write_figure,
 )
 
-PANEL_WIDTH = 1200  # pixels, as everything here but sizes of letters, which are points
-
+# Pixels, as everything here but sizes of letters, which are points.
+PANEL_WIDTH = 1200
 MARGIN, BETWEEN = 24, 12
-
 TITLE, SCORE, PICTURE_TOP = 34, 62, 100  # baselines of two lines, and what lies below them
-
 CAPTION = 30  # a line of text above a picture or a chart
-
 COLOUR_BAR_WIDTH, COLOUR_BAR_ROOM = 14, 64
-
 WIDEST = PANEL_WIDTH - 2 * MARGIN - COLOUR_BAR_ROOM
-
 NARROWEST = 740  # room for words and charts even if the picture is a thin strip
-
 STACKED = 2.5  # beyond this ratio of width to height the map lies below the picture, not beside it
-
 TALLEST, TALLEST_SMALL = 560, 300
-
 CHART_HEIGHT, CHART_LABELS = 72, 26
-
 SHOWN_EMOTIONS, RATING_CELLS, MOST_LABELS = 3, 40, 12
 
 
@@ -69,6 +61,7 @@ class Explanation:
     class_maps: (E, h, w), in [0, 1], in the order of `emotions`; None: no emotion is shown.
     training_ratings: (Q,) quantiles, ascending, evenly spaced in share; None: unknown.
     distribution: predicted share of each rating; empty for networks that give a score only.
+    aspect: width over height of the picture, if it comes as `shrink` gives it; None: as its pixels say.
     """
 
     title: str
@@ -81,6 +74,7 @@ class Explanation:
     class_maps: np.ndarray | None = None
     training_ratings: np.ndarray | None = None
     distribution: Mapping[float, float] = field(default_factory=dict)
+    aspect: float | None = None
 
 
 class Box(NamedTuple):
@@ -110,14 +104,22 @@ class Layout(NamedTuple):
 
 def save_panel(path: Path, image: np.ndarray, explanation: Explanation) -> None:
     """Write `panel` as a PNG."""
-    write_figure(panel(image, explanation), path)
+    # Run lengths: a quarter of the time of zlib's usual search, for a file that is 5 % larger.
+    write_figure(panel(image, explanation), path, compress_type=zlib.Z_RLE)
+
+
+def shrink(picture: Image.Image) -> tuple[np.ndarray, float]:
+    """An RGB picture as large as a panel shows it, (h, w, 3) uint8, and its `Explanation.aspect`."""
+    aspect = picture.width / picture.height
+    box = lay_out(aspect, 0, 0).picture
+    return np.asarray(picture.resize((box.width, box.height), Image.Resampling.LANCZOS)), aspect
 
 
 def panel(image: np.ndarray, explanation: Explanation) -> Figure:
     """Draw a picture, PANEL_WIDTH pixels wide, with everything that explains its score.
 
     Args:
-        image: (H, W, 3) uint8; its aspect ratio is kept.
+        image: (H, W, 3) uint8, of any size; its aspect ratio is kept.
 
     Raises:
         ValueError: the picture or a map has another shape or range.
@@ -126,7 +128,8 @@ def panel(image: np.ndarray, explanation: Explanation) -> Figure:
     strongest = strongest_emotions(explanation)
     charts = [draw_training_ratings] if explanation.training_ratings is not None else []
     charts += [draw_predicted_ratings] if explanation.distribution else []
-    layout = lay_out(image.shape[1] / image.shape[0], len(charts), len(strongest))
+    aspect = explanation.aspect or image.shape[1] / image.shape[0]
+    layout = lay_out(aspect, len(charts), len(strongest))
     figure = new_figure(PANEL_WIDTH, layout.height)
     write_header(figure, layout, explanation)
     picture = resize_image(image, layout.picture)  # once: photographs are large, and all else is smaller

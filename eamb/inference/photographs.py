@@ -17,7 +17,7 @@ from eamb.files import printable
 from eamb.readers.decoding import PICTURE_ENDINGS
 
 
-class Found(NamedTuple):
+class PictureFile(NamedTuple):
     """A picture to score, and the folder in which it was found (its own, if it was named itself)."""
 
     path: str
@@ -28,7 +28,7 @@ class Search:
     """Collects pictures in the order they are named, each file once; counts what folders hold beside them."""
 
     def __init__(self):
-        self.pictures: dict[str, Found] = {}  # by where the file really lies
+        self.pictures: dict[str, PictureFile] = {}  # by where the file really lies
         self.passed_over: Counter[str] = Counter()
         self.real_folder = functools.cache(os.path.realpath)
 
@@ -52,7 +52,7 @@ class Search:
 
     def add_file(self, path: str, folder: str) -> None:
         parent, name = os.path.split(path)
-        self.pictures.setdefault(os.path.join(self.real_folder(parent), name), Found(path, folder))
+        self.pictures.setdefault(os.path.join(self.real_folder(parent), name), PictureFile(path, folder))
 
     def add_folder(self, folder: str) -> None:
         """Everything below a folder that has a picture's ending, sorted; does not follow linked folders.
@@ -157,7 +157,7 @@ def read_list(file: TextIO) -> list[str]:
 
 def find_pictures(
     arguments: Sequence[str], shard: Shard | None = None, maps: Sequence[Path] = ()
-) -> list[Found]:
+) -> list[PictureFile]:
     """The pictures that a command line names, or a part; says on standard error what folders hold beside.
 
     Args:
@@ -200,7 +200,7 @@ class Shard(NamedTuple):
     number: int
     count: int
 
-    def take(self, pictures: dict[str, Found]) -> list[Found]:
+    def take(self, pictures: dict[str, PictureFile]) -> list[PictureFile]:
         """Every count-th picture in the order of where the files really lie, however they were named.
 
         The parts together are all pictures, each once, if all are made of the same files. They stay in the

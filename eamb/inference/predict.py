@@ -1,11 +1,6 @@
 """Scores photographs: files, folders, globs or a list, with any weights that this program trained.
 
-    from predict import Scorer
-    scorer = Scorer()
-    print(scorer.score("photo.jpg").score)
-
-From top to bottom: what is said about a picture; the scorer; finding pictures; parts
-for several processes; writing rows; going on with interrupted ones; maps; the command.
+python main.py predict PHOTOS --output scores.csv --maps maps
 """
 
 from __future__ import annotations
@@ -14,41 +9,45 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
-from eamb.inference.maps import UNTRAINED, MapFolder
-from eamb.inference.photographs import Found, Shard, choose_shard, find_pictures, torchrun_shard
+from eamb.inference.maps import PANELS_PER_PROCESS, UNTRAINED, MapFolder
+from eamb.inference.photographs import PictureFile, Shard, choose_shard, find_pictures, torchrun_shard
 from eamb.inference.rows import (
     FORMATS,
-    Kept,
+    WrittenRow,
     as_row,
-    check_kept,
+    check_rows,
     check_score,
     column_names,
     open_rows,
-    read_kept,
+    read_rows,
 )
 from eamb.inference.scorer import Scored, Scorer
 
 
-def run(options: argparse.Namespace) -> int:
+def predict(options: argparse.Namespace) -> int:
     """`main.py predict`: 0 if every picture was scored, 1 if some could not be.
 
     Raises:
         ValueError, OSError: bad arguments, in one sentence; nothing was written then.
     """
-    among = torchrun_shard(options)
+    part = torchrun_shard(options)
     output, folder = options.output, options.maps
-    if among:
-        output, folder = among.target(output), among.target(folder)
+    if part:
+        output, folder = part.target(output), part.target(folder)
     check_targets(output, folder, options.force, options.resume)
     if options.maps_raw and folder is None:
         raise ValueError("predict: --maps-raw writes beside the panels of --maps; add --maps DIR")
-    parts = [Shard(number + 1, among.count) for number in range(among.count)] if among else []
-    made = [part.target(options.maps) for part in parts] or [options.maps]
-    pictures = find_pictures(options.paths, among or choose_shard(options.shard), made if folder else ())
+    parts = [Shard(number + 1, part.count) for number in range(part.count)] if part else []
+    map_folders = [each.target(options.maps) for each in parts] or [options.maps]
+    pictures = find_pictures(
+        options.paths, part or choose_shard(options.shard), map_folders if folder else ()
+    )
     scorer = Scorer(
         options.checkpoint,
         options.device,
@@ -63,48 +62,53 @@ def run(options: argparse.Namespace) -> int:
         print(f"{UNTRAINED}; its emotions are left out", file=sys.stderr)
     columns = column_names(scorer.scale, scorer.emotions if options.emotions else ())
     maps = MapFolder(folder, scorer, options.maps_raw) if folder is not None else None
-    kept = []
-    if options.resume and output.exists():
-        kept = take_up(output, columns, pictures, maps)
+    rows = take_up(output, columns, pictures, maps) if options.resume and output.exists() else []
+    results = remaining(scorer, pictures, rows, output, maps)
+    if maps:
+        cores = torch.get_num_threads() if options.workers == -1 else options.workers
+        results = maps.write_all(results, min(cores, (len(pictures) - len(rows)) // PANELS_PER_PROCESS))
+    else:
+        results = (scored for _, scored in results)
+    failed = sum(bool(row.error) for row in rows)
     mode = "a" if options.resume else "w" if options.force else "x"
-    with open_rows(output, mode, columns) as write, progress(len(pictures), len(kept), output) as bar:
-        failed = 0
-        for found, scored in remaining(scorer, pictures, kept, output):
-            if scored.error:
-                failed += 1
-            elif maps:
-                maps.write(scored, found)
+    bar = progress(len(pictures), len(rows), output)
+    with open_rows(output, mode, columns) as write, bar, closing(results):
+        for scored in results:
+            failed += bool(scored.error)
             write(as_row(scored, columns))  # behind its maps: a picture with a row has them
             bar.update()
-    failed += sum(bool(row.error) for row in kept)
     written = "".join(f", {target} written" for target in (output, folder) if target)
     print(f"{len(pictures) - failed} of {len(pictures)} pictures scored{written}", file=sys.stderr)
     # Were it 1 among others, torchrun would end those that are not ready yet.
-    return 1 if failed and not among else 0
+    return 1 if failed and not part else 0
 
 
 def take_up(
-    output: Path, columns: Sequence[str], pictures: Sequence[Found], maps: MapFolder | None
-) -> list[Kept]:
-    """The rows of an interrupted run, known to be of these pictures; cuts off a half-written one.
+    output: Path, columns: Sequence[str], pictures: Sequence[PictureFile], maps: MapFolder | None
+) -> list[WrittenRow]:
+    """The rows of an interrupted run, which are of the first pictures; cuts off a half-written one.
 
     Raises:
-        ValueError: they are others.
+        ValueError: they are of others.
     """
-    kept, length = read_kept(output, columns)
-    check_kept(kept, pictures, output)
+    rows, length = read_rows(output, columns)
+    check_rows(rows, pictures, output)
     if maps:
         maps.remove_unfinished()
-        for row, found in zip(kept, pictures, strict=False):
-            if not row.error:
-                maps.skip(found)
+        for row, picture in zip(rows, pictures, strict=False):
+            if row.score is not None:
+                maps.skip(picture, row.error)
     os.truncate(output, length)
-    return kept
+    return rows
 
 
 def remaining(
-    scorer: Scorer, pictures: Sequence[Found], kept: Sequence[Kept], output: Path | None
-) -> Iterator[tuple[Found, Scored]]:
+    scorer: Scorer,
+    pictures: Sequence[PictureFile],
+    rows: Sequence[WrittenRow],
+    output: Path | None,
+    maps: MapFolder | None,
+) -> Iterator[tuple[PictureFile, Scored]]:
     """The pictures behind those that have rows, scored.
 
     The last score of an interrupted run is computed once more.
@@ -112,13 +116,13 @@ def remaining(
     Raises:
         ValueError: it is another.
     """
-    first = max((number for number, row in enumerate(kept) if row.score is not None), default=len(kept))
-    results = scorer.score_all((picture.path for picture in pictures), first)
+    first = max((number for number, row in enumerate(rows) if row.score is not None), default=len(rows))
+    results = scorer.score_all((picture.path for picture in pictures), first, maps.keep if maps else None)
     for number, scored in enumerate(results, first):
-        if number >= len(kept):
+        if number >= len(rows):
             yield pictures[number], scored
         elif number == first:
-            check_score(kept[number], scored, output)
+            check_score(rows[number], scored, output)
 
 
 def progress(count: int, done: int, output: Path | None) -> tqdm:

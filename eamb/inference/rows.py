@@ -1,9 +1,8 @@
-"""Rows of scores: csv, jsonl and the table on the terminal; going on with a file that was interrupted."""
+"""Rows of scores: csv, jsonl and the table on the terminal; and those that an interrupted run has written."""
 
 from __future__ import annotations
 
 import csv
-import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,17 +12,16 @@ from typing import NamedTuple, TextIO
 
 from tqdm import tqdm
 
-from eamb.files import FORMULA, encodable, printable, row_writer
-from eamb.inference.photographs import Found
+from eamb.files import as_cell, csv_line, encodable, printable, safe_path
+from eamb.inference.photographs import PictureFile
 from eamb.inference.scorer import Scored
 from eamb.network.outputs import Scale
 
-COLUMNS = (  # of every table; fields of Scored
-    *("path", "score", "score_min", "score_max", "score_std", "percentile"),
-    *("emotion", "emotion_probability", "error"),
-)
+# Of every table; fields of Scored.
+SCORE_COLUMNS = ("score", "score_min", "score_max", "score_std", "percentile")
+COLUMNS = ("path", *SCORE_COLUMNS, "emotion", "emotion_probability", "error")
 
-Write = Callable[[dict], object]
+WriteRow = Callable[[dict], object]
 
 
 def column_names(scale: Scale, emotions: Sequence[str]) -> list[str]:
@@ -33,39 +31,23 @@ def column_names(scale: Scale, emotions: Sequence[str]) -> list[str]:
 
 def as_row(scored: Scored, columns: Sequence[str]) -> dict[str, str | float | None]:
     """The values of the columns, numbers with six significant digits, None where there is nothing to say."""
-    known = {name: getattr(scored, name) for name in COLUMNS}
-    known |= {f"emotion_{name}": value for name, value in scored.emotions.items()}
-    known |= {f"p_{value:g}": share for value, share in scored.distribution.items()}
-    return {name: as_cell(known.get(name)) for name in columns}
+    values = {name: getattr(scored, name) for name in COLUMNS}
+    values |= {f"emotion_{name}": value for name, value in scored.emotions.items()}
+    values |= {f"p_{value:g}": share for value, share in scored.distribution.items()}
+    return {name: as_cell(values.get(name)) for name in columns}
 
 
-def as_cell(value: str | float | None) -> str | float | None:
-    if isinstance(value, str):
-        return encodable(value)
-    return None if value is None else float(f"{value:.6g}")
-
-
-def csv_rows(file: TextIO, columns: Sequence[str]) -> Write:
-    write = row_writer(file)
+def csv_rows(file: TextIO, columns: Sequence[str]) -> WriteRow:
     if not file.tell():
-        write(columns)
-    return lambda row: write(list(without_formulas(row).values()))
+        file.write(csv_line(columns))
+    return lambda row: file.write(csv_line((row | {"path": safe_path(row["path"])}).values()))
 
 
-def without_formulas(row: dict) -> dict:
-    """A row whose texts no spreadsheet takes for formulas; `-x.jpg` becomes `./-x.jpg`, the same file."""
-    mark = {name: "./" if name == "path" else "'" for name in row}
-    return {
-        name: mark[name] + value if isinstance(value, str) and value.startswith(FORMULA) else value
-        for name, value in row.items()
-    }
-
-
-def json_rows(file: TextIO, columns: Sequence[str]) -> Write:
+def json_rows(file: TextIO, columns: Sequence[str]) -> WriteRow:
     return lambda row: file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def table_rows(file: TextIO, columns: Sequence[str]) -> Write:
+def table_rows(file: TextIO, columns: Sequence[str]) -> WriteRow:
     """Aligned columns for people; the path stands last, so that rows can be printed as they come."""
     shown = ["score", "percentile", "emotion", *(name for name in columns if name.startswith("emotion_"))]
     shown.remove("emotion_probability")
@@ -77,9 +59,8 @@ def table_rows(file: TextIO, columns: Sequence[str]) -> Write:
         tqdm.write(line, file=file)  # around the progress bar, which may be on the same screen
 
     def write_row(row: dict) -> None:
-        cells = [table_cell(name, row[name]) for name in shown]
         error = f": {printable(row['error'])}" if row["error"] else ""
-        write_line(cells, printable(row["path"]) + error)
+        write_line([table_cell(name, row[name]) for name in shown], printable(row["path"]) + error)
 
     write_line(shown, "path")
     return write_row
@@ -95,7 +76,7 @@ FORMATS = {".csv": csv_rows, ".jsonl": json_rows}
 
 
 @contextmanager
-def open_rows(output: Path | None, mode: str, columns: Sequence[str]) -> Iterator[Write]:
+def open_rows(output: Path | None, mode: str, columns: Sequence[str]) -> Iterator[WriteRow]:
     """A function that writes a row at once and whole, to the file or as a table to standard output.
 
     Args:
@@ -116,10 +97,12 @@ def open_rows(output: Path | None, mode: str, columns: Sequence[str]) -> Iterato
         yield write_now
 
 
+# ---- going on with an interrupted run
+
 LONGEST_ROW = 1 << 16  # bytes; a path has at most 4,096 of them
 
 
-class Kept(NamedTuple):
+class WrittenRow(NamedTuple):
     """What an interrupted run wrote of one picture."""
 
     path: str
@@ -127,98 +110,81 @@ class Kept(NamedTuple):
     error: str | None
 
 
-def read_kept(output: Path, columns: Sequence[str]) -> tuple[list[Kept], int]:
-    """The whole rows of an interrupted run, and how many bytes of the file they take.
+def read_rows(output: Path, columns: Sequence[str]) -> tuple[list[WrittenRow], int]:
+    """The whole rows of an interrupted run, and how many bytes of the file they take with the header.
+
+    What follows them is a row, or a header, that was being written when the run ended.
 
     Raises:
-        ValueError: the file has other columns, or a row that is not the last is damaged.
+        ValueError: the file has other columns, or a row is damaged.
     """
-    header, parse = {".csv": (csv_line(columns), parse_csv), ".jsonl": (b"", parse_json)}[
-        output.suffix.lower()
-    ]
-    kept, length, record = [], len(header), b""
-    with output.open("rb") as file:
-        start = file.read(length)
-        if start != header:
-            if header.startswith(start):
-                return [], 0
-            raise other_columns(output)
-        for line in file:  # several make a row where a name has a line break
-            record += line
-            row = parse(record, columns)
-            if row and list(row) != list(columns):
-                raise other_columns(output)
-            if row := as_kept(row):
-                kept.append(row)
-                length, record = length + len(record), b""
-            elif len(record) > LONGEST_ROW or (parse is parse_json and record.endswith(b"\n")):
-                raise ValueError(
-                    f"predict: row {len(kept) + 1} of {output} is damaged; repair it, or write all anew with "
-                    "--force"
-                )
-    return kept, length
-
-
-def as_kept(row: dict | None) -> Kept | None:
-    try:
-        score = None if row["score"] in ("", None) else float(row["score"])
-        return Kept(str(row["path"]), score, row["error"] or None)
-    except (TypeError, ValueError):  # no row, or a damaged one
-        return None
-
-
-def other_columns(output: Path) -> ValueError:
-    return ValueError(
+    as_csv = output.suffix.lower() == ".csv"
+    header = csv_line(columns).encode() if as_csv else b""
+    other_columns = ValueError(
         f"predict: {output} has other columns than this run would write; go on with the same --checkpoint "
         "and --emotions, or overwrite it with --force"
     )
+    with output.open("rb") as file:
+        start = file.read(len(header))
+        if not header.startswith(start):
+            raise other_columns
+        rows, length, content = [], len(header) if start == header else 0, b""
+        for line in file:
+            content += line
+            # A path may hold a line break, in quotes; quotes in a text are doubled, so they count for none.
+            whole = content.endswith(b"\n") and not (as_csv and content.count(b'"') % 2)
+            if not whole and len(content) <= LONGEST_ROW:
+                continue
+            row = parse_row(content, columns if as_csv else None)
+            if row is None:
+                raise ValueError(
+                    f"predict: row {len(rows) + 1} of {output} is damaged; repair it, or write all anew with "
+                    "--force"
+                )
+            if list(row) != list(columns):
+                raise other_columns
+            rows.append(WrittenRow(str(row["path"]), row["score"], row["error"] or None))
+            length, content = length + len(content), b""
+    return rows, length
 
 
-def csv_line(cells: Sequence[str]) -> bytes:
-    line = io.StringIO(newline="")
-    row_writer(line)(cells)
-    return line.getvalue().encode()
+def parse_row(content: bytes, columns: Sequence[str] | None) -> dict | None:
+    """A row by column, its score a number or None; None if the row is damaged.
 
-
-def parse_csv(record: bytes, columns: Sequence[str]) -> dict[str, str] | None:
-    """A row by column; None if it is not whole."""
+    Args:
+        columns: of a csv file; None if the row is JSON, which names its own.
+    """
     try:
-        [cells] = csv.reader([record.decode()], strict=True)
-    except (ValueError, csv.Error):
+        if columns is None:
+            row = dict(json.loads(content))
+        else:
+            [cells] = csv.reader([content.decode()], strict=True)
+            row = dict(zip(columns, cells, strict=True))
+        return row | {"score": None if row.get("score") in ("", None) else float(row["score"])}
+    except (ValueError, TypeError, csv.Error):
         return None
-    whole = record.endswith(b"\r\n") and len(cells) == len(columns)
-    return dict(zip(columns, cells, strict=True)) if whole else None
 
 
-def parse_json(record: bytes, columns: Sequence[str]) -> dict | None:
-    """A row by column, which may be others; None if it is not whole."""
-    try:
-        row = json.loads(record) if record.endswith(b"\n") else None
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
-
-
-def check_kept(kept: Sequence[Kept], pictures: Sequence[Found], output: Path) -> None:
+def check_rows(rows: Sequence[WrittenRow], pictures: Sequence[PictureFile], output: Path) -> None:
     """Raises ValueError where the rows are not those of the first pictures."""
-    if len(kept) > len(pictures):
+    if len(rows) > len(pictures):
         raise ValueError(
-            f"predict: {output} has {len(kept)} rows and there are {len(pictures)} pictures; --resume needs "
+            f"predict: {output} has {len(rows)} rows and there are {len(pictures)} pictures; --resume needs "
             "the pictures of the interrupted run"
         )
-    for number, (row, found) in enumerate(zip(kept, pictures, strict=False), 1):
-        if row.path.removeprefix("./") != encodable(found.path).removeprefix("./"):
+    for number, (row, picture) in enumerate(zip(rows, pictures, strict=False), 1):
+        if row.path.removeprefix("./") != encodable(picture.path).removeprefix("./"):
             raise ValueError(
                 f"predict: row {number} of {output} is of {printable(row.path)}, and picture {number} is "
-                f"{printable(found.path)}; --resume needs the pictures of the interrupted run, in its order"
+                f"{printable(picture.path)}; --resume needs the pictures of the interrupted run, in its order"
             )
 
 
-def check_score(kept: Kept, scored: Scored, output: Path) -> None:
+def check_score(row: WrittenRow, scored: Scored, output: Path) -> None:
     """Raises ValueError if a picture does not get the score again that an interrupted run gave it."""
-    if scored.error or abs(scored.score - kept.score) > 1e-4 * (scored.score_max - scored.score_min):
+    if scored.error or abs(scored.score - row.score) > 1e-4 * (scored.score_max - scored.score_min):
         raise ValueError(
-            f"predict: {output} gives {printable(kept.path)} the score {kept.score:g}, and now it is "
+            f"predict: {output} gives {printable(row.path)} the score {row.score:g}, and now it is "
             f"{scored.error or format(scored.score, 'g')}; go on with the same weights and settings, or "
             "overwrite it with --force"
         )

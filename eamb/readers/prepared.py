@@ -23,13 +23,13 @@ class Source(NamedTuple):
     mtime_ns: int
     error: str = ""
 
-    def is_as(self, path: str | Path) -> bool:
-        """False if the file at `path` has changed. One that is not there has not: copies may outlive it."""
+    def is_unchanged(self, path: str | Path) -> bool:
+        """Whether the file at `path` is as it was. One that is not there counts: copies may outlive it."""
         try:
-            found = os.stat(path)  # noqa: PTH116 - a Path for each of 250,000 pictures takes seconds
+            stat = os.stat(path)  # noqa: PTH116 - a Path for each of 250,000 pictures takes seconds
         except OSError:
             return True
-        return (found.st_size, found.st_mtime_ns) == (self.bytes, self.mtime_ns)
+        return (stat.st_size, stat.st_mtime_ns) == (self.bytes, self.mtime_ns)
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Manifest:
             )
         used = self.labels | {name: self.pictures[name] for name in names}
         folder = os.path.join(self.source, "")  # noqa: PTH118
-        changed = [name for name, source in used.items() if not source.is_as(folder + name)]
+        changed = [name for name, source in used.items() if not source.is_unchanged(folder + name)]
         if changed:
             raise ValueError(
                 f"datasets: {root} holds copies of {self.source}, where {len(changed)} files have changed "
@@ -86,7 +86,7 @@ def relative_names(root: str | Path, paths: Iterable[str]) -> list[str]:
 
 
 def read_manifest(root: str | Path) -> Manifest | None:
-    """Of prepared copies; None if the root is none of copies."""
+    """The manifest of prepared copies; None if the folder holds none."""
     path = Path(root).expanduser() / MANIFEST
     if not path.is_file():
         return None
@@ -100,7 +100,7 @@ def read_manifest(root: str | Path) -> Manifest | None:
 
 
 def check_copies(copies: Copies, size: int | tuple[int, int] | None, exif: bool) -> None:
-    """Refuses copies that are not what decoding the pictures themselves to `size` would give."""
+    """Refuses copies of another size or orientation than decoding the pictures themselves would give."""
     have, want = f"data.size={copies.size}", f"data.size={size}"
     if size in (copies.size, (copies.size, copies.size)):
         have, want = f"data.exif={copies.exif}".lower(), f"data.exif={exif}".lower()

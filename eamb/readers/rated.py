@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eamb.files import row_writer, safe
+from eamb.files import write_csv
 from eamb.network.outputs import Scale
 from eamb.readers.decoding import PICTURE_ENDINGS
 from eamb.readers.options import DataOptions as DataOptions  # others import it from here
@@ -87,7 +87,7 @@ class RatedSet:
     distributions: (n, K) shares of votes per rating of `bins`, rows sum to 1.
     emotions: (n, E) shares of votes or one-hot, over `emotion_classes`; what is not NaN in a row sums to 1.
         NaN: the class was not offered for this picture. A row of NaN: no emotion is known.
-    dealt: the splits are folds of a set without splits of its own.
+    dealt: the set has no splits of its own, and these are folds.
     united: made of several sets by `unite`; the ids begin with "set:".
     parts: the sets that it is made of, as they were.
     copies: which copies its pictures are, one entry per set that has them; none for the pictures themselves.
@@ -151,7 +151,7 @@ class RatedSet:
 
     @property
     def labels_sha256(self) -> str:
-        """Of the ratings in the order of the ids: in float32, for a last digit may be another elsewhere."""
+        """Of the ratings in the order of the ids, in float32: the last digits may differ between machines."""
         order, digest = np.argsort(self.ids, kind="stable"), hashlib.sha256()
         for values in (self.scores, self.distributions, self.emotions):
             if values is not None:
@@ -159,25 +159,25 @@ class RatedSet:
         return digest.hexdigest()
 
     def per_set(self, values: dict[str, dict[str, float]]) -> np.ndarray:
-        """(n, E) what `values` (set -> class -> number) has for each picture, 0 where it has nothing."""
+        """(n, E) the numbers of each picture's set in `values` (set -> class -> number), 0 where none is."""
         sets = [i.partition(":")[0] for i in self.ids] if self.united else [self.name] * len(self)
         rows = {name: [values.get(name, {}).get(c, 0.0) for c in self.emotion_classes] for name in set(sets)}
         return np.array([rows[name] for name in sets], dtype=np.float64)
 
     @property
     def id_hashes(self) -> np.ndarray:
-        """(distinct ids,) int64, sorted: first 64 bits of the SHA-256 of "set:id", to find trained pictures
-        again, by themselves or among others."""
+        """(distinct ids,) int64, sorted: first 64 bits of the SHA-256 of "set:id". A checkpoint keeps those
+        of its training pictures; they are equal for a set alone and united with others."""
         texts = self.ids if self.united else [f"{self.name}:{i}" for i in self.ids]
         return np.unique(hash64(texts).view(np.int64))
 
 
 def describe(rated: RatedSet) -> str:
     """One line for the log: what was loaded, by which protocol, what was left out."""
-    known = rated.scores[~np.isnan(rated.scores)]
+    scores = rated.scores[~np.isnan(rated.scores)]
     parts = [f"{rated.name} {rated.split}: {len(rated):,} pictures ({rated.protocol})"]
-    if known.size:
-        parts.append(f"scores {known.min():.4g} to {known.max():.4g}, mean {known.mean():.4g}")
+    if scores.size:
+        parts.append(f"scores {scores.min():.4g} to {scores.max():.4g}, mean {scores.mean():.4g}")
     if rated.emotions is not None:
         parts.append(f"{len(rated.emotion_classes)} emotions")
     parts += [f"prepared copies of {copies.size} px" for copies in rated.copies]
@@ -187,10 +187,7 @@ def describe(rated: RatedSet) -> str:
 
 def write_left_out(path: str | Path, rated: RatedSet) -> None:
     """Writes one row `id,reason` for each picture of the split that is not used."""
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
-        write = row_writer(file)
-        for row in (LeftOut._fields, *rated.left_out):
-            write([safe(text) for text in row])
+    write_csv(path, [LeftOut._fields, *rated.left_out])
 
 
 def take_rows(values: np.ndarray | None, index) -> np.ndarray | None:

@@ -1,4 +1,4 @@
-"""Splits by hash, in folds too, which keep identical pictures on one side."""
+"""Splits by hash, also into folds; identical pictures stay on one side."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ def split_by_hash(table: Table, paths: list[str], splits: Sequence[str], options
     searched = options.twins and (table.twins is not None or len(rows) <= TWIN_LIMIT)
     # Every picture is tested in one of the folds, so all twins matter.
     share = 1.0 if options.folds else sum(shares.values())
-    twins = find_twins(table, [paths[i] for i in rows], ids, _likely(ids, share)) if searched else []
+    twins = find_twins(table, [paths[i] for i in rows], ids, _candidates(ids, share)) if searched else []
     how = "by hash of the id" + ("" if searched else ", identical pictures not looked for")
     table.split = table.split.astype("<U5")
     if options.folds:
-        _say_fold(table, options, how)
+        _describe_fold(table, options, how)
         table.split[rows] = fold_split(ids, _main_emotions(table)[rows], options, twins)
     else:
-        _say_split(table, shares, how)
+        _describe_split(table, shares, how)
         table.split[rows] = hash_split(ids, shares, twins)
     for row in table.left_out.pop(pool, []):
         side = str(_sides(hash_fractions([row.id]), shares)[0])
         table.left_out.setdefault(side, []).append(row)
 
 
-def _say_split(table: Table, shares: dict[str, float], how: str) -> None:
-    """Adds to the protocol which share of which files each split is."""
+def _describe_split(table: Table, shares: dict[str, float], how: str) -> None:
+    """Puts into the protocol which share of which files each split is."""
     percent = {split: f"{100 * share:g} %" for split, share in shares.items()}
     source = table.protocol["train"]
     for split in shares:
@@ -57,7 +57,7 @@ def _say_split(table: Table, shares: dict[str, float], how: str) -> None:
     table.protocol["train"] = f"{source} without {' and '.join(percent.values())}, {how}"
 
 
-def _say_fold(table: Table, options: DataOptions, how: str) -> None:
+def _describe_fold(table: Table, options: DataOptions, how: str) -> None:
     how = f"by emotion and {how}" if table.emotions is not None else how
     fold, source = f"fold {options.fold + 1} of {options.folds}", table.protocol["train"]
     percent = f"{100 * options.validation:g} %"
@@ -97,8 +97,8 @@ def fold_split(
 ) -> np.ndarray:
     """(n,) split names: "test" is one fold, "val" a share of the rest by hash.
 
-    The pictures of each class, sorted by hash, are dealt out in turn, so that the counts of a class differ by
-    at most one between folds. A group of twins is dealt as the one with its smallest id.
+    The pictures of each class, sorted by hash, go to the folds in turn, so that the counts of a class differ
+    by at most one between folds. A group of twins goes with its smallest id.
 
     Args:
         classes: (n,) of integers.
@@ -123,7 +123,7 @@ def twin_leaders(ids: Sequence[str], twins: Sequence[Sequence[int]], share: floa
     leaders = np.arange(len(ids))
     limit = max(10, share * len(ids))
     for group in twins:
-        # More equal pictures than are held out: one placeholder for many, which says nothing about them.
+        # More of them than are held out are one placeholder for many pictures, which are not the same.
         if len(group) <= limit:
             leaders[list(group)] = leaders[min(group, key=lambda i: ids[i])]
     return leaders
@@ -135,12 +135,12 @@ def _sides(fractions: np.ndarray, shares: dict[str, float]) -> np.ndarray:
     return np.array([*shares, "train"])[np.searchsorted(edges, fractions, side="right")]
 
 
-def _likely(ids: Sequence[str], share: float) -> np.ndarray:
-    """(n,) bool, the pictures that splits of this share together may take."""
+def _candidates(ids: Sequence[str], share: float) -> np.ndarray:
+    """(n,) bool, the pictures that may be held out where `share` of all are."""
     fractions = hash_fractions(ids)
-    likely = fractions < share
-    likely[np.argsort(fractions)[:100]] = True  # in a small set a split may take those that come next
-    return likely
+    chosen = fractions < share
+    chosen[np.argsort(fractions)[:100]] = True  # in a small set a split may take those that come next
+    return chosen
 
 
 def find_twins(table: Table, paths: list[str], ids: list[str], suspects: np.ndarray) -> list[list[int]]:
@@ -155,7 +155,7 @@ def find_twins(table: Table, paths: list[str], ids: list[str], suspects: np.ndar
 
 
 def _same_sources(table: Table, ids: list[str], suspects: np.ndarray) -> list[list[int]]:
-    """As `identical_files` of what copies were made of, which may differ where the copies do not."""
+    """As `identical_files`, of what the copies were made of: unequal pictures may have equal copies."""
     source = dict(zip(table.ids, table.sources, strict=True))
     groups = defaultdict(list)
     for i, name in enumerate(ids):
@@ -166,8 +166,8 @@ def _same_sources(table: Table, ids: list[str], suspects: np.ndarray) -> list[li
 def identical_files(paths: Sequence[str], suspects: np.ndarray) -> list[list[int]]:
     """Groups of positions of byte-identical files, those that hold at least one of the `suspects` (n,) bool.
 
-    Cheap: sizes first, then 4 KiB from the middle, then the whole of what is still equal; each only for
-    files that share all before it with a suspect. A file that cannot be read has no twin.
+    Sizes are compared first, then 4 KiB from the middle, then the whole; each only of files that were equal
+    to a suspect until then. A file that cannot be read has no twin.
     """
 
     def parts(group: list[int], key: Callable[[str], object]) -> list[list[int]]:

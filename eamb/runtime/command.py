@@ -1,4 +1,4 @@
-"""What a command does with bad input and with outputs that exist already."""
+"""What commands and scripts do with bad input and with outputs that exist already."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from pathlib import Path
 
 
 def guarded(
-    run: Callable[[argparse.Namespace], int], options: argparse.Namespace, interrupted: str = "interrupted"
+    command: Callable[[argparse.Namespace], int],
+    options: argparse.Namespace,
+    interrupted: str = "interrupted",
 ) -> int:
-    """The exit code of a command; bad input is one sentence and 2, Ctrl-C is 130. The scripts use it too.
+    """Runs a command and returns its exit code; bad input is one sentence and code 2, Ctrl-C is 130.
 
     A training that a signal ended has the code in its exception.
     """
     try:
-        return run(options)
+        return command(options)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

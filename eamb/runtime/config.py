@@ -18,6 +18,7 @@ from typing import Any, get_type_hints
 import yaml
 from yaml.constructor import SafeConstructor
 
+from eamb.network.limits import SMALLEST_SIDE
 from eamb.readers.options import DataOptions, limited, one_of
 
 
@@ -31,7 +32,7 @@ class Data(DataOptions):
 
     dataset: str = ""
     root: str = ""
-    size: int = limited(512, least=64)  # pixels; resized to size x size, aspect not kept (the paper's input)
+    size: int = limited(512, least=SMALLEST_SIDE)  # pixels; squashed to size x size (the paper's input)
     exif: bool = True  # turn pictures as their EXIF orientation says; false is the official code's behaviour
     flip: bool = True  # in training mirror every other picture, by chance
     crop: bool = False  # keep the aspect and cut out the middle instead of squashing
@@ -142,6 +143,8 @@ class Train:
     gradient_precision: of what several processes send each other; "bf16" halves the bytes and rounds each
         gradient to 8 bits.
     sync_batchnorm: BatchNorm over the pictures of all processes, not of each; CUDA only, not measured by us.
+    log_every: optimizer steps between two readings of the loss on CUDA, where each makes the GPU wait; then
+        several processes also agree on signals and checkpoints. The figures do not depend on it.
     compile: run the training step through torch.compile. Minutes at the start; on a CPU it was no faster; on
         CUDA in bf16 Lite's gradients became NaN with torch 2.11.
     recompute: compute the inner maps of the backbones' blocks again for the gradient instead of keeping them:
@@ -156,6 +159,7 @@ class Train:
     device: str = "auto"
     precision: str = one_of("fp32", "bf16", "fp16")
     checkpoint_minutes: float = limited(10.0, least=0)
+    log_every: int = limited(10, least=1)
     validate_on: str = one_of("val", "test")  # the official PARA code scores the test set each epoch
     score_test: bool = True
     average: float = limited(0.0, least=0, below=1)
@@ -187,7 +191,9 @@ class Config:
     evaluate: Evaluate = field(default_factory=Evaluate)
 
     def as_dict(self) -> dict:
-        return asdict(self)
+        content = asdict(self)
+        content["data"] = dict.fromkeys(Data.__annotations__) | content["data"]  # its own keys come first
+        return content
 
     def without_root(self) -> dict:
         """As `as_dict`, to be published: without folders of the machine that it ran on."""

@@ -43,25 +43,22 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(
-            f"distributed: unknown device '{name}'; use auto, cpu, cuda, cuda:1 or mps"
-        ) from error
+        known = "auto, cpu, cuda, cuda:1 or mps"
+        raise ValueError(f"distributed: unknown device '{name}'; use {known}") from error
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (device.index or 0) >= there.get(device.type, 0):
-        raise ValueError(
-            f"distributed: device '{name}' is not on this machine; train.device=cpu always works"
-        )
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= count.get(device.type, 0):
+        wrong = f"device '{name}' is not on this machine"
+        raise ValueError(f"distributed: {wrong}; train.device=cpu always works")
     return device
 
 
 def join(backend: str) -> None:
     """Joins the processes of this start and no others.
 
-    Where torchrun starts anew, its store still holds the addresses of the processes that have died (torch
-    2.14, whose comment says that each start had a new store), and who reads one finds nobody there and fails
-    or waits. So all keys begin with a name that only this start knows.
+    Where torchrun starts anew, its store still holds the addresses of processes that have died (torch 2.14),
+    and who connects to one of those fails or waits. So all keys get the name of this start as their prefix.
     """
     store, rank, world = next(dist.rendezvous("env://"))
     store = dist.PrefixStore(name_of_this_start(store, rank, world), store)
@@ -69,36 +66,34 @@ def join(backend: str) -> None:
 
 
 def name_of_this_start(store: dist.Store, rank: int, world: int) -> str:
-    """A name that all processes share and that none before them had, whatever the store holds from those.
+    """A name that the processes of this start share and no earlier start had.
 
-    Every other process asks under a word of its own; the first tells all who ask until each has heard it.
+    torchrun's own count of restarts will not do: that of each machine counts for itself. Process 0 draws the
+    name and answers the others' questions. A question is a number that was just drawn, so that nobody takes
+    an old answer for the one to it; but the store may also hold the question of a process that has died, and
+    so process 0 goes on answering until its answer is confirmed.
 
     Raises:
-        ConnectionError: another does not come within the store's time.
+        ConnectionError: a process does not come within the store's time.
     """
-    mine = uuid.uuid4().hex
+    drawn = uuid.uuid4().hex
     if rank:
-        store.set(f"word/{rank}", mine)
-        store.add(f"asks/{rank}", 1)
-        try:
-            name = store.get(f"tells/{mine}").decode()  # waits
-        except dist.DistStoreError as error:
-            raise ConnectionError(
-                f"distributed: process 0 never came for process {rank}; start it"
-            ) from error
-        store.add(f"{name}/heard/{rank}", 1)
+        store.set(f"question/{rank}", drawn)
+        store.add(f"asked/{rank}", 1)
+        name = store.get(f"answer/{drawn}").decode()  # waits
+        store.add(f"{name}/confirmed/{rank}", 1)
         return name
-    waiting, end = range(1, world), time.monotonic() + store.timeout.total_seconds()
-    while waiting:
-        if time.monotonic() > end:
-            missing = f"processes {list(waiting)} of {world} never came"
-            raise ConnectionError(f"distributed: {missing}; start them, or look for their own errors")
-        for other in waiting:
-            if store.add(f"asks/{other}", 0):  # one that has died may have asked
-                store.set(f"tells/{store.get(f'word/{other}').decode()}", mine)
-        time.sleep(0.02)
-        waiting = [other for other in waiting if not store.add(f"{mine}/heard/{other}", 0)]
-    return mine
+    end = time.monotonic() + store.timeout.total_seconds()
+    for other in range(1, world):
+        while not store.add(f"{drawn}/confirmed/{other}", 0):
+            if store.add(f"asked/{other}", 0):
+                store.set(f"answer/{store.get(f'question/{other}').decode()}", drawn)
+            if time.monotonic() > end:
+                raise ConnectionError(
+                    f"distributed: process {other} of {world} never came; start it, or look for its own error"
+                )
+            time.sleep(0.02)
+    return drawn
 
 
 @contextmanager
@@ -112,21 +107,16 @@ def session(device_name: str) -> Iterator[torch.device]:
     device = choose_device(device_name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    together = int(os.environ.get("WORLD_SIZE", 1)) > 1
     try:
-        if together:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             join("nccl" if device.type == "cuda" else "gloo")
         yield device
-        if together:
-            dist.barrier()  # none leaves while another still talks to it
+        wait_for_all()  # none leaves while another still talks to it
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
-        words = " ".join(str(error).split())
-        raise ConnectionError(
-            f"distributed: process {os.environ.get('RANK', 0)} lost another, whose own error says why it has "
-            f"ended ({words})"
-        ) from error
+        lost = f"process {os.environ.get('RANK', 0)} lost another, whose own error says why it has ended"
+        raise ConnectionError(f"distributed: {lost} ({' '.join(str(error).split())})") from error
     finally:
         if dist.is_initialized():
             gc.collect()  # a DDP model is a reference cycle; freed after its group, it can abort the process
@@ -173,12 +163,12 @@ def total(values: Tensor) -> Tensor:
 
 
 def largest(values: list[int], device: torch.device) -> list[int]:
-    """Of each value the largest that any process gives."""
+    """Of each value the largest that any process gives; waits for all of them, and for the device."""
     if world() == 1:
         return values
-    found = torch.tensor(values, device=device)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return found.tolist()
+    maxima = torch.tensor(values, device=device)
+    dist.all_reduce(maxima, dist.ReduceOp.MAX)
+    return maxima.tolist()
 
 
 def share_buffers(model: nn.Module) -> None:

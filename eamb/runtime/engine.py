@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -47,6 +46,10 @@ class Compute(NamedTuple):
         return normalise(images.contiguous(memory_format=torch.channels_last), self.mean, self.std)
 
 
+# ---------------------------------------------------------------------------------------------------
+# Learning rates and seeds
+
+
 def learning_rate(schedule: str, base: float, epochs: int, epoch: int, fraction: float) -> float:
     """The learning rate at `fraction` (0 to 1) of an epoch (from 0).
 
@@ -77,49 +80,95 @@ def one_cycle(base: float, done: float, warmup: float = 0.2) -> float:
     return low + (high - low) * (1 + math.cos(math.pi * position)) / 2
 
 
+def set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = value * group.get("factor", 1.0)
+
+
+def top_rate(optimizer: torch.optim.Optimizer) -> float:
+    """The learning rate of what started from random weights."""
+    return optimizer.param_groups[-1]["lr"]
+
+
 def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
     """One seed for the random numbers (dropout) of one step of one process."""
     return int(np.random.SeedSequence([seed, epoch, step, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
+# ---------------------------------------------------------------------------------------------------
+# Training
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What stays the same during an epoch.
+
+    number: from 0.
+    steps: batches of the whole epoch, also where a part of it was trained before.
+    rate: the learning rate at a fraction (0 to 1) of the epoch.
+    loss: a scalar from the network's output and the batch, on the device.
+    ids: of all pictures by index, to name them in an error.
+    emotions: the emotion branch's logits (N, E) and maps (N, 1, h, w) for a batch, if they were computed
+        before; the branch is not run then.
+    accumulate: batches per optimizer step; the last step of an epoch takes what is left.
+    clip: largest gradient norm; 0: no clipping.
+    log_every: optimizer steps between two readings of the loss, each of which waits for the device.
+    """
+
+    number: int
+    steps: int
+    seed: int
+    rate: Callable[[float], float]
+    loss: Callable[[Output, Batch], Tensor]
+    ids: Sequence[str]
+    emotions: Callable[[Batch], tuple[Tensor, Tensor]] | None = None
+    accumulate: int = 1
+    clip: float = 0.0
+    log_every: int = 1
+
+
 @dataclass
 class Totals:
-    """What an epoch has added up so far; plain values, so that a checkpoint in its midst can keep them."""
+    """What an epoch has added up so far; plain values, so that a checkpoint in its midst can keep them.
+
+    `loss` lacks what is `unread`, still on the device, until `read` adds it.
+    """
 
     step: int = 0
     loss: float = 0.0
     pictures: int = 0
     broken: list[tuple[str, str]] = field(default_factory=list)
 
+    def __post_init__(self):
+        self.unread: list[tuple[str, Tensor, int, str]] = []  # what, its value, of how many pictures, where
+
+    def read(self) -> None:
+        """Raises FloatingPointError: a loss, or the norm of a gradient, is no number."""
+        unread, self.unread = self.unread, []
+        for what, tensor, pictures, where in unread:
+            if not math.isfinite(value := tensor.item()):
+                raise FloatingPointError(
+                    f"engine: the {what} is {value} {where}; the weights stay as they were. A lower "
+                    "optimizer.learning_rate, train.clip=1 or train.precision=fp32 usually mends it"
+                )
+            self.loss += value * pictures  # in float64, batch by batch
+
 
 def train_one_epoch(
     model: nn.Module,
     loader: Iterable[Batch],
-    *,
-    loss_function: Callable[[Output, Batch], Tensor],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-    rate: Callable[[float], float],
     compute: Compute,
-    steps: int,
-    epoch: int,
-    seed: int,
+    epoch: Epoch,
     totals: Totals,
-    ids: Sequence[str],
-    accumulate: int = 1,  # batches per optimizer step; the last one of an epoch takes what is left
-    clip: float = 0.0,  # largest gradient norm; 0: no clipping
-    known: Callable[[Batch], tuple[Tensor, Tensor]] | None = None,
     after_step: Callable[[Totals], None] = lambda totals: None,
 ) -> dict[str, float]:
-    """Trains on what the loader gives, from the epoch's step number `totals.step` on.
+    """Trains on what the loader gives, from the epoch's batch number `totals.step` on.
 
     Args:
-        loss_function: a scalar from the network's output and the batch, on the device.
-        rate: the learning rate at a fraction of the epoch.
         totals: changed in place; zero, or those of an interrupted epoch.
-        ids: of all pictures by index, to name them in an error.
-        known: the emotion branch's logits (N, E) and maps (N, 1, h, w) for a batch; it is not run then.
-        after_step: called behind each optimizer step.
+        after_step: called behind each optimizer step; each `epoch.log_every`-th has left nothing unread.
 
     Returns:
         loss (mean over the pictures of all processes), pictures, broken, learning_rate (the last).
@@ -128,20 +177,82 @@ def train_one_epoch(
         FloatingPointError: the loss or a gradient is no number; the weights are still those before the step.
     """
     model.train()
+    sound = torch.ones((), device=compute.device)  # NaN as soon as a loss or a gradient was no number
     for batch in loader:
-        position = totals.step % accumulate
-        group = min(accumulate, position + steps - totals.step)  # batches that this optimizer step adds up
-        set_rate(optimizer, rate((totals.step - position) / steps))
-        torch.manual_seed(step_seed(seed, epoch, totals.step, distributed.rank()))
+        step, position = totals.step, totals.step % epoch.accumulate
+        group = min(epoch.accumulate, position + epoch.steps - step)  # batches that an optimizer step adds up
+        set_rate(optimizer, epoch.rate((step - position) / epoch.steps))
+        torch.manual_seed(step_seed(epoch.seed, epoch.number, step, distributed.rank()))
         with distributed.without_sync(model, last=position + 1 == group):
-            loss = forward_loss(model, batch, loss_function, compute, known)
-            scaler.scale(loss * loss_weight(len(batch.images), compute.device) / group).backward()
-        check = partial(check_finite, (epoch, totals.step), optimizer, batch, ids)
-        add_up(totals, batch, check("loss", loss.item()))
+            loss = forward_loss(model, batch, compute, epoch)
+            sound = sound + 0 * loss.detach()
+            weight = loss_weight(len(batch.images), compute.device)
+            scaler.scale(loss * sound * weight / group).backward()
+        names = ", ".join(epoch.ids[i] for i in batch.index.tolist())
+        rate = f"learning rate {top_rate(optimizer):g}"
+        where = f"at step {step + 1} of epoch {epoch.number + 1}, {rate} (pictures {names})"
+        totals.unread.append(("loss", loss.detach(), len(batch.images), where))
+        totals.step += 1
+        totals.pictures += len(batch.images)
+        totals.broken += [tuple(entry) for entry in batch.broken]
         if position + 1 == group:
-            optimizer_step(model, optimizer, scaler, clip, check)
+            sound = optimizer_step(model, optimizer, scaler, epoch, totals, sound, where)
             after_step(totals)
+    totals.read()
     return summary(totals, optimizer)
+
+
+def optimizer_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    epoch: Epoch,
+    totals: Totals,
+    sound: Tensor,
+    where: str,
+) -> Tensor:
+    """One step, if the loss and the gradients are numbers; returns `sound`, NaN if they are not.
+
+    A GPU works off what it was given while Python goes on, until Python reads a number. So numbers are read
+    every `epoch.log_every` steps, and until then the device itself holds the weights: `sound`, a factor of
+    each loss, makes all later gradients NaN, and a fused optimizer leaves a step out where `found_inf` is 1
+    (as GradScaler tells it to). Others cannot do so, and have each loss read before the step.
+    """
+    step = math.ceil(totals.step / epoch.accumulate)
+    log_every = epoch.log_every if optimizer.defaults.get("fused") else 1
+    if epoch.clip or not scaler.is_enabled():
+        scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), epoch.clip or math.inf)
+    if not scaler.is_enabled():  # that of fp16 leaves out steps with infinite gradients itself, and goes on
+        totals.unread.append(("norm of the gradients", norm, 0, where))
+        sound = sound + 0 * norm
+        optimizer.found_inf = sound.isnan().float() if log_every > 1 else None
+    if log_every == 1:
+        totals.read()
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    if step % log_every == 0 or totals.step == epoch.steps:
+        totals.read()
+    return sound
+
+
+def forward_loss(model: nn.Module, batch: Batch, compute: Compute, epoch: Epoch) -> Tensor:
+    allow_tf32(True, compute.device)
+    if not len(batch.images):  # all broken; other processes still expect this one's gradients
+        model.eval()  # a black picture must not enter BatchNorm's statistics
+        output = model(
+            compute.images(batch._replace(images=batch.images.new_zeros(1, *batch.images.shape[1:])))
+        )
+        model.train()
+        return 0 * (output.prediction.sum() + output.emotion_logits.sum())
+    emotions = ()
+    if epoch.emotions:
+        emotions = (tuple(v.to(compute.device, non_blocking=True) for v in epoch.emotions(batch)),)
+    batch = to_device(batch, compute.device)
+    with compute.autocast():
+        output = model(compute.images(batch), *emotions)
+        return epoch.loss(output, batch)
 
 
 def loss_weight(pictures: int, device: torch.device) -> Tensor | float:
@@ -152,147 +263,25 @@ def loss_weight(pictures: int, device: torch.device) -> Tensor | float:
     """
     if distributed.world() == 1:
         return 1.0
-    total = distributed.total(torch.tensor(float(pictures), device=device))
+    total = distributed.total(torch.full((), float(pictures), device=device))
     return pictures * distributed.world() / total.clamp(min=1)  # no picture at all: 0, as all losses are
 
 
-def forward_loss(
-    model: nn.Module, batch: Batch, loss_function: Callable, compute: Compute, known: Callable | None
-) -> Tensor:
-    allow_tf32(True, compute.device)
-    if not len(batch.images):
-        return zero_loss(model, batch, compute)
-    emotion = (tuple(value.to(compute.device) for value in known(batch)),) if known else ()
-    batch = to_device(batch, compute.device)
-    with compute.autocast():
-        output = model(compute.images(batch), *emotion)
-        return loss_function(output, batch)
-
-
-def zero_loss(model: nn.Module, batch: Batch, compute: Compute) -> Tensor:
-    """For a batch whose files are all broken: other processes still expect this one's gradients."""
-    black = batch._replace(images=batch.images.new_zeros(1, *batch.images.shape[1:]))  # (1, 3, H, W)
-    model.eval()  # a black picture must not enter BatchNorm's statistics
-    output = model(compute.images(black))
-    model.train()
-    return 0 * (output.prediction.sum() + output.emotion_logits.sum())
-
-
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with all but `broken` on the device; ratings as float32, which all devices know."""
+    """The batch with images and ratings on the device; ratings as float32, which all devices know."""
 
     def move(value):
         if not isinstance(value, Tensor):
             return value
         return (value.float() if value.dtype == torch.float64 else value).to(device, non_blocking=True)
 
-    return batch._make(move(value) for value in batch)
+    return batch._make(move(value) for value in batch)._replace(index=batch.index)
 
 
 def allow_tf32(allowed: bool, device: torch.device) -> None:
     """Whether CUDA may round the factors of float32 products to 10 bits: training may, scoring may not."""
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
-
-
-def check_finite(
-    place: tuple[int, int],
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    ids: Sequence[str],
-    what: str,
-    value: float,
-) -> float:
-    """The value, if it is a number; `place` is epoch and step, from 0."""
-    if math.isfinite(value):
-        return value
-    names = ", ".join(ids[i] for i in batch.index.tolist())
-    raise FloatingPointError(
-        f"engine: the {what} is {value} at step {place[1] + 1} of epoch {place[0] + 1}, "
-        f"learning rate {top_rate(optimizer):g} (pictures {names}); the weights stay as they were. "
-        "A lower optimizer.learning_rate, train.clip=1 or train.precision=fp32 usually mends it"
-    )
-
-
-def add_up(totals: Totals, batch: Batch, loss: float) -> None:
-    totals.step += 1
-    totals.loss += loss * len(batch.images)
-    totals.pictures += len(batch.images)
-    totals.broken += [tuple(entry) for entry in batch.broken]
-
-
-def optimizer_step(model, optimizer, scaler, clip: float, check: Callable[[str, float], float]) -> None:
-    """One step, of gradients cut down to the norm `clip` unless it is 0, if that norm is a number.
-
-    The scaler of fp16 finds infinite gradients itself, leaves such a step out and goes on.
-    """
-    if clip or not scaler.is_enabled():
-        scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf)
-        if not scaler.is_enabled():
-            check("norm of the gradients", norm.item())
-    scaler.step(optimizer)
-    scaler.update()
-    optimizer.zero_grad(set_to_none=True)
-
-
-def top_rate(optimizer: torch.optim.Optimizer) -> float:
-    """The learning rate of what started from random weights."""
-    return optimizer.param_groups[-1]["lr"]
-
-
-def set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = value * group.get("factor", 1.0)
-
-
-class Average:
-    """A moving average of a network's weights and statistics over the optimizer's steps (Polyak averaging).
-
-    Before a step counts `decay`, at the start less: (1 + steps) / (10 + steps), or the first random weights
-    would stay in it for long.
-    """
-
-    def __init__(self, network: nn.Module, decay: float):
-        self.network, self.decay, self.steps = copy.deepcopy(network).eval(), decay, 0
-
-    @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        self.steps += 1
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        own, current = self.network.state_dict(), network.state_dict()
-        for name, value in current.items():
-            if value.is_floating_point():
-                own[name].lerp_(value, 1 - decay)
-            else:
-                own[name].copy_(value)
-
-
-def keep_memory(device: torch.device) -> None:
-    """Lets glibc keep what is freed. Else it returns each large tensor to the kernel and asks for the next.
-
-    On a CPU a third of a forward of Lite goes into that, and up to half of a training step (README, Speed).
-    Does nothing for another device, nor where there is no glibc.
-    """
-    if device.type != "cpu" or not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        mallopt(-4, 0)  # M_MMAP_MAX: no tensor is mapped on its own
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
-        mallopt(-8, 1)  # M_ARENA_MAX
-
-
-def peak_memory(device: torch.device) -> float:
-    """The most memory this process has held so far, in GB: of the GPU if it runs on one; NaN on Windows."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    try:
-        import resource
-    except ImportError:
-        return math.nan
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def summary(totals: Totals, optimizer: torch.optim.Optimizer) -> dict[str, float]:
@@ -304,6 +293,32 @@ def summary(totals: Totals, optimizer: torch.optim.Optimizer) -> dict[str, float
         "broken": broken,
         "learning_rate": top_rate(optimizer),
     }
+
+
+class Average:
+    """A moving average of a network's weights and statistics over the optimizer's steps (Polyak averaging).
+
+    Each step keeps the share `decay` of the average and takes the rest from the new weights. In the first
+    steps it keeps less, (1 + step) / (10 + step), or the random weights of the start would stay for long.
+    """
+
+    def __init__(self, network: nn.Module, decay: float):
+        self.network, self.decay, self.steps = copy.deepcopy(network).eval(), decay, 0
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        average = self.network.state_dict()
+        for name, value in network.state_dict().items():
+            if value.is_floating_point():
+                average[name].lerp_(value, 1 - decay)
+            else:
+                average[name].copy_(value)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Predicting
 
 
 @dataclass(frozen=True)
@@ -361,3 +376,34 @@ def filled_up(batch: Batch, batch_size: int) -> Batch:
     """
     empty = batch.images.new_zeros(batch_size - len(batch.images), *batch.images.shape[1:])
     return batch._replace(images=torch.cat([batch.images, empty]))
+
+
+# ---------------------------------------------------------------------------------------------------
+# Memory
+
+
+def keep_memory(device: torch.device) -> None:
+    """Lets glibc keep what is freed. Else it returns each large tensor to the kernel and asks for the next.
+
+    On a CPU a third of a forward of Lite goes into that, and up to half of a training step (README, Speed).
+    Does nothing for another device, nor where there is no glibc.
+    """
+    if device.type != "cpu" or not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(-4, 0)  # M_MMAP_MAX: no tensor is mapped on its own
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
+        mallopt(-8, 1)  # M_ARENA_MAX
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory this process has held so far, in GB: of the GPU if it runs on one; NaN on Windows."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    try:
+        import resource
+    except ImportError:
+        return math.nan
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

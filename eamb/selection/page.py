@@ -1,10 +1,8 @@
-"""The page to look through picks and overrule them."""
+"""The page to look through picks and overrule them, with its thumbnails."""
 
 from __future__ import annotations
 
-import html
 import io
-import json
 import os
 import re
 from collections import Counter, defaultdict
@@ -13,73 +11,113 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
+import jinja2
+import numpy as np
+from PIL import Image
+
 from eamb.files import printable, written_whole
-from eamb.inference.rows import csv_rows
-from eamb.selection.grouping import CAMERAS, COLUMNS, Photograph, as_row, describe_time
+from eamb.selection.exif import describe_time
+from eamb.selection.grouping import CAMERAS, Photograph, Thumbnail
 
 TEMPLATE = Path(__file__).with_name("picks.html")
+LONGEST_SIDE, QUALITY = 320, 85  # of thumbnails
 
 
-def write_page(page: Path, photographs: Sequence[Photograph], settings: str) -> None:
-    """Writes index.html; the thumbnails lie beside it already.
+def shrink(picture: Image.Image) -> Image.Image:
+    """A picture in the size of a thumbnail."""
+    scale = min(1, LONGEST_SIDE / max(picture.size))
+    size = tuple(max(1, round(scale * side)) for side in picture.size)
+    return picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
 
-    It holds each line of the csv, and what it would be with the other pick, so that the page needs to know
-    nothing of csv and saves what `write_rows` would write.
+
+def as_jpeg(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=QUALITY)
+    return file.getvalue()
+
+
+def write_thumbnail(
+    page: Path, number: int, jpeg: bytes, size: tuple[int, int], emotion_map: np.ndarray | None
+) -> Thumbnail:
+    picture, map_ = f"thumbnails/{number:06d}.jpg", f"maps/{number:06d}.png"
+    (page / picture).parent.mkdir(parents=True, exist_ok=True)
+    (page / picture).write_bytes(jpeg)
+    if emotion_map is None:
+        return Thumbnail(picture, None, *size)
+    (page / map_).parent.mkdir(exist_ok=True)
+    coloured(emotion_map).save(page / map_)
+    return Thumbnail(picture, map_, *size)
+
+
+def coloured(emotion_map: np.ndarray) -> Image.Image:
+    """A map, (h, w) in [0, 1], in its colours; the browser stretches it over the thumbnail."""
+    from eamb.evaluation.figures import MAP_COLOURS, colormaps  # matplotlib takes a second to load
+
+    levels = np.rint(255 * emotion_map.clip(0, 1)).astype(np.uint8)
+    image = Image.fromarray(levels)
+    image.putpalette((255 * colormaps[MAP_COLOURS](np.arange(256))[:, :3]).round().astype(np.uint8).tobytes())
+    return image
+
+
+def write_page(page: Path, photographs: Sequence[Photograph], settings: str, table: dict) -> None:
+    """Writes index.html beside its thumbnails, and removes those of a page that was there before.
+
+    Args:
+        table: {"header": line, "rows": [[line, the line with the other pick] per photograph]} of the csv, so
+            that the page needs to know nothing of csv and saves what `write_rows` would write.
     """
-    lines = [[csv_line(as_row(photograph)), csv_line(overruled(photograph))] for photograph in photographs]
-    shown = [photograph for photograph in photographs if photograph.place]
-    numbered = {id(photograph): number for number, photograph in enumerate(photographs)}
+    rows = {id(photograph): row for row, photograph in enumerate(photographs)}
     series = defaultdict(list)
-    for photograph in shown:
-        series[photograph.place.series].append(photograph)
-    sections = [section(members, numbered, page) for members in series.values()]
-    failed = [photograph for photograph in photographs if not photograph.place]
-    fill = {
-        "settings": html.escape(settings),
-        "series": "\n".join(sections),
-        "failed": failures(failed),
-        "hidden": "" if any(p.thumbnail and p.thumbnail.map for p in shown) else "hidden",
-        "data": as_script({"header": csv_line(), "rows": lines}),
-    }
-    template = TEMPLATE.read_text(encoding="utf-8")
-    whole = re.sub(r"\{\{(\w+)\}\}", lambda mark: fill[mark[1]], template)
+    for photograph in photographs:
+        if photograph.place:
+            series[photograph.place.series].append(describe(photograph, page, rows[id(photograph)]))
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["printable"] = printable
+    whole = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        settings=settings,
+        series=[(number, summarise(cards), cards) for number, cards in series.items()],
+        failed=[photograph for photograph in photographs if not photograph.place],
+        maps=any(photograph.thumbnail and photograph.thumbnail.map for photograph in photographs),
+        table=table,
+    )
     with written_whole(page / "index.html") as unfinished:
         unfinished.write_text(whole, encoding="utf-8")
+    remove_stale(page, [photograph.thumbnail for photograph in photographs if photograph.thumbnail])
 
 
-def csv_line(row: dict | None = None) -> str:
-    """A row as `write_rows` writes it, or the header."""
-    file = io.StringIO(newline="")
-    write, start = csv_rows(file, COLUMNS), file.tell()
-    if row is None:
-        return file.getvalue()
-    write(row)
-    return file.getvalue()[start:]
+def remove_stale(page: Path, thumbnails: Sequence[Thumbnail]) -> None:
+    """Removes thumbnails and maps of photographs that are gone; files of other names than ours stay."""
+    shown = {name for thumbnail in thumbnails for name in (thumbnail.picture, thumbnail.map)}
+    for folder, name in (("thumbnails", r"\d{6,}\.jpg"), ("maps", r"\d{6,}\.png")):
+        for path in (page / folder).glob("*"):
+            if re.fullmatch(name, path.name) and f"{folder}/{path.name}" not in shown:
+                path.unlink()
 
 
-def overruled(photograph: Photograph) -> dict[str, str | int | float | None]:
-    """The row of a photograph whose pick somebody changed on the page."""
-    note = "; ".join([*photograph.notes, "changed by hand"])
-    return as_row(photograph) | {"picked": int(not photograph.picked), "note": note}
+def describe(photograph: Photograph, page: Path, row: int) -> dict:
+    """What the page shows of a photograph, whose line in the table is `row`."""
+    scored = photograph.scored
+    return {
+        "photograph": photograph,
+        "row": row,
+        "name": printable(os.path.basename(photograph.path)),  # noqa: PTH119
+        "original": quote(os.fsencode(os.path.relpath(photograph.path, page))),
+        "score": f"{scored.score:.2f}",
+        "percentile": "" if scored.percentile is None else f" · above {scored.percentile:.0f} %",
+        "place": describe_place(photograph),
+    }
 
 
-def as_script(data: object) -> str:
-    """JSON that ends no script element, whatever a file is called."""
-    return json.dumps(data).replace("<", r"\u003c")
-
-
-def section(members: Sequence[Photograph], numbered: dict[int, int], page: Path) -> str:
-    """One series as HTML."""
-    number, size = members[0].place.series, len(members)
-    words = [f"{size} photographs"] if size > 1 else []
+def summarise(cards: Sequence[dict]) -> str:
+    """A series in words: how many, when, with which camera, and what was noted."""
+    members = [card["photograph"] for card in cards]
+    words = [f"{len(members)} photographs"] if len(members) > 1 else []
     words += [describe_span([member.taken.time for member in members if member.taken.time])]
     words += Counter(member.taken.camera for member in members)
     words += Counter(note for member in members for note in member.notes if CAMERAS not in note)
-    title = " · ".join(filter(None, words))
-    cards = "\n".join(card(member, numbered[id(member)], page) for member in members)
-    title = f"<h2>Series {number} <small>{html.escape(title)}</small></h2>"
-    kind = "series" if size > 1 else "series single"
-    return f'<section class="{kind}" aria-label="Series {number}">{title}\n<ul>\n{cards}\n</ul></section>'
+    return " · ".join(filter(None, words))
 
 
 def describe_span(times: Sequence[datetime]) -> str:
@@ -88,28 +126,6 @@ def describe_span(times: Sequence[datetime]) -> str:
         return ""
     first, last = (describe_time(time.replace(microsecond=0)) for time in (min(times), max(times)))
     return first if first == last else f"{first} to {last[-8:]}"
-
-
-def card(photograph: Photograph, number: int, page: Path) -> str:
-    """One photograph as HTML; `number` is its row in the table."""
-    name = printable(os.path.basename(photograph.path))  # noqa: PTH119
-    scored, thumbnail = photograph.scored, photograph.thumbnail
-    size = f'width="{thumbnail.width}" height="{thumbnail.height}"'
-    alt = html.escape(name)
-    shown = f'<img class="thumbnail" src="{thumbnail.picture}" {size} alt="{alt}" loading="lazy">'
-    if thumbnail.map:
-        shown += f'<img class="map" src="{thumbnail.map}" alt="" loading="lazy">'
-    share = "" if scored.percentile is None else f" · above {scored.percentile:.0f} %"
-    lines = [f"<b>{photograph.rank}.</b> <strong>{scored.score:.2f}</strong>{share}"]
-    lines += [html.escape(line) for line in (name, describe_place(photograph)) if line]
-    text = "".join(f'<span class="line">{line}</span>' for line in lines)
-    original = html.escape(quote(os.fsencode(os.path.relpath(photograph.path, page))))
-    pressed = str(photograph.picked).lower()
-    return (
-        f'<li><button class="photograph" data-row="{number}" aria-pressed="{pressed}"><span class="frame">'
-        f'<span class="picture">{shown}</span><span class="badge">picked</span></span>{text}</button>'
-        f'<a class="original" href="{original}" target="_blank" tabindex="-1">original</a></li>'
-    )
 
 
 def describe_place(photograph: Photograph) -> str:
@@ -126,14 +142,3 @@ def describe_gap(seconds: float) -> str:
     if seconds < 120:
         return f"+{seconds:.3g} s"
     return f"+{seconds / 60:.0f} min" if seconds < 7200 else f"+{seconds / 3600:.0f} h"
-
-
-def failures(photographs: Sequence[Photograph]) -> str:
-    if not photographs:
-        return ""
-    lines = "".join(
-        f"<li>{html.escape(printable(p.path))}: {html.escape(printable(p.scored.error))}</li>"
-        for p in photographs
-    )
-    title = f"<h2>Not scored <small>{len(photographs)}</small></h2>"
-    return f'<section class="failed">{title}<ul>{lines}</ul></section>'

@@ -4,9 +4,6 @@
 
 A series is what somebody took of one thing: photographs of one camera that follow each other in time and look
 alike. No photograph is moved, renamed, changed or deleted.
-
-From top to bottom: how alike two pictures are; when and with what they were taken; grouping; ranking; looking
-at all pictures once; rows; the page; the command.
 """
 
 from __future__ import annotations
@@ -14,14 +11,38 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
+from eamb.files import as_cell, csv_line, safe_path, write_csv
 from eamb.inference.photographs import find_pictures
 from eamb.inference.scorer import Scorer
-from eamb.selection.grouping import Photograph, as_row, choose, look_at, write_rows
-from eamb.selection.page import write_page
+from eamb.selection.exif import Taken, describe_time, read_taken
+from eamb.selection.grouping import Photograph, choose, sketch
+from eamb.selection.page import as_jpeg, shrink, write_page, write_thumbnail
+
+COLUMNS = (
+    "path",
+    "series",
+    "series_size",
+    "rank",
+    "picked",
+    "score",
+    "percentile",
+    "time",
+    "seconds_since_previous",
+    "similarity_to_previous",
+    "camera",
+    "emotion",
+    "note",
+    "error",
+)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -32,24 +53,95 @@ def run(options: argparse.Namespace) -> int:
     """
     check_options(options)
     pictures = find_pictures(options.paths, maps=[options.page] if options.page else ())
-    scorer = open_scorer(options)
+    common = (options.checkpoint, options.device, options.precision, options.batch_size, options.workers)
+    scorer = Scorer(*common, pairs=True)
     with tqdm(total=len(pictures), desc="select", unit=" images", mininterval=0.5) as bar:
         photographs = []
-        for photograph in look_at(pictures, scorer, options.page):
+        for photograph in score_photographs([found.path for found in pictures], scorer, options.page):
             photographs.append(photograph)
             bar.update()
     photographs = choose(photographs, options.keep, options.gap, options.similarity)
     write_rows(map(as_row, photographs), options.output)
     if options.page:
-        write_page(options.page, photographs, describe_settings(options))
+        write_page(options.page, photographs, describe_settings(options), as_table(photographs))
     print(summary(photographs, options), file=sys.stderr)
     return 1 if any(photograph.scored.error for photograph in photographs) else 0
 
 
-def open_scorer(options: argparse.Namespace) -> Scorer:
-    """What gives each photograph the number that `rank` goes by."""
-    common = (options.checkpoint, options.device, options.precision, options.batch_size, options.workers)
-    return Scorer(*common, pairs=True)
+class Preview(NamedTuple):
+    """What the thread that decodes a picture keeps of it; `jpeg` is empty if there is no page to show it."""
+
+    taken: Taken
+    sketch: np.ndarray
+    size: tuple[int, int]
+    jpeg: bytes
+
+
+def score_photographs(paths: Sequence[str], scorer: Scorer, page: Path | None) -> Iterator[Photograph]:
+    """Scores all pictures, and writes the thumbnails as they come.
+
+    Args:
+        scorer: anything with `score_all(paths, look=...)` that gives a Scored per path, and
+            `emotions_trained`, without which no map is shown.
+        page: the folder of the thumbnails; None for no page.
+    """
+    previews: dict[str, Preview] = {}
+
+    def look(path: str, picture: Image.Image, exif: Image.Exif) -> None:
+        small = shrink(picture)
+        jpeg = b"" if page is None else as_jpeg(small)
+        previews[path] = Preview(read_taken(exif), sketch(small), small.size, jpeg)
+
+    for number, scored in enumerate(scorer.score_all(paths, look=look), 1):
+        preview = previews.pop(scored.path, None)
+        photograph = Photograph(scored.path, preview.taken if preview else Taken())
+        photograph.scored = replace(scored, emotion_map=None, class_maps=None)  # which would fill the memory
+        if not scored.error:
+            photograph.sketch = preview.sketch
+        if not scored.error and page is not None:
+            emotion_map = scored.emotion_map if scorer.emotions_trained else None
+            photograph.thumbnail = write_thumbnail(page, number, preview.jpeg, preview.size, emotion_map)
+        yield photograph
+
+
+# ---- rows
+
+
+def as_row(photograph: Photograph) -> dict[str, str | int | float | None]:
+    scored, place = photograph.scored, photograph.place
+    return {
+        "path": safe_path(photograph.path),
+        "series": place and place.series,
+        "series_size": place and photograph.size,
+        "rank": place and photograph.rank,
+        "picked": int(photograph.picked),
+        "score": as_cell(scored.score),
+        "percentile": as_cell(scored.percentile),
+        "time": describe_time(photograph.taken.time),
+        "seconds_since_previous": place and as_cell(place.gap),
+        "similarity_to_previous": place and place.similarity and round(place.similarity, 3),
+        "camera": photograph.taken.camera,
+        "emotion": scored.emotion,
+        "note": "; ".join(photograph.notes),
+        "error": scored.error,
+    }
+
+
+def write_rows(rows: Iterable[dict], output: Path) -> None:
+    write_csv(output, [COLUMNS, *(row.values() for row in rows)])
+
+
+def as_table(photographs: Sequence[Photograph]) -> dict:
+    """The csv line by line, and each line as it would be with the other pick, for `write_page`."""
+    rows = []
+    for photograph in photographs:
+        row, note = as_row(photograph), "; ".join([*photograph.notes, "changed by hand"])
+        other = row | {"picked": int(not photograph.picked), "note": note}
+        rows.append([csv_line(row.values()), csv_line(other.values())])
+    return {"header": csv_line(COLUMNS), "rows": rows}
+
+
+# ---- the command
 
 
 def check_options(options: argparse.Namespace) -> None:

@@ -1,12 +1,12 @@
-"""The frozen emotion branch's answers, computed once per picture and mirror image, and kept in files.
+"""What the frozen emotion branch computes of each picture and mirror image, computed once and kept in files.
 
-The branch never changes while the rest is trained, so what it says of a picture need not be computed in every
-epoch of every run. They are computed and kept in float32, so that in fp32 a training which reads them equals
-one that computes them. In bf16 and fp16 it does not: there a training that computes them runs the branch in
-that precision too, which moves a map by up to .03 (bf16, .004 on average); the kept ones are the exact ones.
+The branch never changes while the rest is trained, so its logits and maps need not be computed in every epoch
+of every run. They are computed and kept in float32, so that in fp32 a training which reads them equals one
+that computes them. In bf16 and fp16 it does not: there a training that computes them runs the branch in that
+precision too, which moves a map by up to .03 (bf16, .004 on average); the kept ones are the exact ones.
 
-A folder holds a folder for each branch (named by the hash of its weights and input), and that files of up to
-CHUNK pictures, each written whole or not at all. A picture is known by its set, id, size and time of change:
+A folder holds a folder for each branch (named by the hash of its weights and input), and that one files of up
+to CHUNK pictures, each written whole or not at all. A picture goes by its set, id, size and time of change:
 another file under the same name is computed anew.
 """
 
@@ -37,24 +37,20 @@ CHUNK = 1024  # pictures in a file
 
 
 class EmotionMaps:
-    """Logits and maps of the pictures of a set, as they lie in the files of `folder`."""
+    """Logits and maps of the pictures of a set, as they lie in the files of `folder`.
+
+    missing: (m,) indices of the pictures that are in no file.
+    """
 
     def __init__(self, folder: Path, rated: RatedSet):
-        self.rated = rated
-        self.keys = [picture_key(rated, index) for index in range(len(rated))]
-        chunks = {path: read_chunk(path) for path in sorted(folder.glob("*.npy"))}
-        self.files = {path: records for path, records in chunks.items() if records is not None}
-        places = {
-            key: (path, row)
-            for path, records in self.files.items()
-            for row, key in enumerate(records["key"].tolist())
-        }
-        self.places = [places.get(key) for key in self.keys]
-
-    @property
-    def missing(self) -> np.ndarray:
-        """(m,) indices of the pictures that are in no file."""
-        return np.array([index for index, place in enumerate(self.places) if place is None], np.int64)
+        self.rated, self.files, places = rated, {}, {}
+        for path in sorted(folder.glob("*.npy")):
+            records = read_records(path)
+            if records is not None:
+                self.files[path] = records
+                places |= {key: (path, row) for row, key in enumerate(records["key"].tolist())}
+        self.places = [places.get(picture_key(rated, index)) for index in range(len(rated))]
+        self.missing = np.array([i for i, place in enumerate(self.places) if place is None], np.int64)
 
     def of(self, index: Sequence[int], mirrored: Sequence[bool]) -> tuple[Tensor, Tensor]:
         """Of N pictures, or their mirror images, the emotion logits (N, E) and maps (N, 1, h, w), float32.
@@ -68,6 +64,7 @@ class EmotionMaps:
         return torch.from_numpy(logits), torch.from_numpy(maps)[:, None]  # (N, E), (N, 1, h, w)
 
     def record(self, index: int) -> np.void:
+        """Of one picture, read from its file and compared with its checksum."""
         if self.places[index] is None:
             raise ValueError(
                 f"emotion_maps: there is no map of {self.rated.ids[index]} ({self.rated.paths[index]}); it "
@@ -93,14 +90,22 @@ def prepare(
 ) -> EmotionMaps | None:
     """The maps of a set, after computing those that `folder` does not hold yet; shared by all processes.
 
-    Pictures that cannot be decoded have none. A full disk is said, and the run goes on without maps: None.
+    Pictures that cannot be decoded have none. If the disk is full, a message says so, and the run goes on
+    without maps: None.
 
     Raises:
         ValueError: the processes do not share the folder.
     """
     folder = folder / branch_key(network, size, exif, compute)
-    maps, chunks, problem = open_maps(folder, rated) if distributed.is_main() else (None, [], "")
-    # One list for all: who looked later would find what another has written since, and divide a shorter one.
+    maps, chunks, problem = None, [], ""
+    if distributed.is_main():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            maps = EmotionMaps(folder, rated)
+            chunks = [maps.missing[i : i + CHUNK] for i in range(0, len(maps.missing), CHUNK)]
+        except OSError as error:
+            problem = str(error)
+    # One list for all: a process that looked later would find what another has written since.
     chunks, problem = distributed.broadcast((chunks, problem))
     own = chunks[distributed.rank() :: distributed.world()]
     count, hidden = sum(map(len, own)), not (own and distributed.is_main())
@@ -109,7 +114,7 @@ def prepare(
             for chunk in own:
                 pictures = PictureSet(rated.take(chunk), size, exif, skip_broken=True)
                 keys = [picture_key(rated, index) for index in chunk]
-                write_chunk(folder, network, pictures, keys, compute, workers, batch_size)
+                write_records(folder, network, pictures, keys, compute, workers, batch_size)
                 bar.update(len(chunk))
     except OSError as error:
         problem = str(error)
@@ -127,18 +132,7 @@ def prepare(
     return maps
 
 
-def open_maps(folder: Path, rated: RatedSet) -> tuple[EmotionMaps | None, list[np.ndarray], str]:
-    """The maps that the folder holds, indices of the missing ones by the files to write, what went wrong."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        maps = EmotionMaps(folder, rated)
-    except OSError as error:
-        return None, [], str(error)
-    missing = maps.missing
-    return maps, [missing[start : start + CHUNK] for start in range(0, len(missing), CHUNK)], ""
-
-
-def write_chunk(
+def write_records(
     folder: Path,
     network: EAMBNet,
     pictures: PictureSet,
@@ -147,7 +141,7 @@ def write_chunk(
     workers: int,
     batch_size: int,
 ) -> None:
-    """Computes the maps of the pictures, which `keys` stand for, and writes them as one file."""
+    """Computes the maps of the pictures, one per key, and writes them as one file."""
     order = TestOrder(len(pictures), batch_size)
     allow_tf32(False, compute.device)  # the maps are everyone's, whatever computed them
     rows = []
@@ -155,7 +149,7 @@ def write_chunk(
         sides = []
         for images in (batch.images, batch.images.flip(3)):
             filled = filled_up(batch._replace(images=images), batch_size)
-            logits, maps = answer(network, compute.images(filled))
+            logits, maps = run_branch(network, compute.images(filled))
             sides.append((logits[: len(images)], maps[: len(images), 0]))  # (n, E), (n, h, w)
         logits, maps = (torch.stack(values, dim=1).numpy() for values in zip(*sides, strict=True))
         rows += [
@@ -164,29 +158,26 @@ def write_chunk(
         ]
     if not rows:
         return
-    shapes = rows[0][2].shape, rows[0][3].shape  # (2, E), (2, h, w)
-    records = np.array(rows, record_type(*shapes))
+    logits, maps = rows[0][2:]  # (2, E), (2, h, w)
+    columns = [("key", "S32"), ("check", "<u4"), ("logits", "<f4", logits.shape), ("maps", "<f4", maps.shape)]
+    records = np.array(rows, np.dtype(columns))
     name = hashlib.sha256(b"".join(keys)).hexdigest()[:16]
     with written_whole(folder / f"{name}.npy") as path, path.open("wb") as file:
         np.save(file, records)
 
 
 @torch.inference_mode()
-def answer(network: EAMBNet, images: Tensor) -> tuple[Tensor, Tensor]:
-    """What the branch says in evaluation, in float32: logits (N, E) and maps (N, 1, h, w), on the CPU."""
-    logits, maps = network.feel(images)
+def run_branch(network: EAMBNet, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The branch's output in evaluation, in float32: logits (N, E) and maps (N, 1, h, w), on the CPU."""
+    logits, maps = network.emotions(images)
     return logits.float().cpu(), maps.float().cpu()
-
-
-def record_type(logits: tuple[int, ...], maps: tuple[int, ...]) -> np.dtype:
-    return np.dtype([("key", "S32"), ("check", "<u4"), ("logits", "<f4", logits), ("maps", "<f4", maps)])
 
 
 def checksum(logits: np.ndarray, maps: np.ndarray) -> int:
     return zlib.crc32(maps.tobytes(), zlib.crc32(logits.tobytes()))
 
 
-def read_chunk(path: Path) -> np.ndarray | None:
+def read_records(path: Path) -> np.ndarray | None:
     """A file's records, mapped and not read; None if the file is damaged, which is then computed anew."""
     try:
         records = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -196,18 +187,18 @@ def read_chunk(path: Path) -> np.ndarray | None:
 
 
 def picture_key(rated: RatedSet, index: int) -> bytes:
-    """32 hexadecimal digits that are another picture's as soon as the file is another."""
+    """32 hexadecimal digits that change as soon as the file is another."""
     path = rated.paths[index]
     try:
-        found = os.stat(path)  # noqa: PTH116 - a Path for each of 250,000 pictures takes seconds
-        state = f"{found.st_size}/{found.st_mtime_ns}"
+        status = os.stat(path)  # noqa: PTH116 - a Path for each of 250,000 pictures takes seconds
+        state = f"{status.st_size}/{status.st_mtime_ns}"
     except OSError:
         state = "none"
     return hashlib.sha256(f"{rated.name}/{rated.ids[index]}/{state}".encode()).hexdigest()[:32].encode()
 
 
 def branch_key(network: EAMBNet, size: int, exif: bool, compute: Compute) -> str:
-    """Hash of all that decides what the branch says of a picture file."""
+    """Hash of everything on which the branch's output for a picture file depends."""
     tensors = {name: value for name, value in network.state_dict().items() if name.startswith("emotion.")}
-    decides = [checkpoint.weights_hash(tensors), network.emotion_scale, size, exif, compute.mean, compute.std]
-    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+    inputs = [checkpoint.weights_hash(tensors), network.emotion_scale, size, exif, compute.mean, compute.std]
+    return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]

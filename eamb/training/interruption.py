@@ -1,4 +1,4 @@
-"""What ends a training early: signals, which it obeys behind a step, and another run in its folder."""
+"""What ends a training early: signals, which it obeys after a step, and another run in its folder."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing.util import register_after_fork
 from pathlib import Path
-from typing import TextIO
+
+from filelock import FileLock, Timeout
 
 from eamb.runtime import distributed
+
+ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(KeyboardInterrupt):
@@ -28,53 +32,47 @@ class Stopped(KeyboardInterrupt):
         self.code, self.begun = 128 + number, begun
 
 
-ENDING = (signal.SIGTERM, signal.SIGINT)
-
-
 class Signals:
-    """SIGTERM and SIGINT while it is entered: they raise Stopped, inside `deferred` only at its end.
+    """Turns SIGTERM and SIGINT into Stopped while it is entered; inside `deferred` only at its end.
 
-    A second one ends the process at once, until `done` says that there is nothing to wait for any more. The
+    A second signal ends the process at once, until the run sets `done`: nothing is left to wait for then. The
     run sets `begun` as soon as its folder is its own.
     """
 
-    entered: Signals | None = None
-
     def __init__(self):
-        self.number, self.process = 0, os.getpid()
+        self.number = 0  # of the signal that came
         self.waits = self.done = self.begun = False
-        self.before: dict[int, Callable | int] = {}
+        self.handlers: dict[int, Callable | int] = {}  # of before
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
-            self.before = {number: signal.signal(number, self.handle) for number in ENDING}
+            self.handlers = {number: signal.signal(number, self.handle) for number in ENDING}
             reader, self.writer = os.pipe()
             if os.name == "posix":
                 os.set_blocking(self.writer, False)
             self.wakeup = signal.set_wakeup_fd(self.writer)
-            Signals.entered = self
+            register_after_fork(self, leave_signals_to_parent)
             threading.Thread(target=self.watch, args=[reader], daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
-        if self.before:
+        if self.handlers:
             signal.set_wakeup_fd(self.wakeup)
-            Signals.entered = None
             os.close(self.writer)
-        for number, handler in self.before.items():
+        for number, handler in self.handlers.items():
             signal.signal(number, handler)
 
     def handle(self, number: int, _frame) -> None:
-        if self.number or os.getpid() != self.process:  # a forked decoding process is ended by its parent
+        if self.number:
             return
         self.number = number
         if hasattr(signal, "SIGCHLD"):  # torch's handler raises where a decoding process gets the signal too
-            self.before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            self.handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if not self.waits:
             raise Stopped(number, self.begun)
 
     def watch(self, reader: int) -> None:
-        """Beside the training, whose own thread hears of a signal only when C++ code of a step returns."""
+        """In a thread of its own: the training's hears of a signal only when C++ code of a step returns."""
         first = 0.0
         while got := os.read(reader, 1):
             if got[0] not in ENDING or self.done:
@@ -101,38 +99,35 @@ class Signals:
             raise Stopped(self.number, self.begun)
 
 
-def forget_in_child() -> None:
-    """A forked process must not write into its parent's pipe."""
-    if Signals.entered:
-        signal.set_wakeup_fd(-1)
+def leave_signals_to_parent(_signals: Signals) -> None:
+    """For each process that multiprocessing forks: its signals are not its parent's, which ends it itself."""
+    signal.set_wakeup_fd(-1)  # the parent's pipe
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=forget_in_child)
-
-
-def outlive_one_signal(_worker: int) -> None:
+def ignore_first_signal(_worker: int) -> None:
     """For decoding processes: a signal to all of a group reaches them too, and the last step needs them."""
     signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of Ctrl-C; the parent ends it
 
 
 @contextmanager
-def held(output: Path) -> Iterator[None]:
-    """Keeps every other run out of the folder; a folder that is still empty at the end was not there before.
+def locked(output: Path) -> Iterator[None]:
+    """Keeps every other run out of the folder, until this process ends, however; leaves no new folder empty.
 
     Raises:
         ValueError: another run is at work in it; names its process.
     """
     if output.exists() and not output.is_dir():
         raise ValueError(f"interruption: --output must be a folder; {output} is a file")
-    lock = None
+    new, path = not output.exists(), output / ".lock"
+    lock = FileLock(path, fallback_to_soft=False)  # a soft one would outlast a killed process
+    holder = ""
     if distributed.is_main():
-        new = not output.exists()
         output.mkdir(parents=True, exist_ok=True)
-        lock = lock_file(output / ".lock")
-    holder = distributed.gather(lock if isinstance(lock, str) else "")[0]
-    if holder:
+        holder = acquire(lock, path)
+    if holder := distributed.gather(holder)[0]:
         raise ValueError(
             f"interruption: {output} is in use by another run ({holder}); wait for its end or choose another "
             "--output"
@@ -140,41 +135,31 @@ def held(output: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if lock:
-            (output / ".lock").unlink(missing_ok=True)
-            lock.close()
-            if new:
-                with suppress(OSError):  # not empty: the run has begun
-                    output.rmdir()
+        if lock.is_locked:
+            path.unlink(missing_ok=True)
+            lock.release()
+        if new and distributed.is_main():
+            with suppress(OSError):  # not empty: the run has begun
+                output.rmdir()
 
 
-def lock_file(path: Path) -> TextIO | str | None:
-    """The file, locked until it is closed or this process ends, however. If another process has it: who.
-
-    None where files cannot be locked.
-    """
+def acquire(lock: FileLock, path: Path) -> str:
+    """Locks the file and writes into it who has it; if another process does, returns what that one wrote."""
     try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    file = path.open("a+", encoding="utf-8")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not inherited by forked processes
-    except (BlockingIOError, PermissionError):
-        with file:
-            file.seek(0)
-            return file.read() or "which has just begun"
+        lock.acquire(timeout=0)
+    except Timeout:
+        holder = ""
+        with suppress(OSError):  # it has just ended
+            holder = path.read_text(encoding="utf-8")
+        return holder or "which has just begun"
     except OSError as error:
-        file.close()
-        path.unlink(missing_ok=True)
+        if isinstance(error, PermissionError) or not path.exists():
+            raise  # the folder cannot be written to
+        path.unlink()
         print(
             f"warning: interruption: cannot lock {path} ({error}); start no other run there", file=sys.stderr
         )
-        return None
-    if not os.fstat(file.fileno()).st_nlink:
-        file.close()
-        return lock_file(path)  # its holder ended, and removed it, just now
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-    file.flush()
-    return file
+        return ""
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}", encoding="utf-8")
+    return ""

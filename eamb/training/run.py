@@ -23,7 +23,7 @@ from eamb.readers.pairs import PairedSet, describe_pairs
 from eamb.readers.rated import LeftOut, RatedSet, describe
 from eamb.runtime import distributed, engine
 from eamb.training import emotion_maps
-from eamb.training.interruption import Signals, Stopped, held, outlive_one_signal
+from eamb.training.interruption import Signals, Stopped, ignore_first_signal, locked
 from eamb.training.optimizer import make_optimizer
 from eamb.training.records import PREVIOUS, Records, checkpoints, refuse_another_run, warn_on_failure
 from eamb.training.resuming import check_same_run, load_stopped, which_are_copies
@@ -60,7 +60,7 @@ def train(
         Stopped: SIGTERM or SIGINT came; last.pt holds all that was done.
     """
     config, output = task.config, output or default_output(task)
-    with Signals() as signals, distributed.session(config.train.device) as device, held(output):
+    with Signals() as signals, distributed.session(config.train.device) as device, locked(output):
         engine.keep_memory(device)
         resume = resume and bool(checkpoints(output))
         if not (force or resume):
@@ -245,6 +245,7 @@ class Run:
     def save(self) -> None:
         """Writes last.pt: everything that resuming needs. Random states are none of it: all randomness is a
         function of seed, epoch and step. A disk that is full or fails does not end the run."""
+        self.totals.read()
         totals = distributed.gather(asdict(self.totals))
         self.saved_at = time.monotonic()
         if not distributed.is_main():
@@ -369,40 +370,39 @@ def train_epoch(run: Run, epoch: int) -> dict[str, float]:
     order = run.order(epoch)
     on_gpu = run.device.type == "cuda"
     loader = make_loader(task.pictures(rated), order, config.data.worker_count(), pin_memory=on_gpu)
-    loader.worker_init_fn = outlive_one_signal
+    loader.worker_init_fn = ignore_first_signal
     start, started = time.monotonic(), run.totals.step
     schedule, base = config.optimizer.schedule, config.optimizer.learning_rate
     with progress(order, run, epoch) as bar:
 
         def after_step(totals: engine.Totals) -> None:
-            bar.update(totals.step - bar.n)
-            bar.set_postfix_str(f"loss {totals.loss / max(1, totals.pictures):.4f}", refresh=False)
             if run.average:
                 run.average.update(run.network)
-            run.save_if_due()
+            if not totals.unread:
+                bar.update(totals.step - bar.n)
+                bar.set_postfix_str(f"loss {totals.loss / max(1, totals.pictures):.4f}", refresh=False)
+            if not totals.unread or distributed.world() == 1:  # several agree where all have read
+                run.save_if_due()
 
         def kept_maps(batch: Batch) -> tuple[Tensor, Tensor]:
             index = batch.index.tolist()
             flipped = [config.data.flip and coin(config.train.seed, epoch, i) for i in index]
             return run.emotion_maps.of(index, flipped)
 
-        means = engine.train_one_epoch(
-            run.model,
-            loader,
-            loss_function=task.loss(rated),
-            optimizer=run.optimizer,
-            scaler=run.scaler,
-            rate=lambda done: engine.learning_rate(schedule, base, config.train.epochs, epoch, done),
-            compute=run.compute,
+        fixed = engine.Epoch(
+            number=epoch,
             steps=len(order),
-            epoch=epoch,
             seed=config.train.seed,
-            totals=run.totals,
+            rate=lambda done: engine.learning_rate(schedule, base, config.train.epochs, epoch, done),
+            loss=task.loss(rated),
             ids=rated.ids,
+            emotions=kept_maps if run.emotion_maps else None,
             accumulate=config.train.accumulate,
             clip=config.train.clip,
-            known=kept_maps if run.emotion_maps else None,
-            after_step=after_step,
+            log_every=config.train.log_every if on_gpu else 1,
+        )
+        means = engine.train_one_epoch(
+            run.model, loader, run.optimizer, run.scaler, run.compute, fixed, run.totals, after_step
         )
     run.save_or_stop(due=True)  # validation changes nothing, so that a signal may end it anywhere
     if distributed.is_main() and run.totals.step > started:

@@ -495,9 +495,7 @@ def imagenet_state(name: str, file: Path | None) -> Tensors:
             for key, value in unwrapped(read_file(file).content).items()
             if isinstance(value, Tensor)
         }
-    if name in (backbones.RESNET50, backbones.LITE0):
-        return backbones.rename_imagenet(name, state)
-    return backbones.timm_imagenet_state(name, state)
+    return backbones.imagenet_tensors(name, state)
 
 
 def pyramids(model: Network) -> dict[str, nn.Module]:

@@ -1,32 +1,32 @@
 """Does the emotion-aware map point at what matters to the score? Measured by blurring what it marks.
 
-    python scripts/explain.py --dataset para --data-root DIR --output DIR
+    python scripts/studies/explain.py --dataset para --data-root DIR --output DIR
 
 Maps: the network's emotion-aware map (EAM); a random map (noise, one value a cell of the EAM's grid, seeded
-by the picture's id); a centre-weighted one (falls with the distance from the centre; only its order
-counts); and Grad-CAM of the same network (Selvaraju et al. 2017): Z = output of `emotion_merge`, the last
-map before the pooling, a_c = mean over positions of dy / dZ_c, map = ReLU(sum_c a_c Z_c), where y is the
-score's logit, or the mean rating of a network that predicts distributions.
+by the picture's id); a centre-weighted one (it falls with the distance from the centre; only the order of
+its values counts); and Grad-CAM of the same network (Selvaraju et al. 2017): Z = output of `emotion_merge`,
+the last map before the pooling, a_c = mean over positions of dy / dZ_c, map = ReLU(sum_c a_c Z_c), where y
+is the score's logit, or the mean rating of a network that predicts distributions.
 
 Curves (perturbation curves, Samek et al. 2017; deletion and insertion, RISE, Petsiuk et al. 2018): a map is
-resized to the network's input (bilinear, align_corners=False) and the pixels are ranked by it; equal values
-are ranked by the picture's random map, and what is equal there too by position. For x = 0, 10, ..., 100 %
-exactly round(x * H * W) pixels, the same number for every map, are replaced by the same pixels of a blurred
-copy (Gaussian, sigma = BLUR times the side, the picture mirrored at its border, rounded to 8 bits). The
-change is the score of that picture minus the score of the whole one, in the unit of the ratings the network
-was trained on. "most" blurs the most important pixels first: deletion. "least" blurs the least important
-first: insertion read from the right, because a blurred picture with its most important x % put back is the
-picture with its least important 100 - x % blurred.
+resized to the network's input (bilinear, align_corners=False) and the pixels are ranked by it; pixels of
+equal value are ranked by the picture's random map, and if equal there too by position. For x = 0, 10, ...,
+100 % exactly round(x * H * W) pixels, the same number for every map, are replaced by the same pixels of a
+blurred copy (Gaussian, sigma = BLUR times the side, the picture mirrored at its border, rounded to 8 bits).
+The change is the score of that picture minus the score of the whole one, in the unit of the ratings the
+network was trained on. "most" blurs the most important pixels first: deletion. "least" blurs the least
+important first: insertion read from the right, because a blurred picture with its most important x % put
+back is the picture with its least important 100 - x % blurred.
 
 Area of a map: integral over x from 0 to 1 of |change| for "most" minus |change| for "least", by the
 trapezoid rule, a mean over pictures, in the unit of the score. Absolute, because blur can raise a score as
-well as lower it. A map that knows nothing has 0 on average; one that points away from what matters is
-negative. Maps are compared by this area and not by single curves: scattered cells make many new edges and a
-compact region few, but the area compares a map with itself. Intervals are 95 % bootstrap intervals over the
-pictures; differences are paired.
+well as lower it. A map without information has an area of 0 on average; one that points away from what
+matters has a negative one. Maps are compared by this area and not by single curves: scattered cells make
+many new edges and a compact region few, but the area compares a map with itself. Intervals are 95 %
+bootstrap intervals over the pictures; differences are paired.
 
-The EAM enters the network itself (F * EAM), so the EAM of a blurred picture differs from that of the whole
-one. That is what the network really does, and it is kept.
+The EAM is part of the network (F * EAM), so the EAM of a blurred picture differs from that of the whole
+one. This is what the network computes, and it is left so.
 
 Writes explain.json (everything), explain.csv (the curves) and explain.png.
 """
@@ -52,24 +52,25 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from datasets import PictureSet, TestOrder, first_by_hash, load_dataset, make_loader
-from eamb.evaluation.evaluate import as_trained, leaks
+from eamb.evaluation.evaluate import leaks
 from eamb.evaluation.figures import BLUE, FAINT, INK, ORANGE, clean, new_plot, write_figure
+from eamb.evaluation.intervals import bootstrap_intervals
+from eamb.evaluation.predicting import as_trained
 from eamb.evaluation.report import versions, without_nan
 from eamb.files import written_whole
 from eamb.inference.scorer import SHIPPED, load_aesthetics
 from eamb.network import backbones
 from eamb.network.outputs import Scale
-from eamb.readers.rated import DataOptions, LeftOut, RatedSet, describe
+from eamb.readers.rated import LeftOut, RatedSet, describe
 from eamb.runtime import engine
 from eamb.runtime.command import guarded
 from eamb.runtime.config import Config, load_config
 from eamb.runtime.distributed import choose_device
-from eamb.weights.checkpoint import Weights, weights_hash
+from eamb.weights.checkpoint import weights_hash
 from EAMBNet import EAMBNet, resize
-from metrics import bootstrap_intervals
 
 MAPS = {
     "eam": "emotion-aware map",
@@ -82,9 +83,15 @@ ORDERS = {
     "least": "least important first (insertion, read from the right)",
 }
 SHARES = tuple(tenth / 10 for tenth in range(11))
-FORWARDS = 2 + len(MAPS) * len(ORDERS) * (len(SHARES) - 2)  # of each picture; 0 % and 100 % are all maps' own
+FORWARDS = 2 + len(MAPS) * len(ORDERS) * (len(SHARES) - 2)  # of a picture; all maps share 0 % and 100 %
 BLUR = 0.05  # sigma over the side: 11 pixels of 224
 CURVES = ("mean_change", "mean_absolute_change")
+STYLES = {
+    "eam": {"color": ORANGE, "linewidth": 2.6, "marker": "o", "markersize": 5, "zorder": 4},
+    "random": {"color": FAINT, "linewidth": 1.8, "linestyle": (0, (2, 1.5))},
+    "centre": {"color": INK, "linewidth": 1.8, "linestyle": (0, (5, 2))},
+    "grad_cam": {"color": BLUE, "linewidth": 1.8, "marker": "s", "markersize": 4},
+}
 
 Score = Callable[[Iterable[Tensor]], np.ndarray]  # batches (N, 3, H, W) uint8 -> (all of them,) scores
 
@@ -93,19 +100,6 @@ class Pictures(NamedTuple):
     """A batch as `engine.outputs` takes it: images (N, 3, H, W) uint8."""
 
     images: Tensor
-
-
-class Measured(NamedTuple):
-    """What was measured on n pictures.
-
-    changes: (n, maps, orders, shares), score of the damaged minus score of the whole picture.
-    flat: by map, how many pictures have a map without any order, such as a Grad-CAM that is 0 everywhere.
-    broken: the pictures that could not be decoded.
-    """
-
-    changes: np.ndarray
-    flat: dict[str, int]
-    broken: list[LeftOut]
 
 
 class Estimate(NamedTuple):
@@ -123,12 +117,15 @@ class Estimate(NamedTuple):
         return "{:.3f} ({:.3f} to {:.3f})".format(*self)
 
 
+Estimates = dict[tuple, Estimate]  # by (map, order, share, curve), (map, "area") and (map, "eam minus it")
+
+
 # ---- the command ---------------------------------------------------------------------------------
 
 
 def main(arguments: list[str] | None = None) -> int:
     """0 all well, 2 bad input, 130 interrupted."""
-    return guarded(run, parse(arguments))
+    return guarded(explain, parse(arguments))
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -144,37 +141,52 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)
 
 
-def run(options: argparse.Namespace) -> int:
+def explain(options: argparse.Namespace) -> int:
     config = read_config(options)
     weights = load_aesthetics(options.checkpoint)
     config = as_trained(config, weights)
-    data_options = config.data.options(DataOptions)
-    whole_split = load_dataset(config.data.dataset, config.data.root, (options.split,), data_options)
-    rated = first_by_hash(whole_split[options.split], options.pictures)
+    data = config.data
+    whole_split = load_dataset(data.dataset, data.root, (options.split,), data.options())[options.split]
+    rated = first_by_hash(whole_split, options.pictures)
     device = choose_device(config.train.device)
     options.output.mkdir(parents=True, exist_ok=True)
     print(describe(rated))
 
     network = weights.build().to(device, memory_format=torch.channels_last)
     compute = engine.Compute(device, "fp32", *backbones.normalisation(config.model.backbone))
-    measured = measure(network, rated, config, weights.scale, compute, options.seed)
-    check_measured(measured, rated)
-    found = summarise(measured.changes, config.evaluate.bootstrap, options.seed)
-    said = sentence(found, f"{len(measured.changes):,} pictures of {rated.name} {rated.split}")
-    notes = [f"{name} left out: {reason}" for name, reason in measured.broken]
-    notes += [f"{MAPS[name]} without any order: {count}" for name, count in measured.flat.items() if count]
+    changes, notes = blur_and_score(network, rated, config, weights.scale, compute, options.seed)
+    estimates = summarise(changes, config.evaluate.bootstrap, options.seed)
 
-    facts = protocol(options, config, weights, rated, whole_split[options.split])
-    write(options.output, found, {"sentence": said, "notes": notes, "n": len(measured.changes), **facts})
-    heading = f"{facts['checkpoint']} on {len(measured.changes):,} pictures of {rated.name} {rated.split}"
-    write_figure(draw(found, heading, unit(weights.scale)), options.output / "explain.png")
+    pictures = f"{len(changes):,} pictures of {rated.name} {rated.split}"
+    checkpoint, unit = (options.checkpoint or SHIPPED).name, unit_of(weights.scale)
+    facts = {
+        "sentence": sentence(estimates, pictures),
+        "notes": notes,
+        "n": len(changes),
+        "checkpoint": checkpoint,
+        "weights_sha256": weights_hash(weights.tensors),
+        "dataset": rated.name,
+        "split": rated.split,
+        "protocol": rated.protocol,
+        "split_sha256": whole_split.sha256,
+        "pictures_sha256": rated.sha256,
+        **leaks(rated, weights),
+        "picture_size": data.size,
+        "sigma_pixels": BLUR * data.size,
+        "seed": options.seed,
+        "bootstrap": config.evaluate.bootstrap,
+        "unit": unit,
+        "versions": versions(),
+    }
+    write(options.output, estimates, facts)
+    write_figure(draw(estimates, f"{checkpoint} on {pictures}", unit), options.output / "explain.png")
     files = f"{options.output}: explain.json explain.csv explain.png"
-    print("\n".join(["", table(found), "", *notes, said, "", files]))
+    print("\n".join(["", table(estimates), "", *notes, facts["sentence"], "", files]))
     return 0
 
 
 def read_config(options: argparse.Namespace) -> Config:
-    """The command line's words as a Config.
+    """The settings, checked.
 
     Raises:
         ValueError: a number out of range, an unknown key.
@@ -192,45 +204,7 @@ def read_config(options: argparse.Namespace) -> Config:
     return config
 
 
-def check_measured(measured: Measured, rated: RatedSet) -> None:
-    """Refuses what no mean can be made of.
-
-    Raises:
-        ValueError: fewer than two pictures, or a score that is not a number.
-    """
-    if len(measured.changes) < 2:
-        reason = f"; {measured.broken[0].reason}" if measured.broken else ""
-        raise ValueError(
-            f"explain: intervals need 2 pictures; of the {len(rated)} chosen of {rated.name} {rated.split} "
-            f"{len(measured.changes)} can be decoded{reason}"
-        )
-    if not np.isfinite(measured.changes).all():
-        raise ValueError("explain: the network's score of a picture is not a number; are its weights whole?")
-
-
-def protocol(
-    options: argparse.Namespace, config: Config, weights: Weights, rated: RatedSet, whole_split: RatedSet
-) -> dict:
-    """Everything that the figures depend on."""
-    return {
-        "checkpoint": (options.checkpoint or SHIPPED).name,
-        "weights_sha256": weights_hash(weights.tensors),
-        "dataset": rated.name,
-        "split": rated.split,
-        "protocol": rated.protocol,
-        "split_sha256": whole_split.sha256,
-        "pictures_sha256": rated.sha256,
-        **leaks(rated, weights),
-        "picture_size": config.data.size,
-        "sigma_pixels": BLUR * config.data.size,
-        "seed": options.seed,
-        "bootstrap": config.evaluate.bootstrap,
-        "unit": unit(weights.scale),
-        "versions": versions(),
-    }
-
-
-def unit(scale: Scale) -> str:
+def unit_of(scale: Scale) -> str:
     if scale.kind == "label":
         return "probability of high, 0 to 1"
     return f"ratings from {scale.minimum:g} to {scale.maximum:g}"
@@ -244,17 +218,16 @@ def all_maps(
 ) -> Tensor:
     """(N, 3, H, W) uint8 -> (N, 4, H, W) on the CPU, in the order of MAPS."""
     emotion, grad_cam = network_maps(network, compute.images(Pictures(images)), scale)
-    shape = tuple(emotion.shape[2:])
+    shape, size = tuple(emotion.shape[2:]), tuple(images.shape[2:])
     centre = centre_map(shape).expand(len(images), 1, *shape)
-    found = {"eam": emotion, "random": random_maps(ids, shape, seed), "centre": centre, "grad_cam": grad_cam}
-    size = tuple(images.shape[2:])
-    return torch.cat([resize(found[name].cpu(), size, align_corners=False) for name in MAPS], dim=1)
+    maps = {"eam": emotion, "random": random_maps(ids, shape, seed), "centre": centre, "grad_cam": grad_cam}
+    return torch.cat([resize(maps[name].cpu(), size, align_corners=False) for name in MAPS], dim=1)
 
 
 def network_maps(network: EAMBNet, images: Tensor, scale: Scale) -> tuple[Tensor, Tensor]:
     """Normalised pictures (N, 3, H, W) -> the EAM (N, 1, h, w) and Grad-CAM (N, 1, h', w').
 
-    The network's parameters should ask for no gradient: then only what lies behind Z is differentiated.
+    If the network's parameters require no gradient only what comes after Z is differentiated.
     """
     kept = {}
 
@@ -274,17 +247,15 @@ def network_maps(network: EAMBNet, images: Tensor, scale: Scale) -> tuple[Tensor
     finally:
         for hook in hooks:
             hook.remove()
-    [gradient] = torch.autograd.grad(explained(kept["logits"], scale).sum(), kept["features"])
+    logits = kept["logits"]
+    if scale.kind == "distribution":  # y is the mean rating
+        explained = logits.softmax(dim=1) @ logits.new_tensor(scale.bins)  # (N,)
+    else:
+        explained = logits[:, 0]
+    [gradient] = torch.autograd.grad(explained.sum(), kept["features"])
     importance = gradient.mean(dim=(2, 3), keepdim=True)  # a_c, (N, C, 1, 1)
     grad_cam = (importance * kept["features"].detach()).sum(dim=1, keepdim=True).relu()  # (N, 1, h', w')
     return emotion_map, grad_cam
-
-
-def explained(logits: Tensor, scale: Scale) -> Tensor:
-    """(N, K) -> (N,), the y of Grad-CAM: the mean rating of a distribution, the logit of anything else."""
-    if scale.kind == "distribution":
-        return logits.softmax(dim=1) @ logits.new_tensor(scale.bins)
-    return logits[:, 0]
 
 
 def centre_map(shape: tuple[int, int]) -> Tensor:
@@ -302,16 +273,25 @@ def random_maps(ids: Sequence[str], shape: tuple[int, int], seed: int) -> Tensor
 # ---- curves --------------------------------------------------------------------------------------
 
 
-def measure(
+def blur_and_score(
     network: EAMBNet, rated: RatedSet, config: Config, scale: Scale, compute: engine.Compute, seed: int
-) -> Measured:
-    """Blurs and scores every picture of the set that can be decoded."""
+) -> tuple[np.ndarray, list[str]]:
+    """Scores every picture of the set that can be decoded, whole and blurred by each map.
+
+    Returns:
+        The changes (n, maps, orders, shares), score of the blurred minus score of the whole picture; and
+        notes on pictures that cannot be decoded and on maps without any order, as a Grad-CAM of 0 everywhere.
+
+    Raises:
+        ValueError: fewer than two pictures can be decoded, or a score is not a number.
+    """
     network.requires_grad_(False)
     size, batch_size = config.data.size, config.evaluate.batch_size
     pictures = PictureSet(rated, size, exif=config.data.exif, skip_broken=True)
     order = TestOrder(len(rated), batch_size)
     loader = make_loader(pictures, order, config.data.worker_count(), compute.device.type == "cuda")
-    changes, broken = [np.empty((0, len(MAPS), len(ORDERS), len(SHARES)))], []
+    parts: list[np.ndarray] = []
+    broken: list[LeftOut] = []
     flat = np.zeros(len(MAPS), dtype=int)
     with tqdm(total=FORWARDS * len(rated), desc="blurred", unit="picture", mininterval=2) as bar:
 
@@ -330,12 +310,23 @@ def measure(
                 maps = all_maps(network, batch.images, ids, scale, compute, seed)  # (N, maps, H, W)
                 flat += (maps.amax(dim=(2, 3)) == maps.amin(dim=(2, 3))).sum(dim=0).numpy()
                 ties = maps[:, list(MAPS).index("random")]  # (N, H, W)
-                changes.append(measure_changes(batch.images, rank_pixels(maps, ties), score, batch_size))
-    return Measured(np.concatenate(changes), dict(zip(MAPS, flat.tolist(), strict=True)), broken)
+                parts.append(measure_changes(batch.images, rank_pixels(maps, ties), score, batch_size))
+    count = sum(map(len, parts))
+    if count < 2:
+        raise ValueError(
+            f"explain: intervals need 2 pictures; of the {len(rated)} chosen of {rated.name} {rated.split} "
+            f"{count} can be decoded{f'; {broken[0].reason}' if broken else ''}"
+        )
+    changes = np.concatenate(parts)
+    if not np.isfinite(changes).all():
+        raise ValueError("explain: the network's score of a picture is not a number; are its weights whole?")
+    notes = [f"{name} left out: {reason}" for name, reason in broken]
+    without_order = zip(MAPS.values(), flat.tolist(), strict=True)
+    return changes, notes + [f"{name} without any order: {count}" for name, count in without_order if count]
 
 
 def rank_pixels(maps: Tensor, ties: Tensor) -> Tensor:
-    """The place of each pixel when the most, and when the least important come first, from 0.
+    """The place of each pixel, from 0, when the most important come first and when the least important do.
 
     Args:
         maps: (N, maps, H, W).
@@ -401,31 +392,23 @@ def blur(images: Tensor) -> Tensor:
     return torch.from_numpy(np.rint(soft).astype(np.uint8))
 
 
-# ---- what was found ------------------------------------------------------------------------------
+# ---- estimates -----------------------------------------------------------------------------------
 
 
-def summarise(changes: np.ndarray, repeats: int, seed: int) -> dict[str, Estimate]:
-    """Every figure with its interval, from (n, maps, orders, shares) changes; see `figures`."""
+def summarise(changes: np.ndarray, repeats: int, seed: int) -> Estimates:
+    """Every figure with its interval, from (n, maps, orders, shares) changes."""
     intervals = bootstrap_intervals(figures, (changes,), repeats, seed)
     return {name: Estimate(value, *intervals[name]) for name, value in figures(changes).items()}
 
 
-def figures(changes: np.ndarray) -> dict[str, float]:
+def figures(changes: np.ndarray) -> dict[tuple, float]:
     """The means over pictures: the points of the curves, the areas, and the EAM's area minus each other."""
-    curves = dict(zip(CURVES, (changes.mean(axis=0), np.abs(changes).mean(axis=0)), strict=True))
-    found = {
-        point(kind, order, share, curve): float(values[i, j, k])
-        for curve, values in curves.items()
-        for (i, kind), (j, order), (k, share) in product(*map(enumerate, (MAPS, ORDERS, SHARES)))
-    }
+    means = np.stack([changes.mean(axis=0), np.abs(changes).mean(axis=0)], axis=-1)
+    names = product(MAPS, ORDERS, SHARES, CURVES)
+    values = dict(zip(names, means.ravel().tolist(), strict=True))
     areas = dict(zip(MAPS, map_areas(changes).mean(axis=0).tolist(), strict=True))
-    found |= {f"{kind} area": area for kind, area in areas.items()}
-    return found | {f"eam - {kind}": areas["eam"] - area for kind, area in areas.items() if kind != "eam"}
-
-
-def point(kind: str, order: str, share: float, curve: str) -> str:
-    """The name of one point of a curve among the figures."""
-    return f"{kind} {order} {share:g} {curve}"
+    values |= {(kind, "area"): area for kind, area in areas.items()}
+    return values | {(k, "eam minus it"): areas["eam"] - area for k, area in areas.items() if k != "eam"}
 
 
 def map_areas(changes: np.ndarray) -> np.ndarray:
@@ -434,20 +417,20 @@ def map_areas(changes: np.ndarray) -> np.ndarray:
     return trapezoid(most - least, SHARES, axis=-1)
 
 
-def sentence(found: dict[str, Estimate], pictures: str) -> str:
-    """What was found, by the intervals alone.
+def sentence(estimates: Estimates, pictures: str) -> str:
+    """The result in words, by the intervals alone.
 
     Args:
         pictures: how many of what, as in "300 pictures of para test".
     """
-    area = found["eam area"]
+    area = estimates["eam", "area"]
     first = verdict(area, "more than", "less than", "neither measurably more nor less than")
-    others = [
-        verdict(found[f"eam - {kind}"], "is better than", "is worse than", "cannot be told from")
-        + f" the {name} ({found[f'eam - {kind}'].listed})"
-        for kind, name in MAPS.items()
-        if kind != "eam"
-    ]
+    others = []
+    for kind, name in MAPS.items():
+        if kind != "eam":
+            difference = estimates[kind, "eam minus it"]
+            words = verdict(difference, "is better than", "is worse than", "cannot be told from")
+            others.append(f"{words} the {name} ({difference.listed})")
     return (
         f"On {pictures}, blurring what the emotion-aware map marks most changes the score {first} blurring "
         f"what it marks least (area between its curves {area.listed}); by this area the map "
@@ -460,18 +443,18 @@ def verdict(estimate: Estimate, above: str, below: str, unclear: str) -> str:
     return above if estimate.low > 0 else below if estimate.high < 0 else unclear
 
 
-def table(found: dict[str, Estimate]) -> str:
+def table(estimates: Estimates) -> str:
     """Areas, differences and the curves of absolute change, for people."""
     width = max(map(len, MAPS.values()))
     lines = [f"{'':{width}}  {'area (95 % interval)':26}  EAM's area minus it"]
     for kind, name in MAPS.items():
-        difference = found.get(f"eam - {kind}", "")
-        lines.append(f"{name:{width}}  {found[f'{kind} area']!s:26}  {difference!s}".rstrip())
+        difference = estimates.get((kind, "eam minus it"), "")
+        lines.append(f"{name:{width}}  {estimates[kind, 'area']!s:26}  {difference!s}".rstrip())
     for order, words in ORDERS.items():
         lines += ["", f"mean |change of the score|, {words}"]
         lines.append("blurred" + "".join(f"{name:>{width + 2}}" for name in MAPS.values()))
         for share in SHARES[1:]:
-            values = [found[point(kind, order, share, CURVES[1])].mean for kind in MAPS]
+            values = [estimates[kind, order, share, CURVES[1]].mean for kind in MAPS]
             lines.append(f"{share:7.0%}" + "".join(f"{value:{width + 2}.4f}" for value in values))
     return "\n".join(lines)
 
@@ -479,11 +462,17 @@ def table(found: dict[str, Estimate]) -> str:
 # ---- files ---------------------------------------------------------------------------------------
 
 
-def write(folder: Path, found: dict[str, Estimate], facts: dict) -> None:
-    """explain.json and explain.csv."""
-    rows = curve_rows(found)
-    areas = {kind: found[f"{kind} area"]._asdict() for kind in MAPS}
-    differences = {kind: found[f"eam - {kind}"]._asdict() for kind in MAPS if kind != "eam"}
+def write(folder: Path, estimates: Estimates, facts: dict) -> None:
+    """explain.json, and explain.csv with one row a map, order and share."""
+    rows = []
+    for kind, order, share in product(MAPS, ORDERS, SHARES):
+        row = {"map": kind, "order": order, "share": share}
+        for curve in CURVES:
+            ends = zip(("", "_low", "_high"), estimates[kind, order, share, curve], strict=True)
+            row |= {f"{curve}{end}": value for end, value in ends}
+        rows.append(row)
+    areas = {kind: estimates[kind, "area"]._asdict() for kind in MAPS}
+    differences = {kind: estimates[kind, "eam minus it"]._asdict() for kind in MAPS if kind != "eam"}
     content = {**facts, "areas": areas, "eam_area_minus": differences, "curves": rows}
     text = json.dumps(without_nan(content), indent=1, allow_nan=False)
     with written_whole(folder / "explain.json") as path:
@@ -494,27 +483,7 @@ def write(folder: Path, found: dict[str, Estimate], facts: dict) -> None:
         writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in row.values()] for row in rows)
 
 
-def curve_rows(found: dict[str, Estimate]) -> list[dict[str, str | float]]:
-    """One row a map, order and share, with both curves' points and the ends of their intervals."""
-    rows = []
-    for kind, order, share in product(MAPS, ORDERS, SHARES):
-        row = {"map": kind, "order": order, "share": share}
-        for curve in CURVES:
-            mean, low, high = found[point(kind, order, share, curve)]
-            row |= {curve: mean, f"{curve}_low": low, f"{curve}_high": high}
-        rows.append(row)
-    return rows
-
-
-STYLES = {
-    "eam": {"color": ORANGE, "linewidth": 2.6, "marker": "o", "markersize": 5, "zorder": 4},
-    "random": {"color": FAINT, "linewidth": 1.8, "linestyle": (0, (2, 1.5))},
-    "centre": {"color": INK, "linewidth": 1.8, "linestyle": (0, (5, 2))},
-    "grad_cam": {"color": BLUE, "linewidth": 1.8, "marker": "s", "markersize": 4},
-}
-
-
-def draw(found: dict[str, Estimate], heading: str, scores: str) -> Figure:
+def draw(estimates: Estimates, heading: str, scores: str) -> Figure:
     """The curves of absolute change, one panel an order, with the areas in the legend.
 
     Args:
@@ -522,36 +491,29 @@ def draw(found: dict[str, Estimate], heading: str, scores: str) -> Figure:
         scores: the unit of the score.
     """
     figure = new_plot(1200, 600)
-    whole = found[point("eam", "most", 1, "mean_absolute_change")]
+    whole = estimates["eam", "most", 1, "mean_absolute_change"]
     heading += f"\nwith the whole picture blurred the score changes by {whole}, whatever the map"
     figure.suptitle(heading, x=0.012, ha="left", fontsize=13, color=INK, parse_math=False)
-    left, right = figure.subplots(1, 2, sharey=True)
-    draw_order(left, found, "most")
-    draw_order(right, found, "least")
-    left.set_ylabel(f"mean |change of the score|\n({scores})", color=INK, fontsize=11)
-    handles, names = left.get_legend_handles_labels()
-    figure.legend(
-        handles,
-        names,
-        loc="outside lower center",
-        ncols=2,
-        frameon=False,
-        fontsize=11,
-        title="area between the two curves of a map, 95 % interval (larger: it points at what matters)",
-    )
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, order in zip(panels, ORDERS, strict=True):
+        draw_order(axes, estimates, order)
+    panels[0].set_ylabel(f"mean |change of the score|\n({scores})", color=INK, fontsize=11)
+    title = "area between the two curves of a map, 95 % interval (larger: it points at what matters)"
+    style = {"loc": "outside lower center", "ncols": 2, "frameon": False, "fontsize": 11}
+    figure.legend(*panels[0].get_legend_handles_labels(), title=title, **style)
     return figure
 
 
-def draw_order(axes: Axes, found: dict[str, Estimate], order: str) -> None:
+def draw_order(axes: Axes, estimates: Estimates, order: str) -> None:
     """The curves of all maps in one order, with bands of their intervals.
 
     Without 100 %, where all maps are equal: the change there is so large that it would flatten the rest.
     """
     percent = [100 * share for share in SHARES[:-1]]
     for kind, name in MAPS.items():
-        points = [found[point(kind, order, share, "mean_absolute_change")] for share in SHARES[:-1]]
+        points = [estimates[kind, order, share, "mean_absolute_change"] for share in SHARES[:-1]]
         mean, low, high = zip(*points, strict=True)
-        axes.plot(percent, mean, label=f"{name}: {found[f'{kind} area']}", **STYLES[kind])
+        axes.plot(percent, mean, label=f"{name}: {estimates[kind, 'area']}", **STYLES[kind])
         axes.fill_between(percent, low, high, color=STYLES[kind]["color"], alpha=0.13, linewidth=0)
     axes.set_title(ORDERS[order], fontsize=12, loc="left", color=INK)
     axes.set_xlabel("blurred part of the picture (%)", color=FAINT)

@@ -1,0 +1,74 @@
+"""When and with which camera a photograph was taken, by its EXIF."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import NamedTuple
+
+from PIL import Image
+
+from eamb.files import printable
+
+MAKE, MODEL, CHANGED = 0x010F, 0x0110, 0x0132  # EXIF's tags
+DETAILS, TAKEN, FRACTION, SERIAL = 0x8769, 0x9003, 0x9291, 0xA431
+LONGEST_TEXT = 64  # letters
+TIME = re.compile(r"(\d{4})[:/.-](\d\d?)[:/.-](\d\d?)[ T](\d\d?):(\d\d)(?::(\d\d))?")
+
+
+class Taken(NamedTuple):
+    """What the EXIF of a photograph says.
+
+    time: of exposure, or else of the last change; by the camera's clock, whatever its time zone.
+    exposed: whether it is the time of exposure.
+    camera: make, model and serial number, as far as they are there.
+    """
+
+    time: datetime | None = None
+    exposed: bool = False
+    camera: str = ""
+
+
+def read_taken(exif: Image.Exif) -> Taken:
+    try:
+        details = exif.get_ifd(DETAILS)
+    except Exception:  # damaged; Pillow raises nearly anything
+        details = {}
+    time = parse_time(details.get(TAKEN), details.get(FRACTION))
+    changed = parse_time(exif.get(CHANGED))
+    return Taken(time or changed, time is not None, describe_camera(exif, details))
+
+
+def parse_time(text: object, fraction: object = None) -> datetime | None:
+    """EXIF's "2024:05:03 14:03:22"; the fraction is the digits behind the point. None for anything else."""
+    match = TIME.match(as_text(text))
+    if not match:
+        return None
+    digits = as_text(fraction)
+    microseconds = int(f"{digits:0<6.6}") if digits.isascii() and digits.isdecimal() else 0
+    try:
+        return datetime(*(int(part or 0) for part in match.groups()), microseconds)
+    except ValueError:  # 0000:00:00, the 31st of February, second 60
+        return None
+
+
+def describe_time(time: datetime | None) -> str | None:
+    """As in "2024-05-03 14:03:22.450"; a fraction only if there is one."""
+    return time and time.isoformat(" ", "milliseconds" if time.microsecond else "seconds")
+
+
+def describe_camera(exif: Image.Exif, details: dict) -> str:
+    """As in "Canon EOS R5, no. 012345"."""
+    make, model, serial = (
+        printable(as_text(value)) for value in (exif.get(MAKE), exif.get(MODEL), details.get(SERIAL))
+    )
+    named = make and make.split()[0].casefold() in model.casefold()
+    name = " ".join(model.split() if named else f"{make} {model}".split())
+    return f"{name}, no. {serial}" if name and serial else name
+
+
+def as_text(value: object) -> str:
+    """A value of EXIF, of which a file may hold any type and length."""
+    if isinstance(value, bytes):
+        value = value.decode("latin-1")
+    return value.replace("\0", " ").strip()[:LONGEST_TEXT] if isinstance(value, str) else ""

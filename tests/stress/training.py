@@ -1,0 +1,202 @@
+"""Kills a training at random moments, resumes it each time, and compares it with one that was left alone.
+
+    python -m tests.stress.training   # 50 kills: half of one process, half of two gloo processes
+    python -m tests.stress.training --kills 1000 --seed 1
+
+A tiny network trains on the demo set, with a process that decodes, and writes a checkpoint after every step.
+SIGKILL comes at a random moment of the start, of the training, or of the writing of a file; of two processes
+both get it, or one alone, and the other must then end by itself. A run that has reached its end must equal
+the one that was never killed bit for bit: weights, optimizer state, progress, metrics.jsonl and predictions.
+Exit code 1: something differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections import Counter
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import torch
+
+from eamb.evaluation import figures
+from eamb.readers.demo import make_demo
+from eamb.weights import checkpoint
+from main import main as eambnet
+from tests.small import UNTRAINED, WORDS
+
+SETTINGS = [*WORDS, "data.workers=1", "data.limit=64", "train.batch_size=16", "train.checkpoint_minutes=0"]
+SETTINGS += ["train.clip=0.5", "optimizer.schedule=one_cycle", "evaluate.batch_size=64", UNTRAINED]
+# Once for all trainings, which then start in no time.
+LOADED = ["main", "eamb.training.run", "eamb.readers.demo", "eamb.evaluation.figures", "torch._dynamo"]
+LOADED += ["torchvision", "torch.utils.tensorboard"]
+END = 60  # seconds within which a process must end whose partner has died
+
+
+class Trainings:
+    """Trainings of `processes` processes on a demo set in `folder`; what each says is in a log beside it."""
+
+    def __init__(self, folder: Path, processes: int, settings: list[str]):
+        self.folder, self.count = folder, processes
+        self.words = ["train", "--dataset", "demo", "--data-root", str(folder / "demo"), *SETTINGS]
+        self.words += [*settings, "--resume"]
+        if not (folder / "demo").exists():
+            make_demo(folder / "demo")
+
+    def start(self, output: Path) -> list[BaseProcess]:
+        """A training's processes, begun or resumed."""
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(LOADED)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        words, log = [*self.words, "--output", str(output)], output.with_name(f"{output.name}.log")
+        arguments = [(words, log, rank, self.count, port) for rank in range(self.count)]
+        processes = [context.Process(target=train, args=each) for each in arguments]
+        for process in processes:
+            process.start()
+        return processes
+
+
+def finish(processes: list[BaseProcess]) -> None:
+    for process in processes:
+        process.join()
+    codes = [process.exitcode for process in processes]
+    if any(codes):
+        raise RuntimeError(f"stress: a training ended by itself, exit codes {codes}; see its log")
+
+
+def train(words: list[str], log: Path, rank: int, world: int, port: int) -> None:
+    """One process of a training."""
+    figures.write_figure = lambda figure, path: None  # most of a tiny training's time
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method(None, force=True)  # of decoding processes: the usual one, not this one's
+    if world > 1:
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        values = {**ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ |= {name: str(value) for name, value in values.items()}
+    with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        code = eambnet(words)
+    sys.exit(code)
+
+
+def alive(processes: list[BaseProcess]) -> bool:
+    return all(process.is_alive() for process in processes)
+
+
+def wait_until_written(processes: list[BaseProcess], path: Path) -> bool:
+    """Waits until the file is written anew; False: the training ended before."""
+
+    def changed() -> int:
+        return path.stat().st_mtime_ns if path.exists() else 0
+
+    before = changed()
+    while changed() == before:
+        if not alive(processes):
+            return False
+        time.sleep(0.001)
+    return True
+
+
+def kill(processes: list[BaseProcess], output: Path, seconds: float, chance: random.Random) -> set[str]:
+    """Kills a training at a random moment; what was special about it. Empty: it had ended before."""
+    moment = chance.choice(("start", "training", "training", "writing", "writing"))
+    traits = {"kills", "resumes"} if (output / "last.pt").exists() else {"kills"}
+    if moment == "start" or (wait_until_written(processes, output / "last.pt") and moment == "training"):
+        time.sleep(chance.uniform(0, seconds / 4))
+    elif moment == "writing":
+        unfinished = f".{chance.choice(('last.pt', 'last.pt', 'metrics.jsonl', 'best.pt'))}*"
+        while alive(processes) and not any(output.glob(unfinished)):
+            pass
+        time.sleep(chance.uniform(0, 0.003))
+    alone = moment != "start" and len(processes) > 1 and chance.random() < 0.5
+    for process in [chance.choice(processes)] if alone else processes:
+        process.kill()
+    for process in processes:
+        process.join(END)
+    if any(process.is_alive() for process in processes):
+        raise RuntimeError(f"stress: a process lived on for {END} s after its partner was killed")
+    if not any(process.exitcode == -signal.SIGKILL for process in processes):
+        finish(processes)
+        return set()
+    traits |= {"of one process alone"} if alone else set()
+    return traits | ({"while writing"} if any(output.rglob(f".*.{processes[0].pid}.tmp")) else set())
+
+
+def kill_and_compare(trainings: Trainings, kills: int, chance: random.Random) -> list[str]:
+    """Kills so often, over as many trainings as that takes; says what differs from an undisturbed one."""
+    whole = trainings.folder / f"{trainings.count}_undisturbed"
+    started = time.monotonic()
+    finish(trainings.start(whole))
+    seconds = time.monotonic() - started
+    counts, different = Counter(), []
+    while counts["kills"] < kills:
+        counts["trainings"] += 1
+        output = trainings.folder / f"{trainings.count}_killed_{counts['trainings']}"
+        while counts["kills"] < kills and (traits := kill(trainings.start(output), output, seconds, chance)):
+            counts.update(traits)
+        finish(trainings.start(output))
+        different += differences(whole, output)
+    said = ", ".join(f"{count} {name}" for name, count in counts.items())
+    print(f"{trainings.count} process(es): {said}, {len(different)} differences", flush=True)
+    return different
+
+
+def differences(first: Path, second: Path) -> list[str]:
+    """In what two finished runs differ, to the last bit, in words."""
+    different = []
+    for name in ("last.pt", "best.pt"):
+        parts = []
+        for folder in (first, second):
+            weights, state = checkpoint.load_training(folder / name)
+            description = {key: value for key, value in weights.description.items() if key != "versions"}
+            ids = weights.training_ids.tolist(), weights.emotion_training_ids.tolist()
+            parts.append({"weights": weights.tensors, "about": description, "ids": ids, "state": state})
+        different += unequal(f"{second / name}", *parts)
+    for name in ("metrics.jsonl", "test/predictions.csv"):
+        contents = [(run / name).read_bytes() if (run / name).exists() else None for run in (first, second)]
+        if contents[0] != contents[1]:
+            different.append(f"{second / name}")
+    return different
+
+
+def unequal(place: str, first, second) -> list[str]:
+    """The places where nested values differ, to the last bit."""
+    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        return [] if first.dtype == second.dtype and torch.equal(first, second) else [place]
+    if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
+        return [one for key in first for one in unequal(f"{place}: {key}", first[key], second[key])]
+    if isinstance(first, list | tuple) and isinstance(second, list | tuple) and len(first) == len(second):
+        pairs = enumerate(zip(first, second, strict=True))
+        return [one for i, pair in pairs for one in unequal(f"{place}: {i}", *pair)]
+    return [] if repr(first) == repr(second) else [place]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--kills", type=int, default=50, help="in all (default 50)")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="default: 1 2")
+    parser.add_argument("--epochs", type=int, default=6, help="of each training (default 6)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
+    parser.add_argument("settings", metavar="key=value", nargs="*", help="of the training, as for main.py")
+    options = parser.parse_intermixed_args(arguments)
+    different, share = [], -(-options.kills // len(options.processes))
+    with tempfile.TemporaryDirectory() as folder:
+        for count in options.processes:
+            trainings = Trainings(Path(folder), count, [f"train.epochs={options.epochs}", *options.settings])
+            different += kill_and_compare(trainings, share, random.Random(options.seed + count))
+    print("\n".join([*different, f"differences: {len(different)}"]))
+    return 1 if different else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

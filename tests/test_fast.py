@@ -1,0 +1,128 @@
+"""The fast form for inference: BatchNorm folded into convolutions, only where it may be; the same numbers."""
+
+import pytest
+import torch
+from conftest import enliven
+from small import BACKBONE
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from eamb.network.backbones import DepthwiseConv2d, build_pyramid
+from eamb.network.fast import fold, fold_batchnorm, folding_pairs, prepare_for_inference
+from EAMBNet import EmotionNetwork, LinearNetwork, build_model
+
+LITE = {"backbone": "tf_efficientnet_lite0", "width": 32}
+FORMS = {
+    "lite": lambda: build_model(**LITE, outputs=1, context_scale=1.0, shortcut=True),
+    "plain": lambda: build_model(BACKBONE, width=16, without=("guided_fusion", "attention")),
+    "no context": lambda: build_model(BACKBONE, width=16, without=("context", "emotion")),
+    "no detail": lambda: build_model(BACKBONE, width=16, without=("detail",)),
+    "linear": lambda: LinearNetwork(BACKBONE, 1, 0.2),
+    "emotion": lambda: EmotionNetwork(BACKBONE, ("a", "b", "c"), 0.5, 16),
+}
+
+
+def norms(network: nn.Module) -> int:
+    return sum(isinstance(layer, _BatchNorm) for layer in network.modules())
+
+
+def test_folding_by_hand():
+    conv, norm = nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1, eps=0).eval()
+    for values, number in (
+        *((conv.weight.data, 3.0), (conv.bias.data, 1.0), (norm.running_mean, 5.0)),
+        *((norm.running_var, 4.0), (norm.weight.data, 10.0), (norm.bias.data, 7.0)),
+    ):
+        values.fill_(number)
+    rest = fold(conv, norm)
+    # (3 x + 1 - 5) / 2 * 10 + 7 = 15 x - 13
+    assert (conv.weight.item(), conv.bias.item()) == (15, -13)
+    assert isinstance(rest, nn.Identity)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "tf_efficientnet_lite0"])
+def test_a_folded_pyramid_has_no_batchnorm_and_gives_the_same_maps(name):
+    torch.manual_seed(0)
+    network = enliven(build_pyramid(name, levels=2))
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        before = network(images)
+        fold_batchnorm(network, torch.zeros(1, 3, 64, 64))
+        after = network(images)
+    assert norms(network) == 0
+    fast = [layer for layer in network.modules() if isinstance(layer, DepthwiseConv2d)]
+    assert bool(fast) == (name != "resnet50")  # the layers that train fast are folded too
+    assert all(layer.bias is not None for layer in fast)
+    for a, b in zip(before, after, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * a.abs().max().item())
+
+
+class Odd(nn.Module):
+    """Convolutions that may not be folded: `twice` runs twice, `shared` is read by something else too."""
+
+    def __init__(self):
+        super().__init__()
+        self.twice, self.shared, self.plain = (nn.Conv2d(3, 3, 1) for _ in range(3))
+        self.norm1, self.norm2, self.norm3, self.norm4 = (nn.BatchNorm2d(3) for _ in range(4))
+
+    def forward(self, x):
+        x = self.norm1(self.twice(x)) + self.norm2(self.twice(x + 1))
+        y = self.shared(x)
+        largest = torch.cat([y, x]).amax()
+        return self.norm4(self.plain(self.norm3(y) + largest))
+
+
+def test_what_may_not_be_folded_stays():
+    network, images = enliven(Odd()), torch.randn(2, 3, 8, 8)
+    assert folding_pairs(network, images) == [(network.plain, network.norm4)]
+    with torch.no_grad():
+        before = network(images)
+        fold_batchnorm(network, images)
+        torch.testing.assert_close(network(images), before, rtol=1e-5, atol=1e-5)
+    assert norms(network) == 3
+
+
+def test_no_hooks_are_left_even_after_an_error():
+    network = enliven(Odd())
+    with pytest.raises(RuntimeError):
+        folding_pairs(network, torch.randn(1, 4, 8, 8))
+    assert not any(layer._forward_hooks for layer in network.modules())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_fast_form_gives_the_same_output_in_float32(form):
+    torch.manual_seed(0)
+    network = enliven(FORMS[form]())
+    fast, images = prepare_for_inference(network), torch.randn(2, 3, 64, 96)
+    with torch.inference_mode():
+        for found, expected in zip(fast(images), network(images), strict=True):
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    assert norms(fast) == 0
+
+
+def test_the_fast_form_is_a_copy(lite_network):
+    before = {name: value.clone() for name, value in lite_network.state_dict().items()}
+    fast = prepare_for_inference(lite_network)
+    assert all(torch.equal(value, before[name]) for name, value in lite_network.state_dict().items())
+    assert any(parameter.requires_grad for parameter in lite_network.parameters())
+    assert not any(parameter.requires_grad for parameter in fast.parameters())
+    assert fast.arguments == lite_network.arguments
+    assert not fast.train().training
+
+
+@pytest.mark.parametrize(("precision", "near"), [("bf16", 0.02), ("fp16", 0.004)])
+def test_the_fast_form_in_half_precision_takes_and_gives_float32(lite_network, precision, near):
+    fast = prepare_for_inference(lite_network, precision)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found, expected = fast(images), lite_network(images)
+        maps = fast.class_activation_maps(images)
+    assert {value.dtype for value in (*found, maps)} == {torch.float32}
+    difference = (found.prediction - expected.prediction).abs().max()
+    assert 0 < difference < near
+    assert maps.shape == lite_network.class_activation_maps(images).shape
+
+
+def test_an_unknown_precision_is_refused(lite_network):
+    with pytest.raises(ValueError, match="precision must be fp32, bf16, fp16, got 'int8'"):
+        prepare_for_inference(lite_network, "int8")

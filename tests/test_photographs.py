@@ -1,0 +1,172 @@
+"""Finding photographs: each file once, in order, whatever it is called; parts that together are the whole."""
+
+import io
+import os
+import re
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from eamb.inference.photographs import Search, Shard, choose_shard, find_pictures
+
+ALBUM = ["a.PNG", "b.jpg", "broken.jpg", "\udcff.jpg", "sub/b.jpg", "sub/c.webp"]
+OTHERS = [".hidden.jpg", ".cache/d.jpg", "notes.txt", "raw.CR2"]
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+@pytest.fixture
+def album(tmp_path, monkeypatch):
+    """The working folder, as people have them: pictures, hidden and other files, a link to itself."""
+    touch(tmp_path, *ALBUM, *OTHERS)
+    (tmp_path / "again").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def found(*arguments, shard=None):
+    return [picture.path for picture in find_pictures(arguments, shard)]
+
+
+def list_on_standard_input(monkeypatch, content):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+
+
+def test_a_folder_is_sorted_and_what_it_holds_beside_pictures_is_counted(album, capsys):
+    assert found(".") == [f"./{name}" for name in ALBUM]
+    [line] = capsys.readouterr().err.splitlines()
+    counted = line.removeprefix("passed over in folders: ").split(", ")
+    assert sorted(counted) == ["1 .cr2", "1 .txt", "1 linked", "2 hidden"]
+
+
+def test_paths_stay_as_they_were_given(album):
+    assert found("./b.jpg", "sub/", "broken.jpg") == ["./b.jpg", "sub/b.jpg", "sub/c.webp", "broken.jpg"]
+
+
+def test_a_file_named_twice_is_found_once(album):
+    assert found("sub/b.jpg", "sub", str(album / "sub"), "again/sub/c.webp") == ["sub/b.jpg", "sub/c.webp"]
+
+
+def test_a_link_to_a_picture_is_a_picture_of_its_own(album):
+    for name in ("x.jpg", "y.jpg"):
+        Path("sub", name).symlink_to(album / "b.jpg")
+    assert found("sub") == ["sub/b.jpg", "sub/c.webp", "sub/x.jpg", "sub/y.jpg"]
+
+
+def test_files_come_before_folders(tmp_path):
+    touch(tmp_path, "b/z.jpg", "b/a/y.jpg", "c.jpg", ".d/x.jpg", "a.b/w.jpg", "a/v.jpg")
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    (tmp_path / "e").symlink_to(tmp_path / "b")
+    search = Search()
+    search.add_folder(str(tmp_path))
+    names = [os.path.relpath(picture.path, tmp_path) for picture in search.pictures.values()]
+    assert names == ["c.jpg", "loop.jpg", "a/v.jpg", "a.b/w.jpg", "b/z.jpg", "b/a/y.jpg"]
+    assert search.describe_passed_over() == "1 hidden, 1 linked"
+
+
+@contextmanager
+def nested(folder, name, levels):
+    """A file in folders inside folders, made and removed step by step: the whole path may be too long."""
+    before = Path.cwd()
+    os.chdir(folder)
+    for _ in range(levels):
+        Path(name).mkdir()
+        os.chdir(name)
+    Path("a.jpg").touch()
+    os.chdir(before)
+    try:
+        yield "/".join([str(folder), *[name] * levels])
+    finally:
+        os.chdir(folder)
+        for _ in range(levels):
+            os.chdir(name)
+        Path("a.jpg").unlink()
+        for _ in range(levels):
+            os.chdir("..")
+            Path(name).rmdir()
+        os.chdir(before)
+
+
+def test_a_thousand_nested_folders_are_searched(tmp_path):
+    touch(tmp_path, "z.jpg")
+    with nested(tmp_path, "d", 1100) as deepest:
+        assert found(str(tmp_path)) == [f"{tmp_path}/z.jpg", f"{deepest}/a.jpg"]
+        try:  # Python 3.12 and later can
+            assert len(found(f"{tmp_path}/**/*.jpg")) == 2
+        except ValueError as error:
+            assert re.search(r"nested too deep for the pattern .*; name the folder itself$", str(error))
+
+
+def test_a_folder_whose_path_is_too_long_to_be_listed_is_taken_for_a_picture(tmp_path):
+    with nested(tmp_path, "d" * 250, 20) as deepest:  # a path has at most 4,096 bytes on Linux
+        [path] = found(str(tmp_path))
+        assert deepest.startswith(path)
+
+
+def test_globs_are_read_as_a_shell_reads_them(album):
+    assert found("*b.jpg", "**/c.*") == ["b.jpg", "sub/c.webp"]
+    assert found("[s]ub") == ["sub/b.jpg", "sub/c.webp"]
+    assert found(".c*/*") == [".cache/d.jpg"]
+
+
+def test_a_glob_does_not_go_round_in_linked_folders(tmp_path):
+    for name in ("one", "two"):  # each way round opens two more
+        (tmp_path / name).symlink_to(tmp_path)
+    touch(tmp_path, "a.jpg")
+    assert found(f"{tmp_path}/**/*.jpg") == [f"{tmp_path}/a.jpg"]
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file(album):
+    touch(album, "a[1].jpg", "a1.jpg")
+    assert found("a[1].jpg") == ["a[1].jpg"]
+
+
+def test_a_named_file_is_tried_whatever_it_is_called(album):
+    assert found("notes.txt", ".hidden.jpg", "missing.jpg") == ["notes.txt", ".hidden.jpg", "missing.jpg"]
+
+
+def test_a_list_on_standard_input_may_hold_any_name(album, monkeypatch):
+    list_on_standard_input(monkeypatch, b"b.jpg\r\n\n\xff.jpg\nsub\n")
+    assert found("-") == ["b.jpg", "\udcff.jpg", "sub/b.jpg", "sub/c.webp"]
+    list_on_standard_input(monkeypatch, b"a.jpg\0b.jpg\0")
+    with pytest.raises(ValueError, match="one path a line"):
+        found("-")
+
+
+def test_folders_that_the_run_writes_into_hold_no_pictures_to_score(album):
+    assert [picture.path for picture in find_pictures(["."], maps=[Path("sub")])] == [
+        f"./{name}" for name in ALBUM[:4]
+    ]
+
+
+# ---- parts for several processes
+
+
+def real(paths):
+    return [os.path.realpath(path) for path in paths]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_parts_are_disjoint_and_complete_and_do_not_depend_on_the_order(album, count):
+    named = ["b.jpg", "sub", ".", str(album / "sub/b.jpg")]
+    whole, parts = real(found(*named)), []
+    for number in range(1, count + 1):
+        shard = Shard(number, count)
+        part = real(found(*named, shard=shard))
+        assert set(part) == set(real(found("./sub/..", *named[::-1], shard=shard)))
+        assert part == [place for place in whole if place in part], "they stay in the order of naming"
+        parts.append(part)
+    assert sorted(place for part in parts for place in part) == sorted(whole)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/2/3", "-1/2", "1/0", "1.5/2"])
+def test_bad_parts_are_one_sentence(text):
+    with pytest.raises(ValueError, match=f"^predict: --shard is i/n with i from 1 to n.*; got '{text}'$"):
+        choose_shard(text)

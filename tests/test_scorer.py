@@ -1,0 +1,205 @@
+"""The Scorer: each picture its own figures or its reason, in order, the same in any company."""
+
+import copy
+import os
+import threading
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from lively import RATINGS, SIZE, blotches, build_lively, direct_score, write_weights
+
+from eamb.inference import scorer as scorer_module
+from eamb.inference.scorer import Scorer, in_threads, percentile, worker_threads
+from eamb.network.outputs import Scale
+from eamb.readers.decoding import DecodeError
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_lively()
+
+
+@pytest.fixture(scope="module")
+def weights(model, tmp_path_factory):
+    return write_weights(tmp_path_factory.mktemp("weights") / "stars.safetensors", model)
+
+
+@pytest.fixture(scope="module")
+def scorer(weights):
+    return Scorer(weights, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Five pictures, and two files that are none."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for seed in range(5):
+        blotches(seed).save(folder / f"{seed}.png")
+    (folder / "2b.png").touch()
+    (folder / "3b.png").write_text("<html>not found</html>")
+    return sorted(map(str, folder.iterdir()))
+
+
+# ---- percentiles
+
+
+@pytest.mark.parametrize(
+    ("value", "share"),
+    [(0, 0), (1, 0), (1.5, 12.5), (2, 25), (3, 62.5), (4, 75), (4.5, 87.5), (5, 100), (6, 100)],
+)
+def test_percentile_is_the_share_of_ratings_below(value, share):
+    # Of RATINGS' quarters one lies between 1 and 2, one on 2 itself, one in 2 to 4, one in 4 to 5.
+    assert percentile(value, np.array(RATINGS)) == share
+
+
+def test_percentile_of_every_rating_is_counted_exactly():
+    ratings = np.sort(np.random.default_rng(0).integers(2, 10, 1001) / 2)  # many are equal
+    quantiles = np.quantile(ratings, np.linspace(0, 1, 1001))
+    for value in np.arange(1, 5, 0.5):
+        assert percentile(value, quantiles) == pytest.approx(100 * np.mean(ratings < value), abs=0.11)
+
+
+# ---- scores
+
+
+def test_three_lines_of_python(pictures, weights, model, monkeypatch):
+    monkeypatch.setattr(scorer_module, "SHIPPED", weights)
+    result = Scorer().score(pictures[1])
+    assert result.score == pytest.approx(direct_score(model, pictures[1]), abs=1e-4)
+    assert result.emotion_map.shape == (SIZE // 8, SIZE // 8)
+    assert result.distribution == {} and result.class_maps is None
+
+
+def test_missing_shipped_weights_say_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(scorer_module, "SHIPPED", tmp_path / "lite.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"lite\.safetensors are missing.*--checkpoint FILE"):
+        Scorer()
+
+
+def test_no_percentile_without_training_ratings(model, pictures, tmp_path):
+    file = write_weights(tmp_path / "w.safetensors", model, training_ratings=[])
+    assert Scorer(file, device="cpu").score(pictures[0]).percentile is None
+
+
+def test_a_high_or_low_network_gives_a_probability_whatever_the_ratings_were(model, pictures, tmp_path):
+    high = Scale("label", 1.0, 10.0, threshold=5.0, inclusive=True)  # IAE's ratings run from 1 to 10
+    file = write_weights(tmp_path / "high.safetensors", model, high)
+    scored = Scorer(file, device="cpu").score(pictures[0])
+    assert scored.score == pytest.approx((direct_score(model, pictures[0]) - 1) / 4, abs=1e-5)
+    assert (scored.score_min, scored.score_max, scored.percentile) == (0.0, 1.0, None)
+
+
+def test_score_raises_where_score_all_reports(scorer, tmp_path):
+    (tmp_path / "empty.jpg").touch()
+    os.mkfifo(tmp_path / "pipe.jpg")
+    paths = [tmp_path / "empty.jpg", tmp_path / "pipe.jpg", tmp_path]
+    reasons = [result.error for result in scorer.score_all(paths)]
+    assert reasons == [
+        "the file is empty",
+        "a pipe or device, not a file",
+        "a folder, not a picture, or one that cannot be listed",
+    ]
+    with pytest.raises(DecodeError, match=r"empty\.jpg cannot be decoded: the file is empty"):
+        scorer.score(tmp_path / "empty.jpg")
+    assert list(scorer.score_all([])) == []
+
+
+def test_a_network_that_gives_no_number_is_a_reason(weights, pictures):
+    scorer = Scorer(weights, device="cpu")
+    scorer.network.model.network.head[5].bias.fill_(float("nan"))
+    [result] = scorer.score_all(pictures[:1])
+    assert result.score is None
+    assert "not a number" in result.error
+
+
+# ---- the same score in any company
+
+
+def with_workers(scorer, batch_size, workers):
+    """A Scorer with the same network, which takes a while to build."""
+    other = copy.copy(scorer)
+    other.batch_size, other.workers = batch_size, workers
+    return other
+
+
+def scores_of(scorer, paths):
+    return {result.path: result.score for result in scorer.score_all(paths) if not result.error}
+
+
+def test_a_score_is_the_same_in_any_company(scorer, pictures):
+    expected = scores_of(with_workers(scorer, 1, 0), pictures)
+    assert len(expected) == 5 and np.ptp(list(expected.values())) > 0.2
+    for batch_size, workers in ((1, 2), (2, 1), (3, 0), (3, 2), (16, 4)):
+        other = with_workers(scorer, batch_size, workers)
+        for order in (pictures, pictures[::-1], pictures[3:]):
+            wanted = {path: expected[path] for path in order if path in expected}
+            # Kernels of another batch size may add in another order: the last digits of float32.
+            assert scores_of(other, order) == pytest.approx(wanted, abs=1e-5 * 4)
+
+
+def test_from_any_picture_on_the_results_are_those_of_all(scorer, pictures):
+    other = with_workers(scorer, 3, 0)
+    whole = list(other.score_all(pictures))
+    for first in range(len(pictures) + 1):
+        assert list(other.score_all(pictures, first)) == whole[first:]
+
+
+def test_class_maps_come_only_when_asked_for_and_do_not_depend_on_neighbours(weights, pictures):
+    a, b, c, _, d = pictures[:5]
+    mapped = Scorer(weights, device="cpu", batch_size=3, maps=True)
+    *_, alone = mapped.score_all([a, b, c, d])  # its batch is filled up with black
+    among, _, _, other = mapped.score_all([d, c, a, b])
+    assert np.array_equal(alone.class_maps, among.class_maps)
+    assert np.array_equal(alone.emotion_map, among.emotion_map)
+    assert np.abs(other.class_maps - among.class_maps).max() > 0.1
+
+
+def test_each_picture_is_shown_to_look_before_its_result(scorer, pictures):
+    shown = {}
+    for result in scorer.score_all(pictures, look=lambda path, picture, exif: shown.update({path: picture})):
+        assert result.error or shown[result.path].size == (96, 80)
+    assert len(shown) == 5
+
+
+# ---- threads
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_scoring_leaves_torch_and_the_warnings_as_they_were(scorer, pictures, two_threads):
+    results = with_workers(scorer, 1, 2).score_all(pictures)
+    next(results)
+    assert torch.get_num_threads() == 2
+    results.close()
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert seen == [2]
+    with pytest.warns(UserWarning, match="heard"):
+        warnings.warn("heard", stacklevel=1)
+
+
+def test_workers_are_one_per_core_unless_told_otherwise(two_threads):
+    assert [worker_threads(workers, on_cpu=True) for workers in (-1, 0, 5)] == [2, 0, 5]
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_work_in_threads_comes_back_in_order_and_runs_no_further_ahead_than_one_item_each(threads):
+    asked = []
+    items = (asked.append(number) or number for number in range(20))
+    results = in_threads(lambda number: (time.sleep(0.002 * (number % 3)), number)[1], items, threads)
+    assert next(results) == 0
+    assert len(asked) == threads + 1
+    assert list(results) == list(range(1, 20))
+    with pytest.raises(ZeroDivisionError):
+        list(in_threads(lambda number: 1 // number, [1, 0, 1], threads))
