@@ -45,6 +45,8 @@ def test_links_lead_to_files_and_headings_that_exist(page):
 
 def test_files_that_the_pages_name_exist():
     for page in PAGES:
+        if page.name == "CHANGELOG.md":  # names files that are gone
+            continue
         text = page.read_text(encoding="utf-8")
         named = re.findall(r"(?<![\w/.-])(?:eamb|scripts|configs|tests|results|docs)/[\w/.-]*\.\w+", text)
         modules = re.findall(r"python -m ((?:eamb|tests|scripts)\.[\w.]+)", text)
@@ -62,14 +64,17 @@ def test_the_readme_is_short():
 def test_the_figures_in_the_readme_are_those_of_the_results():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     with (ROOT / "results" / "tables" / "para_224.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["pictures"] == "3000"]
-    for runs in ("para_lite_main_seed0", "para_lite", "para_lite_linear_seed0"):
-        row = next(row for row in rows if row["runs"].split()[0] == runs)
-        shown = [row["srcc"], row["plcc"], row["accuracy"], row["accuracy_inclusive"]]
-        figures = [f"{float(value):.3f}".removeprefix("0") for value in shown[:2]]
-        figures += [f"{float(value):.1%}".replace("%", " %") for value in shown[2:]]
-        fitting = [line for line in lines if line.startswith("|") and all(f in line for f in figures)]
-        assert fitting, (runs, figures)
+        means = {
+            (row["runs"].split()[0], row["metric"]): float(row["mean"])
+            for row in csv.DictReader(file)
+            if row["subset"] == "all"
+        }
+    for run in ("para_lite_main_seed0", "para_lite", "para_lite_linear_seed0"):
+        figures = [f"| {means[run, name]:.3f} (".replace("0.", ".", 1) for name in ("srcc", "plcc")]
+        figures += [
+            f"| {means[run, name]:.1%} (".replace("%", " %") for name in ("accuracy", "accuracy_inclusive")
+        ]
+        assert any(all(figure in line for figure in figures) for line in lines), (run, figures)
 
 
 def test_the_version_is_that_of_the_last_change():

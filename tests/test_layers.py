@@ -1,4 +1,4 @@
-"""The files at the top and scripts/ keep to their layers (import-linter sees eamb/ alone); the drawing is made."""
+"""The files at the top and scripts/ keep to their layers (import-linter sees eamb/ alone); the drawing."""
 
 import runpy
 
