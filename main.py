@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from eamb.network.names import NETWORKS, TASKS
 from eamb.readers.registry import DATASETS
 from eamb.runtime.command import guarded
 
@@ -64,10 +65,8 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--task", type=str.lower, choices=("aesthetics", "emotion", "series"))
-    parser.add_argument(
-        "--network", choices=("eambnet", "linear", "resnet", "paunit"), help="the last two: of --task series"
-    )
+    parser.add_argument("--task", type=str.lower, choices=TASKS)
+    parser.add_argument("--network", choices=NETWORKS, help="the last two: of --task series")
     add_data_options(parser)
     parser.add_argument("--emotion-checkpoint", metavar="FILE", help="weights of the emotion branch")
     parser.add_argument("--weights", metavar="FILE", help="start from this network (fine-tuning)")

@@ -29,7 +29,6 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datasets import first_by_hash, load_dataset
-from eamb.evaluation.evaluate import as_trained, is_cross_set
 from eamb.evaluation.figures import (
     BLUE,
     FAINT,
@@ -43,6 +42,7 @@ from eamb.evaluation.figures import (
     write,
     write_figure,
 )
+from eamb.evaluation.predicting import as_trained, is_cross_set
 from eamb.files import as_cell, encodable, printable, write_csv
 from eamb.inference.panels import Box, fit, resize_image, shorten, show
 from eamb.inference.photographs import find_pictures

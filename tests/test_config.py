@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from eamb.network.limits import SMALLEST_SIDE
+from eamb.network.names import SMALLEST_SIDE
 from eamb.readers.options import DataOptions
 from eamb.runtime.config import SMALLEST, Config, Data, as_yaml, from_dict, load_config
 

@@ -9,7 +9,8 @@ from small import BACKBONE
 
 from eamb.network.backbones import RESNET50
 from eamb.network.fast import prepare_for_inference
-from eamb.network.pair_networks import NETWORKS, PAUnit, SeriesNetwork
+from eamb.network.names import PAIR_NETWORKS
+from eamb.network.pair_networks import PAUnit, SeriesNetwork
 from eamb.weights.checkpoint import Weights, describe
 from metrics import pair_probability
 
@@ -43,7 +44,7 @@ def test_a_unit_is_what_the_paper_defines():
     torch.testing.assert_close(unit(x), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", PAIR_NETWORKS)
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_odds_of_single_photographs_give_the_published_answer_for_pairs(network, symmetric):
     model, images = build(network, symmetric), photographs()
@@ -57,7 +58,7 @@ def test_odds_of_single_photographs_give_the_published_answer_for_pairs(network,
     assert published.std() > 0.01  # something to be right about
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", PAIR_NETWORKS)
 def test_a_symmetric_network_is_sure_of_one_of_two(network):
     pairs = all_pairs(4)
     with torch.no_grad():
@@ -84,7 +85,7 @@ def test_the_published_networks_have_the_published_sizes():
     assert size("paunit", True) == backbone + unit + 7168 * 2
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", PAIR_NETWORKS)
 def test_every_weight_of_a_published_network_learns(network):
     model = SeriesNetwork(BACKBONE, network, symmetric=False).train()
     assert model.last.weight.abs().sum() == 0  # even odds at first
@@ -95,7 +96,7 @@ def test_every_weight_of_a_published_network_learns(network):
     assert silent == []
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", PAIR_NETWORKS)
 def test_the_fast_form_and_the_saved_form_say_the_same(network):
     model, images = build(network, symmetric=False), photographs()
     weights = Weights(model.state_dict(), describe(model, None))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 
-from eamb.network.limits import SMALLEST_SIDE
+from eamb.network.names import SMALLEST_SIDE
 from eamb.network.outputs import PRECISIONS, Output, check_size
 
 NORMS = ("BatchNorm2d", "SyncBatchNorm")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eamb.network.limits import SMALLEST_SIDE
+from eamb.network.names import SMALLEST_SIDE
 
 EMOTIONS = ("amusement", "awe", "contentment", "excitement", "anger", "disgust", "fear", "sadness")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from eamb.network.backbones import Tail, build_pyramid
+from eamb.network.names import PAIR_NETWORKS
 from eamb.network.outputs import Output, check_size, no_emotions
-
-NETWORKS = ("resnet", "paunit")
 
 REDUCTION = 16  # of the channels between the two layers of channel attention
 
@@ -71,8 +70,8 @@ class SeriesNetwork(nn.Module):
 
     def __init__(self, backbone: str, network: str, symmetric: bool = True):
         super().__init__()
-        if network not in NETWORKS:
-            raise ValueError(f"series: the pair networks are {' and '.join(NETWORKS)}, got '{network}'")
+        if network not in PAIR_NETWORKS:
+            raise ValueError(f"series: the pair networks are {' and '.join(PAIR_NETWORKS)}, got '{network}'")
         arguments = {"backbone": backbone, "network": network, "symmetric": symmetric}
         self.arguments = {**arguments, "emotions": ()}
         self.context = build_pyramid(backbone, levels=4)

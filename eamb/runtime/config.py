@@ -18,7 +18,7 @@ from typing import Any, get_type_hints
 import yaml
 from yaml.constructor import SafeConstructor
 
-from eamb.network.limits import SMALLEST_SIDE
+from eamb.network.names import NETWORKS, SMALLEST_SIDE, TASKS
 from eamb.readers.options import DataOptions, limited, one_of
 
 
@@ -78,7 +78,7 @@ class Model:
     shortcut: not the paper's: the context branch's deepest map enters the head too.
     """
 
-    network: str = one_of("eambnet", "linear", "resnet", "paunit")
+    network: str = one_of(*NETWORKS)
     backbone: str = "resnet50"
     width: int = 256
     guided_width: int = 56
@@ -182,7 +182,7 @@ class Evaluate:
 class Config:
     """All settings of a run; a key is `section.name`, or `task`."""
 
-    task: str = one_of("aesthetics", "emotion", "series")
+    task: str = one_of(*TASKS)
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     loss: Loss = field(default_factory=Loss)

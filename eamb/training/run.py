@@ -373,7 +373,15 @@ def train_epoch(run: Run, epoch: int) -> dict[str, float]:
     loader.worker_init_fn = ignore_first_signal
     start, started = time.monotonic(), run.totals.step
     schedule, base = config.optimizer.schedule, config.optimizer.learning_rate
-    with progress(order, run, epoch) as bar:
+    bar = tqdm(
+        total=len(order),
+        initial=started,
+        desc=f"epoch {epoch + 1}/{config.train.epochs}",
+        unit="step",
+        disable=not distributed.is_main(),
+        mininterval=2,
+    )
+    with bar:
 
         def after_step(totals: engine.Totals) -> None:
             if run.average:
@@ -414,17 +422,6 @@ def train_epoch(run: Run, epoch: int) -> dict[str, float]:
     return means
 
 
-def progress(order: TrainOrder, run: Run, epoch: int) -> tqdm:
-    return tqdm(
-        total=len(order),
-        initial=run.totals.step,
-        desc=f"epoch {epoch + 1}/{run.config.train.epochs}",
-        unit="step",
-        disable=not distributed.is_main(),
-        mininterval=2,
-    )
-
-
 def validate(run: Run) -> dict[str, float]:
     """Metrics on the validation pictures, without intervals."""
     rated = run.data[run.config.train.validate_on]
@@ -434,7 +431,8 @@ def validate(run: Run) -> dict[str, float]:
 
 
 def finish(run: Run) -> dict[str, float]:
-    """Draws the curves and scores the best weights once on test."""
+    """Draws the curves and scores the best weights once on test: the report in test/, of several sets in
+    test/SET/, with SET_ before its metrics."""
     from eamb.evaluation.figures import save_curves
 
     if distributed.is_main():
@@ -450,13 +448,8 @@ def finish(run: Run) -> dict[str, float]:
     if not run.config.train.score_test:
         return chosen
     checkpoint.load_tensors(run.network, best.tensors, str(run.records.best_file))
-    return score_test(run, best)
-
-
-def score_test(run: Run, best: Weights) -> dict[str, float]:
-    """The report on test, in test/; of several sets one each, in test/SET/, and SET_ before its metrics."""
     test, metrics = run.data["test"], {}
-    for rated in test.parts or (test,):
+    for rated in test.parts or (test,):  # of several sets one report each
         report = evaluate(run.network, best, rated, run.task, run.compute)
         folder = run.output / "test" / (rated.name if test.parts else "")
         if distributed.is_main():

@@ -21,8 +21,9 @@ from eamb.evaluation.predicting import labelled
 from eamb.evaluation.preferences import evaluate_pairs, evaluate_pairs_by_score, measure_pairs
 from eamb.evaluation.ratings import evaluate_scores, measure_scores
 from eamb.evaluation.report import Report
+from eamb.network.names import PAIR_NETWORKS
 from eamb.network.outputs import Output, Scale
-from eamb.network.pair_networks import NETWORKS, SeriesNetwork
+from eamb.network.pair_networks import SeriesNetwork
 from eamb.readers.pairs import PairedSet, load_pairs
 from eamb.readers.rated import RatedSet, emotion_name
 from eamb.readers.registry import DATASETS, PAIRED
@@ -60,10 +61,10 @@ class Task(ABC):
     def check(self) -> None:
         """Refuses settings that are not for this task, and sets and networks that do not go with it."""
         config, paired = self.config, self.unit == "pairs"
-        if paired != (config.data.dataset in PAIRED) or paired != (config.model.network in NETWORKS):
+        if paired != (config.data.dataset in PAIRED) or paired != (config.model.network in PAIR_NETWORKS):
             raise ValueError(
                 f"training: --task series goes with a set of pairs (--dataset {' or '.join(PAIRED)}) and a "
-                f"network for them (--network {' or '.join(NETWORKS)}), and they with it; got --task "
+                f"network for them (--network {' or '.join(PAIR_NETWORKS)}), and they with it; got --task "
                 f"{self.name}, --dataset {config.data.dataset} and --network {config.model.network}"
             )
         if config.data.crop and not paired:

@@ -462,40 +462,29 @@ def load_official_weights(network: Network, source: Path | str | dict) -> None:
     load_source(network, official, only="emotion." if emotions_alone else "")
 
 
-def load_imagenet(model: Network, source: str = "auto") -> None:
+def load_imagenet(network: Network, source: str = "auto") -> None:
     """Fills every backbone of the network with ImageNet weights: the known ones, or those of a local file.
 
     Raises:
         FileNotFoundError: no such file, or no network to download it; says which file to put where.
         ValueError: tensors of the backbone are missing or misshapen in the file; nothing is written then.
     """
-    name = model.arguments["backbone"]
+    name, state = network.arguments["backbone"], None
     file = backbones.imagenet_file(name) if source == "auto" else Path(source)
-    state = imagenet_state(name, file)
-    tensors = {
-        f"{place}{key}": state[key]
-        for place, pyramid in pyramids(model).items()
-        for key in pyramid.state_dict()
-        if key in state
-    }
+    if file is not None:
+        content = unwrapped(read_file(file).content)
+        state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    state, places = backbones.imagenet_tensors(name, state), pyramids(network)
+    names = [
+        (place, key) for place, pyramid in places.items() for key in pyramid.state_dict() if key in state
+    ]
 
     def shown(ours: str) -> str:
-        place = next(place for place in pyramids(model) if ours.startswith(place))
+        place = next(place for place in places if ours.startswith(place))
         return ours.removeprefix(place).removeprefix("body.")
 
-    load_tensors(model, tensors, str(file or name), only=tuple(pyramids(model)), shown=shown)
-
-
-def imagenet_state(name: str, file: Path | None) -> Tensors:
-    """The tensors of a classification network, by the names that they have in a pyramid of `name`."""
-    state = None
-    if file is not None:
-        state = {
-            key: value
-            for key, value in unwrapped(read_file(file).content).items()
-            if isinstance(value, Tensor)
-        }
-    return backbones.imagenet_tensors(name, state)
+    tensors = {f"{place}{key}": state[key] for place, key in names}
+    load_tensors(network, tensors, str(file or name), only=tuple(places), shown=shown)
 
 
 def pyramids(model: Network) -> dict[str, nn.Module]:

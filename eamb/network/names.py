@@ -1,0 +1,6 @@
+"""What settings and options must know of tasks and networks without loading torch."""
+
+TASKS = ("aesthetics", "emotion", "series")
+PAIR_NETWORKS = ("resnet", "paunit")  # of the task series
+NETWORKS = ("eambnet", "linear", *PAIR_NETWORKS)  # as `model.network` calls them
+SMALLEST_SIDE = 64  # pixels, of a picture
