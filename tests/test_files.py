@@ -5,7 +5,6 @@ import gzip
 import hashlib
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from small import ROOT, read_csv
 
-from eamb.evaluation.external import match, read_claims
+from eamb.evaluation.external import match_ids
 from eamb.evaluation.report import write_columns
 from eamb.files import (
     FORMULA,
@@ -145,18 +144,15 @@ def cells(path, column):
 
 def test_ids_in_predictions_are_safe_and_read_again_by_evaluate(predictions, rated):
     assert not [cell for cell in cells(predictions, "id") if cell.startswith(FORMULA)]
-    claims = read_claims(predictions, rated)
-    assert claims.ids == IDS
-    assert claims.values[:, 0].tolist() == NUMBERS.tolist()
-    matched = match(claims, rated)
-    assert (len(matched.rows), matched.missing, matched.extra) == (len(IDS), [], [])
+    table, misfits = match_ids(predictions, rated)
+    assert table["id"].tolist() == IDS
+    assert table["prediction"].tolist() == NUMBERS.tolist()
+    assert misfits == {"missing": [], "extra": [], "duplicate": []}
 
 
 def test_the_tables_read_them_again(predictions, rated):
     predictions.with_suffix(".csv.gz").write_bytes(gzip.compress(predictions.read_bytes()))
-    columns = make_tables.read_predictions(SimpleNamespace(folder=predictions.parent), rated)
-    assert columns["id"].tolist() == IDS
-    assert columns["prediction"].tolist() == NUMBERS.tolist()
+    assert make_tables.read_predictions(predictions.parent, rated).tolist() == NUMBERS.tolist()
 
 
 def test_lists_of_pictures_that_are_left_out_are_safe_whatever_files_are_called(tmp_path, rated):

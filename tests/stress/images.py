@@ -117,15 +117,15 @@ def refused(picture: Image.Image) -> dict[str, bytes | Callable[[str], object]]:
     }
 
 
-def scored(picture: Image.Image) -> dict[str | bytes, bytes | Callable[[str], object]]:
-    """Odd pictures, and odd names of a plain one."""
+def scored(picture: Image.Image) -> dict[str, bytes | Callable[[str], object]]:
+    """Odd pictures."""
     jpeg, cmyk = encoded(picture, "JPEG"), encoded(picture.convert("CMYK"), "JPEG")
     adobe = cmyk.index(b"Adobe") + 11
     grey, palette, clear = picture.convert("L"), picture.quantize(16), picture.copy()
     clear.putalpha(grey)
     deep = grey.convert("I").point(lambda value: value * 257).convert("I;16")
     frames = {"save_all": True, "append_images": [picture.rotate(90), picture.rotate(180)]}
-    files = {
+    return {
         "cmyk.jpg": cmyk,
         "ycck.jpg": cmyk[:adobe] + b"\2" + cmyk[adobe + 1 :],
         "cmyk.tif": encoded(picture.convert("CMYK"), "TIFF"),
@@ -156,6 +156,11 @@ def scored(picture: Image.Image) -> dict[str | bytes, bytes | Callable[[str], ob
         "real_clear.png": lambda path: Image.new("LA", (8000, 8000)).save(path),
         "real_deep.png": lambda path: Image.new("I;16", (8000, 8000)).save(path),
     }
+
+
+def plain(picture: Image.Image) -> dict[str | bytes, bytes]:
+    """Plain pictures with odd metadata or an odd name, which are scored."""
+    files, jpeg = {}, encoded(picture, "JPEG")
     exif = {number: Image.Exif() for number in (*range(10), 65535)}
     for orientation, tags in exif.items():
         tags[0x0112] = orientation
@@ -265,7 +270,9 @@ def make_files(folder: Path, count: int, seed: int, large: bool = True) -> dict[
     """
     pictures, chance = photographs(), random.Random(seed)
     made = [(name, content, "refused") for name, content in refused(pictures[0]).items()]
-    made += [(name, content, "scored") for name, content in scored(pictures[0]).items()]
+    made += [
+        (name, content, "scored") for kind in (scored, plain) for name, content in kind(pictures[0]).items()
+    ]
     if large:
         made += [(name, content, "either") for name, content in scored_or_refused(pictures[0]).items()]
     else:
