@@ -109,7 +109,7 @@ def draw(edges: Edges, output: Path) -> None:
             names[box] = axes.text(4.5 + 4 * (i - (len(shown) - 1) / 2) + shift, height, text, **style)
     figure.draw_without_rendering()  # the arrows end at the frames, which have their sizes from now on
     for box, others in edges.items():
-        for other in others:
+        for other in sorted(others):
             (x, y), (to_x, to_y) = names[box].get_position(), names[other].get_position()
             frames = {"patchA": names[box].get_bbox_patch(), "patchB": names[other].get_bbox_patch()}
             if other in reachable(edges, others - {other}):
