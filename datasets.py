@@ -227,6 +227,7 @@ def load_datasets(
     splits: Sequence[str] = SPLITS,
     options: DataOptions | None = None,
     limit: int = 0,
+    readers: Sequence[SetReader] = (),
 ) -> dict[str, RatedSet]:
     """One set as `load_dataset` reads it, or the emotions of several, united: split -> RatedSet.
 
@@ -236,6 +237,7 @@ def load_datasets(
     Args:
         names, roots: of the same length, in the same order; no set twice.
         limit: of each set, the first so many training pictures in the order of their ids' hashes; 0: all.
+        readers: of the sets, if they are there already.
 
     Raises:
         ValueError, FileNotFoundError: one sentence that names the set, or file, row and column.
@@ -243,7 +245,8 @@ def load_datasets(
     options = options or DataOptions()
     _check_names(names, roots)
     repeats = _repeats(options.repeat, names) if "train" in splits else ()
-    tables = [SetReader(name, root, options).table(splits) for name, root in zip(names, roots, strict=True)]
+    readers = readers or [SetReader(name, root, options) for name, root in zip(names, roots, strict=True)]
+    tables = [reader.table(splits) for reader in readers]
     check_folds([table for table, _ in tables], options)
     loaded = []
     for table, paths in tables:

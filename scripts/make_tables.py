@@ -78,17 +78,19 @@ def make_tables(options: argparse.Namespace) -> int:
     tables, path = read_tables(options.results / "tables.yaml"), options.results / "measured.json"
     runs = {name: read_run(options.results / name) for table in tables for name in table.runs}
     sets = {table.name: check_rows(table, runs) for table in tables if table.rows}
-    roots = {name.lower(): root for name, _, root in (word.partition("=") for word in options.data_root)}
-    if wrong := [name for name, root in roots.items() if name not in sets.values() or not root]:
-        raise ValueError(
-            f"make_tables: --data-root takes SET=DIR, as in para=PARA, with a set that a table is on "
-            f"({', '.join(sorted({*sets.values()}))}), not '{wrong[0]}'"
-        )
+    roots = {}
+    for word in options.data_root:
+        name, _, root = word.partition("=")
+        if not name or not root:
+            raise ValueError(f"make_tables: --data-root is SET=DIR, as in para=PARA, not '{word}'")
+        if name.lower() not in sets.values():
+            raise ValueError(f"make_tables: --data-root {word}: no table is on this set")
+        roots[name.lower()] = Path(root)
     before = read_json(path, "delete it and measure again, with --data-root") if path.is_file() else {}
     measured = {name: before[name] for name in sets if name in before}
     for table in tables:
         if sets.get(table.name) in roots:
-            root = Path(roots[sets[table.name]])
+            root = roots[sets[table.name]]
             measured[table.name] = measure_table(table, runs, root, options.resamples)
     texts = {path: json.dumps(measured, indent=1, allow_nan=False) + "\n"}
     texts |= written_tables(tables, runs, measured, options.results, options.readme)

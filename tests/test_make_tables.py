@@ -475,7 +475,7 @@ def test_runs_of_a_row_that_are_not_seeds_of_one_network(made, capsys):
 def test_a_set_that_no_table_is_on(made, capsys):
     made.run("a", made.noisy(0.5), dataset="para")
     made.tables(A=["a"])
-    refused(made, capsys, "with a set that a table is on (para), not 'csv'")
+    refused(made, capsys, f"--data-root csv={made.data}: no table is on this set")
 
 
 # ---- what stands in the documents by hand

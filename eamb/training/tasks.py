@@ -305,9 +305,7 @@ class Emotion(Task):
         if theirs != ours:
             for name in last:
                 given, random = tensors[name], network.state_dict()[name]
-                rows = [
-                    given[theirs.index(e)] if e in theirs else r for e, r in zip(ours, random, strict=True)
-                ]
+                rows = zip(ours, random, strict=True)
                 tensors[name] = torch.stack([given[theirs.index(e)] if e in theirs else r for e, r in rows])
         load_tensors(network, tensors, str(source.path))
         if theirs == ours:
@@ -396,7 +394,8 @@ def load_labelled(task: Task, splits: tuple[str, ...]) -> dict[str, RatedSet]:
     if not held_out and len(data.names) > 1:
         raise ValueError("training: train.validate_on=test is for one data set, not for several together")
     limit = data.limit if held_out else 0
-    loaded = load_datasets(data.names, data.roots, splits, data.options(), limit)
+    readers = [task.reader] if len(data.names) == 1 else ()
+    loaded = load_datasets(data.names, data.roots, splits, data.options(), limit, readers)
     loaded = {split: labelled(rated, task.name) for split, rated in loaded.items()}
     if not held_out:
         train = with_validation(loaded["train"], loaded.pop("val"))
