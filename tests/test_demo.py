@@ -9,8 +9,7 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
-import small
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from eamb.network.outputs import EMOTIONS
 from eamb.readers import demo
@@ -51,9 +50,6 @@ def mean(votes):
     return float(np.dot(votes, np.arange(1, 11)) / sum(votes))
 
 
-# ---- what is in it -------------------------------------------------------------------------------
-
-
 def test_every_row_has_its_picture_and_every_picture_its_row(root, rows):
     names = [row["image"] for row in rows]
     assert len(names) == len(set(names)) == 304
@@ -92,8 +88,7 @@ def test_labels_are_a_function_of_the_degradation_and_fall_with_every_step(rows)
 
 def test_votes_are_spread_as_the_rating_says():
     # A normal distribution around the middle of the scale: symmetric, and its mean is kept exactly.
-    votes = demo.vote_counts(5.5)
-    assert votes == votes[::-1] == [0, 2, 6, 16, 26, 26, 16, 6, 2, 0]
+    assert demo.vote_counts(5.5) == [0, 2, 6, 16, 26, 26, 16, 6, 2, 0]
     assert mean(demo.vote_counts(6.3)) == pytest.approx(6.3, abs=0.05)
 
 
@@ -101,42 +96,36 @@ def test_labels_are_the_same_bytes_on_every_machine(root):
     assert hashlib.sha256((root / "labels.csv").read_bytes()).hexdigest() == LABELS_SHA256
 
 
-# ---- the pictures are degraded as their rows say -------------------------------------------------
-
-
-def sharpness(picture):
+def roughness(picture):
     """Mean absolute difference of horizontal neighbours, in grey levels."""
     return np.abs(np.diff(picture.mean(axis=2), axis=1)).mean()
 
 
-def graininess(picture):
-    """Mean distance from the median of the neighbourhood, in grey levels."""
-    smooth = Image.fromarray(picture.astype(np.uint8)).filter(ImageFilter.MedianFilter(3))
-    return np.abs(picture - np.asarray(smooth)).mean()
+MEASURES = {
+    "blur": lambda picture, whole: -roughness(picture),
+    "noise": lambda picture, whole: roughness(picture),
+    "cast": lambda picture, whole: picture[..., 1].mean() - picture[..., [0, 2]].mean(),
+    "overexposure": lambda picture, whole: picture.mean(),
+    "underexposure": lambda picture, whole: -picture.mean(),
+    "compression": lambda picture, whole: np.abs(picture - whole).mean(),
+}
 
 
-def greenness(picture):
-    return picture[..., 1].mean() - picture[..., [0, 2]].mean()
-
-
-MEASURES = {"blur": (sharpness, -1), "noise": (graininess, 1), "cast": (greenness, 1)}
-MEASURES |= {"overexposure": (np.mean, 1), "underexposure": (np.mean, -1)}
-
-
-@pytest.mark.parametrize("kind", [*MEASURES, "compression"])
+@pytest.mark.parametrize("kind", MEASURES)
 @pytest.mark.parametrize("source", ["china", "rocket"])
 def test_damage_grows_with_severity(root, source, kind):
-    pictures = []
-    for name in ("none_0", *(f"{kind}_{severity}" for severity in (1, 2, 3, 4))):
-        with Image.open(root / "images" / f"{source}_whole_{name}.jpg") as picture:
-            pictures.append(np.asarray(picture.convert("RGB"), dtype=np.float64))
-    if kind == "compression":
-        values = [np.abs(picture - pictures[0]).mean() for picture in pictures]
-        assert values[1] > 1
-    else:
-        measure, direction = MEASURES[kind]
-        values = [direction * measure(picture) for picture in pictures]
+    names = ("none_0", *(f"{kind}_{severity}" for severity in (1, 2, 3, 4)))
+    paths = [root / "images" / f"{source}_whole_{name}.jpg" for name in names]
+    pictures = [np.asarray(Image.open(path), dtype=np.float64) for path in paths]
+    values = [MEASURES[kind](picture, pictures[0]) for picture in pictures]
     assert values == sorted(values) and len(set(values)) == 5
+
+
+@pytest.mark.parametrize("kind", MEASURES)
+def test_a_damage_is_the_same_each_time(kind):
+    picture = demo.open_photograph(demo.PHOTOGRAPHS[0]).resize((64, 64))
+    first, second = (demo.KINDS[kind].apply(picture, demo.KINDS[kind].strengths[1]) for _ in range(2))
+    assert first.tobytes() == second.tobytes() != picture.tobytes()
 
 
 def test_exposure_multiplies_linear_light():
@@ -154,16 +143,14 @@ def test_a_close_view_beyond_the_border_is_moved_inward():
 
 
 def test_the_contact_sheet_shows_the_pictures_in_their_cells(root):
-    # China is the second row; column 0 is undamaged, 6 is overexposure 4, 8 is underexposure 4.
+    top = demo.HEADER + demo.CELL_HEIGHT + demo.GAP  # China is the second row
     with Image.open(root / "contact_sheet.png") as sheet:
-        top = demo.HEADER + demo.CELL_HEIGHT + demo.GAP
-
-        def brightness(column):
-            left = demo.column_left(column)
-            cell = sheet.crop((left, top, left + demo.CELL_WIDTH, top + demo.CELL_HEIGHT))
-            return np.asarray(cell).mean()
-
-        assert brightness(6) > brightness(0) + 40 and brightness(8) < brightness(0) - 40
+        lefts = [
+            demo.column_left(column) for column in (8, 0, 6)
+        ]  # underexposure 4, undamaged, overexposure 4
+        cells = [sheet.crop((left, top, left + demo.CELL_WIDTH, top + demo.CELL_HEIGHT)) for left in lefts]
+        dark, whole, light = (np.asarray(cell).mean() for cell in cells)
+    assert dark + 40 < whole < light - 40
 
 
 def test_the_readme_says_that_the_labels_are_synthetic_and_names_every_photograph(root):
@@ -172,14 +159,11 @@ def test_the_readme_says_that_the_labels_are_synthetic_and_names_every_photograp
     assert all(photograph.name in text and photograph.credit in text for photograph in demo.PHOTOGRAPHS)
 
 
-# ---- making it -----------------------------------------------------------------------------------
-
-
-def test_the_command_makes_the_same_bytes_and_prints_where_they_are(root, tmp_path):
-    made = small.command("-m", "eamb.readers.demo", "--root", tmp_path / "again")
-    assert made.returncode == 0 and str(tmp_path / "again" / "labels.csv") in made.stdout
-    for path in sorted(root.rglob("*.*")):
-        assert path.read_bytes() == (tmp_path / "again" / path.relative_to(root)).read_bytes(), path.name
+def test_the_command_leaves_a_complete_data_set_alone_and_prints_where_it_is(root, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "write_data_set", lambda folder: pytest.fail("made again"))
+    monkeypatch.setattr(sys, "argv", ["demo", "--root", str(root)])
+    demo.main()
+    assert str(root / "labels.csv") in capsys.readouterr().out
 
 
 def test_the_command_refuses_somebody_elses_folder_in_one_sentence(tmp_path, monkeypatch, capsys):
@@ -190,11 +174,6 @@ def test_the_command_refuses_somebody_elses_folder_in_one_sentence(tmp_path, mon
     said = capsys.readouterr().err
     assert said == f"demo: {tmp_path} exists and holds something else; name a new folder with --root\n"
     assert (tmp_path / "holiday.jpg").read_bytes() == b"precious" and names_in(tmp_path) == ["holiday.jpg"]
-
-
-def test_a_complete_data_set_is_left_alone(root, monkeypatch):
-    monkeypatch.setattr(demo, "write_data_set", lambda folder: pytest.fail("made again"))
-    assert demo.make_demo(root) == root
 
 
 def small_data_set(folder):
