@@ -1,8 +1,8 @@
 """The benchmark: its reference path computes the same, variants take turns, figures follow from seconds."""
 
 import copy
-import json
 import os
+import re
 from functools import partial
 
 import numpy as np
@@ -21,16 +21,6 @@ from scripts.benchmark import Variant, as_row, as_table, cumulative
 WIDTHS = {"width": 16, "guided_width": 8, "guided_hidden": 4, "head_width": 8}
 
 
-def test_the_reference_path_computes_the_same():
-    torch.manual_seed(0)
-    network, images = enliven(build_model(small.BACKBONE, 4, **WIDTHS)), torch.randn(2, 3, 128, 160)
-    reference, _ = benchmark.switched(copy.deepcopy(network), images, ())
-    assert type(reference.fusion) is benchmark.ReferenceFusion
-    with torch.inference_mode():
-        for ours, theirs in zip(network(images), reference(images), strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)  # another order of sums
-
-
 def test_operations_of_a_convolution_by_hand():
     assert benchmark.flops(nn.Conv2d(3, 8, 3, padding=1), 32) == 2 * 3 * 8 * 9 * 32 * 32
 
@@ -38,9 +28,9 @@ def test_operations_of_a_convolution_by_hand():
 def test_the_figures_follow_from_the_seconds():
     reference = Variant("reference", None, (), images=4, flops=1e9)
     variant = Variant("bf16", None, (), images=4, flops=1e9, precision="bf16")
-    expected, output = {"score": np.array([0.5, 0.5])}, {"score": np.array([0.5, 0.75]), "more": np.zeros(1)}
-    beside = [(seconds, expected, 2.0) for seconds in (4.0, 2.0, 8.0)]
-    row = as_row(variant, [(seconds, output, 1.5) for seconds in (1.0, 1.0, 2.0)], reference, beside)
+    scores, other = {"score": np.array([0.5, 0.5])}, {"score": np.array([0.5, 0.75]), "more": np.zeros(1)}
+    beside = [(seconds, scores, 2.0) for seconds in (4.0, 2.0, 8.0)]
+    row = as_row(variant, [(seconds, other, 1.5) for seconds in (1.0, 1.0, 2.0)], reference, beside)
     assert row["images_per_second"] == row["gflop_per_second"] == 4
     assert row["ratio"] == 4  # of the rounds: 4, 2 and 4
     assert (row["spread"], row["memory_gb"]) == (1, 1.5)
@@ -60,9 +50,6 @@ def test_where_no_pictures_are_counted_seconds_are_told():
         "start (2 rounds)\n\n| | seconds | range | ratio |\n|---|---|---|---|\n"
         "| import | 2.50 | 40% | 1.00 |\n| predict | 4.00 | 0% | 0.62 |"
     )
-
-
-# ---- what is switched on
 
 
 @pytest.fixture
@@ -119,9 +106,6 @@ def test_each_step_is_switched_on_in_its_row_and_below_alone(tiny, monkeypatch):
         assert {step for step, on in switched.items() if on} == set(steps)
 
 
-# ---- measuring, in real processes
-
-
 def make_noted(path, name, value):
     """Notes in a file that it has run."""
 
@@ -161,30 +145,19 @@ def test_a_process_that_dies_is_told(monkeypatch):
         benchmark.measure([Variant("dies", partial, (os._exit, 1))], rounds=1, threads=1)
 
 
-# ---- tables and the command
-
-
-def test_the_tables_in_the_readme_are_those_of_the_results():
-    report = json.loads((small.ROOT / "results" / "benchmark.json").read_text(encoding="utf-8"))
-    readme = small.ROOT / "README.md"
-    assert len(report["jobs"]) > 4
-    assert benchmark.filled(readme, report) == readme.read_text(encoding="utf-8")
-
-
-def test_saved_figures_are_printed_and_fill_a_page_between_its_markers(tmp_path, capsys):
-    saved, page = tmp_path / "a.json", tmp_path / "page.md"
-    job = {"job": "start", "rounds": 1, "ceiling": {}, "rows": [start_row("import", 2.0, 3.0)]}
-    about = {"processor": "a processor", "threads": 2, "torch": "9.9"}
-    saved.write_text(json.dumps({"machine": about, "jobs": [job]}))
-    page.write_text("before\n<!-- benchmark -->\nold\n<!-- end of benchmark -->\nbehind\n")
-    assert benchmark.main(["--tables", str(saved), "--readme", str(page)]) == 0
-    assert as_table(job) in capsys.readouterr().out
-    assert page.read_text() == (
-        "before\n<!-- benchmark -->\na processor, 2 threads, torch 9.9 (`results/benchmark.json`):\n\n"
-        f"{as_table(job)}\n<!-- end of benchmark -->\nbehind\n"
-    )
+def test_the_tables_in_the_readme_are_those_of_the_results_and_can_be_put_in_again(tmp_path, capsys):
+    results, page = small.ROOT / "results" / "benchmark.json", tmp_path / "README.md"
+    text = (small.ROOT / "README.md").read_text(encoding="utf-8")
+    words = ["--tables", str(results), "--readme", str(page)]
+    page.write_text(re.sub("(?s)(<!-- benchmark -->).*(<!-- end of benchmark -->)", r"\1\n\2", text))
+    assert page.read_text() != text
+    assert benchmark.main(words) == 0
+    assert page.read_text(encoding="utf-8") == text
+    jobs = small.read_json(results)["jobs"]
+    assert capsys.readouterr().out == "\n\n".join(map(as_table, jobs)) + "\n"
+    assert len(jobs) > 4
     page.write_text("no markers")
-    assert benchmark.main(["--tables", str(saved), "--readme", str(page)]) == 2
+    assert benchmark.main(words) == 2
     assert "must hold once, in this order, <!-- benchmark -->" in capsys.readouterr().err
 
 

@@ -49,10 +49,8 @@ def test_each_row_that_is_wrong_is_told(fate, rows, said):
 def test_a_good_picture_must_score_as_it_does_alone_and_no_row_may_be_too_many():
     rows = {"a": (0.5, None), "b": (0.5, None)}
     told = images.problems_of({"a": "good"}, {"predict": rows}, {"a": (0.6, None)})
-    assert told == [
-        "predict: a row for b, which was not asked for",
-        "a: scores are 0.1 of the range apart",
-    ]
+    assert told[0] == "predict: a row for b, which was not asked for"
+    assert told[1:] == ["a: scores are 0.1 of the range apart"]
 
 
 def test_a_crash_and_a_hang_are_told(monkeypatch):
@@ -87,20 +85,19 @@ def test_a_training_that_is_killed_equals_one_that_is_not(capsys):
     assert capsys.readouterr().out.endswith(" 0 differences\ndifferences: 0\n")
 
 
-@pytest.mark.parametrize("change", ["head.5.bias", "exp_avg", "metrics.jsonl"])
-def test_one_changed_value_is_told(change, score_run, tmp_path):
+def test_one_changed_value_is_told(score_run, tmp_path):
     other = shutil.copytree(score_run, tmp_path / "run")
     assert training.differences(score_run, other) == []
     weights, state = checkpoint.load_training(other / "last.pt")
-    if change == "head.5.bias":
-        weights.tensors[change].add_(1e-6)
-    elif change == "exp_avg":
-        next(iter(state["optimizer"]["state"].values()))[change].add_(1e-9)
-    else:
-        (other / change).write_text((other / change).read_text() + "\n")
+    weights.tensors["head.5.bias"].add_(1e-6)
+    next(iter(state["optimizer"]["state"].values()))["exp_avg"].add_(1e-9)
     checkpoint.save_training(other / "last.pt", weights, state)
-    [told] = training.differences(score_run, other)
-    assert change in told
+    (other / "metrics.jsonl").write_text((other / "metrics.jsonl").read_text() + "\n")
+    told = training.differences(score_run, other)
+    assert len(told) == 3
+    assert all(
+        name in one for name, one in zip(("head.5.bias", "exp_avg", "metrics.jsonl"), told, strict=True)
+    )
 
 
 @pytest.mark.parametrize("other", [[torch.zeros(2), 0], [torch.zeros(2).double(), 1], [torch.zeros(2)]])
