@@ -145,9 +145,9 @@ def test_a_process_that_dies_is_told(monkeypatch):
         benchmark.measure([Variant("dies", partial, (os._exit, 1))], rounds=1, threads=1)
 
 
-def test_the_tables_in_the_readme_are_those_of_the_results_and_can_be_put_in_again(tmp_path, capsys):
-    results, page = small.ROOT / "results" / "benchmark.json", tmp_path / "README.md"
-    text = (small.ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_tables_in_the_documents_are_those_of_the_results_and_can_be_put_in_again(tmp_path, capsys):
+    results, page = small.ROOT / "results" / "benchmark.json", tmp_path / "page.md"
+    text = (small.ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     words = ["--tables", str(results), "--readme", str(page)]
     page.write_text(re.sub("(?s)(<!-- benchmark -->).*(<!-- end of benchmark -->)", r"\1\n\2", text))
     assert page.read_text() != text
