@@ -160,11 +160,9 @@ def saving(manifest: Manifest, output: Path, count: int) -> Iterator[None]:
         written = read_manifest(output)  # the next run goes by what is on the disk, not by this one
         entered = written.pictures if written else {}
         kept = sum(entered.get(name) == source for name, source in manifest.pictures.items())
-        again = len(manifest.pictures) - kept
-        lost = f"; {MANIFEST} could not be written, so that {again} more will be made again" if again else ""
         raise OSError(
             f"prepare_data: {output}: {error.strerror or error}; {kept} of {count} pictures are done and "
-            f"kept{lost}. Run the same command again when that is mended"
+            "kept. Run the same command again when that is mended"
         ) from error
 
 
