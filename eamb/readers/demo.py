@@ -345,8 +345,8 @@ def column_left(index: int) -> int:
 def main() -> None:
     """Make the data set and print where it lies."""
     parser = argparse.ArgumentParser(description="Make the embedded demo data set (synthetic labels).")
-    root = "folder to make (default: data/demo)"
-    parser.add_argument("--root", type=Path, default=Path("data/demo"), help=root)
+    what = "folder to make (default: data/demo)"
+    parser.add_argument("--root", type=Path, default=Path("data/demo"), help=what)
     try:
         root = make_demo(parser.parse_args().root)
     except OSError as error:
