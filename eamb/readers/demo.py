@@ -286,7 +286,7 @@ def readme() -> str:
     return f"""{VERSION}
 
 THE LABELS ARE SYNTHETIC. Nobody rated these pictures. The {VOTES} votes and the emotion of each picture are
-computed by demo.py from the kind and the severity of its degradation, the same for every photograph.
+computed from the kind and the severity of its degradation, the same for every photograph.
 A network trained on them has learned to see blur, noise and the like, and nothing about beauty. They are for
 demonstrations and tests only.
 
