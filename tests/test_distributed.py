@@ -19,13 +19,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import BACKBONE, UNTRAINED, read_log, train, write_pictures
+from small import BACKBONE, UNTRAINED, Toy, read_log, squared_error, train, write_pictures
 from torch import distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from datasets import Batch, PictureSet, TestOrder, TrainOrder, load_dataset, make_loader
-from eamb.network.outputs import Output
 from eamb.readers.rated import DataOptions, LeftOut, RatedSet
 from eamb.runtime import distributed, engine
 from eamb.runtime.config import load_config
@@ -35,19 +34,6 @@ from EAMBNet import build_model
 
 COUNT = 13  # pictures: two processes get 7 and 6, the last batches are not full
 COMPUTE = engine.Compute(torch.device("cpu"), "fp32", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-
-
-class Toy(nn.Module):
-    """Without BatchNorm, so that the mean of two halves' gradients is the gradient of the whole batch."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(5)
-        self.linear = nn.Linear(3, 1)
-
-    def forward(self, images):
-        pooled = images.mean(dim=(2, 3))  # (N, 3)
-        return Output(self.linear(pooled), pooled, pooled)
 
 
 def small_network() -> nn.Module:
@@ -64,16 +50,8 @@ def small_network() -> nn.Module:
 def predict(rated: RatedSet) -> dict[str, np.ndarray]:
     order = TestOrder(len(rated), 4, distributed.rank(), distributed.world())
     pictures = PictureSet(rated, 64, skip_broken=True)
-    predictions = engine.predict(
-        small_network(), make_loader(pictures, order, workers=0), COMPUTE, batch_size=4
-    )
-    broken = np.array([entry.id for entry in predictions.broken])
-    return {
-        "index": predictions.index,
-        "prediction": predictions.prediction,
-        "emotion": predictions.emotion,
-        "broken": broken,
-    }
+    found = engine.predict(small_network(), make_loader(pictures, order, workers=0), COMPUTE, batch_size=4)
+    return found._asdict() | {"broken": np.array([entry.id for entry in found.broken])}
 
 
 def train_toy(batches, epoch: engine.Epoch, model: nn.Module) -> dict[str, float]:
@@ -93,11 +71,7 @@ def fit(rated: RatedSet, accumulate: int, log_every: int) -> dict[str, np.ndarra
         order = TrainOrder(len(rated), 4, 0, number, rank=distributed.rank(), world=distributed.world())
         loader = make_loader(PictureSet(rated, 64, flip_seed=0, skip_broken=True), order, workers=0)
         means = train_toy(loader, fixed(number, len(order), rated.ids, accumulate, log_every), model)
-    return {
-        "weights": flat(model),
-        "loss": np.float64(means["loss"]),
-        "pictures": np.int64(means["pictures"]),
-    }
+    return {"weights": flat(model), "loss": means["loss"], "pictures": means["pictures"]}
 
 
 def fixed(number: int, steps: int, ids: list[str], accumulate: int = 1, log_every: int = 1) -> engine.Epoch:
@@ -112,7 +86,7 @@ def spoilt() -> dict[str, np.ndarray]:
     try:
         train_toy([share, wrong, share, share, share], fixed(0, 5, list("abcdefgh"), log_every=4), model)
     except FloatingPointError as error:
-        return {"spoilt": flat(model), "said": np.array(str(error))}
+        return {"spoilt": flat(model), "said": str(error)}
     raise AssertionError("it was not found")
 
 
@@ -164,17 +138,10 @@ def share_of_eight(broken: tuple[int, ...]) -> Batch:
 def gradient(broken: tuple[int, ...], precision: str = "fp32", clip: float = 0.0) -> np.ndarray:
     """Of one step of the engine on this process's share, as the optimizer sees it."""
     model = Still()
-    optimizer = Recorder(model.parameters(), lr=1.0)
+    optimizer, scaler = Recorder(model.parameters(), lr=1.0), torch.amp.GradScaler("cpu", enabled=False)
     epoch = engine.Epoch(0, 1, 0, lambda fraction: 1.0, squared_error, list("abcdefgh"), clip=clip)
-    engine.train_one_epoch(
-        distributed.wrap(model, COMPUTE.device, precision),
-        [share_of_eight(broken)],
-        optimizer,
-        torch.amp.GradScaler("cpu", enabled=False),
-        COMPUTE,
-        epoch,
-        engine.Totals(),
-    )
+    wrapped, batches = distributed.wrap(model, COMPUTE.device, precision), [share_of_eight(broken)]
+    engine.train_one_epoch(wrapped, batches, optimizer, scaler, COMPUTE, epoch, engine.Totals())
     return optimizer.gradient.numpy()
 
 
@@ -191,10 +158,6 @@ def summed_gradient(broken: tuple[int, ...]) -> np.ndarray:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).numpy()
 
 
-def squared_error(output: Output, batch: Batch) -> torch.Tensor:
-    return (output.prediction[:, 0] - batch.scores).square().mean()
-
-
 def results(root: Path) -> dict[str, np.ndarray]:
     rated = load_dataset("csv", root, ("train",), DataOptions(twins=False))["train"]
     found = predict(rated)
@@ -202,9 +165,8 @@ def results(root: Path) -> dict[str, np.ndarray]:
     for name, accumulate, log_every in (("", 1, 1), ("later_", 1, 2), ("accumulated_", 2, 1)):
         found |= {f"{name}{what}": value for what, value in fit(good, accumulate, log_every).items()}
     said = distributed.broadcast(f"from {distributed.rank()}")
-    largest = distributed.largest([distributed.rank(), 5 - distributed.rank()], COMPUTE.device)
-    found["largest"] = np.array(largest)
-    found["ranks"] = np.array(distributed.gather((distributed.rank(), said)))
+    found["largest"] = distributed.largest([distributed.rank(), 5 - distributed.rank()], COMPUTE.device)
+    found["ranks"] = distributed.gather((distributed.rank(), said))
     return found
 
 
@@ -290,14 +252,6 @@ def test_gradients_of_several_processes_are_those_of_the_summed_batch(together, 
         assert np.array_equal(found[world][name], together[0][world][name])
 
 
-def test_the_mean_of_the_processes_means_is_something_else():
-    # Four processes without pictures 2, 3, 7 hold {0, 4}, {1, 5}, {6} and {}; two {0, 4, 6} and {1, 5}.
-    by_pictures = summed_gradient(BROKEN["unequal"])
-    shares = [summed_gradient(tuple(set(range(8)) - held)) for held in ({0, 4, 6}, {1, 5})]
-    assert distance((shares[0] + shares[1]) / 2, by_pictures) > 1e-2
-    assert distance((3 * shares[0] + 2 * shares[1]) / 5, by_pictures) < 2e-6
-
-
 @pytest.mark.parametrize("world", [2, 4])
 def test_gradients_sent_as_bf16_differ_by_its_rounding_only_and_the_norm_that_is_clipped_is_the_wholes(
     together, world
@@ -344,16 +298,16 @@ def test_losses_that_are_read_later_give_the_same_numbers(one, two):
 def test_a_loss_of_one_process_that_is_no_number_reaches_the_weights_of_none(two):
     assert np.array_equal(two[0]["spoilt"], two[1]["spoilt"])
     assert np.isfinite(two[0]["spoilt"]).all()
-    said = [str(found["said"]) for found in two]
+    said = [found["said"] for found in two]
     assert said[0].startswith("engine: the loss is inf at step 2 of epoch 1")
     assert said[1].startswith("engine: the norm of the gradients is nan at step 2 of epoch 1")
 
 
 def test_values_are_gathered_in_the_order_of_ranks_and_the_first_and_the_largest_are_known_to_all(one, two):
-    assert one["ranks"].tolist() == [["0", "from 0"]]
+    assert one["ranks"] == [(0, "from 0")]
     for found in two:
-        assert found["ranks"].tolist() == [["0", "from 0"], ["1", "from 0"]]
-    assert [found["largest"].tolist() for found in (one, *two)] == [[0, 5], [1, 5], [1, 5]]
+        assert found["ranks"] == [(0, "from 0"), (1, "from 0")]
+    assert [found["largest"] for found in (one, *two)] == [[0, 5], [1, 5], [1, 5]]
 
 
 def test_a_training_of_two_processes_writes_one_log_and_one_checkpoint(root, together):
@@ -478,8 +432,8 @@ def test_a_process_that_never_comes_is_named():
 
 def test_the_loss_of_another_process_is_one_sentence(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(distributed, "join", lambda backend: None)
-    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(distributed.dist, "rendezvous", lambda address: iter([(dist.HashStore(), 0, 1)]))
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda *arguments, **options: None)
     said = "process 0 lost another, whose own error says why it has ended .*gloo.* reset by peer"
     with pytest.raises(ConnectionError, match=said), distributed.session("cpu"):
         raise RuntimeError("[/gloo/pair.cc:545] Read error:\n Connection reset by peer")
