@@ -24,7 +24,6 @@ from eamb.network.backbones import (
     RESNET50,
     Depthwise,
     DepthwiseConv2d,
-    blocks,
     build_pyramid,
     convolve_without_copy,
     normalisation,
@@ -111,10 +110,6 @@ def lite_package() -> dict[str, torch.Tensor]:
     return torch.load(backbones.imagenet_file(LITE0), weights_only=True)
 
 
-def emotion_network(backbone: str) -> EmotionNetwork:
-    return EmotionNetwork(backbone, EMOTIONS, emotion_scale=0.5, width=32)
-
-
 def test_each_backbone_knows_its_mean_and_deviation(monkeypatch):
     centred, imagenet = ((0.5,) * 3, (0.5,) * 3), (backbones.IMAGENET_MEAN, backbones.IMAGENET_STD)
     assert [normalisation(name) for name in (RESNET50, "resnet18", "tf_efficientnet_b0")] == [imagenet] * 3
@@ -137,25 +132,23 @@ def test_the_packages_weights_recognise_a_cat(lite_package):
     assert scores[[281, 282, 285]].sum() > 0.9  # tabby, tiger cat, Egyptian cat
 
 
-def test_lite_weights_land_in_all_three_pyramids(lite_network, lite_package):
+def test_lite_weights_land_in_all_three_pyramids_and_nowhere_else(lite_network, lite_package):
     network = copy.deepcopy(lite_network)
     checkpoint.load_imagenet(network)
-    state = network.state_dict()
-    package = list(lite_package.values())
+    state, before = network.state_dict(), lite_network.state_dict()
     for place in ("detail", "context", "emotion.pyramid"):
-        ours = [value for name, value in state.items() if name.startswith(f"{place}.body.")]
+        ours = [state.pop(name) for name in list(state) if name.startswith(f"{place}.body.")]
         # timm's pyramid keeps the network's order, so what it keeps is the beginning of the file.
         assert len(ours) > 60
-        assert all(torch.equal(a, b) for a, b in zip(ours, package, strict=False)), place
-    others = [name for name in state if not name.startswith(("detail.", "context.", "emotion.pyramid."))]
-    assert all(torch.equal(state[name], lite_network.state_dict()[name]) for name in others)
+        assert all(torch.equal(a, b) for a, b in zip(ours, lite_package.values(), strict=False)), place
+    assert all(torch.equal(value, before[name]) for name, value in state.items())
 
 
 def test_lite_takes_a_local_file_with_timms_names_and_no_other(lite_package, tmp_path):
     state = backbones.imagenet_tensors(LITE0, lite_package)
     state = {name.removeprefix("body."): value for name, value in state.items()}
     torch.save(state, tmp_path / "lite0.pth")
-    network = emotion_network(LITE0)
+    network = EmotionNetwork(LITE0, EMOTIONS, emotion_scale=0.5, width=32)
     checkpoint.load_imagenet(network, str(tmp_path / "lite0.pth"))
     assert torch.equal(network.emotion.pyramid.body.bn1.weight, state["bn1.weight"])
     torch.save({name: value for name, value in state.items() if name != "bn1.bias"}, tmp_path / "less.pth")
@@ -169,62 +162,48 @@ def test_lite_takes_a_local_file_with_timms_names_and_no_other(lite_package, tmp
 # ---- ImageNet weights: ResNet-50 through torchvision
 
 
-def numbered_resnet50() -> dict[str, torch.Tensor]:
-    """A torchvision state dict in which each tensor is full of its own number; takes no room in a file."""
-    return {
-        name: torch.tensor(float(i)).expand(shape) for i, (name, shape) in enumerate(resnet_shapes().items())
-    }
-
-
-def test_resnet50_takes_a_local_file_of_torchvision(paper_network, tmp_path):
-    network, state = copy.deepcopy(paper_network), numbered_resnet50()
+def test_resnet50_takes_a_local_file_of_torchvision_and_names_what_another_lacks(paper_network, tmp_path):
+    network, shapes = copy.deepcopy(paper_network), resnet_shapes()
+    # Each tensor is full of its own number; takes no room in a file.
+    state = {name: torch.tensor(float(i)).expand(shape) for i, (name, shape) in enumerate(shapes.items())}
     torch.save(state, tmp_path / "resnet.pth")
-    checkpoint.load_imagenet(network, str(tmp_path / "resnet.pth"))
-    for pyramid in (network.detail, network.context, network.emotion.pyramid):
-        assert all((value == state[name].flatten()[0]).all() for name, value in pyramid.state_dict().items())
-    assert torch.equal(network.fusion.merge[0].weight, paper_network.fusion.merge[0].weight)
-
-
-def test_a_file_that_lacks_tensors_names_them_and_changes_nothing(paper_network, tmp_path):
-    network, state = copy.deepcopy(paper_network), numbered_resnet50()
-    del state["layer4.2.conv3.weight"], state["bn1.bias"]
-    state["layer1.0.conv1.weight"] = torch.zeros(64, 64, 3, 3)
-    torch.save(state, tmp_path / "less.pth")
+    wrong = state | {"layer1.0.conv1.weight": torch.zeros(64, 64, 3, 3)}
+    del wrong["layer4.2.conv3.weight"], wrong["bn1.bias"]
+    torch.save(wrong, tmp_path / "less.pth")
     with pytest.raises(ValueError) as error:
         checkpoint.load_imagenet(network, str(tmp_path / "less.pth"))
     assert str(error.value) == (
         f"checkpoint: {tmp_path / 'less.pth'} does not fit the network: missing bn1.bias; missing "
         "layer4.2.conv3.weight; layer1.0.conv1.weight is (64, 64, 3, 3), the network's is (64, 64, 1, 1)"
     )
-    before = paper_network.state_dict()
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    torch.testing.assert_close(network.state_dict(), paper_network.state_dict(), rtol=0, atol=0)
+    checkpoint.load_imagenet(network, str(tmp_path / "resnet.pth"))
+    for pyramid in (network.detail, network.context, network.emotion.pyramid):
+        assert all((value == state[name].flatten()[0]).all() for name, value in pyramid.state_dict().items())
+    assert torch.equal(network.fusion.merge[0].weight, paper_network.fusion.merge[0].weight)
 
 
 @pytest.mark.parametrize("problem", [URLError("offline"), RuntimeError("invalid hash value")])
-def test_resnet50_offline_says_which_file_to_put_where(paper_network, tmp_path, monkeypatch, problem):
+def test_resnet50_is_downloaded_once_to_where_torch_keeps_it_or_says_where_to_put_it(
+    tmp_path, monkeypatch, problem
+):
     def fail(*arguments, **options):
         raise problem
 
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
-    place = tmp_path / "hub" / "checkpoints" / "resnet50-0676ba61.pth"
-    with pytest.raises(FileNotFoundError) as error:
-        checkpoint.load_imagenet(paper_network)
-    assert f"Put https://download.pytorch.org/models/{place.name} at {place}" in str(error.value)
-    assert "model.imagenet=FILE" in str(error.value)
-
-
-def test_resnet50_is_downloaded_once_to_where_torch_keeps_it(tmp_path, monkeypatch):
     def download(address, path, hash_prefix):
         assert (address[-12:], hash_prefix) == ("0676ba61.pth", "0676ba61")
         Path(path).write_text("weights")
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    place = tmp_path / "hub" / "checkpoints" / "resnet50-0676ba61.pth"
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    with pytest.raises(FileNotFoundError, match=r"model\.imagenet=FILE") as error:
+        backbones.imagenet_file(RESNET50)
+    assert f"Put https://download.pytorch.org/models/{place.name} at {place}" in str(error.value)
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    path = backbones.imagenet_file(RESNET50)
-    assert path.read_text() == "weights"
-    monkeypatch.setattr(torch.hub, "download_url_to_file", None)  # a second download would fail
-    assert backbones.imagenet_file(RESNET50) == path
+    assert backbones.imagenet_file(RESNET50) == place
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)  # there is no second download
+    assert backbones.imagenet_file(RESNET50).read_text() == "weights"
 
 
 # ---- ImageNet weights: any other network, through timm
@@ -237,45 +216,36 @@ def convnext_state() -> dict[str, torch.Tensor]:
     return timm.create_model("convnext_atto").state_dict()
 
 
-@pytest.fixture(scope="module")
-def convnext_network() -> EmotionNetwork:
-    return emotion_network("convnext_atto")
-
-
-def test_any_timm_network_takes_a_local_file(convnext_network, convnext_state, tmp_path):
+def test_any_timm_network_takes_a_local_file_of_its_own(convnext_state, tmp_path):
+    network = EmotionNetwork("convnext_atto", EMOTIONS, emotion_scale=0.5, width=32)
+    before = copy.deepcopy(network.state_dict())
     torch.save(convnext_state, tmp_path / "convnext.pth")
-    checkpoint.load_imagenet(convnext_network, str(tmp_path / "convnext.pth"))
-    pyramid = convnext_network.emotion.pyramid.body.state_dict()
+    missing = "stages.1.blocks.0.conv_dw.weight"
+    torch.save({name: v for name, v in convnext_state.items() if name != missing}, tmp_path / "less.pth")
+    torch.save(timm.create_model("mobilenetv3_small_050").state_dict(), tmp_path / "mobile.pth")
+    for name, reason in (("less.pth", f".*{missing}"), ("mobile.pth", "missing 'classifier")):
+        with pytest.raises(ValueError, match=f"backbones: .* do not fit timm's 'convnext_atto': {reason}"):
+            checkpoint.load_imagenet(network, str(tmp_path / name))
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
+    checkpoint.load_imagenet(network, str(tmp_path / "convnext.pth"))
+    pyramid = network.emotion.pyramid.body.state_dict()
     assert len(pyramid) > 100
     for name, value in pyramid.items():
         original = name.replace("stages_", "stages.").replace("stem_", "stem.")
         assert torch.equal(value, convnext_state[original]), name
 
 
-def test_a_timm_file_that_lacks_a_tensor_is_refused_by_name(convnext_network, convnext_state, tmp_path):
-    before = copy.deepcopy(convnext_network.state_dict())
-    missing = "stages.1.blocks.0.conv_dw.weight"
-    torch.save({name: v for name, v in convnext_state.items() if name != missing}, tmp_path / "less.pth")
-    with pytest.raises(ValueError, match=f"backbones: .* do not fit timm's 'convnext_atto': .*{missing}"):
-        checkpoint.load_imagenet(convnext_network, str(tmp_path / "less.pth"))
-    after = convnext_network.state_dict()
-    assert all(torch.equal(value, after[name]) for name, value in before.items())
-    torch.save(timm.create_model("mobilenetv3_small_050").state_dict(), tmp_path / "mobile.pth")
-    with pytest.raises(ValueError, match="do not fit timm's 'convnext_atto': missing 'classifier"):
-        checkpoint.load_imagenet(convnext_network, str(tmp_path / "mobile.pth"))
-
-
-def test_timm_offline_says_which_file_to_get(convnext_network, monkeypatch):
+def test_timm_offline_says_which_file_to_get_or_that_there_is_none(monkeypatch):
     def fail(name, **options):
         raise ConnectionError("offline")
 
-    monkeypatch.setattr(timm, "create_model", fail)
-    with pytest.raises(FileNotFoundError) as error:
-        checkpoint.load_imagenet(convnext_network)
-    assert "could not download the ImageNet weights of 'convnext_atto' (offline)" in str(error.value)
-    assert "convnext_atto_d2-01bb0f51.pth and name the file with model.imagenet=FILE" in str(error.value)
     with pytest.raises(ValueError, match=r"no pretrained weights for 'regnety_040_sgn'.*imagenet=none"):
         backbones.timm_tensors("regnety_040_sgn")
+    monkeypatch.setattr(timm, "create_model", fail)
+    with pytest.raises(FileNotFoundError) as error:
+        backbones.timm_tensors("convnext_atto")
+    assert "could not download the ImageNet weights of 'convnext_atto' (offline)" in str(error.value)
+    assert "convnext_atto_d2-01bb0f51.pth and name the file with model.imagenet=FILE" in str(error.value)
 
 
 @pytest.fixture
@@ -328,45 +298,24 @@ def test_gradients_are_torchs(size, stride, sides):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-@pytest.fixture(scope="module")
-def networks():
-    """EfficientNet-Lite0's pyramid as timm builds it, and the same with our layers."""
-    torch.manual_seed(0)
-    plain, ours = (timm.create_model("tf_efficientnet_lite0", features_only=True) for _ in range(2))
+def test_every_layer_that_gains_is_replaced_and_no_other_and_the_network_computes_the_same():
+    plain, ours = (timm.create_model(LITE0, features_only=True).eval() for _ in range(2))
     use_fast_gradients(ours)
     ours.load_state_dict(plain.state_dict())  # the names are the same
-    return plain, ours
-
-
-def test_every_layer_that_gains_is_replaced_and_no_other(networks):
-    plain, ours = (dict(network.named_modules()) for network in networks)
     gains = {
         name
-        for name, layer in plain.items()
+        for name, layer in plain.named_modules()
         if isinstance(layer, nn.Conv2d)
         and layer.groups > 1
         and (layer.kernel_size[0], layer.stride[0]) in CASES
     }
-    assert {name for name, layer in ours.items() if type(layer) is DepthwiseConv2d} == gains
+    assert {name for name, layer in ours.named_modules() if type(layer) is DepthwiseConv2d} == gains
     assert len(gains) == 11
-
-
-def test_replacing_layers_draws_no_random_numbers():
-    network = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 5, padding=2, groups=4, bias=False))
-    torch.manual_seed(3)
-    expected = torch.rand(1)
-    torch.manual_seed(3)
-    use_fast_gradients(network)
-    assert type(network[0]) is DepthwiseConv2d
-    assert torch.equal(torch.rand(1), expected)
-
-
-@pytest.mark.parametrize("side", [64, 97])
-def test_the_network_computes_the_same_in_evaluation(networks, side):
-    images = torch.randn(2, 3, side, side)
-    with torch.inference_mode():
-        for a, b in zip(*(network.eval()(images) for network in networks), strict=True):
-            assert torch.equal(a, b)
+    for side in (64, 97):
+        images = torch.randn(2, 3, side, side)
+        with torch.inference_mode():
+            for a, b in zip(plain(images), ours(images), strict=True):
+                assert torch.equal(a, b)
 
 
 def test_in_bfloat16_the_gradients_are_as_near_to_float32_as_torchs():
@@ -504,14 +453,3 @@ def test_statistics_come_back_after_an_error_and_resnets_blocks_are_its_bottlene
         raise RuntimeError
     assert (block[1].momentum, block[1].num_batches_tracked, block[1].running_mean.item()) == (0.3, 0, 0)
     assert recompute_blocks(build_pyramid("resnet50", 2)) == 3 + 4
-
-
-def test_evaluation_runs_each_block_once(pair):
-    _, other = pair
-    runs = []
-    hook = next(blocks(other)).register_forward_hook(lambda *_: runs.append(1))
-    with torch.no_grad():
-        other.eval()(torch.zeros(1, 3, 64, 64))
-    hook.remove()
-    other.train()
-    assert runs == [1]
