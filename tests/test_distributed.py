@@ -90,25 +90,6 @@ def spoilt() -> dict[str, np.ndarray]:
     raise AssertionError("it was not found")
 
 
-class Still(nn.Module):
-    """A small EAMB-Net with lively statistics, without dropout, its BatchNorm always in evaluation mode."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(6)
-        network = build_model("test_efficientnet", outputs=1, width=16, dropout=0.0)
-        self.network = network.to(memory_format=torch.channels_last)
-        with torch.no_grad():
-            self.network(torch.rand(8, 3, 64, 64))
-            self.network.head[5].weight.mul_(20)
-
-    def train(self, mode: bool = True):
-        return super().train(False)
-
-    def forward(self, images):
-        return self.network(images)
-
-
 class Recorder(torch.optim.SGD):
     """Keeps the gradients of its last step and leaves the weights alone."""
 
@@ -117,14 +98,8 @@ class Recorder(torch.optim.SGD):
         self.gradient = torch.cat([p.grad.flatten() for p in parameters])
 
 
-def still_pictures() -> torch.Tensor:
-    """(8, 3, 64, 64) uint8, smooth and different."""
-    generator = torch.Generator().manual_seed(7)
-    coarse = 255 * torch.rand(8, 3, 5, 5, generator=generator)
-    return nn.functional.interpolate(coarse, 64, mode="bilinear").to(torch.uint8)
-
-
-STILL_SCORES = torch.linspace(0, 1, 8, dtype=torch.float64)
+EIGHT = torch.randint(0, 256, (8, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(7))
+SCORES = torch.linspace(0, 1, 8, dtype=torch.float64)
 BROKEN = {"none": (), "unequal": (2, 3, 7), "one process has none": (1, 5)}  # of the eight pictures
 
 
@@ -132,12 +107,12 @@ def share_of_eight(broken: tuple[int, ...]) -> Batch:
     """The pictures of this process, every world-th of those eight, without the broken ones."""
     own = [i for i in range(distributed.rank(), 8, distributed.world()) if i not in broken]
     lost = [LeftOut(str(i), "broken") for i in broken if i % distributed.world() == distributed.rank()]
-    return Batch(torch.tensor(own), still_pictures()[own], STILL_SCORES[own], None, None, lost)
+    return Batch(torch.tensor(own), EIGHT[own], SCORES[own], None, None, lost)
 
 
 def gradient(broken: tuple[int, ...], precision: str = "fp32", clip: float = 0.0) -> np.ndarray:
     """Of one step of the engine on this process's share, as the optimizer sees it."""
-    model = Still()
+    model = Toy()
     optimizer, scaler = Recorder(model.parameters(), lr=1.0), torch.amp.GradScaler("cpu", enabled=False)
     epoch = engine.Epoch(0, 1, 0, lambda fraction: 1.0, squared_error, list("abcdefgh"), clip=clip)
     wrapped, batches = distributed.wrap(model, COMPUTE.device, precision), [share_of_eight(broken)]
@@ -152,10 +127,10 @@ def gradients() -> dict[str, np.ndarray]:
 
 def summed_gradient(broken: tuple[int, ...]) -> np.ndarray:
     """Of the mean error of all good pictures in one batch, by autograd alone."""
-    good, model = [i for i in range(8) if i not in broken], Still().eval()
-    images = (still_pictures()[good].float() / 255 - 0.5) / 0.5
-    (model(images).prediction[:, 0] - STILL_SCORES[good].float()).square().mean().backward()
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).numpy()
+    good, model = [i for i in range(8) if i not in broken], Toy()
+    images = (EIGHT[good].float() / 255 - 0.5) / 0.5
+    (model(images).prediction[:, 0] - SCORES[good].float()).square().mean().backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()]).numpy()
 
 
 def results(root: Path) -> dict[str, np.ndarray]:
@@ -326,7 +301,7 @@ def test_a_training_of_two_processes_writes_one_log_and_one_checkpoint(root, tog
 
 def test_synchronised_batchnorm_has_the_same_weights_names_and_activations(monkeypatch):
     monkeypatch.setattr(distributed, "world", lambda: 2)
-    model = Still().network.eval()
+    model = small_network().eval()
     converted = distributed.synchronise_batchnorm(copy.deepcopy(model))
     kinds = [type(module) for module in converted.modules() if isinstance(module, _BatchNorm)]
     assert len(kinds) > 20
