@@ -51,7 +51,7 @@ def predict(rated: RatedSet) -> dict[str, np.ndarray]:
     order = TestOrder(len(rated), 4, distributed.rank(), distributed.world())
     pictures = PictureSet(rated, 64, skip_broken=True)
     found = engine.predict(small_network(), make_loader(pictures, order, workers=0), COMPUTE, batch_size=4)
-    return found._asdict() | {"broken": np.array([entry.id for entry in found.broken])}
+    return vars(found) | {"broken": np.array([entry.id for entry in found.broken])}
 
 
 def train_toy(batches, epoch: engine.Epoch, model: nn.Module) -> dict[str, float]:

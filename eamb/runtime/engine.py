@@ -288,7 +288,8 @@ class Average:
 # Predicting
 
 
-class Predictions(NamedTuple):
+@dataclass(frozen=True)
+class Predictions:
     """The predictions of a set, one row per picture that could be read, in the order of the set.
 
     index: (n,) int64 rows of the RatedSet.
