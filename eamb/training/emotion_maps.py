@@ -58,23 +58,22 @@ class EmotionMaps:
         Raises:
             ValueError: there is no map of a picture, or its file was damaged after it had been written.
         """
-        records = [self.record(i) for i in index]
-        logits = np.stack([r["logits"][int(m)] for r, m in zip(records, mirrored, strict=True)])
-        maps = np.stack([r["maps"][int(m)] for r, m in zip(records, mirrored, strict=True)])
+        records = []
+        for i in index:
+            if self.places[i] is None:
+                raise ValueError(
+                    f"emotion_maps: there is no map of {self.rated.ids[i]} ({self.rated.paths[i]}); it could "
+                    "not be decoded when the maps were computed. Start again, and it is tried once more"
+                )
+            path, row = self.places[i]
+            records.append(self.files[path][row])
+            if checksum(records[-1]["logits"], records[-1]["maps"]) != records[-1]["check"]:
+                raise ValueError(
+                    f"emotion_maps: {path} is damaged; delete it, and its maps are computed anew"
+                )
+        sides = [(r["logits"][int(m)], r["maps"][int(m)]) for r, m in zip(records, mirrored, strict=True)]
+        logits, maps = (np.stack(values) for values in zip(*sides, strict=True))
         return torch.from_numpy(logits), torch.from_numpy(maps)[:, None]  # (N, E), (N, 1, h, w)
-
-    def record(self, index: int) -> np.void:
-        """Of one picture, read from its file and compared with its checksum."""
-        if self.places[index] is None:
-            raise ValueError(
-                f"emotion_maps: there is no map of {self.rated.ids[index]} ({self.rated.paths[index]}); it "
-                "could not be decoded when the maps were computed. Start again, and it is tried once more"
-            )
-        path, row = self.places[index]
-        record = self.files[path][row]
-        if checksum(record["logits"], record["maps"]) != record["check"]:
-            raise ValueError(f"emotion_maps: {path} is damaged; delete it, and its maps are computed anew")
-        return record
 
 
 def prepare(

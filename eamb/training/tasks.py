@@ -68,36 +68,33 @@ class Task(ABC):
                 f"network for them (--network {' or '.join(PAIR_NETWORKS)}), and they with it; got --task "
                 f"{self.name}, --dataset {config.data.dataset} and --network {network}"
             )
-        crop, several = config.data.crop and not paired, len(config.data.names) > 1
-        official = config.model.emotion_batchnorm == "official"
-        maps = config.train.emotion_maps and (self.learns_emotions or official)
-        weight = config.loss.emotion_weight
-        balanced = config.loss.class_weights != "none" and not self.learns_emotions
+        several, weight = len(config.data.names) > 1, config.loss.emotion_weight
+        sets = config.data.dataset if several and self.name != "emotion" else ""
         parts = network != "eambnet" and (config.model.without or config.model.shortcut)
-        test = config.train.validate_on == "test" and (paired or several)
+        balanced = config.loss.class_weights != "none" and not self.learns_emotions
+        changes = self.learns_emotions or config.model.emotion_batchnorm == "official"
+        maps, test = config.train.emotion_maps, config.train.validate_on == "test"
         nothing = f"means nothing for the task {self.name}; leave it out"
         refused = [
-            (crop, f"data.crop is for the task series; networks for {self.name} see whole pictures"),
             (paired and config.data.folds, f"data.folds {nothing}"),
-            (paired and config.train.emotion_maps, f"train.emotion_maps {nothing}"),
+            (paired and maps, f"train.emotion_maps {nothing}"),
+            (not paired and config.data.crop, f"data.crop {nothing}"),
             (not paired and not config.model.symmetric, f"model.symmetric {nothing}"),
             (not paired and config.loss.preference != "majority", f"loss.preference {nothing}"),
             (parts, f"model.without and model.shortcut are for model.network=eambnet, not {network}"),
             (weight and self.name == "emotion", "loss.emotion_weight is for --task aesthetics alone"),
             (
                 weight and not self.has_emotion_branch,
-                "loss.emotion_weight: this network has no emotion branch",
+                "loss.emotion_weight is given, but this network has no emotion branch",
             ),
             (
                 balanced,
-                "loss.class_weights weighs emotions, which are not learned without loss.emotion_weight",
+                "loss.class_weights weighs emotions; this run learns none without loss.emotion_weight",
             ),
-            (maps, "train.emotion_maps keeps the maps of a frozen branch; this run's changes"),
-            (
-                several and self.name != "emotion",
-                "several sets are for --task emotion; ratings cannot be united",
-            ),
-            (test, "train.validate_on=test is for the ratings of one set, not for pairs or several sets"),
+            (maps and changes, "train.emotion_maps keeps the maps of a frozen branch; this run's changes"),
+            (sets, f"several sets ({sets}) are for --task emotion; ratings cannot be united"),
+            (test and paired, "train.validate_on=test is for ratings, not for pairs"),
+            (test and several, "train.validate_on=test is for one data set, not for several together"),
         ]
         for holds, sentence in refused:
             if holds:
