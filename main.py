@@ -48,11 +48,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--dataset",
-        type=str.lower,
-        choices=DATASETS,
-        action="append",
-        help="which set, in any case; --task emotion takes several",
+        "--dataset", type=str.lower, choices=DATASETS, action="append", help="--task emotion takes several"
     )
     parser.add_argument(
         "--data-root", metavar="DIR", action="append", help="its folder, as in the README; one per --dataset"
@@ -121,16 +117,14 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
         "process writes a file of its own: scores.IofN.csv",
     )
     add_scoring_options(parser)
-    parser.set_defaults(run=run_predict)
+    parser.set_defaults(run=run_scoring)
 
 
 def add_select(parser: argparse.ArgumentParser) -> None:
     parser.description = "Finds the series in folders of photographs and picks the best of each."
     parser.add_argument("paths", metavar="FOLDER", nargs="*", help="or files, globs; - reads a list")
     parser.add_argument("--keep", metavar="N", type=int, default=1, help="how many of each series, default 1")
-    parser.add_argument(
-        "--output", metavar="FILE", type=Path, default=Path("picks.csv"), help="default: picks.csv"
-    )
+    parser.add_argument("--output", metavar="FILE", type=Path, default=Path("picks.csv"), help="picks.csv")
     parser.add_argument("--page", metavar="DIR", type=Path, help="write a page to look through and overrule")
     parser.add_argument(
         "--gap", metavar="SECONDS", type=float, default=30, help="a longer pause ends a series; default 30"
@@ -139,7 +133,7 @@ def add_select(parser: argparse.ArgumentParser) -> None:
         "--similarity", metavar="X", type=float, default=0.6, help="0 to 1, less ends a series; default 0.6"
     )
     add_scoring_options(parser)
-    parser.set_defaults(run=run_select)
+    parser.set_defaults(run=run_scoring)
 
 
 def add_scoring_options(parser: argparse.ArgumentParser) -> None:
@@ -215,16 +209,12 @@ def run_evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
-def run_predict(options: argparse.Namespace) -> int:
-    from eamb.inference.predict import predict
-
-    return predict(options)
-
-
-def run_select(options: argparse.Namespace) -> int:
-    from eamb.selection.picks import run
-
-    return run(options)
+def run_scoring(options: argparse.Namespace) -> int:
+    if options.command == "predict":
+        from eamb.inference.predict import predict as command
+    else:
+        from eamb.selection.picks import run as command
+    return command(options)
 
 
 def read_config(options: argparse.Namespace):

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,29 +85,26 @@ def prepare(
     exif: bool,
     workers: int,
     batch_size: int,
-) -> EmotionMaps | None:
+) -> EmotionMaps:
     """The maps of a set, after computing those that `folder` does not hold yet; shared by all processes.
 
-    Pictures that cannot be decoded have none. If the disk is full, a message says so, and the run goes on
-    without maps: None.
+    Pictures that cannot be decoded have none.
 
     Raises:
+        OSError: they cannot be written.
         ValueError: the processes do not share the folder.
     """
     folder = folder / branch_key(network, size, exif, compute)
-    maps, chunks, problem = None, [], ""
-    if distributed.is_main():
-        try:
+    maps, chunks = None, []
+    try:
+        if distributed.is_main():
             folder.mkdir(parents=True, exist_ok=True)
             maps = EmotionMaps(folder, rated)
             chunks = [maps.missing[i : i + CHUNK] for i in range(0, len(maps.missing), CHUNK)]
-        except OSError as error:
-            problem = str(error)
-    # One list for all: a process that looked later would find what another has written since.
-    chunks, problem = distributed.broadcast((chunks, problem))
-    own = chunks[distributed.rank() :: distributed.world()]
-    count, hidden = sum(map(len, own)), not (own and distributed.is_main())
-    try:
+        # One list for all: a process that looked later would find what another has written since.
+        chunks = distributed.broadcast(chunks)
+        own = chunks[distributed.rank() :: distributed.world()]
+        count, hidden = sum(map(len, own)), not (own and distributed.is_main())
         with tqdm(total=count, desc="emotion maps", unit="picture", mininterval=2, disable=hidden) as bar:
             for chunk in own:
                 pictures = PictureSet(rated.take(chunk), size, exif, skip_broken=True)
@@ -116,12 +112,8 @@ def prepare(
                 write_records(folder, network, pictures, keys, compute, workers, batch_size)
                 bar.update(len(chunk))
     except OSError as error:
-        problem = str(error)
-    problems = [text for text in distributed.gather(problem) if text]
-    if problems:
-        if distributed.is_main():
-            print(f"emotion_maps: {problems[0]}; training goes on without kept maps", file=sys.stderr)
-        return None
+        raise OSError(f"emotion_maps: {error}; make room, or leave out train.emotion_maps") from error
+    distributed.gather(None)  # all have written
     maps = maps if maps and not chunks else EmotionMaps(folder, rated)
     if len(set(distributed.gather(maps.missing.tobytes()))) > 1:
         raise ValueError(

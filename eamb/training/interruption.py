@@ -127,10 +127,6 @@ def locked(output: Path) -> Iterator[None]:
         output.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
-            since = time.strftime("%Y-%m-%d %H:%M:%S")
-            path.write_text(
-                f"process {os.getpid()} on {socket.gethostname()} since {since}", encoding="utf-8"
-            )
         except Timeout:
             with suppress(OSError):  # it has just ended
                 holder = path.read_text(encoding="utf-8")
@@ -141,6 +137,11 @@ def locked(output: Path) -> Iterator[None]:
             path.unlink()
             text = f"warning: interruption: cannot lock {path} ({error}); start no other run there"
             print(text, file=sys.stderr)
+        else:
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            path.write_text(
+                f"process {os.getpid()} on {socket.gethostname()} since {since}", encoding="utf-8"
+            )
     if holder := distributed.gather(holder)[0]:
         raise ValueError(
             f"interruption: {output} is in use by another run ({holder}); wait for its end or choose another "

@@ -85,7 +85,7 @@ def train(
             run.records.open(config, data, last, run.epoch)
         signals.begun = True
         try:
-            run.emotion_maps = keep_emotion_maps(run, state)
+            run.emotion_maps = keep_emotion_maps(run)
             for epoch in range(run.epoch, config.train.epochs):
                 with signals.deferred():
                     trained = train_epoch(run, epoch)
@@ -277,7 +277,6 @@ class Run:
             "best": asdict(self.best),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "emotion_maps": self.emotion_maps is not None,
         }
         if self.average:
             state |= {"average": self.average.network.state_dict(), "average_steps": self.average.steps}
@@ -314,24 +313,12 @@ class Run:
         self.save()
 
 
-def keep_emotion_maps(run: Run, state: dict | None) -> emotion_maps.EmotionMaps | None:
-    """The training pictures' maps in `train.emotion_maps`, computed if need be; None: not wanted.
-
-    Args:
-        state: of the run that is resumed; it goes on without maps if it did without them for a full disk.
-
-    Raises:
-        OSError: the run had maps, they cannot be had any more, and without them its figures would change.
-    """
+def keep_emotion_maps(run: Run) -> emotion_maps.EmotionMaps | None:
+    """The training pictures' maps in `train.emotion_maps`, computed if need be; None: not wanted."""
     config = run.config
-    had = (state or {}).get("emotion_maps")
     if not config.train.emotion_maps or not run.task.has_emotion_branch:
         return None
-    if had is False:
-        if distributed.is_main():
-            print("training: the run stopped without kept emotion maps and goes on without", flush=True)
-        return None
-    maps = emotion_maps.prepare(
+    return emotion_maps.prepare(
         Path(config.train.emotion_maps),
         run.network,
         run.data["train"],
@@ -341,12 +328,6 @@ def keep_emotion_maps(run: Run, state: dict | None) -> emotion_maps.EmotionMaps 
         workers=config.data.worker_count(),
         batch_size=config.evaluate.batch_size,
     )
-    if had and maps is None and config.train.precision != "fp32":
-        raise OSError(
-            f"training: the run stopped with emotion maps from {config.train.emotion_maps}, which cannot be "
-            f"kept now; in {config.train.precision} it would go on with others: make room and resume again"
-        )
-    return maps
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ class Task(ABC):
         refused = [
             (paired and config.data.folds, f"data.folds {nothing}"),
             (paired and maps, f"train.emotion_maps {nothing}"),
-            (not paired and config.data.crop, f"data.crop {nothing}"),
+            (not paired and config.data.crop, "data.crop is for the task series; others see whole pictures"),
             (not paired and not config.model.symmetric, f"model.symmetric {nothing}"),
             (not paired and config.loss.preference != "majority", f"loss.preference {nothing}"),
             (parts, f"model.without and model.shortcut are for model.network=eambnet, not {network}"),
@@ -89,7 +89,7 @@ class Task(ABC):
             ),
             (
                 balanced,
-                "loss.class_weights weighs emotions; this run learns none without loss.emotion_weight",
+                "loss.class_weights weighs emotions, which this run does not learn",
             ),
             (maps and changes, "train.emotion_maps keeps the maps of a frozen branch; this run's changes"),
             (sets, f"several sets ({sets}) are for --task emotion; ratings cannot be united"),
