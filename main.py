@@ -48,7 +48,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--dataset", type=str.lower, choices=DATASETS, action="append", help="--task emotion takes several"
+        "--dataset",
+        type=str.lower,
+        choices=DATASETS,
+        action="append",
+        help="which set, in any case; --task emotion takes several",
     )
     parser.add_argument(
         "--data-root", metavar="DIR", action="append", help="its folder, as in the README; one per --dataset"

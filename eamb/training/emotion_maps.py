@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets import PictureSet, TestOrder, make_loader
+from datasets import Batch, PictureSet, TestOrder, make_loader
 from eamb.files import written_whole
 from eamb.readers.rated import RatedSet
 from eamb.runtime import distributed
@@ -108,8 +108,10 @@ def prepare(
         with tqdm(total=count, desc="emotion maps", unit="picture", mininterval=2, disable=hidden) as bar:
             for chunk in own:
                 pictures = PictureSet(rated.take(chunk), size, exif, skip_broken=True)
+                order, on_gpu = TestOrder(len(pictures), batch_size), compute.device.type == "cuda"
+                loader = make_loader(pictures, order, workers, pin_memory=on_gpu)
                 keys = [picture_key(rated, index) for index in chunk]
-                write_records(folder, network, pictures, keys, compute, workers, batch_size)
+                write_records(folder, network, loader, keys, compute, batch_size)
                 bar.update(len(chunk))
     except OSError as error:
         raise OSError(f"emotion_maps: {error}; make room, or leave out train.emotion_maps") from error
@@ -126,20 +128,18 @@ def prepare(
 def write_records(
     folder: Path,
     network: EAMBNet,
-    pictures: PictureSet,
+    loader: Iterable[Batch],
     keys: Sequence[bytes],
     compute: Compute,
-    workers: int,
-    batch_size: int,
+    size: int,
 ) -> None:
-    """Computes the maps of the pictures, one per key, and writes them as one file."""
-    order = TestOrder(len(pictures), batch_size)
+    """Computes the maps of a loader's pictures, one per key, in batches of `size`, and writes one file."""
     allow_tf32(False, compute.device)  # the maps are everyone's, whatever computed them
     rows = []
-    for batch in make_loader(pictures, order, workers, pin_memory=compute.device.type == "cuda"):
+    for batch in loader:
         sides = []
         for images in (batch.images, batch.images.flip(3)):
-            filled = filled_up(batch._replace(images=images), batch_size)
+            filled = filled_up(batch._replace(images=images), size)
             logits, maps = run_branch(network, compute.images(filled))
             sides.append((logits[: len(images)], maps[: len(images), 0]))  # (n, E), (n, h, w)
         logits, maps = (torch.stack(values, dim=1).numpy() for values in zip(*sides, strict=True))

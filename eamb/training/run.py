@@ -175,21 +175,21 @@ class Run:
             data = {split: with_emotions(rated, emotions) for split, rated in data.items()}
         self.task, self.config, self.output, self.device = task, config, output, device
         self.data, self.origin, self.signals = data, origin, signals
-        train = data["train"]
-        scores = train.scores[~np.isnan(train.scores)]
+        rated = data["train"]
+        scores = rated.scores[~np.isnan(rated.scores)]
         quantiles = np.quantile(scores, np.linspace(0, 1, 1001)) if len(scores) else []
-        scale = train.scale if task.name == "aesthetics" else None
+        scale = rated.scale if task.name == "aesthetics" else None
         self.description = checkpoint.describe(network, scale) | {  # travels with the weights
-            "dataset": train.name,
-            "protocol": train.protocol,
+            "dataset": rated.name,
+            "protocol": rated.protocol,
             "splits": {name: part.sha256 for name, part in data.items()},
-            "pictures": len(set(train.ids)),
-            "dealt": [part.name for part in train.parts or (train,) if part.dealt],
+            "pictures": len(set(rated.ids)),
+            "dealt": [part.name for part in rated.parts or (rated,) if part.dealt],
             "copies": {name: which_are_copies(part) for name, part in data.items()},
             "image_size": config.data.size,
             "exif": config.data.exif,
             "crop": config.data.crop,
-            "class_shift": class_shifts(config.loss, train),
+            "class_shift": class_shifts(config.loss, rated),
             "training_ratings": [round(float(value), 6) for value in quantiles],
             "origin": {name: value for name, value in origin.items() if not isinstance(value, np.ndarray)},
             "config": config.without_root(),
@@ -213,7 +213,7 @@ class Run:
         self.compute = engine.Compute(device, config.train.precision, mean, std)
         self.epoch, self.totals = 0, engine.Totals()
         self.order(epoch=0)  # a batch size that cannot be had is an error before anything is written
-        self.best = Best(task.best_measure(train.scale))
+        self.best = Best(task.best_measure(rated.scale))
         self.records, self.saved_at = Records(output), time.monotonic()
         self.emotion_maps: emotion_maps.EmotionMaps | None = None
 

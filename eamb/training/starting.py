@@ -37,9 +37,6 @@ def read_sources(task: Task, weights: str | None, emotion_checkpoint: str | None
     Raises:
         ValueError, FileNotFoundError: in one sentence.
     """
-    for file in (weights, emotion_checkpoint):
-        if file and not Path(file).is_file():
-            raise FileNotFoundError(f"training: there is no weights file {file}")
     task.check()
     if emotion_checkpoint and not task.has_emotion_branch:
         raise ValueError("training: --emotion-checkpoint is given, but this network has no emotion branch")
@@ -52,24 +49,9 @@ def read_sources(task: Task, weights: str | None, emotion_checkpoint: str | None
         raise ValueError(UNTRAINED_BRANCH)
     named = named_emotions(task.config)
     read = [checkpoint.read_source(file, named) if file else None for file in (weights, emotion_checkpoint)]
-    if read[0]:
-        check_start(task, read[0])
-    return Sources(*read)
-
-
-def named_emotions(config: Config) -> tuple[str, ...]:
-    """The class list that the command line gives to a file without one."""
-    return tuple(emotion_name(name) for name in config.model.emotions.split(",") if name.strip())
-
-
-def may_be_untrained(task: Task) -> bool:
-    """Whether an untrained emotion branch will do: it is trained here, or is not there, or was asked for."""
-    asked_for = task.config.model.emotion_weights == "none"
-    return task.learns_emotions or not task.has_emotion_branch or asked_for
-
-
-def check_start(task: Task, source: Source) -> None:
-    """Whether the weights can start this run, before its network is built."""
+    sources = Sources(*read)
+    if not (source := sources.weights):
+        return sources
     if source.problems:
         listed = "; ".join(source.problems[:12])
         raise ValueError(f"training: {source.path} is not of the official network: {listed}")
@@ -96,6 +78,18 @@ def check_start(task: Task, source: Source) -> None:
             f"training: {source.path} has {has} and this run {wants}; give the former, or a --config that "
             "has them"
         )
+    return sources
+
+
+def named_emotions(config: Config) -> tuple[str, ...]:
+    """The class list that the command line gives to a file without one."""
+    return tuple(emotion_name(name) for name in config.model.emotions.split(",") if name.strip())
+
+
+def may_be_untrained(task: Task) -> bool:
+    """Whether an untrained emotion branch will do: it is trained here, or is not there, or was asked for."""
+    asked_for = task.config.model.emotion_weights == "none"
+    return task.learns_emotions or not task.has_emotion_branch or asked_for
 
 
 def build_network(task: Task, rated: RatedSet, sources: Sources) -> tuple[Network, dict]:

@@ -172,17 +172,14 @@ def read_file(path: Path | str) -> File:
 def why_unreadable(raw: bytes) -> str:
     """Why a file could not be read, from how it begins and ends."""
     start = raw[:64].removeprefix(b"\xef\xbb\xbf").lstrip()  # some web pages begin with this mark
-    whole = zipfile.is_zipfile(io.BytesIO(raw))  # a zip file's directory is at its end
     if not start:
         return "it is empty"
     if start.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer; fetch the file itself with `git lfs pull`"
     if start.startswith(b"<"):
         return "it is a web page; download the file itself"
-    if start.startswith(b"PK") and not whole:
+    if start.startswith(b"PK") and not zipfile.is_zipfile(io.BytesIO(raw)):  # its directory is at its end
         return f"it is cut off after {len(raw):,} bytes; download it again"
-    if start.startswith(b"PK"):
-        return "it is damaged, or holds more than tensors, such as code, which is never executed"
     return "it is cut off, damaged or something else, or holds code, which is never executed"
 
 
@@ -318,16 +315,14 @@ def load_tensors(
     problems = list(problems)
     problems += [f"missing {shown(name)}" for name in sorted(wanted - given)]
     problems += [f"unknown {shown(name)}" for name in sorted(given - wanted)]
-    problems += [
-        f"{shown(name)} is {shape_of(tensors[name])}, the network's is {shape_of(target[name])}"
-        for name in sorted(wanted & given)
-        if shape_of(tensors[name]) != shape_of(target[name])
-    ]
-    problems += [
-        f"{shown(name)} holds values that are NaN or infinite"
-        for name in sorted(wanted & given)
-        if isinstance(tensors[name], Tensor) and not tensors[name].isfinite().all()
-    ]
+    for name in sorted(wanted & given):
+        value, shape = tensors[name], tuple(target[name].shape)
+        if not isinstance(value, Tensor):
+            problems.append(f"{shown(name)} is no tensor but {type(value).__name__}")
+        elif tuple(value.shape) != shape:
+            problems.append(f"{shown(name)} is {tuple(value.shape)}, the network's is {shape}")
+        elif not value.isfinite().all():
+            problems.append(f"{shown(name)} holds values that are NaN or infinite")
     if problems:
         problems = list(dict.fromkeys(problems))  # one tensor of a file may be wanted in several places
         more = f" (+{len(problems) - 12} more)" if len(problems) > 12 else ""
@@ -335,10 +330,6 @@ def load_tensors(
     with torch.no_grad():
         for name in wanted:
             target[name].copy_(tensors[name])
-
-
-def shape_of(value) -> tuple[int, ...] | str:
-    return tuple(value.shape) if isinstance(value, Tensor) else f"no tensor but {type(value).__name__}"
 
 
 @dataclass(frozen=True)
@@ -456,15 +447,13 @@ def load_imagenet(network: Network, source: str = "auto") -> None:
         content = unwrapped(read_file(file).content)
         state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     state, places = backbones.imagenet_tensors(name, state), pyramids(network)
-    names = [
-        (place, key) for place, pyramid in places.items() for key in pyramid.state_dict() if key in state
-    ]
 
     def shown(ours: str) -> str:
         place = next(place for place in places if ours.startswith(place))
         return ours.removeprefix(place).removeprefix("body.")
 
-    tensors = {f"{place}{key}": state[key] for place, key in names}
+    names = [(place, key) for place, pyramid in places.items() for key in pyramid.state_dict()]
+    tensors = {place + key: state[key] for place, key in names if key in state}
     load_tensors(network, tensors, str(file or name), only=tuple(places), shown=shown)
 
 
