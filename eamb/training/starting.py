@@ -55,15 +55,15 @@ def read_sources(task: Task, weights: str | None, emotion_checkpoint: str | None
     if source.problems:
         listed = "; ".join(source.problems[:12])
         raise ValueError(f"training: {source.path} is not of the official network: {listed}")
-    theirs = source.weights.task
-    if theirs == "emotion" and task.name == "aesthetics":
+    learned = source.weights.task
+    if learned == "emotion" and task.name == "aesthetics":
         raise ValueError(
             f"training: {source.path} holds an emotion branch alone, which cannot score pictures; "
             f"start from it with --emotion-checkpoint {source.path}"
         )
-    if theirs != task.name and (theirs, task.name) != ("aesthetics", "emotion"):
+    if learned != task.name and (learned, task.name) != ("aesthetics", "emotion"):
         raise ValueError(
-            f"training: {source.path} holds a network for the task {theirs}, which cannot start one for "
+            f"training: {source.path} holds a network for the task {learned}, which cannot start one for "
             f"{task.name}"
         )
     description = source.weights.description

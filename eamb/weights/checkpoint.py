@@ -318,7 +318,8 @@ def load_tensors(
     for name in sorted(wanted & given):
         value, shape = tensors[name], tuple(target[name].shape)
         if not isinstance(value, Tensor):
-            problems.append(f"{shown(name)} is no tensor but {type(value).__name__}")
+            kind = type(value).__name__
+            problems.append(f"{shown(name)} is no tensor but {kind}, the network's is {shape}")
         elif tuple(value.shape) != shape:
             problems.append(f"{shown(name)} is {tuple(value.shape)}, the network's is {shape}")
         elif not value.isfinite().all():
