@@ -1,4 +1,4 @@
-"""Writes the README's tables and results/tables/*.csv from saved predictions and other people's figures.
+"""Writes the tables of docs/results.md and results/tables/*.csv from saved predictions and published figures.
 
     python scripts/make_tables.py --data-root para=PARA    # measures again; needs the set with its ratings
     python scripts/make_tables.py                          # writes the tables from what was measured
@@ -62,14 +62,14 @@ TRAINED_ON = {  # key of metrics.json -> its column in the csv, and how a row th
 }
 FIGURES = {"srcc": "SRCC", "plcc": "PLCC", "accuracy": "accuracy"}
 PUBLISHED = ("block", "method", *FIGURES, "source", "note")  # columns of published.csv
-WIDTH = 118  # of a line of prose in the README
+WIDTH = 118  # of a line of prose in the page
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--data-root", metavar="SET=DIR", action="append", default=[], help="para=PARA, ...")
     parser.add_argument("--results", type=Path, metavar="DIR", default=ROOT / "results")
-    parser.add_argument("--readme", type=Path, metavar="FILE", default=ROOT / "README.md")
+    parser.add_argument("--readme", type=Path, metavar="FILE", default=ROOT / "docs" / "results.md")
     parser.add_argument("--resamples", type=int, default=1000, help="of the pictures, for the intervals")
     return guarded(make_tables, parser.parse_args(arguments))
 
@@ -537,7 +537,7 @@ def as_markdown(lines: list[list[str]]) -> str:
 
 
 def filled(readme: Path, parts: dict[str, str]) -> str:
-    """The README's text with every table between its markers.
+    """The page with every table between its markers.
 
     Raises:
         ValueError: a table has no pair of markers there, or a pair of markers no table.

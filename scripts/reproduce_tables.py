@@ -142,7 +142,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("dataset", metavar="{ava,para,iae,demo}", type=str.lower)
-    parser.add_argument("--data-root", metavar="DIR", help="the set's folder, as in the README")
+    parser.add_argument("--data-root", metavar="DIR", help="the set's folder, as in docs/data.md")
     parser.add_argument("--emotion-checkpoint", metavar="FILE", type=Path, help="weights of a trained branch")
     parser.add_argument(
         "--emotion-data",

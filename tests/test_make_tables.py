@@ -323,11 +323,11 @@ def test_the_tables_of_this_project_are_those_of_its_results(tmp_path, capsys):
     tables = make_tables.read_tables(results / "tables.yaml")
     runs = {name: make_tables.read_run(results / name) for table in tables for name in table.runs}
     measured = read_json(results / "measured.json")
-    texts = make_tables.written_tables(tables, runs, measured, results, ROOT / "README.md")
+    texts = make_tables.written_tables(tables, runs, measured, results, ROOT / "docs" / "results.md")
     assert len(texts) == len(tables) + 1
     for path, text in texts.items():
         assert path.read_text(encoding="utf-8") == text, f"{path}: run python scripts/make_tables.py"
-    assert {*(results / "tables").iterdir()} == {*texts} - {ROOT / "README.md"}
+    assert {*(results / "tables").iterdir()} == {*texts} - {ROOT / "docs" / "results.md"}
 
 
 def test_what_was_measured_for_something_else_is_refused(made, capsys):
