@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from eamb.network.backbones import Tail, build_pyramid
 from eamb.network.outputs import EMOTIONS, Output, as_prediction, check_size, no_emotions
 
-PARTS = ("emotion", "detail", "context", "guided_fusion", "attention")  # that a network can be built without
+PARTS = ("emotion", "detail", "context", "guided_fusion", "attention")  # an ablation leaves some of them out
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ class CBAM(nn.Module):
 
 
 class Head(nn.Sequential):
-    """Pooled features (N, width) -> logits (N, K). The first PReLU stands behind a ReLU and never acts."""
+    """Pooled features (N, width) -> logits (N, K). The first PReLU follows a ReLU and never acts."""
 
     def __init__(self, width: int, hidden: int, outputs: int, dropout: float):
         super().__init__(
@@ -164,7 +164,7 @@ class EmotionBranch(nn.Module):
 class EmotionNetwork(nn.Module):
     """The emotion branch alone, for training it on emotions; its `prediction` is the emotion distribution.
 
-    Its names are those of the branch inside EAMBNet (`emotion.*`), so that one loads into the other.
+    Its tensors are named as in EAMBNet (`emotion.*`), so that the weights of one load into the other.
     """
 
     def __init__(self, backbone: str, emotions: tuple[str, ...], emotion_scale: float, width: int):
@@ -192,16 +192,16 @@ class EmotionNetwork(nn.Module):
 
 
 class PlainFusion(nn.Module):
-    """Ablation of GuidedFusion: the coarse map y is added to the fine map x everywhere alike."""
+    """Ablation of GuidedFusion: adds the coarse map y to the fine map x with the same weight everywhere."""
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return x + resize(y, x.shape[2:], align_corners=False)
 
 
 class Fusion(nn.Module):
-    """Brings the detail map and three context maps to one map F, `width` wide, at the detail map's size.
+    """Merges the detail map and three context maps into one map F, `width` channels at the detail map's size.
 
-    Without the detail map F has the finest context map's size; without context it is made of detail alone.
+    Without the detail map F has the finest context map's size; without context it comes from detail alone.
     """
 
     def __init__(
@@ -234,8 +234,8 @@ class Fusion(nn.Module):
             guided = self.guide_fine(self.detail(detail), guided)  # (N, 56, H/8, W/8)
         guided = self.guide_middle(guided, self.context_middle(middle))  # (N, 56, H/8, W/8)
         guided = self.expand(guided)  # (N, 256, H/8, W/8)
-        # A 1x1 convolution and a resize commute (both linear, the resize's weights sum to 1), and here there
-        # are 64 times fewer positions. The BatchNorm stays behind the resize, or its statistics would change.
+        # A 1x1 convolution and a resize commute (both linear, the resize's weights sum to 1), and before the
+        # resize there are 64 times fewer positions. BatchNorm stays after it, or its statistics would change.
         semantic = self.semantic_conv(coarse)  # (N, 256, H/64, W/64)
         semantic = resize(semantic, guided.shape[2:], align_corners=True)  # (N, 256, H/8, W/8)
         semantic = F.relu(self.semantic_norm(semantic))
@@ -245,9 +245,9 @@ class Fusion(nn.Module):
 class EAMBNet(nn.Module):
     """Detail, context and emotion branch; `forward(images (N, 3, H, W), normalised)` gives an `Output`.
 
-    The emotion branch is frozen: `train()` leaves it in evaluation mode, its parameters ask for no gradient.
+    The emotion branch is frozen: `train()` leaves it in evaluation mode, its parameters get no gradient.
     Ablations are built `without` some of PARTS: without "emotion" the map is 1 everywhere, without
-    "guided_fusion" maps are added plainly, without "attention" there is no CBAM.
+    "guided_fusion" maps are simply added, without "attention" there is no CBAM.
 
     Args:
         backbone: "resnet50" or a timm name with maps at strides 4, 8, 16, 32 (`backbones.py`).
@@ -255,12 +255,12 @@ class EAMBNet(nn.Module):
         emotions: class names of the emotion branch, in the order of its logits.
         width: channels of the fused map, and of the emotion path of narrow backbones (Lite: 128).
         context_scale, emotion_scale: how much the two branches shrink their input; 1/2 in the paper.
-        emotion_batchnorm: "frozen", or "official" for BatchNorm statistics of the emotion branch that drift
-            in training, as the released code's do.
+        emotion_batchnorm: "frozen", or "official": the emotion branch's BatchNorm statistics change in
+            training, as in the released code.
         train_emotion: train the emotion branch too, by a loss on its logits; its map still carries no
             gradient.
         without: some of PARTS, for ablations; not both "detail" and "context".
-        shortcut: the context branch's deepest map, through the backbone's last layers, enters the head too.
+        shortcut: the head also gets the context branch's deepest map, through the backbone's last layers.
 
     Raises:
         ValueError: an argument out of range or an unknown backbone.
@@ -321,8 +321,8 @@ class EAMBNet(nn.Module):
         """(N, 3, H, W) -> Output.
 
         Args:
-            emotions: the frozen emotion branch's logits (N, E) and map (N, 1, h, w), if they were computed
-                before; the branch is not run then.
+            emotions: the frozen emotion branch's logits (N, E) and map (N, 1, h, w), if already computed; the
+                branch is then not run.
         """
         check_size(images)
         small = shrink(images, self.context_scale)  # (N, 3, H/2, W/2)
@@ -345,7 +345,7 @@ class EAMBNet(nn.Module):
         """The emotion branch's logits (N, E) and map (N, 1, h, w) for pictures (N, 3, H, W).
 
         Args:
-            small: the pictures as the context branch takes them, if they were shrunk before.
+            small: the pictures shrunk for the context branch, if already computed.
         """
         if not self.emotion:
             return no_emotions(images)
@@ -386,7 +386,7 @@ class LinearNetwork(nn.Module):
 
 
 def build_model(backbone: str = "resnet50", outputs: int = 10, **arguments) -> EAMBNet:
-    """EAMB-Net with random weights; reads no file. `EAMBNet` explains its arguments, the paper's by default.
+    """EAMB-Net with random weights; reads no file. The arguments are `EAMBNet`'s, by default the paper's.
 
     `build_model(**model.arguments)` builds the same network again.
     """
@@ -394,7 +394,7 @@ def build_model(backbone: str = "resnet50", outputs: int = 10, **arguments) -> E
 
 
 def check_arguments(arguments: dict) -> None:
-    """Refuses values out of range, of any network here: only those that are given are looked at."""
+    """Refuses values out of range, of any network here: it checks only the arguments that are given."""
     for name, value in arguments.items():
         if name in ("context_scale", "emotion_scale") and not 0 < value <= 1:
             raise ValueError(f"EAMBNet: {name} must be above 0 and at most 1, got {value}")
@@ -413,6 +413,6 @@ def check_arguments(arguments: dict) -> None:
     if {"detail", "context"} <= set(without):
         raise ValueError("EAMBNet: a network needs its detail or its context branch, got without both")
     if "context" in without and arguments["shortcut"]:
-        raise ValueError("EAMBNet: the shortcut is the context branch's; a network without it has none")
+        raise ValueError("EAMBNet: the shortcut needs the context branch; a network without it has none")
     if "emotion" in without and arguments["train_emotion"]:
         raise ValueError("EAMBNet: a network without an emotion branch cannot train it")

@@ -16,7 +16,7 @@ from torch.nn import functional
 def emd(p: Tensor, q: Tensor, r: float = 2) -> Tensor:
     """Earth mover's distance between rating distributions, one value per image.
 
-    ((1/K) * sum_k |P_k - Q_k|^r)^(1/r) over cumulative distributions P, Q; 0 is equal, 1 is as far as can be
+    ((1/K) * sum_k |P_k - Q_k|^r)^(1/r) over cumulative distributions P, Q; 0 for equal ones, 1 at most
     (Talebi & Milanfar 2018, eq. 1). Its gradient where p equals q is 0, a valid subgradient.
 
     Args:
@@ -26,7 +26,7 @@ def emd(p: Tensor, q: Tensor, r: float = 2) -> Tensor:
         (N,), in [0, 1].
     """
     gap = cumulative_gap(p, q, r)  # (N, K)
-    # The root's slope is infinite at 0; vector_norm takes 0 there, without an epsilon that biases the rest.
+    # The root's gradient is infinite at 0; vector_norm's is 0 there, without an epsilon that biases the rest.
     return torch.linalg.vector_norm(gap, ord=r, dim=1) / gap.shape[1] ** (1 / r)  # (N,)
 
 
@@ -36,7 +36,7 @@ def emd_loss(p: Tensor, q: Tensor, r: float = 2, reduction: str = "image") -> Te
     Args:
         p, q: (N, K), rows sum to 1.
         reduction: "image" takes the root per image, then the mean over images. "batch" takes the mean over
-            images and bins, then the root, as the official code does; it weighs an image by its company.
+            images and bins, then the root, as the official code does; an image's weight depends on its batch.
     """
     if reduction == "image":
         return emd(p, q, r).mean()
@@ -65,7 +65,7 @@ def correlation_loss(p: Tensor, target: Tensor) -> Tensor:
     """
     p, target = one_column(p, target)
     p, target = p - p.mean(), target - target.mean()
-    # The product of two norms has no slope at 0, which a batch of one picture has.
+    # The product of two norms is not differentiable at 0, its value for a batch of one picture.
     norms = (p.square().sum() * target.square().sum()).clamp(min=1e-12).sqrt()
     return 1 - (p * target).sum() / norms
 
@@ -79,7 +79,7 @@ def label_loss(p: Tensor, high: Tensor) -> Tensor:
         p: (N, 1), the probability of "high".
         high: (N,), 1 where the picture counts as high, else 0.
     """
-    # The slope of log(p) is 1/p, and it goes back to p in p's own type: float16 ends at 65,504.
+    # The gradient of log(p) is 1/p, in p's own type: float16 overflows above 65,504.
     smallest = 2.0**-15 if p.dtype == torch.float16 else 1e-12
     p, high = one_column(p, high)
     log_high = p.clamp(min=smallest).log()
@@ -91,9 +91,9 @@ def pair_loss(odds: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy of preferences in pairs, a scalar: the mean over the pairs.
 
     Args:
-        odds: (2n, 2), of the first photographs of n pairs, then of their second ones: each one's odds as the
-            first and as the second of a pair (`SeriesNetwork`).
-        target: (n,), in [0, 1]: P(the first is preferred), or 0 and 1.
+        odds: (2n, 2) predictions of a `SeriesNetwork`, for the first photographs of n pairs, then for the
+            second ones; column 0 is a photograph's odds as the first of a pair, column 1 as the second.
+        target: (n,), in [0, 1]: P(the first is preferred), or labels 0 and 1.
     """
     if target.ndim != 1 or odds.shape != (2 * len(target), 2):
         raise ValueError(
@@ -109,13 +109,13 @@ def emotion_loss(logits: Tensor, votes: Tensor, class_weights: Tensor | None = N
     """Cross-entropy against vote shares, a scalar: the mean over the pictures that have votes, 0 if none has.
 
     A class that was not offered to a picture's raters is left out of its softmax, and its logit gets no
-    gradient: that nobody chose it says nothing.
+    gradient: nobody could choose it.
 
     Args:
         logits: (N, E).
-        votes: (N, E), shares or counts, each row is divided by its sum. NaN: a class that was not offered.
-            A row of zeros or of NaN alone is a picture without votes.
-        class_weights: (E,), what a vote for each class counts; the mean is then weighted by it too.
+        votes: (N, E), shares or counts; each row is divided by its sum. NaN: a class that was not offered.
+            A row of only zeros or only NaN is a picture without votes.
+        class_weights: (E,), the weight of a vote for each class; the mean is then weighted too.
     """
     check_shapes("emotion logits", logits, "votes", votes)
     logits, votes = at_least_float32(logits), at_least_float32(votes)
@@ -126,19 +126,19 @@ def emotion_loss(logits: Tensor, votes: Tensor, class_weights: Tensor | None = N
     if class_weights is not None:
         shares = shares * class_weights.to(shares, non_blocking=True)
     absent = votes.isnan() & has_votes
-    # Twice, because 0 votes * log(0) is NaN.
+    # Masked twice, because 0 votes * log(0) is NaN.
     log_p = functional.log_softmax(logits.masked_fill(absent, -torch.inf), dim=1).masked_fill(absent, 0.0)
     weight = shares.sum() if class_weights is not None else has_votes.sum().clamp(min=1)
     return -(shares * log_p).sum() / weight.clamp(min=torch.finfo(log_p.dtype).tiny)
 
 
 def class_shift(shares: dict[str, float], reference: dict[str, float]) -> dict[str, float]:
-    """What to add to a network's logits on the pictures of a set, by class, for how the set was chosen.
+    """What to add to a network's logits, by class, for the pictures of a set, to allow for its class shares.
 
-    A set that shows sad pictures often says nothing about how sad a picture is. With log(share in the set /
-    share in the reference) added to each logit the network learns the rest: what the pictures themselves say,
-    at the reference's shares (Saerens et al. 2002; logit adjustment, Menon et al. 2021). A class that has no
-    votes in one of the two gets the mean shift of the others.
+    How often a set shows sad pictures says nothing about how sad one of them is. With log(share in the set /
+    share in the reference) added to each logit, the network learns what the pictures themselves show, at the
+    reference's shares (Saerens et al. 2002; logit adjustment, Menon et al. 2021). A class without votes in
+    the set or in the reference gets the mean shift of the others.
 
     Args:
         shares, reference: share of the votes of each class; 0, or no entry: no votes.
@@ -179,5 +179,5 @@ def check_shapes(name: str, first: Tensor, other_name: str, second: Tensor) -> N
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Half precision, integers and labels become float32; float64 stays."""
+    """Half precision, integers and booleans become float32; float64 stays."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """Without a command word `train` is meant, as readers of the paper's release expect.
+    """The options of a command line; without a command it is `train`, as in the paper's released code.
 
     Paths and key=value words may stand anywhere among the options, which argparse alone does not allow.
     """
@@ -52,19 +52,19 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         type=str.lower,
         choices=DATASETS,
         action="append",
-        help="which set, in any case; --task emotion takes several",
+        help="the data set; may be repeated for --task emotion",
     )
     parser.add_argument(
-        "--data-root", metavar="DIR", action="append", help="its folder (docs/data.md); one per --dataset"
+        "--data-root", metavar="DIR", action="append", help="its folder (docs/data.md), one per --dataset"
     )
     parser.add_argument("--config", metavar="FILE", action="append", default=[], help="YAML; may be repeated")
     parser.add_argument("--skip-broken", action="store_true", help="leave out files that cannot be decoded")
-    parser.add_argument("settings", metavar="key=value", nargs="*", help="as in train.epochs=3")
+    parser.add_argument("settings", metavar="key=value", nargs="*", help="settings, as in train.epochs=3")
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", type=str.lower, choices=TASKS)
-    parser.add_argument("--network", choices=NETWORKS, help="the last two: of --task series")
+    parser.add_argument("--network", choices=NETWORKS, help="the last two are for --task series")
     add_data_options(parser)
     parser.add_argument("--emotion-checkpoint", metavar="FILE", help="weights of the emotion branch")
     parser.add_argument("--weights", metavar="FILE", help="start from this network (fine-tuning)")
@@ -82,10 +82,10 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = (
         "The FILE of --predictions is a csv (.gz too) with columns id and prediction, in the unit of the "
-        "set's ratings; path and score, as predict writes them, will do. An id is what the set calls the "
-        "picture: ava 953619, para session144/iaa_pub10022_.jpg, iae 17668, csv and demo the path in the "
-        "table. A longer path that ends in it will do, and so will the name of the file alone, with or "
-        "without its ending, where the split has one such picture."
+        "set's ratings; the columns path and score that predict writes are accepted too. An id is what the "
+        "set calls the picture: ava 953619, para session144/iaa_pub10022_.jpg, iae 17668, csv and demo the "
+        "path in the table. A longer path that ends in the id is accepted, and so is the file name alone, "
+        "with or without its ending, if it is unique in the split."
     )
     scored = parser.add_mutually_exclusive_group(required=True)
     scored.add_argument("--checkpoint", metavar="FILE", type=Path, help="weights that score the pictures")
@@ -129,12 +129,14 @@ def add_select(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", metavar="FOLDER", nargs="*", help="or files, globs; - reads a list")
     parser.add_argument("--keep", metavar="N", type=int, default=1, help="how many of each series, default 1")
     parser.add_argument("--output", metavar="FILE", type=Path, default=Path("picks.csv"), help="picks.csv")
-    parser.add_argument("--page", metavar="DIR", type=Path, help="write a page to look through and overrule")
+    parser.add_argument(
+        "--page", metavar="DIR", type=Path, help="write a page to review and change the picks"
+    )
     parser.add_argument(
         "--gap", metavar="SECONDS", type=float, default=30, help="a longer pause ends a series; default 30"
     )
     parser.add_argument(
-        "--similarity", metavar="X", type=float, default=0.6, help="0 to 1, less ends a series; default 0.6"
+        "--similarity", metavar="X", type=float, default=0.6, help="0 to 1, lower ends a series; default 0.6"
     )
     add_scoring_options(parser)
     parser.set_defaults(run=run_scoring)
@@ -151,8 +153,8 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=int,
         default=-1,
-        help="threads; on a CPU each decodes and scores with its share of the cores, else they decode ahead; "
-        "-1: chosen by the machine",
+        help="threads; on a CPU each decodes and scores with its share of the cores, on a GPU they decode "
+        "ahead; -1: chosen for the machine",
     )
     parser.add_argument("--force", action="store_true", help="overwrite an existing output")
 
@@ -181,16 +183,16 @@ def run_train(options: argparse.Namespace) -> int:
 
 
 def command_line(words: list[str], resume: bool) -> str:
-    """The command line that takes up the training which these words began, or begins it again."""
+    """The command line that resumes the training started with these words, or starts it again."""
     program = sys.argv[0] if sys.argv[0].endswith("main.py") else "main.py"
     if resume:
         words = [*(word for word in words if word not in ("--force", "--resume")), "--resume"]
     words = [program, *words]
-    here, everywhere = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
-    if everywhere == 1:
+    local, world = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    if world == 1:
         return shlex.join(["python", *words])
-    nodes = "--standalone" if here == everywhere else "(--nnodes and the rest as before)"
-    return f"torchrun {nodes} --nproc_per_node={here} {shlex.join(words)}"
+    nodes = "--standalone" if local == world else "(--nnodes and the rest as before)"
+    return f"torchrun {nodes} --nproc_per_node={local} {shlex.join(words)}"
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
@@ -201,15 +203,15 @@ def run_evaluate(options: argparse.Namespace) -> int:
     from eamb.training.tasks import choose_task
     from eamb.weights.checkpoint import load_weights
 
-    config, where = read_config(options), (options.split, options.output, options.force)
+    config, target = read_config(options), (options.split, options.output, options.force)
     if len(config.data.names) > 1:
-        raise ValueError(f"evaluation: one data set at a time, please, not {' and '.join(config.data.names)}")
+        raise ValueError(f"evaluation: one data set at a time, not {' and '.join(config.data.names)}")
     if options.predictions:
-        evaluate_predictions(options.predictions, choose_task(config), *where)
+        evaluate_predictions(options.predictions, choose_task(config), *target)
     else:
         weights = load_weights(options.checkpoint)
-        given = read_settings(options.config, as_words(options))
-        evaluate_checkpoint(weights, choose_task(as_trained(config, weights, given)), *where)
+        given = read_settings(options.config, key_value_words(options))
+        evaluate_checkpoint(weights, choose_task(as_trained(config, weights, given)), *target)
     return 0
 
 
@@ -222,7 +224,7 @@ def run_scoring(options: argparse.Namespace) -> int:
 
 
 def read_config(options: argparse.Namespace):
-    """The set's own config unless others are given, then the command line's words, then its options."""
+    """The data set's own config, or the given ones, changed by the command line's words and options."""
     from eamb.runtime.config import load_config
     from eamb.training.tasks import choose_task
 
@@ -231,7 +233,7 @@ def read_config(options: argparse.Namespace):
             f"main: --data-root is given {len(options.data_root)} times and --dataset "
             f"{len(options.dataset or ())} times; give one per set, in the same order"
         )
-    words = as_words(options)
+    words = key_value_words(options)
     config = load_config(options.config, words)
     for name in config.data.names:
         if name not in DATASETS:
@@ -248,13 +250,13 @@ def read_config(options: argparse.Namespace):
     return replace(config, data=replace(config.data, dataset=dataset, root=root))
 
 
-def as_words(options: argparse.Namespace) -> list[str]:
-    """All that the command line says about settings, as key=value."""
+def key_value_words(options: argparse.Namespace) -> list[str]:
+    """The settings on the command line as key=value, the options last."""
     given = {
         "data.dataset": options.dataset and "+".join(options.dataset),
         "data.root": options.data_root and "\n".join(options.data_root),
         "data.skip_broken": "true" if options.skip_broken else None,
-        "task": getattr(options, "task", None),  # of train alone, as is the network
+        "task": getattr(options, "task", None),  # only train has this and the next
         "model.network": getattr(options, "network", None),
     }
     return [*options.settings, *(f"{key}={value}" for key, value in given.items() if value is not None)]

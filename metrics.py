@@ -1,6 +1,6 @@
 """How good predictions are: pure functions on arrays, all in float64.
 
-Scores are in the unit of the data set. A metric that does not exist for its input (a correlation with a
+Scores are in the unit of the data set. A metric that is undefined for its input (a correlation with a
 constant) is NaN with a warning that names it; wrong input (NaN, unequal lengths) is a `ValueError`.
 """
 
@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special, stats
 
-SMALLEST_PROBABILITY = 1e-12  # a softmax in float32 can give an exact 0, whose logarithm is no number
+SMALLEST_PROBABILITY = 1e-12  # a softmax in float32 can give an exact 0, whose logarithm is infinite
 RIDGE = 1e-3  # keeps strengths finite where all people agree; moves odds of 3 to 1 by some thousandths
-TERMS = {  # the field's words for metrics whose names are not those words already
+TERMS = {  # how reports write the names of metrics, where it is not the name itself
     "n": "pictures",
     "srcc": "SRCC",
     "plcc": "PLCC",
@@ -70,7 +70,7 @@ def krcc(predicted: ArrayLike, rated: ArrayLike) -> float:
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> float:
     x, y = x - x.mean(), y - y.mean()
-    # Squares of very small or very large values leave float64.
+    # Squares of very small or very large values would under- or overflow.
     x, y = x / np.abs(x).max(), y / np.abs(y).max()
     return float(np.clip(x @ y / np.sqrt((x @ x) * (y @ y)), -1, 1))
 
@@ -194,8 +194,8 @@ def aesthetic_metrics(
 def emotion_metrics(probabilities: ArrayLike, votes: ArrayLike, classes: Sequence[str]) -> dict[str, float]:
     """All figures for predicted emotions.
 
-    A class that was not offered for a picture does not compete there: the predictions of the other classes
-    are divided by their sum, as if it had been left out of the softmax.
+    A class that was not offered for a picture is ignored there: the predictions of the other classes are
+    divided by their sum, as if it had been left out of the softmax.
 
     Args:
         probabilities: (n, E), rows sum to 1.
@@ -213,16 +213,16 @@ def emotion_metrics(probabilities: ArrayLike, votes: ArrayLike, classes: Sequenc
     probabilities, votes, offered = offered_shares(probabilities, votes, classes)
     predicted, truth = top_classes(probabilities, votes)  # (n,) each
     counts = _confusion(truth, predicted, len(classes))
-    hits, in_truth, either = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0) + counts.sum(axis=1)
-    recall = np.divide(hits, in_truth, out=np.full(len(classes), np.nan), where=in_truth > 0)  # (E,)
+    hits, support, either = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0) + counts.sum(axis=1)
+    recall = np.divide(hits, support, out=np.full(len(classes), np.nan), where=support > 0)  # (E,)
     prior = np.empty_like(votes)  # (n, E), the same for all pictures that were offered the same classes
     patterns = offered @ (1 << np.arange(len(classes)))  # (n,) whole numbers
     for pattern in np.unique(patterns):
         rows = patterns == pattern
         prior[rows] = emotion_prior(votes[rows])
-    cross_entropy, entropy, of_prior = (_cross_entropy(votes, q) for q in (probabilities, votes, prior))
-    kl_prior = of_prior - entropy
-    prior_is_exact = kl_prior < 1e-12  # of equal rows a rounding error is left instead of 0
+    cross_entropy, entropy = _cross_entropy(votes, probabilities), _cross_entropy(votes, votes)
+    kl_prior = _cross_entropy(votes, prior) - entropy
+    prior_is_exact = kl_prior < 1e-12  # equal rows leave a rounding error instead of 0
     if prior_is_exact:
         _warn("KL ratio is undefined (NaN): all pictures have the same votes, the constant prior is exact.")
     return {
@@ -261,8 +261,8 @@ def offered_shares(
         )
     if len(votes) == 0:
         raise ValueError("metrics: there is no picture with emotion votes to score.")
-    partly = ~offered.all(axis=1)  # (n,) pictures for which a class is left out
-    # A row of which nothing is left would be divided by 0; the lower bound makes its offered classes equal.
+    partly = ~offered.all(axis=1)  # (n,) pictures for which a class was not offered
+    # The lower bound makes the offered classes equal where all of them are 0, instead of dividing by 0.
     rest = np.where(offered[partly], np.maximum(probabilities[partly], SMALLEST_PROBABILITY), 0.0)
     probabilities = probabilities.copy()
     probabilities[partly] = rest / rest.sum(axis=1, keepdims=True)
@@ -283,8 +283,8 @@ def _confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.nda
 def top_classes(probabilities: np.ndarray, votes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Class numbers predicted and true, (n,) and (n,), from (n, E) and (n, E).
 
-    The true class is the one with the most votes. Where several classes lead together, the predicted one is
-    true if it is among them, and the first of them otherwise.
+    The true class is the one with the most votes. Of several with equally many it is the predicted one if
+    that is among them, else the first.
     """
     predicted = probabilities.argmax(axis=1)  # (n,)
     leads = votes[np.arange(len(votes)), predicted] == votes.max(axis=1)  # (n,)
@@ -309,7 +309,7 @@ def emotion_prior(votes: ArrayLike) -> np.ndarray:
 
 
 def positive_emotion_accuracy(emotions: ArrayLike, high: ArrayLike, classes: Sequence[str]) -> float:
-    """Accuracy of the rule "a picture with a positive emotion is a high one", a reference for IAE.
+    """Accuracy of the rule "a picture with a positive emotion is a high one", a baseline for IAE.
 
     Args:
         emotions: (n, E), votes, one-hot labels or predicted probabilities; a picture is positive if the
@@ -385,8 +385,8 @@ def pair_accuracy(probability: np.ndarray, preference: np.ndarray) -> float:
 def bradley_terry(count: int, pairs: ArrayLike, preference: ArrayLike) -> np.ndarray:
     """Strengths (count,) of photographs, mean 0, from comparisons: P(a over b) = 1 / (1 + exp(s_b - s_a)).
 
-    Those of the highest likelihood (Bradley & Terry 1952), with a small ridge, by Newton's method: the
-    logarithm of the likelihood is concave, so there is one solution.
+    The maximum-likelihood fit (Bradley & Terry 1952) with a small ridge, by Newton's method; the
+    log-likelihood is concave, so there is one solution.
 
     Args:
         pairs: (m, 2) rows of photographs. preference: (m,) share of the first of each, in [0, 1].
@@ -394,25 +394,25 @@ def bradley_terry(count: int, pairs: ArrayLike, preference: ArrayLike) -> np.nda
     pairs, preference = np.asarray(pairs, np.int64).reshape(-1, 2), np.asarray(preference, np.float64)
     sides = np.eye(count)[pairs[:, 0]] - np.eye(count)[pairs[:, 1]]  # (m, count), 1 and -1
 
-    def loss_and_slope(strengths: np.ndarray) -> tuple[float, np.ndarray]:
+    def loss_and_gradient(strengths: np.ndarray) -> tuple[float, np.ndarray]:
         odds = sides @ strengths  # (m,)
         loss = (np.logaddexp(0, odds) - preference * odds).sum() + RIDGE / 2 * strengths @ strengths
         return float(loss), sides.T @ (special.expit(odds) - preference) + RIDGE * strengths
 
-    def curvature(strengths: np.ndarray) -> np.ndarray:
+    def hessian(strengths: np.ndarray) -> np.ndarray:
         share = special.expit(sides @ strengths)
         return sides.T @ (sides * (share * (1 - share))[:, None]) + RIDGE * np.eye(count)
 
-    options = {"method": "trust-exact", "jac": True, "hess": curvature, "tol": 1e-10}
-    best = optimize.minimize(loss_and_slope, np.zeros(count), **options).x
+    options = {"method": "trust-exact", "jac": True, "hess": hessian, "tol": 1e-10}
+    best = optimize.minimize(loss_and_gradient, np.zeros(count), **options).x
     return best - best.mean()
 
 
 def fit_steepness(differences: ArrayLike, preference: ArrayLike) -> float:
-    """The factor by which differences of scores (m,) become the log odds that fit preferences (m,) best.
+    """The factor that turns differences of scores (m,) into the log odds that fit preferences (m,) best.
 
-    Finite even where the scores are always right, by the ridge of `bradley_terry`; below 0 where they are
-    mostly wrong.
+    Finite even where the scores are always right, thanks to the ridge of `bradley_terry`; below 0 where they
+    are mostly wrong.
     """
     differences, preference = _pair(differences, preference)
     scale = float(np.abs(differences).max()) or 1.0
@@ -433,9 +433,9 @@ def series_ranks(
         series: (m,) of each pair. pairs: (m, 2) photographs. probability, preference: (m,).
 
     Returns:
-        Per series, in the order of the names, (S,) each: krcc (Kendall's tau; NaN where people rank all
-        alike) and best, 1 where the photograph predicted to be the best is the best by the preferences and 0
-        elsewhere; where several are predicted to be the best, the share of them that are.
+        Per series, in the order of the names, (S,) each: krcc (Kendall's tau) and best (1 if the photograph
+        ranked first by the prediction is also first by the preferences, else 0; if the prediction ranks
+        several first, the share of them that are). Both are NaN where people rank all alike.
     """
     names, groups = np.unique(np.asarray(series), return_inverse=True)
     ranks = np.full((len(names), 2), np.nan)
@@ -512,7 +512,7 @@ def _shares(votes: ArrayLike) -> np.ndarray:
 
 
 def _undefined(metric: str, predicted: np.ndarray, rated: np.ndarray) -> bool:
-    """Whether a correlation does not exist for this input; then it warns."""
+    """Whether a correlation is undefined for this input; if so, it warns."""
     if len(predicted) < 2:
         _warn(f"{metric} is undefined (NaN): it needs two pictures, here is {len(predicted)}.")
         return True

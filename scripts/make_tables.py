@@ -284,7 +284,7 @@ def read_set(table: Table, runs: dict[str, Run], root: Path) -> tuple[RatedSet, 
     name, split, sha256 = (first.facts[key] for key in ("dataset", "split", "split_sha256"))
     # Read as by our first run, or else as `evaluate --predictions` read it.
     configs = [runs[run].config for run in table.runs if runs[run].config]
-    options = configs[0].data.options(DataOptions) if configs else DataOptions(**first.facts.get("data", {}))
+    options = configs[0].data.options() if configs else DataOptions(**first.facts.get("data", {}))
     reader = SetReader(name, root, options)
     rated = reader.load((split,))[split]
     rated = rated.take(~np.isnan(rated.scores))

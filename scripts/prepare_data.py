@@ -33,7 +33,7 @@ from datasets import SetReader
 from eamb.files import file_hash, written_whole
 from eamb.readers.decoding import DecodeError, decode, explain_failure
 from eamb.readers.prepared import MANIFEST, Manifest, Source, read_manifest, relative_names
-from eamb.readers.rated import SPLITS, DataOptions
+from eamb.readers.rated import SPLITS
 from eamb.readers.registry import DATASETS, SINGLE
 from eamb.runtime.command import guarded
 from eamb.runtime.config import load_config
@@ -65,7 +65,7 @@ def prepare(options: argparse.Namespace) -> int:
         program=program,
     )
     manifest = start(asked, root, output)
-    data = config.data.options(DataOptions)
+    data = config.data.options()
     _, paths = SetReader(options.dataset, root, data).table(options.splits.split(","))
     patterns = [*DATASETS[options.dataset].label_files, *([data.table] if data.table else [])]
     names = relative_names(root, paths)

@@ -49,7 +49,7 @@ from eamb.inference.photographs import find_pictures
 from eamb.inference.scorer import Scored, Scorer
 from eamb.network.outputs import Scale
 from eamb.readers.prepared import check_copies
-from eamb.readers.rated import SPLITS, DataOptions, RatedSet, describe
+from eamb.readers.rated import SPLITS, RatedSet, describe
 from eamb.runtime.command import guarded, refuse_existing
 from eamb.runtime.config import load_config
 from eamb.weights.checkpoint import Weights
@@ -175,7 +175,7 @@ def read_set(options: argparse.Namespace, weights: Weights) -> tuple[str, RatedS
         name = shorten(printable(rated.name), LONGEST_NAME)
     else:
         words = [*options.settings, f"data.dataset={options.dataset}", f"data.root={options.data_root}"]
-        data_options = as_trained(load_config((), words), weights).data.options(DataOptions)
+        data_options = as_trained(load_config((), words), weights).data.options()
         splits = load_dataset(options.dataset, options.data_root, (options.split,), data_options)
         rated = splits[options.split]
         for copies in rated.copies:

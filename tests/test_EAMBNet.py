@@ -426,7 +426,7 @@ def test_arguments_out_of_range_and_impossible_ablations_are_refused_by_name():
         ({"context_scale": 0}, "context_scale must be above 0 and at most 1, got 0"),
         ({"without": ("emotions",)}, "without must name some of emotion, detail, .*, got 'emotions'"),
         ({"without": ("detail", "context")}, "a network needs its detail or its context branch"),
-        ({"without": ("context",), "shortcut": True}, "the shortcut is the context branch's"),
+        ({"without": ("context",), "shortcut": True}, "the shortcut needs the context branch"),
         (
             {"without": ("emotion",), "train_emotion": True},
             "a network without an emotion branch cannot train it",

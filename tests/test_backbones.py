@@ -92,7 +92,7 @@ def test_lite_has_no_stage_behind_its_last_map(levels, stages):
         ("qqqq", r"'qqqq' is neither .*timm\.list_models"),
         ("swin_tiny_patch4_window7_224", r"channels-last maps at strides \[4, 8, 16, 32\]"),
         ("vit_tiny_patch16_224", r"channels-first maps at strides \[16, 16, 16\]"),
-        ("legacy_xception", "cannot be cut off behind a map"),
+        ("legacy_xception", "cannot be cut off after a map"),
         ("gmixer_24_224.none", "timm cannot give .* Invalid pretrained tag"),
     ],
 )
@@ -275,7 +275,7 @@ def test_a_file_that_is_not_the_hubs_is_refused_by_its_hash(hub_cache, convnext_
     monkeypatch.setattr(backbones, "create_timm_features", lambda name, **_: create(name, features_only=True))
     assert len(backbones.timm_tensors("convnext_atto")) > 100
     hub_cache.write_bytes(b"weightz")
-    with pytest.raises(ValueError, match=r"is another file than model\.safetensors of timm/convnext"):
+    with pytest.raises(ValueError, match=r"differs from model\.safetensors of timm/convnext"):
         backbones.timm_tensors("convnext_atto")
 
 

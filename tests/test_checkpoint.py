@@ -408,7 +408,7 @@ WRONG = {
     "1 ratings for 10 outputs": {"architecture": {"backbone": "a", "outputs": 10}, "scale": PARA.as_dict()},
     "is damaged: 'backbone'": {"architecture": {"emotions": []}},
     "is damaged: 'architecture'": {"architecture": None},
-    "the task None is no name": {"architecture": {"backbone": "a"}, "task": None},
+    "the task None is not a name": {"architecture": {"backbone": "a"}, "task": None},
 }
 
 
@@ -451,7 +451,7 @@ def test_nothing_is_written_unless_everything_fits():
         load_tensors(network, tensors, "file.pt")
     assert str(error.value) == (
         "checkpoint: file.pt does not fit the network: missing 1.bias; unknown 2.bias; "
-        "0.bias is (4,), the network's is (3,); 1.weight is no tensor but str, the network's is (1, 3)"
+        "0.bias is (4,), the network's is (3,); 1.weight is not a tensor but str, the network's is (1, 3)"
     )
     assert snapshot(network) == before
 
@@ -618,7 +618,7 @@ def test_missing_unknown_and_misshapen_names_are_listed_and_nothing_is_written(
             f"unknown {prefix}emotion_module.conv1.7.bias",
             "unknown surprise",
             f"{misshapen} is (3,), the network's is (256,)",
-            f"{prefix}emotion_module.fc_layer.bias is no tensor but list, the network's is (8,)",
+            f"{prefix}emotion_module.fc_layer.bias is not a tensor but list, the network's is (8,)",
         ]
     )
     assert snapshot(blank) == before

@@ -9,7 +9,7 @@ import yaml
 
 from eamb.network.names import SMALLEST_SIDE
 from eamb.readers.options import DataOptions
-from eamb.runtime.config import SMALLEST, Config, Data, as_yaml, from_dict, load_config
+from eamb.runtime.config import LIMITS, Config, Data, as_yaml, from_dict, load_config
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 OFFICIAL = next(path for path in CONFIGS if path.name == "official.yaml")
@@ -134,7 +134,7 @@ def test_a_wrong_word_names_key_expectation_and_value(word, expected):
 
 
 def test_the_limits_themselves_are_allowed():
-    words = [f"{key}={least}" for key, least in SMALLEST.items()]
+    words = [f"{key}={limits['least']}" for key, limits in LIMITS.items() if "least" in limits]
     assert len(words) > 15
     assert load_config(words=words).train.average == 0
 

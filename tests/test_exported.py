@@ -72,7 +72,7 @@ def test_a_file_of_another_version_is_refused(form, precision):
     [
         ({"emotions": ["joy", "joy"]}, r"the emotions \['joy', 'joy'\] are not different names"),
         ({"emotions": [1, 2]}, r"the emotions \[1, 2\] are not different names"),
-        ({"backbone": None}, "the backbone None is no name"),
+        ({"backbone": None}, "the backbone None is not a name"),
     ],
 )
 def test_a_description_that_does_not_fit_itself_is_refused(changes, error):

@@ -66,5 +66,5 @@ def test_impossible_scales_are_refused():
         Scale("stars", 1, 5, 3)
     with pytest.raises(ValueError, match="Scale: a distribution has bins"):
         Scale("distribution", 1, 5, 3)
-    with pytest.raises(ValueError, match="nothing else has; got score"):
+    with pytest.raises(ValueError, match="only a distribution; got score"):
         Scale("score", 1, 5, 3, bins=(1.0, 2.0))

@@ -109,8 +109,8 @@ def test_the_fast_form_and_the_saved_form_say_the_same(network):
 
 def test_the_published_recipe_trains_the_gates_as_slowly_as_the_backbone():
     model = build("paunit", symmetric=False)
-    slow = {name for name, _ in model.named_parameters() if name.startswith(model.backbone_rate)}
+    slow = {name for name, _ in model.named_parameters() if name.startswith(model.slow_prefixes)}
     assert slow == {name for name, _ in model.named_parameters() if ".gate." in name}
-    assert build("resnet").backbone_rate == ()
+    assert build("resnet").slow_prefixes == ()
     with pytest.raises(ValueError, match="the pair networks are resnet and paunit, got 'vgg'"):
         build("vgg")

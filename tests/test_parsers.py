@@ -35,7 +35,7 @@ from eamb.readers.ava import AVA_CSV_COLUMNS, AVA_TEXT_COLUMNS
 from eamb.readers.iae import IAE_EMOTIONS
 from eamb.readers.para import PARA_BINS, PARA_EMOTIONS
 from eamb.readers.rated import SPLIT_WORDS, SPLITS, DataOptions, RatedSet, emotion_name
-from eamb.runtime.config import CHOICES, KEYS, SMALLEST, load_config
+from eamb.runtime.config import KEYS, LIMITS, load_config
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "50"))
 many = settings(
@@ -725,10 +725,10 @@ def check_settings(content: bytes, original: str, path) -> None:
     event("loaded")
     values = {key: value_of(config, key) for key in KEYS}
     for key, value in values.items():
-        assert value in CHOICES.get(key, [value]) and not (
-            isinstance(value, float) and not np.isfinite(value)
-        )
-        assert key not in SMALLEST or value >= SMALLEST[key]
+        limits = LIMITS.get(key, {})
+        assert value in limits.get("choices", [value])
+        assert not isinstance(value, float) or np.isfinite(value)
+        assert "least" not in limits or value >= limits["least"]
     lines, known = simple_lines(content), dict(filter(None, simple_lines(original.encode())))
     keys = [line[0] for line in lines if line]
     assert len({*keys}) == len(keys)

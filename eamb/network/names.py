@@ -1,4 +1,4 @@
-"""What settings and options must know of tasks and networks without loading torch."""
+"""Names of tasks and networks, for settings and options that are read without loading torch."""
 
 TASKS = ("aesthetics", "emotion", "series")
 PAIR_NETWORKS = ("resnet", "paunit")  # of the task series

@@ -19,7 +19,7 @@ class Output(NamedTuple):
     """What the network says about N pictures.
 
     prediction: (N, K), the raw probability (K = 1) or rating distribution (rows sum to 1); `Scale` reads it.
-    emotion_logits: (N, E), before softmax; E = 0 of a network without an emotion branch.
+    emotion_logits: (N, E), before softmax; E = 0 for a network without an emotion branch.
     emotion_map: (N, 1, h, w), the emotion-aware map in [0, 1]; carries no gradient. 1 without the branch.
     """
 
@@ -52,7 +52,7 @@ class Scale:
             raise ValueError(f"Scale: kind must be distribution, score or label, got '{self.kind}'")
         if (self.kind == "distribution") != bool(self.bins):
             raise ValueError(
-                f"Scale: a distribution has bins and nothing else has; got {self.kind}, {self.bins}"
+                f"Scale: a distribution has bins, and only a distribution; got {self.kind}, {self.bins}"
             )
 
     @property
@@ -84,7 +84,7 @@ class Scale:
         return (value - self.offset) / self.factor
 
     def is_high(self, value: np.ndarray) -> np.ndarray:
-        """(N,) ratings -> (N,) bool, compared exactly as they come: no rounding to float32 before."""
+        """(N,) ratings -> (N,) bool; compares them as they are, without rounding to float32."""
         return value >= self.threshold if self.inclusive else value > self.threshold
 
     def as_dict(self) -> dict:
@@ -102,7 +102,7 @@ def no_emotions(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def as_prediction(logit: Tensor) -> Tensor:
-    """(N, K) -> (N, K) in float32: a probability, or a distribution whose rows sum to 1."""
+    """Logits (N, K) -> (N, K) in float32: a probability (K = 1), or a distribution whose rows sum to 1."""
     logit = logit.float()
     return logit.sigmoid() if logit.shape[1] == 1 else logit.softmax(dim=1)
 

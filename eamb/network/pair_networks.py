@@ -34,7 +34,7 @@ class PAUnit(nn.Module):
         gated = x * self.gate(x)  # (N, C, h, w)
         channel = self.channel(gated.amax(dim=(2, 3)) + gated.mean(dim=(2, 3)))  # (N, C), without a sigmoid
         spatial = torch.relu(gated.mean(1, keepdim=True) + gated.amax(1, keepdim=True))  # (N, 1, h, w)
-        # Channel attention is one factor for all positions, so it may stand behind the mean over them.
+        # Channel attention is one factor for all positions, so it may be applied after the mean over them.
         pooled = channel * x.mean(dim=(2, 3)), (spatial * x).mean(dim=(2, 3))  # (N, C) each
         return torch.cat(pooled, dim=1)  # (N, 2C)
 
@@ -51,7 +51,7 @@ class Units(nn.Module):
 
 
 class SeriesNetwork(nn.Module):
-    """A pair network, run on photographs one by one; `metrics.pair_probability` compares what it gives.
+    """A pair network, run on photographs one by one; `metrics.pair_probability` compares its predictions.
 
     `forward(images (N, 3, H, W), normalised)` gives an Output whose prediction is (N, 2): the odds (natural
     logarithm) of each photograph as the first and as the second of a pair.
@@ -60,7 +60,7 @@ class SeriesNetwork(nn.Module):
         backbone: as in `backbones.py`.
         network: "resnet", the baseline, or "paunit".
         symmetric: both photographs of a pair have the same units, and the last layer has no bias, so that
-            P(A over B) + P(B over A) = 1; the two columns are equal then. False is the published network: the
+            P(A over B) + P(B over A) = 1; the two columns are then equal. False is the published network: the
             second photograph has units of its own, and there is a bias.
     """
 
@@ -78,20 +78,20 @@ class SeriesNetwork(nn.Module):
             self.second_units = None if symmetric else Units(self.context.channels[1:])
             width = 2 * sum(self.context.channels[1:])
         self.last = nn.Linear(width, 2, bias=not symmetric)
-        # Even odds: the units multiply maps with maps, and random weights of those are sure and wrong.
+        # Even odds: the units multiply maps with maps, and with random weights their odds are extreme.
         nn.init.zeros_(self.last.weight)
 
     @property
-    def backbone_rate(self) -> tuple[str, ...]:
-        """Beginnings of the names that the published recipe trains as slowly as the backbone."""
+    def slow_prefixes(self) -> tuple[str, ...]:
+        """Prefixes of the parameters that the published recipe trains as slowly as the backbone."""
         sides = [name for name in ("units", "second_units") if getattr(self, name, None)]
         return tuple(f"{side}.units.{i}.gate." for side in sides for i in range(3))
 
     def forward(self, images: Tensor) -> Output:
         check_size(images)
         first, second = self.features(images)  # (N, F) each
-        weight = self.last.weight[1] - self.last.weight[0]  # (F,); of two classes only the difference counts
-        # Not a matrix product, which autocast would round: what counts are small differences of odds.
+        weight = self.last.weight[1] - self.last.weight[0]  # (F,); only the two classes' difference counts
+        # Not a matrix product, which autocast would round: small differences of odds matter.
         odds = [(side.float() * weight.float()).sum(dim=1) for side in (first, second)]  # (N,) each
         if self.last.bias is not None:
             odds[0] = odds[0] + (self.last.bias[1] - self.last.bias[0]).float()

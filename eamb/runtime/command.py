@@ -15,7 +15,7 @@ def guarded(
 ) -> int:
     """Runs a command and returns its exit code; bad input is one sentence and code 2, Ctrl-C is 130.
 
-    A training that a signal ended has the code in its exception.
+    The exception of a training that a signal ended has its own code.
     """
     try:
         return command(options)
@@ -29,9 +29,9 @@ def guarded(
 
 def refuse_existing(script: str, folder: Path, names: Iterable[str]) -> None:
     """Raises FileExistsError where a script would overwrite something and was not given --force."""
-    there = [name for name in names if (folder / name).exists()]
-    if there:
+    existing = [name for name in names if (folder / name).exists()]
+    if existing:
         raise FileExistsError(
-            f"{script}: {folder} holds {', '.join(there)} already; choose another folder, or overwrite "
+            f"{script}: {folder} holds {', '.join(existing)} already; choose another folder, or overwrite "
             "with --force"
         )

@@ -26,15 +26,15 @@ from eamb.readers.options import DataOptions, limited, one_of
 class Data(DataOptions):
     """Which pictures and ratings, and how they are read. `DataOptions` explains targets, splits and columns.
 
-    Several sets, for the task emotion, are written "para+fi", and their roots each on a line of its own, or
-    as in PATH: "PARA:FI".
+    Several sets, for the task emotion, are written "para+fi", and their roots one a line, or separated as in
+    PATH: "PARA:FI".
     """
 
     dataset: str = ""
     root: str = ""
     size: int = limited(512, least=SMALLEST_SIDE)  # pixels; squashed to size x size (the paper's input)
     exif: bool = True  # turn pictures as their EXIF orientation says; false is the official code's behaviour
-    flip: bool = True  # in training mirror every other picture, by chance
+    flip: bool = True  # in training mirror half of the pictures, at random
     crop: bool = False  # keep the aspect and cut out the middle instead of squashing
     workers: int = limited(-1, least=-1)  # decoding processes; -1: one per spare core, at most 8
     skip_broken: bool = False
@@ -45,22 +45,22 @@ class Data(DataOptions):
 
     @property
     def names(self) -> list[str]:
-        """Of the sets, one or several."""
+        """The names of the sets, one or several."""
         return self.dataset.lower().split("+")
 
     @property
     def roots(self) -> list[str]:
-        """The folder of each set; that of a single set may have any name."""
+        """The folder of each set; a single set's may have any name."""
         if len(self.names) == 1:
             return [self.root]
         return self.root.split("\n" if "\n" in self.root else os.pathsep)
 
-    def options(self, cls: type = DataOptions) -> Any:
-        """The part of these settings that a dataclass of the same field names takes."""
-        return cls(**{f.name: getattr(self, f.name) for f in fields(cls)})
+    def options(self) -> DataOptions:
+        """The part of these settings that readers of data sets take."""
+        return DataOptions(**{f.name: getattr(self, f.name) for f in fields(DataOptions)})
 
     def worker_count(self) -> int:
-        """Decoding processes of each training process: the spare cores, at most 8; none on a single core."""
+        """Decoding processes per training process: the spare cores, at most 8; none on a single core."""
         if self.workers >= 0:
             return self.workers
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -100,11 +100,11 @@ class Model:
 class Loss:
     """How the distance of rating distributions becomes one number (`losses.emd_loss`), and what emotions add.
 
-    class_weights: "balanced" lets every emotion count alike, however rare its votes are. Sets are lopsided
-        (58 % of PARA's votes are "neutral"), so that a network may never name a rare emotion first; balanced
-        weights mend this, and make the predicted shares of votes wrong. None by default, for right shares.
-    class_shift: "sets" takes into account how often each of several sets shows a class
-        (`losses.class_shift`); "none" lets the network learn these frequencies as if pictures showed them.
+    class_weights: "balanced" weights every emotion equally, however rare its votes. Sets are unbalanced (58 %
+        of PARA's votes are "neutral"), so a network may never put a rare emotion first; balanced weights cure
+        this, but make the predicted shares of votes wrong.
+    class_shift: "sets" allows for how often each of several sets shows a class (`losses.class_shift`); with
+        "none" the network learns these frequencies as if the pictures showed them.
     emotion_weight: above 0 the emotion branch of an aesthetic network is trained too, and its loss is added
         with this weight. The paper freezes it.
     correlation_weight: above 0 the loss of scores gets 1 - PLCC of each batch, times this (not the paper's).
@@ -127,7 +127,7 @@ class Optimizer:
 
     name: str = one_of("adam", "adamw", "sgd")
     learning_rate: float = limited(3e-5, least=0)
-    backbone_factor: float = limited(1.0, least=0)  # times this for the backbones: ImageNet has trained them
+    backbone_factor: float = limited(1.0, least=0)  # times this for the backbones, which ImageNet has trained
     weight_decay: float = limited(0.0, least=0)
     schedule: str = one_of("constant", "ava", "para", "series", "one_cycle")
 
@@ -196,14 +196,14 @@ class Config:
         return content
 
     def without_root(self) -> dict:
-        """As `as_dict`, to be published: without folders of the machine that it ran on."""
+        """`as_dict` for publication: without folders of the machine it ran on."""
         maps = "kept" if self.train.emotion_maps else ""
         data, train = replace(self.data, root=""), replace(self.train, emotion_maps=maps)
         return replace(self, data=data, train=train).as_dict()
 
 
 SECTIONS = {f.name: f.default_factory for f in fields(Config) if f.name != "task"}
-KEYS = {"task": str} | {  # and the type of each
+KEYS = {"task": str} | {  # key -> type
     f"{section}.{name}": kind
     for section, cls in SECTIONS.items()
     for name, kind in get_type_hints(cls).items()
@@ -211,8 +211,6 @@ KEYS = {"task": str} | {  # and the type of each
 LIMITS = {"task": fields(Config)[0].metadata} | {
     f"{section}.{f.name}": f.metadata for section, cls in SECTIONS.items() for f in fields(cls) if f.metadata
 }
-CHOICES = {key: limits["choices"] for key, limits in LIMITS.items() if "choices" in limits}
-SMALLEST = {key: limits["least"] for key, limits in LIMITS.items() if "least" in limits}
 
 
 def load_config(files: Iterable[Path | str] = (), words: Iterable[str] = ()) -> Config:
@@ -262,7 +260,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def read_mapping(node: yaml.MappingNode, path: Path, section: str = "") -> dict[str, Any]:
     """A file or one section of it as flat keys, each there once.
 
-    Made from YAML's nodes, so that nothing comes of a file but text, numbers, true, false and null.
+    Read from YAML's nodes, so that a file gives nothing but text, numbers, true, false and null.
     """
     settings, names = {}, set()
     for key, value in node.value:
@@ -286,7 +284,7 @@ DECIMAL = re.compile(r"[+-]?((0|[1-9]\d*)\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | 
 
 
 def plain(node: yaml.ScalarNode) -> Any:
-    """A value as its text reads: YAML 1.1 would also take 1:30 for 90, 010 for 8 and 1_0 for 10."""
+    """A value as a person reads it: YAML 1.1 would also take 1:30 for 90, 010 for 8 and 1_0 for 10."""
     text, kind = node.value, node.tag.rpartition(":")[2]
     if kind == "null":
         return None
@@ -298,7 +296,7 @@ def plain(node: yaml.ScalarNode) -> Any:
 
 
 def checked(key: str, value: Any, source: str) -> Any:
-    """The value, if there is such a key and it takes such values."""
+    """The value, if the key exists and takes it; a float where the key takes one."""
     if key in SECTIONS:
         raise ValueError(f"config: {source}: '{key}' is a section; write '{key}:' and its keys below")
     if key not in KEYS:

@@ -10,16 +10,16 @@ from eamb.weights import checkpoint
 
 
 def make_optimizer(config: Config, network: nn.Module) -> torch.optim.Optimizer:
-    """SGD, Adam or AdamW; AdamW's decay leaves out biases and BatchNorm, the official ones decay all.
+    """SGD, Adam or AdamW; AdamW's decay leaves out biases and BatchNorm, the official SGD and Adam decay all.
 
     The backbones come first, in groups with `optimizer.backbone_factor` of the rate of the rest.
     """
     settings = config.optimizer
-    beginnings = (*checkpoint.pyramids(network), *getattr(network, "backbone_rate", ()))
+    slow = (*checkpoint.pyramids(network), *getattr(network, "slow_prefixes", ()))
     fused = next(network.parameters()).device.type in ("cpu", "cuda")  # one kernel for all weights
     groups = []
     for factor, in_backbone in ((settings.backbone_factor, True), (1.0, False)):
-        named = [(n, p) for n, p in network.named_parameters() if n.startswith(beginnings) == in_backbone]
+        named = [(n, p) for n, p in network.named_parameters() if n.startswith(slow) == in_backbone]
         groups.append({"params": [p for _, p in named if p.requires_grad], "factor": factor})
     if settings.name != "adamw":
         options = {"weight_decay": settings.weight_decay, "fused": fused}
@@ -28,7 +28,7 @@ def make_optimizer(config: Config, network: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.Adam(groups, lr=settings.learning_rate, **options)
     halves = []
     for group in groups:
-        matrices = [p for p in group["params"] if p.ndim > 1]  # and kernels, which decay
+        matrices = [p for p in group["params"] if p.ndim > 1]  # and kernels
         vectors = [p for p in group["params"] if p.ndim <= 1]
         halves.append({**group, "params": matrices, "weight_decay": settings.weight_decay})
         halves.append({**group, "params": vectors, "weight_decay": 0.0})

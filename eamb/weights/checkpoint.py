@@ -1,4 +1,4 @@
-"""The only file that loads or saves weights: ours, the official code's, and ImageNet's.
+"""The only module that loads or saves weights: ours, the official code's, and ImageNet's.
 
 Nothing in a file is ever executed (`weights_only=True` or safetensors), and a file is either written whole or
 not at all. A file of ours holds tensors and one plain description: which network, what its output means, what
@@ -39,7 +39,7 @@ class Weights:
 
     tensors: by our names.
     description: plain values; "task", "architecture" (arguments of the constructor) and "scale" always, and
-        what the training adds (image_size, dataset, splits, config ...).
+        what training adds (image_size, dataset, splits, config ...).
     training_ids, emotion_training_ids: int64, sorted 64-bit hashes of the ids of every picture trained on.
     """
 
@@ -70,7 +70,7 @@ class Weights:
 
     @property
     def pictures(self) -> tuple[int, bool]:
-        """The side of the pictures in pixels, and whether they are turned as EXIF says.
+        """The side of the pictures in pixels, and whether they are turned by their EXIF orientation.
 
         Raises:
             ValueError: a hand-made description lacks them.
@@ -103,7 +103,7 @@ def describe(network: Network, scale: Scale | None) -> dict:
 
 
 def weights_hash(tensors: Tensors) -> str:
-    """SHA-256 over names, shapes and values, whatever file they lie in."""
+    """SHA-256 over names, shapes and values, the same for any file that holds them."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -134,7 +134,7 @@ def read_file(path: Path | str) -> File:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no weights file, is damaged, or holds more than tensors and plain values.
+        ValueError: it is not a weights file, is damaged, or holds more than tensors and plain values.
     """
     path, metadata = Path(path), {}
     if not path.is_file():
@@ -149,7 +149,7 @@ def read_file(path: Path | str) -> File:
             metadata = header.get("__metadata__", {})
         else:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch's, about pickles that it is going to refuse
+                warnings.simplefilter("ignore")  # torch's, about pickles that it then refuses
                 content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files fail in every way: EOFError, IndexError, struct.error ...
         raise ValueError(f"checkpoint: {path} is not a weights file: {why_unreadable(raw)}") from error
@@ -158,11 +158,11 @@ def read_file(path: Path | str) -> File:
             f"checkpoint: {path} must hold a dictionary of tensors, got {type(content).__name__}"
         )
     if zipfile.is_zipfile(io.BytesIO(raw)) and not looks_official(content):
-        try:  # torch leaves out the CRC-32 that is stored with each part
+        try:  # torch does not check the CRC-32 that is stored with each part
             with zipfile.ZipFile(io.BytesIO(raw)) as file:
                 part = file.testzip()
             damage = f"the checksum of {part} does not fit" if part else ""
-        except Exception as error:  # as many kinds as there are places for the damage
+        except Exception as error:  # of many kinds, depending on where the damage is
             damage = str(error) or type(error).__name__
         if damage:
             raise ValueError(f"checkpoint: {path} is damaged: {damage}")
@@ -197,7 +197,7 @@ def save_training(path: Path, weights: Weights, state: dict, previous: Path | No
     """Writes weights and all else that a resumed training needs (`state`, plain values and tensors).
 
     Args:
-        previous: as `written_whole`.
+        previous: as in `written_whole`.
 
     Raises:
         OSError: the disk is full, or fails otherwise; the file is as it was.
@@ -211,7 +211,7 @@ def save_training(path: Path, weights: Weights, state: dict, previous: Path | No
     with written_whole(Path(path), previous) as temporary, temporary.open("wb") as file:
         try:
             torch.save(content, file)
-        except RuntimeError as error:  # torch's own, which hides what the disk said
+        except RuntimeError as error:  # torch's own, which hides the disk's error
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
@@ -224,12 +224,12 @@ def load_training(path: Path) -> tuple[Weights, dict]:
     """What `save_training` wrote.
 
     Raises:
-        ValueError: the file is damaged, or something else.
+        ValueError: the file is damaged, or is something else.
     """
     file = read_file(path)
     if "state" not in file.content:
         raise ValueError(f"checkpoint: {path} holds no training state to resume from")
-    return as_weights(file), file.content["state"]
+    return weights_in(file), file.content["state"]
 
 
 def load_weights(path: Path | str) -> Weights:
@@ -239,10 +239,10 @@ def load_weights(path: Path | str) -> Weights:
         FileNotFoundError: no such file.
         ValueError: not a weights file, or not one of ours (`read_source` takes official files too).
     """
-    return as_weights(read_file(path))
+    return weights_in(read_file(path))
 
 
-def as_weights(file: File) -> Weights:
+def weights_in(file: File) -> Weights:
     """The weights in a file of ours; refuses other files."""
     content, path = file.content, file.path
     if path.suffix == ".safetensors":
@@ -256,12 +256,12 @@ def as_weights(file: File) -> Weights:
             "Start from an official state dict with --weights FILE or --emotion-checkpoint FILE."
         )
     network = {name: tensor for name, tensor in tensors.items() if name not in (IDS, EMOTION_IDS)}
-    plain = read_description(description, path)
-    return Weights(network, plain, content[IDS].numpy(), content[EMOTION_IDS].numpy())
+    description = read_description(description, path)
+    return Weights(network, description, content[IDS].numpy(), content[EMOTION_IDS].numpy())
 
 
 def read_description(text: str, path: Path) -> dict:
-    """The description of a file of ours, which must fit itself."""
+    """Reads the description of a file of ours and checks that it is consistent."""
     try:
         plain = json.loads(text)
         if plain.get("format") == FORMAT:
@@ -269,7 +269,7 @@ def read_description(text: str, path: Path) -> dict:
             names = list(architecture.get("emotions", ()))
             for what, value in (("task", plain["task"]), ("backbone", architecture["backbone"])):
                 if not isinstance(value, str):
-                    raise ValueError(f"the {what} {value} is no name")
+                    raise ValueError(f"the {what} {value} is not a name")
             if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
                 raise ValueError(f"the emotions {names} are not different names")
             if scale and scale.outputs != architecture["outputs"]:
@@ -300,13 +300,13 @@ def load_tensors(
 
     Args:
         source: where the tensors come from, for the error.
-        only: the names to fill, by their beginnings; all by default.
-        leave: beginnings of names that keep the values that the model has.
-        shown: the name of a tensor in the file it comes from, for the error.
-        problems: found before, to be listed with the others.
+        only: prefixes of the names to fill; all by default.
+        leave: prefixes of names that keep the model's values.
+        shown: from our name of a tensor to that in the file it comes from, for the error.
+        problems: earlier ones, listed with the others.
 
     Raises:
-        ValueError: lists the missing, unknown and misshapen names, and tensors with values that are NaN or
+        ValueError: lists missing, unknown and misshapen names, and tensors with values that are NaN or
             infinite.
     """
     target = model.state_dict()
@@ -319,7 +319,7 @@ def load_tensors(
         value, shape = tensors[name], tuple(target[name].shape)
         if not isinstance(value, Tensor):
             kind = type(value).__name__
-            problems.append(f"{shown(name)} is no tensor but {kind}, the network's is {shape}")
+            problems.append(f"{shown(name)} is not a tensor but {kind}, the network's is {shape}")
         elif tuple(value.shape) != shape:
             problems.append(f"{shown(name)} is {tuple(value.shape)}, the network's is {shape}")
         elif not value.isfinite().all():
@@ -337,21 +337,21 @@ def load_tensors(
 class Source:
     """A file to start from, of ours or of the official code, read once.
 
-    weights: by our names. Of an official file the description says no more than its names and shapes tell:
-        the task, the backbone, the emotions.
-    left_out: what the names of an official file leave out at their beginning; None for a file of ours.
+    weights: by our names. For an official file the description has only what names and shapes tell: the task,
+        the backbone, the emotions.
+    prefix: what the names of an official file lack at their beginning; None for a file of ours.
     problems: what is wrong with an official file's names, in words.
     """
 
     path: Path
     sha256: str
     weights: Weights
-    left_out: str | None = None
+    prefix: str | None = None
     problems: tuple[str, ...] = ()
 
     def shown(self, ours: str) -> str:
         """The name that a tensor has in the file, for errors."""
-        return ours if self.left_out is None else official_name(ours).removeprefix(self.left_out)
+        return ours if self.prefix is None else official_name(ours).removeprefix(self.prefix)
 
 
 def read_source(file: Path | str | dict, named: tuple[str, ...] = ()) -> Source:
@@ -359,29 +359,29 @@ def read_source(file: Path | str | dict, named: tuple[str, ...] = ()) -> Source:
 
     Args:
         file: a path, or a state dict of the official code.
-        named: the class list of an official file, which has none of its own; empty for the usual one.
+        named: the emotions of an official file, which does not name them; empty for EMOTIONS.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no weights file, or an official file with another number of classes than the list.
+        ValueError: not a weights file, or an official file with another number of emotions.
     """
-    given = isinstance(file, dict)
+    is_dict = isinstance(file, dict)
     path, sha256, content, _ = read = (
-        File(Path("the given state dict"), "", file, {}) if given else read_file(file)
+        File(Path("the given state dict"), "", file, {}) if is_dict else read_file(file)
     )
-    if not (given or looks_official(content)):
-        return Source(path, sha256, as_weights(read))
-    tensors, left_out, problems = translate_official(content)
+    if not (is_dict or looks_official(content)):
+        return Source(path, sha256, weights_in(read))
+    tensors, prefix, problems = translate_official(content)
     emotions, biases = named or EMOTIONS, tensors.get("emotion.classifier.bias")
     if isinstance(biases, Tensor) and biases.numel() != len(emotions):
         raise ValueError(
-            f"checkpoint: {path} tells {biases.numel()} emotions apart, and the list has {len(emotions)} "
+            f"checkpoint: {path} has {biases.numel()} emotions, and the list has {len(emotions)} "
             f"({', '.join(emotions)}); name the file's, in its order, with model.emotions=NAME,NAME,..."
         )
     task = "aesthetics" if "head.5.bias" in tensors else "emotion"
     architecture = {"backbone": backbones.RESNET50, "width": 256, "emotions": list(emotions)}
     weights = Weights(tensors, {"task": task, "architecture": architecture})
-    return Source(path, sha256, weights, left_out, tuple(problems))
+    return Source(path, sha256, weights, prefix, tuple(problems))
 
 
 def load_source(network: Network, source: Source, only: str = "") -> None:
@@ -410,7 +410,7 @@ def load_emotion_branch(network: Network, source: Source) -> Weights:
     """Fills the emotion branch from a file of ours (emotion or whole network) or of the official code.
 
     Returns:
-        What is known of the branch: its description, and the hashes of the pictures it was trained on.
+        The weights of the file, with the id hashes of the pictures that the branch was trained on.
     """
     load_source(network, source, only="emotion.")
     weights = source.weights
@@ -427,7 +427,7 @@ def load_official_weights(network: Network, source: Path | str | dict) -> None:
 
     Raises:
         ValueError: unknown, missing or misshapen names, listed; unequal copies of one tensor; another number
-            of outputs or list of emotions. The model is unchanged then.
+            of outputs or list of emotions. The model is then unchanged.
     """
     official = read_source(source if isinstance(source, dict) else read_file(source).content)
     branch_alone = all(name.startswith("emotion.") for name in official.weights.tensors)
@@ -436,11 +436,11 @@ def load_official_weights(network: Network, source: Path | str | dict) -> None:
 
 
 def load_imagenet(network: Network, source: str = "auto") -> None:
-    """Fills every backbone of the network with ImageNet weights: the known ones, or those of a local file.
+    """Fills every backbone of the network with ImageNet weights: downloaded ("auto"), or of a local file.
 
     Raises:
-        FileNotFoundError: no such file, or no network to download it; says which file to put where.
-        ValueError: tensors of the backbone are missing or misshapen in the file; nothing is written then.
+        FileNotFoundError: no such file, or no connection to download it; says which file to put where.
+        ValueError: tensors of the backbone are missing or misshapen in the file; nothing is written.
     """
     name = network.arguments["backbone"]
     file = backbones.imagenet_file(name) if source == "auto" else Path(source)
@@ -456,15 +456,15 @@ def load_imagenet(network: Network, source: str = "auto") -> None:
 
 
 def imagenet_state(name: str, file: Path | None) -> Tensors:
-    """The tensors of a classification network, by the names that they have in a pyramid of `name`."""
+    """The tensors of a classification network, under the names that they have in a pyramid of `name`."""
     content = unwrapped(read_file(file).content) if file is not None else {}
     state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     return backbones.imagenet_tensors(name, state if file is not None else None)
 
 
 def pyramids(model: Network) -> dict[str, nn.Module]:
-    """The network's backbones, and what else has ImageNet weights, by the beginnings of their names in it."""
+    """The network's backbones, and its tail, which has ImageNet weights too, by the prefix of their names."""
     branch = getattr(model, "emotion", None)
-    found = {"emotion.pyramid.": branch.pyramid} if branch else {}
+    in_branch = {"emotion.pyramid.": branch.pyramid} if branch else {}
     parts = {f"{name}.": getattr(model, name, None) for name in ("detail", "context", "tail")}
-    return found | {beginning: part for beginning, part in parts.items() if part}
+    return in_branch | {prefix: part for prefix, part in parts.items() if part}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 Tensors = dict[str, Tensor]
 
-OFFICIAL_NAMES = {  # beginning of an official name -> beginning of ours
+OFFICIAL_NAMES = {  # prefix of an official name -> prefix of ours
     **{
         f"{official}.{i}": f"{ours}.{name}"
         for official, ours in (
@@ -50,7 +50,7 @@ OFFICIAL_NAMES = {  # beginning of an official name -> beginning of ours
     "head": "head",
 }
 
-OFFICIAL_UNUSED = (  # registered there, never run
+OFFICIAL_UNUSED = (  # layers that the official code has and never runs
     "model_x.layer3",
     "model_x.layer4",
     "model_x.fc",
@@ -59,13 +59,13 @@ OFFICIAL_UNUSED = (  # registered there, never run
     "emotion_model.backbone.feature4",
 )
 
-EMOTION_FILE = ("emotion_module.", "backbone.feature")  # names begin so in a file of the emotion branch alone
+EMOTION_FILE = ("emotion_module.", "backbone.feature")  # prefixes in a file of the emotion branch alone
 
 
 def looks_official(content: dict) -> bool:
-    """Whether names like the official code's are in it; a file of ours has none."""
-    beginnings = (*EMOTION_FILE, "emotion_model.", "feature", "CBR")
-    return any(key.startswith(beginnings) for key in unwrapped(content))
+    """Whether it has names like the official code's; a file of ours has none."""
+    prefixes = (*EMOTION_FILE, "emotion_model.", "feature", "CBR")
+    return any(key.startswith(prefixes) for key in unwrapped(content))
 
 
 def unwrapped(content: dict) -> dict:
@@ -78,23 +78,23 @@ def translate_official(content: dict) -> tuple[Tensors, str, list[str]]:
     """Official names -> ours, without the unused layers.
 
     Returns:
-        The tensors; what the file's names leave out at their beginning; and in words what is wrong: unknown
-        names and unequal copies of one tensor.
+        The tensors; the prefix that the file's names lack; and in words what is wrong: unknown names and
+        unequal copies of one tensor.
     """
     state = unwrapped(content)
-    left_out = "emotion_model." if any(key.startswith(EMOTION_FILE) for key in state) else ""
+    prefix = "emotion_model." if any(key.startswith(EMOTION_FILE) for key in state) else ""
     tensors, origin, problems = {}, {}, []
     for name, tensor in state.items():
-        if any(begins(left_out + name, unused) for unused in OFFICIAL_UNUSED):
+        if any(has_prefix(prefix + name, unused) for unused in OFFICIAL_UNUSED):
             continue
-        ours = renamed(left_out + name, OFFICIAL_NAMES.items())
+        ours = renamed(prefix + name, OFFICIAL_NAMES.items())
         if ours is None:
             problems.append(f"unknown {name}")
         elif ours in tensors and not equal(tensors[ours], tensor):
             problems.append(f"{origin[ours]} and {name} are copies of one tensor, but differ")
         else:
             tensors[ours], origin[ours] = tensor, name
-    return tensors, left_out, problems
+    return tensors, prefix, problems
 
 
 def official_name(ours: str) -> str:
@@ -105,13 +105,13 @@ def equal(a, b) -> bool:
     return isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
 
 
-def begins(name: str, beginning: str) -> bool:
-    """Whether the dotted beginning is the name or stands before one of its dots."""
-    return f"{name}.".startswith(f"{beginning}.")
+def has_prefix(name: str, prefix: str) -> bool:
+    """Whether the prefix, of whole dotted parts, is the name or its beginning."""
+    return f"{name}.".startswith(f"{prefix}.")
 
 
-def renamed(name: str, beginnings: Iterable[tuple[str, str]]) -> str | None:
-    for old, new in beginnings:
-        if begins(name, old):
+def renamed(name: str, prefixes: Iterable[tuple[str, str]]) -> str | None:
+    for old, new in prefixes:
+        if has_prefix(name, old):
             return new + name[len(old) :]
     return None

@@ -1,7 +1,4 @@
-"""The kinds of networks: which task each is for, what its files call it, and which layer is its last.
-
-Whoever has to tell networks apart asks here.
-"""
+"""The kinds of networks: which task each is for, what its files call it, and which layer is its last."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ Network = EAMBNet | EmotionNetwork | LinearNetwork | SeriesNetwork
 
 
 class Kind(NamedTuple):
-    """Its task, and how the names of its last layer begin, whose shape depends on what is predicted."""
+    """The task, and the prefix of the last layer, whose shape depends on what is predicted."""
 
     task: str
     last_layer: str
@@ -33,7 +30,7 @@ def kind_of(network: Network) -> Kind:
 
 
 def name_of(network: Network) -> str:
-    """What `model.network` calls it; an emotion branch alone is one of "eambnet"."""
+    """The value of `model.network` for this network; "eambnet" for an emotion branch alone."""
     if isinstance(network, LinearNetwork):
         return "linear"
     return network.arguments.get("network", "eambnet")
@@ -43,10 +40,10 @@ def build_network(task: str, name: str, arguments: dict) -> Network:
     """A network with random weights.
 
     Args:
-        arguments: of its constructor, as `Network.arguments` and the description in a file have them.
+        arguments: the constructor's, as in `Network.arguments` and in the description of a file.
 
     Raises:
-        ValueError: the arguments are of no network of ours.
+        ValueError: the arguments fit no network of ours.
     """
     arguments = {**arguments, "emotions": tuple(arguments.get("emotions", ()))}
     builders = {"emotion": EmotionNetwork, "series": SeriesNetwork}
@@ -56,4 +53,4 @@ def build_network(task: str, name: str, arguments: dict) -> Network:
     try:
         return build(**arguments)
     except TypeError as error:
-        raise ValueError(f"checkpoint: the description is of no network of ours: {error}") from error
+        raise ValueError(f"checkpoint: the description fits no network of ours: {error}") from error
