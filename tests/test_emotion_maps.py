@@ -68,11 +68,11 @@ def test_kept_maps_are_the_branchs_own_and_stand_in_for_it(network, rated, maps_
     with torch.inference_mode():
         for mirrored in (False, True):
             inputs = (images.flip(3) if mirrored else images).float() / 127.5 - 1
-            output, kept = network(inputs), maps.of(range(8), [mirrored] * 8)
+            output, kept = network(inputs), maps.read(range(8), [mirrored] * 8)
             # 1e-5: batches of other sizes add up in another order.
             torch.testing.assert_close(kept, (output.emotion_logits, output.emotion_map), rtol=0, atol=1e-5)
             torch.testing.assert_close(network(inputs, kept), output, rtol=0, atol=1e-5)
-        another = network(inputs[3:4], maps.of([4], [True]))
+        another = network(inputs[3:4], maps.read([4], [True]))
     assert (another.prediction - output.prediction[3]).abs().max() > 1e-7  # the map is used
 
 
@@ -89,16 +89,18 @@ def test_only_what_is_missing_is_computed_and_in_any_company_the_same(rated, map
         path.unlink()
     whole = maps_of(rated)
     for maps in (parts, again):  # in other files, the same bits
-        for one, other in zip(maps.of(range(16), [True] * 16), whole.of(range(16), [True] * 16), strict=True):
+        for one, other in zip(
+            maps.read(range(16), [True] * 16), whole.read(range(16), [True] * 16), strict=True
+        ):
             assert torch.equal(one, other)
 
 
 def test_a_changed_picture_and_another_branch_are_computed_anew(rated, maps_of, computed, tmp_path):
-    before = maps_of(rated).of([2], [False])
+    before = maps_of(rated).read([2], [False])
     Image.new("RGB", (64, 64), (250, 60, 20)).save(rated.paths[2])
     os.utime(rated.paths[0], ns=(1, 1))  # the same content at another time is not trusted either
     computed()
-    after = maps_of(rated).of([2], [False])
+    after = maps_of(rated).read([2], [False])
     assert computed() == 2 * 2
     assert not torch.equal(before[0], after[0])
     computed()
@@ -145,17 +147,17 @@ def test_a_changed_byte_is_noticed_when_it_is_read(rated, maps_of, tmp_path):
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"emotion_maps: {path} is damaged; delete it"):
-        EmotionMaps(path.parent, rated).of([15], [True])
+        EmotionMaps(path.parent, rated).read([15], [True])
 
 
 def test_a_picture_that_cannot_be_decoded_has_no_map_and_stops_nothing(rated, maps_of):
     Path(rated.paths[7]).write_bytes(b"no picture")
     maps = maps_of(rated)
     assert maps.missing.tolist() == [7]
-    assert maps.of([6, 8], [False, True])[0].shape == (2, 8)
+    assert maps.read([6, 8], [False, True])[0].shape == (2, 8)
     message = rf"there is no map of {rated.ids[7]} \({rated.paths[7]}\); it could not"
     with pytest.raises(ValueError, match=message):
-        maps.of([7], [False])
+        maps.read([7], [False])
 
 
 def test_a_full_disk_is_an_error_that_says_what_to_do(rated, maps_of, tmp_path, monkeypatch):
@@ -209,7 +211,7 @@ def test_a_folder_that_machines_do_not_share_is_refused(rated, maps_of, as_proce
     monkeypatch.setattr(
         distributed, "gather", lambda value: [value, others if isinstance(value, bytes) else value]
     )
-    with pytest.raises(ValueError, match=r"other maps for some processes than for others; train\.emotion_m"):
+    with pytest.raises(ValueError, match=r"different maps for different processes; train\.emotion_m"):
         maps_of(rated)
 
 

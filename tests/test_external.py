@@ -307,7 +307,7 @@ def test_the_file_itself_is_not_written_over(para, tmp_path, capsys):
     file = write_guesses(tmp_path / "predictions.csv")
     before = file.read_bytes()
     assert evaluate(file, para, tmp_path) == 2
-    assert "predictions.csv would be written over; choose another --output" in capsys.readouterr().err
+    assert "predictions.csv would be overwritten; choose another --output" in capsys.readouterr().err
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]
 

@@ -21,7 +21,7 @@ from eamb.weights.checkpoint import Weights
 def evaluate_emotions(
     network: nn.Module, weights: Weights, rated: RatedSet, config: Config, compute: engine.Compute
 ) -> tuple[Report, engine.Predictions]:
-    """Predictions of an emotion branch on its own, and their report.
+    """The report on an emotion network, and its predictions.
 
     Raises:
         ValueError: the set has an emotion that the network does not know.
@@ -40,21 +40,20 @@ def measure_emotions(
     """The report on predicted emotions.
 
     Args:
-        description: of the network.
+        description: the network's.
         bootstrap: resamples for the intervals; 0: none.
     """
     rated = decoded(predictions, rated)
-    return compare_emotions(*as_trained_emotions(predictions, rated, description), bootstrap)
+    return compare_emotions(*shift_emotions(predictions, rated, description), bootstrap)
 
 
-def as_trained_emotions(
+def shift_emotions(
     predictions: engine.Predictions, rated: RatedSet, description: dict
 ) -> tuple[engine.Predictions, RatedSet]:
-    """Predictions as in training, where each of several sets had its share of the classes, and the set with
-    its emotions in the network's order."""
+    """The predictions with each set's `losses.class_shift` added as in training, not normalised, and the set
+    with its emotions in the network's order."""
     rated = with_emotions(rated, tuple(description["architecture"]["emotions"]))
-    shifts = description.get("class_shift", {})  # set -> class -> what is added to its logit
-    # Other sets have no shift. Rows are divided by their sums where they are used.
+    shifts = description.get("class_shift", {})  # set -> class -> what is added to its logit; others: 0
     return replace(predictions, emotion=predictions.emotion * np.exp(rated.per_set(shifts))), rated
 
 
@@ -64,7 +63,7 @@ def compare_emotions(predictions: engine.Predictions, rated: RatedSet, bootstrap
     Args:
         rated: with its emotions in the network's order (`with_emotions`).
     """
-    known = ~np.isnan(rated.emotions).all(axis=1)  # (n,) pictures with votes
+    voted = ~np.isnan(rated.emotions).all(axis=1)  # (n,) pictures with votes
     offered = ~np.isnan(rated.emotions).all(axis=0)  # (E,)
     classes = [name for name, there in zip(rated.emotion_classes, offered, strict=True) if there]
     votes, shares = rated.emotions[:, offered], predictions.emotion[:, offered]  # (n, C) each
@@ -73,7 +72,7 @@ def compare_emotions(predictions: engine.Predictions, rated: RatedSet, bootstrap
     def figures(probabilities: np.ndarray, votes: np.ndarray) -> dict[str, float]:
         return metrics.emotion_metrics(probabilities, votes, classes)
 
-    arrays = (shares[known], votes[known])
+    arrays = (shares[voted], votes[voted])
     strongest = np.array(classes)[shares.argmax(axis=1)]  # (n,)
     columns = {"id": np.array(rated.ids), "prediction": strongest}
     columns |= {f"emotion_{name}": shares[:, i] for i, name in enumerate(classes)}
@@ -88,23 +87,20 @@ def compare_emotions(predictions: engine.Predictions, rated: RatedSet, bootstrap
 
 def add_emotions(report: Report, predictions: engine.Predictions, rated: RatedSet, bootstrap: int) -> None:
     """Adds the report on the emotions of the same run, and which emotions go with high scores."""
-    labelled_rows = ~np.isnan(rated.emotions).all(axis=1)  # (n,)
-    if not labelled_rows.any():
+    voted = ~np.isnan(rated.emotions).all(axis=1)  # (n,) pictures with votes
+    if not voted.any():
         return
     report.emotions = compare_emotions(predictions, rated, bootstrap)
     if report.high is None:
         return
     classes = report.emotions.facts["emotions"]
-    votes = np.nan_to_num(rated.emotions[labelled_rows], nan=-1.0)  # (m, E); -1: never the strongest
+    votes = np.nan_to_num(rated.emotions[voted], nan=-1.0)  # (m, E); -1: never the strongest
     true = np.array(rated.emotion_classes)[votes.argmax(axis=1)]  # (m,)
-    predicted = report.emotions.predictions["prediction"][labelled_rows]  # (m,)
-    sides = {
-        "labels": (true, rated.high()[labelled_rows]),
-        "predictions": (predicted, report.high[labelled_rows]),
-    }
+    predicted = report.emotions.predictions["prediction"][voted]  # (m,)
+    panels = {"labels": (true, rated.high()[voted]), "predictions": (predicted, report.high[voted])}
     groups = {
-        name: [[int((names[side] == kind).sum()) for kind in classes] for side in (high, ~high)]
-        for name, (names, high) in sides.items()
+        panel: [[int((names[side] == name).sum()) for name in classes] for side in (high, ~high)]
+        for panel, (names, high) in panels.items()
     }
     report.emotions.facts["high_and_low"] = groups
     report.pictures["emotion_bars.png"] = {"groups": groups, "classes": classes}
@@ -121,7 +117,7 @@ def why_not_measured(weights: Weights, rated: RatedSet) -> str:
 
 
 def with_emotions(rated: RatedSet, emotions: tuple[str, ...]) -> RatedSet:
-    """The set with its emotions in the network's order, matched by name; NaN for those that it lacks.
+    """The set with its emotions in the network's order, matched by name; NaN for those it lacks.
 
     Raises:
         ValueError: the set has an emotion that the network does not know.

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 def evaluate_checkpoint(
     weights: Weights, task: Task, split: str, output: Path | None = None, force: bool = False
 ) -> Report:
-    """The network of a checkpoint on one split of a set; prints and writes the report.
+    """Evaluates the weights of a checkpoint on one split of a set; prints and writes the report.
 
     Args:
-        task: the weights' own, with settings `as_trained`.
+        task: the task of the weights, with settings from `as_trained`.
         output: the report's folder; the default is below runs/.
-        force: write over a report that is there.
+        force: overwrite an existing report.
 
     Raises:
         ValueError, FileNotFoundError: no such data, or weights and data don't go together; in one sentence.
@@ -47,7 +47,7 @@ def evaluate_checkpoint(
 
 
 def report_folder(output: Path | None, rated: RatedSet, sha256: str, force: bool) -> Path:
-    """`output`, or one named for the set and what has this hash: weights, or a file of predictions.
+    """`output`, or a folder named for the set, the split and the hash of the weights or predictions.
 
     Raises:
         FileExistsError: there is a report in it already, and no `force`.
@@ -59,21 +59,21 @@ def report_folder(output: Path | None, rated: RatedSet, sha256: str, force: bool
 
 
 def publish(report: Report, rated: RatedSet, folder: Path) -> None:
-    """Leaves the report's files in the folder and prints it."""
+    """Writes the report's files into the folder and prints it."""
     report.write(folder)
     if rated.left_out:
         write_left_out(folder / "left_out.csv", rated)
-    words = describe_pairs(rated) if isinstance(rated, PairedSet) else describe(rated)
-    print(f"{words}\n\n{report}\n\n{folder}: {report.files}")
+    described = describe_pairs(rated) if isinstance(rated, PairedSet) else describe(rated)
+    print(f"{described}\n\n{report}\n\n{folder}: {report.files}")
 
 
 def evaluate(
     network: nn.Module, weights: Weights, rated: RatedSet, task: Task, compute: engine.Compute
 ) -> Report:
-    """Predicts every picture of the set once and compares; with intervals, leak check and all provenance.
+    """Predicts every picture of the set once and reports, with intervals, leak check and all provenance.
 
     Raises:
-        ValueError: the network is one for emotions, and does not know all of the set's.
+        ValueError: an emotion network does not know all of the set's emotions.
     """
     report, predictions = task.evaluate(network, weights, rated, compute)
     if predictions.broken:
@@ -100,7 +100,7 @@ def evaluate(
 def leaks(rated: RatedSet, weights: Weights) -> dict[str, int]:
     """How many of the pictures the network, or its emotion branch, was trained on, by their ids' hashes.
 
-    Nothing of pairs and weights from a set of ratings: ids of one say nothing about the other's.
+    Empty for pairs and a network trained on ratings: their ids cannot be compared.
     """
     if isinstance(rated, PairedSet) and weights.scale:
         return {}

@@ -1,9 +1,9 @@
-"""Predictions of any other program, by the metrics, split check and intervals of our own evaluations.
+"""Predictions of any other program, with the metrics, split check and intervals of our own evaluations.
 
     python main.py evaluate --predictions scores.csv --dataset para --data-root DIR
 
-The file is a table with comma, semicolon or tab, packed as .gz or not, with a column "id" and a column
-"prediction" (or one each with a usual name, as path and score); a distribution may be in columns p_<rating>.
+The file is a table with comma, semicolon or tab, gzipped or not, with a column "id" and a column "prediction"
+(or usual names for them, such as path and score); a distribution may be in columns p_<rating>.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ Misfits = dict[str, list[LeftOut]]  # "missing", "extra" and "duplicate" ids, ea
 def evaluate_predictions(
     path: Path, task: Task, split: str, output: Path | None = None, force: bool = False
 ) -> Report:
-    """`main.py evaluate --predictions`: a file of predictions against one split of a set; prints and writes.
+    """Compares a file of predictions with one split of a set; prints and writes the report.
 
-    Beside the report's files there is id_check.csv, if ids are missing, extra or duplicate.
+    If ids are missing, extra or duplicate, it writes id_check.csv too.
 
     Raises:
         ValueError, FileNotFoundError: no such file or data, or they don't go together; in one sentence.
@@ -53,7 +53,7 @@ def evaluate_predictions(
     predictions, misfits = match_ids(path, rated)
     sha256 = file_hash(path)
     if output and (output / "predictions.csv").resolve() == path.resolve():
-        raise ValueError(f"evaluation: {path} would be written over; choose another --output than {output}")
+        raise ValueError(f"evaluation: {path} would be overwritten; choose another --output than {output}")
     folder = report_folder(output, rated, sha256, force)
     report = compare_with_ratings(predictions, misfits, rated, task)
     report.facts |= {"predictions_file": path.name, "predictions_sha256": sha256}
@@ -67,7 +67,7 @@ def evaluate_predictions(
 
 
 def read_predictions(path: Path, rated: RatedSet) -> pd.DataFrame:
-    """The rows of a file, checked: finite numbers, shares that are a distribution.
+    """The rows of a file, checked: finite numbers, shares that sum to 1.
 
     Returns:
         The columns "row" (its number, as an editor shows it), "id", "prediction", and "p_<rating>" for each
@@ -96,7 +96,7 @@ def read_predictions(path: Path, rated: RatedSet) -> pd.DataFrame:
 
 
 def find_column(sheet: Sheet, name: str) -> str:
-    """The column of this name, in any case, or the only one with a usual name for the same."""
+    """The column of this name, in upper or lower case, or the only one with a usual name for the same."""
     usual = PATH_COLUMNS if name == "id" else ("predicted", "pred", *SCORE_COLUMNS)
     exact = [column for column in sheet.columns if column.lower() == name]
     columns = exact or [column for column in sheet.columns if column.lower() in usual]
@@ -114,16 +114,16 @@ def match_ids(path: Path, rated: RatedSet) -> tuple[pd.DataFrame, Misfits]:
     Returns:
         The table of `read_predictions`, one row a picture, in the order of the set, with the picture's
         "position" in it; and the ids without a prediction, those that the set does not have, and those given
-        more than once with one value.
+        more than once with the same value.
 
     Raises:
-        ValueError: fewer than half of the pictures are predicted, or one of them as two values; and as
+        ValueError: fewer than half of the pictures are predicted, or one with two values; and as
             `read_predictions`.
     """
     table, split = read_predictions(path, rated), f"{rated.name} {rated.split}"
     table["position"] = find_pictures(table["id"], rated.ids)
-    extra, known = table[table["position"] < 0], table[table["position"] >= 0]
-    predictions = known.drop_duplicates("position").sort_values("position")
+    extra, matched = table[table["position"] < 0], table[table["position"] >= 0]
+    predictions = matched.drop_duplicates("position").sort_values("position")
     missing = sorted(set(range(len(rated))) - set(predictions["position"]))
     if 2 * len(predictions) < len(rated):
         raise ValueError(
@@ -132,7 +132,7 @@ def match_ids(path: Path, rated: RatedSet) -> tuple[pd.DataFrame, Misfits]:
             f"'{(extra if len(extra) else table)['id'].iloc[0]}', and lacks '{rated.ids[missing[0]]}'"
         )
     duplicate = []
-    for position, rows in known[known.duplicated("position", keep=False)].groupby("position"):
+    for position, rows in matched[matched.duplicated("position", keep=False)].groupby("position"):
         name, numbers = rated.ids[position], " and ".join(map(str, rows["row"]))
         values = rows.drop(columns=["row", "id"])
         if (values != values.iloc[0]).any(axis=None):
@@ -152,7 +152,7 @@ def match_ids(path: Path, rated: RatedSet) -> tuple[pd.DataFrame, Misfits]:
 
 
 def find_pictures(texts: Iterable[str], ids: Sequence[str]) -> list[int]:
-    """The position in `ids` of the picture that each text means; -1 if there is none, or if several would do.
+    """The position in `ids` of the picture that each text means; -1 if none fits, or several do.
 
     A text is a whole id, or else a file name with or without the picture's ending, and perhaps with folders
     that do not contradict the id's: `a/1.jpg` may be called `1`, `1.jpg` or `/data/a/1.jpg`, not `b/1.jpg`.
@@ -208,7 +208,7 @@ def compare_with_ratings(predictions: pd.DataFrame, misfits: Misfits, rated: Rat
         "split": rated.split,
         "protocol": rated.protocol,
         "split_sha256": rated.sha256,
-        # How the set was read, if not as usual: for make_tables, which reads it again.
+        # The options that are not the defaults: make_tables reads the set again.
         "data": {name: value for name, value in options.items() if value != usual[name]},
         **{f"{kind}_ids": len(rows) for kind, rows in misfits.items()},
         "left_out": len(rated.left_out),
@@ -218,7 +218,7 @@ def compare_with_ratings(predictions: pd.DataFrame, misfits: Misfits, rated: Rat
 
 
 def why_correlations_only(predicted: np.ndarray, rated: RatedSet) -> str:
-    """The note on (m,) predictions in another unit than the set's; "" if they are inside its range."""
+    """The note on predictions (m,) in another unit than the set's; "" if they are inside its range."""
     low, high = rated.scale.ends
     outside = (predicted < low) | (predicted > high)
     if not outside.any():

@@ -85,7 +85,7 @@ def save_curves(metrics: Path, path: Path) -> None:
     numbers = [{k: v for k, v in record.items() if isinstance(v, int | float)} for record in records]
     names = list(dict.fromkeys(key for record in numbers for key in record))
     drawn = dict.fromkeys(name.split("_", 1)[1] for name in names if name.startswith(("train_", "val_")))
-    # Recalls, one an emotion, would take the place of what matters more; the rest does not show progress.
+    # One recall per emotion would crowd out what matters more; the others do not show progress.
     left_out = {"n", "pictures", "broken", "threshold", "majority", "chance", "kl_prior"}
     left_out |= {"pairs", "series", "log_loss_prior", "agreement"}
     drawn = [name for name in drawn if name not in left_out and not name.startswith("recall_")]
@@ -124,14 +124,14 @@ def save_scatter(predicted: np.ndarray, rated: np.ndarray, path: Path, unit: str
         predicted, rated: (n,), in the set's unit.
         path: the PNG to write.
         unit: what the numbers are, such as "mean rating, 1 to 5".
-        title: stands above, such as "PARA test: SRCC .85, PLCC .90, n = 3,000".
+        title: as in "PARA test: SRCC .85, PLCC .90, n = 3,000".
     """
     low, high = min(np.min(predicted), np.min(rated)), max(np.max(predicted), np.max(rated))
     room = 0.04 * (high - low) or 0.5
     figure, axes = new_square((low - room, high + room), 0, f"rated ({unit})", f"predicted ({unit})", title)
     if len(rated) <= 1000:
         axes.scatter(rated, predicted, s=22, color=BLUE, alpha=0.5, linewidths=0)
-    else:  # so many dots would hide each other: a density
+    else:  # a density, as so many dots would hide each other
         style = {"gridsize": 48, "mincnt": 1, "bins": "log", "cmap": "viridis", "linewidths": 0.2}
         cells = axes.hexbin(rated, predicted, **style)
         bar = figure.colorbar(cells, ax=axes, shrink=0.6, pad=0.02, format="{x:.0f}")
@@ -144,12 +144,11 @@ def save_scatter(predicted: np.ndarray, rated: np.ndarray, path: Path, unit: str
 def save_reliability(probability: np.ndarray, preference: np.ndarray, path: Path, title: str) -> None:
     """Draw how often people preferred a photograph against how often the prediction says they do.
 
-    Each pair is drawn from both sides, so that the figure does not depend on which photograph is named first.
+    Each pair counts from both sides, so that the figure does not depend on which photograph is named first.
 
     Args:
         probability, preference: (m,) P(the first of a pair is preferred), in [0, 1], predicted and real.
         path: the PNG to write.
-        title: stands above.
     """
     predicted = np.concatenate([probability, 1 - probability])  # (2m,)
     real = np.concatenate([preference, 1 - preference])
@@ -167,10 +166,11 @@ def save_reliability(probability: np.ndarray, preference: np.ndarray, path: Path
 def new_square(
     ends: tuple[float, float], room: float, across: str, up: str, title: str
 ) -> tuple[Figure, Axes]:
-    """A figure with equal axes, named `across` and `up`, and a broken line where both are equal.
+    """A figure with equal axes, labelled `across` and `up`, and a dashed line where both are equal.
 
     Args:
-        ends: of the line. room: on either side of them.
+        ends: the ends of the line.
+        room: how far the axes reach beyond them.
     """
     figure = new_plot(700, 700)
     axes = figure.add_subplot()
@@ -188,13 +188,13 @@ def new_square(
 
 
 def save_confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title: str) -> None:
-    """Draw a confusion matrix: the colour is the share of its row, a cell says the share and the count.
+    """Draw a confusion matrix: each cell says its count and share of the row, and is coloured by the share.
 
     Args:
         counts: (E, E) pictures, rows true, columns predicted. A row of zeros stays grey.
         classes: (E,) names.
         path: the PNG to write.
-        title: stands above, such as "FI, fold 0: accuracy .53 (chance .13), n = 150".
+        title: as in "FI, fold 0: accuracy .53 (chance .13), n = 150".
     """
     cell = 78  # pixels
     totals = counts.sum(axis=1)  # (E,)
@@ -234,7 +234,6 @@ def save_emotion_bars(
         groups: for each panel, such as "labels" and "predictions", the numbers (E,) of high and of low ones.
         classes: (E,) names.
         path: the PNG to write.
-        title: stands above.
     """
     slot = 120  # pixels of an emotion's two bars
     figure = new_plot(max(slot * len(classes) + 80, 700), 60 + 280 * len(groups))
@@ -257,7 +256,7 @@ def save_emotion_bars(
 
 
 def name_columns(axes: Axes, classes: Sequence[str], room: int) -> None:
-    """Class names below the columns 0 to E - 1, slanted if one is wider than `room` pixels."""
+    """Write class names below the columns 0 to E - 1, slanted if one is wider than `room` pixels."""
     slanted = 9 * max(map(len, classes)) > room  # a letter takes 9
     style = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
     axes.set_xticks(range(len(classes)), classes, fontsize=11, color=INK, parse_math=False, **style)
@@ -303,10 +302,10 @@ def clean(axes: Axes) -> None:
 
 
 def write_figure(figure: Figure, path: Path, **settings: int) -> None:
-    """Write a PNG whole or not at all: under a temporary name, then renamed.
+    """Write a PNG, whole or not at all.
 
     Args:
-        settings: how to compress it, as Pillow takes them.
+        settings: Pillow's, for compression.
     """
     with written_whole(Path(path)) as unfinished, warnings.catch_warnings():
         # File names may hold letters that matplotlib's font lacks; they become boxes.

@@ -1,4 +1,4 @@
-"""Predicting a set: which of its pictures, as the weights were trained, each picture once."""
+"""Predicting a set: the settings that fit the weights, the pictures with labels, each predicted once."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def as_trained(config: Config, weights: Weights, given: dict[str, object] | None
     """The config with all that the weights decide: task, backbone, picture size, and the set's threshold.
 
     Args:
-        given: the settings that a person gave, by flat key.
+        given: the settings that the user gave, by flat key.
 
     Raises:
-        ValueError: a person asks for what the weights do not have.
+        ValueError: a given setting contradicts the weights.
     """
     described = weights.description
     (size, exif), crop = weights.pictures, described.get("crop", False)
@@ -40,14 +40,14 @@ def as_trained(config: Config, weights: Weights, given: dict[str, object] | None
     data = replace(config.data, size=size, exif=exif, crop=crop)
     if weights.scale and described["dataset"] == data.dataset and data.threshold is None:
         data = replace(data, threshold=weights.scale.threshold)
-    before = described.get("config", {}).get("data", {})
+    trained = described.get("config", {}).get("data", {})
     keys = []
     if data.dataset == "csv" and "csv" in described["dataset"].split("+"):  # how the csv is read
         keys += ["table", "images", "path_column", "score_column", "count_columns", "emotion_columns"]
         keys.append("split_column")
     if data.dataset in described.get("dealt", ()) and not data.folds:  # which part was left for the test
         keys += ["folds", "fold"]
-    data = replace(data, **{key: before[key] for key in keys if key in before and not getattr(data, key)})
+    data = replace(data, **{key: trained[key] for key in keys if key in trained and not getattr(data, key)})
     model = replace(config.model, backbone=described["architecture"]["backbone"])
     return replace(config, task=weights.task, data=data, model=model)
 
@@ -55,10 +55,10 @@ def as_trained(config: Config, weights: Weights, given: dict[str, object] | None
 def is_cross_set(weights: Weights, rated: RatedSet) -> bool:
     """Whether the network was trained on another set than this one.
 
-    Every csv is called csv: there the range of the ratings tells, which a part of the set may not fill.
+    Every csv is called csv; those differ if the ratings go beyond the scale of the weights.
     """
-    known = weights.scale or rated.scale  # an emotion network has no scale
-    inside = known.minimum <= rated.scale.minimum and rated.scale.maximum <= known.maximum
+    trained = weights.scale or rated.scale  # an emotion network has no scale
+    inside = trained.minimum <= rated.scale.minimum and rated.scale.maximum <= trained.maximum
     return rated.name not in weights.description["dataset"].split("+") or not inside
 
 
@@ -69,29 +69,32 @@ def labelled(rated: RatedSet, task: str) -> RatedSet:
         ValueError: there is none.
     """
     if task == "aesthetics":
-        known = ~np.isnan(rated.scores)
+        usable = ~np.isnan(rated.scores)
     elif rated.emotions is None:
         raise ValueError(
             f"evaluation: {rated.name} {rated.split} has no emotions; the task emotion needs them"
         )
     else:
-        known = ~np.isnan(rated.emotions).all(axis=1)
-    if not known.any():
+        usable = ~np.isnan(rated.emotions).all(axis=1)
+    if not usable.any():
         raise ValueError(
             f"evaluation: no picture of {rated.name} {rated.split} has a label for the task {task}"
         )
-    ids = dict.fromkeys(rated.ids[i] for i in np.flatnonzero(~known))  # of united sets some are repeated
+    ids = dict.fromkeys(rated.ids[i] for i in np.flatnonzero(~usable))  # united sets repeat some
     left_out = [*rated.left_out, *(LeftOut(i, f"no label for the task {task}") for i in ids)]
     parts = tuple(labelled(part, task) for part in rated.parts)
-    return replace(rated.take(known), left_out=left_out, parts=parts)
+    return replace(rated.take(usable), left_out=left_out, parts=parts)
 
 
 def predict_set(
     network: nn.Module, rated: RatedSet, config: Config, compute: engine.Compute, show: bool = False
 ) -> engine.Predictions:
-    """Every picture of the set once, in the order of the set, over all processes. Always in fp32.
+    """Predicts every picture of the set once, over all processes, in the order of the set. Always in fp32.
 
     The network is prepared for inference, in every process from the same BatchNorm statistics.
+
+    Args:
+        show: a progress bar.
     """
     distributed.share_buffers(network)
     fast = prepare_for_inference(network)

@@ -21,7 +21,7 @@ from eamb.weights.checkpoint import Weights
 def evaluate_pairs(
     network: nn.Module, rated: PairedSet, config: Config, compute: engine.Compute
 ) -> tuple[Report, engine.Predictions]:
-    """Predictions of a pair network, and their report."""
+    """The report on a pair network, and its predictions."""
     predictions = predict_set(network, rated, config, compute, show=True)
     return measure_pairs(predictions, rated, config.evaluate.bootstrap), predictions
 
@@ -29,7 +29,7 @@ def evaluate_pairs(
 def evaluate_pairs_by_score(
     network: nn.Module, weights: Weights, rated: PairedSet, config: Config, compute: engine.Compute
 ) -> tuple[Report, engine.Predictions]:
-    """Predictions of a network that scores single photographs, and their report on pairs.
+    """The report on pairs of a network that scores single photographs, and its predictions.
 
     How steeply a preference rises with the difference of two scores is fitted to the validation pairs.
     """
@@ -48,25 +48,25 @@ def evaluate_pairs_by_score(
 def fit_to_validation(
     network: nn.Module, weights: Weights, config: Config, compute: engine.Compute
 ) -> tuple[float, str]:
-    """What a difference of 1 in the score adds to the logarithm of the odds, above 0, and in words why.
+    """The log odds for a difference of 1 in the score, above 0, and a note on where they come from.
 
-    1 where there are no validation pairs, or where people prefer what scores less in them.
+    1 where there are no validation pairs, or people prefer the lower score in them.
     """
     data = config.data
     try:
-        held_out = load_pairs(data.dataset, data.root, ("val",), data.options())["val"]
+        validation = load_pairs(data.dataset, data.root, ("val",), data.options())["val"]
     except (ValueError, OSError) as error:  # a test split can be scored without the files of the others
         return 1.0, f"not fitted ({error}): log-loss and calibration mean nothing"
-    scored = as_scores(predict_set(network, held_out, config, compute, show=True), weights.scale)
-    held_out = held_out.take(scored.index)
-    if not len(held_out.pairs):
+    scored = as_scores(predict_set(network, validation, config, compute, show=True), weights.scale)
+    validation = validation.take(scored.index)
+    if not len(validation.pairs):
         return 1.0, "not fitted (no validation pair can be decoded): log-loss and calibration mean nothing"
-    first, second = scored.prediction[held_out.pairs[:, 0], 0], scored.prediction[held_out.pairs[:, 1], 0]
-    steepness = metrics.fit_steepness(first - second, held_out.preference)
+    first, second = scored.prediction[validation.pairs.T, 0]  # (m,) each
+    steepness = metrics.fit_steepness(first - second, validation.preference)
     if steepness <= 0:
         return 1.0, "not fitted (in the validation pairs people prefer the lower score)"
     return steepness, (
-        f"fitted to {len(held_out.pairs)} validation pairs; accuracy, AUC and ranks do not depend on it"
+        f"fitted to {len(validation.pairs)} validation pairs; accuracy, AUC and ranks do not depend on it"
     )
 
 
@@ -99,7 +99,7 @@ def measure_pairs(predictions: engine.Predictions, rated: PairedSet, bootstrap: 
 
 
 def compare_pairs(title: str, columns: dict[str, np.ndarray], bootstrap: int = 0) -> Report:
-    """Predicted preferences against people's, from the columns of predictions.csv alone.
+    """Predicted preferences against people's, from nothing but the columns of predictions.csv.
 
     Args:
         columns: series, first, second, preference and prediction, (m,) each.
@@ -112,13 +112,13 @@ def compare_pairs(title: str, columns: dict[str, np.ndarray], bootstrap: int = 0
     kept = ~np.isnan(ranks["krcc"])  # (S,) people rank some photographs above others
     ranks = (ranks["krcc"][kept], ranks["best"][kept])
 
-    def of_series(krcc: np.ndarray, best: np.ndarray) -> dict[str, float]:
+    def series_metrics(krcc: np.ndarray, best: np.ndarray) -> dict[str, float]:
         return {"series_krcc": float(krcc.mean()), "series_best": float(best.mean())}
 
     report.facts["photographs"] = len(names)
-    report.metrics |= {"series": int(kept.sum())} | (of_series(*ranks) if kept.any() else {})
+    report.metrics |= {"series": int(kept.sum())} | (series_metrics(*ranks) if kept.any() else {})
     if bootstrap:
         report.intervals = bootstrap_intervals(metrics.pair_metrics, arrays, bootstrap, groups=series)
         if kept.any():
-            report.intervals |= bootstrap_intervals(of_series, ranks, bootstrap)
+            report.intervals |= bootstrap_intervals(series_metrics, ranks, bootstrap)
     return report

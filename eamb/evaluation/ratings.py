@@ -9,7 +9,7 @@ from torch import nn
 
 import metrics
 from datasets import SetReader
-from eamb.evaluation.emotions import add_emotions, as_trained_emotions, why_not_measured
+from eamb.evaluation.emotions import add_emotions, shift_emotions, why_not_measured
 from eamb.evaluation.intervals import bootstrap_intervals
 from eamb.evaluation.predicting import decoded, is_cross_set, predict_set
 from eamb.evaluation.report import Report, rounded
@@ -27,18 +27,17 @@ def evaluate_scores(
     compute: engine.Compute,
     reader: SetReader,
 ) -> tuple[Report, engine.Predictions]:
-    """Predictions of a network that scores pictures, and their report, with emotions where it knows them.
+    """The report on a network that scores pictures, with emotions where it predicts them; its predictions.
 
     Args:
-        reader: of the set, to look for identical pictures in training.
+        reader: the set's, to look for identical pictures in training.
     """
-    reason = why_not_measured(weights, rated)
-    branch = rated.emotions is not None and not reason
+    has_emotions, reason = rated.emotions is not None, why_not_measured(weights, rated)
     predictions = predict_set(network, rated, config, compute, show=True)
     twins, notes = find_twins(rated, reader)
-    description = weights.description if branch else None
+    description = weights.description if has_emotions and not reason else None
     report = measure_scores(predictions, rated, config.evaluate.bootstrap, weights, description, twins)
-    report.notes += [*notes, reason] if rated.emotions is not None and reason else notes
+    report.notes += [*notes, reason] if has_emotions and reason else notes
     return report, predictions
 
 
@@ -47,23 +46,23 @@ def measure_scores(
     rated: RatedSet,
     bootstrap: int = 0,
     weights: Weights | None = None,
-    branch: dict | None = None,
+    description: dict | None = None,
     twins: Collection[str] = (),
 ) -> Report:
     """The report on predicted scores.
 
     Args:
         bootstrap: resamples for the intervals; 0: none.
-        weights: the network's, when they may come from another set; None for the set's own.
-        branch: the network's description, if its emotions are to be measured.
+        weights: the network's, if they may have been trained on another set; None if on this one.
+        description: the network's, if its emotions are to be measured.
         twins: ids of pictures that are in training too: scores are measured without them as well.
 
     Raises:
         ValueError: no picture could be decoded.
     """
     rated = decoded(predictions, rated)
-    if branch:
-        predictions, rated = as_trained_emotions(predictions, rated, branch)
+    if description:
+        predictions, rated = shift_emotions(predictions, rated, description)
     scale = weights.scale if weights else rated.scale
     cross = weights is not None and is_cross_set(weights, rated)
     labels = scale.kind == "label" and not cross
@@ -71,7 +70,7 @@ def measure_scores(
     shares = rounded(predictions.prediction)  # (n, K)
     columns |= {f"p_{value:g}": shares[:, i] for i, value in enumerate(scale.bins)}
     report = compare_scores(columns, rated, bootstrap, labels, cross, twins)
-    if branch:
+    if description:
         add_emotions(report, predictions, rated, bootstrap)
     if cross:
         trained_on = weights.description["dataset"]
@@ -87,7 +86,7 @@ def compare_scores(
     correlations_only: bool = False,
     twins: Collection[str] = (),
 ) -> Report:
-    """Scores against ratings, from the columns of predictions.csv alone: who has the file gets these figures.
+    """Scores against ratings, from nothing but the columns of predictions.csv, so that anyone can repeat it.
 
     Args:
         columns: "id", "prediction" and, for a distribution, "p_<rating>"; (n,) each, in the order of the set.
@@ -115,44 +114,43 @@ def compare_scores(
         if not labels:
             report.pictures["scatter.png"] = {"predicted": predicted, "rated": scores, "unit": "rating"}
         add_baselines(report, rated)
-    other = ~np.isin(columns["id"], list(twins))  # (n,)
-    if 0 < other.sum() < len(rated):
-        rest = {name: values[other] for name, values in columns.items()}
-        rest = compare_scores(rest, rated.take(other), bootstrap, labels, correlations_only)
-        count, words = int((~other).sum()), {"srcc": "SRCC", "plcc": "PLCC", "accuracy": "accuracy"}
+    single = ~np.isin(columns["id"], list(twins))  # (n,)
+    if 0 < single.sum() < len(rated):
+        rest = {name: values[single] for name, values in columns.items()}
+        rest = compare_scores(rest, rated.take(single), bootstrap, labels, correlations_only)
+        count, words = int((~single).sum()), {"srcc": "SRCC", "plcc": "PLCC", "accuracy": "accuracy"}
         facts = {"count": count, "metrics": rest.metrics, "intervals_95": rest.intervals}
         report.facts["without_twins"] = facts
-        found = [f"{word} {rest.metrics[name]:.4f}" for name, word in words.items() if name in rest.metrics]
+        shown = [f"{word} {rest.metrics[name]:.4f}" for name, word in words.items() if name in rest.metrics]
         report.notes.append(
             f"without test pictures that have an identical one in training ({count}): "
-            f"n {rest.metrics['n']}, {', '.join(found)}"
+            f"n {rest.metrics['n']}, {', '.join(shown)}"
         )
     return report
 
 
 def truth(rated: RatedSet, labels: bool) -> tuple[np.ndarray, float]:
-    """What predictions are compared with: (n,) ratings, or 0 and 1 for labels; a picture is high above the
-    threshold."""
+    """What predictions are compared with, (n,) ratings, or 0 and 1 for labels; and the threshold of high."""
     if labels:
         return rated.high().astype(np.float64), 0.5
     return rated.scores, rated.scale.threshold
 
 
 def add_baselines(report: Report, rated: RatedSet) -> None:
-    """Adds the accuracies of rules that look at no picture."""
+    """Adds the accuracies of rules that use no picture."""
     high = rated.high()
     report.facts["majority_accuracy"] = metrics.majority_accuracy(high)
     report.notes.append(f"accuracy of always naming the majority: {report.facts['majority_accuracy']:.4f}")
     votes = np.empty((len(rated), 0)) if rated.emotions is None else np.nan_to_num(rated.emotions)
-    known = votes.sum(axis=1) > 0  # (n,) pictures with an emotion; classes that the set lacks have no votes
-    if rated.name == "iae" and known.any():
-        rule = metrics.positive_emotion_accuracy(votes[known], high[known], rated.emotion_classes)
+    voted = votes.sum(axis=1) > 0  # (n,) pictures with an emotion; classes that the set lacks have no votes
+    if rated.name == "iae" and voted.any():
+        rule = metrics.positive_emotion_accuracy(votes[voted], high[voted], rated.emotion_classes)
         report.facts["positive_emotion_accuracy"] = rule
         report.notes.append(f"accuracy of the rule 'positive emotion = high': {rule:.4f}")
 
 
 def find_twins(rated: RatedSet, reader: SetReader) -> tuple[set[str], list[str]]:
-    """Ids of the test pictures that have an identical one in training, and a note if nobody could look."""
+    """Ids of test pictures that have an identical one in training, and a note if that cannot be checked."""
     if rated.split != "test":
         return set(), []
     try:

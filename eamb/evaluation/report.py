@@ -16,7 +16,7 @@ import numpy as np
 import metrics
 from eamb.files import write_csv, written_whole
 
-# File -> the function of eamb.evaluation.figures that draws it, and what follows the report's title above it.
+# File -> the function of eamb.evaluation.figures that draws it, and what its title adds to the report's.
 PICTURES = {
     "scatter.png": ("save_scatter", "\nSRCC {srcc:.3f}, PLCC {plcc:.3f}, n = {n:,}"),
     "confusion.png": ("save_confusion", ": accuracy {accuracy:.3f}, macro F1 {macro_f1:.3f}, n = {n:,}"),
@@ -31,11 +31,11 @@ FILES = ("predictions.csv", "metrics.json", *PICTURES)
 
 @dataclass
 class Report:
-    """The outcome of one evaluation; `str()` is the table, `write` leaves the files.
+    """The outcome of one evaluation; `str()` gives the table, `write` writes the files.
 
     predictions: columns of predictions.csv, each (n,), in the order of the set.
-    facts: everything in metrics.json beside metrics and intervals.
-    pictures: file name -> arguments of its function in PICTURES, beside path and title.
+    facts: everything in metrics.json except metrics, intervals and notes.
+    pictures: file name -> arguments of its function in PICTURES, except path and title.
     high: (n,) bool, the pictures predicted to be high; None where no threshold applies.
     emotions: the report on the emotions that an aesthetic network predicts, if the set has emotion labels.
     """
@@ -56,7 +56,7 @@ class Report:
 
     @property
     def all_pictures(self) -> dict[str, tuple[Report, dict]]:
-        """Of this report and that on emotions, in the order of FILES: the report and its arguments."""
+        """File name -> report and arguments, for this report and that on emotions, in the order of FILES."""
         parts = [self, self.emotions] if self.emotions else [self]
         places = [(name, part) for name in PICTURES for part in parts if name in part.pictures]
         return {name: (part, part.pictures[name]) for name, part in places}
@@ -92,7 +92,7 @@ class Report:
 
 
 def without_nan(value):
-    """The same value with None for NaN and infinity, which JSON does not know."""
+    """The same value with None for NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {name: without_nan(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
@@ -112,8 +112,8 @@ def write_columns(path: Path, columns: dict[str, Sequence]) -> None:
 def rounded(values: np.ndarray) -> np.ndarray:
     """(...) float64 with eight significant digits; a float32 has fewer.
 
-    Predictions are rounded before anything is measured, not when they are written: so the figures are exactly
-    those of predictions.csv, and the file is half as long as with all digits.
+    Predictions are rounded before anything is measured, not when they are written, so that the metrics are
+    exactly those of predictions.csv; rounding halves the file.
     """
     return np.array([float(f"{value:.8g}") for value in values.ravel()]).reshape(values.shape)
 
@@ -125,7 +125,7 @@ def table(values: dict[str, float], intervals: dict[str, tuple[float, float]] | 
     for name, value in values.items():
         kind, _, rest = name.partition("_")
         term = metrics.TERMS.get(name, name)
-        if name == "threshold":  # it is part of the names of the accuracies
+        if name == "threshold":  # it stands in the names of the accuracies
             continue
         if kind == "recall":
             term = f"recall of {rest}"
@@ -141,10 +141,10 @@ def table(values: dict[str, float], intervals: dict[str, tuple[float, float]] | 
 
 
 def versions(folder: Path = Path(__file__).parents[2]) -> dict[str, str | bool]:
-    """Of the packages that can change a figure, and the program's git revision.
+    """Versions of the packages that can change a metric, and the program's git revision.
 
-    The revision is "unknown" unless `folder` is the top of a git checkout; one that lies somewhere inside
-    another repository has nothing to do with it. `dirty` tells whether tracked files were changed since.
+    The revision is "unknown" unless `folder` is the top of a git checkout: a repository further up is not the
+    program's. `dirty` tells whether tracked files have changed since.
     """
 
     def git(*words: str) -> str:

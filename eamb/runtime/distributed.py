@@ -1,6 +1,6 @@
-"""The only file that imports torch.distributed. Alone, everything here is a no-op.
+"""The only module that imports torch.distributed. With one process, everything here is a no-op.
 
-Started by torchrun, every process has a rank; gloo joins them on CPU, nccl on CUDA.
+Started by torchrun, every process has a rank; gloo connects them on CPU, nccl on CUDA.
 """
 
 from __future__ import annotations
@@ -57,16 +57,16 @@ def choose_device(name: str) -> torch.device:
 
 
 def name_of_this_start(store: dist.Store, rank: int, world: int) -> str:
-    """A name that the processes of this start share and no earlier start had, for the prefix of all keys.
+    """A name that the processes of this start share and no earlier start had, to prefix all keys with.
 
-    Where torchrun starts anew, its store still holds the addresses of processes that have died (torch 2.14),
-    and who connects to one of those fails or waits. torchrun's own count of restarts will not do: each
-    machine counts for itself. Process 0 draws the name and answers the others' questions. A question is a
-    number that was just drawn, so that nobody takes an old answer for the one to it; but the store may also
-    hold the question of a process that has died, and so process 0 goes on until its answer is confirmed.
+    After a restart torchrun's store still holds the addresses of dead processes (torch 2.14), and connecting
+    to one fails or hangs. torchrun's own restart count will not do, because each machine counts for itself.
+    So process 0 draws the name, and the others ask for it, each by a random key under which process 0 puts
+    the name; no old answer has that key. A key in the store may come from a dead process, so process 0
+    answers until each living one has confirmed the name.
 
     Raises:
-        ConnectionError: a process does not come within the store's time.
+        ConnectionError: a process does not appear within the store's timeout.
     """
     drawn = uuid.uuid4().hex
     if rank:
@@ -90,7 +90,7 @@ def name_of_this_start(store: dist.Store, rank: int, world: int) -> str:
 
 @contextmanager
 def session(device_name: str) -> Iterator[torch.device]:
-    """Joins the processes that torchrun started, while the context lasts; gives this one's device.
+    """Connects the processes that torchrun started, while the context lasts; yields this one's device.
 
     Raises:
         ValueError: as `choose_device`.
@@ -106,7 +106,7 @@ def session(device_name: str) -> Iterator[torch.device]:
             backend = "nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=store, rank=rank, world_size=world)
         yield device
-        wait_for_all()  # none leaves while another still talks to it
+        wait_for_all()  # no process leaves while another still communicates with it
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
@@ -134,7 +134,7 @@ def wrap(model: nn.Module, device: torch.device, gradient_precision: str = "fp32
 
 
 def synchronise_batchnorm(model: nn.Module) -> nn.Module:
-    """The model with BatchNorm layers that use the statistics of all processes' pictures; the same weights.
+    """The model with BatchNorm over the pictures of all processes; the same weights.
 
     Trains on CUDA only: torch has no such layer for a CPU.
     """
@@ -146,7 +146,7 @@ def synchronise_batchnorm(model: nn.Module) -> nn.Module:
 
 
 def without_sync(model: nn.Module, last: bool) -> AbstractContextManager:
-    """A context in which gradients stay with their process, unless this is the last of several batches."""
+    """A context in which gradients stay within the process, unless this is the last of several batches."""
     return model.no_sync() if world() > 1 and not last else nullcontext()
 
 
@@ -158,7 +158,7 @@ def total(values: Tensor) -> Tensor:
 
 
 def largest(values: list[int], device: torch.device) -> list[int]:
-    """Of each value the largest that any process gives; waits for all of them, and for the device."""
+    """The maximum of each value over all processes; waits for them, and for the device."""
     if world() == 1:
         return values
     maxima = torch.tensor(values, device=device)
@@ -167,7 +167,7 @@ def largest(values: list[int], device: torch.device) -> list[int]:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Gives every process the BatchNorm statistics of the first, so that all evaluate the same network."""
+    """Copies the first process's BatchNorm statistics to all, so that all evaluate the same network."""
     if world() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)

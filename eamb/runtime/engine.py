@@ -1,7 +1,7 @@
 """Training one epoch, predicting a set, and the learning rate as a pure function.
 
-Exactness: every random choice is a function of (seed, epoch, step or index), so a resumed training equals one
-that never stopped; every picture is predicted once, in batches of one shape, so one process and many agree.
+Every random choice is a function of (seed, epoch, step or index), so a resumed training equals one that never
+stopped; every picture is predicted once, in batches of one shape, so one process and many agree exactly.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from eamb.network.outputs import PRECISIONS, Output
 from eamb.readers.decoding import normalise
 from eamb.runtime import distributed
 
-if TYPE_CHECKING:  # to read tables it loads pandas, which scoring pictures does without
+if TYPE_CHECKING:  # these load pandas, which scoring pictures does not need
     from datasets import Batch
     from eamb.readers.rated import LeftOut
 
@@ -41,7 +41,7 @@ class Compute(NamedTuple):
         return nullcontext() if kind == torch.float32 else torch.autocast(self.device.type, kind)
 
     def images(self, batch: Batch) -> Tensor:
-        """uint8 (N, 3, H, W) of the loader -> normalised float32 on the device, channels last in memory."""
+        """The loader's uint8 (N, 3, H, W) -> normalised float32 on the device, channels last in memory."""
         images = batch.images.to(self.device, non_blocking=True)
         return normalise(images.contiguous(memory_format=torch.channels_last), self.mean, self.std)
 
@@ -94,12 +94,12 @@ class Epoch:
     """What stays the same during an epoch.
 
     number: from 0.
-    steps: batches of the whole epoch, also where a part of it was trained before.
+    steps: batches of the whole epoch, even if part of it was trained before an interruption.
     rate: the learning rate at a fraction (0 to 1) of the epoch.
     loss: a scalar from the network's output and the batch, on the device.
     ids: of all pictures by index, to name them in an error.
-    emotions: the emotion branch's logits (N, E) and maps (N, 1, h, w) for a batch, if they were computed
-        before; the branch is not run then.
+    emotions: the emotion branch's logits (N, E) and maps (N, 1, h, w) for a batch, if already computed; the
+        branch is then not run.
     accumulate: batches per optimizer step; the last step of an epoch takes what is left.
     clip: largest gradient norm; 0: no clipping.
     log_every: optimizer steps between two readings of the loss, each of which waits for the device.
@@ -119,9 +119,9 @@ class Epoch:
 
 @dataclass
 class Totals:
-    """What an epoch has added up so far; plain values, so that a checkpoint in its midst can keep them.
+    """The sums of an epoch so far; plain values, so that a checkpoint in mid-epoch can keep them.
 
-    `loss` lacks what is `unread`, still on the device, until `read` adds it.
+    The losses in `unread` are still on the device; `read` adds them to `loss`.
     """
 
     step: int = 0
@@ -130,7 +130,7 @@ class Totals:
     broken: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self):
-        self.unread: list[tuple[str, Tensor, int, str]] = []  # what, its value, of how many pictures, where
+        self.unread: list[tuple[str, Tensor, int, str]] = []  # what, its value, number of pictures, where
 
     def add(self, batch: Batch, loss: Tensor, where: str) -> None:
         self.unread.append(("loss", loss, len(batch.images), where))
@@ -139,7 +139,7 @@ class Totals:
         self.broken += [tuple(entry) for entry in batch.broken]
 
     def read(self) -> None:
-        """Raises FloatingPointError: a loss, or the norm of a gradient, is no number."""
+        """Raises FloatingPointError: a loss or the norm of the gradients is NaN or infinite."""
         unread, self.unread = self.unread, []
         for what, tensor, pictures, where in unread:
             if not math.isfinite(value := tensor.item()):
@@ -150,7 +150,7 @@ class Totals:
             self.loss += value * pictures  # in float64, batch by batch
 
     def means(self) -> dict[str, float]:
-        """Of all processes: loss (NaN without pictures), pictures, broken."""
+        """Over all processes: mean loss (NaN without pictures), number of pictures and of broken ones."""
         self.read()
         parts = distributed.gather((self.loss, self.pictures, len(self.broken)))
         loss, pictures, broken = (sum(values) for values in zip(*parts, strict=True))
@@ -171,23 +171,23 @@ def train_one_epoch(
 
     Args:
         totals: changed in place; zero, or those of an interrupted epoch.
-        after_step: called behind each optimizer step; each `epoch.log_every`-th has left nothing unread.
+        after_step: called after each optimizer step; after every `epoch.log_every`-th nothing is unread.
 
     Returns:
         loss (mean over the pictures of all processes), pictures, broken, learning_rate (the last).
 
     Raises:
-        FloatingPointError: the loss or a gradient is no number; the weights are still those before the step.
+        FloatingPointError: a loss or gradient is NaN or infinite; the weights are those before that step.
     """
     model.train()
-    log_every = epoch.log_every if optimizer.defaults.get("fused") else 1  # others cannot leave a step out
-    # A GPU waits whenever Python reads a number from it. Between two readings `sound` guards the weights: NaN
-    # from the first loss or gradient on that is no number, it makes all later gradients NaN, and a fused
-    # optimizer leaves a step out where `found_inf` is 1.
+    log_every = epoch.log_every if optimizer.defaults.get("fused") else 1  # others cannot skip a step
+    # A GPU waits whenever Python reads a number from it. Between two readings `sound` guards the weights: it
+    # becomes NaN with the first loss or gradient that is not finite, makes all later gradients NaN, and a
+    # fused optimizer skips each step where `found_inf` is 1.
     sound = torch.ones((), device=compute.device)
     for batch in loader:
         step, position = totals.step, totals.step % epoch.accumulate
-        group = min(epoch.accumulate, position + epoch.steps - step)  # batches that an optimizer step adds up
+        group = min(epoch.accumulate, position + epoch.steps - step)  # batches in this optimizer step
         rate = epoch.rate((step - position) / epoch.steps)
         set_rate(optimizer, rate)
         torch.manual_seed(step_seed(epoch.seed, epoch.number, step, distributed.rank()))
@@ -204,7 +204,7 @@ def train_one_epoch(
         if epoch.clip or not scaler.is_enabled():
             scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(model.parameters(), epoch.clip or math.inf)
-        if not scaler.is_enabled():  # that of fp16 leaves out steps with infinite gradients itself
+        if not scaler.is_enabled():  # fp16's scaler skips steps with infinite gradients itself
             totals.unread.append(("norm of the gradients", norm, 0, where))
             sound = sound + 0 * norm
             optimizer.found_inf = sound.isnan().float() if log_every > 1 else None
@@ -234,19 +234,19 @@ def forward_loss(model: nn.Module, batch: Batch, compute: Compute, epoch: Epoch)
 
 
 def loss_weight(pictures: int, device: torch.device) -> Tensor | float:
-    """What this process's loss counts, so that the average over processes is the mean over all pictures.
+    """The weight of this process's loss that makes the average over processes the mean over all pictures.
 
-    Broken files, and an only batch that is not full, leave processes with unequal numbers of pictures; the
-    average over processes would count each process alike and not each picture.
+    Broken files, or a single incomplete batch, leave processes with unequal numbers of pictures, and the
+    average over processes alone would weight each process equally, not each picture.
     """
     if distributed.world() == 1:
         return 1.0
     total = distributed.total(torch.full((), float(pictures), device=device))
-    return pictures * distributed.world() / total.clamp(min=1)  # no picture at all: 0, as all losses are
+    return pictures * distributed.world() / total.clamp(min=1)  # without any picture 0, as all losses are
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with images and ratings on the device; ratings as float32, which all devices know."""
+    """The batch with images and ratings on the device; ratings as float32, which all devices support."""
 
     def move(value):
         if not isinstance(value, Tensor):
@@ -265,8 +265,8 @@ def allow_tf32(allowed: bool, device: torch.device) -> None:
 class Average:
     """A moving average of a network's weights and statistics over the optimizer's steps (Polyak averaging).
 
-    Each step keeps the share `decay` of the average and takes the rest from the new weights. In the first
-    steps it keeps less, (1 + step) / (10 + step), or the random weights of the start would stay for long.
+    Each step keeps the share `decay` of the average and takes the rest from the new weights. The first steps
+    keep less, (1 + step) / (10 + step), or the initial random weights would dominate it for long.
     """
 
     def __init__(self, network: nn.Module, decay: float):
@@ -305,7 +305,7 @@ class Predictions:
 
 
 def predict(model: nn.Module, loader: Iterable[Batch], compute: Compute, batch_size: int) -> Predictions:
-    """Predicts every picture of the loader once; gathered over all processes, equal whatever their number."""
+    """Predicts every picture of the loader once; gathered over all processes, the same for any number."""
     distributed.share_buffers(model)
     rows = []
     for batch, output in outputs(model, loader, compute, batch_size):
@@ -334,10 +334,10 @@ def outputs(
 
 
 def filled_up(batch: Batch, batch_size: int) -> Batch:
-    """The batch with black pictures behind its own, (batch_size, 3, H, W).
+    """The batch padded with black pictures to (batch_size, 3, H, W).
 
-    Kernels, and with them the last digits, depend on a batch's shape, and a picture's score should not depend
-    on its neighbours.
+    A batch's shape decides which kernels run, and with them the last digits; a picture's score should not
+    depend on how many others are in its batch.
     """
     empty = batch.images.new_zeros(batch_size - len(batch.images), *batch.images.shape[1:])
     return batch._replace(images=torch.cat([batch.images, empty]))
@@ -348,10 +348,10 @@ def filled_up(batch: Batch, batch_size: int) -> Batch:
 
 
 def keep_memory(device: torch.device) -> None:
-    """Lets glibc keep what is freed. Else it returns each large tensor to the kernel and asks for the next.
+    """Makes glibc keep freed memory, instead of returning each large tensor to the kernel.
 
-    On a CPU a third of a forward of Lite goes into that, and up to half of a training step (README, Speed).
-    Does nothing for another device, nor where there is no glibc.
+    On a CPU that would take a third of a forward pass of Lite, and up to half of a training step (README,
+    Speed). Does nothing for another device or without glibc.
     """
     if device.type != "cpu" or not sys.platform.startswith("linux"):
         return
@@ -363,7 +363,7 @@ def keep_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> float:
-    """The most memory this process has held so far, in GB: of the GPU if it runs on one; NaN on Windows."""
+    """Peak memory of this process so far, in GB: the GPU's if it runs on one; NaN on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     try:

@@ -1,13 +1,13 @@
-"""What the frozen emotion branch computes of each picture and mirror image, computed once and kept in files.
+"""The frozen emotion branch's output for each picture and its mirror image, computed once and kept in files.
 
 The branch never changes while the rest is trained, so its logits and maps need not be computed in every epoch
 of every run. They are computed and kept in float32, so that in fp32 a training which reads them equals one
-that computes them. In bf16 and fp16 it does not: there a training that computes them runs the branch in that
-precision too, which moves a map by up to .03 (bf16, .004 on average); the kept ones are the exact ones.
+that computes them. In bf16 and fp16 it does not: a training that computes them runs the branch in that
+precision too, which moves a map by up to .03 (bf16, .004 on average); the maps in files are exact.
 
-A folder holds a folder for each branch (named by the hash of its weights and input), and that one files of up
-to CHUNK pictures, each written whole or not at all. A picture goes by its set, id, size and time of change:
-another file under the same name is computed anew.
+The folder has a subfolder for each branch, named by the hash of its weights and input, with files of up to
+CHUNK pictures, each written whole or not at all. A picture is known by its set, id, file size and time of
+change: a changed file is computed again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CHUNK = 1024  # pictures in a file
 
 
 class EmotionMaps:
-    """Logits and maps of the pictures of a set, as they lie in the files of `folder`.
+    """Logits and maps of the pictures of a set, from the files in `folder`.
 
     missing: (m,) indices of the pictures that are in no file.
     """
@@ -51,24 +51,24 @@ class EmotionMaps:
         self.places = [places.get(picture_key(rated, index)) for index in range(len(rated))]
         self.missing = np.array([i for i, place in enumerate(self.places) if place is None], np.int64)
 
-    def of(self, index: Sequence[int], mirrored: Sequence[bool]) -> tuple[Tensor, Tensor]:
-        """Of N pictures, or their mirror images, the emotion logits (N, E) and maps (N, 1, h, w), float32.
+    def read(self, index: Sequence[int], mirrored: Sequence[bool]) -> tuple[Tensor, Tensor]:
+        """Emotion logits (N, E) and maps (N, 1, h, w), float32, of N pictures or their mirror images.
 
         Raises:
-            ValueError: there is no map of a picture, or its file was damaged after it had been written.
+            ValueError: a picture has no map, or its file was damaged after it had been written.
         """
         records = []
         for i in index:
             if self.places[i] is None:
                 raise ValueError(
                     f"emotion_maps: there is no map of {self.rated.ids[i]} ({self.rated.paths[i]}); it could "
-                    "not be decoded when the maps were computed. Start again, and it is tried once more"
+                    "not be decoded when the maps were computed. Start again to try it once more"
                 )
             path, row = self.places[i]
             records.append(self.files[path][row])
             if checksum(records[-1]["logits"], records[-1]["maps"]) != records[-1]["check"]:
                 raise ValueError(
-                    f"emotion_maps: {path} is damaged; delete it, and its maps are computed anew"
+                    f"emotion_maps: {path} is damaged; delete it, and its maps are computed again"
                 )
         sides = [(r["logits"][int(m)], r["maps"][int(m)]) for r, m in zip(records, mirrored, strict=True)]
         logits, maps = (np.stack(values) for values in zip(*sides, strict=True))
@@ -94,19 +94,19 @@ def prepare(
         OSError: they cannot be written.
         ValueError: the processes do not share the folder.
     """
-    folder = folder / branch_key(network, size, exif, compute)
+    folder /= branch_key(network, size, exif, compute)
     maps, chunks = None, []
     try:
         if distributed.is_main():
             folder.mkdir(parents=True, exist_ok=True)
             maps = EmotionMaps(folder, rated)
             chunks = [maps.missing[i : i + CHUNK] for i in range(0, len(maps.missing), CHUNK)]
-        # One list for all: a process that looked later would find what another has written since.
+        # One list for all: a process that looked later would see what another has written since.
         chunks = distributed.broadcast(chunks)
-        own = chunks[distributed.rank() :: distributed.world()]
-        count, hidden = sum(map(len, own)), not (own and distributed.is_main())
+        share = chunks[distributed.rank() :: distributed.world()]
+        count, hidden = sum(map(len, share)), not (share and distributed.is_main())
         with tqdm(total=count, desc="emotion maps", unit="picture", mininterval=2, disable=hidden) as bar:
-            for chunk in own:
+            for chunk in share:
                 pictures = PictureSet(rated.take(chunk), size, exif, skip_broken=True)
                 order, on_gpu = TestOrder(len(pictures), batch_size), compute.device.type == "cuda"
                 loader = make_loader(pictures, order, workers, pin_memory=on_gpu)
@@ -119,8 +119,8 @@ def prepare(
     maps = maps if maps and not chunks else EmotionMaps(folder, rated)
     if len(set(distributed.gather(maps.missing.tobytes()))) > 1:
         raise ValueError(
-            f"emotion_maps: {folder} holds other maps for some processes than for others; train.emotion_maps "
-            "must be a folder that all machines share"
+            f"emotion_maps: {folder} holds different maps for different processes; train.emotion_maps must "
+            "be a folder that all machines share"
         )
     return maps
 
@@ -134,7 +134,7 @@ def write_records(
     size: int,
 ) -> None:
     """Computes the maps of a loader's pictures, one per key, in batches of `size`, and writes one file."""
-    allow_tf32(False, compute.device)  # the maps are everyone's, whatever computed them
+    allow_tf32(False, compute.device)  # the maps must not depend on the device that computed them
     rows = []
     for batch in loader:
         sides = []
@@ -169,7 +169,7 @@ def checksum(logits: np.ndarray, maps: np.ndarray) -> int:
 
 
 def read_records(path: Path) -> np.ndarray | None:
-    """A file's records, mapped and not read; None if the file is damaged, which is then computed anew."""
+    """A file's records, memory-mapped; None if it is damaged, and then its maps are computed again."""
     try:
         records = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError):
@@ -178,7 +178,7 @@ def read_records(path: Path) -> np.ndarray | None:
 
 
 def picture_key(rated: RatedSet, index: int) -> bytes:
-    """32 hexadecimal digits that change as soon as the file is another."""
+    """32 hexadecimal digits that change when the file does."""
     path = rated.paths[index]
     try:
         status = os.stat(path)  # noqa: PTH116 - a Path for each of 250,000 pictures takes seconds

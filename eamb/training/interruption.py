@@ -1,4 +1,4 @@
-"""What ends a training early: signals, which it obeys after a step, and another run in its folder."""
+"""Signals, which end a training after the current step, and the lock against other runs in its folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Stopped(KeyboardInterrupt):
     """A signal ended the run.
 
     code: the exit code that shells expect, 143 for SIGTERM, 130 for SIGINT.
-    begun: whether the run's own checkpoints may lie in its folder, and none of a run before it.
+    begun: whether the folder belongs to this run: any checkpoints in it are its own.
     """
 
     def __init__(self, number: int, begun: bool = True):
@@ -33,16 +33,16 @@ class Stopped(KeyboardInterrupt):
 
 
 class Signals:
-    """Turns SIGTERM and SIGINT into Stopped while it is entered; inside `deferred` only at its end.
+    """A context that turns SIGTERM and SIGINT into Stopped; inside `deferred` only at the end of that.
 
-    A second signal ends the process at once, until the run sets `done`: nothing is left to wait for then. The
-    run sets `begun` as soon as its folder is its own.
+    A second signal ends the process at once, until the run sets `done`: then nothing is left to wait for. The
+    run sets `begun` as soon as the folder belongs to it.
     """
 
     def __init__(self):
         self.number = 0  # of the signal that came
         self.waits = self.done = self.begun = False
-        self.handlers: dict[int, Callable | int] = {}  # of before
+        self.handlers: dict[int, Callable | int] = {}  # to be restored
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
@@ -66,19 +66,19 @@ class Signals:
         if self.number:
             return
         self.number = number
-        if hasattr(signal, "SIGCHLD"):  # torch's handler raises where a decoding process gets the signal too
+        if hasattr(signal, "SIGCHLD"):  # torch's handler raises if a decoding process gets the signal too
             self.handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if not self.waits:
             raise Stopped(number, self.begun)
 
     def watch(self, reader: int) -> None:
-        """In a thread of its own: the training's hears of a signal only when C++ code of a step returns."""
+        """Runs in its own thread: the training's gets a signal only when a step's C++ code returns."""
         first = 0.0
         while got := os.read(reader, 1):
             if got[0] not in ENDING or self.done:
                 continue
             if first:
-                # torchrun sends on what it gets, and a scheduler may have sent it to all processes itself.
+                # torchrun forwards signals, and a scheduler may have sent the same one to all processes.
                 if distributed.world() == 1 or time.monotonic() > first + 1:
                     os._exit(128 + got[0])
                 continue
@@ -100,29 +100,29 @@ class Signals:
 
 
 def leave_signals_to_parent(_signals: Signals) -> None:
-    """For each process that multiprocessing forks: its signals are not its parent's, which ends it itself."""
+    """Runs in each process that multiprocessing forks: it ignores signals, and its parent ends it."""
     signal.set_wakeup_fd(-1)  # the parent's pipe
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
 
 
 def ignore_first_signal(_worker: int) -> None:
-    """For decoding processes: a signal to all of a group reaches them too, and the last step needs them."""
+    """Runs in each decoding process: a signal to the process group reaches it, but the last step needs it."""
     signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of Ctrl-C; the parent ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C; the parent ends it
 
 
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
-    """Keeps every other run out of the folder, until this process ends, however; leaves no new folder empty.
+    """Locks the folder against other runs, at most until this process ends; removes a new one if still empty.
 
     Raises:
-        ValueError: another run is at work in it; names its process.
+        ValueError: another run uses it; names its process.
     """
     if output.exists() and not output.is_dir():
         raise ValueError(f"interruption: --output must be a folder; {output} is a file")
     new, path, holder = not output.exists(), output / ".lock", ""
-    lock = FileLock(path, fallback_to_soft=False)  # a soft one would outlast a killed process
+    lock = FileLock(path, fallback_to_soft=False)  # a soft lock would outlast a killed process
     if distributed.is_main():
         output.mkdir(parents=True, exist_ok=True)
         try:
@@ -144,8 +144,8 @@ def locked(output: Path) -> Iterator[None]:
             )
     if holder := distributed.gather(holder)[0]:
         raise ValueError(
-            f"interruption: {output} is in use by another run ({holder}); wait for its end or choose another "
-            "--output"
+            f"interruption: {output} is in use by another run ({holder}); wait until it ends, or choose "
+            "another --output"
         )
     try:
         yield

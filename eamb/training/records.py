@@ -27,7 +27,7 @@ UNFINISHED = tuple(str(Path(name).with_name(f".{Path(name).name}.*.tmp")) for na
 
 
 def checkpoints(output: Path) -> list[Path]:
-    """What a run can be resumed from, the newest first; without last.pt it died between two renamings."""
+    """What a run can be resumed from, the newest first; without last.pt it died between two renames."""
     return [path for path in (output / "last.pt", output / PREVIOUS) if path.is_file()]
 
 
@@ -56,10 +56,10 @@ def warn_on_failure(lost: str) -> Iterator[None]:
 
 
 class Records:
-    """What a run writes, in the main process alone.
+    """What a run writes, in the main process only.
 
     newest: the epoch and step of the newest checkpoint, in words.
-    unsaved: the last checkpoint could not be written.
+    unsaved: whether the last checkpoint could not be written.
     """
 
     def __init__(self, output: Path):
@@ -67,15 +67,15 @@ class Records:
         self.newest, self.unsaved = "none is there", False
         self.log: list[str] = []
         self.log_grew = False
-        self.new_best: tuple[Weights, int] | None = None  # with its epoch; not on the disk yet
+        self.new_best: tuple[Weights, int] | None = None  # and its epoch, not yet on the disk
         self.listed: dict[str, set[LeftOut]] = {}
         self.tensorboard = None
 
     def open(self, config: Config, data: dict[str, RatedSet], resumed: Path | None, epoch: int) -> None:
-        """Clears the folder of a new run, or takes up one at an epoch (from 0).
+        """Clears the folder for a new run, or goes on with the records of a resumed one at an epoch (from 0).
 
         Args:
-            resumed: the checkpoint that it is resumed from.
+            resumed: the checkpoint to resume from, if any.
         """
         from torch.utils.tensorboard import SummaryWriter
 
@@ -85,7 +85,7 @@ class Records:
             clear(self.output, NAMES)
         else:
             if resumed != self.last:
-                resumed.replace(self.last)  # the next writing would keep the damaged one as the previous
+                resumed.replace(self.last)  # or the next save would keep the damaged last.pt as previous.pt
             self.log = log.read_text().splitlines(keepends=True)[:epoch] if log.exists() else []
             with written_whole(log) as temporary:
                 temporary.write_text("".join(self.log))
@@ -101,7 +101,7 @@ class Records:
                 self.tensorboard.close()
 
     def add_epoch(self, epoch: int, figures: dict[str, float], best: Weights | None) -> None:
-        """Takes an epoch's line for metrics.jsonl, and its weights if they are the best."""
+        """Adds an epoch's metrics to the log, and keeps its weights for best.pt if they are the best."""
         self.log.append(json.dumps(without_nan(figures)) + "\n")
         self.log_grew = True
         if best:
@@ -114,8 +114,8 @@ class Records:
     def save(self, weights: Weights, state: dict, place: str) -> None:
         """Writes the log, best.pt and then last.pt, which must never be ahead of the others.
 
-        Without any last.pt the others are taken back: nothing could go on from them, and they would forbid a
-        new start.
+        If there is no checkpoint at all, the others are deleted: nothing can be resumed from them, and they
+        would block a new start.
         """
         self.unsaved = True
         with warn_on_failure(f"{self.last} was not written; the newest checkpoint: {self.newest}"):
@@ -129,7 +129,7 @@ class Records:
             except OSError:
                 if not checkpoints(self.output):
                     clear(self.output, ("metrics.jsonl", "best.pt"))
-                if self.new_best:  # its tensors are those of the network, which goes on learning
+                if self.new_best:  # its tensors are the network's own, which training goes on to change
                     best, epoch = self.new_best
                     tensors = {name: value.clone() for name, value in best.tensors.items()}
                     self.new_best = replace(best, tensors=tensors), epoch
@@ -138,12 +138,14 @@ class Records:
             self.unsaved, self.newest = False, place
 
     def list_broken(self, rated: RatedSet, broken: list[LeftOut]) -> None:
-        """Keeps broken_<split>.csv, which names each picture that could not be decoded."""
+        """Adds to broken_<split>.csv, which names each picture that could not be decoded."""
         listed = self.listed.setdefault(rated.split, set())
         if not distributed.is_main() or listed.issuperset(broken):
             return
-        path, both = self.output / f"broken_{rated.split}.csv", listed | set(broken)
+        path, every = self.output / f"broken_{rated.split}.csv", listed | set(broken)
         with warn_on_failure(f"{path} was not written"):
-            write_left_out(path, replace(rated, left_out=sorted(both)))
+            write_left_out(path, replace(rated, left_out=sorted(every)))
             listed.update(broken)
-        print(f"{len(both)} pictures of {rated.split} cannot be decoded and are left out: {path}", flush=True)
+        print(
+            f"{len(every)} pictures of {rated.split} cannot be decoded and are left out: {path}", flush=True
+        )

@@ -1,4 +1,4 @@
-"""Going on with a run that stopped: its newest whole checkpoint, and whether the run is still the same."""
+"""Resuming a run: its newest undamaged checkpoint, and the check that it is still the same run."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ FREE = ("data.root", "data.workers", "train.device", "train.checkpoint_minutes",
 
 
 def load_stopped(output: Path) -> tuple[Path, Weights, dict]:
-    """The newest checkpoint that is whole: its path, weights and training state; damaged ones are named."""
+    """The newest undamaged checkpoint: its path, weights and training state; warns of damaged ones."""
     problems = []
     for path in checkpoints(output):
         try:
-            found = path, *load_training(path)
-            if "optimizer" not in found[2]:
+            weights, state = load_training(path)
+            if "optimizer" not in state:
                 raise ValueError(f"training: {path} holds no training state to resume from, like a best.pt")
         except ValueError as error:
             problems.append(str(error))
             continue
         if problems and distributed.is_main():
             print(f"warning: {problems[0]}; the one before it is used, {path}", file=sys.stderr, flush=True)
-        return found
+        return path, weights, state
     raise ValueError(f"{'; '.join(problems)}; start over with --force")
 
 
 def check_same_run(
     last: Path, config: Config, data: dict[str, RatedSet], stopped: Weights, state: dict, files: dict
 ) -> None:
-    """Refuses to go on with other settings, processes, pictures, ratings, copies or first weights.
+    """Refuses to resume with other settings, processes, pictures, ratings, copies or first weights.
 
     Args:
-        files: "weights" and "emotion_checkpoint", as on the command line; None needs no repeating.
+        files: "weights" and "emotion_checkpoint", as on the command line; None if not given again.
     """
     differences = changed_settings(state["config"], config.as_dict())
     if state["world"] != distributed.world():
@@ -70,19 +70,19 @@ def check_same_run(
 
 
 def which_are_copies(rated: RatedSet) -> list[bool]:
-    """Of each set that it is made of, whether its pictures are copies of scripts/prepare_data.py."""
+    """For each set it is made of, whether its pictures are copies made by scripts/prepare_data.py."""
     return [bool(part.copies) for part in rated.parts or (rated,)]
 
 
 def changed_settings(before: dict, now: dict) -> list[str]:
-    differences, defaults = [], Config().as_dict()  # a run that stopped before a key came had its default
+    differences, defaults = [], Config().as_dict()  # a run from before a key existed had its default
     for section in SETTLED:
         if section == "task":
             pairs = [(section, before[section], now[section])]
         else:
             old = defaults[section] | before[section]
             pairs = [(f"{section}.{key}", old[key], value) for key, value in now[section].items()]
-        # Where emotion maps are kept is free, whether they are is not: in bf16 it changes figures.
+        # Where emotion maps are kept may change, whether they are may not: in bf16 it changes the figures.
         pairs = [pair for pair in pairs if pair[0] != "train.emotion_maps" or not (pair[1] and pair[2])]
         differences += [f"{key} was {a} and is {b}" for key, a, b in pairs if a != b and key not in FREE]
     return differences

@@ -50,12 +50,12 @@ def train(
         emotion_checkpoint: weights of the emotion branch, ours or the official code's.
         weights: a whole network to start from, ours or the official code's.
         output: the run's folder; the default is `default_output`.
-        resume: go on where the run in `output` stopped, or start if there is none.
+        resume: go on where the run in `output` stopped, or start one if there is none.
         force: start anew over the run in `output`.
 
     Raises:
         ValueError, FileNotFoundError: bad settings or data, in one sentence.
-        OSError: the run has ended, and the disk took none of its last checkpoints.
+        OSError: the run has ended, and its last checkpoint could not be written.
         Stopped: SIGTERM or SIGINT came; last.pt holds all that was done.
     """
     config, output = task.config, output or default_output(task)
@@ -80,7 +80,7 @@ def train(
             network, origin = build_network(task, data["train"], sources)
         run = Run(task, output, device, data, network, origin, signals)
         if state:
-            run.take_up(last, state)
+            run.resume(last, state)
         if distributed.is_main():
             run.records.open(config, data, last, run.epoch)
         signals.begun = True
@@ -98,14 +98,14 @@ def train(
 
 
 def default_output(task: Task) -> Path:
-    """runs/<task>_<dataset>_<backbone>; behind it what kind of pair network."""
+    """runs/<task>_<dataset>_<backbone>, for pairs with _<network> appended."""
     config = task.config
     network = f"_{config.model.network}" if task.unit == "pairs" else ""
     return Path("runs") / f"{task.name}_{config.data.dataset}_{config.model.backbone}{network}"
 
 
 def check_processes(task: Task, device: torch.device, output: Path) -> None:
-    """Refuses what would fail, or wait for ever, only once several processes train together."""
+    """Refuses what would fail or hang only once several processes train together."""
     config = task.config
     if config.train.sync_batchnorm and device.type != "cuda":
         raise ValueError(
@@ -125,7 +125,7 @@ def check_processes(task: Task, device: torch.device, output: Path) -> None:
 
 
 def load_data(task: Task) -> dict[str, RatedSet]:
-    """The splits that the run uses, each described in a line."""
+    """The splits that the run uses; prints a line on each."""
     settings = task.config.train
     needs_test = settings.score_test or settings.validate_on == "test"
     data = task.load(("train", "val", "test") if needs_test else ("train", "val"))
@@ -157,7 +157,7 @@ class Best:
 
 
 class Run:
-    """What a run consists of, and how it is saved and taken up again."""
+    """What a run consists of, and how it is saved and resumed."""
 
     def __init__(
         self,
@@ -212,7 +212,7 @@ class Run:
         mean, std = backbones.normalisation(config.model.backbone)
         self.compute = engine.Compute(device, config.train.precision, mean, std)
         self.epoch, self.totals = 0, engine.Totals()
-        self.order(epoch=0)  # a batch size that cannot be had is an error before anything is written
+        self.order(epoch=0)  # an impossible batch size is an error before anything is written
         self.best = Best(task.best_measure(rated.scale))
         self.records, self.saved_at = Records(output), time.monotonic()
         self.emotion_maps: emotion_maps.EmotionMaps | None = None
@@ -240,7 +240,7 @@ class Run:
         return f"epoch {self.epoch + 1}, step {self.totals.step}"
 
     def weights(self, network: Network) -> Weights:
-        """Of the network in training or of the kept one, with all that travels with them."""
+        """The weights of the network in training or of the kept one, with description and training ids."""
         ids = np.union1d(self.origin["training_ids"], self.data["train"].id_hashes)
         emotion_ids = self.origin["emotion_training_ids"]
         if self.task.learns_emotions:
@@ -248,8 +248,8 @@ class Run:
         description = {**self.description, "best": asdict(self.best)}
         return Weights(network.state_dict(), description, ids, emotion_ids)
 
-    def take_up(self, last: Path, state: dict) -> None:
-        """Takes up optimizer and progress of the run that stopped; the weights are in the network already."""
+    def resume(self, last: Path, state: dict) -> None:
+        """Restores optimizer and progress of the run that stopped; the network has its weights already."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.average:
@@ -262,8 +262,8 @@ class Run:
             print(f"resumed {last} at epoch {self.epoch + 1}, step {self.totals.step + 1}", flush=True)
 
     def save(self) -> None:
-        """Writes last.pt: everything that resuming needs. Random states are none of it: all randomness is a
-        function of seed, epoch and step. A disk that is full or fails does not end the run."""
+        """Writes last.pt, with all that resuming needs; not random states, as all randomness is a function of
+        seed, epoch and step. A disk that is full or fails does not end the run."""
         self.totals.read()
         totals = distributed.gather(asdict(self.totals))
         self.saved_at = time.monotonic()
@@ -283,12 +283,12 @@ class Run:
         self.records.save(self.weights(self.network), state, self.place)
 
     def save_if_due(self) -> None:
-        """Behind each optimizer step."""
+        """Called after each optimizer step."""
         minutes = self.config.train.checkpoint_minutes
         self.save_or_stop(time.monotonic() - self.saved_at > 60 * minutes)
 
     def save_or_stop(self, due: bool) -> None:
-        """Writes last.pt where it is due, or a signal came, to whichever process; all end the run then."""
+        """Writes last.pt if it is due or any process got a signal, which then ends the run in all of them."""
         due = due and distributed.is_main() and self.records.newest != self.place
         due, number = distributed.largest([int(due), self.signals.number], self.device)
         if due or number:
@@ -335,7 +335,7 @@ def keep_emotion_maps(run: Run) -> emotion_maps.EmotionMaps | None:
 
 
 def train_epoch(run: Run, epoch: int) -> dict[str, float]:
-    """Trains what is left of an epoch, then writes last.pt; the means of `engine.train_one_epoch`."""
+    """Trains what is left of an epoch, then writes last.pt; returns what `engine.train_one_epoch` does."""
     config, rated, task = run.config, run.data["train"], run.task
     order = run.order(epoch)
     on_gpu = run.device.type == "cuda"
@@ -359,15 +359,15 @@ def train_epoch(run: Run, epoch: int) -> dict[str, float]:
             if not totals.unread:
                 bar.update(totals.step - bar.n)
                 bar.set_postfix_str(f"loss {totals.loss / max(1, totals.pictures):.4f}", refresh=False)
-            if not totals.unread or distributed.world() == 1:  # several agree where all have read
+            if not totals.unread or distributed.world() == 1:  # several processes agree only after reading
                 run.save_if_due()
 
         def kept_maps(batch: Batch) -> tuple[Tensor, Tensor]:
             index = batch.index.tolist()
             flipped = [config.data.flip and coin(config.train.seed, epoch, i) for i in index]
-            return run.emotion_maps.of(index, flipped)
+            return run.emotion_maps.read(index, flipped)
 
-        fixed = engine.Epoch(
+        plan = engine.Epoch(
             number=epoch,
             steps=len(order),
             seed=config.train.seed,
@@ -380,9 +380,9 @@ def train_epoch(run: Run, epoch: int) -> dict[str, float]:
             log_every=config.train.log_every if on_gpu else 1,
         )
         means = engine.train_one_epoch(
-            run.model, loader, run.optimizer, run.scaler, run.compute, fixed, run.totals, after_step
+            run.model, loader, run.optimizer, run.scaler, run.compute, plan, run.totals, after_step
         )
-    run.save_or_stop(due=True)  # validation changes nothing, so that a signal may end it anywhere
+    run.save_or_stop(due=True)  # validation changes nothing, so a signal may end it anywhere
     if distributed.is_main() and run.totals.step > started:
         seconds = (time.monotonic() - start) / (run.totals.step - started)
         memory = engine.peak_memory(run.device)
@@ -401,8 +401,8 @@ def validate(run: Run) -> dict[str, float]:
 
 
 def finish(run: Run) -> dict[str, float]:
-    """Draws the curves and scores the best weights once on test: the report in test/, of several sets in
-    test/SET/, with SET_ before its metrics."""
+    """Draws the curves and evaluates the best weights once on test. The report goes to test/; with several
+    sets one each to test/SET/, and SET_ is put before its metrics."""
     from eamb.evaluation.figures import save_curves
 
     if any(distributed.gather(run.records.unsaved)):
@@ -424,7 +424,7 @@ def finish(run: Run) -> dict[str, float]:
         return chosen
     checkpoint.load_tensors(run.network, best.tensors, str(run.records.best_file))
     test, metrics = run.data["test"], {}
-    for rated in test.parts or (test,):  # of several sets one report each
+    for rated in test.parts or (test,):
         report = evaluate(run.network, best, rated, run.task, run.compute)
         folder = run.output / "test" / (rated.name if test.parts else "")
         if distributed.is_main():

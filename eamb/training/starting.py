@@ -32,7 +32,7 @@ class Sources(NamedTuple):
 
 
 def read_sources(task: Task, weights: str | None, emotion_checkpoint: str | None) -> Sources:
-    """Reads what the run starts from and refuses what cannot start it, before data or a network are there.
+    """Reads what the run starts from and refuses what does not fit, before data or a network are built.
 
     Raises:
         ValueError, FileNotFoundError: in one sentence.
@@ -54,7 +54,7 @@ def read_sources(task: Task, weights: str | None, emotion_checkpoint: str | None
         return sources
     if source.problems:
         listed = "; ".join(source.problems[:12])
-        raise ValueError(f"training: {source.path} is not of the official network: {listed}")
+        raise ValueError(f"training: {source.path} does not fit the official network: {listed}")
     learned = source.weights.task
     if learned == "emotion" and task.name == "aesthetics":
         raise ValueError(
@@ -82,35 +82,35 @@ def read_sources(task: Task, weights: str | None, emotion_checkpoint: str | None
 
 
 def named_emotions(config: Config) -> tuple[str, ...]:
-    """The class list that the command line gives to a file without one."""
+    """The emotions in model.emotions, for a file that does not name its own."""
     return tuple(emotion_name(name) for name in config.model.emotions.split(",") if name.strip())
 
 
 def may_be_untrained(task: Task) -> bool:
-    """Whether an untrained emotion branch will do: it is trained here, or is not there, or was asked for."""
+    """Whether the emotion branch needs no weights: it is trained here, absent, or wanted untrained."""
     asked_for = task.config.model.emotion_weights == "none"
     return task.learns_emotions or not task.has_emotion_branch or asked_for
 
 
 def build_network(task: Task, rated: RatedSet, sources: Sources) -> tuple[Network, dict]:
-    """The network with its first weights, and in words and hashes where they came from."""
+    """The network with its first weights, and a description of where they came from."""
     config, start = task.config, sources.weights
     torch.manual_seed(config.train.seed)
     network = task.build(rated.scale, choose_emotions(task, rated, sources))
-    none = np.empty(0, np.int64)
-    origin = {"imagenet": config.model.imagenet, "training_ids": none, "emotion_training_ids": none}
+    no_ids = np.empty(0, np.int64)
+    origin = {"imagenet": config.model.imagenet, "training_ids": no_ids, "emotion_training_ids": no_ids}
     if start:
-        said = task.start_from(network, start, rated.scale, other_branch=bool(sources.emotion_checkpoint))
-        if said and distributed.is_main():
-            print(said, flush=True)
+        note = task.start_from(network, start, rated.scale, other_branch=bool(sources.emotion_checkpoint))
+        if note and distributed.is_main():
+            print(note, flush=True)
         ids, branch_ids = start.weights.training_ids, start.weights.emotion_training_ids
         origin = describe_file("weights", start)
         origin["emotion_branch"] = start.weights.emotion_branch
-        origin["training_ids"] = ids if task.name == start.weights.task else branch_ids  # of what was taken
+        origin["training_ids"] = ids if task.name == start.weights.task else branch_ids
         origin["emotion_training_ids"] = branch_ids
     elif config.model.imagenet != "none":
         checkpoint.load_imagenet(network, config.model.imagenet)
-        origin["imagenet"] = Path(config.model.imagenet).name  # a folder says nothing on another machine
+        origin["imagenet"] = Path(config.model.imagenet).name  # the folder means nothing elsewhere
     if sources.emotion_checkpoint:
         branch = checkpoint.load_emotion_branch(network, sources.emotion_checkpoint)
         origin |= describe_file("emotion_checkpoint", sources.emotion_checkpoint)
@@ -126,29 +126,28 @@ def build_network(task: Task, rated: RatedSet, sources: Sources) -> tuple[Networ
 
 
 def choose_emotions(task: Task, rated: RatedSet, sources: Sources) -> tuple[str, ...]:
-    """The emotions that the weights know; those of the data set where these are to be learned.
+    """The network's emotions: those of the weights, or, if emotions are learned, those of the data set.
 
-    Those that both know keep the order of the weights.
+    Emotions that both have come first, in the order of the weights.
     """
     if not task.has_emotion_branch:
         return ()
     named, source = named_emotions(task.config), sources.emotion_checkpoint or sources.weights
-    of_weights = source.weights.emotions if source else ()
+    given = source.weights.emotions if source else ()
     if not (source or task.learns_emotions):
-        of_weights = named or EMOTIONS
-    if named and of_weights and named != of_weights:
+        given = named or EMOTIONS
+    if named and given and named != given:
         raise ValueError(
-            f"training: model.emotions names {', '.join(named)}; the weights at hand know "
-            f"{', '.join(of_weights)}"
+            f"training: model.emotions names {', '.join(named)}; the weights know {', '.join(given)}"
         )
-    if of_weights and task.name == "aesthetics":
-        return of_weights
+    if given and task.name == "aesthetics":
+        return given
     classes = rated.emotion_classes
     if named and set(named) != set(classes):
         raise ValueError(
             f"training: model.emotions names {', '.join(named)}; {rated.name} has {', '.join(classes)}"
         )
-    first = of_weights or named
+    first = given or named
     return (*(n for n in first if n in classes), *(n for n in classes if n not in first))
 
 

@@ -1,4 +1,4 @@
-"""The three tasks. `choose_task(config)` chooses once; nothing else asks what the setting `task` says.
+"""The three tasks. `choose_task(config)` chooses one; nothing else reads the setting `task`.
 
 From top to bottom: what a task is; aesthetics, emotion and series; data and settings; losses.
 """
@@ -42,7 +42,7 @@ class Task(ABC):
 
     name: the value of the setting `task`.
     unit: what a batch counts, "pictures" or "pairs".
-    shapes: the settings of `model.` that weights must share to start a run.
+    shapes: the settings of `model.` that must be equal for weights to start a run.
     has_emotion_branch, learns_emotions: whether the network has the branch, and whether the run trains it.
     """
 
@@ -60,7 +60,7 @@ class Task(ABC):
         """The config in configs/ to start from, without .yaml, unless others are given."""
 
     def check(self) -> None:
-        """Refuses settings that are not for this task, and sets and networks that do not go with it."""
+        """Refuses settings, sets and networks that do not go with this task."""
         config, network, paired = self.config, self.config.model.network, self.unit == "pairs"
         if paired != (config.data.dataset in PAIRED) or paired != (network in PAIR_NETWORKS):
             raise ValueError(
@@ -87,10 +87,7 @@ class Task(ABC):
                 weight and not self.has_emotion_branch,
                 "loss.emotion_weight is given, but this network has no emotion branch",
             ),
-            (
-                balanced,
-                "loss.class_weights weighs emotions, which this run does not learn",
-            ),
+            (balanced, "loss.class_weights is for emotions, which this run does not learn"),
             (maps and changes, "train.emotion_maps keeps the maps of a frozen branch; this run's changes"),
             (sets, f"several sets ({sets}) are for --task emotion; ratings cannot be united"),
             (test and paired, "train.validate_on=test is for ratings, not for pairs"),
@@ -102,7 +99,7 @@ class Task(ABC):
 
     @cached_property
     def reader(self) -> SetReader:
-        """Of the only data set."""
+        """The reader of the only data set."""
         data = self.config.data
         return SetReader(data.dataset, data.root, data.options())
 
@@ -139,7 +136,7 @@ class Task(ABC):
         return labelled(self.reader.load((split,))[split], self.name)
 
     def pictures(self, rated: RatedSet) -> PictureSet:
-        """What an epoch draws from, pictures or pairs of them, mirrored by chance."""
+        """What an epoch draws from, pictures or pairs of them, mirrored at random."""
         data, kind = self.config.data, PairPictures if self.unit == "pairs" else PictureSet
         flips = self.config.train.seed if data.flip else None
         return kind(rated, data.size, data.exif, flips, data.skip_broken, data.crop)
@@ -149,10 +146,10 @@ class Task(ABC):
         """The network, with random weights."""
 
     def start_from(self, network: Network, source: Source, scale: Scale, other_branch: bool) -> str:
-        """Fills the network from given weights; says what keeps its random values, "" for nothing.
+        """Fills the network from given weights; returns a note on what keeps its random values, or "".
 
         Args:
-            other_branch: the emotion branch comes from elsewhere.
+            other_branch: the emotion branch gets other weights.
 
         Raises:
             ValueError: the weights are of another network.
@@ -170,7 +167,7 @@ class Task(ABC):
 
     @abstractmethod
     def validate(self, predictions: Predictions, rated: RatedSet, description: dict) -> dict[str, float]:
-        """Metrics without intervals; the description is the network's."""
+        """Metrics without intervals; `description` is the network's."""
 
     @abstractmethod
     def evaluate(self, network: nn.Module, weights: Weights, rated: RatedSet, compute: Compute) -> Evaluated:
@@ -212,9 +209,9 @@ class Aesthetics(Task):
         return build_model(outputs=scale.outputs, train_emotion=self.learns_emotions, **settings)
 
     def start_from(self, network: Network, source: Source, scale: Scale, other_branch: bool) -> str:
-        """A last layer for another kind of rating keeps its random values."""
+        """The last layer keeps its random values if the weights are for another kind of rating."""
         last, start = kind_of(network).last_layer, source.weights
-        outputs = start.tensors[last + "bias"].numel()  # of an official head no more than this is known
+        outputs = start.tensors[last + "bias"].numel()  # all that an official head tells
         same = outputs == scale.outputs and (start.scale is None or start.scale.kind == scale.kind)
         leave = (*(() if same else (last,)), *(("emotion.",) if other_branch else ()))
         load_tensors(network, start.tensors, str(source.path), leave=leave)
@@ -226,17 +223,17 @@ class Aesthetics(Task):
         )
 
     def loss(self, rated: RatedSet) -> LossFunction:
-        of_ratings = rating_loss(self.config.loss, rated.scale)
+        ratings = rating_loss(self.config.loss, rated.scale)
         if not self.learns_emotions:
-            return of_ratings
-        of_emotions, weight = emotion_loss(self.config.loss, rated), self.config.loss.emotion_weight
-        return lambda output, batch: of_ratings(output, batch) + weight * of_emotions(output, batch)
+            return ratings
+        emotions, weight = emotion_loss(self.config.loss, rated), self.config.loss.emotion_weight
+        return lambda output, batch: ratings(output, batch) + weight * emotions(output, batch)
 
     def best_measure(self, scale: Scale) -> str:
         return "accuracy" if scale.kind == "label" else "srcc"
 
     def validate(self, predictions: Predictions, rated: RatedSet, description: dict) -> dict[str, float]:
-        report = measure_scores(predictions, rated, branch=description if self.learns_emotions else None)
+        report = measure_scores(predictions, rated, description=description if self.learns_emotions else None)
         emotions = report.emotions.metrics if report.emotions else {}
         return report.metrics | {f"emotion_{name}": emotions[name] for name in ("kl", "accuracy") if emotions}
 
@@ -261,7 +258,7 @@ class Emotion(Task):
         return EmotionNetwork(model.backbone, emotions, model.emotion_scale, model.width)
 
     def start_from(self, network: Network, source: Source, scale: Scale, other_branch: bool) -> str:
-        """Takes the emotion branch; a classifier for others keeps the rows of those that both know."""
+        """Takes the emotion branch; a classifier of other emotions gets the rows of those that both know."""
         theirs, ours = source.weights.emotions, network.arguments["emotions"]
         tensors = {n: value for n, value in source.weights.tensors.items() if n.startswith("emotion.")}
         if theirs == ours:
@@ -269,8 +266,8 @@ class Emotion(Task):
             return ""
         last_layer = kind_of(network).last_layer
         for name in [name for name in tensors if name.startswith(last_layer)]:
-            given, rows = tensors[name], zip(ours, network.state_dict()[name], strict=True)
-            tensors[name] = torch.stack([given[theirs.index(e)] if e in theirs else r for e, r in rows])
+            old, rows = tensors[name], zip(ours, network.state_dict()[name], strict=True)
+            tensors[name] = torch.stack([old[theirs.index(e)] if e in theirs else row for e, row in rows])
         load_tensors(network, tensors, str(source.path))
         lists = f"{source.path} knows the emotions {', '.join(theirs)}, this run {', '.join(ours)}"
         return f"{lists}; its last layer keeps what both know."
@@ -304,18 +301,18 @@ class Series(Task):
         return SeriesNetwork(model.backbone, model.network, model.symmetric)
 
     def loss(self, rated: RatedSet) -> LossFunction:
-        """Learns whether more than half prefer the first (of an undecided pair: half), or how many do."""
+        """Learns which photograph the majority prefers (undecided pairs: 0.5), or the share that does."""
 
-        def of_pairs(output: Output, batch: Batch) -> Tensor:
+        def loss(output: Output, batch: Batch) -> Tensor:
             target = batch.scores  # (n,) shares of people, of n pairs
             if self.config.loss.preference == "majority":
                 target = 0.5 + 0.5 * (target - 0.5).sign()
             return losses.pair_loss(output.prediction, target)
 
-        return of_pairs
+        return loss
 
     def best_measure(self, scale: Scale) -> str:
-        return "log_loss"  # of accuracies many are equal
+        return "log_loss"  # many accuracies would be equal
 
     def validate(self, predictions: Predictions, rated: RatedSet, description: dict) -> dict[str, float]:
         return measure_pairs(predictions, rated).metrics
@@ -345,7 +342,7 @@ def describe_scale(scale: Scale) -> str:
 
 
 def left_out_parts(config: Config) -> tuple[str, ...]:
-    """Of the network, in alphabetical order."""
+    """The parts of the network that the config leaves out, in alphabetical order."""
     return tuple(sorted(name.strip() for name in config.model.without.split(",") if name.strip()))
 
 
@@ -363,12 +360,12 @@ def rating_loss(settings: Loss, scale: Scale) -> LossFunction:
         return lambda output, batch: losses.label_loss(output.prediction, scale.is_high(batch.scores).float())
     weight = settings.correlation_weight
 
-    def of_scores(output: Output, batch: Batch) -> Tensor:
+    def loss(output: Output, batch: Batch) -> Tensor:
         target = scale.probability(batch.scores)  # (N,)
-        loss = losses.score_loss(output.prediction, target)
-        return loss + weight * losses.correlation_loss(output.prediction, target) if weight else loss
+        error = losses.score_loss(output.prediction, target)
+        return error + weight * losses.correlation_loss(output.prediction, target) if weight else error
 
-    return of_scores
+    return loss
 
 
 def emotion_loss(settings: Loss, rated: RatedSet) -> LossFunction:
@@ -378,27 +375,26 @@ def emotion_loss(settings: Loss, rated: RatedSet) -> LossFunction:
         votes = np.nansum(rated.emotions, axis=0)  # (E,)
         present = votes > 0
         weights = votes.sum() / np.where(present, votes, 1) / present.sum()
-        weights = torch.from_numpy(
-            np.where(present, weights, 1.0)
-        ).float()  # (E,), 1 where there are no votes
+        weights = np.where(present, weights, 1.0)  # (E,), 1 where there are no votes
+        weights = torch.from_numpy(weights).float()
     shifts = class_shifts(settings, rated)
     shift = torch.from_numpy(rated.per_set(shifts)).float() if shifts else None  # (n, E)
 
-    def of_emotions(output: Output, batch: Batch) -> Tensor:
+    def loss(output: Output, batch: Batch) -> Tensor:
         logits = output.emotion_logits
         if shift is not None:
             logits = logits + shift[batch.index].to(logits.device, non_blocking=True)  # (N, E)
         return losses.emotion_loss(logits, batch.emotions, weights)
 
-    return of_emotions
+    return loss
 
 
 def class_shifts(settings: Loss, rated: RatedSet) -> dict[str, dict[str, float]]:
-    """set -> class -> what is added to its logit; the first of several sets is the reference, of one: {}."""
+    """set -> class -> what is added to its logit; the first set is the reference. {} for a single set."""
     if settings.class_shift == "none":
         return {}
     shares = {
         part.name: dict(zip(part.emotion_classes, part.emotions.mean(axis=0).tolist(), strict=True))
         for part in rated.parts
     }
-    return {name: losses.class_shift(own, shares[rated.parts[0].name]) for name, own in shares.items()}
+    return {name: losses.class_shift(part, shares[rated.parts[0].name]) for name, part in shares.items()}
