@@ -1008,7 +1008,7 @@ def test_a_branch_that_is_trained_with_the_rest_needs_no_training_before(scored_
         (["--task", "emotion", "loss.emotion_weight=1"], "loss.emotion_weight is for --task aesthetics"),
         (
             ["loss.class_weights=balanced"],
-            "loss.class_weights weighs emotions, which this run does not learn",
+            "loss.class_weights is for emotions, which this run does not learn",
         ),
         (["--task", "emotion", "model.emotions=awe,bogus"], "model.emotions names awe, bogus; csv has amuse"),
     ],
