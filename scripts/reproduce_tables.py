@@ -144,7 +144,7 @@ def reproduce(options: argparse.Namespace) -> int:
     if options.dry_run:
         return 0
     for step in unfinished:
-        print(f"\n{step.name}", flush=True)
+        print(f"\n{step.name}")
         for command in step.commands:
             if code := execute(command):
                 print(f"reproduce_tables: stopped in {step.name}; the same command goes on", file=sys.stderr)
@@ -196,9 +196,8 @@ def plan(options: argparse.Namespace) -> list[Step]:
     name, seeds, branch = options.dataset, options.seeds.split(","), options.emotion_checkpoint
     if (name, options.lite) not in RECIPES:
         known = ", ".join(name for name, lite in RECIPES if lite == options.lite)
-        raise ValueError(
-            f"reproduce_tables: there are recipes for {known}{' with --lite' * options.lite}, not for '{name}'"
-        )
+        known += " with --lite" * options.lite
+        raise ValueError(f"reproduce_tables: there are recipes for {known}, not for '{name}'")
     if not all(seed.isdecimal() for seed in seeds) or len({*seeds}) < len(seeds):
         raise ValueError(
             f"reproduce_tables: --seeds takes different whole numbers, as in 0,1,2, got '{options.seeds}'"
@@ -308,6 +307,7 @@ def is_done(step: Step) -> bool:
 
 def execute(command: list[str]) -> int:
     """The exit code. A signal is for the training, which saves where it is and ends; we wait for it."""
+    sys.stdout.flush()  # what the command prints comes after it
     process = Popen([*PROGRAMS[command[0]], *command[1:]])
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
@@ -389,16 +389,16 @@ def show(steps: list[Step], unfinished: list[Step], table: list[str], commands: 
     if commands:
         print(f"table\n  {shlex.join(table)}")
     total, remaining = (sum(costs[step.name][0] for step in part) for part in (steps, unfinished))
-    if known:
-        memory = max(memory for _, memory in costs.values())
-        print(
-            f"\n{duration(total)} in all, {duration(remaining)} still to do, on one RTX 3090 (24 GB): counted "
-            f"operations, at an assumed {SHARE:.0%} of its peak ({PEAK['fp32'] / 1e12:g} TFLOP/s in fp32, whose "
-            f"convolutions run in TF32, {PEAK['bf16'] / 1e12:g} in bf16 and fp16), if pictures are decoded fast "
-            f"enough.\nAt most {memory:.1f} GB on one GPU: weights, gradients, Adam, saved activations; passing "
-            "values and cuDNN's workspace come on top. Estimates, not measured."
-        )
-    sys.stdout.flush()
+    if not known:
+        return
+    memory = max(memory for _, memory in costs.values())
+    print(
+        f"\n{duration(total)} in all, {duration(remaining)} still to do, on one RTX 3090 (24 GB): counted "
+        f"operations, at an assumed {SHARE:.0%} of its peak (35.6 TFLOP/s in fp32, whose convolutions run in "
+        "TF32, 71 in bf16 and fp16), if pictures are decoded fast enough.\n"
+        f"At most {memory:.1f} GB on one GPU: weights, gradients, Adam, saved activations; passing values "
+        "and cuDNN's workspace come on top. Estimates, not measured."
+    )
 
 
 def duration(hours: float) -> str:
@@ -419,13 +419,11 @@ def estimate(step: Step) -> tuple[float, float]:
     trained, frozen, kept, parameters = costs.get(step.row, costs["main"])
     area = (config.data.size / costs["size"]) ** 2
     operations = 0.0
-    repeats = config.data.repeat.split(",") if config.data.repeat else ["1"] * len(config.data.names)
-    for name, repeat in zip(config.data.names, repeats, strict=True):
-        train, val, test = PICTURES[name]
+    for train, val, test in (PICTURES[name] for name in config.data.names):
         if not val:
             val = round(train * config.data.validation)
             train -= val
-        shown = min(train, config.data.limit or train) * int(repeat) * config.train.epochs
+        shown = min(train, config.data.limit or train) * config.train.epochs
         operations += shown * (3 * trained + frozen) / PEAK[config.train.precision]
         operations += (val * config.train.epochs + test) * (trained + frozen) / PEAK["fp32"]
     half = 1 if config.train.precision == "fp32" else 0.6
