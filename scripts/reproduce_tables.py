@@ -191,8 +191,6 @@ def plan(options: argparse.Namespace) -> list[Step]:
         ValueError, FileNotFoundError: options that are wrong or contradict each other, settings that a
             training would refuse at its start, data that is not there.
     """
-    from eamb.training.tasks import choose_task
-
     name, seeds, branch = options.dataset, options.seeds.split(","), options.emotion_checkpoint
     if (name, options.lite) not in RECIPES:
         known = ", ".join(name for name, lite in RECIPES if lite == options.lite)
@@ -246,6 +244,8 @@ def plan(options: argparse.Namespace) -> list[Step]:
             raise FileNotFoundError(f"reproduce_tables: there is no folder {folder} for {key}")
     if branch and not branch.is_file() and not options.dry_run:
         raise FileNotFoundError(f"reproduce_tables: there is no emotion checkpoint {branch}")
+    from eamb.training.tasks import choose_task
+
     for step in steps:
         choose_task(step.config).check()
     return steps

@@ -138,13 +138,12 @@ def test_kept_maps_are_for_branches_that_do_not_move():
 # ---- what it costs
 
 
-@pytest.mark.parametrize("row", ["main", "linear"])
-@pytest.mark.parametrize("options", [[], ["--lite"]], ids=["resnet50", "lite"])
-def test_costs_are_those_of_the_networks(options, row):
+@pytest.mark.parametrize("row, options", [("main", []), ("linear", ["--lite"]), ("no_context", ["--lite"])])
+def test_costs_are_those_of_the_networks(row, options):
     [step] = planned("para", "--dry-run", "--emotion-checkpoint", "branch.pt", "--only", row, *options)
     task = choose_task(step.config)
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
-        network = task.build(Scale("score", 1.0, 5.0, 3.0), EMOTIONS if row == "main" else ())
+        network = task.build(Scale("score", 1.0, 5.0, 3.0), EMOTIONS if task.has_emotion_branch else ())
         network(torch.empty(2, 3, step.config.data.size, step.config.data.size))
     trained, frozen, _, parameters = script.COSTS[step.config.model.backbone][row]
     assert counter.get_total_flops() / 2e9 == pytest.approx(trained + frozen, abs=0.01)
