@@ -4,23 +4,23 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from small import BACKBONE, ROOT, WORDS, read_json
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import main
+from eamb.evaluation import figures
 from eamb.evaluation.report import Report
 from eamb.files import file_hash
-from eamb.network.outputs import EMOTIONS, Scale
+from eamb.network.backbones import LITE0
 from eamb.readers import demo
 from eamb.runtime.config import load_config
 from eamb.training import run as run_module
+from eamb.training.resuming import changed_settings
 from eamb.training.tasks import choose_task
 from scripts import keep_run, make_tables
 from scripts import reproduce_tables as script
@@ -138,16 +138,17 @@ def test_kept_maps_are_for_branches_that_do_not_move():
 # ---- what it costs
 
 
-@pytest.mark.parametrize("row, options", [("main", []), ("linear", ["--lite"]), ("no_context", ["--lite"])])
-def test_costs_are_those_of_the_networks(row, options):
-    [step] = planned("para", "--dry-run", "--emotion-checkpoint", "branch.pt", "--only", row, *options)
-    task = choose_task(step.config)
-    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
-        network = task.build(Scale("score", 1.0, 5.0, 3.0), EMOTIONS if task.has_emotion_branch else ())
-        network(torch.empty(2, 3, step.config.data.size, step.config.data.size))
-    trained, frozen, _, parameters = script.COSTS[step.config.model.backbone][row]
-    assert counter.get_total_flops() / 2e9 == pytest.approx(trained + frozen, abs=0.01)
-    counted = sum(p.numel() for p in network.parameters() if p.requires_grad)
+@pytest.mark.parametrize("backbone, name", [("resnet50", "paper_network"), (LITE0, "lite_network")])
+def test_costs_are_those_of_the_networks(backbone, name, request):
+    network, costs = request.getfixturevalue(name), script.COSTS[backbone]
+    trained, frozen, _, parameters = costs["main"]
+    area = (64 / costs["size"]) ** 2
+    for part, expected in ((network, trained + frozen), (network.emotions, frozen)):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            part(torch.zeros(1, 3, 64, 64))
+        counted = counter.get_total_flops() / 1e9
+        assert counted == pytest.approx(expected * area, rel=0.01)  # not all layers grow with the area
+    counted = sum(p.numel() for name, p in network.named_parameters() if not name.startswith("emotion."))
     assert counted / 1e6 == pytest.approx(parameters, abs=0.05)
 
 
@@ -217,6 +218,7 @@ def made(words):
         patch.setenv("NPROC", "1")
         patch.setattr(script, "Popen", InProcess)
         patch.setattr(Report, "all_pictures", {})  # drawn elsewhere
+        patch.setattr(figures, "save_curves", lambda *_: None)
         patch.setattr(run_module, "validate", interrupted)
         code = run(*words)
         files = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
@@ -247,26 +249,22 @@ def test_the_table_holds_the_figures_of_the_runs(made):
     text = (made.output / "tables.md").read_text()
     assert "DEMO, test pictures; test_efficientnet, 64 px, 1 epoch." in text
     lines = [line for line in text.splitlines() if "`demo_" in line]
-    assert len(lines) == len(ROWS)
-    for row, line in zip(ROWS, lines, strict=True):
-        figures = read_json(made.output / "results" / f"demo_{row}_seed0" / "metrics.json")["metrics"]
-        name = script.ROWS[row][0]
-        assert line.startswith(f"| {name} | 48 x 1 | {figures['srcc']:.3f} (".replace("0.", ".", 1))
+    facts = [read_json(made.output / "results" / f"demo_{row}_seed0" / "metrics.json") for row in ROWS]
+    for row, line, found in zip(ROWS, lines, facts, strict=True):
+        name, srcc = script.ROWS[row][0], f"{found['metrics']['srcc']:.3f}".replace("0.", ".", 1)
+        assert line.startswith(f"| {name} | 48 x 1 | {srcc} (")
         assert (f"- {name} minus EAMB-Net: SRCC" in text) == (row != "main")
-
-
-def test_rows_stand_on_the_trained_branch_and_are_what_they_are_called(made):
+        assert found["training"]["model"]["network"] == ("eambnet" if row == "main" else "linear")
     branch = file_hash(made.output / "runs" / "demo_emotion" / "best.pt")
-    facts = {row: read_json(made.output / "results" / f"demo_{row}_seed0" / "metrics.json") for row in ROWS}
-    assert facts["main"]["origin"]["emotion_checkpoint_sha256"] == branch
-    assert facts["linear"]["origin"]["emotion_branch"] == "none"
-    assert facts["linear"]["training"]["model"]["network"] == "linear"
+    assert facts[0]["origin"]["emotion_checkpoint_sha256"] == branch
+    assert facts[1]["origin"]["emotion_branch"] == "none"
     emotions = read_json(made.output / "results" / "demo_emotion" / "metrics.json")
     assert (emotions["task"], "kl" in emotions["metrics"]) == ("emotion", True)
-    assert not (made.output / "results" / "demo_main_seed0" / "best.pt").exists()
 
 
-def test_what_is_done_is_not_run_again_and_fewer_rows_make_another_table(made, words, capsys, monkeypatch):
+def test_what_is_done_is_not_run_again_and_fewer_rows_make_another_table(
+    made, words, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr(script, "Popen", InProcess)
     runs, table = times(made.output / "runs"), (made.output / "tables.md").read_bytes()
     only = [ROWS[0] if word == ",".join(ROWS) else word for word in words]
@@ -277,23 +275,15 @@ def test_what_is_done_is_not_run_again_and_fewer_rows_make_another_table(made, w
     assert (made.output / "tables.md").read_bytes() == table
     assert times(made.output / "runs") == runs
     assert capsys.readouterr().out.count("): done already") == len(ROWS) + 1
-
-
-def test_where_maps_are_kept_changes_no_result_but_whether_may(made, words, tmp_path):
-    step = planned(*words, "train.emotion_maps=M")[1]
-    with pytest.raises(ValueError, match=r"made with other settings \(train.emotion_maps was  and is M\)"):
-        script.is_done(step)
-    kept = replace(step, output=tmp_path)
-    shutil.copytree(step.result, kept.result)
-    settings = (kept.result / "config.yaml").read_text()
-    (kept.result / "config.yaml").write_text(settings.replace("emotion_maps: ''", "emotion_maps: kept"))
-    assert script.is_done(kept)
-
-
-def test_without_the_weights_of_the_runs_all_is_still_done(made, words, tmp_path, capsys):
-    shutil.copytree(made.output / "results", tmp_path / "results")
+    shutil.copytree(made.output / "results", tmp_path / "results")  # the weights are not needed
     assert run(*(tmp_path if word == made.output else word for word in words), "--dry-run") == 0
     assert capsys.readouterr().out.count("): done already") == len(ROWS) + 1
+
+
+def test_where_maps_are_kept_changes_no_result_but_whether_may():
+    none, here, there = (load_config([], [f"train.emotion_maps={name}"]).as_dict() for name in ("", "A", "B"))
+    assert changed_settings(here, there) == []
+    assert changed_settings(none, here) == ["train.emotion_maps was  and is A"]
 
 
 def test_figures_of_others_stand_below_ours(tmp_path):
@@ -367,11 +357,8 @@ def test_results_of_other_settings_are_not_taken_for_these(made, words, tmp_path
     other = tmp_path / "other.pt"
     other.write_bytes(b"another branch")
     assert run(*words, "--emotion-checkpoint", other) == 2
-    said = capsys.readouterr().err
-    assert (
-        f"demo_main_seed0 was made with other settings (the emotion checkpoint was another file than {other})"
-        in (said)
-    )
+    said = f"main_seed0 was made with other settings (the emotion checkpoint was another file than {other})"
+    assert said in capsys.readouterr().err
     assert times(made.output) == before
 
 
