@@ -122,9 +122,19 @@ class Step:
 
     @property
     def commands(self) -> list[list[str]]:
-        """The training, which goes on where it was interrupted, and the copy of its small files."""
-        count = processes()
-        start = ["torchrun", "--standalone", f"--nproc_per_node={count}"] if count > 1 else ["python"]
+        """The training, which goes on where it was interrupted, and the copy of its small files.
+
+        Raises:
+            ValueError: NPROC is no number of processes.
+        """
+        count = os.environ.get("NPROC", "")
+        if not count:
+            import torch
+
+            count = str(max(1, torch.cuda.device_count()))
+        if not count.isdecimal() or int(count) < 1:
+            raise ValueError(f"reproduce_tables: NPROC is the number of processes, from 1 up, got '{count}'")
+        start = ["torchrun", "--standalone", f"--nproc_per_node={count}"] if int(count) > 1 else ["python"]
         train = [*start, program("main.py"), "train", *self.words, "--output", str(self.run), "--resume"]
         return [train, ["python", program("scripts/keep_run.py"), str(self.run), str(self.result)]]
 
@@ -191,24 +201,8 @@ def plan(options: argparse.Namespace) -> list[Step]:
         ValueError, FileNotFoundError: options that are wrong or contradict each other, settings that a
             training would refuse at its start, data that is not there.
     """
-    name, seeds, branch = options.dataset, options.seeds.split(","), options.emotion_checkpoint
-    if (name, options.lite) not in RECIPES:
-        known = ", ".join(name for name, lite in RECIPES if lite == options.lite)
-        known += " with --lite" * options.lite
-        raise ValueError(f"reproduce_tables: there are recipes for {known}, not for '{name}'")
-    if not all(seed.isdecimal() for seed in seeds) or len({*seeds}) < len(seeds):
-        raise ValueError(
-            f"reproduce_tables: --seeds takes different whole numbers, as in 0,1,2, got '{options.seeds}'"
-        )
-    if branch and options.emotion_data:
-        raise ValueError("reproduce_tables: with --emotion-checkpoint the branch needs no --emotion-data")
-    if decided := [word for word in options.settings if word.partition("=")[0] in DECIDED]:
-        raise ValueError(
-            f"reproduce_tables: leave '{decided[0]}' out; sets, seeds and parts of the network are decided "
-            "step by step (--data-root, --emotion-data, --seeds, --only)"
-        )
-    if not options.data_root and name != "demo" and not options.dry_run:
-        raise ValueError(f"reproduce_tables: where is {name}? --data-root DIR")
+    check_options(options)
+    name, branch = options.dataset, options.emotion_checkpoint
     options.data_root = options.data_root or ("data/demo" if name == "demo" else "DIR")
     folders = {name: options.data_root}
     main_config = make_step(options, "main", folders).config
@@ -225,7 +219,7 @@ def plan(options: argparse.Namespace) -> list[Step]:
         if row != "main" and make_step(options, row, folders).config == main_config:
             print(f"{row}: left out, because with these settings it is the main network")
         else:
-            steps += [make_step(options, row, folders, int(seed)) for seed in seeds]
+            steps += [make_step(options, row, folders, int(seed)) for seed in options.seeds.split(",")]
     if not steps:
         raise ValueError("reproduce_tables: no row is left to make; let --only name others")
     if not branch and any(step.branch for step in steps):
@@ -233,8 +227,8 @@ def plan(options: argparse.Namespace) -> list[Step]:
         emotions = {key.lower(): folder for key, _, folder in pairs} or folders
         if wrong := [key for key, folder in emotions.items() if key not in EMOTION_SETS or not folder]:
             raise ValueError(
-                f"reproduce_tables: {wrong[0]} has no emotions; give the branch's weights with "
-                "--emotion-checkpoint FILE, or what to train it on with --emotion-data SET=DIR, of "
+                f"reproduce_tables: {wrong[0]} has no emotions, or no folder; give the branch's weights "
+                "with --emotion-checkpoint FILE, or what to train it on with --emotion-data SET=DIR, of "
                 f"{', '.join(EMOTION_SETS)}"
             )
         steps.insert(0, make_step(options, "emotion", emotions))
@@ -249,6 +243,27 @@ def plan(options: argparse.Namespace) -> list[Step]:
     for step in steps:
         choose_task(step.config).check()
     return steps
+
+
+def check_options(options: argparse.Namespace) -> None:
+    name, seeds = options.dataset, options.seeds.split(",")
+    if (name, options.lite) not in RECIPES:
+        known = ", ".join(name for name, lite in RECIPES if lite == options.lite)
+        known += " with --lite" * options.lite
+        raise ValueError(f"reproduce_tables: there are recipes for {known}, not for '{name}'")
+    if not all(seed.isdecimal() for seed in seeds) or len({*seeds}) < len(seeds):
+        raise ValueError(
+            f"reproduce_tables: --seeds takes different whole numbers, as in 0,1,2, got '{options.seeds}'"
+        )
+    if options.emotion_checkpoint and options.emotion_data:
+        raise ValueError("reproduce_tables: with --emotion-checkpoint the branch needs no --emotion-data")
+    if decided := [word for word in options.settings if word.partition("=")[0] in DECIDED]:
+        raise ValueError(
+            f"reproduce_tables: leave '{decided[0]}' out; sets, seeds and parts of the network are decided "
+            "step by step (--data-root, --emotion-data, --seeds, --only)"
+        )
+    if not options.data_root and name != "demo" and not options.dry_run:
+        raise ValueError(f"reproduce_tables: where is {name}? --data-root DIR")
 
 
 def make_step(options: argparse.Namespace, row: str, sets: dict[str, str], seed: int = 0) -> Step:
@@ -318,22 +333,6 @@ def execute(command: list[str]) -> int:
                 continue
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def processes() -> int:
-    """NPROC, or one for each GPU, at least one.
-
-    Raises:
-        ValueError: NPROC is no number of processes.
-    """
-    wanted = os.environ.get("NPROC", "")
-    if not wanted:
-        import torch
-
-        return max(1, torch.cuda.device_count())
-    if not wanted.isdecimal() or int(wanted) < 1:
-        raise ValueError(f"reproduce_tables: NPROC is the number of processes, from 1 up, got '{wanted}'")
-    return int(wanted)
 
 
 def program(name: str) -> str:
