@@ -205,6 +205,7 @@ def plan(options: argparse.Namespace) -> list[Step]:
     name, branch = options.dataset, options.emotion_checkpoint
     options.data_root = options.data_root or ("data/demo" if name == "demo" else "DIR")
     folders = {name: options.data_root}
+    needed = [*folders.items()]
     main_config = make_step(options, "main", folders).config
     target = main_config.data.target
     votes = target == "distribution" or (target == "auto" and name in ("ava", "demo"))  # EMD is the loss
@@ -232,8 +233,8 @@ def plan(options: argparse.Namespace) -> list[Step]:
                 f"{', '.join(EMOTION_SETS)}"
             )
         steps.insert(0, make_step(options, "emotion", emotions))
-        folders = folders | emotions
-    for key, folder in folders.items() if not options.dry_run else ():
+        needed += emotions.items()
+    for key, folder in () if options.dry_run else needed:
         if key != "demo" and not Path(folder).is_dir():  # the demo set makes itself
             raise FileNotFoundError(f"reproduce_tables: there is no folder {folder} for {key}")
     if branch and not branch.is_file() and not options.dry_run:
