@@ -279,33 +279,24 @@ def test_a_published_cell_that_is_unknown_stays_empty(one):
 # ---- written once, written again
 
 
-def test_the_tables_are_the_same_every_time_and_without_the_ratings(made):
-    made.run("a", made.noisy(0.5))
-    made.run("b", made.noisy(0.4))
-    made.tables("A", A=["a"], B=["b"])
-    assert made.make() == 0
-    before = made.files()
-    assert made.make() == 0
-    assert made.files() == before
-    made.data = None
-    assert made.make(measure=False) == 0
-    assert made.files() == before
-    assert "000.png" not in (made.results / "measured.json").read_text()
+def test_the_tables_are_the_same_every_time_and_without_the_ratings(one):
+    assert one.make() == 0
+    before = one.files()
+    assert one.make() == one.make(measure=False) == 0
+    assert one.files() == before
+    assert "000.png" not in (one.results / "measured.json").read_text()
 
 
-def test_tables_of_sets_that_are_not_given_keep_their_figures(made):
-    made.run("a", made.noisy(0.5))
-    made.run("b", made.noisy(0.4))
-    made.tables(B=["b"])
-    assert made.make() == 0
-    before = read_json(made.results / "measured.json")["own"]
-    (made.results / "measured.json").write_text(json.dumps({"gone": {}, "other": before}))
-    made.change("b/metrics.json", lambda content: content.update(dataset="para"))
-    other = {"name": "other", "title": "T", "rows": [{"name": "B", "runs": ["b"]}]}
-    made.tables(others=[other], Row=["a"])
-    made.marked("own", "others", "other")
-    assert made.make() == 0
-    measured = read_json(made.results / "measured.json")
+def test_tables_of_sets_that_are_not_given_keep_their_figures(one):
+    assert one.make() == 0
+    before = read_json(one.results / "measured.json")["own"]
+    (one.results / "measured.json").write_text(json.dumps({"gone": {}, "other": before}))
+    one.change("a/metrics.json", lambda content: content.update(dataset="para"))
+    one.run("b", one.noisy(0.4))
+    one.tables(others=[{"name": "other", "title": "T", "rows": [{"name": "A", "runs": ["a"]}]}], B=["b"])
+    one.marked("own", "others", "other")
+    assert one.make() == 0
+    measured = read_json(one.results / "measured.json")
     assert (sorted(measured), measured["other"]) == (["other", "own"], before)
 
 
