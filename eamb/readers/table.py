@@ -97,7 +97,6 @@ class Table:
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 LARGEST = 1e15  # what nobody rates or predicts; squares and sums of such numbers are still finite
-MEAN_TOLERANCE = 0.006  # of means that were rounded to two decimals
 
 Read = Callable  # what `read_once` returns
 
@@ -379,7 +378,7 @@ def find_files(
 
 
 def file_names(folder: str) -> set[str]:
-    """Of the files in a folder; none if there is no such folder. A link that leads nowhere counts as missing."""
+    """Of the files in a folder, none if there is no such folder; links that lead nowhere are missing."""
     names = set()
     try:
         with os.scandir(folder) as entries:
