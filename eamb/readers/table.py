@@ -232,7 +232,7 @@ class Sheet:
     def numbers(self, column: str, minimum: float = -LARGEST, maximum: float = LARGEST) -> np.ndarray:
         """(n,) float64, each finite and in [minimum, maximum]."""
         value_of = {cell: as_number(cell) for cell in set(self.cells[column])}
-        values = np.array([value_of[cell] for cell in self.cells[column]])
+        values = np.fromiter(map(value_of.__getitem__, self.cells[column]), np.float64)
         if not np.isfinite(values).all():
             raise self.error(~np.isfinite(values), column, "a number")
         outside = (values < minimum) | (values > maximum)
