@@ -462,15 +462,17 @@ BAD_CELLS = {
 
 def test_bad_cells_are_named_by_file_row_and_column(tmp_path):
     path = make_para(tmp_path) / "annotation" / "PARA-GiaaTest.csv"
+    good = path.read_text()
     for (column, value), words in BAD_CELLS.items():
-        make_para(tmp_path)
+        path.write_text(good)
         edit_cell(path, 3, column, value)
         refused(f"PARA-GiaaTest.csv row 3: '{column}' is {words}", "para", tmp_path, ("test",))
-    path.write_text(path.read_text().replace("aestheticScore_mean", "score"))
+    path.write_text(good.replace("aestheticScore_mean", "score"))
     words = "PARA-GiaaTest.csv has no column 'aestheticScore_mean' (found: imageName, sessionId, score, "
     refused(words, "para", tmp_path, ("test",))
     refused("For your own columns use --dataset csv data.score_column=NAME.", "para", tmp_path, ("test",))
-    (make_para(tmp_path) / "annotation" / "identical_images.txt").write_text("p1_.jpg p2_.jpg\np3_.jpg\n")
+    path.write_text(good)
+    (path.parent / "identical_images.txt").write_text("p1_.jpg p2_.jpg\np3_.jpg\n")
     words = "identical_images.txt row 2 has one name, expected two or more, of one picture"
     refused(words, "para", tmp_path)
 
@@ -1150,7 +1152,7 @@ def test_csv_classes_do_not_depend_on_the_splits_asked_for(tmp_path):
 def test_csv_score_outside_the_given_range_names_the_row(tmp_path):
     root = make_csv(tmp_path)
     words = (
-        "ratings.csv row 33: 'score' is '4.061538461538462', expected a value from 0 to 4 (8 more like it)"
+        "ratings.csv row 33: 'score' is '4.061538461538461', expected a value from 0 to 4 (8 more like it)"
     )
     refused(words, "csv", root, minimum=0, maximum=4)
     refused("data.minimum must be below", "csv", root, minimum=9)
