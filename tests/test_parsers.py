@@ -32,7 +32,6 @@ from small import ROOT
 from datasets import load_dataset
 from eamb.evaluation.external import read_predictions
 from eamb.network.outputs import Scale
-from eamb.readers.ava import AVA_TEXT_COLUMNS
 from eamb.readers.iae import IAE_EMOTIONS
 from eamb.readers.para import PARA_BINS, PARA_EMOTIONS
 from eamb.readers.rated import SPLIT_WORDS, SPLITS, DataOptions, RatedSet, emotion_name
@@ -322,20 +321,6 @@ def touch(root, names) -> None:
         (root / name).write_text(name)
 
 
-def ava_text(root) -> Format:
-    touch(root, [f"images/{i}.jpg" for i in range(100, 100 + COUNT)])
-    (root / "generic_test.jpgl").write_text("101\n103\n105\n77\n")
-    columns, numbers = AVA_TEXT_COLUMNS, range(1, COUNT + 1)
-    counts = {i: [str((7 * i + 3 * k * k) % 40) for k in range(1, 11)] for i in numbers}
-    lines = [[str(i), str(99 + i), *counts[i], str(i % 3), "22", "1396"] for i in numbers]
-
-    def read(cells: dict[str, str]) -> tuple[str, tuple]:
-        shares = votes([cells[name] for name in columns[2:12]], 1000)
-        return cells["image_id"], (np.array([shares @ range(1, 11)]), shares)
-
-    return Format("AVA.txt", columns, lines, read, tables_of("ava"), separator="", header=False)
-
-
 PARA_COUNTS = [f"aestheticScore_{rating:.1f}" for rating in PARA_BINS]
 PARA_VOTES = [f"imgEmotion_{name}" for name in PARA_EMOTIONS]
 
@@ -459,7 +444,7 @@ def iae(root) -> Format:
     return Format("train_aes_list.txt", ("id", "label"), lines, read, load, separator="", header=False)
 
 
-FORMATS = {function.__name__: function for function in (ava_text, para, own_csv, predictions, iae)}
+FORMATS = {function.__name__: function for function in (para, own_csv, predictions, iae)}
 
 
 @pytest.fixture(scope="module", params=FORMATS)
