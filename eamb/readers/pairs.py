@@ -211,7 +211,7 @@ def read_phototriage(
         places = [root / folder for folder in PHOTO_TRIAGE_FOLDERS]
         table = _pair_table(sheet, [str(s) for s in series], *both, f"the published {listed}", places)
         tables |= {split: table} if split == "test" else divide(table, options.validation)
-    return {split: tables[split] for split in SPLITS if split in splits}
+    return {split: table for split, table in tables.items() if split in splits}
 
 
 def read_pairs_csv(
@@ -266,7 +266,7 @@ def divide(table: PairTable, validation: float) -> dict[str, PairTable]:
     """
     in_val = hash_fractions(table.rows["series"]) < validation  # (m,)
     parts = {}
-    for split, share, rows in (("val", validation, in_val), ("train", 1.0 - validation, ~in_val)):
+    for split, share, rows in (("train", 1.0 - validation, ~in_val), ("val", validation, in_val)):
         if not rows.any():
             raise ValueError(
                 f"pairs: {table.rows['series'].nunique()} series are too few to hold some out for {split} by "

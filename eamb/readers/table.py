@@ -170,7 +170,7 @@ def read_records(path: Path, separated: bool) -> list[tuple[int, list[str]]]:
     records, row = [], 1
     try:
         for cells in reader:
-            if any(cell.strip() for cell in cells):
+            if "".join(cells).strip():
                 records.append((row, cells))
             row = reader.line_num + 1
     except csv.Error as error:
@@ -200,10 +200,11 @@ class Sheet:
         twice = [name for name in self.columns if name and self.columns.count(name) > 1]
         if twice:
             raise _unreadable(path, f"its header has '{twice[0]}' twice")
+        header = None if names else self.columns
         for row, cells in records:
             if len(cells) != len(self.columns):
                 raise _unreadable(path, f"row {row} has {len(cells)} cells, expected {len(self.columns)}")
-            if not names and [cell.strip() for cell in cells] == self.columns:
+            if header and cells[0].strip() == header[0] and [cell.strip() for cell in cells] == header:
                 raise _unreadable(path, f"row {row} is the header again")
         if not records:
             raise ValueError(f"datasets: {path.name} has no rows.")
