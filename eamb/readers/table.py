@@ -356,20 +356,21 @@ def find_files(
         FileNotFoundError: not one of them exists, so the folder is wrong.
     """
     listed: dict[str, list[tuple[str, set[str]]]] = {}  # "folder/" of a name -> folders and the files in them
-    paths, endings = [], ("", *ANY_CASE_ENDINGS)
-    for name in names:
+    endings = ("", *ANY_CASE_ENDINGS)
+
+    def find(name: str) -> str | None:
         file = name.rpartition("/")[2]
         head = name.removesuffix(file)  # "" or "folder/" or "/absolute/folder/"
         if head not in listed:
             folders = dict.fromkeys(os.path.join(place, head, "") for place in places)  # noqa: PTH118
             listed[head] = [(folder, file_names(folder)) for folder in folders]
         for folder, files in listed[head]:
-            ending = next((ending for ending in endings if file + ending in files), None)
-            if ending is not None:
-                paths.append(folder + file + ending)
-                break
-        else:
-            paths.append(None)
+            for ending in endings if files else ():
+                if file + ending in files:
+                    return folder + file + ending
+        return None
+
+    paths = [find(name) for name in names]
     if paths and not any(paths):
         raise FileNotFoundError(
             f"{area}: none of the {len(paths):,} {what} exists, e.g. '{names[0]}'; "
