@@ -211,6 +211,9 @@ class Sheet:
         self.rows = [row for row, _ in records]
         self.cells = dict(zip(self.columns, zip(*(cells for _, cells in records), strict=True), strict=True))
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
     def need(self, columns: Iterable[str], hint: str = "") -> None:
         missing = [column for column in columns if column not in self.columns]
         if missing:
