@@ -125,7 +125,7 @@ def split_sets(
     table: Table, paths: list[str], splits: Sequence[str], options: DataOptions
 ) -> dict[str, RatedSet]:
     """The rows of each split with the target made from them."""
-    folds = bool(options.folds) and not table.has_own_split
+    folds = bool(options.folds) and not table.has_own_split  # before rows get a split
     split_by_hash(table, paths, splits, options)
     sets = {}
     for split in splits:

@@ -137,7 +137,7 @@ def _listed(folder: Path) -> tuple[list[str], list[Path]]:
                     is_folder = entry.is_dir()
                 except (
                     OSError
-                ):  # a link in a circle or into a closed folder: missed later on, as what it is named
+                ):  # a link in a circle or into a closed folder: missed later, as what it is named
                     is_folder = not _is_picture(entry.name)
                 if not entry.name.startswith("."):
                     (folders if is_folder else files).append(entry.name)

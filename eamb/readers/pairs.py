@@ -195,7 +195,9 @@ def read_phototriage(
     """The published training list, of which whole series are held out by hash for "val"; the published
     validation list is "test", for the set's own test labels were never public."""
     tables = {}
-    for split in ["test"] * ("test" in splits) + ["train"] * bool({"train", "val"} & set(splits)):
+    for split in ("test", "train"):
+        if not (split in splits or (split == "train" and "val" in splits)):
+            continue
         listed = PHOTO_TRIAGE_LISTS[split]
         paths = [path for folder in ("", "train_val") if (path := root / folder / listed).is_file()]
         if not paths:

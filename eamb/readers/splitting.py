@@ -42,10 +42,8 @@ def split_by_hash(table: Table, paths: list[str], splits: Sequence[str], options
     else:
         how += ", identical pictures not looked for"
     table.split = table.split.astype("<U5")
-    source, percent = (
-        table.protocol["train"],
-        {split: f"{100 * share:g} %" for split, share in shares.items()},
-    )
+    source = table.protocol["train"]
+    percent = {split: f"{100 * share:g} %" for split, share in shares.items()}
     if folds:
         shares["test"] = 1 / folds
         main = np.zeros(len(ids), int)
@@ -147,7 +145,8 @@ def identical_files(paths: Sequence[str], suspects: np.ndarray) -> list[list[int
     """
     groups = [range(len(paths))]
     for key in (_size, _middle, _digest):
-        groups = [part for group in groups for part in _groups(group, lambda i: key(paths[i]), suspects)]  # noqa: B023 - called at once
+        parts = [_groups(group, lambda i, key=key: key(paths[i]), suspects) for group in groups]
+        groups = [part for several in parts for part in several]
         groups = [group for group in groups if len(group) <= SAME_SIZE_LIMIT]
     return groups
 
