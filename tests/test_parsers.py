@@ -585,7 +585,8 @@ def check_settings(content: bytes, path) -> None:
         assert "\n" not in text and len(text) < 1000, text
         return
     written = {}
-    for name, value in (yaml.load(content, yaml.BaseLoader) or {}).items():  # noqa: S506 - texts and no objects
+    texts = yaml.load(content, yaml.BaseLoader)  # noqa: S506 - texts alone, no objects
+    for name, value in (texts or {}).items():
         inner = {f"{name}.{key}": text for key, text in value.items()} if isinstance(value, dict) else {}
         written |= inner or {name: value} if value else {}
     defaults = load_config()
