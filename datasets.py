@@ -71,9 +71,7 @@ class SetReader:
         self.read = read_once()
 
     def load(self, splits: Sequence[str] = SPLITS) -> dict[str, RatedSet]:
-        table, paths = self.table(splits)
-        check_folds([table], self.options)
-        return split_sets(table, paths, splits, self.options)
+        return load_datasets([self.name], [self.root], splits, self.options, readers=[self])
 
     def table(self, splits: Sequence[str]) -> tuple[Table, list[str]]:
         """The rows whose pictures exist, before they are split, and the path of each picture.
@@ -123,48 +121,38 @@ class SetReader:
         return {table.ids[i] for group in groups if not tested[group].all() for i in group[tested[group]]}
 
 
-def check_folds(tables: list[Table], options: DataOptions) -> None:
-    if options.folds and all(table.has_own_split for table in tables):
-        names = " and ".join(table.name for table in tables)
-        have = "have splits of their own" if len(tables) > 1 else "has a split of its own"
-        raise ValueError(
-            f"datasets: {names} {have} here; data.folds={options.folds} is for sets without one "
-            "(fi, or a csv without a split column)."
-        )
-
-
 def split_sets(
     table: Table, paths: list[str], splits: Sequence[str], options: DataOptions
 ) -> dict[str, RatedSet]:
-    dealt = bool(options.folds) and not table.has_own_split
+    """The rows of each split with the target made from them."""
+    folds = bool(options.folds) and not table.has_own_split  # before rows get a split
     split_by_hash(table, paths, splits, options)
-    return {split: replace(_rated_set(table, paths, split, options), dealt=dealt) for split in splits}
-
-
-def _rated_set(table: Table, paths: list[str], split: str, options: DataOptions) -> RatedSet:
-    """The rows of one split with the target made from them."""
-    rows = np.flatnonzero(table.split == split)
-    left_out = table.left_out.get(split, [])
-    if not len(rows):
-        reason = f": {len(left_out)} pictures are left out, {left_out[0].reason}" if left_out else ""
-        raise ValueError(f"datasets: the {split} split of {table.name} is empty{reason}.")
-    part = table.take(rows)
-    distributions, emotions = _shares(part.votes), _shares(part.emotions)
-    return RatedSet(
-        name=table.name,
-        split=split,
-        protocol=table.protocol[split],
-        ids=part.ids,
-        paths=[paths[i] for i in rows],
-        scores=part.scores,
-        scale=_scale(part, split, options),
-        distributions=distributions,
-        bins=() if distributions is None else part.bins,
-        emotions=emotions,
-        emotion_classes=() if emotions is None else part.emotion_classes,
-        left_out=left_out,
-        copies=table.copies,
-    )
+    sets = {}
+    for split in splits:
+        rows = np.flatnonzero(table.split == split)
+        left_out = table.left_out.get(split, [])
+        if not len(rows):
+            reason = f": {len(left_out)} pictures are left out, {left_out[0].reason}" if left_out else ""
+            raise ValueError(f"datasets: the {split} split of {table.name} is empty{reason}.")
+        part = table.take(rows)
+        distributions, emotions = _shares(part.votes), _shares(part.emotions)
+        sets[split] = RatedSet(
+            name=table.name,
+            split=split,
+            protocol=table.protocol[split],
+            ids=part.ids,
+            paths=[paths[i] for i in rows],
+            scores=part.scores,
+            scale=_scale(part, split, options),
+            distributions=distributions,
+            bins=() if distributions is None else part.bins,
+            emotions=emotions,
+            emotion_classes=() if emotions is None else part.emotion_classes,
+            left_out=left_out,
+            dealt=folds,
+            copies=table.copies,
+        )
+    return sets
 
 
 def _shares(counts: np.ndarray | None) -> np.ndarray | None:
@@ -242,36 +230,33 @@ def load_datasets(
     Raises:
         ValueError, FileNotFoundError: one sentence that names the set, or file, row and column.
     """
-    options = options or DataOptions()
-    _check_names(names, roots)
-    repeats = _repeats(options.repeat, names) if "train" in splits else ()
-    readers = readers or [SetReader(name, root, options) for name, root in zip(names, roots, strict=True)]
-    tables = [reader.table(splits) for reader in readers]
-    check_folds([table for table, _ in tables], options)
-    loaded = []
-    for table, paths in tables:
-        own = replace(options, folds=0, fold=0) if table.has_own_split else options
-        loaded.append(split_sets(table, paths, splits, own))
-        if limit and "train" in splits:
-            loaded[-1]["train"] = first_by_hash(loaded[-1]["train"], limit)
-    if len(loaded) == 1:
-        return loaded[0]
-    united = {split: [sets[split] for sets in loaded] for split in splits}
-    return {split: unite(sets, repeats if split == "train" else ()) for split, sets in united.items()}
-
-
-def _check_names(names: Sequence[str], roots: Sequence[str | Path]) -> None:
+    options, names = options or DataOptions(), [name.lower() for name in names]
     if len(names) != len(roots) or not names:
         raise ValueError(
             "datasets: --data-root must be given once per --dataset, in the same order; got "
             f"{len(names)} of --dataset and {len(roots)} of --data-root."
         )
-    lower = [name.lower() for name in names]
-    twice = sorted({name for name in lower if lower.count(name) > 1})
+    twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(
             f"datasets: {twice[0]} is given twice; sets are united by name, so each can be given once."
         )
+    repeats = _repeats(options.repeat, names) if "train" in splits else ()
+    readers = readers or [SetReader(name, root, options) for name, root in zip(names, roots, strict=True)]
+    tables = [reader.table(splits) for reader in readers]
+    if options.folds and all(table.has_own_split for table, _ in tables):
+        have = "have splits of their own" if len(tables) > 1 else "has a split of its own"
+        raise ValueError(
+            f"datasets: {' and '.join(table.name for table, _ in tables)} {have} here; data.folds="
+            f"{options.folds} is for sets without one (fi, or a csv without a split column)."
+        )
+    loaded = [split_sets(table, paths, splits, options) for table, paths in tables]
+    for sets in loaded if limit and "train" in splits else ():
+        sets["train"] = first_by_hash(sets["train"], limit)
+    if len(loaded) == 1:
+        return loaded[0]
+    united = {split: [sets[split] for sets in loaded] for split in splits}
+    return {split: unite(sets, repeats if split == "train" else ()) for split, sets in united.items()}
 
 
 def _repeats(text: str, names: Sequence[str]) -> tuple[int, ...]:
@@ -309,13 +294,18 @@ def unite(sets: Sequence[RatedSet], repeats: Sequence[int] = ()) -> RatedSet:
             )
     repeats = tuple(repeats) or (1,) * len(sets)
     parts = list(zip(sets, repeats, strict=True))
-    classes = _united_classes(sets)
+    names = dict.fromkeys(name for rated in sets for name in rated.emotion_classes)
+    classes = (*(e for e in EMOTIONS if e in names), *(name for name in names if name not in EMOTIONS))
     emotions = [np.tile(over_classes(rated, classes), (times, 1)) for rated, times in parts]
+    protocols = [
+        f"{rated.name} {len(rated):,}{f' x{times}' if times > 1 else ''}: {rated.protocol}"
+        for rated, times in parts
+    ]
     ids = [f"{rated.name}:{i}" for rated, times in parts for i in rated.ids * times]
     return RatedSet(
         name="+".join(rated.name for rated in sets),
         split=sets[0].split,
-        protocol="; ".join(_part_protocol(rated, times) for rated, times in parts),
+        protocol="; ".join(protocols),
         ids=ids,
         paths=[path for rated, times in parts for path in rated.paths * times],
         scores=np.full(len(ids), np.nan),
@@ -329,21 +319,11 @@ def unite(sets: Sequence[RatedSet], repeats: Sequence[int] = ()) -> RatedSet:
     )
 
 
-def _united_classes(sets: Sequence[RatedSet]) -> tuple[str, ...]:
-    names = dict.fromkeys(name for rated in sets for name in rated.emotion_classes)
-    return (*(e for e in EMOTIONS if e in names), *(name for name in names if name not in EMOTIONS))
-
-
 def over_classes(rated: RatedSet, classes: Sequence[str]) -> np.ndarray:
     """(n, E) the set's emotions in the columns of `classes`, NaN for those that it does not have."""
     emotions = np.full((len(rated), len(classes)), np.nan)
     emotions[:, [classes.index(name) for name in rated.emotion_classes]] = rated.emotions
     return emotions
-
-
-def _part_protocol(rated: RatedSet, times: int) -> str:
-    shown = f" x{times}" if times > 1 else ""
-    return f"{rated.name} {len(rated):,}{shown}: {rated.protocol}"
 
 
 class Draw(NamedTuple):

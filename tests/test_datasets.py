@@ -4,11 +4,14 @@ import csv
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import re
 import sys
+import warnings
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +23,6 @@ from PIL import Image
 
 import datasets
 from datasets import (
-    Batch,
     Draw,
     PictureSet,
     SetReader,
@@ -40,31 +42,19 @@ from eamb.readers.decoding import DecodeError, decode
 from eamb.readers.iae import IAE_EMOTIONS
 from eamb.readers.own_csv import round_outwards
 from eamb.readers.para import PARA_BINS, PARA_EMOTIONS
-from eamb.readers.rated import (
-    EMOTION_WORDS,
-    DataOptions,
-    LeftOut,
-    RatedSet,
-    describe,
-    emotion_name,
-    write_left_out,
-)
+from eamb.readers.rated import SPLITS, DataOptions, LeftOut, RatedSet, describe, emotion_name, write_left_out
 from eamb.readers.splitting import fold_split, hash_split, identical_files
+from eamb.runtime import engine
 
 # ---- making sets ----------------------------------------------------------------------------------
-
-
-def random_image(seed=0, size=(8, 6)):
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
 
 
 def write_pictures(folder, names):
     """A different picture for each name, so that no two are twins by accident."""
     for seed, name in enumerate(names):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        random_image(seed).save(path)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
 
 
 def write_table(path, header, rows):
@@ -73,24 +63,27 @@ def write_table(path, header, rows):
         csv.writer(file).writerows([header, *rows])
 
 
-PARA_HEADER = ["imageName", "sessionId", "aestheticScore_mean"]
-PARA_BIN_COLUMNS = [f"aestheticScore_{rating:.1f}" for rating in PARA_BINS]
-PARA_EMOTION_COLUMNS = [f"imgEmotion_{emotion}" for emotion in PARA_EMOTIONS]
+def edit_cell(path, line, column, value):
+    """Sets a cell; `line` as an editor counts, the header is 1."""
+    rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+    rows[line - 1][rows[0].index(column)] = value
+    write_table(path, rows[0], rows[1:])
 
 
 def make_para(root, train=60, test=5, bins=False, emotions=True):
     """PARA with `train` + `test` pictures in two sessions; scores 1 + i/100."""
-    header = PARA_HEADER + PARA_BIN_COLUMNS * bins + PARA_EMOTION_COLUMNS * emotions
-    numbers = {"Train": range(train), "Test": range(train, train + test)}
-    for split, members in numbers.items():
-        rows = [
-            [f"p{i}_.jpg", f"session{i % 2}", f"{1 + i / 100:.2f}"]
-            + [i % 3, 0, 0, 1, 2, 0, 0, 0, 0] * bins
-            + [3, 0, 0, 0, 1, 0, 0, i % 2] * emotions
-            for i in members
-        ]
-        write_table(root / "annotation" / f"PARA-Giaa{split}.csv", header, rows)
-    write_pictures(root / "imgs", [f"session{i % 2}/p{i}_.jpg" for i in range(train + test)])
+    header = ["imageName", "sessionId", "aestheticScore_mean"]
+    header += [f"aestheticScore_{rating:.1f}" for rating in PARA_BINS] * bins
+    header += [f"imgEmotion_{emotion}" for emotion in PARA_EMOTIONS] * emotions
+    rows = [
+        [f"p{i}_.jpg", f"session{i % 2}", f"{1 + i / 100:.2f}"]
+        + [i % 3, 0, 0, 1, 2, 0, 0, 0, 0] * bins
+        + [3, 0, 0, 0, 1, 0, 0, i % 2] * emotions
+        for i in range(train + test)
+    ]
+    write_table(root / "annotation" / "PARA-GiaaTrain.csv", header, rows[:train])
+    write_table(root / "annotation" / "PARA-GiaaTest.csv", header, rows[train:])
+    write_pictures(root / "imgs", [f"{session}/{name}" for name, session, *_ in rows])
     return root
 
 
@@ -103,32 +96,75 @@ AVA_ROWS = [
 ]
 
 
-def make_ava(root, test=("954184", "953349", "404")):
+def make_ava(root):
     (root / "aesthetics_image_lists").mkdir()
     (root / "AVA.txt").write_text("\n".join(AVA_ROWS) + "\n")
-    (root / "aesthetics_image_lists" / "generic_test.jpgl").write_text("\n".join(test) + "\n")
+    (root / "aesthetics_image_lists" / "generic_test.jpgl").write_text("954184\n953349\n404\n")
     write_pictures(root / "images", [f"{row.split()[1]}.jpg" for row in AVA_ROWS])
     return root
 
 
+def make_ava_csv(root, split, ids, ending=".jpg"):
+    header = ["image_id", *(f"score{k}" for k in range(2, 12)), "tag1", "tag2", "challenge_id", "MOS"]
+    rows = [[f"{i}{ending}", *([1] + [0] * 8 + [3]), 1, 2, 3, 7.75] for i in ids]
+    write_table(root / f"{split}.csv", header, rows)
+
+
+def make_iae(root, labels=(0, 1, 1, 0), emotions=(3, 7, 2, 0)):
+    for k, split in enumerate(SPLITS):
+        for kind, values in (("aes", labels), ("emo", emotions)):
+            if values is not None:
+                lines = [f"{i} {value}\n" for i, value in enumerate(values, 4 * k)]
+                # The two lists of a split need not have the same order.
+                (root / f"{split}_{kind}_list.txt").write_text("".join(lines[:: 1 if kind == "aes" else -1]))
+    write_pictures(root / "images", [f"{i}.jpg" for i in range(12)])
+    return root
+
+
+def make_fi(root, name="{emotion}/{i}.jpg", count=5, emotions=EMOTIONS, start=0):
+    """`count` pictures of each emotion, all different; `name` says where they lie."""
+    numbers = range(start, start + count)
+    write_pictures(root, [name.format(emotion=emotion, i=i) for emotion in emotions for i in numbers])
+    return root
+
+
+def emoset_entries(start, count=8):
+    """[label, id, picture, annotation], the emotions in turn."""
+    pairs = [(i, EMOTIONS[i % 8]) for i in range(start, start + count)]
+    return [[e, f"{e}_{i}", f"image/{e}/{e}_{i}.jpg", f"annotation/{e}_{i}.json"] for i, e in pairs]
+
+
+def write_json(path, content):
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def make_emoset(root):
+    """16 train, 8 val and 8 test pictures; the codes are not in the order of EMOTIONS."""
+    files = {"info": {"label2idx": {label: code for code, label in enumerate(EMOTIONS[::-1])}}}
+    files |= {"train": emoset_entries(0, 16), "val": emoset_entries(16), "test": emoset_entries(24)}
+    for name, content in files.items():
+        write_json(root / f"{name}.json", content)
+    write_pictures(root, [entry[2] for split in SPLITS for entry in files[split]])
+    return root
+
+
 def make_csv(root, header=("path", "score"), rows=None, name="ratings.csv", count=40):
-    rows = (
-        rows if rows is not None else [[f"pics/{i}.png", 1.2 + 3.6 * i / (count - 1)] for i in range(count)]
-    )
+    if rows is None:
+        rows = [[f"pics/{i}.png", 1.2 + 3.6 * i / (count - 1)] for i in range(count)]
     write_table(root / name, header, rows)
-    column = list(header).index("path")
-    write_pictures(root, [row[column] for row in rows])
+    write_pictures(root, [row[list(header).index("path")] for row in rows])
     return root
 
 
 def rated_set(tmp_path, count=13, distributions=False, emotions=False):
-    write_pictures(tmp_path, [f"{i}.png" for i in range(count)])
+    names = [f"{i}.png" for i in range(count)]
+    write_pictures(tmp_path, names)
     return RatedSet(
         name="csv",
         split="train",
         protocol="made here",
-        ids=[f"{i}.png" for i in range(count)],
-        paths=[str(tmp_path / f"{i}.png") for i in range(count)],
+        ids=names,
+        paths=[str(tmp_path / name) for name in names],
         scores=np.linspace(1, 5, count),
         scale=Scale("score", 1, 5, 3, offset=1, factor=4),
         distributions=np.full((count, 4), 0.25) if distributions else None,
@@ -138,29 +174,25 @@ def rated_set(tmp_path, count=13, distributions=False, emotions=False):
     )
 
 
-def message(error, *arguments, load=load_dataset, **options):
-    """The text of the error that loading must raise: one line that begins with the area."""
+def names(count):
+    return [f"session{i % 7}/picture{i}.jpg" for i in range(count)]
+
+
+def fraction(text):
+    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) / 2**32
+
+
+def refused(words, *arguments, error=ValueError, load=load_dataset, **options):
+    """Loading must raise one sentence that begins with the area and has these words."""
+    options = {"options": DataOptions(**options)} if options else {}
     with pytest.raises(error) as caught:
         load(*arguments, **options)
     text = str(caught.value)
     assert text.startswith("datasets: ") and "\n" not in text
-    return text
+    assert words in text
 
 
-# ---- each file is read once ------------------------------------------------------------------------
-
-
-@pytest.fixture
-def opened(monkeypatch):
-    """How often each file was opened."""
-    counts, whole = Counter(), io.open
-
-    def count(path, *arguments, **keywords):
-        counts[str(path)] += 1
-        return whole(path, *arguments, **keywords)
-
-    monkeypatch.setattr(io, "open", count)  # pathlib's; tables and JSON are read by it
-    return counts
+# ---- each file is read once, each folder listed once ------------------------------------------------
 
 
 def para_with_twins(root):
@@ -169,58 +201,68 @@ def para_with_twins(root):
 
 
 def csv_by_split(root):
-    for number, split in enumerate(("train", "val", "test")):
+    for number, split in enumerate(SPLITS):
         rows = [[f"{number}{i}.png", i, EMOTIONS[i]] for i in range(6)]
         make_csv(root, ["path", "score", "emotion"], rows, f"{split}.csv")
 
 
-@pytest.mark.parametrize(
-    ("name", "make", "files"),
-    [
-        ("para", para_with_twins, 3),
-        ("csv", csv_by_split, 3),
-        ("csv", lambda root: make_csv(root), 1),
-        ("ava", lambda root: make_ava(root), 2),
-        ("iae", lambda root: make_iae(root), 6),
-        ("emoset", lambda root: make_emoset(root), 4),
-    ],
-)
-def test_each_file_of_labels_is_opened_once(tmp_path, opened, name, make, files):
+READ = {
+    "para": (para_with_twins, 3),
+    "CSV": (csv_by_split, 3),
+    "csv": (make_csv, 1),
+    "ava": (make_ava, 2),
+    "iae": (make_iae, 6),
+    "emoset": (make_emoset, 4),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_each_file_of_labels_is_opened_once(tmp_path, monkeypatch, name):
+    make, files = READ[name]
     make(tmp_path)
-    opened.clear()
+    counts, whole = Counter(), io.open
+
+    def count(path, *arguments, **keywords):
+        counts[Path(path).name] += Path(path).suffix in (".csv", ".txt", ".jpgl", ".json")
+        return whole(path, *arguments, **keywords)
+
+    monkeypatch.setattr(io, "open", count)  # pathlib's; tables and JSON are read by it
     reader = SetReader(name, tmp_path, DataOptions(twins=False))
-    for splits in (("test",), ("train", "val"), ("train", "val", "test")):
+    for splits in (("test",), ("train", "val"), SPLITS):
         assert [*reader.load(splits)] == [*splits]
     reader.twins_in_training()
-    labels = {path: n for path, n in opened.items() if path.endswith((".csv", ".txt", ".jpgl", ".json"))}
-    assert len(labels) == files and set(labels.values()) == {1}
+    opened = [n for n in counts.values() if n]
+    assert opened == [1] * files
+
+
+def test_each_folder_is_listed_once_and_no_file_is_asked_for(tmp_path, monkeypatch):
+    root = make_para(tmp_path)
+    listed, asked = [], []
+    scandir, stat = os.scandir, os.stat
+    monkeypatch.setattr(os, "scandir", lambda path: (listed.append(str(path).rstrip("/")), scandir(path))[1])
+    monkeypatch.setattr(os, "stat", lambda path, **o: (asked.append(str(path)), stat(path, **o))[1])
+    load_dataset("para", root, options=DataOptions(twins=False))
+    assert sorted(listed) == [str(root / "imgs" / "session0"), str(root / "imgs" / "session1")]
+    assert not [path for path in asked if path.endswith(".jpg")]
 
 
 # ---- RatedSet --------------------------------------------------------------------------------------
 
 
-def test_sha256_is_of_the_sorted_ids_and_does_not_depend_on_order(tmp_path):
+def test_hashes_are_of_the_ids_alone_whatever_their_order(tmp_path):
     rated = rated_set(tmp_path, 12)
     expected = hashlib.sha256("".join(f"{i}\n" for i in sorted(rated.ids)).encode()).hexdigest()
     assert rated.sha256 == expected == rated.take(np.random.default_rng(0).permutation(12)).sha256
     assert rated.sha256 != rated.take(range(11)).sha256
-
-
-def test_id_hashes_are_the_first_64_bits_of_sha256_of_set_and_id(tmp_path):
-    rated = rated_set(tmp_path, 9)
-    expected = sorted(
-        int.from_bytes(hashlib.sha256(f"csv:{i}".encode()).digest()[:8], "big", signed=True)
-        for i in rated.ids
-    )
+    digests = [hashlib.sha256(f"csv:{i}".encode()).digest()[:8] for i in rated.ids]
     assert rated.id_hashes.dtype == np.int64
-    assert rated.id_hashes.tolist() == expected
+    assert rated.id_hashes.tolist() == sorted(int.from_bytes(d, "big", signed=True) for d in digests)
 
 
 @pytest.mark.parametrize("column", ["scores", "distributions", "emotions"])
 def test_the_hash_of_ratings_depends_on_each_and_not_on_the_order(tmp_path, column):
     rated = rated_set(tmp_path, distributions=True, emotions=True)
-    order = np.random.default_rng(0).permutation(len(rated))
-    assert rated.take(order).labels_sha256 == rated.labels_sha256
+    assert rated.take(np.random.default_rng(0).permutation(13)).labels_sha256 == rated.labels_sha256
     values = getattr(rated, column).copy()
     values[3] *= 1 + 1e-15
     assert replace(rated, **{column: values}).labels_sha256 == rated.labels_sha256
@@ -233,59 +275,34 @@ def test_take_keeps_the_columns_together(tmp_path):
     some = rated.take([7, 2])
     assert some.ids == ["7.png", "2.png"] and some[0].path == rated.paths[7]
     assert some.scores.tolist() == rated.scores[[7, 2]].tolist() and some.emotions.shape == (2, 2)
-    assert rated.take(rated.scores > 3).ids == [
-        i for i, s in zip(rated.ids, rated.scores, strict=True) if s > 3
-    ]
-
-
-def test_high_compares_exactly_at_the_threshold(tmp_path):
-    rated = rated_set(tmp_path, 3)  # scores 1, 3, 5
-    assert rated.high().tolist() == [False, False, True]
-    inclusive = Scale("label", 1, 5, 3, inclusive=True)
-    assert datasets.replace(rated, scale=inclusive).high().tolist() == [False, True, True]
-
-
-# ---- names of emotions ------------------------------------------------------------------------------
-
-
-WORDS_OF_EMOTIONS = {
-    "sad": "sadness",
-    " Angry ": "anger",
-    "AWED": "awe",
-    "content": "contentment",
-    "Excited": "excitement",
-    "scared": "fear",
-    "Neutral": "neutral",
-    "happy": "happy",
-    "mixed - feelings": "mixed_feelings",
-}
+    assert rated.take(rated.scores > 3).ids == [f"{i}.png" for i in range(5, 10)]
 
 
 def test_each_emotion_has_one_name():
-    for text, name in WORDS_OF_EMOTIONS.items():
+    words = "sad|sadness, Angry |anger,AWED|awe,content|contentment,scared|fear,Excited|excitement"
+    words += ",Neutral|neutral,happy|happy,mixed - feelings|mixed_feelings"
+    words += "".join(f",{name}|{name}" for name in (*EMOTIONS, *PARA_EMOTIONS, *IAE_EMOTIONS))
+    for text, _, name in (word.partition("|") for word in words.split(",")):
         assert emotion_name(text) == name == emotion_name(name)
-    for classes in (EMOTIONS, PARA_EMOTIONS, IAE_EMOTIONS):
-        assert [emotion_name(name) for name in classes] == list(classes)
-    assert set(EMOTION_WORDS) == set(EMOTIONS)
 
 
 def test_a_class_without_a_vote_is_named(tmp_path):
-    rated = rated_set(tmp_path, 4, emotions=True)
-    votes = [[1, 0], [np.nan, np.nan], [1, np.nan], [1, 0]]
-    with pytest.raises(ValueError) as caught:
-        check_classes(datasets.replace(rated, emotions=np.array(votes, float)))
-    assert str(caught.value).startswith(
-        "datasets: the train split of csv has no picture of fear, an empty class. Add pictures of it (or"
-    )
+    votes = np.array([[1, 0], [np.nan, np.nan], [1, np.nan], [1, 0]])
+    rated = replace(rated_set(tmp_path, 4, emotions=True), emotions=votes)
+    refused("the train split of csv has no picture of fear, an empty class. Add", rated, load=check_classes)
     votes[1] = [np.nan, 0.1]
-    check_classes(datasets.replace(rated, emotions=np.array(votes, float)))
+    check_classes(rated)
+
+
+def test_first_by_hash_is_the_same_whatever_the_order(tmp_path):
+    rated = rated_set(tmp_path, 13)
+    assert set(first_by_hash(rated, 4).ids) == set(sorted(rated.ids, key=fraction)[:4])
+    assert first_by_hash(rated.take(range(12, -1, -1)), 4).sha256 == first_by_hash(rated, 4).sha256
+    assert first_by_hash(rated, 4).protocol == "made here, 4 of it by hash of the id"
+    assert first_by_hash(rated, 13) is rated
 
 
 # ---- splitting by hash -----------------------------------------------------------------------------
-
-
-def names(count):
-    return [f"session{i % 7}/picture{i}.jpg" for i in range(count)]
 
 
 @given(st.permutations(names(60)), st.integers(10, 60))
@@ -304,12 +321,8 @@ def test_shares_are_met_in_the_long_run_and_known_ids_never_move():
     assert (split == "test").mean() == pytest.approx(0.10, abs=0.01)
     assert (split == "val").mean() == pytest.approx(0.05, abs=0.006)
     # By hand from sha256sum: no later version may split PARA or AVA in another way.
-    first = {i: int(hashlib.sha256(names(60)[i].encode()).hexdigest()[:4], 16) / 65536 for i in range(60)}
-    assert (
-        np.flatnonzero(split[:60] == "val").tolist()
-        == [i for i in first if 0.1 <= first[i] < 0.15]
-        == [26, 54]
-    )
+    of_val = [i for i, name in enumerate(names(60)) if 0.1 <= fraction(name) < 0.15]
+    assert np.flatnonzero(split[:60] == "val").tolist() == of_val == [26, 54]
 
 
 def test_twins_go_where_the_smallest_id_goes():
@@ -318,14 +331,10 @@ def test_twins_go_where_the_smallest_id_goes():
     groups = [[3 * i, 3 * i + 1, 3 * i + 2] for i in range(600)]
     together = hash_split(ids, {"val": 0.05}, groups)
     for group in groups:
-        assert len(set(together[group])) == 1
-        assert together[group[0]] == alone[min(group, key=lambda i: ids[i])]
+        assert set(together[group]) == {alone[min(group, key=lambda i: ids[i])]}
     assert (together[1800:] == alone[1800:]).all()
-
-
-def test_one_placeholder_for_all_pictures_is_still_split():
-    ids = names(400)
-    assert (hash_split(ids, {"val": 0.05}, [range(400)]) == hash_split(ids, {"val": 0.05})).all()
+    # One placeholder for all pictures does not make them one.
+    assert (hash_split(ids, {"val": 0.05}, [range(2000)]) == alone).all()
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=25), st.data())
@@ -343,12 +352,11 @@ def test_identical_files_are_found_as_comparing_everything_finds_them(tmp_path_f
     assert sorted(identical_files([str(path) for path in paths], suspects)) == sorted(expected)
 
 
-@pytest.mark.parametrize("step", ["_size_or_path", "_middle", "_digest"])
+@pytest.mark.parametrize("step", ["_size", "_middle", "_digest"])
 def test_a_file_that_cannot_be_read_has_no_twin(tmp_path, monkeypatch, step):
-    paths = [str(tmp_path / name) for name in "abc"]
-    for name in "abc":
-        (tmp_path / name).write_bytes(b"x" * 9000)
-    whole = getattr(splitting, step)
+    paths, whole = [str(tmp_path / name) for name in "abc"], getattr(splitting, step)
+    for path in paths:
+        Path(path).write_bytes(b"x" * 9000)
 
     def closed(path):
         if path == paths[1]:
@@ -364,7 +372,7 @@ def test_a_file_that_cannot_be_read_has_no_twin(tmp_path, monkeypatch, step):
 
 def test_para_columns_become_scores_and_emotion_votes(tmp_path):
     sets = load_dataset("PARA", make_para(tmp_path))
-    train, val, test = sets["train"], sets["val"], sets["test"]
+    train, val, test = sets.values()
     assert len(train) + len(val) == 60 and len(test) == 5 and not set(train.ids) & set(val.ids)
     assert test.ids[0] == "session0/p60_.jpg" and test.paths[0] == str(tmp_path / "imgs" / test.ids[0])
     assert test.scores.tolist() == [1.6, 1.61, 1.62, 1.63, 1.64]
@@ -380,10 +388,13 @@ def test_para_targets(tmp_path):
     official = load_dataset("para", root, ("test",), DataOptions(score_range="official"))["test"]
     assert (official.scale.offset, official.scale.factor) == (0, 5)
     assert official.emotions is None and official.emotion_classes == ()
-    options = DataOptions(target="distribution")
-    text = message(ValueError, "para", root, options=options)
-    assert "train split of para" in text and "data.target=score" in text
-    sets = load_dataset("para", make_para(tmp_path / "bins", bins=True), options=options)
+    words = (
+        "the train split of para (official PARA-GiaaTrain.csv without 5 %, by hash of the id) has none; use"
+    )
+    refused(words, "para", root, target="distribution")
+    sets = load_dataset(
+        "para", make_para(tmp_path / "bins", bins=True), options=DataOptions(target="distribution")
+    )
     assert sets["train"].scale.bins == PARA_BINS
     assert sets["test"].distributions[1].tolist() == pytest.approx([1 / 4, 0, 0, 1 / 4, 1 / 2, 0, 0, 0, 0])
 
@@ -392,22 +403,21 @@ def test_para_reads_only_the_csv_it_needs(tmp_path):
     root = make_para(tmp_path)
     (root / "annotation" / "PARA-GiaaTrain.csv").unlink()
     assert len(load_dataset("para", root, ("test",))["test"]) == 5
-    assert "PARA-GiaaTrain.csv" in message(FileNotFoundError, "para", root, ("val",))
+    refused("PARA-GiaaTrain.csv", "para", root, ("val",), error=FileNotFoundError)
 
 
-@pytest.mark.parametrize("known", ["by content", "by list"])
-def test_para_twins_stay_on_one_side(tmp_path, known):
+@pytest.mark.parametrize("listed", [False, True])
+def test_para_twins_stay_on_one_side(tmp_path, listed):
     root = make_para(tmp_path, train=60)
     alone = load_dataset("para", root, ("train", "val"))
-    held, trained = alone["val"].ids[0], min(alone["train"].ids)
-    if known == "by content":
-        (root / "imgs" / held).write_bytes((root / "imgs" / trained).read_bytes())
-    else:
-        pair = " ".join(i.split("/")[1] for i in (held, trained))
+    in_val, trained = alone["val"].ids[0], min(alone["train"].ids)
+    if listed:
+        pair = " ".join(i.split("/")[1] for i in (in_val, trained))
         (root / "annotation" / "identical_images.txt").write_text(f"{pair}\nabsent.jpg p60_.jpg\n")
-    together = load_dataset("para", root, ("train", "val"))
+    else:
+        (root / "imgs" / in_val).write_bytes((root / "imgs" / trained).read_bytes())
     # The smaller id was in training, so its twin leaves validation.
-    assert held in together["train"].ids and trained in together["train"].ids
+    assert {in_val, trained} <= set(load_dataset("para", root, ("train", "val"))["train"].ids)
     apart = load_dataset("para", root, ("train", "val"), DataOptions(twins=False))
     assert apart["val"].sha256 == alone["val"].sha256
 
@@ -421,43 +431,24 @@ def test_test_pictures_with_an_identical_one_in_training_are_found(tmp_path, mon
         content = (root / f"imgs/session{first % 2}/p{first}_.jpg").read_bytes()
         for other in others:
             (root / f"imgs/session{other % 2}/p{other}_.jpg").write_bytes(content)
-    if listed:
+    if listed:  # which is enough, for pictures that are not here too
         lines = [" ".join(f"p{i}_.jpg" for i in group) for group in groups]
         (root / "annotation" / "identical_images.txt").write_text("\n".join(lines))
-        monkeypatch.setattr(splitting, "identical_files", None)  # the list is enough
+        (root / "imgs/session1/p3_.jpg").unlink()
+        monkeypatch.setattr(splitting, "identical_files", None)
     assert SetReader("PARA", root).twins_in_training() == {"session0/p60_.jpg", "session1/p65_.jpg"}
 
 
-def test_a_list_of_twins_holds_for_pictures_that_are_not_here(tmp_path):
-    root = make_para(tmp_path, train=60, test=5)
-    (root / "annotation" / "identical_images.txt").write_text("p3_.jpg p60_.jpg")
-    (root / "imgs/session1/p3_.jpg").unlink()
-    assert SetReader("para", root).twins_in_training() == {"session0/p60_.jpg"}
-
-
-def test_twins_in_training_are_not_looked_for_in_huge_sets(tmp_path, monkeypatch):
-    root = make_para(tmp_path / "para")
-    monkeypatch.setattr(splitting, "identical_files", None)
-    monkeypatch.setattr(splitting, "TWIN_LIMIT", 64)  # it has 65
-    assert SetReader("para", root).twins_in_training() == set()
-    assert SetReader("ava", tmp_path / "not looked at").twins_in_training() == set()
-
-
 def test_twins_are_not_looked_for_in_huge_sets_and_that_is_said(tmp_path, monkeypatch):
-    root = make_para(tmp_path)
+    root = make_para(tmp_path / "para")
     assert "not looked for" not in load_dataset("para", root, ("val",))["val"].protocol
-    monkeypatch.setattr(splitting, "TWIN_LIMIT", 59)
     monkeypatch.setattr(splitting, "identical_files", None)
+    monkeypatch.setattr(splitting, "TWIN_LIMIT", 59)  # it has 65, 60 of them not tested
     assert load_dataset("para", root, ("val",))["val"].protocol == (
         "5 % of official PARA-GiaaTrain.csv, by hash of the id, identical pictures not looked for"
     )
-
-
-def edit_cell(path, line, column, value):
-    """Sets a cell; `line` as an editor counts, the header is 1."""
-    rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
-    rows[line - 1][rows[0].index(column)] = value
-    write_table(path, rows[0], rows[1:])
+    assert SetReader("para", root).twins_in_training() == set()
+    assert SetReader("ava", tmp_path / "not opened").twins_in_training() == set()
 
 
 BAD_CELLS = {
@@ -469,42 +460,40 @@ BAD_CELLS = {
 }
 
 
-@pytest.mark.parametrize(("column", "value"), BAD_CELLS)
-def test_bad_cells_are_named_by_file_row_and_column(tmp_path, column, value):
+def test_bad_cells_are_named_by_file_row_and_column(tmp_path):
     path = make_para(tmp_path) / "annotation" / "PARA-GiaaTest.csv"
-    edit_cell(path, 3, column, value)
-    expected = f"PARA-GiaaTest.csv row 3: '{column}' is {BAD_CELLS[column, value]}"
-    assert expected in message(ValueError, "para", tmp_path, ("test",))
+    good = path.read_text()
+    for (column, value), words in BAD_CELLS.items():
+        path.write_text(good)
+        edit_cell(path, 3, column, value)
+        refused(f"PARA-GiaaTest.csv row 3: '{column}' is {words}", "para", tmp_path, ("test",))
+    path.write_text(good.replace("aestheticScore_mean", "score"))
+    words = "PARA-GiaaTest.csv has no column 'aestheticScore_mean' (found: imageName, sessionId, score, "
+    refused(words, "para", tmp_path, ("test",))
+    refused("For your own columns use --dataset csv data.score_column=NAME.", "para", tmp_path, ("test",))
+    path.write_text(good)
+    (path.parent / "identical_images.txt").write_text("p1_.jpg p2_.jpg\np3_.jpg\n")
+    words = "identical_images.txt row 2 has one name, expected two or more, of one picture"
+    refused(words, "para", tmp_path)
 
 
-def test_para_list_of_identical_pictures_names_two_a_line(tmp_path):
-    root = make_para(tmp_path)
-    (root / "annotation" / "identical_images.txt").write_text("p1_.jpg p2_.jpg\np3_.jpg\n")
-    text = "identical_images.txt row 2 has one name, expected two or more, of one picture"
-    assert text in message(ValueError, "para", root)
+# ---- pictures that are not there -------------------------------------------------------------------
 
 
-def test_missing_column_tells_what_was_found_and_what_to_do(tmp_path):
-    path = make_para(tmp_path) / "annotation" / "PARA-GiaaTest.csv"
-    path.write_text(path.read_text().replace("aestheticScore_mean", "score"))
-    text = message(ValueError, "para", tmp_path, ("test",))
-    assert "PARA-GiaaTest.csv has no column 'aestheticScore_mean' (found: imageName, sessionId, score" in text
-    assert "--dataset csv data.score_column=NAME" in text
-
-
-@pytest.mark.parametrize("where", ["in a circle", "into a closed folder"])
-def test_a_link_that_cannot_be_followed_costs_one_picture_and_not_its_folder(tmp_path, where):
-    root, closed = make_csv(tmp_path / "set"), tmp_path / "closed"
-    closed.mkdir()
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_link_that_cannot_be_followed_costs_one_picture_and_not_its_folder(tmp_path, closed):
+    """A link in a circle, or into a folder that may not be entered."""
+    root, folder = make_csv(tmp_path / "set"), tmp_path / "closed"
+    folder.mkdir()
     link = root / "pics" / "3.png"
-    link.rename(closed / "3.png")
-    link.symlink_to(link if where == "in a circle" else closed / "3.png")
-    closed.chmod(0)
+    link.rename(folder / "3.png")
+    link.symlink_to(folder / "3.png" if closed else link)
+    folder.chmod(0)
     try:
         with small.bound_by_permissions():
             sets = load_dataset("csv", root)
     finally:
-        closed.chmod(0o700)
+        folder.chmod(0o700)
     assert [i for rated in sets.values() for i, _ in rated.left_out] == ["pics/3.png"]
     assert sum(map(len, sets.values())) == 39
 
@@ -512,54 +501,50 @@ def test_a_link_that_cannot_be_followed_costs_one_picture_and_not_its_folder(tmp
 def test_a_missing_training_picture_is_listed_once_on_the_side_of_its_hash(tmp_path):
     root = make_para(tmp_path)
     whole = load_dataset("para", root, ("train", "val"))
-    for split in ("train", "val"):
-        (root / "imgs" / whole[split].ids[-1]).unlink()
+    gone = {split: whole[split].ids[-1] for split in ("train", "val")}
+    for name in gone.values():
+        (root / "imgs" / name).unlink()
     sets = load_dataset("para", root, ("train", "val"))
-    assert [row.id for row in sets["train"].left_out] == [whole["train"].ids[-1]]
-    assert [row.id for row in sets["val"].left_out] == [whole["val"].ids[-1]]
+    assert {split: [row.id for row in sets[split].left_out] for split in gone} == {
+        split: [name] for split, name in gone.items()
+    }
 
 
-def test_wrong_data_root_says_where_it_looked(tmp_path):
-    root = make_para(tmp_path)
+def test_wrong_folders_sets_splits_and_options_are_refused(tmp_path):
+    root = make_para(tmp_path / "para")
     (root / "imgs").rename(root / "pictures")
-    text = message(FileNotFoundError, "para", root, ("test",))
-    assert "none of the 5 pictures" in text and str(root / "imgs") in text and "--data-root" in text
-    assert "there is no folder" in message(FileNotFoundError, "para", root / "nowhere")
+    words = f"none of the 5 pictures of para exists, e.g. 'session0/p60_.jpg'; looked in {root / 'imgs'}. Is"
+    refused(words, "para", root, ("test",), error=FileNotFoundError)
+    refused("there is no folder", "para", root / "nowhere", error=FileNotFoundError)
+    refused("no set 'coco'; known are ava, para, iae, emoset, fi, csv, demo", "coco", tmp_path)
+    refused("got valid", "para", root, ("valid",))
+    words = "ratings.csv has no column 'beauty' (found: path, score). data.score_column asks for it."
+    refused(words, "csv", make_csv(tmp_path), score_column="beauty")
 
 
-def test_each_folder_is_listed_once_and_no_file_is_asked_for(tmp_path, monkeypatch):
-    root = make_para(tmp_path)
-    listed, asked = [], []
-    scandir, stat = os.scandir, os.stat
-    monkeypatch.setattr(os, "scandir", lambda path: (listed.append(str(path).rstrip("/")), scandir(path))[1])
-    monkeypatch.setattr(os, "stat", lambda path, **o: (asked.append(str(path)), stat(path, **o))[1])
-    load_dataset("para", root, options=DataOptions(twins=False))
-    assert sorted(listed) == [str(root / "imgs" / "session0"), str(root / "imgs" / "session1")]
-    assert not [path for path in asked if path.endswith(".jpg")]
-
-
-def test_unknown_set_split_and_options_are_refused(tmp_path):
-    assert "no set 'coco'; known are ava, para, iae, emoset, fi, csv, demo" in message(
-        ValueError, "coco", tmp_path
-    )
-    assert "got valid" in message(ValueError, "para", tmp_path, ("valid",))
-    text = message(ValueError, "csv", make_csv(tmp_path), options=DataOptions(score_column="beauty"))
-    assert "ratings.csv has no column 'beauty' (found: path, score). data.score_column asks for it." in text
-    for options, words in (
-        ({"validation": 1.5}, "between 0 and 1, got 1.5"),
-        ({"target": "rank"}, "got 'rank'"),
-        ({"score_range": "wide"}, "got 'wide'"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            DataOptions(**options)
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        ("between 0 and 1, got 1.5", {"validation": 1.5}),
+        ("got 'rank'", {"target": "rank"}),
+        ("got 'wide'", {"score_range": "wide"}),
+        ("data.folds is 2 or more, or 0 for no folds; got 1", {"folds": 1}),
+        ("got -2", {"folds": -2}),
+        ("data.fold is from 0 to 4, got 5", {"folds": 5, "fold": 5}),
+        ("data.fold is from 0 to 4, got -1", {"folds": 5, "fold": -1}),
+        ("data.fold is 0 without data.folds, got 1", {"fold": 1}),
+    ],
+)
+def test_options_that_cannot_be(words, options):
+    with pytest.raises(ValueError, match=words):
+        DataOptions(**options)
 
 
 # ---- AVA -------------------------------------------------------------------------------------------
 
 
 def test_ava_text_votes_and_official_test_list(tmp_path):
-    sets = load_dataset("ava", make_ava(tmp_path))
-    train, val, test = sets["train"], sets["val"], sets["test"]
+    train, val, test = load_dataset("ava", make_ava(tmp_path)).values()
     assert test.ids == ["954184", "953349"] and len(train) + len(val) == len(AVA_ROWS) - 2
     votes = np.array([0, 0, 4, 8, 41, 56, 10, 3, 4, 0])
     assert test.distributions[0] == pytest.approx(votes / 126)
@@ -570,14 +555,7 @@ def test_ava_text_votes_and_official_test_list(tmp_path):
     assert test.left_out == [LeftOut("404", "in generic_test.jpgl but not rated in AVA.txt")]
 
 
-def make_ava_csv(root, split, ids, ending=".jpg"):
-    header = ["image_id", *(f"score{k}" for k in range(2, 12)), "tag1", "tag2", "challenge_id", "MOS"]
-    rows = [[f"{i}{ending}", *([1] + [0] * 8 + [3]), 1, 2, 3, 7.75] for i in ids]
-    write_table(root / f"{split}.csv", header, rows)
-
-
-@pytest.mark.parametrize("folder", ["", "splits"])
-@pytest.mark.parametrize("ending", ["", ".jpg"])
+@pytest.mark.parametrize(("folder", "ending"), [("", ""), ("splits", ".jpg")])
 def test_ava_csv_counts_from_score2_and_ids_may_lack_the_ending(tmp_path, folder, ending):
     for split, ids in (("train", range(1, 40)), ("val", range(40, 44)), ("test", range(44, 50))):
         make_ava_csv(tmp_path / folder, split, ids, ending)
@@ -586,12 +564,14 @@ def test_ava_csv_counts_from_score2_and_ids_may_lack_the_ending(tmp_path, folder
     assert [len(s) for s in sets.values()] == [39, 4, 6] and sets["val"].ids == ["40", "41", "42", "43"]
     assert sets["val"].scores.tolist() == [(1 + 3 * 10) / 4] * 4
     assert sets["val"].paths[0] == str(tmp_path / "image" / "40.jpg")
+    edit_cell(tmp_path / folder / "test.csv", 3, "score11", "4")
+    refused("test.csv row 3: 'MOS' is '7.75', expected the mean of its votes, 8.2", "ava", tmp_path)
 
 
 def test_ava_needs_its_files_and_takes_validation_from_training(tmp_path):
-    assert "neither AVA.txt nor train.csv" in message(FileNotFoundError, "ava", tmp_path)
+    refused("neither AVA.txt nor train.csv", "ava", tmp_path, error=FileNotFoundError)
     (tmp_path / "AVA.txt").write_text("\n".join(AVA_ROWS))
-    assert "official test split" in message(FileNotFoundError, "ava", tmp_path)
+    refused("official test split", "ava", tmp_path, error=FileNotFoundError)
     make_ava_csv(tmp_path, "train", range(1, 60))
     make_ava_csv(tmp_path, "test", range(60, 64))
     write_pictures(tmp_path, [f"{i}.jpg" for i in range(1, 64)])  # flat, beside the tables
@@ -599,38 +579,21 @@ def test_ava_needs_its_files_and_takes_validation_from_training(tmp_path):
     assert len(sets["train"]) + len(sets["val"]) == 59 and "5 % of train.csv" in sets["val"].protocol
 
 
-def test_ava_votes_that_cannot_be(tmp_path):
-    rows = [*AVA_ROWS[:2], AVA_ROWS[2].replace(" 41 ", " 4156 "), *AVA_ROWS[3:]]
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        (" 4156 ", "row 3: 'votes_5' is '4156', expected at most 1000 votes in votes_1 to votes_10"),
+        (" 4.5 ", "row 3: 'votes_5' is '4.5', expected a whole number"),
+        (" 41", "row 3 has 14 cells, expected 15"),  # joined with the next
+    ],
+)
+def test_ava_votes_that_cannot_be(tmp_path, cell, words):
+    rows = [*AVA_ROWS[:2], AVA_ROWS[2].replace(" 41 ", cell), *AVA_ROWS[3:]]
     (make_ava(tmp_path) / "AVA.txt").write_text("\n".join(rows))
-    text = "AVA.txt row 3: 'votes_5' is '4156', expected at most 1000 votes in votes_1 to votes_10"
-    assert text in message(ValueError, "ava", tmp_path)
-    (tmp_path / "AVA.txt").write_text("\n".join([*rows[:2], rows[2].replace(" 4156 ", " 4.5 ")]))
-    assert "row 3: 'votes_5' is '4.5', expected a whole number" in message(ValueError, "ava", tmp_path)
-    (tmp_path / "AVA.txt").write_text("\n".join([*rows[:2], rows[2].replace(" 4156 ", " 41")]))  # joined
-    assert "row 3 has 14 cells, expected 15" in message(ValueError, "ava", tmp_path)
-
-
-def test_ava_csv_votes_and_their_mean_must_agree(tmp_path):
-    make_ava_csv(tmp_path, "train", range(1, 9))
-    make_ava_csv(tmp_path, "test", range(20, 24))
-    edit_cell(tmp_path / "test.csv", 3, "score11", "4")
-    text = "test.csv row 3: 'MOS' is '7.75', expected the mean of its votes, 8.2"
-    assert text in message(ValueError, "ava", tmp_path)
+    refused(words, "ava", tmp_path)
 
 
 # ---- IAE -------------------------------------------------------------------------------------------
-
-
-def make_iae(root, labels=(0, 1, 1, 0), emotions=(3, 7, 2, 0), splits=("train", "val", "test")):
-    for k, split in enumerate(splits):
-        ids = range(4 * k, 4 * k + 4)
-        for kind, values in (("aes", labels), ("emo", emotions)):
-            if values is not None:
-                lines = [f"{i} {value}\n" for i, value in zip(ids, values, strict=True)]
-                # The two lists of a split need not have the same order.
-                (root / f"{split}_{kind}_list.txt").write_text("".join(lines[:: 1 if kind == "aes" else -1]))
-    write_pictures(root / "images", [f"{i}.jpg" for i in range(4 * len(splits))])
-    return root
 
 
 def test_iae_classes_are_labels_and_emotions_go_by_name(tmp_path):
@@ -639,6 +602,7 @@ def test_iae_classes_are_labels_and_emotions_go_by_name(tmp_path):
     assert val.scale == Scale("label", 0, 1, 0.5) and val.high().tolist() == [False, True, True, False]
     named = [val.emotion_classes[k] for k in val.emotions.argmax(1)]
     assert named == ["contentment", "sadness", "awe", "amusement"]
+    refused("iae has high/low labels and no scores", "iae", tmp_path, target="score")
 
 
 def test_iae_mean_scores_are_high_from_five_on(tmp_path):
@@ -646,11 +610,8 @@ def test_iae_mean_scores_are_high_from_five_on(tmp_path):
     val = load_dataset("iae", root)["val"]
     assert val.scale == Scale("label", 1, 10, 5, inclusive=True)
     assert val.high().tolist() == [False, True, True, False] and val.scores[2] == 7.3
-    options = DataOptions(target="score")
-    scored = load_dataset("iae", root, options=options)["val"]
+    scored = load_dataset("iae", root, options=DataOptions(target="score"))["val"]
     assert scored.scale == Scale("score", 1, 10, 5, inclusive=True, offset=1, factor=9)
-    text = message(ValueError, "iae", make_iae(root), options=options)
-    assert "iae has high/low labels and no scores" in text
 
 
 def test_iae_without_aesthetic_lists_serves_the_emotion_task(tmp_path):
@@ -662,29 +623,24 @@ def test_iae_without_aesthetic_lists_serves_the_emotion_task(tmp_path):
 def test_iae_lists_must_name_the_same_pictures_and_known_codes(tmp_path):
     root = make_iae(tmp_path)
     (root / "test_emo_list.txt").write_text("8 1\n9 1\n10 1\n99 1\n")
-    text = message(ValueError, "iae", root, ("test",))
-    assert "test_emo_list.txt" in text and "2 are in one of them only, first '11'" in text
+    refused("test_emo_list.txt and the aesthetic list of its split must name", "iae", root, ("test",))
+    refused("2 are in one of them only, first '11'", "iae", root, ("test",))
     (root / "test_emo_list.txt").write_text("8 1\n9 8\n10 1\n11 1\n")
-    assert "test_emo_list.txt row 2: 'label' is '8', expected one of 0, 1" in message(ValueError, "iae", root)
-    assert "train_aes_list.txt" in message(FileNotFoundError, "iae", root / "images", ("train",))
+    refused("test_emo_list.txt row 2: 'label' is '8', expected one of 0, 1", "iae", root)
+    refused("train_aes_list.txt", "iae", root / "images", ("train",), error=FileNotFoundError)
 
 
 @pytest.mark.parametrize("columns", [10, 11])
-def test_iae_ratings_of_h5_give_means_and_distributions(tmp_path, columns):
+def test_iae_ratings_of_h5_give_means_and_distributions(tmp_path, monkeypatch, columns):
     h5py = pytest.importorskip("h5py")
     ratings = np.random.default_rng(0).choice([1, 4, 7, 10], (12, 10))
-    table = ratings if columns == 10 else np.column_stack([ratings, ratings.sum(1)])
     with h5py.File(make_iae(tmp_path) / "scores.h5", "w") as file:
-        file["ratings_of_volunteers"] = table
+        file["ratings_of_volunteers"] = np.column_stack([ratings, ratings.sum(1)])[:, :columns]
     val = load_dataset("iae", tmp_path)["val"]
     assert val.scores.tolist() == ratings[4:8].mean(1).tolist()
     assert val.distributions @ val.bins == pytest.approx(val.scores) and val.bins == (1, 4, 7, 10)
     assert val.high().tolist() == (ratings[4:8].mean(1) >= 5).tolist()
     assert "mean ratings of scores.h5" in val.protocol and "labels differ" in val.protocol
-
-
-def test_iae_says_when_h5py_is_missing(tmp_path, monkeypatch):
-    (make_iae(tmp_path) / "scores.h5").write_bytes(b"")
     monkeypatch.setattr(iae.importlib.util, "find_spec", lambda name: None)
     val = load_dataset("iae", tmp_path)["val"]
     assert "scores.h5 not read (it needs h5py)" in val.protocol and val.scores.tolist() == [0, 1, 1, 0]
@@ -693,52 +649,38 @@ def test_iae_says_when_h5py_is_missing(tmp_path, monkeypatch):
 # ---- FI --------------------------------------------------------------------------------------------
 
 
-def make_fi(root, name="{emotion}/{i}.jpg", count=5, emotions=EMOTIONS, start=0):
-    """`count` pictures of each emotion, all different; `name` says where they lie."""
-    names = [name.format(emotion=emotion, i=i) for emotion in emotions for i in range(start, start + count)]
-    write_pictures(root, names)
-    return root
-
-
 FI_LAYOUTS = ["{emotion}/{i}.jpg", "{emotion}{i}.jpg", "images/{emotion}/{i}.png"]
 FI_LAYOUTS += ["data/pretrained_data/{emotion}{i}.jpg", "{emotion} ({i}).JPG"]
 
 
 @pytest.mark.parametrize("layout", FI_LAYOUTS)
 def test_fi_is_a_folder_a_class_or_a_name_a_class(tmp_path, layout):
-    root = make_fi(tmp_path, layout)
+    root = make_fi(tmp_path, layout, count=3)
     (root / ".hidden").mkdir()
     (root / ".hidden" / "1.jpg").write_bytes(b"")
     (root / "notes").mkdir()  # without pictures
     (root / "notes" / "read.me").write_text("joy1.jpg")
     sets = load_dataset("fi", root)
-    assert sum(map(len, sets.values())) == 40 and sets["train"].emotion_classes == EMOTIONS
+    assert sum(map(len, sets.values())) == 24 and sets["train"].emotion_classes == EMOTIONS
     for rated in sets.values():
-        for sample, emotion in zip(rated, rated.emotions, strict=True):
-            assert EMOTIONS[emotion.argmax()] in sample.id and emotion.sum() == 1
-            assert decode(sample.path).shape == (6, 8, 3)
+        for sample in rated:
+            assert EMOTIONS[sample.emotion.argmax()] in sample.id and sample.emotion.sum() == 1
+            assert Path(sample.path).is_file()
         assert rated.name == "fi" and np.isnan(rated.scores).all() and rated.distributions is None
         assert rated.scale == Scale("score", 0, 1, 0.5, offset=0, factor=1)
 
 
-def test_fi_ids_and_splits_are_the_same_from_any_folder_above(tmp_path):
-    make_fi(tmp_path, "data/pretrained_data/{emotion}{i}.jpg")
-    roots = [tmp_path, tmp_path / "data", tmp_path / "data" / "pretrained_data"]
-    hashes = [[rated.sha256 for rated in load_dataset("fi", root).values()] for root in roots]
-    assert hashes[0] == hashes[1] == hashes[2]
-    assert load_dataset("fi", tmp_path, ("test",))["test"].sha256 == hashes[0][2]
-
-
-def test_fi_is_split_80_5_15_by_the_hash_of_the_id(tmp_path):
-    sets = load_dataset("fi", make_fi(tmp_path, "{emotion}{i}.jpg", count=30))
-    ids = [i for rated in sets.values() for i in rated.ids]
-    share = {i: int(hashlib.sha256(i.encode()).hexdigest()[:8], 16) / 2**32 for i in ids}
-    assert set(sets["test"].ids) == {i for i in ids if share[i] < 0.15}
-    assert set(sets["val"].ids) == {i for i in ids if 0.15 <= share[i] < 0.2}
+def test_fi_is_split_80_5_15_by_the_hash_of_the_id_from_any_folder_above(tmp_path):
+    make_fi(tmp_path, "data/set/{emotion}{i}.jpg", count=9)
+    for root in (tmp_path, tmp_path / "data", tmp_path / "data" / "set"):
+        sets = load_dataset("fi", root)
+        ids = [i for rated in sets.values() for i in rated.ids]
+        assert len(ids) == 72 and set(sets["test"].ids) == {i for i in ids if fraction(i) < 0.15}
+        assert set(sets["val"].ids) == {i for i in ids if 0.15 <= fraction(i) < 0.2}
     assert [rated.protocol for rated in sets.values()] == [
-        f"folder {tmp_path.name} (emotions by name) without 15 % and 5 %, by hash of the id",
-        f"5 % of folder {tmp_path.name} (emotions by name), by hash of the id",
-        f"15 % of folder {tmp_path.name} (emotions by name), by hash of the id",
+        "folder set (emotions by name) without 15 % and 5 %, by hash of the id",
+        "5 % of folder set (emotions by name), by hash of the id",
+        "15 % of folder set (emotions by name), by hash of the id",
     ]
 
 
@@ -746,8 +688,7 @@ def test_fi_folders_with_words_of_the_same_emotion_are_its_class(tmp_path):
     make_fi(tmp_path, emotions=["Sad", "sadness", "Angry"])
     train = load_dataset("fi", tmp_path)["train"]
     assert train.emotion_classes == ("anger", "sadness")
-    expected = [["Angry", "Sad", "sadness"].index(i.split("/")[0]) > 0 for i in train.ids]
-    assert train.emotions.argmax(1).tolist() == expected
+    assert train.emotions.argmax(1).tolist() == [not i.startswith("Angry") for i in train.ids]
     assert "(emotions by name; it has no amusement and no awe and no contentment" in train.protocol
 
 
@@ -760,30 +701,36 @@ def test_fi_may_have_splits_of_its_own(tmp_path):
     make_fi(tmp_path, "valid/{emotion}/{i}.jpg", count=1, start=20)
     assert [len(rated) for rated in load_dataset("fi", tmp_path).values()] == [24, 8, 24]
     (tmp_path / "test").rename(tmp_path / "later")
-    text = message(FileNotFoundError, "fi", tmp_path)
-    assert f"the test split is asked for and {tmp_path} has only folders of train and val" in text
+    words = f"the test split is asked for and {tmp_path} has only folders of train and val"
+    refused(words, "fi", tmp_path, error=FileNotFoundError)
     assert len(load_dataset("fi", tmp_path, ("val",))["val"]) == 8
     make_fi(tmp_path, emotions=["awe"])
-    text = message(ValueError, "fi", tmp_path, ("val",))
-    assert f"{tmp_path} has pictures by emotion, and so has its folder Train; which are meant?" in text
+    words = f"{tmp_path} has pictures by emotion, and so has its folder Train; which are meant?"
+    refused(words, "fi", tmp_path, ("val",))
 
 
 @pytest.mark.parametrize("name", ["joy/1.jpg", "joy1.jpg", "Joy_1.PNG"])
 def test_fi_pictures_of_an_unknown_emotion_are_named(tmp_path, name):
-    make_fi(tmp_path, count=1)
-    write_pictures(tmp_path, [name])
-    text = message(ValueError, "fi", tmp_path)
-    assert f"{tmp_path / name}: 'joy' is no emotion of this set; known are amusement, awe," in text
+    write_pictures(make_fi(tmp_path, count=1), [name])
+    words = f"{tmp_path / name}: 'joy' is no emotion of this set; known are amusement, awe,"
+    refused(words, "fi", tmp_path)
 
 
-def test_fi_empty_class_is_named(tmp_path):
-    (make_fi(tmp_path, count=1) / "fear" / "0.jpg").unlink()
-    text = message(ValueError, "fi", tmp_path)
-    assert (
-        f"{tmp_path / 'fear'} has no picture: fear is an empty class. Fill the folder or remove it." in text
-    )
-    (tmp_path / "fear").rmdir()
-    assert "fear" not in load_dataset("fi", tmp_path, ("train",))["train"].emotion_classes
+def test_fi_needs_two_classes_in_one_place_and_none_empty(tmp_path):
+    refused("found nothing.", "fi", tmp_path)
+    (tmp_path / "joy").mkdir()
+    refused("should hold a folder per emotion (amusement, awe,", "fi", tmp_path)
+    refused("found joy.", "fi", tmp_path)
+    make_fi(tmp_path / "one", emotions=["awe"])
+    refused("has pictures of awe only; an emotion set needs two classes", "fi", tmp_path)
+    make_fi(tmp_path / "two", count=1)
+    one, two = tmp_path / "one", tmp_path / "two"
+    refused(f"{one} and {two} both have pictures by emotion; --data-root must", "fi", tmp_path)
+    (two / "fear" / "0.jpg").unlink()
+    words = f"{two / 'fear'} has no picture: fear is an empty class. Fill the folder or remove it."
+    refused(words, "fi", two)
+    (two / "fear").rmdir()
+    assert "fear" not in load_dataset("fi", two, ("train",))["train"].emotion_classes
 
 
 def test_fi_a_link_that_leads_in_a_circle_costs_what_it_stands_for(tmp_path):
@@ -797,7 +744,7 @@ def test_fi_a_link_that_leads_in_a_circle_costs_what_it_stands_for(tmp_path):
     assert [i for rated in sets.values() for i, _ in rated.left_out] == ["awe/1.jpg"]
     (root / "awe").rename(tmp_path / ".awe")
     (root / "awe").symlink_to(root / "awe")
-    assert "awe has no picture: awe is an empty class" in message(ValueError, "fi", root)
+    refused("awe has no picture: awe is an empty class", "fi", root)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names must be UTF-8 here")
@@ -807,53 +754,15 @@ def test_fi_names_that_are_no_utf8_are_written_as_text_and_move_no_other_picture
     (root / "awe" / "1.jpg").rename(root / "awe" / "\udcff.jpg")
     sets = load_dataset("fi", root)
     after = {i: split for split, rated in sets.items() for i in rated.ids}
-    split = after.pop("awe/\\xff.jpg")
+    rated = sets[after.pop("awe/\\xff.jpg")]
     assert before.pop("awe/1.jpg") and after == before
-    rated = sets[split]
     assert decode(rated.paths[rated.ids.index("awe/\\xff.jpg")]).shape == (6, 8, 3)
     assert len(rated.sha256) == 64 and len(rated.id_hashes) == len(rated)
     write_pictures(root, ["awe/\\xff.jpg"])
-    text = message(ValueError, "fi", root)
-    assert text.endswith("has two files whose names are written 'awe/\\xff.jpg'; rename one.")
-
-
-def test_fi_needs_two_classes_in_one_place(tmp_path):
-    assert "found nothing." in message(ValueError, "fi", tmp_path)
-    (tmp_path / "joy").mkdir()
-    text = message(ValueError, "fi", tmp_path)
-    assert "should hold a folder per emotion (amusement, awe," in text and "found joy." in text
-    make_fi(tmp_path / "one", emotions=["awe"])
-    assert "has pictures of awe only; an emotion set needs two classes" in message(ValueError, "fi", tmp_path)
-    make_fi(tmp_path / "two")
-    text = message(ValueError, "fi", tmp_path)
-    assert (
-        f"{tmp_path / 'one'} and {tmp_path / 'two'} both have pictures by emotion; --data-root must" in text
-    )
+    refused("has two files whose names are written 'awe/\\xff.jpg'; rename one.", "fi", root)
 
 
 # ---- EmoSet ----------------------------------------------------------------------------------------
-
-
-def emoset_entries(start, count=8, emotions=EMOTIONS):
-    """[label, id, picture, annotation], the emotions in turn."""
-    return [
-        [emotion, f"{emotion}_{i}", f"image/{emotion}/{emotion}_{i}.jpg", f"annotation/{emotion}_{i}.json"]
-        for i, emotion in ((i, emotions[i % len(emotions)]) for i in range(start, start + count))
-    ]
-
-
-def make_emoset(root, labels=EMOTIONS[::-1]):
-    """16 train, 8 val and 8 test pictures; the codes are not in the order of EMOTIONS."""
-    files = {"info": {"label2idx": {label: code for code, label in enumerate(labels)}}}
-    files |= {"train": emoset_entries(0, 16), "val": emoset_entries(16), "test": emoset_entries(24)}
-    for name, content in files.items():
-        write_json(root / f"{name}.json", content)
-    write_pictures(root, [entry[2] for split in ("train", "val", "test") for entry in files[split]])
-    return root
-
-
-def write_json(path, content):
-    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def test_emoset_labels_go_by_name(tmp_path):
@@ -873,7 +782,7 @@ def test_emoset_reads_only_the_files_it_needs_and_either_form_of_entry(tmp_path)
     write_json(tmp_path / "test.json", [[label, *rest] for label, _, *rest in emoset_entries(24)])
     short = load_dataset("emoset", tmp_path, ("test",))["test"]
     assert short.sha256 == whole.sha256 and short.paths == whole.paths
-    assert "train.json does not exist" in message(FileNotFoundError, "emoset", tmp_path, ("val",))
+    refused("train.json does not exist", "emoset", tmp_path, ("val",), error=FileNotFoundError)
 
 
 BAD_ENTRIES = {
@@ -883,29 +792,6 @@ BAD_ENTRIES = {
     '["awe", "awe_25", "a.jpg", ""]': "expected each picture once, but entry 2 has 'awe_25' too",
     '["awe", "a", "image/awe/awe_25.jpg", ""]': "but entry 2 has 'image/awe/awe_25.jpg' too",
 }
-
-
-@pytest.mark.parametrize("entry", BAD_ENTRIES)
-def test_emoset_entries_are_checked_and_named(tmp_path, entry):
-    entries = emoset_entries(24)
-    entries[4] = json.loads(entry)
-    write_json(make_emoset(tmp_path) / "test.json", entries)
-    text = message(ValueError, "emoset", tmp_path, ("test",))
-    assert text.startswith("datasets: test.json entry 5 is ") and BAD_ENTRIES[entry] in text
-
-
-def test_emoset_text_that_is_no_letter_is_left_out_with_its_reason(tmp_path):
-    entries = emoset_entries(24)
-    entries[1][1:3] = "half\ud800", "image/\ud800.jpg"
-    write_json(make_emoset(tmp_path) / "test.json", entries)
-    rated = load_dataset("emoset", tmp_path, ("test",))["test"]
-    assert len(rated) == 7 and rated.left_out[0].id == "half\\ud800"
-    write_left_out(tmp_path / "left.csv", rated)
-    assert small.read_csv(tmp_path / "left.csv") == [
-        {"id": "half\\ud800", "reason": "no picture file image/\\ud800.jpg"}
-    ]
-
-
 BAD_CLASSES = {
     "{": "info.json is no readable JSON: Expecting",
     '{"label2idx": {}}': "info.json should name its classes in 'label2idx'",
@@ -914,19 +800,36 @@ BAD_CLASSES = {
 }
 
 
-def test_emoset_needs_its_files_and_known_classes(tmp_path):
-    assert "there is no file" in message(FileNotFoundError, "emoset", tmp_path)
-    for info, expected in BAD_CLASSES.items():
+def test_emoset_files_are_checked_and_named(tmp_path):
+    refused("there is no file", "emoset", tmp_path, error=FileNotFoundError)
+    for info, words in BAD_CLASSES.items():
         (tmp_path / "info.json").write_text(info)
-        assert expected in message(ValueError, "emoset", tmp_path)
+        refused(words, "emoset", tmp_path)
     make_emoset(tmp_path)
+    for entry, words in BAD_ENTRIES.items():
+        entries = emoset_entries(24)
+        entries[4] = json.loads(entry)
+        write_json(tmp_path / "test.json", entries)
+        refused("test.json entry 5 is ", "emoset", tmp_path, ("test",))
+        refused(words, "emoset", tmp_path, ("test",))
     write_json(tmp_path / "train.json", emoset_entries(0, 6))
-    text = "train.json has no picture of fear and sadness, an empty class of info.json"
-    assert text in message(ValueError, "emoset", tmp_path, ("train",))
+    words = "train.json has no picture of fear and sadness, an empty class of info.json"
+    refused(words, "emoset", tmp_path, ("train",))
     (tmp_path / "test.json").write_text("{}")
-    assert "test.json should be a list of [label, id" in message(ValueError, "emoset", tmp_path, ("test",))
+    refused("test.json should be a list of [label, id", "emoset", tmp_path, ("test",))
     (tmp_path / "test.json").unlink()
-    assert "test.json does not exist" in message(FileNotFoundError, "emoset", tmp_path)
+    refused("test.json does not exist", "emoset", tmp_path, error=FileNotFoundError)
+
+
+def test_emoset_text_that_is_no_letter_is_left_out_with_its_reason(tmp_path):
+    entries = emoset_entries(24)
+    entries[1][1:3] = "half\ud800", "image/\ud800.jpg"
+    write_json(make_emoset(tmp_path) / "test.json", entries)
+    rated = load_dataset("emoset", tmp_path, ("test",))["test"]
+    assert len(rated) == 7
+    write_left_out(tmp_path / "left.csv", rated)
+    expected = {"id": "half\\ud800", "reason": "no picture file image/\\ud800.jpg"}
+    assert small.read_csv(tmp_path / "left.csv") == [expected]
 
 
 # ---- folds -----------------------------------------------------------------------------------------
@@ -946,16 +849,14 @@ def test_folds_part_a_set_and_each_class_evenly(folds, kinds, random):
         shuffled = fold_split([ids[i] for i in order], kinds[order], DataOptions(folds=folds, fold=fold))
         assert (shuffled == split[order]).all()
     assert (tested.sum(1) == 1).all()
-    for of_kind in (tested[kinds == kind].sum(0) for kind in (0, 1, 2, 3)):
-        assert of_kind.max() - of_kind.min() <= 1
-    assert np.ptp(tested.sum(0)) <= 1
+    for rows in (tested, *(tested[kinds == kind] for kind in range(4))):
+        assert np.ptp(rows.sum(0)) <= 1
 
 
 def test_validation_of_a_fold_is_a_share_of_the_rest_by_hash():
     ids = names(4000)
     for fold in (0, 2):
-        options = DataOptions(folds=4, fold=fold, validation=0.2)
-        split = fold_split(ids, np.arange(4000) % 8, options)
+        split = fold_split(ids, np.arange(4000) % 8, DataOptions(folds=4, fold=fold, validation=0.2))
         rest = np.flatnonzero(split != "test")
         assert len(rest) == 3000
         assert (split[rest] == hash_split([ids[i] for i in rest], {"val": 0.2})).all()
@@ -963,26 +864,25 @@ def test_validation_of_a_fold_is_a_share_of_the_rest_by_hash():
 
 @pytest.mark.parametrize("fold", range(3))
 def test_twins_are_in_one_fold_and_on_one_side_of_it(fold):
-    ids, kinds = names(120), np.arange(120) % 4
     groups = [[i, i + 1] for i in range(0, 60, 2)]  # each of two classes
-    split = fold_split(ids, kinds, DataOptions(folds=3, fold=fold, validation=0.3), groups)
+    options = DataOptions(folds=3, fold=fold, validation=0.3)
+    split = fold_split(names(120), np.arange(120) % 4, options, groups)
     assert (split[:60:2] == split[1:60:2]).all() and {*split[:60]} == {"train", "val", "test"}
 
 
 def test_folds_of_fi_are_by_emotion_and_keep_twins(tmp_path):
-    root = make_fi(tmp_path, count=6)
-    for name in ("fear/5.jpg", "awe/5.jpg"):
+    root, twins = make_fi(tmp_path, count=6), {"fear/5.jpg", "awe/5.jpg", "anger/0.jpg"}
+    for name in twins:
         (root / name).write_bytes((root / "anger/0.jpg").read_bytes())
     tested = []
     for fold in range(3):
         sets = load_dataset("fi", root, options=DataOptions(folds=3, fold=fold))
-        tested.append(sets["test"].ids)
-        twins = [len({"fear/5.jpg", "awe/5.jpg", "anger/0.jpg"} & set(rated.ids)) for rated in sets.values()]
-        assert sorted(twins) == [0, 0, 3]
+        tested += sets["test"].ids
+        assert sorted(len(twins & set(rated.ids)) for rated in sets.values()) == [0, 0, 3]
         counts = dict(zip(EMOTIONS, sets["test"].emotions.sum(0), strict=True))
         assert {counts[name] for name in set(EMOTIONS) - {"fear", "awe", "anger"}} == {2}
     everything = [i for rated in load_dataset("fi", root).values() for i in rated.ids]
-    assert sorted(i for ids in tested for i in ids) == sorted(everything) and len(everything) == 48
+    assert sorted(tested) == sorted(everything) and len(everything) == 48
     where = f"folder {root.name} (emotions by name)"
     assert [rated.protocol for rated in sets.values()] == [
         f"{where} without fold 3 of 3 and 5 % of the rest, by emotion and by hash of the id",
@@ -994,34 +894,19 @@ def test_folds_of_fi_are_by_emotion_and_keep_twins(tmp_path):
 def test_twins_are_looked_for_among_all_pictures_of_a_fold(tmp_path):
     root, options = make_fi(tmp_path, count=15), DataOptions(folds=2)
     sets = load_dataset("fi", root, options=options)
-    last = {
-        split: max(sets[split].ids, key=lambda i: hashlib.sha256(i.encode()).hexdigest())
-        for split in ("train", "test")
-    }
-    (root / last["train"]).write_bytes((root / last["test"]).read_bytes())
-    assert any(set(last.values()) <= set(r.ids) for r in load_dataset("fi", root, options=options).values())
+    last = [max(sets[split].ids, key=fraction) for split in ("train", "test")]
+    (root / last[0]).write_bytes((root / last[1]).read_bytes())
+    assert any(set(last) <= set(r.ids) for r in load_dataset("fi", root, options=options).values())
 
 
-def test_folds_of_a_csv_of_scores(tmp_path):
+def test_folds_of_a_csv_of_scores_and_of_a_set_with_splits(tmp_path):
     root = make_csv(tmp_path)
     tests = [load_dataset("csv", root, ("test",), DataOptions(folds=4, fold=k))["test"] for k in range(4)]
     assert sorted(i for test in tests for i in test.ids) == sorted(f"pics/{i}.png" for i in range(40))
     assert [len(test) for test in tests] == [10] * 4
     assert tests[1].protocol == "fold 2 of 4 of ratings.csv (scores in score), by hash of the id"
-
-
-def test_folds_need_a_set_without_a_split_of_its_own(tmp_path):
-    text = message(ValueError, "para", make_para(tmp_path), options=DataOptions(folds=5))
-    assert "para has a split of its own here; data.folds=5 is for sets without one (fi, or a csv" in text
-    for options, words in (
-        ({"folds": 1}, "data.folds is 2 or more, or 0 for no folds; got 1"),
-        ({"folds": -2}, "got -2"),
-        ({"folds": 5, "fold": 5}, "data.fold is from 0 to 4, got 5"),
-        ({"folds": 5, "fold": -1}, "data.fold is from 0 to 4, got -1"),
-        ({"fold": 1}, "data.fold is 0 without data.folds, got 1"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            DataOptions(**options)
+    words = "para has a split of its own here; data.folds=5 is for sets without one (fi, or a csv"
+    refused(words, "para", make_para(tmp_path / "para"), folds=5)
 
 
 # ---- several sets ----------------------------------------------------------------------------------
@@ -1033,30 +918,24 @@ def para_and_fi(tmp_path_factory):
     return [make_para(tmp_path_factory.mktemp("para")), make_fi(tmp_path_factory.mktemp("fi"))]
 
 
-def test_one_set_is_what_loading_it_alone_gives(para_and_fi):
-    alone, one = load_dataset("para", para_and_fi[0]), load_datasets(["para"], para_and_fi[:1])
-    assert list(alone) == list(one)
+@pytest.fixture(scope="module")
+def alone(para_and_fi):
+    return [load_dataset(name, root) for name, root in zip(("para", "fi"), para_and_fi, strict=True)]
+
+
+def test_one_set_is_what_loading_it_alone_gives(para_and_fi, alone):
+    one, few = (load_datasets(["para"], para_and_fi[:1], limit=limit) for limit in (0, 7))
     assert describe(one["test"]).startswith(
         "para test: 5 pictures (official PARA-GiaaTest.csv), scores 1.6 to 1.64, mean 1.62, 8 emotions, 0"
     )
-    for rated, same in zip(alone.values(), one.values(), strict=True):
-        assert describe(rated) == describe(same) and rated.paths == same.paths and not same.united
-    few = load_datasets(["para"], para_and_fi[:1], limit=7)
-    assert few["train"].ids == first_by_hash(alone["train"], 7).ids and len(few["train"]) == 7
+    for split, rated in alone[0].items():
+        assert describe(rated) == describe(one[split]) and rated.paths == one[split].paths
+        assert not one[split].united
+    assert few["train"].ids == first_by_hash(alone[0]["train"], 7).ids and len(few["train"]) == 7
     assert len(few["test"]) == 5
 
 
-def test_first_by_hash_is_the_same_whatever_the_order(tmp_path):
-    rated = rated_set(tmp_path, 13)
-    by_hash = sorted(rated.ids, key=lambda i: hashlib.sha256(i.encode()).hexdigest())
-    assert set(first_by_hash(rated, 4).ids) == set(by_hash[:4])
-    assert first_by_hash(rated.take(range(12, -1, -1)), 4).sha256 == first_by_hash(rated, 4).sha256
-    assert first_by_hash(rated, 4).protocol == "made here, 4 of it by hash of the id"
-    assert first_by_hash(rated, 13) is rated
-
-
-def test_classes_are_united_by_name_and_what_a_set_lacks_is_nan(para_and_fi):
-    alone = [load_dataset(name, root) for name, root in zip(("para", "fi"), para_and_fi, strict=True)]
+def test_classes_are_united_by_name_and_what_a_set_lacks_is_nan(para_and_fi, alone):
     sets = load_datasets(["PARA", "fi"], para_and_fi)
     assert list(sets) == ["train", "val", "test"]
     for split, rated in sets.items():
@@ -1072,24 +951,17 @@ def test_classes_are_united_by_name_and_what_a_set_lacks_is_nan(para_and_fi):
         assert np.isnan(rated.scores).all() and rated.distributions is None and rated.scale == para.scale
         assert rated.protocol == f"para {len(para)}: {para.protocol}; fi {len(fi)}: {fi.protocol}"
         assert [part.sha256 for part in rated.parts] == [para.sha256, fi.sha256]
+        # A picture that was trained on is found again in and out of a union.
+        assert rated.id_hashes.tolist() == sorted([*para.id_hashes, *fi.id_hashes])
+        some = rated.take(range(len(para)))
+        assert some.id_hashes.tolist() == para.id_hashes.tolist() and some.parts == () and some.united
 
 
 def test_other_classes_follow_the_common_ones_as_they_appear(tmp_path):
     rated = rated_set(tmp_path, 3, emotions=True)
-    one = datasets.replace(rated, emotion_classes=("tender", "fear"))
-    two = datasets.replace(rated, name="fi", emotion_classes=("bored", "awe"))
+    one, two = (replace(rated, emotion_classes=each) for each in (("tender", "fear"), ("bored", "awe")))
     assert unite([one, two]).emotion_classes == ("awe", "fear", "tender", "bored")
     assert unite([two, one]).emotion_classes == ("awe", "fear", "bored", "tender")
-
-
-def test_trained_pictures_are_found_again_in_and_out_of_a_union(para_and_fi):
-    train = load_datasets(["para", "fi"], para_and_fi, ("train",))["train"]
-    alone = [
-        load_dataset(n, r, ("train",))["train"] for n, r in zip(("para", "fi"), para_and_fi, strict=True)
-    ]
-    assert train.id_hashes.tolist() == sorted([*alone[0].id_hashes, *alone[1].id_hashes])
-    some = train.take(range(len(alone[0])))
-    assert some.id_hashes.tolist() == alone[0].id_hashes.tolist() and some.parts == () and some.united
 
 
 def test_repeated_pictures_count_once_in_every_hash(para_and_fi):
@@ -1119,14 +991,10 @@ def test_limit_and_repeats_hold_for_each_set_and_folds_for_those_that_can(para_a
     assert sets["train"].protocol.count("6 of it by hash of the id") == 2
 
 
-def test_folds_of_sets_that_all_have_splits_are_refused(para_and_fi, tmp_path):
-    roots = [para_and_fi[0], make_emoset(tmp_path)]
-    text = message(ValueError, ["para", "emoset"], roots, load=load_datasets, options=DataOptions(folds=3))
-    assert "para and emoset have splits of their own here; data.folds=3 is for sets without one" in text
-
-
-def test_left_out_pictures_of_a_union_say_their_set(para_and_fi, tmp_path):
+def test_folds_of_sets_that_all_have_splits_are_refused_and_left_out_ids_say_their_set(para_and_fi, tmp_path):
     root = make_emoset(tmp_path)
+    words = "para and emoset have splits of their own here; data.folds=3 is for sets without one"
+    refused(words, ["para", "emoset"], [para_and_fi[0], root], load=load_datasets, folds=3)
     (root / "image/awe/awe_25.jpg").unlink()
     test = load_datasets(["fi", "emoset"], [para_and_fi[1], root], ("test",))["test"]
     assert re.fullmatch(r"fi\+emoset test: \d+ pictures \(.*\), 8 emotions, 1 left out, .*", describe(test))
@@ -1146,17 +1014,15 @@ def test_left_out_pictures_of_a_union_say_their_set(para_and_fi, tmp_path):
     ],
 )
 def test_sets_that_cannot_be_united(para_and_fi, names, count, repeat, words):
-    options = DataOptions(repeat=repeat)
-    assert words in message(ValueError, names, para_and_fi[:count], load=load_datasets, options=options)
-    load_datasets(
-        ["fi"], para_and_fi[1:], ("test",), options
-    )  # without training pictures nothing is repeated
+    refused(words, names, para_and_fi[:count], load=load_datasets, repeat=repeat)
+    # Without training pictures nothing is repeated.
+    load_datasets(["fi"], para_and_fi[1:], ("test",), DataOptions(repeat=repeat))
 
 
 def test_a_set_without_emotions_cannot_be_united(para_and_fi, tmp_path):
     roots = [para_and_fi[1], make_para(tmp_path, emotions=False)]
-    text = message(ValueError, ["fi", "para"], roots, load=load_datasets)
-    assert "the train split of para has no emotions; sets are united for their emotions only" in text
+    words = "the train split of para has no emotions; sets are united for their emotions only"
+    refused(words, ["fi", "para"], roots, load=load_datasets)
 
 
 # ---- csv -------------------------------------------------------------------------------------------
@@ -1165,11 +1031,9 @@ def test_a_set_without_emotions_cannot_be_united(para_and_fi, tmp_path):
 def test_csv_just_works_with_a_path_and_a_score(tmp_path):
     sets = load_dataset("csv", make_csv(tmp_path))
     assert sum(map(len, sets.values())) == 40 and all(len(s) for s in sets.values())
-    train = sets["train"]
-    assert train.scale == Scale("score", 1, 5, 3, offset=1, factor=4)
-    assert train.paths[0] == str(tmp_path / train.ids[0])
-    protocols = [rated.protocol for rated in sets.values()]
-    assert protocols == [
+    assert sets["train"].scale == Scale("score", 1, 5, 3, offset=1, factor=4)
+    assert sets["train"].paths[0] == str(tmp_path / sets["train"].ids[0])
+    assert [rated.protocol for rated in sets.values()] == [
         "ratings.csv (scores in score) without 10 % and 5 %, by hash of the id",
         "5 % of ratings.csv (scores in score), by hash of the id",
         "10 % of ratings.csv (scores in score), by hash of the id",
@@ -1181,35 +1045,32 @@ def test_csv_twins_stay_together_where_a_split_takes_what_comes_next(tmp_path, p
     root = make_csv(tmp_path, count=4)
     first, second = (f"pics/{i}.png" for i in pair)
     (root / first).write_bytes((root / second).read_bytes())
-    sets = load_dataset("csv", root)
-    assert any({first, second} <= set(rated.ids) for rated in sets.values())
+    assert any({first, second} <= set(rated.ids) for rated in load_dataset("csv", root).values())
 
 
-@pytest.mark.parametrize(("rows", "expected"), [(2, None), (3, [1, 1, 1]), (4, [2, 1, 1]), (6, None)])
-def test_csv_of_a_few_pictures_has_three_splits(tmp_path, rows, expected):
-    if rows < 3:
-        assert "split of csv is empty" in message(ValueError, "csv", make_csv(tmp_path, count=rows))
-        return
-    sizes = [len(s) for s in load_dataset("csv", make_csv(tmp_path, count=rows)).values()]
-    assert sum(sizes) == rows and min(sizes) > 0 and sizes == (expected or sizes)
+def test_csv_of_a_few_pictures_has_three_splits(tmp_path):
+    refused("split of csv is empty", "csv", make_csv(tmp_path, count=2))
+    for rows, expected in ((3, [1, 1, 1]), (4, [2, 1, 1]), (6, None)):
+        sizes = [len(s) for s in load_dataset("csv", make_csv(tmp_path, count=rows)).values()]
+        assert sum(sizes) == rows and min(sizes) > 0 and sizes == (expected or sizes)
 
 
 def test_csv_paths_as_people_write_them(tmp_path, monkeypatch):
     root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
     write_pictures(root, ["a.png", "sub/b.png", "tables/c.png", "images/d.png", "e.jpg"])
+    write_pictures(root, ["~office.png", "~root/i.png"])
     write_pictures(elsewhere, ["f.png", "g.png", "h.png"])
     (root / "link.png").symlink_to(elsewhere / "g.png")
     (root / "linked").symlink_to(elsewhere)
     (root / "broken.png").symlink_to(elsewhere / "gone.png")
     monkeypatch.setenv("HOME", str(elsewhere))
     written = ["./a.png", "sub\\b.png", "c.png", "d.png", "e", str(elsewhere / "f.png"), "link.png"]
-    write_pictures(root, ["~office.png", "~root/i.png"])
     written += ["~office.png", "~root/i.png", "~/h.png", "linked/g.png", "../elsewhere/h.png", "broken.png"]
     rows = [[name, 1 + 0.1 * i, "test"] for i, name in enumerate(written)]
     write_table(root / "tables" / "t.csv", ["path", "score", "split"], rows)
     test = load_dataset("csv", root, ("test",), DataOptions(table="tables/t.csv"))["test"]
     assert test.ids == written[:-1] and [row.id for row in test.left_out] == ["broken.png"]
-    assert all(decode(path).shape == (6, 8, 3) for path in test.paths)
+    assert all(Path(path).is_file() for path in test.paths)
 
 
 def test_csv_counts_become_distributions_over_their_numbers(tmp_path):
@@ -1227,10 +1088,10 @@ def test_csv_count_columns_by_option_are_sorted_by_rating(tmp_path):
     options = DataOptions(count_columns="good=5, bad=1, x3")
     train = load_dataset("csv", root, options=options)["train"]
     assert train.bins == (1, 3, 5) and train.scores[0] == (1 + 15) / 4
-    for wrong, words in (("good,bad", "'good' has no rating"), ("good=1,bad=1", "two columns or more")):
-        assert words in message(ValueError, "csv", root, options=DataOptions(count_columns=wrong))
+    refused("'good' has no rating", "csv", root, count_columns="good,bad")
+    refused("two columns or more", "csv", root, count_columns="good=1,bad=1")
     make_csv(tmp_path, ["path", "c1", "c2", "c4"], [[f"{i}.png", 1, 2, 3] for i in range(30)])
-    assert "has columns c1, c2, c4: is one missing between them?" in message(ValueError, "csv", root)
+    refused("has columns c1, c2, c4: is one missing between them?", "csv", root)
     named = load_dataset("csv", root, options=DataOptions(count_columns="c1,c2,c4"))["train"]
     assert named.bins == (1, 2, 4)
 
@@ -1241,9 +1102,7 @@ def test_csv_split_column_in_the_words_people_use(tmp_path):
     sets = load_dataset("csv", make_csv(tmp_path, ["path", "mos", "set"], rows))
     assert [s.ids for s in sets.values()] == [["0.png", "3.png"], ["1.png", "4.png"], ["2.png"]]
     edit_cell(tmp_path / "ratings.csv", 4, "set", "holdout")
-    assert "ratings.csv row 4: 'set' is 'holdout', expected train, val or test" in message(
-        ValueError, "csv", tmp_path
-    )
+    refused("ratings.csv row 4: 'set' is 'holdout', expected train, val or test", "csv", tmp_path)
 
 
 def test_csv_one_table_per_split(tmp_path):
@@ -1252,17 +1111,17 @@ def test_csv_one_table_per_split(tmp_path):
     sets = load_dataset("csv", tmp_path)
     assert len(sets["test"]) == 5 and len(sets["train"]) + len(sets["val"]) == 30
     (tmp_path / "test.csv").write_text("path,rating\nt1.png,3\n")
-    assert "test.csv has no column 'score'" in message(ValueError, "csv", tmp_path)
+    refused("test.csv has no column 'score'", "csv", tmp_path)
 
 
 def test_csv_emotions_by_name_or_by_counts(tmp_path):
-    names = ["fear", "AWE", "pure joy", "Sad", "sadness"] * 6
-    root = make_csv(tmp_path, ["path", "emotion"], [[f"{i}.png", name] for i, name in enumerate(names)])
+    words = ["fear", "AWE", "pure joy", "Sad", "sadness"] * 6
+    root = make_csv(tmp_path, ["path", "emotion"], [[f"{i}.png", word] for i, word in enumerate(words)])
     train = load_dataset("csv", root)["train"]
     # The common ones in their order, under their common names, then the others.
     assert train.emotion_classes == ("awe", "fear", "sadness", "pure_joy") and np.isnan(train.scores).all()
     given = [train.emotion_classes[k] for k in train.emotions.argmax(1)]
-    assert given == [emotion_name(names[int(i.removesuffix(".png"))]) for i in train.ids]
+    assert given == [emotion_name(words[int(i.removesuffix(".png"))]) for i in train.ids]
     rows = [[f"{i}.png", 3, 1, 3] for i in range(30)]
     make_csv(tmp_path, ["path", "score", "emotion_awe", "emotion_Scared"], rows)
     train = load_dataset("csv", root)["train"]
@@ -1272,58 +1131,41 @@ def test_csv_emotions_by_name_or_by_counts(tmp_path):
 def test_csv_columns_of_one_emotion_are_both_named(tmp_path):
     header = ["path", "score", "emotion_sad", "emotion_awe", "emotion_sadness"]
     make_csv(tmp_path, header, [[f"{i}.png", i, 1, 1, 1] for i in range(30)])
-    text = message(ValueError, "csv", tmp_path)
-    assert "ratings.csv: the columns 'emotion_sad' and 'emotion_sadness' are both sadness" in text
+    words = "ratings.csv: the columns 'emotion_sad' and 'emotion_sadness' are both sadness"
+    refused(words, "csv", tmp_path)
     options = DataOptions(emotion_columns="emotion_awe, emotion_sad")
     assert load_dataset("csv", tmp_path, options=options)["train"].emotion_classes == ("awe", "sadness")
 
 
 def test_csv_classes_do_not_depend_on_the_splits_asked_for(tmp_path):
     kinds = {"train": ("awe", "fear", "calm"), "val": ("awe", "sad"), "test": ("fear",)}
-    for number, (split, names) in enumerate(kinds.items()):
-        pictures = [f"{number}{i}.png" for i in range(6)]
-        rows = [[name, 1, names[i % len(names)]] for i, name in enumerate(pictures)]
+    for number, (split, words) in enumerate(kinds.items()):
+        rows = [[f"{number}{i}.png", 1, words[i % len(words)]] for i in range(6)]
         make_csv(tmp_path, ["path", "score", "emotion"], rows, name=f"{split}.csv")
-    for splits in (("train", "val", "test"), ("test",), ("val",)):
+    for splits in (SPLITS, ("test",), ("val",)):
         for rated in load_dataset("csv", tmp_path, splits).values():
             assert rated.emotion_classes == ("awe", "fear", "sadness", "calm")
-    (tmp_path / "train.csv").unlink()
-    (tmp_path / "val.csv").unlink()
+    (tmp_path / "train.csv").unlink(), (tmp_path / "val.csv").unlink()
     assert load_dataset("csv", tmp_path, ("test",))["test"].emotion_classes == EMOTIONS
 
 
 def test_csv_score_outside_the_given_range_names_the_row(tmp_path):
     root = make_csv(tmp_path)
-    text = message(ValueError, "csv", root, options=DataOptions(minimum=0, maximum=4))
-    assert "ratings.csv row 33: 'score' is '4.0" in text and "expected a value from 0 to 4 (8 more" in text
-    assert "data.minimum must be below" in message(ValueError, "csv", root, options=DataOptions(minimum=9))
+    words = (
+        "ratings.csv row 33: 'score' is '4.061538461538461', expected a value from 0 to 4 (8 more like it)"
+    )
+    refused(words, "csv", root, minimum=0, maximum=4)
+    refused("data.minimum must be below", "csv", root, minimum=9)
     wide = load_dataset("csv", root, options=DataOptions(minimum=0, maximum=10, threshold=6))["train"].scale
     assert (wide.minimum, wide.maximum, wide.threshold, wide.factor) == (0, 10, 6, 10)
 
 
-@pytest.mark.parametrize(
-    ("header", "words"),
-    [
-        ("path,image_name,score", "which column is the path? (path and image_name could be.)"),
-        ("where,score", "which column is the path? (found where, score.) Say data.path_column=NAME."),
-        ("path,mos,score", "which column is the score? (mos and score could be.)"),
-        ("path,beauty", "which column is the score? (found path, beauty.) Say data.score_column=NAME."),
-        ("path,c1,c2,votes1,votes2", "columns numbered after c and votes"),
-    ],
-)
-def test_csv_columns_that_cannot_be_guessed(tmp_path, header, words):
-    (tmp_path / "ratings.csv").write_text(f"{header}\n" + ",".join("1" for _ in header.split(",")) + "\n")
-    assert words in message(ValueError, "csv", tmp_path)
-
-
 def test_csv_which_table(tmp_path):
-    assert "found none" in message(FileNotFoundError, "csv", tmp_path)
+    refused("found none", "csv", tmp_path, error=FileNotFoundError)
     make_csv(tmp_path, name="a.csv"), make_csv(tmp_path, name="b.csv")
-    assert "found a.csv, b.csv. Choose with data.table=NAME" in message(FileNotFoundError, "csv", tmp_path)
+    refused("found a.csv, b.csv. Choose with data.table=NAME", "csv", tmp_path, error=FileNotFoundError)
     assert load_dataset("csv", tmp_path, ("test",), DataOptions(table="b.csv"))
-    assert "there is no file" in message(
-        FileNotFoundError, "csv", tmp_path, options=DataOptions(table="c.csv")
-    )
+    refused("there is no file", "csv", tmp_path, error=FileNotFoundError, table="c.csv")
 
 
 @pytest.mark.parametrize("separator", [";", "\t"])
@@ -1333,6 +1175,9 @@ def test_csv_of_a_spreadsheet(tmp_path, separator):
     text = "\n".join([f"Image{separator} Score ", *lines])
     (tmp_path / "r.csv").write_text(text, encoding="utf-8-sig")
     assert sum(len(s) for s in load_dataset("csv", tmp_path).values()) == 9
+
+
+ODD = ("1_0", "\u0663", "0x3", "infinity", "True", "3,5", "1e309", "3 4")
 
 
 @pytest.mark.parametrize(
@@ -1349,20 +1194,21 @@ def test_csv_of_a_spreadsheet(tmp_path, separator):
         (b"path,score\na.png,1\nb\xe4.png,2\n", "row 3 is not UTF-8; save it in this encoding."),
         (b"path,score\na.png,3\x005\n", "row 2 has a zero byte; save it as plain text in UTF-8."),
         ("path,score\na.png,1\n".encode("utf-16-le"), "row 1 has a zero byte"),
+        (b"path,image_name,score\na,a,1\n", "which column is the path? (path and image_name could be.)"),
+        (b"where,score\na,1\n", "is the path? (found where, score.) Say data.path_column=NAME."),
+        (b"path,mos,score\na,1,1\n", "which column is the score? (mos and score could be.)"),
+        (b"path,beauty\na,1\n", "is the score? (found path, beauty.) Say data.score_column=NAME."),
+        (b"path,c1,c2,votes1,votes2\na,1,1,1,1\n", "columns numbered after c and votes"),
+        *(
+            (f'path,score\na,"{text}"\n'.encode(), f"row 2: 'score' is '{text}', expected a number")
+            for text in ODD
+        ),
+        (b"path,score\na,1e30\n", "row 2: 'score' is '1e30', expected a value from -1e+15"),
     ],
 )
-def test_csv_that_is_no_table(tmp_path, content, words):
+def test_csv_that_is_no_table_or_of_unknown_columns(tmp_path, content, words):
     (tmp_path / "r.csv").write_bytes(content)
-    assert words in message(ValueError, "csv", tmp_path)
-
-
-def test_csv_numbers_are_decimals_and_nothing_else_that_python_reads(tmp_path):
-    root = make_csv(tmp_path)
-    for text in ("1_0", "\u0663", "0x3", "infinity", "True", "3,5", "1e309", "3 4"):
-        edit_cell(tmp_path / "ratings.csv", 5, "score", text)
-        assert f"row 5: 'score' is '{text}', expected a number" in message(ValueError, "csv", root)
-    edit_cell(tmp_path / "ratings.csv", 5, "score", "1e30")
-    assert "row 5: 'score' is '1e30', expected a value from -1e+15" in message(ValueError, "csv", root)
+    refused(words, "csv", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -1389,25 +1235,21 @@ def test_rounded_range_holds_all_scores(scores):
 
 def make_demo(root):
     columns = [f"score{k}" for k in range(1, 11)]
-    header = ["image", "split", "source", "degradation", "severity", "emotion", *columns]
-    rows = [
-        [f"{i}.png", split, "cat", "blur", 1, emotion, *[0] * 4, 2, 2, *[0] * 4]
-        for i, (split, emotion) in enumerate([("train", "awe"), ("val", "fear"), ("test", "anger")])
-    ]
-    write_table(root / "labels.csv", header, rows)
+    kinds = [("train", "awe"), ("val", "fear"), ("test", "anger")]
+    rows = [[f"{i}.png", *kind, *[0] * 4, 2, 2, *[0] * 4] for i, kind in enumerate(kinds)]
+    write_table(root / "labels.csv", ["image", "split", "emotion", *columns], rows)
     write_pictures(root / "images", ["0.png", "1.png", "2.png"])
 
 
 def test_demo_is_made_when_it_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "make_demo", make_demo)
     sets = load_dataset("demo", tmp_path / "new")
+    test = sets["test"]
     assert [s.ids for s in sets.values()] == [["0.png"], ["1.png"], ["2.png"]]
-    assert sets["test"].scores.tolist() == [5.5] and sets["test"].scale.bins == tuple(
-        map(float, range(1, 11))
-    )
-    assert sets["test"].emotion_classes[sets["test"].emotions[0].argmax()] == "anger"
+    assert test.scores.tolist() == [5.5] and test.scale.bins == tuple(map(float, range(1, 11)))
+    assert test.emotion_classes[test.emotions[0].argmax()] == "anger"
     edit_cell(tmp_path / "new" / "labels.csv", 3, "emotion", "joy")
-    assert "labels.csv row 3: 'emotion' is 'joy'" in message(ValueError, "demo", tmp_path / "new")
+    refused("labels.csv row 3: 'emotion' is 'joy'", "demo", tmp_path / "new")
 
 
 # ---- orders ----------------------------------------------------------------------------------------
@@ -1418,18 +1260,16 @@ def test_demo_is_made_when_it_is_not_there(tmp_path, monkeypatch):
 )
 @settings(max_examples=20, deadline=None)
 def test_steps_see_the_same_pictures_on_any_number_of_processes(count, per_rank, world, seed, epoch):
-    size = per_rank * world
-    count = max(count, world)
+    size, count = per_rank * world, max(count, world)
     alone = list(TrainOrder(count, size, seed, epoch))
-    shared = [list(TrainOrder(count, size, seed, epoch, rank=rank, world=world)) for rank in range(world)]
     for rank in range(world):
-        assert shared[rank] == [batch[rank::world] for batch in alone]
+        shared = list(TrainOrder(count, size, seed, epoch, rank=rank, world=world))
+        assert shared == [batch[rank::world] for batch in alone]
     drawn = [draw.index for batch in alone for draw in batch]
     assert len(set(drawn)) == len(drawn) and set(drawn) <= set(range(count))
     # Only a whole batch counts, unless there is none.
-    assert len(drawn) == (count // size * size or count) and len(alone) == len(
-        TrainOrder(count, size, seed, epoch)
-    )
+    assert len(drawn) == (count // size * size or count)
+    assert len(alone) == len(TrainOrder(count, size, seed, epoch))
     assert all(draw.epoch == epoch for batch in alone for draw in batch)
 
 
@@ -1457,10 +1297,9 @@ def test_order_changes_with_epoch_and_seed_only_and_refuses_what_cannot_be_divid
 @settings(max_examples=20, deadline=None)
 def test_every_picture_is_evaluated_exactly_once(count, size, world):
     orders = [TestOrder(count, size, rank, world) for rank in range(world)]
-    seen = [draw.index for order in orders for batch in order for draw in batch]
-    assert sorted(seen) == list(range(count))
-    assert all(len(list(order)) == len(order) for order in orders)
-    assert [draw.index for batch in orders[0] for draw in batch] == list(range(0, count, world))
+    for rank, order in enumerate(orders):
+        assert [draw.index for batch in order for draw in batch] == list(range(rank, count, world))
+        assert len(list(order)) == len(order) and all(len(batch) <= size for batch in order)
 
 
 def test_coin_is_fair_and_independent_of_epoch_neighbour_and_seed():
@@ -1503,68 +1342,58 @@ def test_flips_mirror_half_of_the_pictures_by_seed_epoch_and_index(tmp_path):
     assert 20 < sum(mirrored) < 60 and mirrored[:40] != mirrored[40:]
 
 
-def test_workers_give_the_same_batches_and_leave_the_random_state_alone(tmp_path):
+def test_workers_give_the_same_batches_and_leave_the_random_state_alone(tmp_path, monkeypatch):
+    calls = []  # kept memory is given back before workers share it
+    monkeypatch.setattr(datasets, "return_freed_memory", lambda: calls.append(1))
     pictures = PictureSet(rated_set(tmp_path, emotions=True), 6, flip_seed=1)
     state = torch.get_rng_state()
-    alone, shared = (batches(pictures, TrainOrder(13, 4, 0, 3), workers) for workers in (0, 2))
-    assert torch.get_rng_state().equal(state)
+    alone = batches(pictures, TrainOrder(13, 4, 0, 3))
+    assert not calls
+    shared = batches(pictures, TrainOrder(13, 4, 0, 3), 2)
+    assert torch.get_rng_state().equal(state) and len(calls) == 1
     assert len(alone) == len(shared) == 3
     for one, other in zip(alone, shared, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
         assert one.emotions.equal(other.emotions)
 
 
-@pytest.mark.parametrize(("workers", "expected"), [(0, 0), (1, 1)])
-def test_kept_memory_is_given_back_before_workers_share_it(tmp_path, monkeypatch, workers, expected):
-    calls = []
-    monkeypatch.setattr(datasets, "return_freed_memory", lambda: calls.append(1))
-    assert len(batches(PictureSet(rated_set(tmp_path, 3), 4), TestOrder(3, 2), workers)) == 2
-    assert len(calls) == expected
+def freed_megabytes():
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
-
-FREED = """
-import torch, datasets
-from eamb.runtime import engine
-
-def held():
-    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
-
-engine.keep_memory(torch.device("cpu"))
-used, wall = torch.ones(100_000_000), torch.ones(1)  # 400 MB, with something behind
-del used
-before = held()
-datasets.return_freed_memory()
-print(before - held())
-"""
+    engine.keep_memory(torch.device("cpu"))
+    used, wall = np.ones(8_000_000), np.ones(1)  # 64 MB, with something behind  # noqa: F841
+    del used
+    before = resident()
+    datasets.return_freed_memory()
+    return before - resident()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is kept with glibc alone")
 def test_what_was_kept_goes_back_to_the_kernel():
-    assert float(small.command("-c", FREED).stdout) > 350
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python 3.12 warns of a fork beside threads; the child uses none
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            assert pool.apply(freed_megabytes) > 56
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_file_is_one_clear_sentence_from_any_process(tmp_path, workers):
-    rated = rated_set(tmp_path)
-    (tmp_path / "7.png").write_bytes(b"")
-    with pytest.raises(DecodeError) as caught:
-        batches(PictureSet(rated, 4), TestOrder(13, 4), workers)
-    assert str(caught.value) == (
-        f"decoding: {tmp_path / '7.png'} cannot be decoded: the file is empty. "
-        "Repair it, or leave such files out with --skip-broken."
-    )
-    with pytest.raises(DecodeError):
-        PictureSet(rated, 4)[7]
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_skipped_files_are_listed_and_keep_no_place(tmp_path, workers):
+def test_broken_files_are_one_clear_sentence_or_left_out_and_listed(tmp_path, workers):
     rated = rated_set(tmp_path, 6, distributions=True)
     for broken in (1, 2, 3):
         (tmp_path / f"{broken}.png").write_text("<html>")
+    (tmp_path / "2.png").write_bytes(b"")
+    with pytest.raises(DecodeError) as caught:
+        batches(PictureSet(rated.take([0, 2]), 4), TestOrder(2, 2), workers)
+    assert str(caught.value) == (
+        f"decoding: {tmp_path / '2.png'} cannot be decoded: the file is empty. "
+        "Repair it, or leave such files out with --skip-broken."
+    )
+    with pytest.raises(DecodeError):
+        PictureSet(rated, 4)[2]
     first, second, third = batches(PictureSet(rated, 4, skip_broken=True), TestOrder(6, 2), workers)
     assert first.index.tolist() == [0] and [row.id for row in first.broken] == ["1.png"]
     assert "web page" in first.broken[0].reason
     assert second.images.shape == (0, 3, 4, 4) and second.index.shape == (0,)
     assert second.distributions.shape == (0, 4) and [row.id for row in second.broken] == ["2.png", "3.png"]
-    assert third.index.tolist() == [4, 5] and isinstance(third, Batch) and third.broken == []
+    assert third.index.tolist() == [4, 5] and third.broken == []

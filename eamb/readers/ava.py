@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from eamb.readers.rated import SPLITS, DataOptions, LeftOut
-from eamb.readers.table import MEAN_TOLERANCE, Rating, Read, Sheet, Table, joined, means, split_files
+from eamb.readers.table import Rating, Read, Sheet, Table, joined, means, split_files
 
 AVA_BINS = tuple(float(rating) for rating in range(1, 11))
 AVA_RATING = Rating(1.0, 10.0, threshold=5.0, target="distribution")
@@ -55,16 +55,12 @@ def _ava_from_csv(folder: Path, splits: tuple[str, ...], read: Read) -> Table:
         ids = sheet.ids("image_id", ending=".jpg")
         parts.append(_ava_table(ids, sheet.counts(AVA_CSV_COLUMNS, AVA_MOST), np.full(len(ids), split)))
         if "MOS" in sheet.columns:
-            _check_means(sheet, parts[-1].scores)
+            scores = parts[-1].scores
+            wrong = abs(sheet.numbers("MOS") - scores) > 0.006  # means may be rounded to two decimals
+            if wrong.any():
+                raise sheet.error(wrong, "MOS", f"the mean of its votes, {scores[wrong][0]:.4g}")
         parts[-1].protocol = {split: path.name}
     return joined(parts)
-
-
-def _check_means(sheet: Sheet, scores: np.ndarray) -> None:
-    """Refuses means that are not those of the votes, (n,) `scores`."""
-    wrong = abs(sheet.numbers("MOS") - scores) > MEAN_TOLERANCE
-    if wrong.any():
-        raise sheet.error(wrong, "MOS", f"the mean of its votes, {scores[wrong][0]:.4g}")
 
 
 def _ava_table(ids: list[str], votes: np.ndarray, split: np.ndarray) -> Table:

@@ -13,7 +13,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from importlib.util import find_spec
 from itertools import islice
@@ -39,11 +39,13 @@ RAW_ENDINGS = (
     *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mrw", ".nef", ".nrw"),
     *(".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
 )
-
 HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+# What Pillow may take a file for, whatever its name. It knows more; for EPS it would start Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+if find_spec("PIL.AvifImagePlugin"):  # since Pillow 11.3
+    FORMATS += ("AVIF",)
 
 ORIENTATION_TAG = 0x0112
-
 TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -54,26 +56,15 @@ TRANSPOSES = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# What Pillow may take a file for, whatever its name. It knows more; for EPS it would start Ghostscript.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+# The header of a JPEG's scan: marker, length of the header, channels. Films and the like that phones put
+# behind a picture do not look like it.
+SCAN = re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e][\x01-\x04]")
+MOST_SCANS = 100  # real JPEGs have 1 to 10; a file of a megabyte can hold scans for an hour of work
 
-if find_spec("PIL.AvifImagePlugin"):  # since Pillow 11.3
-    FORMATS += ("AVIF",)
-
-PILLOW = re.compile(r"PIL\.")
-
-MOST_SCANS = (
-    100  # of a JPEG; real ones have 1 to 10. A file of a megabyte can hold scans for an hour of work.
-)
-
+MARGIN = 4  # a JPEG is decoded no smaller than this many times the wanted side
 ROWS = 256  # of a picture are converted at a time, where a conversion needs several times their memory
-
 LARGE = 50_000_000  # pixels; more are decoded by one thread at a time, so that memory stays bounded
-
 one_large = threading.Lock()
-
-# A JPEG is decoded no smaller than this many times the wanted side.
-MARGIN = 4
 
 
 def decode(
@@ -116,7 +107,10 @@ def decode(
             if image.format in ("JPEG", "MPO"):
                 _check_scans(Path(path))
             if not (exact or size is None):
-                _skip_detail(image, size)
+                # libjpeg leaves out what the resize would average away; other formats ignore it. The longer
+                # side for both: whether the picture is turned afterwards is not known yet.
+                side = MARGIN * (size if isinstance(size, int) else max(size))
+                image.draft(None, (side, side))
             with one_large if image.width * image.height > LARGE else nullcontext():
                 image.load()
                 picture = _rgb(_upright(image) if exif else image)
@@ -136,11 +130,6 @@ def _check_file(path: str | Path) -> None:
         raise _decode_error(path, "a pipe or device, not a file")  # opening it could wait for ever
 
 
-# A scan's header: marker, length of the header, channels. Films and more that phones put behind a picture do
-# not look like it.
-SCAN = re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e][\x01-\x04]")
-
-
 def _check_scans(path: Path) -> None:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if sum(1 for _ in islice(SCAN.finditer(content), MOST_SCANS + 1)) > MOST_SCANS:
@@ -152,81 +141,55 @@ def _silence_pillow() -> None:
 
     `warnings.catch_warnings` would not do: threads that leave it in turn can leave every warning off.
     """
-    kept = ("ignore", None, Warning, PILLOW, 0)
+    kept = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
     if kept not in warnings.filters:
-        warnings.filterwarnings("ignore", module=PILLOW.pattern)
-
-
-def _skip_detail(image: Image.Image, size: int | tuple[int, int]) -> None:
-    """Lets libjpeg leave out what the resize would average away; formats other than JPEG ignore it."""
-    # The longer side for both: whether the picture is turned afterwards is not known yet.
-    side = MARGIN * (size if isinstance(size, int) else max(size))
-    image.draft(None, (side, side))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        orientation = image.getexif().get(ORIENTATION_TAG)
-    except Exception:  # damaged EXIF in a picture that is otherwise fine
-        return image
-    return image.transpose(TRANSPOSES[orientation]) if orientation in TRANSPOSES else image
+        warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _exif(image: Image.Image) -> Image.Exif:
     try:
-        return image.getexif()
-    except Exception:  # damaged, as above
+        exif = image.getexif()
+        exif.get(ORIENTATION_TAG)
+    except Exception:  # damaged EXIF in a picture that is otherwise fine
         return Image.Exif()
+    return exif
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    orientation = _exif(image).get(ORIENTATION_TAG)
+    return image.transpose(TRANSPOSES[orientation]) if orientation in TRANSPOSES else image
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        return Image.fromarray(_eight_bits(image)).convert("RGB")
     if image.mode == "F":
         raise ValueError("floating-point pixels have no agreed range; convert it to 8 or 16 bits")
-    if image.has_transparency_data:
-        return _over_white(image)
-    return image.convert("RGB")
-
-
-def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """The picture from top to bottom in pieces of ROWS rows, each with the row that it begins at."""
-    for top in range(0, image.height, ROWS):
-        yield top, image.crop((0, top, image.width, min(top + ROWS, image.height)))
-
-
-def _eight_bits(image: Image.Image) -> np.ndarray:
-    """(H, W) uint8, 16-bit values over 257 to the nearest. PIL would clip them at 255, nearly all white."""
-    grey = np.empty((image.height, image.width), np.uint8)
-    for top, band in _bands(image):
-        values = np.asarray(band).astype(np.int64).clip(0, 65535)
-        grey[top : top + ROWS] = (values + 128) // 257
-    return grey
-
-
-def _over_white(image: Image.Image) -> Image.Image:
+    sixteen_bits = image.mode == "I" or image.mode.startswith("I;16")
+    if not (sixteen_bits or image.has_transparency_data):
+        return image.convert("RGB")
     whole = Image.new("RGB", image.size)
-    for top, band in _bands(image):
-        white = Image.new("RGBA", band.size, "white")
-        whole.paste(Image.alpha_composite(white, band.convert("RGBA")).convert("RGB"), (0, top))
+    for top in range(0, image.height, ROWS):
+        band = image.crop((0, top, image.width, min(top + ROWS, image.height)))
+        if sixteen_bits:
+            values = np.asarray(band).astype(np.int64).clip(0, 65535)
+            band = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        else:
+            band = Image.alpha_composite(Image.new("RGBA", band.size, "white"), band.convert("RGBA"))
+        whole.paste(band.convert("RGB"), (0, top))
     return whole
 
 
 def _resized(image: Image.Image, size: int | tuple[int, int] | None, crop: bool) -> np.ndarray:
     height, width = (size, size) if isinstance(size, int) else size or (image.height, image.width)
     if image.size != (width, height):
-        box = _middle(image.size, height, width) if crop else None
+        box = None
+        if crop:  # the largest part of the shape height x width, in the middle
+            scale = min(image.width / width, image.height / height)
+            left, upper = (image.width - scale * width) / 2, (image.height - scale * height) / 2
+            box = (left, upper, left + scale * width, upper + scale * height)
         image = image.resize((width, height), Image.Resampling.BILINEAR, box)
     return np.array(image)  # (H, W, 3), a copy: torch refuses to share PIL's read-only buffer
-
-
-def _middle(size: tuple[int, int], height: int, width: int) -> tuple[float, float, float, float]:
-    """(left, upper, right, lower) of the largest part of the shape height x width, in the middle."""
-    scale = min(size[0] / width, size[1] / height)
-    left, upper = (size[0] - scale * width) / 2, (size[1] - scale * height) / 2
-    return left, upper, left + scale * width, upper + scale * height
 
 
 def _decode_error(path: str | Path, reason: str) -> DecodeError:

@@ -43,12 +43,22 @@ def _emoset_classes(path: Path, read: Read) -> tuple[str, ...]:
 
 
 def _emoset_part(path: Path, split: str, classes: tuple[str, ...], read: Read) -> Table:
-    entries = _emoset_entries(path, read)
+    entries = read(read_json, path)
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"datasets: {path.name} should be a list of {EMOSET_ENTRY}.")
+
+    def entry_error(number: int, expected: str) -> ValueError:
+        """About one entry; they are counted from 1."""
+        text = json.dumps(entries[number - 1])[:200]
+        return ValueError(f"datasets: {path.name} entry {number} is {text}, expected {expected}.")
+
+    for number, entry in enumerate(entries, 1):
+        if not (isinstance(entry, list) and len(entry) in (3, 4) and {*map(type, entry)} == {str}):
+            raise entry_error(number, EMOSET_ENTRY)
     emotions = [emotion_name(entry[0]) for entry in entries]
     for number, emotion in enumerate(emotions, 1):
         if emotion not in classes:
-            known = ", ".join(classes)
-            raise _entry_error(path, number, entries[number - 1], f"a label of info.json ({known})")
+            raise entry_error(number, f"a label of info.json ({', '.join(classes)})")
     empty = [emotion for emotion in classes if emotion not in emotions]
     if split == "train" and empty:
         raise ValueError(
@@ -58,7 +68,12 @@ def _emoset_part(path: Path, split: str, classes: tuple[str, ...], read: Read) -
     ids = [encodable(entry[1] if len(entry) == 4 else Path(entry[1]).stem) for entry in entries]
     names = [entry[-2] for entry in entries]
     for values in (ids, names):
-        _refuse_repeats(path, entries, values)
+        repeated = pd.Series(values).duplicated()
+        if repeated.any():
+            second = int(repeated.argmax())
+            first = values.index(values[second]) + 1
+            expected = f"each picture once, but entry {first} has '{values[second]}' too"
+            raise entry_error(second + 1, expected)
     return Table(
         name="emoset",
         ids=ids,
@@ -69,30 +84,4 @@ def _emoset_part(path: Path, split: str, classes: tuple[str, ...], read: Read) -
         rating=NO_RATING,
         emotions=one_hot(emotions, classes),
         emotion_classes=classes,
-    )
-
-
-def _emoset_entries(path: Path, read: Read) -> list[list[str]]:
-    entries = read(read_json, path)
-    if not isinstance(entries, list) or not entries:
-        raise ValueError(f"datasets: {path.name} should be a list of {EMOSET_ENTRY}.")
-    for number, entry in enumerate(entries, 1):
-        if not (isinstance(entry, list) and len(entry) in (3, 4) and {*map(type, entry)} == {str}):
-            raise _entry_error(path, number, entry, EMOSET_ENTRY)
-    return entries
-
-
-def _refuse_repeats(path: Path, entries: list, values: list[str]) -> None:
-    repeated = pd.Series(values).duplicated().to_numpy()
-    if repeated.any():
-        second = int(np.argmax(repeated))
-        first = values.index(values[second]) + 1
-        expected = f"each picture once, but entry {first} has '{values[second]}' too"
-        raise _entry_error(path, second + 1, entries[second], expected)
-
-
-def _entry_error(path: Path, number: int, entry: object, expected: str) -> ValueError:
-    """About one entry of a list; they are counted from 1."""
-    return ValueError(
-        f"datasets: {path.name} entry {number} is {json.dumps(entry)[:200]}, expected {expected}."
     )

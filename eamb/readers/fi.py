@@ -33,10 +33,14 @@ def parse_fi(root: Path, splits: tuple[str, ...], options: DataOptions, read: Re
         )
     missing = [emotion for emotion in EMOTIONS if emotion not in classes]
     lacks = f"; it has no {' and no '.join(missing)}" if missing else ""
+    ids = [encodable(name) for name in names]  # as text: a byte that is not UTF-8 becomes \xff
+    if len(set(ids)) < len(ids):
+        twice = next(i for i, name in zip(ids, names, strict=True) if i != name and ids.count(i) > 1)
+        raise ValueError(f"datasets: {folder} has two files whose names are written '{twice}'; rename one.")
     where = encodable(folder.resolve().name)
     return Table(
         name="fi",
-        ids=_fi_ids(folder, names),
+        ids=ids,
         names=names,
         places=[folder],
         split=np.array(split, dtype="<U5"),
@@ -47,15 +51,6 @@ def parse_fi(root: Path, splits: tuple[str, ...], options: DataOptions, read: Re
         emotion_classes=classes,
         test_share=FI_TEST_SHARE,
     )
-
-
-def _fi_ids(folder: Path, names: list[str]) -> list[str]:
-    r"""The names as text, which can be hashed and written: a byte that is not UTF-8 becomes \xff."""
-    ids = [encodable(name) for name in names]
-    if len(set(ids)) < len(ids):
-        twice = next(i for i, name in zip(ids, names, strict=True) if i != name and ids.count(i) > 1)
-        raise ValueError(f"datasets: {folder} has two files whose names are written '{twice}'; rename one.")
-    return ids
 
 
 def _fi_folder(root: Path) -> Path:
@@ -134,22 +129,21 @@ def _fi_pictures(folder: Path, head: str) -> list[tuple[str, str]]:
 
 def _listed(folder: Path) -> tuple[list[str], list[Path]]:
     """Names of the files and the folders of a folder, sorted; what is hidden or not readable is left out."""
+    files, folders = [], []
     try:
         with os.scandir(folder) as entries:
-            visible = sorted((entry.name, _is_folder(entry)) for entry in entries if entry.name[0] != ".")
+            for entry in entries:
+                try:
+                    is_folder = entry.is_dir()
+                except (
+                    OSError
+                ):  # a link in a circle or into a closed folder: missed later, as what it is named
+                    is_folder = not _is_picture(entry.name)
+                if not entry.name.startswith("."):
+                    (folders if is_folder else files).append(entry.name)
     except OSError:
-        visible = []
-    files = [name for name, is_folder in visible if not is_folder]
-    return files, [folder / name for name, is_folder in visible if is_folder]
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    """By its name where a link leads in a circle or into a closed folder: it is missed later on, as a picture
-    or as all pictures of a class."""
-    try:
-        return entry.is_dir()
-    except OSError:
-        return not _is_picture(entry.name)
+        return [], []
+    return sorted(files), [folder / name for name in sorted(folders)]
 
 
 def _is_picture(name: str) -> bool:

@@ -49,39 +49,33 @@ def _iae_part(root: Path, split: str, read: Read) -> Table:
         )
     aesthetic, emotion = sheets
     ids = (aesthetic or emotion).ids("id", ending=".jpg")
+    scores, emotions = np.full(len(ids), np.nan), None
+    if aesthetic:
+        scores = aesthetic.numbers("label", 0, 10)
+        rated, low = ~np.isin(scores, (0, 1)), scores < 1
+        if rated.any() and low.any():  # labels and means in one list would be read as one of them
+            rare = rated if rated.sum() < low.sum() else low
+            raise aesthetic.error(rare, "label", "0 and 1 in the whole list, or means from 1 to 10")
+    if emotion:
+        listed = emotion.ids("id", ending=".jpg")
+        different = set(ids) ^ set(listed)
+        if different:
+            raise ValueError(
+                f"datasets: {emotion.path.name} and the aesthetic list of its split must name the same "
+                f"pictures; {len(different)} are in one of them only, first '{min(different)}'."
+            )
+        emotions = emotion.codes("label", IAE_CODES)[pd.Index(listed).get_indexer(ids)]
     return Table(
         name="iae",
         ids=ids,
         names=ids,
         split=np.full(len(ids), split),
         protocol={split: " and ".join(sheet.path.name for sheet in sheets if sheet)},
-        scores=_iae_scores(aesthetic) if aesthetic else np.full(len(ids), np.nan),
+        scores=scores,
         rating=IAE_LABELS,
-        emotions=_iae_emotions(emotion, ids) if emotion else None,
+        emotions=emotions,
         emotion_classes=IAE_EMOTIONS,
     )
-
-
-def _iae_scores(sheet: Sheet) -> np.ndarray:
-    """(n,) labels 0 and 1, or mean ratings from 1 to 10; a list of both would be read as one of them."""
-    scores = sheet.numbers("label", 0, 10)
-    rated, low = ~np.isin(scores, (0, 1)), scores < 1
-    if rated.any() and low.any():
-        rare = rated if rated.sum() < low.sum() else low
-        raise sheet.error(rare, "label", "0 and 1 in the whole list, or means from 1 to 10")
-    return scores
-
-
-def _iae_emotions(sheet: Sheet, ids: list[str]) -> np.ndarray:
-    """(n, 8) one-hot in the order of `ids`; the emotion list must name the same pictures."""
-    listed = sheet.ids("id", ending=".jpg")
-    different = set(ids) ^ set(listed)
-    if different:
-        raise ValueError(
-            f"datasets: {sheet.path.name} and the aesthetic list of its split must name the same pictures; "
-            f"{len(different)} are in one of them only, first '{min(different)}'."
-        )
-    return sheet.codes("label", IAE_CODES)[pd.Index(listed).get_indexer(ids)]
 
 
 def _use_ratings(table: Table, path: Path, read: Read) -> str:
@@ -101,8 +95,15 @@ def _use_ratings(table: Table, path: Path, read: Read) -> str:
 
 def _read_ratings(path: Path) -> np.ndarray:
     """(pictures, 10) ratings from the one table in the file that has 10 columns, or 11 with their total."""
+    import h5py
+
     try:
-        tables, shapes = _h5_tables(path)
+        with h5py.File(path) as file:
+            items = []
+            file.visititems(lambda name, item: items.append(item) if isinstance(item, h5py.Dataset) else None)
+            wide = [item for item in items if item.ndim == 2 and item.shape[1] in (10, 11)]
+            tables = [item[...] for item in wide if item.shape[0] <= H5_ROWS]
+            shapes = ", ".join(f"{item.name} {item.shape}" for item in items) or "nothing"
     except H5_ERRORS as error:
         raise ValueError(f"datasets: {path.name} cannot be read: {' '.join(str(error).split())}.") from error
     if len(tables) != 1:
@@ -110,29 +111,12 @@ def _read_ratings(path: Path) -> np.ndarray:
             f"datasets: {path.name} should hold one table of pictures x 10 ratings; found {shapes}."
         )
     ratings = tables[0][:, :10]
-    wrong = ~np.isin(ratings, IAE_BINS).all(1)
+    wrong, words = ~np.isin(ratings, IAE_BINS).all(1), "ratings are 1, 4, 7 or 10, got {0}"
+    if not wrong.any():
+        wrong = (tables[0][:, 10:] != ratings.sum(1, keepdims=True)).any(1)
+        words = "its total is {1[10]:g}, its ratings are {0}"
     if wrong.any():
-        first = int(np.argmax(wrong))
-        raise ValueError(
-            f"datasets: {path.name} row {first}: ratings are 1, 4, 7 or 10, got {ratings[first].tolist()}."
-        )
-    unequal = (tables[0][:, 10:] != ratings.sum(1, keepdims=True)).any(1)
-    if unequal.any():
-        first = int(np.argmax(unequal))
-        raise ValueError(
-            f"datasets: {path.name} row {first}: its total is {tables[0][first, 10]:g}, its ratings are "
-            f"{ratings[first].tolist()}."
-        )
+        row = int(np.argmax(wrong))
+        words = words.format(ratings[row].tolist(), tables[0][row])
+        raise ValueError(f"datasets: {path.name} row {row}: {words}.")
     return ratings
-
-
-def _h5_tables(path: Path) -> tuple[list[np.ndarray], str]:
-    """The tables of 10 or 11 columns, and in words the shapes of all that there are."""
-    import h5py
-
-    with h5py.File(path) as file:
-        items = []
-        file.visititems(lambda name, item: items.append(item) if isinstance(item, h5py.Dataset) else None)
-        wide = [item for item in items if item.ndim == 2 and item.shape[1] in (10, 11)]
-        tables = [item[...] for item in wide if item.shape[0] <= H5_ROWS]
-        return tables, ", ".join(f"{item.name} {item.shape}" for item in items) or "nothing"

@@ -35,7 +35,10 @@ class CsvColumns:
 
 
 def parse_csv(root: Path, splits: tuple[str, ...], options: DataOptions, read: Read) -> Table:
-    """A table of paths and ratings, or one per split; columns found by their usual names, or by options."""
+    """A table of paths and ratings, or one per split; columns found by their usual names, or by options.
+
+    The ends of the ratings are as given, else those of the bins, else the data's range rounded outwards.
+    """
     files = _csv_files(root, splits, options)
     sheets = {split: read(Sheet, path) for split, path in files.items()}
     columns = _find_columns([*sheets.values()], options)
@@ -44,7 +47,12 @@ def parse_csv(root: Path, splits: tuple[str, ...], options: DataOptions, read: R
     else:
         classes = _counted_classes(next(iter(sheets.values())), columns.emotions)
     table = joined([_csv_part(sheet, split, columns, classes) for split, sheet in sheets.items()])
-    low, high = _range(table, options)
+    scores = table.scores[~np.isnan(table.scores)]
+    low, high = (table.bins[0], table.bins[-1]) if table.bins else round_outwards(scores)
+    low = low if options.minimum is None else options.minimum
+    high = high if options.maximum is None else options.maximum
+    if not low < high:
+        raise ValueError(f"datasets: data.minimum must be below data.maximum, got {low:g} and {high:g}.")
     for sheet in sheets.values() if columns.score and not columns.counts else ():
         sheet.numbers(columns.score, low, high)
     target = "distribution" if columns.counts else "score"
@@ -105,44 +113,39 @@ def _find_column(sheet: Sheet, chosen: str, usual: Sequence[str], what: str, nee
 
 
 def _count_columns(sheet: Sheet, options: DataOptions) -> dict[str, float]:
-    """Column -> rating, in ascending order; as chosen, or columns like score1, score2, ..."""
-    if options.count_columns:
-        return _chosen_counts(options.count_columns)
-    if options.score_column:
-        return {}
-    families = defaultdict(dict)
-    for column in sheet.columns:
-        if match := COUNT_COLUMN.fullmatch(column):
-            families[match[1].lower()][column] = float(match[2])
-    families = {name: columns for name, columns in families.items() if len(columns) > 1}
-    if len(families) > 1:
-        raise ValueError(
-            f"datasets: {sheet.path.name} has columns numbered after {' and '.join(families)}; "
-            "say which are vote counts with data.count_columns=a,b,c (or data.score_column=NAME)."
-        )
-    columns = dict(sorted(next(iter(families.values()), {}).items(), key=lambda item: item[1]))
-    steps = np.diff(list(columns.values()))
-    if not np.allclose(steps, steps[:1]):
-        raise ValueError(
-            f"datasets: {sheet.path.name} has columns {', '.join(columns)}: is one missing between them? "
-            "If not, name them with data.count_columns=a,b,c."
-        )
-    return columns
-
-
-def _chosen_counts(text: str) -> dict[str, float]:
-    """From "a1,a2" or "low=1,high=5": column -> rating, in ascending order."""
+    """Column -> rating, in ascending order; as chosen ("a1,a2" or "low=1,high=5"), or score1, score2, ..."""
     columns = {}
-    for part in text.split(","):
-        column, _, rating = part.strip().partition("=")
-        rating = rating or (re.search(r"\d+(\.\d+)?$", column) or [""])[0]
-        columns[column] = as_number(rating)
-        if not np.isfinite(columns[column]):
-            raise ValueError(f"datasets: data.count_columns: '{part}' has no rating; write {column}=RATING.")
-    if len(columns) < 2 or len(set(columns.values())) < len(columns):
-        raise ValueError(
-            f"datasets: data.count_columns needs two columns or more, each of another rating; got {text}."
-        )
+    if options.count_columns:
+        for part in options.count_columns.split(","):
+            column, _, rating = part.strip().partition("=")
+            columns[column] = as_number(rating or re.search(r"(\d+(\.\d+)?)?$", column)[0])
+            if not np.isfinite(columns[column]):
+                raise ValueError(
+                    f"datasets: data.count_columns: '{part}' has no rating; write {column}=RATING."
+                )
+        if len(columns) < 2 or len(set(columns.values())) < len(columns):
+            raise ValueError(
+                "datasets: data.count_columns needs two columns or more, each of another rating; got "
+                f"{options.count_columns}."
+            )
+    elif not options.score_column:
+        families = defaultdict(dict)
+        for column in sheet.columns:
+            if match := COUNT_COLUMN.fullmatch(column):
+                families[match[1].lower()][column] = float(match[2])
+        families = {name: members for name, members in families.items() if len(members) > 1}
+        if len(families) > 1:
+            raise ValueError(
+                f"datasets: {sheet.path.name} has columns numbered after {' and '.join(families)}; "
+                "say which are vote counts with data.count_columns=a,b,c (or data.score_column=NAME)."
+            )
+        columns = next(iter(families.values()), {})
+        steps = np.diff(sorted(columns.values()))
+        if not np.allclose(steps, steps[:1]):
+            raise ValueError(
+                f"datasets: {sheet.path.name} has columns {', '.join(sorted(columns, key=columns.get))}: is "
+                "one missing between them? If not, name them with data.count_columns=a,b,c."
+            )
     return dict(sorted(columns.items(), key=lambda item: item[1]))
 
 
@@ -212,17 +215,6 @@ def _csv_part(sheet: Sheet, split: str, columns: CsvColumns, classes: tuple[str,
         emotions=emotions,
         emotion_classes=classes,
     )
-
-
-def _range(table: Table, options: DataOptions) -> tuple[float, float]:
-    """Ends of the ratings: as given, else those of the bins, else the data's range rounded outwards."""
-    scores = table.scores[~np.isnan(table.scores)]
-    low, high = (table.bins[0], table.bins[-1]) if table.bins else round_outwards(scores)
-    low = low if options.minimum is None else options.minimum
-    high = high if options.maximum is None else options.maximum
-    if not low < high:
-        raise ValueError(f"datasets: data.minimum must be below data.maximum, got {low:g} and {high:g}.")
-    return low, high
 
 
 def round_outwards(scores: np.ndarray) -> tuple[float, float]:

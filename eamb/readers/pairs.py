@@ -24,7 +24,7 @@ from eamb.readers.own_csv import native
 from eamb.readers.prepared import read_manifest
 from eamb.readers.rated import SPLITS, DataOptions, LeftOut, RatedSet, hash_fractions
 from eamb.readers.registry import DATASETS, PAIRED
-from eamb.readers.table import Folders, Read, Sheet, read_once
+from eamb.readers.table import Read, Sheet, find_files, read_once
 
 NO_SCORES = Scale("label", 0.0, 1.0, 0.5)  # nobody rated single photographs
 PAIR_COLUMNS = ("series", "first", "second", "preference")
@@ -98,21 +98,14 @@ def describe_pairs(rated: PairedSet) -> str:
 
 @dataclass
 class PairTable:
-    """The pairs of a list: series, the two photographs by name, and the preference, (m,) each.
+    """The pairs of a list: m rows of series, first and second (names of photographs) and preference.
 
     places: the folders that the names are relative to.
     """
 
-    series: list[str]
-    first: list[str]
-    second: list[str]
-    preference: np.ndarray
+    rows: pd.DataFrame
     protocol: str
     places: list[Path]
-
-    def take(self, rows: np.ndarray, protocol: str) -> PairTable:
-        columns = [[column[i] for i in rows] for column in (self.series, self.first, self.second)]
-        return PairTable(*columns, self.preference[rows], protocol, self.places)
 
 
 def load_pairs(
@@ -159,51 +152,41 @@ def look_up(name: str, split: str, table: PairTable) -> PairedSet:
         FileNotFoundError: no photograph exists, so the folder is wrong.
         ValueError: no pair is left; two names are of one file.
     """
-    both = list(zip(table.first, table.second, strict=True))
-    series_of = {p: series for pair, series in zip(both, table.series, strict=True) for p in pair}
-    folders = Folders(table.places)
-    paths = {photograph: folders.find(photograph) for photograph in series_of}
-    there = [photograph for photograph, path in paths.items() if path]
-    if paths and not there:
-        raise FileNotFoundError(
-            f"pairs: none of the {len(paths):,} photographs of {name} exists, e.g. '{next(iter(paths))}'; "
-            f"looked in {folders}. Is --data-root right?"
+    names = table.rows[["first", "second"]].to_numpy().ravel()
+    pairs, photographs = pd.factorize(names)  # (2m,) positions, (n,) each name once
+    pairs = pairs.reshape(-1, 2).astype(np.int64)
+    paths = find_files(photographs, table.places, f"photographs of {name}", area="pairs")
+    files = pd.Series(paths, photographs, dtype=object).dropna()
+    if files.duplicated().any():  # their pairs would be of one photograph, or there twice
+        path = files[files.duplicated()].iloc[0]
+        first, second = files.index[files == path][:2]
+        raise ValueError(
+            f"pairs: {name} {split} names the file {path} '{first}' and '{second}'; name each photograph in "
+            "one way"
         )
-    _check_files(name, split, {photograph: paths[photograph] for photograph in there})
-    place = {photograph: row for row, photograph in enumerate(there)}
-    pairs = np.array([[place.get(photograph, -1) for photograph in pair] for pair in both])
-    whole = (pairs.reshape(-1, 2) >= 0).all(axis=1)  # (m,)
+    whole = np.array([path is not None for path in paths])[pairs].all(axis=1)  # (m,)
     if not whole.any():
         raise ValueError(f"pairs: the {split} split of {name} has no pair whose two photographs exist")
-    used = set(pairs[whole].ravel().tolist())
-    left_out = [LeftOut(p, f"no picture file {p}") for p, path in paths.items() if not path]
-    left_out += [LeftOut(p, "no pair is left that it is in") for p in there if place[p] not in used]
+    used = np.unique(pairs[whole])
+    left_out = [LeftOut(p, f"no picture file {p}") for p in photographs if p not in files]
+    unused = set(files.index) - set(photographs[used])
+    left_out += [LeftOut(p, "no pair is left that it is in") for p in files.index if p in unused]
     lost = f", {int((~whole).sum())} of its pairs lost with missing photographs" if not whole.all() else ""
-    photographs = PairedSet(
+    series_of = dict(zip(names, np.repeat(table.rows["series"], 2), strict=True))
+    rated = PairedSet(
         name=name,
         split=split,
         protocol=table.protocol + lost,
-        ids=there,
-        paths=[paths[photograph] for photograph in there],
-        scores=np.full(len(there), np.nan),
+        ids=list(photographs),
+        paths=paths,
+        scores=np.full(len(paths), np.nan),
         scale=NO_SCORES,
         left_out=left_out,
-        series=np.array([series_of[photograph] for photograph in there]),
+        series=np.array([series_of[photograph] for photograph in photographs]),
         pairs=pairs[whole],
-        preference=table.preference[whole],
+        preference=table.rows["preference"].to_numpy()[whole],
     )
-    return photographs.take(sorted(used))
-
-
-def _check_files(name: str, split: str, paths: dict[str, str]) -> None:
-    """Refuses two names of one file: their pairs would be of one photograph, or there twice."""
-    names: dict[str, str] = {}
-    for photograph, path in paths.items():
-        if names.setdefault(path, photograph) != photograph:
-            raise ValueError(
-                f"pairs: {name} {split} names the file {path} '{names[path]}' and '{photograph}'; name each "
-                "photograph in one way"
-            )
+    return rated.take(used)
 
 
 def read_phototriage(
@@ -212,32 +195,25 @@ def read_phototriage(
     """The published training list, of which whole series are held out by hash for "val"; the published
     validation list is "test", for the set's own test labels were never public."""
     tables = {}
-    if "test" in splits:
-        tables["test"] = _read_list(root, "test", read)
-    if {"train", "val"} & set(splits):
-        parts = divide(_read_list(root, "train", read), options.validation)
-        tables |= {split: parts[split] for split in splits if split != "test"}
-    return tables
-
-
-def _read_list(root: Path, split: str, read: Read) -> PairTable:
-    name = PHOTO_TRIAGE_LISTS[split]
-    paths = [path for folder in ("", "train_val") if (path := root / folder / name).is_file()]
-    if not paths:
-        raise FileNotFoundError(f"pairs: there is no {name} in {root} or {root / 'train_val'}")
-    sheet = read(Sheet, paths[0], PHOTO_TRIAGE_COLUMNS)
-    series, first, second = (_whole_numbers(sheet, column) for column in PAIR_COLUMNS[:3])
-    first = [f"{s:06d}-{photograph:02d}.JPG" for s, photograph in zip(series, first, strict=True)]
-    second = [f"{s:06d}-{photograph:02d}.JPG" for s, photograph in zip(series, second, strict=True)]
-    places = [root / folder for folder in PHOTO_TRIAGE_FOLDERS]
-    return _pair_table(sheet, [str(s) for s in series], first, second, f"the published {name}", places)
-
-
-def _whole_numbers(sheet: Sheet, column: str) -> list[int]:
-    values = sheet.numbers(column, 0, 999_999)
-    if (values % 1 != 0).any():
-        raise sheet.error(values % 1 != 0, column, "a whole number")
-    return values.astype(int).tolist()
+    for split in ("test", "train"):
+        if not (split in splits or (split == "train" and "val" in splits)):
+            continue
+        listed = PHOTO_TRIAGE_LISTS[split]
+        paths = [path for folder in ("", "train_val") if (path := root / folder / listed).is_file()]
+        if not paths:
+            raise FileNotFoundError(f"pairs: there is no {listed} in {root} or {root / 'train_val'}")
+        sheet, columns = read(Sheet, paths[0], PHOTO_TRIAGE_COLUMNS), {}
+        for column in PAIR_COLUMNS[:3]:
+            values = sheet.numbers(column, 0, 999_999)
+            if (values % 1 != 0).any():
+                raise sheet.error(values % 1 != 0, column, "a whole number")
+            columns[column] = values.astype(int).tolist()
+        series, *both = columns.values()
+        both = [[f"{s:06d}-{p:02d}.JPG" for s, p in zip(series, column, strict=True)] for column in both]
+        places = [root / folder for folder in PHOTO_TRIAGE_FOLDERS]
+        table = _pair_table(sheet, [str(s) for s in series], *both, f"the published {listed}", places)
+        tables |= {split: table} if split == "test" else divide(table, options.validation)
+    return {split: table for split, table in tables.items() if split in splits}
 
 
 def read_pairs_csv(
@@ -266,22 +242,22 @@ def _pair_table(
 ) -> PairTable:
     """The table of these columns, if no pair is of one photograph or there twice, and no photograph is in two
     series."""
-    same = np.array([a == b for a, b in zip(first, second, strict=True)])
+    rows = pd.DataFrame({"series": series, "first": first, "second": second})
+    same = rows["first"] == rows["second"]
     if same.any():
         raise sheet.error(same, "second", "another photograph than the first of its pair")
-    names = pd.Series([f"{s}\n" + "\n".join(sorted(p)) for s, *p in zip(series, first, second, strict=True)])
-    if names.duplicated().any():
-        raise sheet.error(
-            names.duplicated().to_numpy(),
-            "first",
-            "each pair of photographs once; let one row have the share of all votes",
-        )
+    sides = [rows[["first", "second"]].min(axis=1), rows[["first", "second"]].max(axis=1), rows["series"]]
+    twice = pd.concat(sides, axis=1).duplicated()
+    if twice.any():
+        expected = "each pair of photographs once; let one row have the share of all votes"
+        raise sheet.error(twice, "first", expected)
     series_of: dict[str, str] = {}
-    for column, photographs in (("first", first), ("second", second)):
-        other = [series_of.setdefault(p, s) != s for p, s in zip(photographs, series, strict=True)]
-        if any(other):
-            raise sheet.error(np.array(other), column, "a photograph that is in one series only")
-    return PairTable(series, first, second, sheet.numbers("preference", 0.0, 1.0), protocol, places)
+    for column in ("first", "second"):
+        pairs = zip(rows[column], rows["series"], strict=True)
+        other = np.array([series_of.setdefault(photograph, name) != name for photograph, name in pairs])
+        if other.any():
+            raise sheet.error(other, column, "a photograph that is in one series only")
+    return PairTable(rows.assign(preference=sheet.numbers("preference", 0.0, 1.0)), protocol, places)
 
 
 def divide(table: PairTable, validation: float) -> dict[str, PairTable]:
@@ -290,18 +266,16 @@ def divide(table: PairTable, validation: float) -> dict[str, PairTable]:
     Raises:
         ValueError: a part would be empty.
     """
-    names = sorted(set(table.series))
-    held_out = dict(zip(names, hash_fractions(names) < validation, strict=True))
-    in_val = np.array([held_out[series] for series in table.series])  # (m,)
+    in_val = hash_fractions(table.rows["series"]) < validation  # (m,)
     parts = {}
-    for split, share, rows in (("val", validation, in_val), ("train", 1.0 - validation, ~in_val)):
+    for split, share, rows in (("train", 1.0 - validation, ~in_val), ("val", validation, in_val)):
         if not rows.any():
             raise ValueError(
-                f"pairs: {len(names)} series are too few to hold some out for {split} by hash; raise "
-                "data.validation, or give a set of your own a val.csv"
+                f"pairs: {table.rows['series'].nunique()} series are too few to hold some out for {split} by "
+                "hash; raise data.validation, or give a set of your own a val.csv"
             )
         words = f"{table.protocol}, {share:.0%} of its series by hash"
-        parts[split] = table.take(np.flatnonzero(rows), words)
+        parts[split] = replace(table, rows=table.rows[rows], protocol=words)
     return parts
 
 

@@ -22,7 +22,16 @@ def parse_para(root: Path, splits: tuple[str, ...], options: DataOptions, read: 
     sheets = {split: read(Sheet, root / "annotation" / PARA_FILES[split]) for split in needed}
     table = joined([_para_part(sheet, split) for split, sheet in sheets.items()])
     table.places = [root / "imgs"]
-    table.twins = _para_twins(root / "annotation" / "identical_images.txt", table.ids, read)
+    listed = root / "annotation" / "identical_images.txt"
+    if listed.is_file():  # lines of two or more image names, of one picture
+        by_name = {i.rpartition("/")[2]: i for i in table.ids}
+        groups = [line.split() for line in read(read_text, listed).splitlines()]
+        single = [row for row, group in enumerate(groups, 1) if len(group) == 1]
+        if single:
+            raise ValueError(
+                f"datasets: {listed.name} row {single[0]} has one name, expected two or more, of one picture."
+            )
+        table.twins = [[by_name[name] for name in group if name in by_name] for group in groups]
     return table
 
 
@@ -46,17 +55,3 @@ def _para_part(sheet: Sheet, split: str) -> Table:
         emotions=sheet.counts_if_there([f"imgEmotion_{emotion}" for emotion in PARA_EMOTIONS], PARA_MOST),
         emotion_classes=PARA_EMOTIONS,
     )
-
-
-def _para_twins(path: Path, ids: list[str], read: Read) -> list[list[str]] | None:
-    """Groups of ids of one picture, from lines of two or more image names; None without the file."""
-    if not path.is_file():
-        return None
-    by_name = {i.rpartition("/")[2]: i for i in ids}
-    groups = [line.split() for line in read(read_text, path).splitlines()]
-    for row, group in enumerate(groups, 1):
-        if len(group) == 1:
-            raise ValueError(
-                f"datasets: {path.name} row {row} has one name, expected two or more, of one picture."
-            )
-    return [[by_name[name] for name in group if name in by_name] for group in groups]

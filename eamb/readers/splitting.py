@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,57 +23,46 @@ SAME_SIZE_LIMIT = 10_000
 
 def split_by_hash(table: Table, paths: list[str], splits: Sequence[str], options: DataOptions) -> None:
     """Gives rows a split, in place: all rows of a set without one, else a validation part of training."""
+    folds = 0 if table.has_own_split else options.folds
     if not table.has_own_split:
-        test = 1 / options.folds if options.folds else table.test_share
-        pool, shares = "", {"test": test, "val": options.validation}
+        pool, shares = "", {"test": table.test_share, "val": options.validation}
     elif {"train", "val"} & set(splits) and not (table.split == "val").any():
         pool, shares = "train", {"val": options.validation}
     else:
         return
     rows = np.flatnonzero(table.split == pool)
     ids = [table.ids[i] for i in rows]
-    searched = options.twins and (table.twins is not None or len(rows) <= TWIN_LIMIT)
-    # Every picture is tested in one of the folds, so all twins matter.
-    share = 1.0 if options.folds else sum(shares.values())
-    twins = find_twins(table, [paths[i] for i in rows], ids, _candidates(ids, share)) if searched else []
-    how = "by hash of the id" + ("" if searched else ", identical pictures not looked for")
-    table.split = table.split.astype("<U5")
-    if options.folds:
-        _describe_fold(table, options, how)
-        table.split[rows] = fold_split(ids, _main_emotions(table)[rows], options, twins)
+    twins, how = [], "by hash of the id"
+    if options.twins and (table.twins is not None or len(rows) <= TWIN_LIMIT):
+        fractions = hash_fractions(ids)
+        # Every picture is tested in one of the folds, so all twins matter.
+        suspects = fractions < (1.0 if folds else sum(shares.values()))
+        suspects[np.argsort(fractions)[:100]] = True  # in a small set a split may take those that come next
+        twins = find_twins(table, [paths[i] for i in rows], ids, suspects)
     else:
-        _describe_split(table, shares, how)
+        how += ", identical pictures not looked for"
+    table.split = table.split.astype("<U5")
+    source = table.protocol["train"]
+    percent = {split: f"{100 * share:g} %" for split, share in shares.items()}
+    if folds:
+        shares["test"] = 1 / folds
+        main = np.zeros(len(ids), int)
+        if table.emotions is not None:
+            main, how = np.nan_to_num(table.emotions[rows]).argmax(1), f"by emotion and {how}"
+        fold = f"fold {options.fold + 1} of {folds}"
+        table.split[rows] = fold_split(ids, main, options, twins)
+        table.protocol = {
+            "train": f"{source} without {fold} and {percent['val']} of the rest, {how}",
+            "val": f"{percent['val']} of {source} without {fold}, {how}",
+            "test": f"{fold} of {source}, {how}",
+        }
+    else:
         table.split[rows] = hash_split(ids, shares, twins)
+        table.protocol |= {split: f"{percent[split]} of {source}, {how}" for split in shares}
+        table.protocol["train"] = f"{source} without {' and '.join(percent.values())}, {how}"
     for row in table.left_out.pop(pool, []):
         side = str(_sides(hash_fractions([row.id]), shares)[0])
         table.left_out.setdefault(side, []).append(row)
-
-
-def _describe_split(table: Table, shares: dict[str, float], how: str) -> None:
-    """Puts into the protocol which share of which files each split is."""
-    percent = {split: f"{100 * share:g} %" for split, share in shares.items()}
-    source = table.protocol["train"]
-    for split in shares:
-        table.protocol[split] = f"{percent[split]} of {source}, {how}"
-    table.protocol["train"] = f"{source} without {' and '.join(percent.values())}, {how}"
-
-
-def _describe_fold(table: Table, options: DataOptions, how: str) -> None:
-    how = f"by emotion and {how}" if table.emotions is not None else how
-    fold, source = f"fold {options.fold + 1} of {options.folds}", table.protocol["train"]
-    percent = f"{100 * options.validation:g} %"
-    table.protocol = {
-        "train": f"{source} without {fold} and {percent} of the rest, {how}",
-        "val": f"{percent} of {source} without {fold}, {how}",
-        "test": f"{fold} of {source}, {how}",
-    }
-
-
-def _main_emotions(table: Table) -> np.ndarray:
-    """(n,) position of the emotion with most votes; 0 where there is none."""
-    if table.emotions is None:
-        return np.zeros(len(table.ids), dtype=int)
-    return np.nan_to_num(table.emotions).argmax(1)
 
 
 def hash_split(
@@ -135,32 +125,16 @@ def _sides(fractions: np.ndarray, shares: dict[str, float]) -> np.ndarray:
     return np.array([*shares, "train"])[np.searchsorted(edges, fractions, side="right")]
 
 
-def _candidates(ids: Sequence[str], share: float) -> np.ndarray:
-    """(n,) bool, the pictures that may be held out where `share` of all are."""
-    fractions = hash_fractions(ids)
-    chosen = fractions < share
-    chosen[np.argsort(fractions)[:100]] = True  # in a small set a split may take those that come next
-    return chosen
-
-
 def find_twins(table: Table, paths: list[str], ids: list[str], suspects: np.ndarray) -> list[list[int]]:
     """Groups of positions in `ids` of the same picture; by content only those with a suspect, (n,) bool."""
-    if table.twins is None and table.copies:
-        return _same_sources(table, ids, suspects)
-    if table.twins is None:
-        return identical_files(paths, suspects)
-    position = {name: i for i, name in enumerate(ids)}
-    groups = [[position[name] for name in group if name in position] for group in table.twins]
-    return [group for group in groups if len(group) > 1]
-
-
-def _same_sources(table: Table, ids: list[str], suspects: np.ndarray) -> list[list[int]]:
-    """As `identical_files`, of what the copies were made of: unequal pictures may have equal copies."""
-    source = dict(zip(table.ids, table.sources, strict=True))
-    groups = defaultdict(list)
-    for i, name in enumerate(ids):
-        groups[source[name]].append(i)
-    return [group for group in groups.values() if len(group) > 1 and suspects[group].any()]
+    if table.twins is not None:
+        position = {name: i for i, name in enumerate(ids)}
+        groups = [[position[name] for name in group if name in position] for group in table.twins]
+        return [group for group in groups if len(group) > 1]
+    if table.copies:  # by what they were made of: unequal pictures may have equal copies
+        source = dict(zip(table.ids, table.sources, strict=True))
+        return _groups(range(len(ids)), lambda i: source[ids[i]], suspects)
+    return identical_files(paths, suspects)
 
 
 def identical_files(paths: Sequence[str], suspects: np.ndarray) -> list[list[int]]:
@@ -169,27 +143,24 @@ def identical_files(paths: Sequence[str], suspects: np.ndarray) -> list[list[int
     Sizes are compared first, then 4 KiB from the middle, then the whole; each only of files that were equal
     to a suspect until then. A file that cannot be read has no twin.
     """
-
-    def parts(group: list[int], key: Callable[[str], object]) -> list[list[int]]:
-        by_key = defaultdict(list)
-        for i in group:
-            by_key[_key_or_path(key, paths[i])].append(i)
-        return [part for part in by_key.values() if len(part) > 1 and suspects[part].any()]
-
-    same_size = parts(list(range(len(paths))), _size_or_path)
-    same_size = [group for group in same_size if len(group) <= SAME_SIZE_LIMIT]
-    same_middle = [part for group in same_size for part in parts(group, _middle)]
-    return [part for group in same_middle for part in parts(group, _digest)]
+    groups = [range(len(paths))]
+    for key in (_size, _middle, _digest):
+        parts = [_groups(group, lambda i, key=key: key(paths[i]), suspects) for group in groups]
+        groups = [part for several in parts for part in several]
+        groups = [group for group in groups if len(group) <= SAME_SIZE_LIMIT]
+    return groups
 
 
-def _key_or_path(key: Callable[[str], object], path: str) -> object:
-    try:
-        return key(path)
-    except OSError:
-        return path
+def _groups(positions: Iterable[int], key: Callable[[int], object], suspects: np.ndarray) -> list[list[int]]:
+    """The positions with the same key, where there are several and a suspect among them."""
+    by_key = defaultdict(list)
+    for i in positions:
+        with suppress(OSError):
+            by_key[key(i)].append(i)
+    return [group for group in by_key.values() if len(group) > 1 and suspects[group].any()]
 
 
-def _size_or_path(path: str) -> int | str:
+def _size(path: str) -> int | str:
     return os.stat(path).st_size or path  # noqa: PTH116 - empty files are broken, not twins
 
 

@@ -95,12 +95,8 @@ class Table:
         )
 
 
-# ---------------------------------------------------------------------------------------------------
-# Files
-
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 LARGEST = 1e15  # what nobody rates or predicts; squares and sums of such numbers are still finite
-MEAN_TOLERANCE = 0.006  # of means that were rounded to two decimals
 
 Read = Callable  # what `read_once` returns
 
@@ -155,57 +151,65 @@ def as_number(text: str) -> float:
     return float(text) if NUMBER.fullmatch(text) else np.nan
 
 
+def read_records(path: Path, separated: bool) -> list[tuple[int, list[str]]]:
+    """(row, cells) of each record that is not blank; a cell in quotes may go over several rows.
+
+    Args:
+        separated: by comma, semicolon or tab, whichever the first line has most of; else by blanks.
+
+    Raises:
+        ValueError, FileNotFoundError: as `Sheet`.
+    """
+    if not separated:
+        lines = enumerate(io.StringIO(read_text(path), newline=None), 1)
+        return [(row, words) for row, line in lines if (words := line.split())]
+    lines = io.StringIO(read_text(path), newline="")
+    header = next((line for line in lines if line.strip()), "")
+    lines.seek(0)
+    reader = csv.reader(lines, delimiter=max(",;\t", key=header.count), strict=True)
+    records, row = [], 1
+    try:
+        for cells in reader:
+            if "".join(cells).strip():
+                records.append((row, cells))
+            row = reader.line_num + 1
+    except csv.Error as error:
+        raise _unreadable(path, f"row {row}: {error}") from error
+    return records
+
+
 class Sheet:
     """One table file as columns of text, checked as they are read. Rows are numbered as an editor shows them.
 
-    Its cells are divided by comma, semicolon or tab, whichever the header line has most of. Every row must
-    have as many cells as the header: what a lost or doubled cell would shift is never guessed. That is why
-    csv.reader reads it: pandas fills up short rows and ignores misplaced quotes.
+    Every row must have as many cells as the header: what a lost or doubled cell would shift is never guessed.
+    That is why csv.reader reads it: pandas fills up short rows and ignores misplaced quotes.
 
     Args:
         names: of the columns of a file without header, whose cells are divided by blanks.
-        rows: whether there must be any.
 
     Raises:
-        ValueError, FileNotFoundError: no such file; no table in UTF-8, with the row that is not.
+        ValueError, FileNotFoundError: no such file; no table in UTF-8, with the row that is not; no rows.
     """
 
-    def __init__(self, path: Path, names: Sequence[str] = (), rows: bool = True):
+    def __init__(self, path: Path, names: Sequence[str] = ()):
         self.path = path
-        records = split_at_blanks(read_text(path)) if names else self._records(read_text(path))
+        records = read_records(path, separated=not names)
         if not (names or records):
             raise _unreadable(path, "it is empty")
         self.columns = [*names] or [name.strip() for name in records.pop(0)[1]]
-        named = [name for name in self.columns if name]
-        if len(set(named)) < len(named):
-            twice = next(name for name in named if named.count(name) > 1)
-            raise _unreadable(path, f"its header has '{twice}' twice")
+        twice = [name for name in self.columns if name and self.columns.count(name) > 1]
+        if twice:
+            raise _unreadable(path, f"its header has '{twice[0]}' twice")
+        header = None if names else self.columns
         for row, cells in records:
             if len(cells) != len(self.columns):
                 raise _unreadable(path, f"row {row} has {len(cells)} cells, expected {len(self.columns)}")
-            if not names and [cell.strip() for cell in cells] == self.columns:
+            if header and cells[0].strip() == header[0] and [cell.strip() for cell in cells] == header:
                 raise _unreadable(path, f"row {row} is the header again")
-        if rows and not records:
+        if not records:
             raise ValueError(f"datasets: {path.name} has no rows.")
         self.rows = [row for row, _ in records]
-        columns = zip(*(cells for _, cells in records), strict=True) if records else [()] * len(self.columns)
-        self.cells = dict(zip(self.columns, columns, strict=True))
-
-    def _records(self, text: str) -> list[tuple[int, list[str]]]:
-        """(row, cells) of each record that is not blank; a cell in quotes may go over several rows."""
-        lines = io.StringIO(text, newline="")
-        header = next((line for line in lines if line.strip()), "")
-        lines.seek(0)
-        reader = csv.reader(lines, delimiter=max(",;\t", key=header.count), strict=True)
-        records, row = [], 1
-        try:
-            for cells in reader:
-                if any(cell.strip() for cell in cells):
-                    records.append((row, cells))
-                row = reader.line_num + 1
-        except csv.Error as error:
-            raise _unreadable(self.path, f"row {row}: {error}") from error
-        return records
+        self.cells = dict(zip(self.columns, zip(*(cells for _, cells in records), strict=True), strict=True))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -232,7 +236,7 @@ class Sheet:
     def numbers(self, column: str, minimum: float = -LARGEST, maximum: float = LARGEST) -> np.ndarray:
         """(n,) float64, each finite and in [minimum, maximum]."""
         value_of = {cell: as_number(cell) for cell in set(self.cells[column])}
-        values = np.array([value_of[cell] for cell in self.cells[column]])
+        values = np.fromiter(map(value_of.__getitem__, self.cells[column]), np.float64)
         if not np.isfinite(values).all():
             raise self.error(~np.isfinite(values), column, "a number")
         outside = (values < minimum) | (values > maximum)
@@ -290,12 +294,6 @@ class Sheet:
         return np.eye(len(names))[positions]
 
 
-def split_at_blanks(text: str) -> list[tuple[int, list[str]]]:
-    """(row, words) of each line that is not blank."""
-    lines = enumerate(io.StringIO(text, newline=None), 1)
-    return [(row, words) for row, line in lines if (words := line.split())]
-
-
 def split_files(folder: Path, splits: Sequence[str], ending: str = ".csv") -> dict[str, Path]:
     """split -> its file; without a val.csv the training csv also serves validation."""
     wanted = set(splits)
@@ -306,10 +304,6 @@ def split_files(folder: Path, splits: Sequence[str], ending: str = ".csv") -> di
         if not path.is_file():
             raise FileNotFoundError(f"datasets: the {split} split is asked for and {path} does not exist.")
     return files
-
-
-# ---------------------------------------------------------------------------------------------------
-# Rows
 
 
 def one_hot(names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
@@ -324,79 +318,84 @@ def means(votes: np.ndarray, bins: Sequence[float]) -> np.ndarray:
 
 def joined(parts: list[Table]) -> Table:
     """The tables of several files as one; a picture may be in only one of them."""
-    ids = [i for part in parts for i in part.ids]
-    lengths = [len(part.ids) for part in parts]
-    if len(set(ids)) < len(ids):
-        twice = pd.Series(ids)[pd.Series(ids).duplicated()]
+    ids = pd.Series([i for part in parts for i in part.ids])
+    twice = ids[ids.duplicated()]
+    if len(twice):
         files = " and ".join(words for part in parts for words in part.protocol.values())
         raise ValueError(
             f"datasets: {len(twice)} pictures are in more than one of {files}, first '{twice.iloc[0]}'."
         )
+    counts = {}
+    for name in ("votes", "emotions"):
+        columns = [getattr(part, name) for part in parts]
+        width = next((votes.shape[1] for votes in columns if votes is not None), 0)
+        filled = [
+            np.full((len(part.ids), width), np.nan) if votes is None else votes
+            for part, votes in zip(parts, columns, strict=True)
+        ]
+        counts[name] = np.concatenate(filled) if width else None
     return replace(
         parts[0],
-        ids=ids,
+        ids=ids.tolist(),
         names=[name for part in parts for name in part.names],
         split=np.concatenate([part.split for part in parts]),
         protocol={split: words for part in parts for split, words in part.protocol.items()},
         scores=np.concatenate([part.scores for part in parts]),
-        votes=_stacked([part.votes for part in parts], lengths),
-        emotions=_stacked([part.emotions for part in parts], lengths),
+        **counts,
     )
 
 
-def _stacked(parts: list[np.ndarray | None], lengths: list[int]) -> np.ndarray | None:
-    """Counts of several files as one array, NaN where a file has none."""
-    width = max((part.shape[1] for part in parts if part is not None), default=0)
-    filled = [np.full((n, width), np.nan) if p is None else p for p, n in zip(parts, lengths, strict=True)]
-    return np.concatenate(filled) if width else None
+def find_files(
+    names: Sequence[str], places: Sequence[Path], what: str, area: str = "datasets"
+) -> list[str | None]:
+    """The path of each file, by its name below one of `places`, as written or with a picture ending added.
 
+    Each folder is listed once, and nothing is asked about single files.
 
-# ---------------------------------------------------------------------------------------------------
-# Pictures
+    Args:
+        what: the files are, as "pictures of ava". area: the first word of an error.
 
+    Raises:
+        FileNotFoundError: not one of them exists, so the folder is wrong.
+    """
+    listed: dict[str, list[tuple[str, set[str]]]] = {}  # "folder/" of a name -> folders and the files in them
+    endings = ("", *ANY_CASE_ENDINGS)
 
-class Folders:
-    """Finds files below `places`, in order; lists each folder once, asks nothing about single files."""
-
-    def __init__(self, places: Sequence[Path]):
-        self.places = dict.fromkeys(str(place) for place in places)
-        # "folder/" of a name -> the folders where it may be, with the files in them
-        self.listed: dict[str, list[tuple[str, frozenset[str]]]] = {}
-
-    def find(self, name: str) -> str | None:
-        """The path of a file, by its name as written or with a picture ending added."""
+    def find(name: str) -> str | None:
         file = name.rpartition("/")[2]
         head = name.removesuffix(file)  # "" or "folder/" or "/absolute/folder/"
-        if head not in self.listed:
-            folders = dict.fromkeys(os.path.join(place, head, "") for place in self.places)  # noqa: PTH118
-            self.listed[head] = [(folder, file_names(folder)) for folder in folders]
-        for folder, names in self.listed[head]:
-            if file in names:
-                return folder + file
-            for ending in ANY_CASE_ENDINGS if names else ():
-                if file + ending in names:
+        if head not in listed:
+            folders = dict.fromkeys(os.path.join(place, head, "") for place in places)  # noqa: PTH118
+            listed[head] = [(folder, file_names(folder)) for folder in folders]
+        for folder, files in listed[head]:
+            for ending in endings if files else ():
+                if file + ending in files:
                     return folder + file + ending
         return None
 
-    def __str__(self) -> str:
-        return " and ".join(self.places)
+    paths = [find(name) for name in names]
+    if paths and not any(paths):
+        raise FileNotFoundError(
+            f"{area}: none of the {len(paths):,} {what} exists, e.g. '{names[0]}'; "
+            f"looked in {' and '.join(dict.fromkeys(map(str, places)))}. Is --data-root right?"
+        )
+    return paths
 
 
-def file_names(folder: str) -> frozenset[str]:
-    """Of the files in a folder; none if there is no such folder."""
+def file_names(folder: str) -> set[str]:
+    """Of the files in a folder, none if there is no such folder; links that lead nowhere are missing."""
+    names = set()
     try:
         with os.scandir(folder) as entries:
-            return frozenset(entry.name for entry in entries if _is_file(entry))
+            for entry in entries:
+                try:
+                    if entry.is_file():
+                        names.add(entry.name)
+                except OSError:
+                    continue
     except (OSError, ValueError):  # the latter of a name that no file can have
-        return frozenset()
-
-
-def _is_file(entry: os.DirEntry) -> bool:
-    """Asks the disk for links only; one to nothing, in a circle or into a closed folder counts as missing."""
-    try:
-        return entry.is_file()
-    except OSError:
-        return False
+        return set()
+    return names
 
 
 def look_up(table: Table) -> tuple[Table, list[str]]:
@@ -405,17 +404,10 @@ def look_up(table: Table) -> tuple[Table, list[str]]:
     Raises:
         FileNotFoundError: not one of the pictures exists, so the folder is wrong.
     """
-    folders = Folders(table.places)
-    paths = [folders.find(name) for name in table.names]
-    missing = [i for i, path in enumerate(paths) if path is None]
-    if len(missing) == len(paths):
-        raise FileNotFoundError(
-            f"datasets: none of the {len(paths):,} pictures of {table.name} exists, e.g. '{table.names[0]}'; "
-            f"looked in {folders}. Is --data-root right?"
-        )
+    paths = find_files(table.names, table.places, f"pictures of {table.name}")
     kept = table.take(np.flatnonzero([path is not None for path in paths]))
     kept.left_out = {split: list(rows) for split, rows in table.left_out.items()}
-    for i in missing:
+    for i in np.flatnonzero([path is None for path in paths]):
         row = LeftOut(table.ids[i], f"no picture file {table.names[i]}")
         kept.left_out.setdefault(str(table.split[i]), []).append(row)
     return kept, [path for path in paths if path is not None]
