@@ -88,7 +88,7 @@ def export(options: argparse.Namespace) -> int:
     check_options(options)
     weights = checkpoint.load_weights(options.checkpoint)
     whole = Whole(weights.build(), weights.description["architecture"]["backbone"]).eval()
-    size, exif = weights.pictures
+    size, exif = weights.size_and_exif
     pictures = read_pictures(options.check, size, exif) if options.check else embedded_pictures(size)
     pack, precision = onnx_packer(trace(whole, pictures)), "fp32"
     if options.int8:

@@ -179,7 +179,7 @@ def read_set(options: argparse.Namespace, weights: Weights) -> tuple[str, RatedS
         splits = load_dataset(options.dataset, options.data_root, (options.split,), data_options)
         rated = splits[options.split]
         for copies in rated.copies:
-            check_copies(copies, *weights.pictures)
+            check_copies(copies, *weights.size_and_exif)
         name = f"{rated.name.upper()} {rated.split}"
         print(describe(rated), file=sys.stderr)
     sample = first_by_hash(rated, options.limit or len(rated))

@@ -749,5 +749,5 @@ def test_a_file_that_is_neither_ours_nor_official_is_no_emotion_checkpoint(lite_
 )
 def test_weights_that_do_not_say_for_which_pictures_are_refused_in_a_sentence(about):
     with pytest.raises(ValueError, match='must say which pictures they are for, "image_size" in pixels'):
-        _ = Weights({}, about).pictures
-    assert Weights({}, {"image_size": 96, "exif": False}).pictures == (96, False)
+        _ = Weights({}, about).size_and_exif
+    assert Weights({}, {"image_size": 96, "exif": False}).size_and_exif == (96, False)

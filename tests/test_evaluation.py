@@ -335,7 +335,7 @@ def test_high_and_low_are_decided_by_exact_ratings():
     report = measure_scores(found([0.6, 0.4, 0.6]), scores([5.0, 4.9999999999, 7.0], scale, "iae"))
     assert (report.metrics["accuracy"], report.metrics["threshold"], report.metrics["auc"]) == (1.0, 0.5, 1.0)
     assert report.predictions["prediction"].tolist() == [0.6, 0.4, 0.6]
-    assert not report.pictures  # no scatter plot of labels
+    assert not report.plots  # no scatter plot of labels
 
 
 def test_rows_that_could_not_be_read_leave_the_others_in_place():

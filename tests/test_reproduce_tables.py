@@ -215,7 +215,7 @@ def made(words):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NPROC", "1")
         patch.setattr(script, "Popen", InProcess)
-        patch.setattr(Report, "all_pictures", {})  # drawn elsewhere
+        patch.setattr(Report, "all_plots", {})  # drawn elsewhere
         patch.setattr(figures, "save_curves", lambda *_: None)
         patch.setattr(run_module, "validate", interrupted)
         code = run(*words)

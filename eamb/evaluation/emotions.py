@@ -79,7 +79,7 @@ def compare_emotions(predictions: engine.Predictions, rated: RatedSet, bootstrap
     report = Report(f"{rated.name} {rated.split}, emotions", figures(*arrays), columns)
     counts = metrics.confusion_matrix(*arrays, classes)  # (C, C)
     report.facts |= {"emotions": classes, "confusion": counts.tolist()}
-    report.pictures["confusion.png"] = {"counts": counts, "classes": classes}
+    report.plots["confusion.png"] = {"counts": counts, "classes": classes}
     if bootstrap:
         report.intervals = bootstrap_intervals(figures, arrays, bootstrap)
     return report
@@ -103,7 +103,7 @@ def add_emotions(report: Report, predictions: engine.Predictions, rated: RatedSe
         for panel, (names, high) in panels.items()
     }
     report.emotions.facts["high_and_low"] = groups
-    report.pictures["emotion_bars.png"] = {"groups": groups, "classes": classes}
+    report.plots["emotion_bars.png"] = {"groups": groups, "classes": classes}
 
 
 def why_not_measured(weights: Weights, rated: RatedSet) -> str:

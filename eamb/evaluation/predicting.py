@@ -26,7 +26,7 @@ def as_trained(config: Config, weights: Weights, given: dict[str, object] | None
         ValueError: a given setting contradicts the weights.
     """
     described = weights.description
-    (size, exif), crop = weights.pictures, described.get("crop", False)
+    (size, exif), crop = weights.size_and_exif, described.get("crop", False)
     fixed = {"task": weights.task, "data.size": size, "data.exif": exif, "data.crop": crop}
     architecture = {"network": described.get("network", "eambnet")} | described["architecture"]
     for name, value in architecture.items():

@@ -94,7 +94,7 @@ def measure_pairs(predictions: engine.Predictions, rated: PairedSet, bootstrap: 
     columns = {"series": rated.pair_series, "first": ids[:, 0], "second": ids[:, 1]}
     columns |= {"preference": rated.preference, "prediction": probability}
     report = compare_pairs(f"{rated.name} {rated.split}", columns, bootstrap)
-    report.pictures["reliability.png"] = {"probability": probability, "preference": rated.preference}
+    report.plots["reliability.png"] = {"probability": probability, "preference": rated.preference}
     return report
 
 

@@ -112,7 +112,7 @@ def compare_scores(
     if not correlations_only:
         report.high = predicted > 0.5 if labels else rated.scale.is_high(predicted)
         if not labels:
-            report.pictures["scatter.png"] = {"predicted": predicted, "rated": scores, "unit": "rating"}
+            report.plots["scatter.png"] = {"predicted": predicted, "rated": scores, "unit": "rating"}
         add_baselines(report, rated)
     single = ~np.isin(columns["id"], list(twins))  # (n,)
     if 0 < single.sum() < len(rated):

@@ -1,4 +1,4 @@
-"""The outcome of one evaluation: its table, predictions.csv, metrics.json and pictures."""
+"""The outcome of one evaluation: its table, predictions.csv, metrics.json and plots."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import metrics
 from eamb.files import write_csv, written_whole
 
 # File -> the function of eamb.evaluation.figures that draws it, and what its title adds to the report's.
-PICTURES = {
+PLOTS = {
     "scatter.png": ("save_scatter", "\nSRCC {srcc:.3f}, PLCC {plcc:.3f}, n = {n:,}"),
     "confusion.png": ("save_confusion", ": accuracy {accuracy:.3f}, macro F1 {macro_f1:.3f}, n = {n:,}"),
     "emotion_bars.png": ("save_emotion_bars", ": high and low pictures by emotion"),
@@ -26,7 +26,7 @@ PICTURES = {
         "\naccuracy {accuracy:.3f}, log-loss {log_loss:.3f}, {pairs:,} pairs",
     ),
 }
-FILES = ("predictions.csv", "metrics.json", *PICTURES)
+FILES = ("predictions.csv", "metrics.json", *PLOTS)
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Report:
 
     predictions: columns of predictions.csv, each (n,), in the order of the set.
     facts: everything in metrics.json except metrics, intervals and notes.
-    pictures: file name -> arguments of its function in PICTURES, except path and title.
+    plots: file name -> arguments of its function in PLOTS, except path and title.
     high: (n,) bool, the pictures predicted to be high; None where no threshold applies.
     emotions: the report on the emotions that an aesthetic network predicts, if the set has emotion labels.
     """
@@ -46,7 +46,7 @@ class Report:
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     facts: dict = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    pictures: dict[str, dict] = field(default_factory=dict)
+    plots: dict[str, dict] = field(default_factory=dict)
     high: np.ndarray | None = None
     emotions: Report | None = None
 
@@ -55,15 +55,15 @@ class Report:
         return f"{text}\n\n{self.emotions}" if self.emotions else text
 
     @property
-    def all_pictures(self) -> dict[str, tuple[Report, dict]]:
+    def all_plots(self) -> dict[str, tuple[Report, dict]]:
         """File name -> report and arguments, for this report and that on emotions, in the order of FILES."""
         parts = [self, self.emotions] if self.emotions else [self]
-        places = [(name, part) for name in PICTURES for part in parts if name in part.pictures]
-        return {name: (part, part.pictures[name]) for name, part in places}
+        places = [(name, part) for name in PLOTS for part in parts if name in part.plots]
+        return {name: (part, part.plots[name]) for name, part in places}
 
     @property
     def files(self) -> str:
-        return " ".join(["predictions.csv", "metrics.json", *self.all_pictures])
+        return " ".join(["predictions.csv", "metrics.json", *self.all_plots])
 
     @property
     def columns(self) -> dict[str, np.ndarray]:
@@ -83,10 +83,10 @@ class Report:
         text = json.dumps(without_nan(self.content()), indent=1, allow_nan=False)
         with written_whole(folder / "metrics.json") as path:
             path.write_text(text + "\n", encoding="utf-8")
-        for name, (part, arguments) in self.all_pictures.items():
+        for name, (part, arguments) in self.all_plots.items():
             from eamb.evaluation import figures  # matplotlib takes a second to load
 
-            function, words = PICTURES[name]
+            function, words = PLOTS[name]
             title = part.title + words.format(**part.metrics)
             getattr(figures, function)(**arguments, path=folder / name, title=title)
 

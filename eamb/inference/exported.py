@@ -141,7 +141,7 @@ class Exported:
     def check_black_picture(self, path: Path) -> None:
         """Raises ValueError unless one black picture gives numbers, as many as the description says."""
         try:
-            scale, emotions, (size, _) = self.weights.scale, self.weights.emotions, self.weights.pictures
+            scale, emotions, (size, _) = self.weights.scale, self.weights.emotions, self.weights.size_and_exif
             output = self.run(torch.zeros(1, 3, size, size, dtype=torch.uint8))
         except (RuntimeError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())[:400]

@@ -245,7 +245,7 @@ class Scorer:
                 "predict: an exported network gives no maps of single emotions; use --engine torch"
             )
         self.ends = self.scale.ends
-        (self.size, self.exif), self.exact = weights.pictures, exact
+        (self.size, self.exif), self.exact = weights.size_and_exif, exact
         self.crop = description.get("crop", False)
         ratings = description.get("training_ratings", ()) if self.scale.kind != "label" else ()
         self.quantiles = np.asarray(ratings) if len(ratings) > 1 else None

@@ -145,7 +145,7 @@ class Totals:
             if not math.isfinite(value := tensor.item()):
                 raise FloatingPointError(
                     f"engine: the {what} is {value} {where}; the weights stay as they were. A lower "
-                    "optimizer.learning_rate, train.clip=1 or train.precision=fp32 usually mends it"
+                    "optimizer.learning_rate, train.clip=1 or train.precision=fp32 usually helps"
                 )
             self.loss += value * pictures  # in float64, batch by batch
 
@@ -181,10 +181,10 @@ def train_one_epoch(
     """
     model.train()
     log_every = epoch.log_every if optimizer.defaults.get("fused") else 1  # others cannot skip a step
-    # A GPU waits whenever Python reads a number from it. Between two readings `sound` guards the weights: it
+    # A GPU waits whenever Python reads a number from it. Between two readings `finite` guards the weights: it
     # becomes NaN with the first loss or gradient that is not finite, makes all later gradients NaN, and a
     # fused optimizer skips each step where `found_inf` is 1.
-    sound = torch.ones((), device=compute.device)
+    finite = torch.ones((), device=compute.device)
     for batch in loader:
         step, position = totals.step, totals.step % epoch.accumulate
         group = min(epoch.accumulate, position + epoch.steps - step)  # batches in this optimizer step
@@ -193,9 +193,9 @@ def train_one_epoch(
         torch.manual_seed(step_seed(epoch.seed, epoch.number, step, distributed.rank()))
         with distributed.without_sync(model, last=position + 1 == group):
             loss = forward_loss(model, batch, compute, epoch)
-            sound = sound + 0 * loss.detach()
+            finite = finite + 0 * loss.detach()
             weight = loss_weight(len(batch.images), compute.device)
-            scaler.scale(loss * sound * weight / group).backward()
+            scaler.scale(loss * finite * weight / group).backward()
         names = ", ".join(epoch.ids[i] for i in batch.index.tolist())
         where = f"at step {step + 1} of epoch {epoch.number + 1}, learning rate {rate:g} (pictures {names})"
         totals.add(batch, loss.detach(), where)
@@ -206,8 +206,8 @@ def train_one_epoch(
             norm = nn.utils.clip_grad_norm_(model.parameters(), epoch.clip or math.inf)
         if not scaler.is_enabled():  # fp16's scaler skips steps with infinite gradients itself
             totals.unread.append(("norm of the gradients", norm, 0, where))
-            sound = sound + 0 * norm
-            optimizer.found_inf = sound.isnan().float() if log_every > 1 else None
+            finite = finite + 0 * norm
+            optimizer.found_inf = finite.isnan().float() if log_every > 1 else None
         if math.ceil(totals.step / epoch.accumulate) % log_every == 0 or totals.step == epoch.steps:
             totals.read()
         scaler.step(optimizer)

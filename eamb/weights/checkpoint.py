@@ -69,7 +69,7 @@ class Weights:
         return self.description.get("origin", {}).get("emotion_branch", "trained")
 
     @property
-    def pictures(self) -> tuple[int, bool]:
+    def size_and_exif(self) -> tuple[int, bool]:
         """The side of the pictures in pixels, and whether they are turned by their EXIF orientation.
 
         Raises:
