@@ -87,7 +87,7 @@ def cross_validate(options: argparse.Namespace) -> int:
     shares, votes = np.concatenate(shares), np.concatenate([part.emotions for part in parts])  # (n, E)
     content = compare_with_probes(shares, votes, classes, probes, folds)
     content |= {"dataset": parts[0].name, "protocol": [part.protocol for part in parts]}
-    content |= {"config": config.without_root(), "versions": versions()}
+    content |= {"config": config.without_folders(), "versions": versions()}
     names = np.array(classes)
     columns = {"id": np.array([i for part in parts for i in part.ids]), "fold": folds}
     columns |= {"prediction": names[shares.argmax(axis=1)]}

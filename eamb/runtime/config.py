@@ -195,7 +195,7 @@ class Config:
         content["data"] = dict.fromkeys(Data.__annotations__) | content["data"]  # its own keys come first
         return content
 
-    def without_root(self) -> dict:
+    def without_folders(self) -> dict:
         """`as_dict` for publication: without folders of the machine it ran on."""
         maps = "kept" if self.train.emotion_maps else ""
         data, train = replace(self.data, root=""), replace(self.train, emotion_maps=maps)

@@ -61,9 +61,9 @@ def name_of_this_start(store: dist.Store, rank: int, world: int) -> str:
 
     After a restart torchrun's store still holds the addresses of dead processes (torch 2.14), and connecting
     to one fails or hangs. torchrun's own restart count will not do, because each machine counts for itself.
-    So process 0 draws the name, and the others ask for it, each by a random key under which process 0 puts
-    the name; no old answer has that key. A key in the store may come from a dead process, so process 0
-    answers until each living one has confirmed the name.
+    So process 0 draws the name, and each other process asks for it with a new random key, under which no old
+    answer is stored. The store may also hold the question of a dead process, so process 0 keeps answering
+    until every process has confirmed the name.
 
     Raises:
         ConnectionError: a process does not appear within the store's timeout.

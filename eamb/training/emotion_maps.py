@@ -134,7 +134,7 @@ def write_records(
     size: int,
 ) -> None:
     """Computes the maps of a loader's pictures, one per key, in batches of `size`, and writes one file."""
-    allow_tf32(False, compute.device)  # the maps must not depend on the device that computed them
+    allow_tf32(False, compute.device)  # kept maps are exact, whatever computes them
     rows = []
     for batch in loader:
         sides = []

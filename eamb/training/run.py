@@ -30,7 +30,8 @@ from eamb.training.resuming import check_same_run, load_stopped, which_are_copie
 from eamb.training.starting import build_network, read_sources
 from eamb.training.tasks import Task, class_shifts
 from eamb.weights import checkpoint
-from eamb.weights.checkpoint import Network, Weights
+from eamb.weights.checkpoint import Weights
+from eamb.weights.registry import Network
 
 SHOWN = ("train_loss", "val_srcc", "val_plcc", "val_accuracy", "val_rmse", "val_kl", "val_kl_ratio")
 SHOWN += ("val_emotion_kl", "val_emotion_accuracy", "val_auc", "val_log_loss")
@@ -192,7 +193,7 @@ class Run:
             "class_shift": class_shifts(config.loss, rated),
             "training_ratings": [round(float(value), 6) for value in quantiles],
             "origin": {name: value for name, value in origin.items() if not isinstance(value, np.ndarray)},
-            "config": config.without_root(),
+            "config": config.without_folders(),
             "versions": versions(),
             "labels": labels,
         }

@@ -15,7 +15,8 @@ from eamb.runtime import distributed
 from eamb.runtime.config import Config
 from eamb.training.tasks import Task, left_out_parts
 from eamb.weights import checkpoint
-from eamb.weights.checkpoint import Network, Source
+from eamb.weights.checkpoint import Source
+from eamb.weights.registry import Network
 
 UNTRAINED_BRANCH = (
     "training: the emotion branch was never trained, and it stays frozen. Give it weights with "
@@ -126,9 +127,10 @@ def build_network(task: Task, rated: RatedSet, sources: Sources) -> tuple[Networ
 
 
 def choose_emotions(task: Task, rated: RatedSet, sources: Sources) -> tuple[str, ...]:
-    """The network's emotions: those of the weights, or, if emotions are learned, those of the data set.
+    """The network's emotions: for aesthetics those of the weights, if there are any; else the data set's.
 
-    Emotions that both have come first, in the order of the weights.
+    Of the data set's, those that the weights know come first, in their order. A branch that stays untrained
+    has model.emotions or EMOTIONS.
     """
     if not task.has_emotion_branch:
         return ()

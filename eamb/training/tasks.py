@@ -29,8 +29,8 @@ from eamb.readers.rated import RatedSet
 from eamb.readers.registry import DATASETS, PAIRED
 from eamb.runtime.config import Config, Loss
 from eamb.runtime.engine import Compute, Predictions
-from eamb.weights.checkpoint import Network, Source, Weights, load_tensors
-from eamb.weights.registry import kind_of
+from eamb.weights.checkpoint import Source, Weights, load_tensors
+from eamb.weights.registry import Network, kind_of
 from EAMBNet import EmotionNetwork, LinearNetwork, build_model
 
 LossFunction = Callable[[Output, Batch], Tensor]
