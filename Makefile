@@ -1,5 +1,6 @@
 # make demo   sets up, then trains, evaluates and scores on the embedded data set
 # make test   sets up, then runs the tests
+# make lint   sets up, then checks style, layers and links
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -9,7 +10,8 @@ demo: .venv/installed
 	$(BIN)/python -m eamb.readers.demo --root data/demo
 	$(BIN)/python main.py train --dataset demo --output runs/demo --force \
 	    --emotion-checkpoint checkpoints/emotion_lite_para.safetensors
-	$(BIN)/python main.py evaluate --dataset demo --checkpoint runs/demo/best.pt --output runs/demo/evaluation
+	$(BIN)/python main.py evaluate --dataset demo --checkpoint runs/demo/best.pt \
+	    --output runs/demo/evaluation --force
 	$(BIN)/python main.py predict data/demo/images/flower_* --checkpoint runs/demo/best.pt \
 	    --output runs/demo/scores.csv --maps runs/demo/maps --force
 	@echo
@@ -25,6 +27,8 @@ test: .venv/installed-dev
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -n 0 tests/test_layers.py tests/test_docs.py -k 'not worked_examples'
 
 .venv/installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version)'

@@ -57,7 +57,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         help="which set, in any case; --task emotion takes several",
     )
     parser.add_argument(
-        "--data-root", metavar="DIR", action="append", help="its folder, as in the README; one per --dataset"
+        "--data-root", metavar="DIR", action="append", help="its folder (docs/data.md); one per --dataset"
     )
     parser.add_argument("--config", metavar="FILE", action="append", default=[], help="YAML; may be repeated")
     parser.add_argument("--skip-broken", action="store_true", help="leave out files that cannot be decoded")

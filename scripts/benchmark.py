@@ -1,7 +1,7 @@
 """Images per second on this machine: each variant beside the reference path, in alternating runs.
 
     python scripts/benchmark.py [--quick] [--only forward,step,...] [--output benchmark.json]
-    python scripts/benchmark.py --tables benchmark.json [--readme README.md]      # those of an earlier run
+    python scripts/benchmark.py --tables benchmark.json [--readme docs/performance.md]     # of an earlier run
 
 The parts: forward, step (training), loader, predict (files to scores), start (of `main.py predict`), engines
 (OpenVINO and ONNX Runtime), scaled (what scaled decoding does to scores), table (a set of AVA's size).

@@ -1,4 +1,4 @@
-"""Writes the README's tables and results/tables/*.csv from saved predictions and other people's figures.
+"""Writes the tables of docs/results.md and results/tables/*.csv from saved predictions and published figures.
 
     python scripts/make_tables.py --data-root para=PARA    # measures again; needs the set with its ratings
     python scripts/make_tables.py                          # writes the tables from what was measured
@@ -62,14 +62,14 @@ TRAINED_ON = {  # key of metrics.json -> its column in the csv, and how a row th
 }
 FIGURES = {"srcc": "SRCC", "plcc": "PLCC", "accuracy": "accuracy"}
 PUBLISHED = ("block", "method", *FIGURES, "source", "note")  # columns of published.csv
-WIDTH = 118  # of a line of prose in the README
+WIDTH = 118  # of a line of prose in the page
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--data-root", metavar="SET=DIR", action="append", default=[], help="para=PARA, ...")
     parser.add_argument("--results", type=Path, metavar="DIR", default=ROOT / "results")
-    parser.add_argument("--readme", type=Path, metavar="FILE", default=ROOT / "README.md")
+    parser.add_argument("--readme", type=Path, metavar="FILE", default=ROOT / "docs" / "results.md")
     parser.add_argument("--resamples", type=int, default=1000, help="of the pictures, for the intervals")
     return guarded(make_tables, parser.parse_args(arguments))
 
@@ -78,17 +78,19 @@ def make_tables(options: argparse.Namespace) -> int:
     tables, path = read_tables(options.results / "tables.yaml"), options.results / "measured.json"
     runs = {name: read_run(options.results / name) for table in tables for name in table.runs}
     sets = {table.name: check_rows(table, runs) for table in tables if table.rows}
-    roots = {name.lower(): root for name, _, root in (word.partition("=") for word in options.data_root)}
-    if wrong := [name for name, root in roots.items() if name not in sets.values() or not root]:
-        raise ValueError(
-            f"make_tables: --data-root takes SET=DIR, as in para=PARA, with a set that a table is on "
-            f"({', '.join(sorted({*sets.values()}))}), not '{wrong[0]}'"
-        )
+    roots = {}
+    for word in options.data_root:
+        name, _, root = word.partition("=")
+        if not name or not root:
+            raise ValueError(f"make_tables: --data-root is SET=DIR, as in para=PARA, not '{word}'")
+        if name.lower() not in sets.values():
+            raise ValueError(f"make_tables: --data-root {word}: no table is on this set")
+        roots[name.lower()] = Path(root)
     before = read_json(path, "delete it and measure again, with --data-root") if path.is_file() else {}
     measured = {name: before[name] for name in sets if name in before}
     for table in tables:
         if sets.get(table.name) in roots:
-            root = Path(roots[sets[table.name]])
+            root = roots[sets[table.name]]
             measured[table.name] = measure_table(table, runs, root, options.resamples)
     texts = {path: json.dumps(measured, indent=1, allow_nan=False) + "\n"}
     texts |= written_tables(tables, runs, measured, options.results, options.readme)
@@ -535,7 +537,7 @@ def as_markdown(lines: list[list[str]]) -> str:
 
 
 def filled(readme: Path, parts: dict[str, str]) -> str:
-    """The README's text with every table between its markers.
+    """The page with every table between its markers.
 
     Raises:
         ValueError: a table has no pair of markers there, or a pair of markers no table.

@@ -142,7 +142,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("dataset", metavar="{ava,para,iae,demo}", type=str.lower)
-    parser.add_argument("--data-root", metavar="DIR", help="the set's folder, as in the README")
+    parser.add_argument("--data-root", metavar="DIR", help="the set's folder, as in docs/data.md")
     parser.add_argument("--emotion-checkpoint", metavar="FILE", type=Path, help="weights of a trained branch")
     parser.add_argument(
         "--emotion-data",
@@ -192,11 +192,10 @@ def plan(options: argparse.Namespace) -> list[Step]:
         steps.insert(0, make_step(options, "emotion"))
     if not options.dry_run:
         check_files(options)
-    from eamb.training.tasks import check_losses, check_parts
+    from eamb.training.tasks import choose_task
 
     for step in steps:
-        check_losses(step.config)
-        check_parts(step.config, str(step.branch or ""))
+        choose_task(step.config).check()
     return steps
 
 
@@ -303,7 +302,7 @@ def is_done(step: Step) -> bool:
     """
     if not step.result.is_dir():
         return False
-    from eamb.training.run import changed_settings
+    from eamb.training.resuming import changed_settings
 
     before = load_config([step.result / "config.yaml"]).as_dict()
     differences = changed_settings(before, step.config.as_dict())
@@ -487,7 +486,7 @@ def count_network(config: Config) -> tuple[float, float, float, int, int]:
             network(images)
         with FlopCounterMode(display=False) as frozen:
             if frozen_branch:
-                network.feel(images)
+                network.emotions(images)
     weights = {tensor.untyped_storage()._cdata for tensor in network.state_dict().values()}
     return (
         whole.get_total_flops() / batch,
@@ -503,14 +502,14 @@ def build_network(config: Config):
     from eamb.network.outputs import EMOTIONS, Scale
     from eamb.readers.ava import AVA_BINS
     from eamb.readers.para import PARA_BINS
-    from eamb.training.tasks import has_emotion_branch, learns_emotions, new_network
+    from eamb.training.tasks import choose_task
 
     ratings = PARA_BINS if config.data.names[0] == "para" else AVA_BINS
     bins = ratings if predicts_votes(config) else ()
     scale = Scale("distribution" if bins else "score", ratings[0], ratings[-1], ratings[4], bins=bins)
-    branch = has_emotion_branch(config)
-    network = new_network(config, scale, EMOTIONS if branch else ())
-    return network, branch and not learns_emotions(config)
+    task = choose_task(config)
+    network = task.build(scale, EMOTIONS if task.has_emotion_branch else ())
+    return network, task.has_emotion_branch and not task.learns_emotions
 
 
 if __name__ == "__main__":

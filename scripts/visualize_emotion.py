@@ -139,11 +139,11 @@ def describe_subject(
     name: str, rated: RatedSet, count: int, by: str, weights: Weights, knows_emotions: bool
 ) -> Subject:
     """What the numbers of these weights and this set mean. A folder is a set without ratings."""
-    known = rated.scores[~np.isnan(rated.scores)]
-    labels = rated.scale.kind == "label" and bool(np.isin(known, (0, 1)).all())
+    ratings = rated.scores[~np.isnan(rated.scores)]
+    labels = rated.scale.kind == "label" and bool(np.isin(ratings, (0, 1)).all())
     what = "probability of a high rating" if weights.scale.kind == "label" else "mean rating"
     predicted = "{}, {:g} to {:g}".format(what, *weights.scale.ends)
-    if not len(known) or is_cross_set(weights, rated):
+    if not len(ratings) or is_cross_set(weights, rated):
         predicted += f", in the network's own unit (trained on {weights.description['dataset'].upper()})"
     rated_ends = (rated.scale.minimum, rated.scale.maximum)
     words = "high or low" if labels else "mean rating, {:g} to {:g}".format(*rated_ends)
@@ -152,7 +152,7 @@ def describe_subject(
         count=count,
         by=by,
         predicted=predicted,
-        rated=words if len(known) else "",
+        rated=words if len(ratings) else "",
         predicted_ends=weights.scale.ends,
         rated_ends=rated_ends,
         labels=labels,
@@ -190,7 +190,7 @@ def read_folder(folder: Path, scale: Scale) -> RatedSet:
     """The pictures in a folder and below it, as a set whose ratings are unknown; ids are relative paths."""
     if not folder.is_dir():
         raise FileNotFoundError(f"visualize_emotion: there is no folder {folder}")
-    paths = [found.path for found in find_pictures([str(folder)])]
+    paths = [picture.path for picture in find_pictures([str(folder)])]
     ids = [encodable(str(Path(path).relative_to(folder))) for path in paths]
     return RatedSet(folder.resolve().name, "", "a folder", ids, paths, np.full(len(ids), np.nan), scale)
 
@@ -263,14 +263,14 @@ def make_entries(
         if scored.error:
             raise ValueError(f"visualize_emotion: {scored.path} could be scored before: {scored.error}")
         sample = rated[place]
-        known = sample.distribution is not None and not np.isnan(sample.distribution).any()
+        has_votes = sample.distribution is not None and not np.isnan(sample.distribution).any()
         strongest = sorted(scored.emotions, key=scored.emotions.get, reverse=True)[:PAGE_EMOTIONS]
         entries[place] = Entry(
             rank=ranking.index(place) + 1,
             id=sample.id,
             scored=scored,
             rating=sample.score,
-            shares=dict(zip(rated.bins, sample.distribution, strict=True)) if known else {},
+            shares=dict(zip(rated.bins, sample.distribution, strict=True)) if has_votes else {},
             image=images.pop(scored.path),
             class_maps={name: scored.class_maps[scorer.emotions.index(name)] for name in strongest},
         )

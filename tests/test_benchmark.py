@@ -178,11 +178,11 @@ def test_the_peak_of_memory_is_at_least_what_is_held_and_at_most_what_there_is()
 # ---- tables and the command
 
 
-def test_the_tables_in_the_readme_are_those_of_the_results():
+def test_the_tables_in_the_documents_are_those_of_the_results():
     report = json.loads((small.ROOT / "results" / "benchmark.json").read_text(encoding="utf-8"))
-    readme = small.ROOT / "README.md"
+    page = small.ROOT / "docs" / "performance.md"
     assert len(report["jobs"]) > 4
-    assert benchmark.filled(readme, report) == readme.read_text(encoding="utf-8")
+    assert benchmark.filled(page, report) == page.read_text(encoding="utf-8")
 
 
 def test_saved_figures_are_printed_and_fill_a_page_between_its_markers(tmp_path, capsys):

@@ -323,11 +323,11 @@ def test_the_tables_of_this_project_are_those_of_its_results(tmp_path, capsys):
     tables = make_tables.read_tables(results / "tables.yaml")
     runs = {name: make_tables.read_run(results / name) for table in tables for name in table.runs}
     measured = read_json(results / "measured.json")
-    texts = make_tables.written_tables(tables, runs, measured, results, ROOT / "README.md")
+    texts = make_tables.written_tables(tables, runs, measured, results, ROOT / "docs" / "results.md")
     assert len(texts) == len(tables) + 1
     for path, text in texts.items():
         assert path.read_text(encoding="utf-8") == text, f"{path}: run python scripts/make_tables.py"
-    assert {*(results / "tables").iterdir()} == {*texts} - {ROOT / "README.md"}
+    assert {*(results / "tables").iterdir()} == {*texts} - {ROOT / "docs" / "results.md"}
 
 
 def test_what_was_measured_for_something_else_is_refused(made, capsys):
@@ -475,7 +475,7 @@ def test_runs_of_a_row_that_are_not_seeds_of_one_network(made, capsys):
 def test_a_set_that_no_table_is_on(made, capsys):
     made.run("a", made.noisy(0.5), dataset="para")
     made.tables(A=["a"])
-    refused(made, capsys, "with a set that a table is on (para), not 'csv'")
+    refused(made, capsys, f"--data-root csv={made.data}: no table is on this set")
 
 
 # ---- what stands in the documents by hand

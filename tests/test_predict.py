@@ -522,13 +522,13 @@ def test_a_large_jpeg_is_drawn_sharp_though_it_was_scored_small(weights, tmp_pat
 
 def test_processes_draw_what_a_thread_draws_survive_ctrl_c_and_end(album, weights, tmp_path):
     scorer = Scorer(weights, device="cpu", maps=True)
-    pictures = find_pictures([str(album / name) for name in ("a.PNG", "empty.jpg", "b.jpg")])
+    pictures = find_pictures([str(album / name) for name in ("a.PNG", "empty.jpg")])
     for processes in (1, 2):
         maps = MapFolder(tmp_path / str(processes), scorer, raw=False)
         results = list(scorer.score_all([picture.path for picture in pictures], look=maps.keep))
         written = list(maps.write_all(zip(pictures, results, strict=True), processes))
         assert written == results and not maps.pictures
-    assert len(contents(tmp_path / "1")) == 2
+    assert len(contents(tmp_path / "1")) == 1
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
     with Image.open(tmp_path / "2/a.PNG.png") as panel:
         assert (panel.format, panel.width) == ("PNG", 1200)

@@ -113,7 +113,7 @@ def test_processes_write_what_one_writes(source, tmp_path):
 
 
 def fi(root):
-    for number, emotion in enumerate(EMOTIONS):
+    for number, emotion in enumerate(EMOTIONS[:4]):
         for i in range(4):
             photograph(root / "data" / emotion / f"{i}.jpg", 10 * number + i)
 
@@ -129,7 +129,7 @@ def emoset(root):
 
 
 def para(root):
-    for split, sessions in (("Train", range(30)), ("Test", range(30, 34))):
+    for split, sessions in (("Train", range(12)), ("Test", range(12, 14))):
         rows = [(f"p{i}_.jpg", f"session{i % 2}", 1 + i / 10) for i in sessions]
         for name, session, _ in rows:
             photograph(root / "imgs" / session / name, int(name[1:-5]))
@@ -139,8 +139,8 @@ def para(root):
 
 
 def ava(root):
-    rows = [f"{i} {i} 1 1 1 1 1 1 1 1 1 1 0 0 7" for i in range(1, 31)]
-    for i in range(1, 31):
+    rows = [f"{i} {i} 1 1 1 1 1 1 1 1 1 1 0 0 7" for i in range(1, 13)]
+    for i in range(1, 13):
         photograph(root / "images" / f"{i}.jpg", i)
     (root / "aesthetics_image_lists").mkdir()
     (root / "AVA.txt").write_text("\n".join(rows))

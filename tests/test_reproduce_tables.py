@@ -14,12 +14,12 @@ from small import BACKBONE, ROOT, WORDS, read_json
 from torch import nn
 
 import main
-from eamb.evaluation import evaluate
+from eamb.evaluation.report import Report
 from eamb.files import file_hash
 from eamb.readers import demo
 from eamb.runtime.config import Config, Data, load_config
 from eamb.training import run as run_module
-from eamb.training.tasks import has_emotion_branch
+from eamb.training.tasks import choose_task
 from scripts import keep_run, make_tables
 from scripts import reproduce_tables as script
 
@@ -36,7 +36,7 @@ CHANGES = {
     "linear": {"model.network": "linear"},
 }
 ROWS = ("main", "linear")
-TINY = [*WORDS, "train.batch_size=24", "data.limit=48", "evaluate.bootstrap=20"]  # 2 steps; 32 lack emotions
+TINY = [*WORDS, "train.batch_size=24", "data.limit=48", "evaluate.bootstrap=2"]  # 2 steps; 32 lack emotions
 TINY += ["train.checkpoint_minutes=0"]
 
 
@@ -82,7 +82,7 @@ def test_each_set_has_its_rows_and_only_networks_with_a_branch_are_given_one(nam
     rows = [step.row for step in steps]
     assert rows == [row for row in script.ROWS if row != "emd_batch" or name in ("ava", "demo")]
     for step in steps:
-        assert (step.branch is not None) == has_emotion_branch(step.config)
+        assert (step.branch is not None) == choose_task(step.config).has_emotion_branch
         assert ("--emotion-checkpoint" in step.words) == (step.branch is not None)
         assert step.config.data.dataset == name
         assert step.config.task == "aesthetics"
@@ -245,8 +245,7 @@ def made(words):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NPROC", "1")
         patch.setattr(script, "Popen", InProcess)
-        for draw in ("draw_scatter", "draw_confusion", "draw_bars"):
-            patch.setattr(evaluate, draw, lambda *arguments: arguments[-1].touch())
+        patch.setattr(Report, "all_pictures", {})  # drawn elsewhere
         patch.setattr(run_module, "validate", interrupted)
         code = run(*words)
         files = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
@@ -356,7 +355,7 @@ def test_a_dry_run_names_every_command_in_order_and_runs_nothing(tmp_path, capsy
     assert commands[5].endswith(
         "keep_run.py runs/tables_para/runs/para_linear_seed0 runs/tables_para/results/para_linear_seed0"
     )
-    assert commands[-1].endswith("--readme runs/tables_para/tables.md --resamples 20 --data-root para=DIR")
+    assert commands[-1].endswith("--readme runs/tables_para/tables.md --resamples 2 --data-root para=DIR")
     assert "on one RTX 3090 (24 GB): counted operations, at an assumed 25% of its peak" in said
     assert "Estimates, not measured." in said
 

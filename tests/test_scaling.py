@@ -88,6 +88,6 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_measured(capsy
     assert "distributed: device 'cuda:99' is not on this machine" in capsys.readouterr().err
 
 
-def test_the_table_in_the_readme_is_that_of_the_results():
+def test_the_table_in_the_documents_is_that_of_the_results():
     rows = json.loads((ROOT / "results" / "scaling.json").read_text(encoding="utf-8"))["rows"]
-    assert scaling.as_table(rows) in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert scaling.as_table(rows) in (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import small
-import torch
+from lively import SIZE, STARS, build_lively, write_weights
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
@@ -18,12 +18,9 @@ from eamb.files import as_cell
 from eamb.inference.scorer import Scored, Scorer
 from eamb.network.outputs import Scale
 from eamb.weights import checkpoint
-from EAMBNet import build_model
 from scripts import prepare_data
 from scripts import visualize_emotion as script
 
-SIZE = 64
-STARS = Scale("score", 1.0, 5.0, 3.0, offset=1.0, factor=4.0)
 SHAPES = [(96, 64), (64, 96), (64, 64), (120, 40)]  # width, height
 COUNT = 12  # pictures of the set that can be decoded; number 12 is broken
 
@@ -45,21 +42,8 @@ def album(tmp_path_factory):
 
 
 def export(path, scale=STARS, **changes):
-    """Weights of a random small network whose scores and emotions differ from picture to picture."""
-    torch.manual_seed(0)
-    sizes = {"width": 16, "guided_width": 8, "guided_hidden": 4, "head_width": 8}
-    model = build_model(small.BACKBONE, scale.outputs, **sizes, emotion_batchnorm="official").train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 1.0
-    with torch.no_grad():
-        model(torch.randn(8, 3, SIZE, SIZE))
-        model.head[5].weight.mul_(10)
-        model.emotion.classifier.weight.mul_(10)
-    known = {"dataset": "csv", "image_size": SIZE, "exif": True, "config": {"data": {}}}
-    description = checkpoint.describe(model, scale) | known | changes
-    checkpoint.export_weights(path, checkpoint.Weights(model.state_dict(), description))
-    return path
+    known = {"dataset": "csv", "config": {"data": {}}, "training_ratings": []}
+    return write_weights(path, build_lively(scale.outputs), scale, **known | changes)
 
 
 @pytest.fixture(scope="module")
@@ -311,12 +295,6 @@ def test_a_folder_has_scores_only(album, weights, drawn, tmp_path):
     assert "Predicted: mean rating, 1 to 5, in the network's own unit (trained on CSV)." in words
 
 
-def test_a_sample_is_called_one(album, weights, drawn, tmp_path):
-    call(weights, tmp_path, "--folder", album, "--limit", "5")
-    assert len(small.read_csv(tmp_path / "pictures.csv")) in (4, 5)  # the broken file may be among them
-    assert texts(drawn["page.png"])[0] == f"{album.name}, a sample"
-
-
 def test_a_name_that_is_no_text_is_an_id_all_the_same(tmp_path):
     (tmp_path / "\udcff.png").touch()
     (tmp_path / "b.png").touch()
@@ -408,12 +386,6 @@ def test_rows_of_the_sheet_are_equally_high_in_order_and_within_the_sheet(aspect
     assert np.median([place.height for place in places]) >= script.LOWEST
 
 
-def test_full_rows_end_where_the_sheet_ends():
-    (row,) = script.place_in_rows([1.0] * 8)
-    assert row[0].left == script.MARGIN
-    assert row[-1].left + row[-1].width == pytest.approx(script.WIDTH - script.MARGIN, abs=1)
-
-
 LONG = {"a feeling without a short name": 0.6, "mono no aware": 0.3, "schadenfreude and more of it": 0.1}
 VOTES = {1.0: 0.1, 2.0: 0.2, 3.0: 0.4, 4.0: 0.2, 5.0: 0.1}
 SUBJECTS = {
@@ -485,11 +457,6 @@ def test_labels_are_written_as_words():
         "rated low",
         "",
     ]
-
-
-def test_a_large_picture_is_shrunk_and_keeps_its_shape():
-    small_one = script.shrink(Image.new("RGB", (2000, 3000)))
-    assert small_one.shape == (2 * script.TALLEST, round(2 * script.TALLEST * 2 / 3), 3)
 
 
 # ---- errors --------------------------------------------------------------------------------------

@@ -202,7 +202,7 @@ def panel_drawers(processes: int) -> Iterator[Executor]:
 
 @contextmanager
 def without_interrupts() -> Iterator[None]:
-    """Processes started within never see Ctrl-C, which a terminal sends to all: this one ends them."""
+    """Processes started within do not get Ctrl-C, which a terminal sends to all; this process ends them."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return

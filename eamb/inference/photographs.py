@@ -18,7 +18,7 @@ from eamb.readers.decoding import PICTURE_ENDINGS
 
 
 class PictureFile(NamedTuple):
-    """A picture to score, and the folder in which it was found (its own, if it was named itself)."""
+    """A picture to score, and the folder that was searched for it; its own if it was named itself."""
 
     path: str
     folder: str
@@ -137,7 +137,7 @@ def expand_glob(pattern: str) -> list[str]:
 
 
 def is_missing(path: str) -> bool:
-    """Whether nothing is there; where nobody can look, as behind too long a path, something may be."""
+    """Whether nothing is there for certain: behind a path that is too long, say, there may be something."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -176,8 +176,9 @@ def find_pictures(
     for argument in arguments:
         search.add_argument(argument)
     for folder in maps:
-        own = os.path.join(os.path.realpath(folder), "")
-        search.pictures = {place: it for place, it in search.pictures.items() if not place.startswith(own)}
+        written = os.path.join(os.path.realpath(folder), "")
+        for place in [place for place in search.pictures if place.startswith(written)]:
+            del search.pictures[place]
     passed_over = search.describe_passed_over()
     pictures = list(search.pictures.values())
     named = printable(", ".join(arguments[:3]) + (" ..." if len(arguments) > 3 else ""))
@@ -209,8 +210,8 @@ class Shard(NamedTuple):
         Args:
             pictures: by where the file really lies.
         """
-        own = set(sorted(pictures)[self.number - 1 :: self.count])
-        return [found for place, found in pictures.items() if place in own]
+        part = set(sorted(pictures)[self.number - 1 :: self.count])
+        return [picture for place, picture in pictures.items() if place in part]
 
     def target(self, path: Path | None) -> Path | None:
         """What this part writes where the whole would write `path`: scores.csv -> scores.1of4.csv."""

@@ -305,9 +305,7 @@ class Emotion(Task):
         if theirs != ours:
             for name in last:
                 given, random = tensors[name], network.state_dict()[name]
-                rows = [
-                    given[theirs.index(e)] if e in theirs else r for e, r in zip(ours, random, strict=True)
-                ]
+                rows = zip(ours, random, strict=True)
                 tensors[name] = torch.stack([given[theirs.index(e)] if e in theirs else r for e, r in rows])
         load_tensors(network, tensors, str(source.path))
         if theirs == ours:

@@ -1,0 +1,123 @@
+"""README and docs: links lead somewhere, figures are those of results/, the worked examples work."""
+
+import csv
+import re
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from small import ROOT
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+PAGES += [ROOT / "checkpoints" / "README.md", ROOT / "results" / "README.md", *(ROOT / "docs").glob("*.md")]
+
+
+@cache
+def prose(page: Path) -> str:
+    """Its text without blocks of code."""
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub names the headings of a page."""
+    heads = re.findall(r"^#+ (.*)$", prose(page), re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings_that_exist(page):
+    links = re.findall(r"\]\(([^)\s]+)\)", prose(page))
+    for link in links:
+        if re.match(r"\w+:", link):
+            continue
+        name, _, anchor = unquote(link).partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_files_that_the_pages_name_exist():
+    for page in PAGES:
+        if page.name == "CHANGELOG.md":  # names files that are gone
+            continue
+        text = page.read_text(encoding="utf-8")
+        named = re.findall(r"(?<![\w/.-])(?:eamb|scripts|configs|tests|results|docs)/[\w/.-]*\.\w+", text)
+        modules = re.findall(r"python -m ((?:eamb|tests|scripts)\.[\w.]+)", text)
+        named += [module.replace(".", "/") + ".py" for module in modules]
+        made_there = {"eamb/readers/aadb.py"}  # by a worked example
+        assert [name for name in named if not (ROOT / name).exists() and name not in made_there] == [], page
+
+
+def test_the_readme_is_short():
+    text = (ROOT / "README.md").read_bytes()
+    assert len(text.splitlines()) <= 250
+    assert len(text) <= 15_000
+
+
+def test_the_figures_in_the_readme_are_those_of_the_results():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    with (ROOT / "results" / "tables" / "para_224.csv").open(newline="") as file:
+        means = {
+            (row["runs"].split()[0], row["metric"]): float(row["mean"])
+            for row in csv.DictReader(file)
+            if row["subset"] == "all"
+        }
+    for run in ("para_lite_main_seed0", "para_lite", "para_lite_linear_seed0"):
+        figures = [f"| {means[run, name]:.3f} (".replace("0.", ".", 1) for name in ("srcc", "plcc")]
+        figures += [
+            f"| {means[run, name]:.1%} (".replace("%", " %") for name in ("accuracy", "accuracy_inclusive")
+        ]
+        assert any(all(figure in line for figure in figures) for line in lines), (run, figures)
+
+
+def test_the_version_is_that_of_the_last_change():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    version, date = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - (\S+)$", changes, re.M)[0]
+    assert (citation["version"], str(citation["date-released"])) == (version, date)
+
+
+def test_the_worked_examples_of_development_work(tmp_path):
+    """A copy of the program with a new data set, backbone and loss trains on 12 pictures."""
+    program, data = tmp_path / "program", tmp_path / "aadb"
+    shutil.copytree(ROOT / "eamb", program / "eamb", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "configs", program / "configs")
+    for file in ROOT.glob("*.py"):
+        shutil.copy(file, program)
+    text = (ROOT / "docs" / "development.md").read_text(encoding="utf-8")
+    for language, name, block in re.findall(r"^```(python|diff)\n# (\S+)\n(.*?)^```", text, re.M | re.S):
+        if language == "python":
+            (program / name).write_text(block)
+            continue
+        lines = block.splitlines(keepends=True)
+        before = "".join(line[1:] for line in lines if line[0] != "+")
+        after = "".join(line[1:] for line in lines if line[0] != "-")
+        code = (program / name).read_text()
+        assert code.count(before) == 1, f"{name} does not have once: {before}"
+        (program / name).write_text(code.replace(before, after))
+    (data / "images").mkdir(parents=True)
+    (data / "imgListFiles_label").mkdir()
+    numbers = np.random.default_rng(0)
+    for split in ("Train", "Validation", "TestNew"):
+        names = [f"{split}{i}.jpg" for i in range(4)]
+        for name in names:
+            pixels = numbers.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(data / "images" / name)
+        rows = [f"{name} {score:.2f}\n" for name, score in zip(names, numbers.random(4), strict=True)]
+        (data / "imgListFiles_label" / f"imgList{split}Regression_score.txt").write_text("".join(rows))
+    words = ["train", "--dataset", "aadb", "--data-root", str(data), "--output", str(tmp_path / "run")]
+    words += ["model.backbone=tiny", "model.imagenet=none", "model.emotion_weights=none", "data.size=64"]
+    words += ["loss.of_scores=huber", "train.epochs=1", "train.batch_size=4", "data.workers=0"]
+    words += ["evaluate.bootstrap=0", "train.device=cpu"]
+    command = [sys.executable, str(program / "main.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "aadb train: 4 pictures (imgListTrainRegression_score.txt)" in done.stdout
+    assert (tmp_path / "run" / "best.pt").is_file()

@@ -1,0 +1,43 @@
+"""The files at the top and scripts/ keep to their layers (import-linter sees eamb/ alone); the drawing."""
+
+import runpy
+
+import pytest
+from small import ROOT
+
+drawing = runpy.run_path(str(ROOT / "scripts" / "draw_layers.py"))
+EDGES = drawing["read_edges"](ROOT)
+
+
+def test_no_arrow_leads_upwards():
+    assert {"main", "EAMBNet", "datasets", "losses", "metrics", "scripts", "eamb.network"} <= {*EDGES}
+    assert {"eamb.network"} <= EDGES["EAMBNet"]  # the imports are really read
+    assert drawing["wrong_edges"](EDGES) == []
+
+
+@pytest.mark.parametrize("box", ["EAMBNet", "eamb.network", "eamb.weights"])
+def test_what_a_hub_loads_imports_no_name_that_other_packages_bear_too(box):
+    assert not drawing["reachable"](EDGES, {box}) & {"datasets", "losses", "metrics", "main"}
+
+
+def test_imports_inside_functions_count_and_those_for_type_checkers_alone_do_not(tmp_path):
+    file = tmp_path / "part.py"
+    file.write_text(
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    import datasets\nelse:\n    import losses\n"
+        "def late():\n    if late:\n        from eamb.network import fast\n"
+    )
+    assert {*drawing["imported"](file)} == {"typing.TYPE_CHECKING", "losses", "eamb.network.fast"}
+
+
+def test_an_arrow_that_leads_upwards_is_named(tmp_path, capsys):
+    (tmp_path / "losses.py").write_text("import metrics\n")
+    (tmp_path / "metrics.py").write_text("import main\n")
+    (tmp_path / "main.py").write_text("import torch\n")
+    edges = drawing["read_edges"](tmp_path)
+    assert drawing["wrong_edges"](edges) == [("losses", "metrics"), ("metrics", "main")]
+
+
+def test_the_drawing_is_made(tmp_path, capsys):
+    assert drawing["main"](["--output", str(tmp_path / "layers.png")]) == 0, capsys.readouterr().err
+    assert (tmp_path / "layers.png").stat().st_size > 50_000
