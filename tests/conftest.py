@@ -1,5 +1,6 @@
 """The paper's network with the rule-made official weights, and EAMB-Net Lite: built once for all tests."""
 
+import shutil
 import zlib
 
 import numpy as np
@@ -190,6 +191,12 @@ def score_run(scored_set, emotion_run, tmp_path_factory):
     branch = ["--emotion-checkpoint", emotion_run / "best.pt"]
     assert small.train("csv", scored_set, output, *branch, "train.epochs=2", "evaluate.bootstrap=20") == 0
     return output
+
+
+@pytest.fixture
+def copied_run(score_run, tmp_path):
+    """A copy of `score_run`, which may be changed."""
+    return shutil.copytree(score_run, tmp_path / "copied run")
 
 
 @pytest.fixture(scope="session")

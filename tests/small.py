@@ -61,8 +61,8 @@ def train_and_copy(root: Path, output: Path, *words: str) -> dict[str, Path]:
     """A training on a csv, and what would be left of it if it had died in its second epoch.
 
     Returns:
-        "whole" -> the folder of the training; "start", "step 1", ... "validation" -> a copy of the folder as it
-        was before the epoch's first step, behind a step, or before validation.
+        "whole" -> the folder of the training; "start", "step 1", ... "validation" -> a copy of the folder as
+        it was before the epoch's first step, behind a step, or before validation.
     """
     places = {"whole": output}
 

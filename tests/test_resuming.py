@@ -29,12 +29,12 @@ def test_a_resumed_run_equals_one_that_never_stopped(place, stopped_runs, scored
         ["--task", "emotion", "train.accumulate=2"],
         ["loss.emotion_weight=0.1"],
         ["model.network=linear"],
-        ["train.average=0.9", "train.emotion_maps=MAPS", "--emotion-checkpoint", "BRANCH"],
+        ["train.average=0.9", "train.emotion_maps={maps}", "--emotion-checkpoint", "{branch}"],
     ],
 )
 def test_every_kind_of_run_resumes_exactly(words, scored_set, emotion_run, tmp_path):
-    paths = {"MAPS": f"{tmp_path / 'maps'}", "BRANCH": f"{emotion_run / 'best.pt'}"}
-    words = [*LONG, *(word.replace("MAPS", paths["MAPS"]).replace("BRANCH", paths["BRANCH"]) for word in words)]
+    paths = {"maps": tmp_path / "maps", "branch": emotion_run / "best.pt"}
+    words = [*LONG, *(word.format(**paths) for word in words)]
     runs = train_and_copy(scored_set, tmp_path / "run", *words)
     assert train("csv", scored_set, runs["step 2"], *words, "--resume") == 0
     assert_same_run(runs["step 2"], runs["whole"])
@@ -54,11 +54,13 @@ def test_resume_without_a_run_starts_one(scored_set, tmp_path):
     assert len(read_log(tmp_path / "run")) == 1
 
 
-def test_a_finished_run_may_be_resumed_elsewhere_and_with_other_workers(score_run, scored_set, tmp_path):
-    output, root = shutil.copytree(score_run, tmp_path / "run"), shutil.copytree(scored_set, tmp_path / "set")
-    assert train("csv", root, output, "train.epochs=2", "data.workers=1", "--resume") == 0
+def test_a_finished_run_may_be_resumed_elsewhere_and_with_other_workers(
+    copied_run, score_run, scored_set, tmp_path
+):
+    root = shutil.copytree(scored_set, tmp_path / "set")
+    assert train("csv", root, copied_run, "train.epochs=2", "data.workers=1", "--resume") == 0
     for name in ("metrics.jsonl", "test/predictions.csv"):
-        assert (output / name).read_bytes() == (score_run / name).read_bytes()
+        assert (copied_run / name).read_bytes() == (score_run / name).read_bytes()
 
 
 # ---- damaged checkpoints
@@ -88,20 +90,17 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
 
 
 @pytest.mark.parametrize("content", ["no checkpoint", "best.pt"])
-def test_without_a_whole_checkpoint_nothing_is_resumed_or_touched(
-    content, score_run, scored_set, tmp_path, capsys
-):
-    output = shutil.copytree(score_run, tmp_path / "run")
+def test_without_a_whole_checkpoint_nothing_is_resumed_or_touched(content, copied_run, scored_set, capsys):
     for name in ("last.pt", "previous.pt"):
-        (output / name).write_bytes(content.encode())
+        (copied_run / name).write_bytes(content.encode())
         if content == "best.pt":
-            shutil.copy(score_run / "best.pt", output / name)
-    before = contents(output)
-    assert train("csv", scored_set, output, "train.epochs=2", "--resume") == 2
+            shutil.copy(copied_run / "best.pt", copied_run / name)
+    before = contents(copied_run)
+    assert train("csv", scored_set, copied_run, "train.epochs=2", "--resume") == 2
     error = capsys.readouterr().err
     said = "holds no training state to resume from" if content == "best.pt" else "is not a weights file"
-    assert all(f"{output / name} {said}" in error for name in ("last.pt", "previous.pt"))
-    assert contents(output) == before
+    assert all(f"{copied_run / name} {said}" in error for name in ("last.pt", "previous.pt"))
+    assert contents(copied_run) == before
 
 
 # ---- other settings, pictures, ratings, processes, weights
@@ -157,21 +156,19 @@ def test_resuming_on_other_ratings_of_the_same_pictures_is_refused(
     assert "the ratings of val" not in error
 
 
-def test_a_checkpoint_from_before_ratings_were_hashed_goes_on(score_run, scored_set, tmp_path):
-    output = shutil.copytree(score_run, tmp_path / "run")
-    weights, state = checkpoint.load_training(output / "last.pt")
+def test_a_checkpoint_from_before_ratings_were_hashed_goes_on(copied_run, scored_set):
+    weights, state = checkpoint.load_training(copied_run / "last.pt")
     del weights.description["labels"]
-    checkpoint.save_training(output / "last.pt", weights, state)
-    assert train("csv", scored_set, output, "train.epochs=2", "--resume") == 0
+    checkpoint.save_training(copied_run / "last.pt", weights, state)
+    assert train("csv", scored_set, copied_run, "train.epochs=2", "--resume") == 0
 
 
-def test_a_run_on_prepared_copies_is_not_resumed_on_originals(score_run, scored_set, tmp_path, capsys):
-    output = shutil.copytree(score_run, tmp_path / "run")
-    weights, state = checkpoint.load_training(output / "last.pt")
+def test_a_run_on_prepared_copies_is_not_resumed_on_originals(copied_run, scored_set, capsys):
+    weights, state = checkpoint.load_training(copied_run / "last.pt")
     assert weights.description["copies"] == {"train": [False], "val": [False], "test": [False]}
     weights.description["copies"]["train"] = [True]
-    checkpoint.save_training(output / "last.pt", weights, state)
-    error = refused(scored_set, output, capsys)
+    checkpoint.save_training(copied_run / "last.pt", weights, state)
+    error = refused(scored_set, copied_run, capsys)
     assert "train was read from prepared copies and is now from originals" in error
     assert "val was read" not in error
 

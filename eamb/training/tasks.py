@@ -306,7 +306,7 @@ class Emotion(Task):
             for name in last:
                 given, random = tensors[name], network.state_dict()[name]
                 rows = zip(ours, random, strict=True)
-                tensors[name] = torch.stack(rows)
+                tensors[name] = torch.stack([given[theirs.index(e)] if e in theirs else r for e, r in rows])
         load_tensors(network, tensors, str(source.path))
         if theirs == ours:
             return ""
