@@ -212,4 +212,4 @@ def stopped_runs(scored_set, emotion_run, tmp_path_factory):
     """`small.train_and_copy` of a LONG run over the branch of `emotion_run`."""
     output = tmp_path_factory.mktemp("runs") / "long"
     branch = ["--emotion-checkpoint", emotion_run / "best.pt"]
-    return small.train_and_copy(scored_set, output, *small.LONG, *branch)
+    return small.train_and_copy("csv", scored_set, output, *small.LONG, *branch)

@@ -57,8 +57,8 @@ def evaluate(weights: Path, dataset: str, root: Path, output: Path, *words: str)
         return main(["evaluate", *options, "--output", str(output), "--force", *fixed, *map(str, words)])
 
 
-def train_and_copy(root: Path, output: Path, *words: str) -> dict[str, Path]:
-    """A training on a csv, and what would be left of it if it had died in its second epoch.
+def train_and_copy(dataset: str, root: Path, output: Path, *words: str) -> dict[str, Path]:
+    """A training, and what would be left of it if it had died in its second epoch.
 
     Returns:
         "whole" -> the folder of the training; "start", "step 1", ... "validation" -> a copy of the folder as
@@ -82,7 +82,7 @@ def train_and_copy(root: Path, output: Path, *words: str) -> dict[str, Path]:
         mock.patch.object(Run, "save_if_due", copying(Run.save_if_due, after=True)),
         mock.patch.object(run_module, "validate", copying(run_module.validate, "validation")),
     ):
-        assert train("csv", root, output, *words) == 0
+        assert train(dataset, root, output, *words) == 0
     return places
 
 

@@ -180,7 +180,7 @@ def test_a_run_that_found_no_room_for_maps_goes_on_without(
     words = [*LONG, "--emotion-checkpoint", emotion_run / "best.pt", f"train.emotion_maps={maps}"]
     with monkeypatch.context() as patch:
         full_disk_for(patch, ".npy")
-        runs = train_and_copy(scored_set, tmp_path / "run", *words)
+        runs = train_and_copy("csv", scored_set, tmp_path / "run", *words)
     assert "training goes on without kept maps" in capsys.readouterr().err
     assert train("csv", scored_set, runs["step 2"], *words, "--resume") == 0
     assert "stopped without kept emotion maps and goes on without" in capsys.readouterr().out

@@ -30,13 +30,15 @@ def test_a_resumed_run_equals_one_that_never_stopped(place, stopped_runs, scored
         ["loss.emotion_weight=0.1"],
         ["model.network=linear"],
         ["train.average=0.9", "train.emotion_maps={maps}", "--emotion-checkpoint", "{branch}"],
+        ["--task", "series", "--network", "paunit", "model.symmetric=false"],
     ],
 )
-def test_every_kind_of_run_resumes_exactly(words, scored_set, emotion_run, tmp_path):
+def test_every_kind_of_run_resumes_exactly(words, scored_set, series_set, emotion_run, tmp_path):
+    dataset, root = ("pairs", series_set) if "series" in words else ("csv", scored_set)
     paths = {"maps": tmp_path / "maps", "branch": emotion_run / "best.pt"}
     words = [*LONG, *(word.format(**paths) for word in words)]
-    runs = train_and_copy(scored_set, tmp_path / "run", *words)
-    assert train("csv", scored_set, runs["step 2"], *words, "--resume") == 0
+    runs = train_and_copy(dataset, root, tmp_path / "run", *words)
+    assert train(dataset, root, runs["step 2"], *words, "--resume") == 0
     assert_same_run(runs["step 2"], runs["whole"])
 
 
