@@ -214,7 +214,7 @@ def test_a_run_with_kept_maps_equals_one_without(scored_set, emotion_run, tmp_pa
 
 
 def test_the_branch_can_be_trained_with_the_rest(scored_set, emotion_run, tmp_path):
-    branch = ["--emotion-checkpoint", emotion_run / "best.pt", "loss.emotion_weight=0.5", "data.limit=8"]
+    branch = ["--emotion-checkpoint", emotion_run / "best.pt", "loss.emotion_weight=0.5"]
     assert train("csv", scored_set, tmp_path / "run", *branch, "train.score_test=false") == 0
     [line] = read_log(tmp_path / "run")
     assert {"val_srcc", "val_emotion_kl", "val_emotion_accuracy"} <= line.keys()
