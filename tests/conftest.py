@@ -186,10 +186,10 @@ def emotion_run(scored_set, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def score_run(scored_set, emotion_run, tmp_path_factory):
-    """The folder of a finished run on `scored_set`, over the branch of `emotion_run`."""
+    """The folder of a finished run on `scored_set`, over the branch of `emotion_run`, with its figures."""
     output = tmp_path_factory.mktemp("runs") / "score"
-    branch = ["--emotion-checkpoint", emotion_run / "best.pt"]
-    assert small.train("csv", scored_set, output, *branch, "train.epochs=2", "evaluate.bootstrap=20") == 0
+    words = ["--emotion-checkpoint", emotion_run / "best.pt", "train.epochs=2", "evaluate.bootstrap=20"]
+    assert small.train("csv", scored_set, output, *words, draw=True) == 0
     return output
 
 

@@ -6,6 +6,7 @@ import shutil
 import socket
 
 import pytest
+from PIL import Image
 from small import (
     LONG,
     SHORT,
@@ -37,6 +38,10 @@ def test_a_run_leaves_everything_one_needs(score_run):
         *("test/confusion.png", "test/emotion_bars.png"),  # the set has emotions too
     }
     assert load_config([score_run / "config.yaml"]).train.epochs == 2
+    for name in files:
+        if name.endswith(".png"):
+            with Image.open(score_run / name) as picture:
+                assert min(picture.size) > 200
 
 
 def test_the_log_has_a_line_an_epoch_and_best_is_the_best_of_them(score_run, emotion_run):

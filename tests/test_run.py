@@ -234,7 +234,7 @@ def pair_run(series_set, tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "pairs"
     words = ["--task", "series", "--network", "paunit", "optimizer.learning_rate=1e-3", "train.epochs=8"]
     words += ["optimizer.schedule=constant", "evaluate.bootstrap=20"]
-    assert train("pairs", series_set, output, *words) == 0
+    assert train("pairs", series_set, output, *words, draw=True) == 0
     return output
 
 
