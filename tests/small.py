@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from datasets import Batch
+from eamb.network.outputs import Output
 from eamb.training import run as run_module
 from eamb.training.run import Run
 from eamb.weights import checkpoint
@@ -137,6 +139,23 @@ def contents(folder: Path) -> dict[str, bytes]:
     """Of every file below a folder."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+class Toy(torch.nn.Module):
+    """A linear network without BatchNorm, whose pictures do not know of each other."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.linear = torch.nn.Linear(3, 1)
+
+    def forward(self, images: torch.Tensor) -> Output:
+        pooled = images.mean(dim=(2, 3))  # (N, 3)
+        return Output(self.linear(pooled), pooled, pooled)
+
+
+def squared_error(output: Output, batch: Batch) -> torch.Tensor:
+    return (output.prediction[:, 0] - batch.scores).square().mean()
 
 
 def command(*words: object, folder: Path | None = None, **environment: str) -> subprocess.CompletedProcess:

@@ -366,7 +366,7 @@ class Series(Task):
         def of_pairs(output: Output, batch: Batch) -> Tensor:
             target = batch.scores  # (n,) shares of people, of n pairs
             if self.config.loss.preference == "majority":
-                target = torch.heaviside(target - 0.5, target.new_tensor(0.5))
+                target = 0.5 + 0.5 * (target - 0.5).sign()
             return losses.pair_loss(output.prediction, target)
 
         return of_pairs
@@ -460,7 +460,7 @@ def emotion_loss(settings: Loss, rated: RatedSet) -> LossFunction:
     def of_emotions(output: Output, batch: Batch) -> Tensor:
         logits = output.emotion_logits
         if shift is not None:
-            logits = logits + shift[batch.index.cpu()].to(logits.device)  # (N, E)
+            logits = logits + shift[batch.index].to(logits.device, non_blocking=True)  # (N, E)
         return losses.emotion_loss(logits, batch.emotions, weights)
 
     return of_emotions

@@ -469,12 +469,9 @@ def load_imagenet(network: Network, source: str = "auto") -> None:
         FileNotFoundError: no such file, or no network to download it; says which file to put where.
         ValueError: tensors of the backbone are missing or misshapen in the file; nothing is written then.
     """
-    name, state = network.arguments["backbone"], None
+    name = network.arguments["backbone"]
     file = backbones.imagenet_file(name) if source == "auto" else Path(source)
-    if file is not None:
-        content = unwrapped(read_file(file).content)
-        state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-    state, places = backbones.imagenet_tensors(name, state), pyramids(network)
+    state, places = imagenet_state(name, file), pyramids(network)
     names = [
         (place, key) for place, pyramid in places.items() for key in pyramid.state_dict() if key in state
     ]
@@ -485,6 +482,13 @@ def load_imagenet(network: Network, source: str = "auto") -> None:
 
     tensors = {f"{place}{key}": state[key] for place, key in names}
     load_tensors(network, tensors, str(file or name), only=tuple(places), shown=shown)
+
+
+def imagenet_state(name: str, file: Path | None) -> Tensors:
+    """The tensors of a classification network, by the names that they have in a pyramid of `name`."""
+    content = unwrapped(read_file(file).content) if file is not None else {}
+    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    return backbones.imagenet_tensors(name, state if file is not None else None)
 
 
 def pyramids(model: Network) -> dict[str, nn.Module]:
