@@ -42,8 +42,9 @@ LONG = [  # a checkpoint after each of four steps an epoch
 def without_drawing():
     """Leaves empty files for figures, which would take half of a tiny run's time."""
 
-    def touch(*arguments):
-        next(each for each in arguments if isinstance(each, Path) and each.suffix == ".png").touch()
+    def touch(*arguments, **named):
+        given = (*arguments, *named.values())
+        next(each for each in given if isinstance(each, Path) and each.suffix == ".png").touch()
 
     names = ("save_curves", "save_scatter", "save_confusion", "save_emotion_bars", "save_reliability")
     return mock.patch.multiple("eamb.evaluation.figures", **dict.fromkeys(names, touch))
