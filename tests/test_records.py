@@ -209,23 +209,21 @@ def test_a_locked_folder_is_refused_with_the_name_of_the_process_and_stays(copie
     assert not (copied_run / ".lock").exists()
 
 
-def test_an_existing_run_is_refused_and_stays(copied_run, scored_set, capsys):
-    before = contents(copied_run)
-    assert train("csv", scored_set, copied_run, UNTRAINED) == 2
-    error = capsys.readouterr().err
-    assert f"{copied_run} holds a run already" in error
-    assert "--resume" in error
-    assert "--force" in error
-    assert contents(copied_run) == before
-
-
 @pytest.mark.parametrize("words", [(), ("--resume",)])
-def test_a_kept_best_is_not_deleted_without_force(score_run, scored_set, tmp_path, capsys, words):
-    (tmp_path / "run").mkdir()
-    shutil.copy(score_run / "best.pt", tmp_path / "run")  # people delete the large last.pt
-    assert train("csv", scored_set, tmp_path / "run", UNTRAINED, *words) == 2
-    assert "holds a run already (best.pt)" in capsys.readouterr().err
-    assert (tmp_path / "run" / "best.pt").read_bytes() == (score_run / "best.pt").read_bytes()
+@pytest.mark.parametrize("kept", ["all", "best.pt"])  # people delete the large last.pt
+def test_an_existing_run_is_not_deleted_without_force(kept, words, copied_run, scored_set, capsys):
+    if kept == "best.pt":
+        for path in copied_run.iterdir():
+            if path.name != kept:
+                path.unlink() if path.is_file() else shutil.rmtree(path)
+    before = contents(copied_run)
+    assert train("csv", scored_set, copied_run, UNTRAINED, *words) == 2
+    error = capsys.readouterr().err
+    if kept == "best.pt" or not words:
+        assert f"{copied_run} holds a run already (" in error
+        assert "--resume" in error
+        assert "--force" in error
+    assert contents(copied_run) == before
 
 
 def test_an_output_that_is_a_file_is_refused(scored_set, tmp_path, capsys):
