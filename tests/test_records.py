@@ -1,6 +1,7 @@
 """The folder of a run: what it holds, what a full disk costs, and when another run may be in it."""
 
 import errno
+import math
 import os
 import shutil
 import socket
@@ -16,13 +17,12 @@ from small import (
     read_csv,
     read_log,
     train,
-    train_and_copy,
 )
 
 from eamb import files
 from eamb.runtime import distributed
 from eamb.runtime.config import load_config
-from eamb.training import emotion_maps, interruption, records
+from eamb.training import interruption, records
 from eamb.weights import checkpoint
 
 # ---- what a run leaves
@@ -117,7 +117,7 @@ def full_disk(monkeypatch, first: int, last: int) -> None:
     monkeypatch.setattr(checkpoint.torch, "save", save)
 
 
-def full_disk_for(monkeypatch, ending: str, times: float = float("inf")) -> list:
+def full_disk_for(monkeypatch, ending: str, times: float = math.inf) -> list:
     """No file whose name ends so can be written, so many times; those that could not."""
     writing, failed = files.written_whole, []
 
@@ -127,7 +127,7 @@ def full_disk_for(monkeypatch, ending: str, times: float = float("inf")) -> list
             raise OSError(errno.ENOSPC, "No space left on device")
         return writing(path, *rest)
 
-    for module in (checkpoint, records, emotion_maps):
+    for module in (checkpoint, records):
         monkeypatch.setattr(module, "written_whole", written_whole)
     return failed
 
@@ -176,21 +176,6 @@ def test_the_best_weights_outlast_a_log_that_could_not_be_written(
     assert train("csv", scored_set, tmp_path / "run", *words) == 0
     assert failed
     assert_same_run(tmp_path / "run", stopped_runs["whole"])
-
-
-def test_a_run_that_found_no_room_for_maps_goes_on_without(
-    scored_set, emotion_run, tmp_path, monkeypatch, capsys
-):
-    maps = tmp_path / "maps"
-    words = [*LONG, "--emotion-checkpoint", emotion_run / "best.pt", f"train.emotion_maps={maps}"]
-    with monkeypatch.context() as patch:
-        full_disk_for(patch, ".npy")
-        runs = train_and_copy("csv", scored_set, tmp_path / "run", *words)
-    assert "training goes on without kept maps" in capsys.readouterr().err
-    assert train("csv", scored_set, runs["step 2"], *words, "--resume") == 0
-    assert "stopped without kept emotion maps and goes on without" in capsys.readouterr().out
-    assert not list(maps.rglob("*.npy"))
-    assert_same_run(runs["step 2"], runs["whole"])
 
 
 # ---- runs that are there already
@@ -245,7 +230,7 @@ def test_force_starts_over_and_leaves_nothing_of_the_old_run(copied_run, scored_
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["--emotion-checkpoint", "nowhere.pt"], "there is no weights file nowhere.pt"),
+        (["--emotion-checkpoint", "nowhere.pt"], "checkpoint: no file nowhere.pt"),
         (["data.score_column=beauty"], "has no column 'beauty'"),
         (["model.backbone=resnet5"], "'resnet5' is neither"),
         (["train.device=cuda:77"], "cuda:77"),

@@ -180,17 +180,3 @@ def test_resuming_on_other_processes_is_refused_with_both_numbers(score_run, sco
 def test_resuming_over_another_emotion_branch_is_refused(score_run, emotion_run, scored_set, capsys):
     error = refused(scored_set, score_run, capsys, "--emotion-checkpoint", emotion_run / "last.pt")
     assert "--emotion-checkpoint was another file (best.pt) than" in error
-
-
-# ---- kept emotion maps
-
-
-def test_in_bf16_a_run_that_had_maps_is_not_resumed_without(stopped_runs, scored_set, tmp_path, capsys):
-    output = shutil.copytree(stopped_runs["step 2"], tmp_path / "run")
-    weights, state = checkpoint.load_training(output / "last.pt")
-    (tmp_path / "maps").write_text("no folder can be made here")
-    words = [*LONG, f"train.emotion_maps={tmp_path / 'maps'}", "train.precision=bf16"]
-    state["config"]["train"] |= {"emotion_maps": f"{tmp_path / 'maps'}", "precision": "bf16"}
-    checkpoint.save_training(output / "last.pt", weights, state | {"emotion_maps": True})
-    assert train("csv", scored_set, output, *words, "--resume") == 2
-    assert "which cannot be kept now; in bf16 it would go on with others" in capsys.readouterr().err
