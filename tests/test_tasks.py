@@ -38,7 +38,7 @@ PAIRS = ["--dataset", "pairs", "--task", "series", "--network", "resnet"]
 IMPOSSIBLE = {
     "emotions twice": (
         ["--task", "emotion", "loss.emotion_weight=1"],
-        "is for --task aesthetics; emotions",
+        "loss.emotion_weight is for --task aesthetics",
     ),
     "weights of nothing": (
         ["loss.class_weights=balanced", UNTRAINED],
