@@ -225,9 +225,9 @@ def run_predict(options: argparse.Namespace) -> int:
 
 
 def run_select(options: argparse.Namespace) -> int:
-    from eamb.selection.picks import run
+    from eamb.selection.picks import select
 
-    return run(options)
+    return select(options)
 
 
 def read_config(options: argparse.Namespace):

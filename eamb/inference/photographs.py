@@ -1,7 +1,7 @@
 """Finding the photographs that files, folders, globs and lists name, and dividing them into shards."""
 
 # Paths are plain texts here: names that are no UTF-8, and folders of any depth, stay as they came.
-# ruff: noqa: PTH112, PTH114, PTH118, PTH120, PTH122
+# ruff: noqa: PTH112, PTH118, PTH120, PTH122
 from __future__ import annotations
 
 import argparse
@@ -33,22 +33,20 @@ class Search:
         self.real_folder = functools.cache(os.path.realpath)
 
     def add_argument(self, argument: str) -> None:
-        """A word of the command line: a path, a glob, or - for the list on standard input."""
+        """A word of the command line: a path, a glob, or - for the list on standard input.
+
+        A named file is taken whatever its ending, even if it is missing: its row will say so.
+        """
+        paths = [argument]
         if argument == "-":
             paths = read_list(sys.stdin)
         elif is_glob(argument) and not os.path.lexists(argument):
             paths = expand_glob(argument) or [argument]
-        else:
-            paths = [argument]
         for path in paths:
-            self.add_path(path)
-
-    def add_path(self, path: str) -> None:
-        """A named file is taken whatever its ending, even if it is missing: its row will say so."""
-        if os.path.isdir(path):
-            self.add_folder(path)
-        else:
-            self.add_file(path, os.path.dirname(path))
+            if os.path.isdir(path):
+                self.add_folder(path)
+            else:
+                self.add_file(path, os.path.dirname(path))
 
     def add_file(self, path: str, folder: str) -> None:
         parent, name = os.path.split(path)
@@ -61,31 +59,29 @@ class Search:
         """
         waiting = [folder]  # not os.walk, which calls itself for each level before Python 3.12, up to 1,000
         while waiting:
-            parent = waiting.pop()
+            parent, folders = waiting.pop(), []
             try:
-                folders, files = list_folder(parent)
+                entries = sorted(os.scandir(parent), key=lambda entry: entry.name)
             except OSError:
                 self.add_file(parent, folder)
                 continue
-            entered = [os.path.join(parent, name) for name in folders if self.enters(parent, name)]
-            waiting += reversed(entered)
-            for name in files:
-                ending = os.path.splitext(name)[1].lower()
-                if name.startswith("."):
+            for entry in entries:
+                try:
+                    is_folder = entry.is_dir()
+                except OSError:  # a link that leads to itself
+                    is_folder = False
+                ending = os.path.splitext(entry.name)[1].lower()
+                if entry.name.startswith("."):
                     self.passed_over["hidden"] += 1
-                elif ending not in PICTURE_ENDINGS:
-                    self.passed_over[ending or "without an ending"] += 1
+                elif is_folder and entry.is_symlink():
+                    self.passed_over["linked"] += 1
+                elif is_folder:
+                    folders.append(entry.path)
+                elif ending in PICTURE_ENDINGS:
+                    self.add_file(entry.path, folder)
                 else:
-                    self.add_file(os.path.join(parent, name), folder)
-
-    def enters(self, parent: str, name: str) -> bool:
-        if name.startswith("."):
-            self.passed_over["hidden"] += 1
-        elif os.path.islink(os.path.join(parent, name)):
-            self.passed_over["linked"] += 1
-        else:
-            return True
-        return False
+                    self.passed_over[ending or "without an ending"] += 1
+            waiting += reversed(folders)
 
     def describe_passed_over(self) -> str:
         """As in "118 .heic, 2 .txt, 3 hidden", the most frequent first."""
@@ -93,23 +89,6 @@ class Search:
         parts = [f"{count} {printable(kind)}" for kind, count in ranked[:8]]
         more = sum(count for _, count in ranked[8:])
         return ", ".join(parts + ([f"{more} more"] if more else []))
-
-
-def list_folder(folder: str) -> tuple[list[str], list[str]]:
-    """The names of the folders in a folder, linked ones too, and of all else; both sorted.
-
-    Raises:
-        OSError: it cannot be listed.
-    """
-    folders, files = [], []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            try:
-                kind = folders if entry.is_dir() else files
-            except OSError:  # a link that leads to itself
-                kind = files
-            kind.append(entry.name)
-    return sorted(folders), sorted(files)
 
 
 def is_glob(text: str) -> bool:
@@ -136,23 +115,21 @@ def expand_glob(pattern: str) -> list[str]:
     return [str(path) for path in matches if is_hidden(rest) or not is_hidden(path.relative_to(base))]
 
 
-def is_missing(path: str) -> bool:
-    """Whether nothing is there for certain: behind a path that is too long, say, there may be something."""
-    try:
-        os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return True
-    except OSError:
-        return False
-    return False
-
-
 def read_list(file: TextIO) -> list[str]:
     """Paths, one a line, in whatever bytes the file system uses for them; empty lines are skipped."""
     content = file.buffer.read()
     if b"\0" in content:
         raise ValueError("predict: the list on standard input has NUL characters; one path a line, please")
     return [os.fsdecode(line) for line in content.splitlines() if line]
+
+
+def is_missing(path: str) -> bool:
+    """Whether nothing is there for certain: behind a path that is too long, say, there may be something."""
+    try:
+        os.lstat(path)
+    except (OSError, ValueError) as error:
+        return isinstance(error, (FileNotFoundError, NotADirectoryError, ValueError))
+    return False
 
 
 def find_pictures(
@@ -181,12 +158,10 @@ def find_pictures(
             del search.pictures[place]
     passed_over = search.describe_passed_over()
     pictures = list(search.pictures.values())
-    named = printable(", ".join(arguments[:3]) + (" ..." if len(arguments) > 3 else ""))
     if not pictures:
-        raise ValueError(
-            f"predict: no picture ({' '.join(PICTURE_ENDINGS)}) in {named}"
-            + (f"; passed over: {passed_over}" if passed_over else "")
-        )
+        named = printable(", ".join(arguments[:3]) + (" ..." if len(arguments) > 3 else ""))
+        beside = f"; passed over: {passed_over}" if passed_over else ""
+        raise ValueError(f"predict: no picture ({' '.join(PICTURE_ENDINGS)}) in {named}{beside}")
     if all(is_missing(picture.path) for picture in pictures):
         more = f" (nor {len(pictures) - 1} others that were named)" if len(pictures) > 1 else ""
         raise FileNotFoundError(f"predict: no such file or folder: {printable(pictures[0].path)}{more}")

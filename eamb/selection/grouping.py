@@ -88,24 +88,16 @@ def similarity(one: np.ndarray, other: np.ndarray) -> float:
     flat = [picture.std(axis=(0, 1)).max() < FLAT for picture in (one, other)]
     if any(flat):
         return float(1 - abs(one - other).mean() / 255) if all(flat) else 0.0
-    edges = float(np.dot(edge_directions(one), edge_directions(other)))
-    return min(1.0, (max(0.0, best_correlation(one, other)) + edges) / 2)
-
-
-def best_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """The largest correlation, -1 to 1, of all shifts by up to SHIFT pixels, where both overlap."""
-    shifts = range(-SHIFT, SHIFT + 1)
-    return max(
-        correlation(shifted(one, down, right), shifted(other, -down, -right))
-        for down in shifts
-        for right in shifts
+    # What is left of each when one is shifted over the other by up to SHIFT pixels.
+    parts = [
+        (slice(max(0, shift), SKETCH + min(0, shift)), slice(max(0, -shift), SKETCH - max(0, shift)))
+        for shift in range(-SHIFT, SHIFT + 1)
+    ]
+    colours = max(
+        correlation(one[down, right], other[up, left]) for down, up in parts for right, left in parts
     )
-
-
-def shifted(picture: np.ndarray, down: int, right: int) -> np.ndarray:
-    """What is left of (h, w, 3) when so many rows and columns leave it."""
-    height, width = picture.shape[:2]
-    return picture[max(0, down) : height + min(0, down), max(0, right) : width + min(0, right)]
+    edges = float(np.dot(edge_directions(one), edge_directions(other)))
+    return min(1.0, (max(0.0, colours) + edges) / 2)
 
 
 def correlation(one: np.ndarray, other: np.ndarray) -> float:
@@ -213,29 +205,21 @@ def choose(photographs: Sequence[Photograph], keep: int, gap: float, least: floa
     for photograph, place in zip(good, group(good, gap, least), strict=True):
         photograph.place = place
     good.sort(key=lambda p: (p.place.series, -p.scored.score))  # stable
-    series = defaultdict(list)
+    series, cameras = defaultdict(list), defaultdict(set)
     for photograph in good:
         series[photograph.place.series].append(photograph)
+        if photograph.taken.time:
+            cameras[folder_of(photograph)].add(photograph.taken.camera)
     for members in series.values():
         for rank, photograph in enumerate(members, 1):
             photograph.size, photograph.rank, photograph.picked = len(members), rank, rank <= keep
-    take_notes(good)
+            mixed = len(cameras[folder_of(photograph)])
+            if len(members) == 1:
+                photograph.notes.append("only one")
+            if not photograph.taken.time:
+                photograph.notes.append("no time: grouped by similarity")
+            elif not photograph.taken.exposed:
+                photograph.notes.append("no time of exposure: that of the last change counts")
+            if photograph.taken.time and mixed > 1:
+                photograph.notes.append(f"{mixed} {CAMERAS}")
     return good + [photograph for photograph in photographs if photograph.scored.error]
-
-
-def take_notes(photographs: Sequence[Photograph]) -> None:
-    cameras = defaultdict(set)
-    for photograph in photographs:
-        if photograph.taken.time:
-            cameras[folder_of(photograph)].add(photograph.taken.camera)
-    for photograph in photographs:
-        mixed = len(cameras[folder_of(photograph)])
-        if photograph.size == 1:
-            photograph.notes.append("only one")
-        if not photograph.taken.time:
-            photograph.notes.append("no time: grouped by similarity")
-            continue
-        if not photograph.taken.exposed:
-            photograph.notes.append("no time of exposure: that of the last change counts")
-        if mixed > 1:
-            photograph.notes.append(f"{mixed} {CAMERAS}")
