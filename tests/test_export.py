@@ -177,26 +177,26 @@ def test_of_a_pair_network_half_the_difference_of_odds_counts():
 )
 def test_differences_above_the_limits_and_what_is_no_number_are_refused(changes, precision, error):
     with pytest.raises(ValueError, match=f"^export: the exported network's {error}"):
-        export.refuse_different(differences(**changes), export.limits(precision))
+        export.refuse_different(differences(**changes), precision)
 
 
 def test_differences_within_the_limits_pass():
     near = {"prediction": torch.full((2, 4), 0.25 + 9e-5), "emotion_map": flat(0.5 + 9e-5)}
-    export.refuse_different(differences(**near), export.limits("fp32"))
+    export.refuse_different(differences(**near), "fp32")
     # As far off as the shipped network in int8: .1 of a logit, .1 of the map and .04 of its mean. The logit
     # of a sure network may be further off, for its probability hardly changes.
     emotion_map = flat(0.54)
     emotion_map[..., 0, 0] = 0.6
     values = differences(emotion_logits=torch.tensor([[0.1, 0.0], [4.0, 0.0]]), emotion_map=emotion_map)
     assert values["emotion_logits"] == 1
-    export.refuse_different(values, export.limits("int8"))
+    export.refuse_different(values, "int8")
 
 
 def test_of_an_untrained_emotion_branch_only_the_score_counts_but_it_must_give_numbers():
-    allowed = export.limits("int8", trained=False)
-    export.refuse_different(differences(emotion_logits=torch.eye(2), emotion_map=flat(0.0)), allowed)
+    allowed = {"precision": "int8", "trained": False}
+    export.refuse_different(differences(emotion_logits=torch.eye(2), emotion_map=flat(0.0)), **allowed)
     with pytest.raises(ValueError, match="emotion_map is not a number"):
-        export.refuse_different(differences(emotion_map=flat(NAN)), allowed)
+        export.refuse_different(differences(emotion_map=flat(NAN)), **allowed)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from eamb.files import encodable
-from eamb.inference.scorer import Scored, Scorer
+from eamb.inference.scorer import Scored
 from eamb.network.outputs import Scale
 from eamb.readers import demo
 from eamb.readers.decoding import decode
@@ -150,9 +150,9 @@ def test_the_time_is_read_from_any_format(name, tmp_path):
     exif = exif_of({0x010F: "Canon"}, {0x9003: "2024:05:03 12:00:00"})
     picture = Image.new("I;16" if name == "sixteen bits.png" else "RGB", (90, 60))
     picture.save(tmp_path / name, exif=exif.tobytes())
-    shown = []
-    pixels = decode(tmp_path / name, 32, look=lambda *both: shown.append(both))
-    [(picture, exif)] = shown
+    decoded = []
+    pixels = decode(tmp_path / name, 32, True, True, lambda *both: decoded.append(both))
+    [(picture, exif)] = decoded
     assert (picture.mode, picture.size, pixels.shape) == ("RGB", (90, 60), (32, 32, 3))
     assert read_taken(exif) == Taken(NOON, True, "Canon")
 
@@ -288,10 +288,10 @@ class NameScorer:
 
     emotions_trained = False
 
-    def score_all(self, paths, look):
+    def score_all(self, paths, on_decoded):
         for path in paths:
             with Image.open(path) as picture:
-                look(path, picture.convert("RGB"), picture.getexif())
+                on_decoded(path, picture.convert("RGB"), picture.getexif())
             yield Scored(path, score=-float(len(path)))
 
 
@@ -443,14 +443,6 @@ def test_any_scorer_ranks_and_one_without_maps_makes_a_page_too(album, tmp_path)
     [button] = [values for _, values in page.tags if values.get("id") == "maps"]
     assert "hidden" in button
     assert not (tmp_path / "maps").exists()
-
-
-def test_an_error_in_a_look_is_the_pictures_own(album, weights):
-    def look(path, picture, exif):
-        raise RuntimeError("no")
-
-    scorer = Scorer(weights, device="cpu")
-    assert [scored.error for scored in scorer.score_all([album / "IMG_000.jpg"], look=look)] == ["no"]
 
 
 # ---- what is refused -------------------------------------------------------------------------------

@@ -525,7 +525,7 @@ def test_processes_draw_what_a_thread_draws_survive_ctrl_c_and_end(album, weight
     pictures = find_pictures([str(album / name) for name in ("a.PNG", "empty.jpg")])
     for processes in (1, 2):
         maps = MapFolder(tmp_path / str(processes), scorer, raw=False)
-        results = list(scorer.score_all([picture.path for picture in pictures], look=maps.keep))
+        results = list(scorer.score_all([picture.path for picture in pictures], on_decoded=maps.keep))
         written = list(maps.write_all(zip(pictures, results, strict=True), processes))
         assert written == results and not maps.pictures
     assert len(contents(tmp_path / "1")) == 1

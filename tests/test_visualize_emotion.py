@@ -67,7 +67,7 @@ def drawn(monkeypatch):
 
     monkeypatch.setattr(script, "write_figure", keep)
     monkeypatch.setattr(script, "show", lambda *_: None)
-    monkeypatch.setattr(script, "draw_scale", lambda *_: None)
+    monkeypatch.setattr(script, "draw_scores", lambda *_: None)
     return figures
 
 
