@@ -27,19 +27,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datasets import first_by_hash, load_dataset
-from eamb.evaluation.figures import (
-    BLUE,
-    FAINT,
-    GRID,
-    INK,
-    ORANGE,
-    add_axes,
-    colour_ramp,
-    new_figure,
-    overlay,
-    write,
-    write_figure,
-)
+from eamb.evaluation import figures
+from eamb.evaluation.figures import BLUE, FAINT, GRID, INK, ORANGE, overlay, write, write_figure
 from eamb.evaluation.predicting import as_trained, is_cross_set
 from eamb.files import as_cell, encodable, printable, write_csv
 from eamb.inference.panels import Box, fit, resize_image, shorten, show
@@ -53,7 +42,6 @@ from eamb.runtime.config import load_config
 from eamb.weights.checkpoint import Weights
 
 FILES = ("most_least.png", "page.png", "pictures.csv")
-COLUMNS = ("rank", "id", "prediction", "rating", "emotion", "emotion_probability")
 PAGE_ROWS, PAGE_EMOTIONS = 6, 3
 
 # ---- what is shown
@@ -280,7 +268,7 @@ def make_entries(
 
 def write_numbers(path: Path, entries: Iterable[Entry]) -> None:
     """One row per picture, in the order of the ranking; cells are empty where nothing is known."""
-    rows = [COLUMNS]
+    rows = [("rank", "id", "prediction", "rating", "emotion", "emotion_probability")]
     for entry in sorted(entries, key=lambda entry: entry.rank):
         scored, rating = entry.scored, None if math.isnan(entry.rating) else entry.rating
         values = (entry.id, scored.score, rating, scored.emotion, scored.emotion_probability)
@@ -307,7 +295,7 @@ def draw_sheet(most: Sequence[Entry], least: Sequence[Entry], subject: Subject) 
     below = BETWEEN + LINE * (1 + bool(subject.rated) + subject.knows_emotions) + 2 * GAP
     heights = {word: 2 * LINE + sum(2 * row[0].height + below for row in rows[word]) for word in sections}
     top = header_height(subject)
-    figure = new_figure(WIDTH, top + sum(heights.values()) + MARGIN - GAP)
+    figure = figures.new_figure(WIDTH, top + sum(heights.values()) + MARGIN - GAP)
     numbers = " and ".join(f"the {len(entries)} {word}" for word, entries in sections.items())
     words = (
         f"T{numbers[1:]} of {subject.count:,} pictures by {subject.kind}, each above its {subject.map_name}."
@@ -318,8 +306,19 @@ def draw_sheet(most: Sequence[Entry], least: Sequence[Entry], subject: Subject) 
         write(figure, MARGIN, top + LINE, heading, size=HEADING, weight="bold")
         row_top, following = top + 2 * LINE - 6, iter(entries)
         for row in rows[word]:
-            for box in row:
-                draw_sheet_entry(figure, box._replace(top=row_top), next(following), subject)
+            for box, entry in zip(row, following, strict=False):
+                box = box._replace(top=row_top)
+                picture = resize_image(entry.image, box)
+                show(figure, box, picture, f"picture {entry.rank}")
+                box = box._replace(top=box.bottom + BETWEEN)
+                show(figure, box, overlay(picture, entry.scored.emotion_map), f"map {entry.rank}")
+                lines = [(f"predicted {entry.scored.score:.2f}", INK), (subject.rated_text(entry), FAINT)]
+                if entry.scored.emotion:
+                    room = max(box.width, NARROWEST)
+                    words = with_share(entry.scored.emotion, entry.scored.emotion_probability, room)
+                    lines.append((words, FAINT))
+                for number, (text, colour) in enumerate((line for line in lines if line[0]), start=1):
+                    write(figure, box.left, box.bottom + LINE * number, text, size=TEXT, color=colour)
             row_top += 2 * row[0].height + below
         top += heights[word]
     return figure
@@ -361,21 +360,6 @@ def place_in_row(aspects: Sequence[float]) -> list[Box]:
     return [Box(round(left), 0, width, height) for left, width in zip(lefts, widths, strict=True)]
 
 
-def draw_sheet_entry(figure: Figure, box: Box, entry: Entry, subject: Subject) -> None:
-    """A picture, below it its emotion-aware map, below that what is predicted and rated."""
-    picture = resize_image(entry.image, box)
-    show(figure, box, picture, f"picture {entry.rank}")
-    box = box._replace(top=box.bottom + BETWEEN)
-    show(figure, box, overlay(picture, entry.scored.emotion_map), f"map {entry.rank}")
-    lines = [(f"predicted {entry.scored.score:.2f}", INK), (subject.rated_text(entry), FAINT)]
-    if entry.scored.emotion:
-        room = max(box.width, NARROWEST)
-        lines.append((with_share(entry.scored.emotion, entry.scored.emotion_probability, room), FAINT))
-    lines = [line for line in lines if line[0]]
-    for number, (text, colour) in enumerate(lines, start=1):
-        write(figure, box.left, box.bottom + LINE * number, text, size=TEXT, color=colour)
-
-
 # ---- the page
 
 COLUMN_GAP, TALLEST_ON_PAGE, SCORES_WIDTH = 20, 380, 270
@@ -408,11 +392,15 @@ def draw_page(entries: Sequence[Entry], subject: Subject) -> Figure:
     rows = []
     for entry in entries:
         size = fit(entry.aspect, column, min(column, TALLEST_ON_PAGE))
-        lanes = score_lanes(entry, subject)
+        scored, rated = entry.scored, subject.rated_text(entry)
+        predicted = f"predicted {scored.score:.2f}"
+        lanes = [Lane(predicted, scored.score, subject.predicted_ends, scored.distribution, BLUE)]
+        if rated:
+            lanes.append(Lane(rated, entry.rating, subject.rated_ends, entry.shares, ORANGE))
         rows.append((entry, size, lanes, max(size[1], sum(lane.height for lane in lanes) - LANE_GAP)))
     top = header_height(subject) + 2 * LINE + 4
     total = sum(height + CAPTION for *_, height in rows) + (len(rows) - 1) * GAP
-    figure = new_figure(WIDTH, top + total + MARGIN)
+    figure = figures.new_figure(WIDTH, top + total + MARGIN)
     words = f"{len(entries)} of {subject.count:,} pictures, at evenly spaced ranks by {subject.kind}."
     bars = any(lane.shares for _, _, lanes, _ in rows for lane in lanes)
     write_header(figure, subject, words + (" Bars: share of each rating." if bars else ""))
@@ -434,17 +422,6 @@ def draw_page(entries: Sequence[Entry], subject: Subject) -> Figure:
     return figure
 
 
-def score_lanes(entry: Entry, subject: Subject) -> list[Lane]:
-    """The predicted score and, if it is known, the rated one."""
-    scored = entry.scored
-    text = f"predicted {scored.score:.2f}"
-    lanes = [Lane(text, scored.score, subject.predicted_ends, scored.distribution, BLUE)]
-    if not math.isnan(entry.rating):
-        text = subject.rated_text(entry)
-        lanes.append(Lane(text, entry.rating, subject.rated_ends, entry.shares, ORANGE))
-    return lanes
-
-
 def draw_scores(figure: Figure, left: int, middle: int, lanes: Sequence[Lane]) -> None:
     """Scores below each other around a line: each a scale with its ends and a dot at the value, and above it
     the shares as bars, all to one measure."""
@@ -456,7 +433,7 @@ def draw_scores(figure: Figure, left: int, middle: int, lanes: Sequence[Lane]) -
         box = Box(left, top + LINE, SCORES_WIDTH, lane.height - 2 * LINE - LANE_GAP)
         low, high = lane.ends
         room = SCALE_ROOM * (high - low)
-        axes = add_axes(figure, box, f"scale of {lane.text}")
+        axes = figures.add_axes(figure, box, f"scale of {lane.text}")
         if lane.shares:
             step = min(np.diff(sorted(lane.shares)), default=high - low)
             bars = {"width": 0.8 * step, "color": lane.colour, "alpha": 0.4}
@@ -486,7 +463,7 @@ def write_header(figure: Figure, subject: Subject, words: str) -> None:
         write(figure, MARGIN, MARGIN + 20 + LINE * number, line, size=TEXT, color=FAINT)
     width, height = 160, 14
     box = Box(WIDTH - MARGIN - width - 20, MARGIN, width, height)
-    show(figure, box, colour_ramp(height, width), "colour bar")
+    show(figure, box, figures.colour_ramp(height, width), "colour bar")
     right = {"horizontalalignment": "right", "color": FAINT}
     write(figure, box.left - 10, box.bottom, "maps over the grey picture:  0", size=TEXT, **right)
     write(figure, WIDTH - MARGIN, box.bottom, "1", size=TEXT, **right)

@@ -147,7 +147,7 @@ def test_the_aspect_ratio_is_kept(shape):
         assert min(width, height) >= 1
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [(300, 450), (77, 500), (900, 60)])
 def test_nothing_on_the_panel_overlaps_or_leaves_it(shape):
     long_name = "a name too long for the room above its map"
     emotions = dict(zip(["b", long_name, *"cde"], EMOTIONS.values(), strict=True))

@@ -95,10 +95,11 @@ def test_a_high_or_low_network_gives_a_probability_whatever_the_ratings_were(mod
 def test_score_raises_where_score_all_reports(scorer, tmp_path):
     (tmp_path / "empty.jpg").touch()
     os.mkfifo(tmp_path / "pipe.jpg")
-    paths = [tmp_path / "empty.jpg", tmp_path / "pipe.jpg", tmp_path]
+    paths = [tmp_path / "empty.jpg", tmp_path / "missing.jpg", tmp_path / "pipe.jpg", tmp_path]
     reasons = [result.error for result in scorer.score_all(paths)]
     assert reasons == [
         "the file is empty",
+        "there is no such file",
         "a pipe or device, not a file",
         "a folder, not a picture, or one that cannot be listed",
     ]
