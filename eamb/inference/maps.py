@@ -62,7 +62,7 @@ class MapFolder:
         A score whose panel could not be drawn comes with the reason as its `error`.
 
         Args:
-            results: pictures with their scores, all of which were shown to `keep`.
+            results: pictures with their scores; `keep` has them.
             processes: that draw; below 2 a thread of this process does.
         """
         waiting: deque[tuple[Scored, Future | None]] = deque()
@@ -107,7 +107,7 @@ class MapFolder:
         )
         return drawers.submit(self.panels.save_panel, self.folder / f"{name}.png", image, explanation)
 
-    def take_up(self, written: Iterable[tuple[PictureFile, str | None]]) -> None:
+    def resume(self, written: Iterable[tuple[PictureFile, str | None]]) -> None:
         """Goes on behind an interrupted run: removes what it was writing, passes over what it wrote.
 
         Args:

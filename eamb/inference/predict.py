@@ -65,7 +65,7 @@ def predict(options: argparse.Namespace) -> int:
         print(words, file=sys.stderr)
     columns = column_names(scorer.scale, scorer.emotions if options.emotions else ())
     maps = MapFolder(folder, scorer, options.maps_raw) if folder is not None else None
-    rows = take_up(output, columns, pictures, maps) if options.resume and output.exists() else []
+    rows = resume_rows(output, columns, pictures, maps) if options.resume and output.exists() else []
     results = remaining(scorer, pictures, rows, output, maps)
     if maps:
         cores = torch.get_num_threads() if options.workers == -1 else options.workers
@@ -89,7 +89,7 @@ def predict(options: argparse.Namespace) -> int:
     return 1 if failed and not part else 0
 
 
-def take_up(
+def resume_rows(
     output: Path, columns: Sequence[str], pictures: Sequence[PictureFile], maps: MapFolder | None
 ) -> list[WrittenRow]:
     """The rows of an interrupted run, which are of the first pictures; cuts off a half-written one.
@@ -100,7 +100,7 @@ def take_up(
     rows, length = read_rows(output, columns)
     check_rows(rows, pictures, output)
     if maps:
-        maps.take_up([(pictures[i], row.error) for i, row in enumerate(rows) if row.score is not None])
+        maps.resume([(pictures[i], row.error) for i, row in enumerate(rows) if row.score is not None])
     os.truncate(output, length)
     return rows
 

@@ -120,19 +120,6 @@ def edge_directions(picture: np.ndarray) -> np.ndarray:
 # ---- series
 
 
-class Link(NamedTuple):
-    """A photograph and the one that it is compared with, both by number, or None for the first of all.
-
-    near: that one was not taken too long before.
-    """
-
-    number: int
-    before: int | None = None
-    gap: float | None = None
-    similarity: float | None = None
-    near: bool = True
-
-
 def group(photographs: Sequence[Photograph], gap: float = GAP, least: float = SIMILARITY) -> list[Place]:
     """Finds the series: what one camera took within a folder without a pause or a change of the view.
 
@@ -146,19 +133,24 @@ def group(photographs: Sequence[Photograph], gap: float = GAP, least: float = SI
     folders = defaultdict(list)
     for number, photograph in enumerate(photographs):
         folders[folder_of(photograph)].append(number)
-    links = [link for folder in folders.values() for link in find_links(photographs, folder, gap)]
+    links = [link for folder in folders.values() for link in find_links(photographs, folder)]
     first: dict[int, int] = {}  # of a photograph, another one that stands for its series
-    for link in links:
-        joined = link.before is not None and link.near and link.similarity >= least
-        first[link.number] = first[link.before] if joined else link.number
+    for number, before, passed, alike in links:
+        joined = before is not None and (passed is None or passed <= gap) and alike >= least
+        first[number] = first[before] if joined else number
     by_name = sorted(range(len(photographs)), key=lambda number: name_key(photographs[number].path))
     series = {number: place for place, number in enumerate(dict.fromkeys(first[n] for n in by_name), 1)}
-    places = {link.number: Place(series[first[link.number]], link.gap, link.similarity) for link in links}
+    places = {number: Place(series[first[number]], passed, alike) for number, _, passed, alike in links}
     return [places[number] for number in range(len(photographs))]
 
 
-def find_links(photographs: Sequence[Photograph], folder: Sequence[int], gap: float) -> Iterator[Link]:
-    """With which other each photograph of a folder is compared; that one always comes first."""
+def find_links(photographs: Sequence[Photograph], folder: Sequence[int]) -> Iterator[tuple]:
+    """With which other each photograph of a folder is compared; that one always comes first.
+
+    Yields:
+        The numbers of the photograph and of the other, the seconds between them and their similarity; None
+        for what there is not.
+    """
     cameras = defaultdict(list)
     by_name = sorted(folder, key=lambda number: name_key(photographs[number].path))
     for number in by_name:
@@ -166,18 +158,17 @@ def find_links(photographs: Sequence[Photograph], folder: Sequence[int], gap: fl
             cameras[photographs[number].taken.camera].append(number)
     for taken in cameras.values():
         taken.sort(key=lambda number: photographs[number].taken.time)  # stable: names decide within a second
-        yield Link(taken[0])
+        yield taken[0], None, None, None
         for before, number in pairwise(taken):
             passed = (photographs[number].taken.time - photographs[before].taken.time) / timedelta(seconds=1)
-            alike = similarity(photographs[before].sketch, photographs[number].sketch)
-            yield Link(number, before, passed, alike, passed <= gap)
+            yield number, before, passed, similarity(photographs[before].sketch, photographs[number].sketch)
     for place, number in enumerate(by_name):
         if not photographs[number].taken.time:
             neighbours = by_name[max(0, place - 1) : place]
             neighbours += [n for n in by_name[place + 1 : place + 2] if photographs[n].taken.time]
             alike = {n: similarity(photographs[n].sketch, photographs[number].sketch) for n in neighbours}
             best = max(alike, key=alike.get, default=None)
-            yield Link(number, best, None, alike.get(best))
+            yield number, best, None, alike.get(best)
 
 
 def name_key(path: str) -> tuple:
