@@ -24,7 +24,7 @@ from eamb.inference import panels
 from eamb.inference import predict as predict_module
 from eamb.inference import scorer as scorer_module
 from eamb.inference.maps import MapFolder, panel_drawers
-from eamb.inference.photographs import PictureFile, find_pictures
+from eamb.inference.photographs import find_pictures
 from eamb.inference.scorer import Scorer
 from eamb.network.outputs import EMOTIONS, Scale
 from eamb.readers import decoding
@@ -535,14 +535,6 @@ def test_pictures_of_one_name_get_maps_of_their_own(inside, scorer):
     names = [maps.name(picture) for picture in pictures]
     assert names[:3] == ["b.jpg", "b.jpg.2", "c.webp"]
     assert len(set(names)) == len(names) == len(ALBUM)
-
-
-def test_maps_of_pictures_in_a_thousand_folders_lie_in_the_last_hundred(scorer, tmp_path):
-    maps = MapFolder(tmp_path, scorer, raw=False)
-    folders = [str(level) for level in range(1100)]
-    for ending in ("", ".2"):
-        name = maps.name(PictureFile("/".join(["top", *folders, "a.jpg"]), "top"))
-        assert name == "/".join([*folders[-99:], f"a.jpg{ending}"])
 
 
 def test_the_longest_names_get_maps_too(weights, tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """The folder of pictures and arrays that explain each score."""
 
-# Paths are plain texts here: names that are no UTF-8, and folders of any depth, stay as they came.
+# Paths are plain texts here: names that are no UTF-8 stay as they came.
 # ruff: noqa: PTH119
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from eamb.inference.scorer import Scored, Scorer
 
 LONGEST_NAME = 230  # bytes; an ending and a temporary name come on top, and file systems take 255
-DEEPEST = 100  # folders; Python makes and searches them by calling itself for each level, up to 1,000
 UNTRAINED_MAP = "map of an emotion branch never trained on emotions"
 
 
@@ -129,12 +128,8 @@ class MapFolder:
                     )
 
     def name(self, picture: PictureFile) -> str:
-        """`sub/a.jpg`; a second picture of that name, from another folder, gets `sub/a.jpg.2`.
-
-        Of more than DEEPEST nested folders the last are kept.
-        """
+        """`sub/a.jpg`; a second picture of that name, from another folder, gets `sub/a.jpg.2`."""
         stem = os.path.relpath(picture.path, picture.folder or ".")
-        stem = str(Path(*Path(stem).parts[-DEEPEST:]))
         while len(os.fsencode(os.path.basename(stem))) > LONGEST_NAME:
             stem = stem[:-1]
         name, number = stem, 1

@@ -1,7 +1,7 @@
 """Finding the photographs that files, folders, globs and lists name, and dividing them into shards."""
 
-# Paths are plain texts here: names that are no UTF-8, and folders of any depth, stay as they came.
-# ruff: noqa: PTH112, PTH118, PTH120, PTH122
+# Paths are plain texts here: names that are no UTF-8 stay as they came.
+# ruff: noqa: PTH112, PTH114, PTH118, PTH120, PTH122
 from __future__ import annotations
 
 import argparse
@@ -57,31 +57,25 @@ class Search:
 
         A folder that cannot be listed is taken for a picture: its row will say why.
         """
-        waiting = [folder]  # not os.walk, which calls itself for each level before Python 3.12, up to 1,000
-        while waiting:
-            parent, folders = waiting.pop(), []
-            try:
-                entries = sorted(os.scandir(parent), key=lambda entry: entry.name)
-            except OSError:
-                self.add_file(parent, folder)
-                continue
-            for entry in entries:
-                try:
-                    is_folder = entry.is_dir()
-                except OSError:  # a link that leads to itself
-                    is_folder = False
-                ending = os.path.splitext(entry.name)[1].lower()
-                if entry.name.startswith("."):
+
+        def add_unreadable(error: OSError) -> None:
+            self.add_file(error.filename, folder)
+
+        for parent, folders, files in os.walk(folder, onerror=add_unreadable):
+            for name in list(folders):
+                hidden = name.startswith(".")
+                if hidden or os.path.islink(os.path.join(parent, name)):
+                    self.passed_over["hidden" if hidden else "linked"] += 1
+                    folders.remove(name)
+            folders.sort()
+            for name in sorted(files):
+                ending = os.path.splitext(name)[1].lower()
+                if name.startswith("."):
                     self.passed_over["hidden"] += 1
-                elif is_folder and entry.is_symlink():
-                    self.passed_over["linked"] += 1
-                elif is_folder:
-                    folders.append(entry.path)
                 elif ending in PICTURE_ENDINGS:
-                    self.add_file(entry.path, folder)
+                    self.add_file(os.path.join(parent, name), folder)
                 else:
                     self.passed_over[ending or "without an ending"] += 1
-            waiting += reversed(folders)
 
     def describe_passed_over(self) -> str:
         """As in "118 .heic, 2 .txt, 3 hidden", the most frequent first."""
@@ -105,13 +99,7 @@ def expand_glob(pattern: str) -> list[str]:
         return any(part.startswith(".") for part in path.parts)
 
     # Not glob.glob, whose ** follows linked folders: two links back to the top would keep it busy for ever.
-    try:
-        matches = sorted(base.glob(str(rest)))
-    except RecursionError as error:  # Python's own, before 3.12, at about 1,000 levels
-        raise ValueError(
-            f"predict: the folders below {printable(str(base))} are nested too deep for the pattern "
-            f"{printable(pattern)}; name the folder itself"
-        ) from error
+    matches = sorted(base.glob(str(rest)))
     return [str(path) for path in matches if is_hidden(rest) or not is_hidden(path.relative_to(base))]
 
 
