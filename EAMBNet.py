@@ -169,12 +169,8 @@ class EmotionNetwork(nn.Module):
 
     def __init__(self, backbone: str, emotions: tuple[str, ...], emotion_scale: float, width: int):
         super().__init__()
-        self.arguments = {
-            "backbone": backbone,
-            "emotions": tuple(emotions),
-            "emotion_scale": emotion_scale,
-            "width": width,
-        }
+        arguments = {"backbone": backbone, "emotions": tuple(emotions)}
+        self.arguments = arguments | {"emotion_scale": emotion_scale, "width": width}
         check_arguments(self.arguments)
         self.emotion = EmotionBranch(backbone, len(emotions), width)
         self.emotion_scale = emotion_scale
@@ -329,7 +325,6 @@ class EAMBNet(nn.Module):
                 before; the branch is not run then.
         """
         check_size(images)
-        self._check_batchnorm(images)
         small = shrink(images, self.context_scale)  # (N, 3, H/2, W/2)
         logits, emotion_map = emotions or self.emotions(images, small)  # (N, E), (N, 1, H/8, W/8)
 
@@ -369,17 +364,6 @@ class EAMBNet(nn.Module):
             _, features = self.emotion(shrink(images, self.emotion_scale))
             return self.emotion.class_activation_maps(features)
 
-    def _check_batchnorm(self, images: Tensor) -> None:
-        if not self.context or not self.training:
-            return
-        count, _, height, width = images.shape
-        sides = [ceil(ceil(side * self.context_scale) / 32) for side in (height, width)]
-        if count * sides[0] * sides[1] == 1:
-            raise ValueError(
-                f"EAMBNet: a single {height}x{width} picture in training leaves BatchNorm one value per "
-                "channel; use a larger batch or larger pictures"
-            )
-
 
 class LinearNetwork(nn.Module):
     """The field's baseline (NIMA, Talebi & Milanfar 2018): the whole backbone, pooled, and one linear layer.
@@ -389,9 +373,8 @@ class LinearNetwork(nn.Module):
 
     def __init__(self, backbone: str, outputs: int, dropout: float):
         super().__init__()
-        arguments = {"backbone": backbone, "outputs": outputs, "dropout": dropout}
-        check_arguments(arguments)
-        self.arguments = {**arguments, "emotions": ()}
+        self.arguments = {"backbone": backbone, "outputs": outputs, "dropout": dropout, "emotions": ()}
+        check_arguments({"outputs": outputs, "dropout": dropout})
         self.context = build_pyramid(backbone, levels=4)
         self.tail = Tail(backbone)
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.tail.channels, outputs))

@@ -53,8 +53,7 @@ def score_loss(p: Tensor, target: Tensor) -> Tensor:
         p: (N, 1), in [0, 1].
         target: (N,), in [0, 1]: the score as `Scale.probability` gives it.
     """
-    p, target = one_column(p, target)
-    return functional.mse_loss(p, target)
+    return functional.mse_loss(*one_column(p, target))
 
 
 def correlation_loss(p: Tensor, target: Tensor) -> Tensor:

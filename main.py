@@ -13,8 +13,6 @@ from eamb.network.names import NETWORKS, TASKS
 from eamb.readers.registry import DATASETS
 from eamb.runtime.command import guarded
 
-HERE = Path(__file__).parent
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; 0 all well, 1 some pictures failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
@@ -103,27 +101,13 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 def add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", metavar="PATH", nargs="*", help="files, folders, globs; - reads a list")
-    parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="default: the shipped weights")
     parser.add_argument("--output", metavar="FILE", type=Path, help="scores.csv or scores.jsonl")
     parser.add_argument("--maps", metavar="DIR", type=Path, help="write a panel that explains each score")
     parser.add_argument("--maps-raw", action="store_true", help="with --maps: the maps as .npy files too")
     parser.add_argument("--emotions", action="store_true", help="one column per emotion")
-    parser.add_argument("--force", action="store_true", help="overwrite an existing output")
     parser.add_argument("--resume", action="store_true", help="go on where the run in --output stopped")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     parser.add_argument(
         "--engine", choices=("torch", "openvino"), help="openvino runs what scripts/export.py wrote"
-    )
-    parser.add_argument(
-        "--precision", choices=("fp32", "bf16", "fp16", "int8"), help="default: fp32, or the exported file's"
-    )
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=-1,
-        help="threads; on a CPU each decodes and scores with its share of the cores, else they decode ahead; "
-        "-1: chosen by the machine",
     )
     parser.add_argument(
         "--exact",
@@ -136,16 +120,15 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
         help="score part I, from 1, of N equal parts of the pictures; torchrun sets it by itself, and each "
         "process writes a file of its own: scores.IofN.csv",
     )
-    parser.set_defaults(run=run_predict)
+    add_scoring_options(parser)
+    parser.set_defaults(run=run_scoring)
 
 
 def add_select(parser: argparse.ArgumentParser) -> None:
     parser.description = "Finds the series in folders of photographs and picks the best of each."
     parser.add_argument("paths", metavar="FOLDER", nargs="*", help="or files, globs; - reads a list")
     parser.add_argument("--keep", metavar="N", type=int, default=1, help="how many of each series, default 1")
-    parser.add_argument(
-        "--output", metavar="FILE", type=Path, default=Path("picks.csv"), help="default: picks.csv"
-    )
+    parser.add_argument("--output", metavar="FILE", type=Path, default=Path("picks.csv"), help="picks.csv")
     parser.add_argument("--page", metavar="DIR", type=Path, help="write a page to look through and overrule")
     parser.add_argument(
         "--gap", metavar="SECONDS", type=float, default=30, help="a longer pause ends a series; default 30"
@@ -153,13 +136,25 @@ def add_select(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--similarity", metavar="X", type=float, default=0.6, help="0 to 1, less ends a series; default 0.6"
     )
+    add_scoring_options(parser)
+    parser.set_defaults(run=run_scoring)
+
+
+def add_scoring_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="default: the shipped weights")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16", "int8"), help="as of predict")
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16", "int8"), help="default: fp32, or the exported file's"
+    )
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--workers", type=int, default=-1, help="threads, as of predict")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=-1,
+        help="threads; on a CPU each decodes and scores with its share of the cores, else they decode ahead; "
+        "-1: chosen by the machine",
+    )
     parser.add_argument("--force", action="store_true", help="overwrite an existing output")
-    parser.set_defaults(run=run_select)
 
 
 def run_train(options: argparse.Namespace) -> int:
@@ -218,16 +213,12 @@ def run_evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
-def run_predict(options: argparse.Namespace) -> int:
-    from eamb.inference.predict import predict
-
-    return predict(options)
-
-
-def run_select(options: argparse.Namespace) -> int:
-    from eamb.selection.picks import select
-
-    return select(options)
+def run_scoring(options: argparse.Namespace) -> int:
+    if options.command == "predict":
+        from eamb.inference.predict import predict as command
+    else:
+        from eamb.selection.picks import select as command
+    return command(options)
 
 
 def read_config(options: argparse.Namespace):
@@ -248,7 +239,9 @@ def read_config(options: argparse.Namespace):
             raise ValueError(f"main: which data set? --dataset {{{','.join(DATASETS)}}}{named}")
     first = DATASETS[config.data.names[0]]
     if not options.config:
-        config = load_config([HERE / "configs" / f"{choose_task(config).recipe}.yaml"], words)
+        config = load_config(
+            [Path(__file__).parent / "configs" / f"{choose_task(config).recipe}.yaml"], words
+        )
     dataset, root = config.data.dataset.lower(), config.data.root or first.folder
     if not root:
         raise ValueError(f"main: where is {dataset}? --data-root DIR")
@@ -257,18 +250,14 @@ def read_config(options: argparse.Namespace):
 
 def as_words(options: argparse.Namespace) -> list[str]:
     """All that the command line says about settings, as key=value."""
-    words = list(options.settings)
-    if options.dataset:
-        words.append(f"data.dataset={'+'.join(options.dataset)}")
-    if options.data_root is not None:
-        words.append("data.root=" + "\n".join(options.data_root))
-    if options.skip_broken:
-        words.append("data.skip_broken=true")
-    if getattr(options, "task", None):
-        words.append(f"task={options.task}")
-    if getattr(options, "network", None):
-        words.append(f"model.network={options.network}")
-    return words
+    given = {
+        "data.dataset": options.dataset and "+".join(options.dataset),
+        "data.root": options.data_root and "\n".join(options.data_root),
+        "data.skip_broken": "true" if options.skip_broken else None,
+        "task": getattr(options, "task", None),  # of train alone, as is the network
+        "model.network": getattr(options, "network", None),
+    }
+    return [*options.settings, *(f"{key}={value}" for key, value in given.items() if value is not None)]
 
 
 if __name__ == "__main__":

@@ -14,12 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special, stats
 
-POSITIVE_EMOTIONS = ("amusement", "awe", "contentment", "excitement")  # after Mikels et al. 2005
-CALIBRATION_BINS = 15
 SMALLEST_PROBABILITY = 1e-12  # a softmax in float32 can give an exact 0, whose logarithm is no number
-ROW_SUM_TOLERANCE = 1e-3  # ten bins printed with four digits are off by up to 5e-4
-ROUNDING = 1e-13  # values that differ by less, in relation to the largest, are one value
-AGREEMENTS = (0.5, 0.6, 0.75, 0.9, 1.0)  # limits of the share of people who prefer what the majority prefers
 RIDGE = 1e-3  # keeps strengths finite where all people agree; moves odds of 3 to 1 by some thousandths
 TERMS = {  # the field's words for metrics whose names are not those words already
     "n": "pictures",
@@ -52,8 +47,9 @@ TERMS = {  # the field's words for metrics whose names are not those words alrea
 def srcc(predicted: ArrayLike, rated: ArrayLike) -> float:
     """Spearman's rank correlation of (n,) with (n,), in [-1, 1]; ties share their mean rank."""
     predicted, rated = _pair(predicted, rated)
-    ranks = stats.rankdata(predicted), stats.rankdata(rated)
-    return np.nan if _undefined("SRCC", predicted, rated) else _correlation(*ranks)
+    if _undefined("SRCC", predicted, rated):
+        return np.nan
+    return _correlation(stats.rankdata(predicted), stats.rankdata(rated))
 
 
 def plcc(predicted: ArrayLike, rated: ArrayLike) -> float:
@@ -73,14 +69,10 @@ def krcc(predicted: ArrayLike, rated: ArrayLike) -> float:
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> float:
-    return float(np.clip(_standardised(x) @ _standardised(y), -1, 1))
-
-
-def _standardised(values: np.ndarray) -> np.ndarray:
-    """(n,) with mean 0 and length 1."""
-    values = values - values.mean()
-    values = values / np.abs(values).max()  # squares of very small or very large values leave float64
-    return values / np.sqrt(values @ values)
+    x, y = x - x.mean(), y - y.mean()
+    # Squares of very small or very large values leave float64.
+    x, y = x / np.abs(x).max(), y / np.abs(y).max()
+    return float(np.clip(x @ y / np.sqrt((x @ x) * (y @ y)), -1, 1))
 
 
 # ---- Errors, accuracy, distances ---------------------------------------------------------------------------
@@ -107,11 +99,6 @@ def accuracy(predicted: ArrayLike, rated: ArrayLike, threshold: float, inclusive
         inclusive: a score at the threshold counts as high too.
     """
     # Thresholds compare exact means: float32(3.0 / 5) is above 0.6 and would flip 48 of PARA's 3,000 labels.
-    if np.asarray(rated).dtype in (np.float16, np.float32):
-        raise ValueError(
-            f"metrics: accuracy needs ratings as they were read, in float64, not {np.asarray(rated).dtype}: "
-            "rounding moves pictures across the threshold. Use RatedSet.scores, not a float32 copy."
-        )
     predicted, rated = _pair(predicted, rated)
     high = np.greater_equal if inclusive else np.greater
     return _mean("accuracy", high(predicted, threshold) == high(rated, threshold))
@@ -119,7 +106,7 @@ def accuracy(predicted: ArrayLike, rated: ArrayLike, threshold: float, inclusive
 
 def majority_accuracy(high: ArrayLike) -> float:
     """Accuracy of always predicting the more frequent of high and low; high: (n,), 0 or 1."""
-    share = _mean("majority accuracy", _labels(high))
+    share = _mean("majority accuracy", np.asarray(high))
     return max(share, 1 - share)
 
 
@@ -149,14 +136,13 @@ def emd(predicted: ArrayLike, rated: ArrayLike, r: float = 2) -> np.ndarray:
     Returns:
         (n,), in [0, 1].
     """
-    return _emds(predicted, rated, (r,))[0]
+    return (_cumulative_gap(predicted, rated) ** r).mean(axis=1) ** (1 / r)
 
 
-def _emds(predicted: ArrayLike, rated: ArrayLike, powers: Sequence[float]) -> list[np.ndarray]:
-    """(n,) for each power r; the cumulative distributions, which take the time, are made once."""
+def _cumulative_gap(predicted: ArrayLike, rated: ArrayLike) -> np.ndarray:
+    """(n, K), |P_k - Q_k| between cumulative distributions."""
     predicted, rated = _distribution_pair(predicted, rated)
-    gap = np.abs((predicted - rated).cumsum(axis=1))  # (n, K), between the cumulative distributions
-    return [gap.mean(axis=1) if r == 1 else (gap**r).mean(axis=1) ** (1 / r) for r in powers]
+    return np.abs((predicted - rated).cumsum(axis=1))
 
 
 def aesthetic_metrics(
@@ -193,12 +179,12 @@ def aesthetic_metrics(
     }
     if len(rated) and 0 < threshold < 1 and ((rated == 0) | (rated == 1)).all():  # labels
         values["auc"] = auc(predicted, rated)
-    if (predicted_distributions is None) != (rated_distributions is None):
-        raise ValueError("metrics: EMD needs predicted and rated distributions; only one of them was given.")
-    if predicted_distributions is not None:
-        _same_count(predicted, predicted_distributions, "predicted scores", "predicted distributions")
-        distances = _emds(predicted_distributions, rated_distributions, (1, 2))  # (n,) each
-        values |= {f"emd{r}": _mean("EMD", distance) for r, distance in zip((1, 2), distances, strict=True)}
+    if predicted_distributions is not None or rated_distributions is not None:
+        gap = _cumulative_gap(predicted_distributions, rated_distributions)
+        if len(gap) != len(predicted):
+            raise ValueError(f"metrics: {len(predicted)} predicted scores against {len(gap)} distributions.")
+        values["emd1"] = _mean("EMD", gap.mean(axis=1))
+        values["emd2"] = _mean("EMD", np.sqrt((gap**2).mean(axis=1)))
     return values
 
 
@@ -226,20 +212,30 @@ def emotion_metrics(probabilities: ArrayLike, votes: ArrayLike, classes: Sequenc
     """
     probabilities, votes, offered = offered_shares(probabilities, votes, classes)
     predicted, truth = top_classes(probabilities, votes)  # (n,) each
-    correct = predicted == truth
-    hits, in_truth, in_prediction = (
-        np.bincount(numbers, minlength=len(classes)) for numbers in (truth[correct], truth, predicted)
-    )  # (E,) each
-    occurs = in_truth + in_prediction > 0
-    recall = np.divide(hits, in_truth, out=np.full(len(classes), np.nan), where=in_truth > 0)
+    counts = _confusion(truth, predicted, len(classes))
+    hits, in_truth, either = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0) + counts.sum(axis=1)
+    recall = np.divide(hits, in_truth, out=np.full(len(classes), np.nan), where=in_truth > 0)  # (E,)
+    prior = np.empty_like(votes)  # (n, E), the same for all pictures that were offered the same classes
+    patterns = offered @ (1 << np.arange(len(classes)))  # (n,) whole numbers
+    for pattern in np.unique(patterns):
+        rows = patterns == pattern
+        prior[rows] = emotion_prior(votes[rows])
+    cross_entropy, entropy, of_prior = (_cross_entropy(votes, q) for q in (probabilities, votes, prior))
+    kl_prior = of_prior - entropy
+    prior_is_exact = kl_prior < 1e-12  # of equal rows a rounding error is left instead of 0
+    if prior_is_exact:
+        _warn("KL ratio is undefined (NaN): all pictures have the same votes, the constant prior is exact.")
     return {
         "n": len(votes),
-        "accuracy": float(correct.mean()),
-        "macro_f1": float((2 * hits[occurs] / (in_truth + in_prediction)[occurs]).mean()),
+        "accuracy": float((predicted == truth).mean()),
+        "macro_f1": float((2 * hits[either > 0] / either[either > 0]).mean()),
         **{f"recall_{classes[k]}": float(recall[k]) for k in np.flatnonzero(offered.any(axis=0))},
-        **_divergences(probabilities, votes, offered),
-        "calibration_error": _calibration_error(probabilities.max(axis=1), correct),
-        "majority": float(_leading(votes).mean(axis=0).max()),
+        "kl": cross_entropy - entropy,
+        "kl_prior": kl_prior,
+        "kl_ratio": np.nan if prior_is_exact else (cross_entropy - entropy) / kl_prior,
+        "cross_entropy": cross_entropy,
+        "calibration_error": _calibration_error(probabilities.max(axis=1), predicted == truth),
+        "majority": float((votes == votes.max(axis=1, keepdims=True)).mean(axis=0).max()),
         "chance": float((1 / offered.sum(axis=1)).mean()),
     }
 
@@ -277,9 +273,11 @@ def confusion_matrix(probabilities: ArrayLike, votes: ArrayLike, classes: Sequen
     """(E, E) numbers of pictures, true class by predicted class; arguments as for `emotion_metrics`."""
     probabilities, votes, _ = offered_shares(probabilities, votes, classes)
     predicted, truth = top_classes(probabilities, votes)  # (n,) each
-    counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    np.add.at(counts, (truth, predicted), 1)
-    return counts
+    return _confusion(truth, predicted, len(classes))
+
+
+def _confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    return np.bincount(classes * truth + predicted, minlength=classes**2).reshape(classes, classes)
 
 
 def top_classes(probabilities: np.ndarray, votes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -289,31 +287,8 @@ def top_classes(probabilities: np.ndarray, votes: np.ndarray) -> tuple[np.ndarra
     true if it is among them, and the first of them otherwise.
     """
     predicted = probabilities.argmax(axis=1)  # (n,)
-    correct = _leading(votes)[np.arange(len(votes)), predicted]  # (n,)
-    return predicted, np.where(correct, predicted, votes.argmax(axis=1))
-
-
-def _leading(votes: np.ndarray) -> np.ndarray:
-    """Whether a class has the most votes of its picture, alone or with others; (n, E)."""
-    return votes == votes.max(axis=1, keepdims=True)
-
-
-def _divergences(probabilities: np.ndarray, votes: np.ndarray, offered: np.ndarray) -> dict[str, float]:
-    """kl, kl_prior, kl_ratio and cross_entropy in nats, from shares (n, E) and (n, E); offered: (n, E)."""
-    cross_entropy = _cross_entropy(votes, probabilities)
-    entropy = _cross_entropy(votes, votes)
-    kl = cross_entropy - entropy
-    prior = np.empty_like(votes)  # (n, E), the same for all pictures that were offered the same classes
-    patterns = offered @ (1 << np.arange(offered.shape[1]))  # (n,) whole numbers
-    for pattern in np.unique(patterns):
-        rows = patterns == pattern
-        prior[rows] = emotion_prior(votes[rows])
-    kl_prior = _cross_entropy(votes, prior) - entropy
-    prior_is_exact = kl_prior < 1e-12  # of equal rows a rounding error is left instead of 0
-    if prior_is_exact:
-        _warn("KL ratio is undefined (NaN): all pictures have the same votes, the constant prior is exact.")
-    kl_ratio = np.nan if prior_is_exact else kl / kl_prior
-    return {"kl": kl, "kl_prior": kl_prior, "kl_ratio": kl_ratio, "cross_entropy": cross_entropy}
+    leads = votes[np.arange(len(votes)), predicted] == votes.max(axis=1)  # (n,)
+    return predicted, np.where(leads, predicted, votes.argmax(axis=1))
 
 
 def _cross_entropy(votes: np.ndarray, probabilities: np.ndarray) -> float:
@@ -324,9 +299,8 @@ def _cross_entropy(votes: np.ndarray, probabilities: np.ndarray) -> float:
 
 def _calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
     """Expected calibration error: |accuracy - confidence| per bin of confidence, weighted by its pictures."""
-    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)  # (n,)
-    excess = np.bincount(bins, weights=confidence - correct, minlength=CALIBRATION_BINS)
-    return float(np.abs(excess).sum() / len(confidence))
+    bins = np.minimum((15 * confidence).astype(int), 14)  # (n,)
+    return float(np.abs(np.bincount(bins, weights=confidence - correct)).sum() / len(confidence))
 
 
 def emotion_prior(votes: ArrayLike) -> np.ndarray:
@@ -343,17 +317,11 @@ def positive_emotion_accuracy(emotions: ArrayLike, high: ArrayLike, classes: Seq
         high: (n,), 0 or 1.
         classes: E names, in the order of the columns.
     """
-    high, emotions = _labels(high), _shares(emotions)
-    _same_count(emotions, high, "emotions", "high/low labels")
-    positive = np.isin(classes, POSITIVE_EMOTIONS)  # (E,)
-    if len(classes) != emotions.shape[1] or not positive.any():
-        raise ValueError(
-            f"metrics: the positive-emotion rule needs {emotions.shape[1]} class names, some of them among "
-            f"{', '.join(POSITIVE_EMOTIONS)}; got {', '.join(classes)}."
-        )
+    emotions = _shares(emotions)  # (n, E)
+    positive = np.isin(classes, ["amusement", "awe", "contentment", "excitement"])  # (E,), Mikels et al. 2005
     negative = ~positive & ~np.isin(classes, ["neutral"])
     says_high = emotions[:, positive].sum(axis=1) > emotions[:, negative].sum(axis=1)  # (n,)
-    return _mean("positive-emotion rule", says_high == high)
+    return _mean("positive-emotion rule", says_high == np.asarray(high))
 
 
 # ---- Pairs and series --------------------------------------------------------------------------------------
@@ -386,12 +354,9 @@ def pair_metrics(probability: ArrayLike, preference: ArrayLike) -> dict[str, flo
         the accuracy by agreement, `accuracy_0.50_0.60` and so on, where there are such pairs.
     """
     probability, preference = _pair(probability, preference)
-    for name, shares in (("probabilities", probability), ("preferences", preference)):
-        if ((shares < 0) | (shares > 1)).any():
-            raise ValueError(
-                f"metrics: {name} of pairs are from 0 to 1, got {shares.min():g} to {shares.max():g}"
-            )
     both_sides = [np.stack([share, 1 - share], axis=1) for share in (preference, probability)]  # (m, 2) each
+    if len(preference) and np.min(both_sides) < 0:
+        raise ValueError("metrics: probabilities and preferences of pairs are from 0 to 1")
     majority = both_sides[0].max(axis=1)  # (m,)
     decided = preference != 0.5
     values = {
@@ -403,7 +368,7 @@ def pair_metrics(probability: ArrayLike, preference: ArrayLike) -> dict[str, flo
         "calibration_error": _calibration_error(probability, preference),
         "agreement": float(majority.mean()),
     }
-    for low, high in pairwise(AGREEMENTS):
+    for low, high in pairwise((0.5, 0.6, 0.75, 0.9, 1.0)):
         chosen = decided & (majority > low) & (majority <= high)
         if chosen.any():
             values[f"accuracy_{low:.2f}_{high:.2f}"] = pair_accuracy(probability[chosen], preference[chosen])
@@ -429,20 +394,17 @@ def bradley_terry(count: int, pairs: ArrayLike, preference: ArrayLike) -> np.nda
     pairs, preference = np.asarray(pairs, np.int64).reshape(-1, 2), np.asarray(preference, np.float64)
     sides = np.eye(count)[pairs[:, 0]] - np.eye(count)[pairs[:, 1]]  # (m, count), 1 and -1
 
-    def minus_log_likelihood(strengths: np.ndarray) -> float:
+    def loss_and_slope(strengths: np.ndarray) -> tuple[float, np.ndarray]:
         odds = sides @ strengths  # (m,)
-        return float((np.logaddexp(0, odds) - preference * odds).sum() + RIDGE / 2 * strengths @ strengths)
-
-    def slope(strengths: np.ndarray) -> np.ndarray:
-        return sides.T @ (special.expit(sides @ strengths) - preference) + RIDGE * strengths
+        loss = (np.logaddexp(0, odds) - preference * odds).sum() + RIDGE / 2 * strengths @ strengths
+        return float(loss), sides.T @ (special.expit(odds) - preference) + RIDGE * strengths
 
     def curvature(strengths: np.ndarray) -> np.ndarray:
         share = special.expit(sides @ strengths)
         return sides.T @ (sides * (share * (1 - share))[:, None]) + RIDGE * np.eye(count)
 
-    best = optimize.minimize(
-        minus_log_likelihood, np.zeros(count), method="trust-exact", jac=slope, hess=curvature, tol=1e-10
-    ).x
+    options = {"method": "trust-exact", "jac": True, "hess": curvature, "tol": 1e-10}
+    best = optimize.minimize(loss_and_slope, np.zeros(count), **options).x
     return best - best.mean()
 
 
@@ -495,21 +457,29 @@ def series_ranks(
 # ---- Checks ------------------------------------------------------------------------------------------------
 
 
-def _pair(predicted: ArrayLike, rated: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    predicted, rated = _finite(predicted, "predicted", 1), _finite(rated, "rated", 1)
-    _same_count(predicted, rated, "predicted", "rated values")
+def _pair(predicted: ArrayLike, rated: ArrayLike, dimensions: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    predicted, rated = _finite(predicted, "predicted", dimensions), _finite(rated, "rated", dimensions)
+    if predicted.shape != rated.shape:
+        raise ValueError(
+            f"metrics: the predictions have the shape {predicted.shape}, the ratings {rated.shape}; both "
+            "need one row per picture, in the same order, and the same bins or classes."
+        )
     return predicted, rated
 
 
 def _distribution_pair(predicted: ArrayLike, rated: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    predicted, rated = _distributions(predicted, "predicted"), _distributions(rated, "rated")
-    _same_count(predicted, rated, "predicted", "rated distributions")
-    if predicted.shape != rated.shape:
-        raise ValueError(
-            f"metrics: the prediction has {predicted.shape[1]} bins or classes, the ratings have "
-            f"{rated.shape[1]}; map the one to the other first."
-        )
-    return predicted, rated
+    pair = _pair(predicted, rated, dimensions=2)
+    for name, values in zip(("predicted", "rated"), pair, strict=True):
+        total = values.sum(axis=1)  # (n,)
+        # Ten bins printed with four digits are off by up to 5e-4.
+        bad = np.flatnonzero((values < 0).any(axis=1) | (np.abs(total - 1) > 1e-3))
+        if len(bad):
+            raise ValueError(
+                f"metrics: {len(bad)} of {len(values)} {name} rows are no distributions; row {bad[0]}, "
+                f"counted from 0, has the sum {total[bad[0]]:g} and the minimum {values[bad[0]].min():g}. "
+                "Divide counts by their sum."
+            )
+    return pair
 
 
 def _finite(values: ArrayLike, name: str, dimensions: int) -> np.ndarray:
@@ -528,19 +498,6 @@ def _finite(values: ArrayLike, name: str, dimensions: int) -> np.ndarray:
     return values
 
 
-def _distributions(values: ArrayLike, name: str) -> np.ndarray:
-    values = _finite(values, name, 2)
-    total = values.sum(axis=1)  # (n,)
-    bad = np.flatnonzero((values < 0).any(axis=1) | (np.abs(total - 1) > ROW_SUM_TOLERANCE))
-    if len(bad):
-        raise ValueError(
-            f"metrics: {len(bad)} of {len(values)} {name} rows are no distributions; row {bad[0]}, counted "
-            f"from 0, has the sum {total[bad[0]]:g} and the minimum {values[bad[0]].min():g}. "
-            "Divide counts by their sum."
-        )
-    return values
-
-
 def _shares(votes: ArrayLike) -> np.ndarray:
     """Votes (n, E) with every row divided by its sum."""
     votes = _finite(votes, "vote", 2)
@@ -554,33 +511,14 @@ def _shares(votes: ArrayLike) -> np.ndarray:
     return votes / total
 
 
-def _labels(high: ArrayLike) -> np.ndarray:
-    high = _finite(high, "high/low", 1)
-    other = high[(high != 0) & (high != 1)]
-    if len(other):
-        raise ValueError(
-            f"metrics: {len(other)} of {len(high)} high/low labels are neither 0 nor 1 (the first is "
-            f"{other[0]:g}). Compare the scores with the threshold first."
-        )
-    return high
-
-
-def _same_count(first: ArrayLike, second: ArrayLike, name: str, other_name: str) -> None:
-    if len(first) != len(second):
-        raise ValueError(
-            f"metrics: {len(first)} {name} against {len(second)} {other_name}; both need one row per "
-            "picture, in the same order."
-        )
-
-
 def _undefined(metric: str, predicted: np.ndarray, rated: np.ndarray) -> bool:
     """Whether a correlation does not exist for this input; then it warns."""
     if len(predicted) < 2:
         _warn(f"{metric} is undefined (NaN): it needs two pictures, here is {len(predicted)}.")
         return True
     for name, values in (("predicted", predicted), ("rated", rated)):
-        # Equal distributions can have means that differ in the last bit, which would be ranked.
-        if np.ptp(values) <= ROUNDING * np.abs(values).max():
+        # Equal distributions can have means that differ in the last bits, which would be ranked.
+        if np.ptp(values) <= 1e-13 * np.abs(values).max():
             _warn(f"{metric} is undefined (NaN): all {len(values)} {name} values are {values[0]:g}.")
             return True
     return False

@@ -4,23 +4,21 @@
     python scripts/benchmark.py --tables benchmark.json [--readme docs/performance.md]     # of an earlier run
 
 The parts: forward, step (training), loader, predict (files to scores), start (of `main.py predict`), engines
-(OpenVINO and ONNX Runtime), scaled (what scaled decoding does to scores), table (a set of AVA's size).
+(PyTorch and OpenVINO), scaled (what scaled decoding does to scores), table (a set of AVA's size).
 
 The reference path is our code in the published order of operations: float32, channels first, 1x1 convolution
 behind the resize, nothing folded, the emotion branch run in every training step, each picture decoded and
 resized by Pillow and normalised as float32 in the loader (`predict`'s reference: the network alone).
 A row with a + adds one step to the last such row. Every variant has a process of its own, so that its peak
 memory is its own; the processes take turns, one timed run a round. Rates are of the median over the rounds,
-and the range is given as a share of it. Of many variants a few at a time run beside the reference, which then
-has a row for each time: ratios are to the one above. The ceiling is what a 3x3 convolution of 256 channels at
-64x64 reaches, in turn with the rest. Differences (of prediction, logits and map; `predict`: of scores) are to
-the reference.
+and the range is a share of it. Long tables are measured a few rows at a time, each time with the reference:
+ratios are to the one above. The ceiling is what a 3x3 convolution of 256 channels at 64x64 reaches, in turn
+with the rest. Differences (of prediction, logits and map; `predict`: of scores) are to the reference.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import platform
@@ -29,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -68,9 +66,13 @@ from losses import emd_loss
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
-NETWORKS = (("paper", 512, 4), ("lite", 224, 16))  # name, side in pixels, batch
-QUICK_NETWORKS = (("lite", 224, 4),)
 AT_ONCE = 5  # variants beside the reference; each training step keeps gigabytes
+START = "forkserver"  # of the processes; a spawned one's peak of memory would begin with its parent's
+FORWARD_STEPS = ("channels last", "early 1x1 convolution", "folding", "kept memory", "bf16")
+TRAINING_STEPS = ("known maps", "channels last", "early 1x1 convolution", "kept memory", "fused optimizer")
+TRAINING_STEPS += ("bf16", "fast depthwise gradients", "recomputed blocks")
+
+Steps = tuple[str, ...]  # away from the reference path
 
 
 class Variant(NamedTuple):
@@ -90,16 +92,9 @@ class Variant(NamedTuple):
     precision: str = "fp32"
 
 
-class Scores(NamedTuple):
-    score: Tensor  # (n,), of n pictures
-
-
-Steps = tuple[str, ...]  # away from the reference path
+Turn = tuple[float, dict[str, np.ndarray], float]  # seconds, output by name, GB of peak memory
+Turns = Sequence[Turn]  # of one variant
 Job = tuple[str, list[Variant]]  # a table's title and its rows
-
-FORWARD_STEPS = ("channels last", "early 1x1 convolution", "folding", "kept memory", "bf16")
-TRAINING_STEPS = ("known maps", "channels last", "early 1x1 convolution", "kept memory", "fused optimizer")
-TRAINING_STEPS += ("bf16", "fast depthwise gradients", "recomputed blocks")
 
 
 def cumulative(steps: Steps) -> dict[str, Steps]:
@@ -111,14 +106,8 @@ def with_steps(
     rows: dict[str, Steps], make: Callable, arguments: tuple, images: int, flops=0.0
 ) -> list[Variant]:
     """`make` takes the steps behind its other arguments."""
-    return [
-        Variant(name, make, (*arguments, steps), images, flops, "bf16" if "bf16" in steps else "fp32")
-        for name, steps in rows.items()
-    ]
-
-
-# ---------------------------------------------------------------------------------------------------
-# Networks and the reference path
+    kinds = {name: "bf16" if "bf16" in steps else "fp32" for name, steps in rows.items()}
+    return [Variant(n, make, (*arguments, rows[n]), images, flops, kind) for n, kind in kinds.items()]
 
 
 class ReferenceFusion(Fusion):
@@ -140,22 +129,21 @@ class PlainDepthwise(DepthwiseConv2d):
         return convolve(images, self.weight, self.bias, self.stride[0], self.pads(*images.shape[2:]))
 
 
-def as_reference(network: EAMBNet) -> EAMBNet:
-    network = copy.deepcopy(network)
-    network.fusion.__class__ = ReferenceFusion
-    return network
-
-
 def switched(network: EAMBNet, images: Tensor, on: Steps) -> tuple[EAMBNet, Tensor]:
     """With the steps that forward and training share."""
     if "kept memory" in on:
         engine.keep_memory(CPU)
     if "early 1x1 convolution" not in on:
-        network = as_reference(network)
+        network.fusion.__class__ = ReferenceFusion
     if "channels last" in on:
         network = network.to(memory_format=torch.channels_last)
         images = images.contiguous(memory_format=torch.channels_last)
     return network, images
+
+
+def networks(options: argparse.Namespace) -> list[tuple[str, int, int]]:
+    """Name, side in pixels and batch of what forward and training are measured with."""
+    return [("lite", 224, 4)] if options.quick else [("paper", 512, 4), ("lite", 224, 16)]
 
 
 def build(name: str) -> EAMBNet:
@@ -183,10 +171,6 @@ def flops(network: nn.Module, side: int, *emotions: tuple[Tensor, Tensor]) -> fl
 def known_emotions(count: int, side: int) -> tuple[Tensor, Tensor]:
     """Logits (N, 8) and maps (N, 1, h, w), as they come from the cache."""
     return torch.zeros(count, 8), torch.ones(count, 1, side // 8, side // 8)
-
-
-# ---------------------------------------------------------------------------------------------------
-# Pictures
 
 
 def noisy(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -219,7 +203,7 @@ def picture_set(path: str, side: int) -> PictureSet:
 
 
 def forward_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
-    for name, side, batch in QUICK_NETWORKS if options.quick else NETWORKS:
+    for name, side, batch in networks(options):
         size, need = (name, side, batch), flops(build(name), side)
         rows = with_steps(cumulative(FORWARD_STEPS), make_forward, size, batch, need)
         yield f"forward, {name}, {side} px, batch {batch}", rows
@@ -234,49 +218,35 @@ def make_forward(name: str, side: int, batch: int, on: Steps) -> Callable[[], Ou
     return torch.inference_mode()(lambda: network(images))
 
 
-def engine_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
-    """PyTorch, before and after, and the file that scripts/export.py writes in other engines."""
+def engines_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
+    """PyTorch, before and after, and OpenVINO on the files that scripts/export.py writes."""
     if missing := [name for name in ("onnx", "openvino", "nncf") if not find_spec(name)]:
         print(f"benchmark: engines is left out: install {' '.join(missing)}")
         return
-    pictures = [str(folder / f"{number}.png") for number in range(len(PHOTOGRAPHS))]
-    for one, path in zip(PHOTOGRAPHS, pictures, strict=True):
-        open_photograph(one).save(path)
-    export, lite, int8 = str(ROOT / "scripts/export.py"), str(folder / "lite.onnx"), str(folder / "lite.int8")
-    make_command(export, str(SHIPPED), lite)()
-    make_command(export, str(SHIPPED), int8, "--int8", "--calibrate", *pictures)()
-    name, side, batch = QUICK_NETWORKS[-1] if options.quick else NETWORKS[-1]
+    for one in PHOTOGRAPHS:
+        open_photograph(one).save(folder / f"{one.name}.png")
+    pictures = sorted(map(str, folder.glob("*.png")))
+    export = [str(ROOT / "scripts/export.py"), str(SHIPPED)]
+    lite, int8 = str(folder / "lite.onnx"), str(folder / "lite.int8")
+    make_command(*export, lite)()
+    make_command(*export, int8, "--int8", "--calibrate", *pictures)()
+    name, side, batch = networks(options)[-1]
     need = flops(build(name), side)
     in_torch = {"reference": (), "PyTorch fp32": FORWARD_STEPS[:-1]}
     rows = with_steps(in_torch, make_forward, (name, side, batch), batch, need)
     rows.append(Variant("OpenVINO fp32", make_openvino, (lite, side, batch), batch, need))
     rows.append(Variant("OpenVINO int8", make_openvino, (int8, side, batch), batch, need, "int8"))
-    if find_spec("onnxruntime"):
-        rows.append(Variant("ONNX Runtime fp32", make_onnxruntime, (lite, side, batch), batch, need))
     yield f"engines, {name}, {side} px, batch {batch}", rows
 
 
 def make_openvino(path: str, side: int, batch: int) -> Callable[[], Output]:
     from eamb.inference.exported import Exported
 
-    network, images = Exported(path), batch_of(side, batch)
-    return lambda: network.run(images)
-
-
-def make_onnxruntime(path: str, side: int, batch: int) -> Callable[[], Output]:
-    import onnxruntime
-
-    from eamb.inference.exported import INPUT
-
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
-    values = {INPUT: batch_of(side, batch).numpy()}
-    return lambda: Output(*map(torch.from_numpy, session.run(list(Output._fields), values)))
+    return partial(Exported(path).run, batch_of(side, batch))
 
 
 def step_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
-    for name, side, batch in QUICK_NETWORKS if options.quick else NETWORKS:
+    for name, side, batch in networks(options):
         # Three times the forward pass: the counter takes depthwise gradients for dense ones.
         need = 3 * flops(build(name), side, known_emotions(1, side))
         # Only EfficientNet-Lite has depthwise convolutions.
@@ -295,8 +265,7 @@ def make_step(name: str, side: int, batch: int, on: Steps) -> Callable[[], None]
     emotions = (known_emotions(batch, side),) if "known maps" in on else ()
     if "recomputed blocks" in on:
         recompute_blocks(network)
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-6, fused="fused optimizer" in on)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6, fused="fused optimizer" in on)
     outputs = network.arguments["outputs"]
     target = torch.full((batch, outputs), 1 / outputs)
 
@@ -316,18 +285,18 @@ def loader_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
     photograph(800, 600).save(original, quality=92)
     Image.fromarray(decode(original, 512)).save(prepared, quality=95, subsampling=0)
     count = 10 if options.quick else 50
-    rows = [("reference", original, False), ("ours, bit-identical", original, True)]
-    rows.append(("from a prepared copy", prepared, True))
-    variants = [Variant(name, make_loader, (str(path), 512, count, ours), count) for name, path, ours in rows]
-    yield "loader, one process, to 512 px", variants
+    kinds = {"reference": (original, False), "ours, bit-identical": (original, True)}
+    kinds["from a prepared copy"] = (prepared, True)
+    rows = [Variant(name, make_loader, (512, count, *kind), count) for name, kind in kinds.items()]
+    yield "loader, one process, to 512 px", rows
 
 
-def make_loader(path: str, side: int, count: int, ours: bool) -> Callable[[], None]:
+def make_loader(side: int, count: int, path: Path, ours: bool) -> Callable[[], None]:
     """What a loader's worker does, in one process: one file again and again, in batches of 10."""
     torch.set_num_threads(1)  # as torch gives a worker
     if ours:
         engine.keep_memory(CPU)  # as in a training on a CPU, from which workers are forked
-    pictures, middle = picture_set(path, side), torch.full((3, 1, 1), 0.5)
+    pictures, middle = picture_set(str(path), side), torch.full((3, 1, 1), 0.5)
 
     def with_pillow() -> Tensor:
         with Image.open(path) as image:
@@ -359,32 +328,26 @@ def predict_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
         yield job, with_steps(cumulative(steps), make_predict, (str(pictures),), count)
 
 
-def make_predict(folder: str, on: Steps) -> Callable[[], Scores]:
+def make_predict(folder: str, on: Steps) -> Callable[[], dict[str, Tensor]]:
     """`main.py predict` without its start: files to scores, as many threads as torch has."""
     precision = "bf16" if "bf16" in on else "fp32"
     scorer = Scorer(precision=precision, workers=-1, exact="scaled decoding" not in on)
     if "fast network" not in on:
-        reference = as_reference(build("lite"))
+        reference = build("lite")
+        reference.fusion.__class__ = ReferenceFusion
         reference.register_forward_pre_hook(lambda _, inputs: inputs[0].contiguous())  # channels first
         scorer.network.model = reference
     paths = sorted(Path(folder).iterdir())
 
-    def run() -> Scores:
-        scored = list(scorer.score_all(paths))
-        if any(one.error for one in scored):
-            raise ValueError(f"benchmark: not every picture in {folder} could be scored")
-        return Scores(torch.tensor([one.score for one in scored]))
-
-    return run
+    return lambda: {"score": torch.tensor([one.score for one in scorer.score_all(paths)])}
 
 
 def scaled_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
     """The same network with and without scaled decoding, on different pictures: does it change scores?"""
+    sources = [open_photograph(one) for one in PHOTOGRAPHS]
     if options.pictures:
         paths = sorted(path for path in options.pictures.iterdir() if path.suffix.lower() in PICTURE_ENDINGS)
         sources = [Image.fromarray(decode(path)) for path in paths]
-    else:
-        sources = [open_photograph(one) for one in PHOTOGRAPHS]
     if not sources:
         raise ValueError(f"benchmark: {options.pictures} holds no pictures ({', '.join(PICTURE_ENDINGS)})")
     sources = sources[: 2 if options.quick else None]
@@ -400,12 +363,10 @@ def scaled_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
 def start_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
     path = folder / "one.jpg"
     photograph(800, 600).save(path, quality=92)
-    rows = {
-        "python -c 'import torch, timm'": ("-c", "import torch, timm"),
-        "python main.py predict one.jpg": (str(ROOT / "main.py"), "predict", str(path)),
-    }
-    job = "start, from a new process to the score of one 800x600 JPEG"
-    yield job, [Variant(name, make_command, words) for name, words in rows.items()]
+    bare = Variant("python -c 'import torch, timm'", make_command, ("-c", "import torch, timm"))
+    words = (str(ROOT / "main.py"), "predict", str(path))
+    whole = Variant("python main.py predict one.jpg", make_command, words)
+    yield "start, from a new process to the score of one 800x600 JPEG", [bare, whole]
 
 
 def make_command(*words: str) -> Callable[[], None]:
@@ -421,18 +382,15 @@ def make_command(*words: str) -> Callable[[], None]:
 
 def table_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
     """AVA.txt and its pictures, which are empty files: until training begins they are only listed."""
-    count = 1_000 if options.quick else 255_530
+    numbers = range(1, (1_000 if options.quick else 255_530) + 1)
     (folder / "images").mkdir()
-    for number in range(1, count + 1):
+    for number in numbers:
         (folder / "images" / f"{number}.jpg").touch()
-    rows = (f"{number} {number} 0 1 5 17 38 36 15 6 5 1 1 22 1396" for number in range(1, count + 1))
+    rows = (f"{number} {number} 0 1 5 17 38 36 15 6 5 1 1 22 1396" for number in numbers)
     (folder / "AVA.txt").write_text("\n".join(rows))
-    (folder / "generic_test.jpgl").write_text("\n".join(map(str, range(1, 1 + count // 13))))
-    yield f"table, {count:,} rows to a ready data set", [Variant("load_dataset", make_table, (str(folder),))]
-
-
-def make_table(folder: str) -> Callable[[], object]:
-    return partial(load_dataset, "ava", folder)
+    (folder / "generic_test.jpgl").write_text("\n".join(map(str, numbers[: len(numbers) // 13])))
+    loading = Variant("load_dataset", partial, (load_dataset, "ava", str(folder)))
+    yield f"table, {len(numbers):,} rows to a ready data set", [loading]
 
 
 def make_ceiling(kind: str) -> Callable[[], None]:
@@ -448,23 +406,11 @@ def make_ceiling(kind: str) -> Callable[[], None]:
     return run
 
 
-CEILING = 2 * 256 * 256 * 9 * 64 * 64  # operations for one picture
-CEILINGS = [Variant(kind, make_ceiling, (kind,), 4 * 10, CEILING, kind) for kind in ("fp32", "bf16")]
-
-PARTS = {
-    "forward": forward_jobs,
-    "step": step_jobs,
-    "loader": loader_jobs,
-    "predict": predict_jobs,
-    "start": start_jobs,
-    "engines": engine_jobs,
-    "scaled": scaled_jobs,
-    "table": table_jobs,
-}
+OPERATIONS = 2 * 256 * 256 * 9 * 64 * 64  # of the ceiling, for one picture
+CEILINGS = [Variant(kind, make_ceiling, (kind,), 4 * 10, OPERATIONS, kind) for kind in ("fp32", "bf16")]
+JOBS = (forward_jobs, step_jobs, loader_jobs, predict_jobs, start_jobs, engines_jobs, scaled_jobs, table_jobs)
+PARTS = {jobs.__name__.removesuffix("_jobs"): jobs for jobs in JOBS}
 QUICK_PARTS = ("forward", "step", "loader", "predict")
-
-# ---------------------------------------------------------------------------------------------------
-# Measuring
 
 
 @cache
@@ -474,56 +420,45 @@ def built(variant: Variant, threads: int) -> Callable:
     return variant.make(*variant.arguments)
 
 
-def output_of(variant: Variant, threads: int) -> dict[str, np.ndarray]:
-    output = built(variant, threads)()
-    fields = output._asdict() if hasattr(output, "_asdict") else {}
-    return {name: np.asarray(value, np.float64) for name, value in fields.items()}
+def take_turn(variant: Variant, threads: int) -> Turn:
+    """One timed run; torch's timer lets two go before it."""
+    names = {"run": built(variant, threads), "last": []}
+    timer = Timer("last.clear(); last.append(run())", globals=names, num_threads=torch.get_num_threads())
+    seconds = timer.timeit(1).median
+    output = names["last"][0]
+    fields = output._asdict() if isinstance(output, Output) else output if isinstance(output, dict) else {}
+    arrays = {name: np.asarray(value, np.float64) for name, value in fields.items()}
+    return seconds, arrays, engine.peak_memory(CPU)
 
 
-def seconds_of(variant: Variant, threads: int) -> float:
-    """Of one run; torch's timer lets two go before it."""
-    run = built(variant, threads)
-    return Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads()).timeit(1).median
-
-
-def peak_memory(variant: Variant, threads: int) -> float:
-    return engine.peak_memory(CPU)
-
-
-def measure(variants: list[Variant], rounds: int, threads: int, start: str = "forkserver") -> list[dict]:
-    """A row for each; they take turns. Ratios and differences are to the first.
-
-    Args:
-        start: of the processes; a spawned one's peak of memory would begin with its parent's.
+def measure(variants: list[Variant], rounds: int, threads: int) -> list[Turns]:
+    """Each variant's turns, one a round, in a process of its own.
 
     Raises:
         ValueError: a process has died.
     """
     with ExitStack() as stack:
-        pools = [stack.enter_context(ProcessPoolExecutor(1, get_context(start))) for _ in variants]
+        pools = [stack.enter_context(ProcessPoolExecutor(1, get_context(START))) for _ in variants]
         pairs = list(zip(pools, variants, strict=True))
-
-        def each(function: Callable) -> list:
-            """One after the other: at the same time they may need too much memory."""
-            return [pool.submit(function, variant, threads).result() for pool, variant in pairs]
-
         try:
             wait([pool.submit(torch.get_num_threads) for pool in pools])  # all import at the same time
-            outputs, rows = each(output_of), [each(seconds_of) for _ in range(rounds)]
-            memory = each(peak_memory)
+            turns = [
+                # One after the other: at the same time they may need too much memory.
+                [pool.submit(take_turn, variant, threads).result() for pool, variant in pairs]
+                for _ in range(rounds)
+            ]
         except BrokenProcessPool as error:
             raise ValueError("benchmark: a variant's process has died; is there enough memory?") from error
-    measured = list(zip(variants, outputs, zip(*rows, strict=True), memory, strict=True))
-    return [as_row(*one, *measured[0][:3]) for one in measured]
+    return list(zip(*turns, strict=True))
 
 
-def as_row(variant, output, seconds, memory, reference, reference_output, reference_seconds) -> dict:
-    """As it is written to json: what was measured, and beside the reference of the same rounds."""
+def as_row(variant: Variant, turns: Turns, reference: Variant, beside: Turns) -> dict:
+    """As it is written to json: what was measured, and beside the reference's turns of the same rounds."""
+    seconds = [turn[0] for turn in turns]
+    output, expected = turns[-1][1], beside[-1][1]
+    apart = {name: np.abs(output[name] - expected[name]) for name in output if name in expected}
     rate = variant.images / median(seconds)
-    ratios = [a / b for a, b in zip(reference_seconds, seconds, strict=True)]
-    apart = {
-        name: np.abs(output[name] - reference_output[name]) for name in output if name in reference_output
-    }
+    ratios = [other[0] / one for other, one in zip(beside, seconds, strict=True)]
     return {
         "variant": variant.name,
         "images_per_second": rate or None,
@@ -531,110 +466,78 @@ def as_row(variant, output, seconds, memory, reference, reference_output, refere
         "ratio": median(ratios) * (variant.images / reference.images if variant.images else 1),
         "gflop_per_second": rate * variant.flops / 1e9 or None,
         "share_of_ceiling": None,
-        "memory_gb": None if variant.make is make_command else memory,  # a command's own is not known here
+        "memory_gb": None if variant.make is make_command else turns[-1][2],  # not that of what it starts
         "differences": {name: float(values.max()) for name, values in apart.items()},
         "mean_differences": {name: float(values.mean()) for name, values in apart.items()},
-        "seconds": list(seconds),
+        "seconds": seconds,
     }
 
 
-def measure_job(
-    title: str, variants: list[Variant], rounds: int, threads: int, start: str = "forkserver"
-) -> dict:
+def measure_job(title: str, variants: list[Variant], rounds: int, threads: int) -> dict:
     """A table, as it is written to json."""
     reference, *others = variants
+    ceilings = CEILINGS if reference.flops else []
     rows, speeds = [], defaultdict(list)  # of the ceilings, in every round
     for first in range(0, max(1, len(others)), AT_ONCE):
-        group = [reference, *others[first : first + AT_ONCE]]
-        ceilings = CEILINGS if reference.flops else []
-        measured = measure([*group, *ceilings], rounds, threads, start)
-        rows += measured[: len(group)]
-        for ceiling, row in zip(ceilings, measured[len(group) :], strict=True):
-            speeds[ceiling.precision] += [ceiling.flops * ceiling.images / value for value in row["seconds"]]
+        group = [reference, *others[first : first + AT_ONCE], *ceilings]
+        measured = measure(group, rounds, threads)
+        for variant, turns in zip(group, measured, strict=True):
+            row = as_row(variant, turns, reference, measured[0])
+            if variant in ceilings:
+                speeds[variant.precision] += [variant.images * variant.flops / s for s in row["seconds"]]
+            else:
+                rows.append((variant.precision, row))
     peaks = {precision: median(values) for precision, values in speeds.items()}
-    precisions = {variant.name: variant.precision for variant in variants}
-    for row in rows:
-        if peak := peaks.get(precisions[row["variant"]]):
-            row["share_of_ceiling"] = row["gflop_per_second"] * 1e9 / peak
-    return {"job": title, "rounds": rounds, "ceiling": peaks, "rows": rows}
-
-
-# ---------------------------------------------------------------------------------------------------
-# Tables
+    for precision, row in rows:
+        if precision in peaks:
+            row["share_of_ceiling"] = row["gflop_per_second"] * 1e9 / peaks[precision]
+    return {"job": title, "rounds": rounds, "ceiling": peaks, "rows": [row for _, row in rows]}
 
 
 def as_table(job: dict) -> str:
     """A job in Markdown, with the columns that have something to say."""
     rows = job["rows"]
 
-    def column(key: str, form: str) -> list[str]:
-        return ["" if row[key] is None else format(row[key], form) for row in rows]
+    def shown(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
 
-    def differences(key: str) -> list[str]:
-        cells = [", ".join(f"{value:.0e}" for value in row[key].values()) for row in rows]
-        first = rows[0]["variant"]  # what the others are compared with
-        return ["" if row["variant"] == first else cell for row, cell in zip(rows, cells, strict=True)]
+    def cells(row: dict) -> dict[str, str]:
+        speed = shown(row["gflop_per_second"], ".0f"), shown(row["share_of_ceiling"], ".0%")
+        largest, mean = (
+            ", ".join(f"{value:.0e}" for value in row[key].values() if row["variant"] != rows[0]["variant"])
+            for key in ("differences", "mean_differences")
+        )
+        return {
+            "": row["variant"],
+            "images/s": shown(row["images_per_second"], ".1f"),
+            "seconds": "" if row["images_per_second"] else f"{median(row['seconds']):.2f}",
+            "range": f"{row['spread']:.0%}",
+            "ratio": f"{row['ratio']:.2f}" if len(rows) > 1 else "",
+            "GFLOP/s, of ceiling": ", ".join(filter(None, speed)),
+            "GB": shown(row["memory_gb"], ".1f"),
+            f"{', '.join(rows[-1]['differences'])}: largest difference": largest,
+            "mean": mean,
+        }
 
-    speeds = zip(column("gflop_per_second", ".0f"), column("share_of_ceiling", ".0%"), strict=True)
-    columns = {
-        "": [row["variant"] for row in rows],
-        "images/s": column("images_per_second", ".1f"),
-        "seconds": ["" if row["images_per_second"] else f"{median(row['seconds']):.2f}" for row in rows],
-        "range": column("spread", ".0%"),
-        "ratio": column("ratio", ".2f") if len(rows) > 1 else [""],
-        "GFLOP/s, of ceiling": [", ".join(filter(None, cells)) for cells in speeds],
-        "GB": column("memory_gb", ".1f"),
-        f"{', '.join(rows[-1]['differences'])}: largest difference": differences("differences"),
-        "mean": differences("mean_differences"),
-    }
-    columns = {title: cells for title, cells in columns.items() if any(cells)}
-    ceilings = [f"{kind} {value / 1e9:.0f} GFLOP/s" for kind, value in job["ceiling"].items()]
-    heading = (
-        f"{job['rounds']} rounds; ceiling: {', '.join(ceilings)}" if ceilings else f"{job['rounds']} rounds"
-    )
+    table = [cells(row) for row in rows]
+    columns = [title for title in table[0] if any(row[title] for row in table)]
+    ceilings = ", ".join(f"{kind} {value / 1e9:.0f} GFLOP/s" for kind, value in job["ceiling"].items())
+    heading = f"{job['rounds']} rounds" + (f"; ceiling: {ceilings}" if ceilings else "")
     lines = [f"{job['job']} ({heading})", "", f"| {' | '.join(columns)} |".replace("|  |", "| |", 1)]
     lines.append("|---" * len(columns) + "|")
-    return "\n".join(lines + [f"| {' | '.join(cells)} |" for cells in zip(*columns.values(), strict=True)])
-
-
-BEGIN, END = "<!-- benchmark -->", "<!-- end of benchmark -->"
+    return "\n".join(lines + [f"| {' | '.join(row[title] for title in columns)} |" for row in table])
 
 
 def filled(page: Path, report: dict) -> str:
     """The page's text with the tables between their markers."""
+    begin, end = "<!-- benchmark -->", "<!-- end of benchmark -->"
     text, about = page.read_text(encoding="utf-8"), report["machine"]
     head = f"{about['processor']}, {about['threads']} threads, torch {about['torch']}"
     tables = "\n\n".join([f"{head} (`results/benchmark.json`):", *map(as_table, report["jobs"])])
-    between = re.compile(f"{BEGIN}.*{END}", re.DOTALL)
-    if (text.count(BEGIN), text.count(END)) != (1, 1) or not between.search(text):
-        raise ValueError(f"benchmark: {page} must hold once, in this order, {BEGIN} and {END}")
-    return between.sub(lambda _: f"{BEGIN}\n{tables}\n{END}", text)
-
-
-# ---------------------------------------------------------------------------------------------------
-# The command
-
-
-def machine(threads: int) -> dict:
-    cpuinfo = Path("/proc/cpuinfo")
-    named = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.is_file() else None
-    processor = named[1] if named else platform.processor() or platform.machine()
-    return {"processor": processor, "cores": os.cpu_count(), "threads": threads, "torch": torch.__version__}
-
-
-def benchmark(options: argparse.Namespace) -> int:
-    if options.tables:
-        report = json.loads(options.tables.read_text(encoding="utf-8"))
-        print("\n\n".join(map(as_table, report["jobs"])))
-    else:
-        report = run_parts(options)
-    contents = {options.output: json.dumps(report, indent=1) + "\n"} if options.output else {}
-    if options.readme:
-        contents[options.readme] = filled(options.readme, report)
-    for target, content in contents.items():
-        with written_whole(target) as path:
-            path.write_text(content, encoding="utf-8")
-    return 0
+    between = re.compile(f"{begin}.*{end}", re.DOTALL)
+    if (text.count(begin), text.count(end)) != (1, 1) or not between.search(text):
+        raise ValueError(f"benchmark: {page} must hold once, in this order, {begin} and {end}")
+    return between.sub(lambda _: f"{begin}\n{tables}\n{end}", text)
 
 
 def run_parts(options: argparse.Namespace) -> dict:
@@ -643,7 +546,11 @@ def run_parts(options: argparse.Namespace) -> dict:
         raise ValueError(f"benchmark: --only takes some of {', '.join(PARTS)}, got '{unknown[0]}'")
     if options.output and not options.force:
         refuse_existing("benchmark", options.output.parent, [options.output.name])
-    report = {"machine": machine(options.threads), "jobs": []}
+    cpuinfo = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.is_file() else None
+    processor = named[1] if named else platform.processor() or platform.machine()
+    about = {"processor": processor, "cores": os.cpu_count(), "threads": options.threads}
+    report = {"machine": about | {"torch": torch.__version__}, "jobs": []}
     print(", ".join(f"{name} {value}" for name, value in report["machine"].items()))
     rounds = options.rounds or (2 if options.quick else 7)
     for part in parts:
@@ -656,6 +563,19 @@ def run_parts(options: argparse.Namespace) -> dict:
                 report["jobs"].append(job)
                 print("\n" + as_table(job), flush=True)
     return report
+
+
+def benchmark(options: argparse.Namespace) -> int:
+    report = json.loads(options.tables.read_text("utf-8")) if options.tables else run_parts(options)
+    if options.tables:
+        print("\n\n".join(map(as_table, report["jobs"])))
+    contents = {options.output: json.dumps(report, indent=1) + "\n"} if options.output else {}
+    if options.readme:
+        contents[options.readme] = filled(options.readme, report)
+    for target, content in contents.items():
+        with written_whole(target) as path:
+            path.write_text(content, encoding="utf-8")
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -18,7 +18,6 @@ Writes cross_validation.json and predictions.csv (ids and predictions, no labels
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -49,10 +49,6 @@ from eamb.training.run import train
 from eamb.training.tasks import choose_task
 from eamb.weights import checkpoint
 from EAMBNet import shrink
-
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # inverse regularisation, scikit-learn's C
-INNER_FOLDS = 5
-BATCH = 32  # pictures
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -100,7 +96,11 @@ def cross_validate(options: argparse.Namespace) -> int:
     write_columns(options.output / "predictions.csv", columns)
     text = json.dumps(without_nan(content), indent=1)
     (options.output / "cross_validation.json").write_text(text + "\n", encoding="utf-8")
-    print(describe(content))
+    print(f"{content['dataset']}, {len(parts)} folds, emotions")
+    print(table(content["metrics"], content["intervals_95"]), "\naccuracy", sep="\n")
+    for name, value in content["accuracies"].items():
+        low, high = content["accuracies_95"][name]
+        print(f"{name:<24} {value:+.4f}  {low:+.4f} to {high:+.4f}")
     return 0
 
 
@@ -128,16 +128,12 @@ def train_fold(config: Config, folder: Path) -> tuple[RatedSet, tuple[str, ...],
         weights = checkpoint.load_weights(folder / "best.pt")
         task = choose_task(as_trained(test_config, weights))
         evaluate_checkpoint(weights, task, "test", done.parent, force=True)
-    with done.open(newline="", encoding="utf-8") as file:
-        rows = {original(row["id"]): row for row in csv.DictReader(file)}
+    rows = pd.read_csv(done, dtype=str, keep_default_na=False).to_dict("records")
+    rows = {original(row["id"]): row for row in rows}
     columns = [name for name in next(iter(rows.values())) if name.startswith("emotion_")]
     classes = tuple(name.removeprefix("emotion_") for name in columns)
     rated = with_emotions(rated.take([i in rows for i in rated.ids]), classes)
     return rated, classes, np.array([[float(rows[i][name]) for name in columns] for i in rated.ids])
-
-
-# ---------------------------------------------------------------------------------------------------
-# The linear probe
 
 
 def imagenet_features(config: Config, parts: list[RatedSet]) -> dict[int, list[np.ndarray]]:
@@ -151,7 +147,7 @@ def imagenet_features(config: Config, parts: list[RatedSet]) -> dict[int, list[n
     features = {size: [] for size in (full, round(full * config.model.emotion_scale))}
     for part in parts:
         pictures = PictureSet(part, full, exif=config.data.exif)
-        loader = make_loader(pictures, TestOrder(len(part), BATCH), config.data.worker_count())
+        loader = make_loader(pictures, TestOrder(len(part), batch_size=32), config.data.worker_count())
         rows = {size: [] for size in features}
         with torch.inference_mode():
             for batch in loader:
@@ -165,19 +161,21 @@ def imagenet_features(config: Config, parts: list[RatedSet]) -> dict[int, list[n
 
 def imagenet_network(name: str, source: str) -> Callable[[Tensor], Tensor]:
     """A backbone with its ImageNet weights: pictures (N, 3, H, W) -> last map (N, C, H/32, W/32)."""
-    file = backbones.imagenet_file(name) if source == "auto" else Path(source)
-    state = checkpoint.imagenet_state(name, file)
-    if name != backbones.LITE0:
-        pyramid = backbones.build_pyramid(name, levels=4).eval()
-        tensors = {key: state[key] for key in pyramid.state_dict()}
-        checkpoint.load_tensors(pyramid, tensors, str(file or name))
-        return lambda images: pyramid(images)[-1]
     import timm
 
-    network = timm.create_model(name).eval()  # whole, because its last convolution comes after the pyramid
-    tensors = {key.removeprefix("body."): value for key, value in state.items()}
-    checkpoint.load_tensors(network, tensors, str(file))
-    return network.forward_features
+    file, state = backbones.imagenet_file(name) if source == "auto" else Path(source), None
+    if file is not None:
+        content = checkpoint.unwrapped(checkpoint.read_file(file).content)
+        state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    state = backbones.imagenet_tensors(name, state)
+    if name == backbones.LITE0:
+        network = timm.create_model(name).eval()  # whole: its last convolution comes after the pyramid
+        state = {key.removeprefix("body."): value for key, value in state.items()}
+        checkpoint.load_tensors(network, state, str(file))
+        return network.forward_features
+    pyramid = backbones.build_pyramid(name, levels=4).eval()
+    checkpoint.load_tensors(pyramid, {key: state[key] for key in pyramid.state_dict()}, str(file or name))
+    return lambda images: pyramid(images)[-1]
 
 
 def probe(features: list[np.ndarray], truth: list[np.ndarray]) -> np.ndarray:
@@ -191,15 +189,11 @@ def probe(features: list[np.ndarray], truth: list[np.ndarray]) -> np.ndarray:
     for fold, values in enumerate(features):
         others = [k for k in range(len(features)) if k != fold]
         labels = np.concatenate([truth[k] for k in others])  # (n - n_fold,)
-        inner = min(INNER_FOLDS, int(np.unique(labels, return_counts=True)[1].min()))
-        search = GridSearchCV(model, {"logisticregression__C": STRENGTHS}, cv=inner)
+        inner = min(5, int(np.unique(labels, return_counts=True)[1].min()))
+        search = GridSearchCV(model, {"logisticregression__C": (1e-4, 1e-3, 1e-2, 1e-1)}, cv=inner)
         search.fit(np.concatenate([features[k] for k in others]), labels)
         predicted.append(search.predict(values))
     return np.concatenate(predicted)
-
-
-# ---------------------------------------------------------------------------------------------------
-# The comparison
 
 
 def compare_with_probes(
@@ -223,26 +217,17 @@ def compare_with_probes(
         means = dict(zip(names, right.mean(axis=0).tolist(), strict=True))
         return means | {f"network - {name}": means["network"] - means[name] for name in names[1:]}
 
-    by_fold = [right[folds == fold].mean(axis=0).tolist() for fold in np.unique(folds)]
+    by_fold = pd.DataFrame(right, columns=names).groupby(folds).mean().to_dict("records")
     return {
         "metrics": figures(shares, votes),
         "intervals_95": bootstrap_intervals(figures, (shares, votes)),
         "accuracies": accuracies(right),
         "accuracies_95": bootstrap_intervals(accuracies, (right,)),
-        "accuracies_by_fold": [dict(zip(names, values, strict=True)) for values in by_fold],
+        "accuracies_by_fold": by_fold,
         "chance": 1 / len(classes),
         "emotions": list(classes),
         "confusion": metrics.confusion_matrix(shares, votes, classes).tolist(),
     }
-
-
-def describe(content: dict) -> str:
-    head = f"{content['dataset']}, {len(content['accuracies_by_fold'])} folds, emotions"
-    lines = [head, table(content["metrics"], content["intervals_95"]), "", "accuracy"]
-    for name, value in content["accuracies"].items():
-        low, high = content["accuracies_95"][name]
-        lines.append(f"{name:<24} {value:+.4f}  {low:+.4f} to {high:+.4f}")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -27,9 +27,6 @@ FINE_Y, COARSE_Y, FUSION_Y = 222, 316, 222  # middle lines of s2, s3 and the fus
 FUSION_LEFT, MODULE_WIDTH, MAP_X = 690, 100, 1328
 
 
-# ---- strokes -------------------------------------------------------------------------------------
-
-
 def lane(axes: Axes, box: tuple[float, float, float, float], name: str, note: str, colour: str) -> None:
     """A tinted area (left, top, right, bottom) with its name in the upper left corner."""
     left, top, right, bottom = box
@@ -74,31 +71,15 @@ def write(axes: Axes, at: Point, text: str, colour: str = FAINT, size: float = 9
     axes.text(*at, text, color=colour, fontsize=size, zorder=4, **{"ha": "center", "va": "center"} | style)
 
 
-def landscape(axes: Axes, left: float, top: float, side: float) -> None:
-    """A picture of hills and a sun."""
-    hills = ((0, 1), (0, 0.75), (0.33, 0.38), (0.55, 0.66), (0.72, 0.5), (1, 0.82), (1, 1))
-    ground = [(left + across * side, top + down * side) for across, down in hills]
-    sun = (left + 0.74 * side, top + 0.24 * side)
-    axes.add_patch(Rectangle((left, top), side, side, facecolor="#bcd9f2", zorder=2))
-    axes.add_patch(Polygon(ground, facecolor="#5a8f69", zorder=2))
-    axes.add_patch(Circle(sun, 0.1 * side, facecolor="#f6c445", zorder=2))
-
-
-def heat_tile(axes: Axes, left: float, top: float, side: float, spots: list[Point]) -> None:
-    """A schematic map with hot spots, given as fractions of the tile."""
-    y, x = np.mgrid[0:1:28j, 0:1:28j]
-    heat = sum(np.exp(-((x - across) ** 2 + (y - down) ** 2) / 0.05) for across, down in spots)
-    axes.imshow(heat, cmap="inferno", extent=(left, left + side, top + side, top), zorder=3)
-    axes.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor="white", linewidth=1, zorder=3))
-
-
-# ---- the network, in the paper's order -----------------------------------------------------------
-
-
 def draw_input(axes: Axes) -> None:
-    """The picture, and its half-size version for two of the branches."""
+    """The picture, of hills and a sun, and its half-size version for two of the branches."""
+    hills = np.array([(0, 1), (0, 0.75), (0.33, 0.38), (0.55, 0.66), (0.72, 0.5), (1, 0.82), (1, 1)])
     for middle, side, name, note in ((DETAIL_Y, 84, "x", "H × W"), (530, 56, "half", "H/2 × W/2")):
-        landscape(axes, 66 - side / 2, middle - side / 2, side)
+        left, top = corner = np.array((66 - side / 2, middle - side / 2))
+        sun = (left + 0.74 * side, top + 0.24 * side)
+        axes.add_patch(Rectangle(corner, side, side, facecolor="#bcd9f2", zorder=2))
+        axes.add_patch(Polygon(corner + side * hills, facecolor="#5a8f69", zorder=2))
+        axes.add_patch(Circle(sun, 0.1 * side, facecolor="#f6c445", zorder=2))
         write(axes, (66, middle + side / 2 + 15), name, colour=INK, size=10.5, weight="bold")
         write(axes, (66, middle + side / 2 + 35), note)
     arrow(axes, (66, 218), (66, 498))
@@ -108,29 +89,27 @@ def draw_input(axes: Axes) -> None:
         arrow(axes, (98, 530), (126, 530), (126, middle), (STAGES_LEFT, middle))
 
 
-def draw_stages(axes: Axes, middle: float, notes: list[str], colour: str) -> None:
-    """The first stages of a ResNet-50, left to right."""
-    for index, note in enumerate(notes):
-        left = STAGES_LEFT + index * STAGE_STEP
-        if index:
-            arrow(axes, (left - STAGE_STEP + STAGE_WIDTH, middle), (left, middle))
-        block(axes, left, middle, STAGE_WIDTH, "stem" if index == 0 else f"layer{index}", note, colour)
-
-
 def stage_centre(layer: int) -> float:
     """Horizontal centre of the block of a layer; 0 is the stem."""
     return STAGES_LEFT + layer * STAGE_STEP + STAGE_WIDTH / 2
 
 
 def draw_backbones(axes: Axes) -> None:
-    """Detail and context branch, and the stages of the emotion branch."""
-    lane(axes, (136, 62, 442, 178), "Detail branch", "full size", DETAIL)
-    draw_stages(axes, DETAIL_Y, ["64, H/4", "256, H/4", "512, H/8"], DETAIL)
-    lane(axes, (136, 350, 634, 468), "Context branch", "half size", CONTEXT)
-    draw_stages(axes, CONTEXT_Y, ["64, H/8", "256, H/8", "512, H/16", "1024, H/32", "2048, H/64"], CONTEXT)
+    """Detail and context branch, and the stages of the emotion branch: the first ones of a ResNet-50."""
+    full, half = ("64, H/4", "256, H/4", "512, H/8"), ("64, H/8", "256, H/8", "512, H/16", "1024, H/32")
     note = "half size; trained on emotions first, then frozen"
-    lane(axes, (136, 566, 1414, 752), "Emotion branch", note, EMOTION)
-    draw_stages(axes, EMOTION_Y, ["64, H/8", "256, H/8", "512, H/16", "1024, H/32"], EMOTION)
+    branches = (
+        ((136, 62, 442, 178), "Detail branch", "full size", DETAIL, DETAIL_Y, full),
+        ((136, 350, 634, 468), "Context branch", "half size", CONTEXT, CONTEXT_Y, (*half, "2048, H/64")),
+        ((136, 566, 1414, 752), "Emotion branch", note, EMOTION, EMOTION_Y, half),
+    )
+    for box, name, note, colour, middle, outputs in branches:
+        lane(axes, box, name, note, colour)
+        for index, output in enumerate(outputs):
+            left = STAGES_LEFT + index * STAGE_STEP
+            if index:
+                arrow(axes, (left - STAGE_STEP + STAGE_WIDTH, middle), (left, middle))
+            block(axes, left, middle, STAGE_WIDTH, f"layer{index}" if index else "stem", output, colour)
 
 
 def draw_emotion_module(axes: Axes) -> None:
@@ -148,11 +127,8 @@ def draw_emotion_module(axes: Axes) -> None:
         depth = EMOTION_Y + 52 + 24 * (2 - layer)
         start = (stage_centre(layer), EMOTION_Y + BOX_HEIGHT / 2)
         arrow(axes, start, (start[0], depth), (centre, depth), (centre, EMOTION_Y + 15), colour=EMOTION)
-    draw_emotion_map(axes, lefts[-1] + MODULE_WIDTH)
 
-
-def draw_emotion_map(axes: Axes, left: float) -> None:
-    """From the module's output z to probabilities and class maps, and to the map that leaves the branch."""
+    left = lefts[-1] + MODULE_WIDTH  # of what follows the module's output z
     write(axes, (left + 11, EMOTION_Y - 12), "z", colour=INK, size=10, weight="bold")
     split = left + 22
     axes.plot((left, split), (EMOTION_Y, EMOTION_Y), color=FAINT, linewidth=1.4)
@@ -164,13 +140,17 @@ def draw_emotion_map(axes: Axes, left: float) -> None:
         arrow(axes, (right, middle), (total[0], middle), (total[0], EMOTION_Y + 15 * sign))
     node(axes, total, "Σ", EMOTION)
     arrow(axes, (total[0] + 15, EMOTION_Y), (MAP_X - 38, EMOTION_Y))
-    heat_tile(axes, MAP_X - 38, EMOTION_Y - 38, 76, [(0.36, 0.42), (0.66, 0.6)])
+    y, x = np.mgrid[0:1:28j, 0:1:28j]
+    heat = sum(np.exp(-((x - a) ** 2 + (y - b) ** 2) / 0.05) for a, b in ((0.36, 0.42), (0.66, 0.6)))
+    left, top = MAP_X - 38, EMOTION_Y - 38
+    axes.imshow(heat, cmap="inferno", extent=(left, left + 76, top + 76, top), zorder=3)
+    axes.add_patch(Rectangle((left, top), 76, 76, fill=False, edgecolor="white", linewidth=1, zorder=3))
     write(axes, (MAP_X, EMOTION_Y + 55), "emotion-aware map", colour=INK, size=10, weight="bold")
     write(axes, (MAP_X, EMOTION_Y + 77), "EAM = Σ p · CAM")
 
 
 def draw_context_fusion(axes: Axes) -> None:
-    """The branches' outputs: d2, s2 and s3 through two guided fusions, s4 to U."""
+    """The branches' outputs: d2, s2 and s3 through three CBRs and two SADEMs, s4 to U."""
     lane(axes, (664, 62, 1580, 540), "Fusion", "at H/8 × W/8", FUSION)
     above = CONTEXT_Y - BOX_HEIGHT / 2
     starts = {
@@ -183,11 +163,6 @@ def draw_context_fusion(axes: Axes) -> None:
         middle = points[-1][1]
         arrow(axes, *points, (FUSION_LEFT, middle), colour=DETAIL if name == "d2" else CONTEXT)
         write(axes, (650, middle - 13), name, colour=INK, size=10.5, weight="bold")
-    draw_guided_fusion(axes)
-
-
-def draw_guided_fusion(axes: Axes) -> None:
-    """Three CBRs and two SADEMs; beside them the path of s4."""
     for middle, name in ((DETAIL_Y, "CBR2"), (FINE_Y, "CBR1"), (COARSE_Y, "CBR3")):
         block(axes, FUSION_LEFT, middle, 78, name, "56", FUSION)
     block(axes, FUSION_LEFT, CONTEXT_Y, 170, "conv 1×1, ↑ to H/8", "BN, ReLU: U, 256", FUSION)
@@ -203,15 +178,10 @@ def draw_guided_fusion(axes: Axes) -> None:
 def draw_emotion_fusion(axes: Axes) -> None:
     """C and U together, the emotion-aware map on them, and CBAM."""
     y, both, gate, last = FUSION_Y, 1162, MAP_X, 1466  # the three round operators
-    blocks = {
-        "CBR5": (1056, "C, 256"),
-        "CBR6": (1198, "F, 256"),
-        "CBAM": (1360, "256"),
-        "CBR7": (1498, "Z, 256"),
-    }
+    blocks = {"CBR5": (1056, "C"), "CBR6": (1198, "F"), "CBAM": (1360, ""), "CBR7": (1498, "Z")}
     edges = [1032]  # of SADEM2, then of every block and operator: arrows run from right edges to left edges
     for name, (left, note) in blocks.items():
-        block(axes, left, y, 72, name, note, FUSION)
+        block(axes, left, y, 72, name, f"{note}, 256" if note else "256", FUSION)
         edges += [left, left + 72]
     for centre, sign in ((both, "cat"), (gate, "×"), (last, "cat")):
         node(axes, (centre, y), sign, FUSION)
@@ -225,7 +195,7 @@ def draw_emotion_fusion(axes: Axes) -> None:
 
 
 def draw_head(axes: Axes) -> None:
-    """Pooling, the two linear layers, and what is predicted."""
+    """Pooling, the two linear layers, and what is predicted; below, what the abbreviations mean."""
     centre = 1478
     arrow(axes, (1534, FUSION_Y + BOX_HEIGHT / 2), (1534, 316), (centre, 316), (centre, 346))
     block(axes, centre - 70, 376, 140, "pool, head", "256 → 128 → K", FUSION)
@@ -234,10 +204,6 @@ def draw_head(axes: Axes) -> None:
         left = centre - 69 + 14 * index
         axes.add_patch(Rectangle((left, 494), 12, -1.8 * votes, facecolor=FUSION, zorder=3))
     write(axes, (centre, 515), "10 ratings, or one score")
-
-
-def draw_legend(axes: Axes) -> None:
-    """What the guided fusion and the abbreviations mean."""
     lines = (
         "CBR: conv 3×3, BN, ReLU.   “512, H/8”: channels, height.",
         "SADEM(x, y) = a·x + a·y + x   with   a = sigmoid(Σ k·q);",
@@ -257,14 +223,12 @@ def draw_architecture() -> Figure:
     draw_context_fusion(axes)
     draw_emotion_fusion(axes)
     draw_head(axes)
-    draw_legend(axes)
     axes.set(xlim=(LEFT, RIGHT), ylim=(BOTTOM, TOP), aspect="auto")
     axes.set_axis_off()
     return figure
 
 
 def main() -> None:
-    """Draw the figure and write it as a PNG."""
     parser = argparse.ArgumentParser(description="Draw EAMB-Net in one figure.")
     default = Path(__file__).with_name("architecture.png")
     parser.add_argument("--output", type=Path, default=default, help="PNG to write")

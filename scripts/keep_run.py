@@ -36,9 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
     places = (evaluation, *evaluation.glob("*"), run)
     if not trial and not any((place / "predictions.csv").is_file() for place in places):
         parser.error(f"{evaluation} holds no predictions.csv; has the run been evaluated?")
-    others = [name for name in names(output) if Path(name).name not in KEPT]
-    if others or (names(output) and not any(name in KEPT for name in names(output))):
-        shown = others[0] if others else f"only {names(output)[0]} and other files in folders"
+    there = names(output)
+    others = [name for name in there if Path(name).name not in KEPT]
+    if others or (there and not any(name in KEPT for name in there)):
+        shown = others[0] if others else f"only {there[0]} and other files in folders"
         parser.error(f"{output} holds {shown}, and is no run that was kept; choose another folder")
     keep(run, evaluation, output)
     print(f"{output}: {', '.join(names(output))}")
@@ -65,23 +66,17 @@ def keep(run: Path, evaluation: Path, output: Path) -> None:
             if (source / name).is_file():
                 shutil.copyfile(source / name, target / name)
         if (source / "config.yaml").is_file():
-            (target / "config.yaml").write_text(without_folders(source / "config.yaml"), encoding="utf-8")
+            settings = yaml.safe_load((source / "config.yaml").read_text(encoding="utf-8"))
+            settings["data"]["root"] = ""
+            if settings.get("train", {}).get("emotion_maps"):
+                settings["train"]["emotion_maps"] = "kept"  # not where, but whether: it changes figures
+            text = yaml.safe_dump(settings, sort_keys=False)
+            (target / "config.yaml").write_text(text, encoding="utf-8")
         if (source / "predictions.csv").is_file():
-            with gzip.GzipFile(
-                target / "predictions.csv.gz", "wb", mtime=0
-            ) as file:  # equal input, equal bytes
-                file.write((source / "predictions.csv").read_bytes())
+            packed = gzip.compress((source / "predictions.csv").read_bytes(), mtime=0)  # the same each time
+            (target / "predictions.csv.gz").write_bytes(packed)
     shutil.rmtree(output, ignore_errors=True)
     partial.rename(output)
-
-
-def without_folders(config: Path) -> str:
-    """The settings, not where data and emotion maps lay. That maps were kept stays: it changes figures."""
-    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    settings["data"]["root"] = ""
-    if settings.get("train", {}).get("emotion_maps"):
-        settings["train"]["emotion_maps"] = "kept"
-    return yaml.safe_dump(settings, sort_keys=False)
 
 
 if __name__ == "__main__":

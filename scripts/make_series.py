@@ -25,6 +25,7 @@ import argparse
 import io
 import sys
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from string import ascii_lowercase
 from typing import NamedTuple
@@ -50,7 +51,6 @@ DEGREES = 1 + len(QUALITIES)  # of damage; 0 is the photograph itself
 GAP = 0.5  # of the mean ratings of a pair, on PARA's scale from 1 to 5
 GROUP = 5  # photographs
 VALIDATION = 0.05  # of the training sessions
-QUALITY = 95  # of the JPEGs written, as a camera's; for the damage by compression see `compressed`
 
 
 class Photograph(NamedTuple):
@@ -63,65 +63,6 @@ class Photograph(NamedTuple):
 
 
 Pair = tuple[str, str, str, float]  # series, first, second, preference
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--data-root", metavar="DIR", type=Path, required=True, help="PARA")
-    parser.add_argument("--output", metavar="DIR", type=Path, required=True)
-    parser.add_argument("--series", type=int, default=1000, help="graded training series (default 1000)")
-    parser.add_argument("--test-series", type=int, default=300, help="graded test series (default 300)")
-    parser.add_argument("--pairs", type=int, default=8000, help="rated training pairs (default 8000)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.set_defaults(run=run)
-    return guarded(run, parser.parse_args(arguments))
-
-
-def run(options: argparse.Namespace) -> int:
-    if options.output.exists() and any(options.output.iterdir()):
-        raise FileExistsError(f"make_series: {options.output} holds files already; choose another folder")
-    if manifest := read_manifest(options.data_root):
-        raise ValueError(
-            f"make_series: {options.data_root} holds prepared copies, which are squashed; series need the "
-            f"photographs themselves, --data-root {manifest.source}"
-        )
-    parts = photographs(options.data_root)
-    chance = np.random.default_rng(options.seed)
-    counts = {
-        "train": options.series,
-        "val": max(2, round(VALIDATION * options.series)),
-        "test": options.test_series,
-    }
-    for split, count in counts.items():
-        if count > len(parts[split]):
-            have = len(parts[split])
-            raise ValueError(f"make_series: {count} series are asked for and {split} has {have} photographs")
-    graded, rated = options.output / "graded", options.output / "rated"
-    rated.mkdir(parents=True)
-    (rated / "imgs").symlink_to((options.data_root / "imgs").resolve(), target_is_directory=True)
-    for split, count in counts.items():
-        kinds = {graded: make_graded(graded / split, parts[split], count, options.data_root, chance)}
-        kinds[rated] = list(grouped_pairs(parts[split], chance))
-        if split != "test":
-            most = options.pairs if split == "train" else max(2, round(VALIDATION * options.pairs))
-            kinds[rated] = [kinds[rated][i] for i in np.sort(chance.permutation(len(kinds[rated]))[:most])]
-        for folder, pairs in kinds.items():
-            write_pairs(folder / f"{split}.csv", pairs)
-        together = [inside(folder.name, pair) for folder, pairs in kinds.items() for pair in pairs]
-        write_pairs(options.output / f"{split}.csv", together)
-    return 0
-
-
-def inside(folder: str, pair: Pair) -> Pair:
-    """The pair as the folder above names it."""
-    series, first, second, share = pair
-    return series, f"{folder}/{first}", f"{folder}/{second}", share
-
-
-# ---------------------------------------------------------------------------------------------------
-# PARA's photographs
 
 
 def photographs(root: Path) -> dict[str, list[Photograph]]:
@@ -145,10 +86,6 @@ def photographs(root: Path) -> dict[str, list[Photograph]]:
         if name not in twins
     ]
     return parts
-
-
-# ---------------------------------------------------------------------------------------------------
-# Graded series
 
 
 def blurred(image: Image.Image, degree: int, chance: np.random.Generator) -> Image.Image:
@@ -187,34 +124,22 @@ def make_graded(
     for number, index in enumerate(tqdm(chance.permutation(len(parts))[:count], desc=split, mininterval=2)):
         damage = DAMAGES[number % len(DAMAGES)]
         image = Image.fromarray(decode(root / "imgs" / parts[index].name))
-        names = [
-            f"{split}/{number:05d}_{letter}.jpg"
-            for letter in chance.permutation(list(ascii_lowercase[:DEGREES]))
-        ]
+        letters = chance.permutation(list(ascii_lowercase[:DEGREES]))
+        names = [f"{split}/{number:05d}_{letter}.jpg" for letter in letters]
         seed = int(chance.integers(1 << 32))  # one side of the exposure for all degrees
         for degree, name in enumerate(names):
             worse = damage(image, degree, np.random.default_rng(seed)) if degree else image
-            worse.save(folder.parent / name, quality=QUALITY)
+            worse.save(folder.parent / name, quality=95)  # as a camera's
         series = f"{split}-{number:05d}-{damage.__name__}"
-        pairs += [either_way(series, names[a], names[b], 1.0, chance) for a, b in combinations(len(names))]
+        pairs += [either_way(series, *both, 1.0, chance) for both in combinations(names, 2)]
     return pairs
-
-
-def combinations(count: int) -> Iterator[tuple[int, int]]:
-    return ((a, b) for a in range(count) for b in range(a + 1, count))
 
 
 def either_way(series: str, first: str, second: str, preference: float, chance: np.random.Generator) -> Pair:
     """The pair, turned round by chance: which stands first must say nothing."""
-    return (
-        (series, first, second, preference)
-        if chance.random() < 0.5
-        else (series, second, first, 1 - preference)
-    )
-
-
-# ---------------------------------------------------------------------------------------------------
-# Rated pairs
+    if chance.random() < 0.5:
+        return series, first, second, preference
+    return series, second, first, 1 - preference
 
 
 def grouped_pairs(parts: list[Photograph], chance: np.random.Generator) -> Iterator[Pair]:
@@ -223,12 +148,10 @@ def grouped_pairs(parts: list[Photograph], chance: np.random.Generator) -> Itera
         members = [photograph for photograph in parts if photograph.group == name]
         members = [members[i] for i in chance.permutation(len(members))]
         for start in range(0, len(members), GROUP):
-            group = members[start : start + GROUP]
-            for a, b in combinations(len(group)):
-                if abs(group[a].mean - group[b].mean) > GAP:
-                    series = f"{name}-{start // GROUP:04d}"
-                    names = (f"imgs/{group[a].name}", f"imgs/{group[b].name}")
-                    yield either_way(series, *names, preference(group[a], group[b]), chance)
+            for a, b in combinations(members[start : start + GROUP], 2):
+                if abs(a.mean - b.mean) > GAP:
+                    series, names = f"{name}-{start // GROUP:04d}", (f"imgs/{a.name}", f"imgs/{b.name}")
+                    yield either_way(series, *names, preference(a, b), chance)
 
 
 def preference(a: Photograph, b: Photograph) -> float:
@@ -245,6 +168,53 @@ def write_pairs(path: Path, pairs: list[Pair]) -> None:
     write_csv(path, [PAIR_COLUMNS, *rows])
     photographs = {name for _, *both, _ in pairs for name in both}
     print(f"{path}: {len(pairs)} pairs of {len(photographs)} photographs")
+
+
+def make(options: argparse.Namespace) -> int:
+    if options.output.exists() and any(options.output.iterdir()):
+        raise FileExistsError(f"make_series: {options.output} holds files already; choose another folder")
+    if manifest := read_manifest(options.data_root):
+        raise ValueError(
+            f"make_series: {options.data_root} holds prepared copies, which are squashed; series need the "
+            f"photographs themselves, --data-root {manifest.source}"
+        )
+    parts = photographs(options.data_root)
+    few, pairs = (max(2, round(VALIDATION * count)) for count in (options.series, options.pairs))
+    counts = {"train": options.series, "val": few, "test": options.test_series}
+    most = {"train": options.pairs, "val": pairs}  # rated pairs; test has all that there are
+    for split, count in counts.items():
+        if count > (have := len(parts[split])):
+            raise ValueError(f"make_series: {count} series are asked for and {split} has {have} photographs")
+    chance = np.random.default_rng(options.seed)
+    graded, rated = options.output / "graded", options.output / "rated"
+    rated.mkdir(parents=True)
+    (rated / "imgs").symlink_to((options.data_root / "imgs").resolve(), target_is_directory=True)
+    for split, count in counts.items():
+        kinds = {graded: make_graded(graded / split, parts[split], count, options.data_root, chance)}
+        pairs = list(grouped_pairs(parts[split], chance))
+        if split in most:
+            pairs = [pairs[i] for i in np.sort(chance.permutation(len(pairs))[: most[split]])]
+        kinds[rated] = pairs
+        together = []
+        for folder, pairs in kinds.items():
+            write_pairs(folder / f"{split}.csv", pairs)
+            together += [(s, f"{folder.name}/{a}", f"{folder.name}/{b}", share) for s, a, b, share in pairs]
+        write_pairs(options.output / f"{split}.csv", together)
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--data-root", metavar="DIR", type=Path, required=True, help="PARA")
+    add("--output", metavar="DIR", type=Path, required=True)
+    add("--series", type=int, default=1000, help="graded training series (default 1000)")
+    add("--test-series", type=int, default=300, help="graded test series (default 300)")
+    add("--pairs", type=int, default=8000, help="rated training pairs (default 8000)")
+    add("--seed", type=int, default=0)
+    return guarded(make, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -24,9 +24,8 @@ import re
 import sys
 import textwrap
 import zlib
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
@@ -46,13 +45,9 @@ from eamb.runtime.command import guarded
 from eamb.runtime.config import Config, load_config
 from eamb.training.resuming import changed_settings
 
-ROOT = Path(__file__).resolve().parent.parent
 MEASURES = ("srcc", "plcc", "rmse", "mae", "accuracy", "accuracy_inclusive")
 PRINTED = ("srcc", "plcc", "accuracy", "accuracy_inclusive")  # the others stand in the csv
-# The measure whose differences are printed, by the kind of the ratings; chosen before anything was measured.
-DECISIVE = {"score": "srcc", "distribution": "srcc", "label": "accuracy"}
 SPREADS = 2  # as if the deviations over seeds were known exactly
-TOLERANCE = 1e-8  # of metrics.json against the predictions: some were rounded after they were measured
 TRAINED_ON = {  # key of metrics.json -> its column in the csv, and how a row that has any is marked
     "test_pictures_trained_on": ("trained_on", "contaminated"),
     "test_pictures_that_the_emotion_branch_was_trained_on": (
@@ -61,15 +56,15 @@ TRAINED_ON = {  # key of metrics.json -> its column in the csv, and how a row th
     ),
 }
 FIGURES = {"srcc": "SRCC", "plcc": "PLCC", "accuracy": "accuracy"}
-PUBLISHED = ("block", "method", *FIGURES, "source", "note")  # columns of published.csv
-WIDTH = 118  # of a line of prose in the page
+PUBLISHED = ["block", "method", *FIGURES, "source", "note"]  # columns of published.csv
 
 
 def main(arguments: list[str] | None = None) -> int:
+    root = Path(__file__).resolve().parent.parent
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--data-root", metavar="SET=DIR", action="append", default=[], help="para=PARA, ...")
-    parser.add_argument("--results", type=Path, metavar="DIR", default=ROOT / "results")
-    parser.add_argument("--readme", type=Path, metavar="FILE", default=ROOT / "docs" / "results.md")
+    parser.add_argument("--results", type=Path, metavar="DIR", default=root / "results")
+    parser.add_argument("--readme", type=Path, metavar="FILE", default=root / "docs" / "results.md")
     parser.add_argument("--resamples", type=int, default=1000, help="of the pictures, for the intervals")
     return guarded(make_tables, parser.parse_args(arguments))
 
@@ -78,20 +73,17 @@ def make_tables(options: argparse.Namespace) -> int:
     tables, path = read_tables(options.results / "tables.yaml"), options.results / "measured.json"
     runs = {name: read_run(options.results / name) for table in tables for name in table.runs}
     sets = {table.name: check_rows(table, runs) for table in tables if table.rows}
-    roots = {}
+    measured = read_json(path, "delete it and measure again, with --data-root") if path.is_file() else {}
     for word in options.data_root:
         name, _, root = word.partition("=")
-        if not name or not root:
-            raise ValueError(f"make_tables: --data-root is SET=DIR, as in para=PARA, not '{word}'")
-        if name.lower() not in sets.values():
-            raise ValueError(f"make_tables: --data-root {word}: no table is on this set")
-        roots[name.lower()] = Path(root)
-    before = read_json(path, "delete it and measure again, with --data-root") if path.is_file() else {}
-    measured = {name: before[name] for name in sets if name in before}
-    for table in tables:
-        if sets.get(table.name) in roots:
-            root = roots[sets[table.name]]
-            measured[table.name] = measure_table(table, runs, root, options.resamples)
+        if name.lower() not in sets.values() or not root:
+            raise ValueError(
+                f"make_tables: --data-root is SET=DIR with the set of a table, as in para=PARA, not '{word}'"
+            )
+        for table in tables:
+            if sets.get(table.name) == name.lower():
+                measured[table.name] = measure_table(table, runs, Path(root), options.resamples)
+    measured = {name: measured[name] for name in sets if name in measured}
     texts = {path: json.dumps(measured, indent=1, allow_nan=False) + "\n"}
     texts |= written_tables(tables, runs, measured, options.results, options.readme)
     for target, text in texts.items():
@@ -108,7 +100,7 @@ def read_json(path: Path, remedy: str) -> dict:
         raise ValueError(f"make_tables: {path} is not a complete JSON file ({error}); {remedy}") from error
 
 
-# ---- What tables.yaml and published.csv say
+# ---- What tables.yaml and the folders of results/ say
 
 
 @dataclass(frozen=True)
@@ -120,9 +112,9 @@ class Table:
 
     name: str
     title: str
-    rows: dict[str, list[str]]
-    reference: str
-    block: str
+    rows: dict[str, list[str]] = field(default_factory=dict)
+    reference: str = ""
+    block: str = ""
 
     @property
     def runs(self) -> list[str]:
@@ -130,57 +122,26 @@ class Table:
 
 
 def read_tables(path: Path) -> list[Table]:
-    """Raises ValueError for a table that lacks something, has an unknown key, or names a row twice."""
+    """Raises ValueError for a table that lacks something, has an unknown key, or names something twice."""
+    tables = []
     try:
-        tables = [as_table(**entry) for entry in yaml.safe_load(path.read_text(encoding="utf-8"))]
-    except (yaml.YAMLError, TypeError, KeyError, ValueError) as error:
+        for entry in yaml.safe_load(path.read_text(encoding="utf-8")):
+            listed = entry.get("rows", [])
+            rows = {row["name"]: [*map(str, row["runs"])] for row in listed}
+            table = Table(**entry | {"rows": rows})
+            if len(rows) < len(listed) or table.name in [other.name for other in tables]:
+                raise ValueError(f"table {table.name}, or one of its rows, is there twice")
+            if bool(rows) == bool(table.block) or not all(rows.values()):
+                raise ValueError(f"table {table.name} needs either rows, each with runs, or a block")
+            if table.reference not in ("", *rows):
+                raise ValueError(f"table {table.name} has no row '{table.reference}', its reference")
+            tables.append(table)
+    except (yaml.YAMLError, AttributeError, TypeError, KeyError, ValueError) as error:
         text = " ".join(str(error).split())
         raise ValueError(
             f"make_tables: {path} is not a list of tables as its head describes: {text}"
         ) from error
-    if len({table.name for table in tables}) < len(tables):
-        raise ValueError(f"make_tables: {path}: two tables have the same name")
     return tables
-
-
-def as_table(name: str, title: str, rows: Sequence = (), reference: str = "", block: str = "") -> Table:
-    by_name = {row["name"]: [*map(str, row["runs"])] for row in rows}
-    if len(by_name) < len(rows):
-        raise ValueError(f"two rows of table {name} have the same name")
-    if bool(by_name) == bool(block) or not all(by_name.values()):
-        raise ValueError(
-            f"table {name} needs either rows, each with runs (ours), or a block (of published.csv)"
-        )
-    if reference and reference not in by_name:
-        raise ValueError(
-            f"the reference of table {name}, '{reference}', is not one of its rows: {[*by_name]}"
-        )
-    return Table(name, title, by_name, reference, block)
-
-
-def read_published(path: Path) -> dict[str, list[dict[str, str]]]:
-    """Block -> rows of published.csv, with their cells as they were printed; an unknown figure is empty.
-
-    Raises:
-        ValueError: other columns than PUBLISHED; a row without a source.
-    """
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        head, *lines = csv.reader(file)
-    if tuple(head) != PUBLISHED:
-        raise ValueError(f"make_tables: {path}: its columns must be {', '.join(PUBLISHED)}")
-    blocks = defaultdict(list)
-    for number, cells in enumerate(lines, 2):
-        where = f"make_tables: {path} row {number}"
-        if len(cells) != len(PUBLISHED):
-            raise ValueError(f"{where} has {len(cells)} cells, not {len(PUBLISHED)}; quote texts with commas")
-        row = dict(zip(PUBLISHED, map(original, cells), strict=True))
-        if missing := [name for name in ("block", "method", "source") if not row[name].strip()]:
-            raise ValueError(f"{where} has no {missing[0]}; say what its figures are of and where they stand")
-        blocks[row["block"]].append(row)
-    return dict(blocks)
-
-
-# ---- Runs
 
 
 @dataclass(frozen=True)
@@ -200,29 +161,22 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """Raises ValueError, FileNotFoundError, naming what is missing."""
-
-    def existing(name: str) -> Path:
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"make_tables: there is no file {folder / name}; scripts/keep_run.py copies it from the run"
-            )
-        return folder / name
-
-    facts = read_json(existing("metrics.json"), "evaluate the run again and keep it")
+    facts = read_json(folder / "metrics.json", "evaluate the run again and keep it")
     config, budget, needed = None, "", ["metrics", "dataset", "split", "split_sha256"]
     if "predictions_file" not in facts:  # `main.py evaluate --predictions` writes it
-        config, log = load_config([existing("config.yaml")]), existing("metrics.jsonl")
-        first_epoch = re.search(
-            r'"train_pictures": (\d+)', log.read_text(encoding="utf-8").partition("\n")[0]
-        )
-        if not first_epoch:
-            raise ValueError(f"make_tables: {log} does not say train_pictures; keep the run again")
-        budget = f"{int(first_epoch[1]):,} x {config.train.epochs}"
+        config = load_config([folder / "config.yaml"])
+        with (folder / "metrics.jsonl").open(encoding="utf-8") as log:
+            pictures = json.loads(next(log, "{}")).get("train_pictures")
+        if pictures is None:
+            raise ValueError(
+                f"make_tables: {folder}/metrics.jsonl does not say train_pictures; keep the run again"
+            )
+        budget = f"{pictures:,} x {config.train.epochs}"
         branch = config.model.network == "eambnet" and "emotion" not in config.model.without
         needed += list(TRAINED_ON)[: 1 + branch]
     if missing := [key for key in needed if key not in facts]:
         raise ValueError(f"make_tables: {folder}/metrics.json has no '{missing[0]}'; evaluate the run again")
-    return Run(folder, facts, config, file_hash(existing("predictions.csv.gz")), budget)
+    return Run(folder, facts, config, file_hash(folder / "predictions.csv.gz"), budget)
 
 
 def check_rows(table: Table, runs: dict[str, Run]) -> str:
@@ -241,13 +195,14 @@ def check_rows(table: Table, runs: dict[str, Run]) -> str:
     for row, names in table.rows.items():
         configs = [runs[name].config for name in names if runs[name].config]
         settings = [replace(config, train=replace(config.train, seed=0)).as_dict() for config in configs]
-        if differences := [text for now in settings for text in changed_settings(settings[0], now)]:
-            raise ValueError(
-                f"make_tables: table {table.name}, row {row}: its runs differ in more than the seed "
-                f"({'; '.join(differences)}); make a row of each"
-            )
+        differences = [text for now in settings for text in changed_settings(settings[0], now)]
         if len({config.train.seed for config in configs}) < len(configs):
-            raise ValueError(f"make_tables: table {table.name}, row {row}: two runs have the same train.seed")
+            differences.append("two have the same train.seed")
+        if differences:
+            raise ValueError(
+                f"make_tables: table {table.name}, row {row}: its runs must differ in the seed and nothing "
+                f"else ({'; '.join(differences)}); make a row of each"
+            )
     return first.facts["dataset"]
 
 
@@ -255,13 +210,34 @@ def check_rows(table: Table, runs: dict[str, Run]) -> str:
 
 
 def measure_table(table: Table, runs: dict[str, Run], root: Path, resamples: int) -> dict:
-    rated, twins = read_set(table, runs, root)
+    """What measured.json has of a table: its figures on all pictures, and on those without twins in training.
+
+    Raises:
+        ValueError: the runs predict another split.
+    """
+    facts = runs[table.runs[0]].facts
+    name, split = facts["dataset"], facts["split"]
+    # Read as by our first run, or else as `evaluate --predictions` read it.
+    configs = [runs[run].config for run in table.runs if runs[run].config]
+    options = configs[0].data.options(DataOptions) if configs else DataOptions(**facts.get("data", {}))
+    reader = SetReader(name, root, options)
+    rated = reader.load((split,))[split]
+    rated = rated.take(~np.isnan(rated.scores))
+    if rated.sha256 != facts["split_sha256"]:
+        raise ValueError(
+            f"make_tables: table {table.name} predicts another split than {name} {split} in {root}: "
+            f"split_sha256 is {facts['split_sha256'][:12]} there and {rated.sha256[:12]} here"
+        )
+    broken = [picture for run in table.runs for picture, _ in runs[run].facts.get("broken", ())]
+    rated = rated.take(~np.isin(rated.ids, broken))
+    twins = np.isin(rated.ids, list(reader.twins_in_training() if split == "test" else ()))  # (n,)
     labels = rated.scale.kind == "label"
     truth = rated.high().astype(np.float64) if labels else rated.scores  # (n,)
     threshold = 0.5 if labels else rated.scale.threshold
-    predictions = [read_predictions(runs[name].folder, rated) for name in table.runs]  # (n,) each
+    predictions = [read_predictions(runs[run].folder, rated) for run in table.runs]  # (n,) each
     content = {"threshold": threshold, "twins": int(twins.sum()), "resamples": resamples}
-    content |= {"decisive": DECISIVE[rated.scale.kind], "reference": table.reference}
+    # The measure whose differences are printed was chosen before anything was measured.
+    content |= {"decisive": "accuracy" if labels else "srcc", "reference": table.reference}
     content["rows"] = sources(table, runs)
     for subset, rows in (("all", ~np.zeros_like(twins)), ("without_twins", ~twins)):
         parts = [values[rows] for values in predictions]
@@ -272,31 +248,6 @@ def measure_table(table: Table, runs: dict[str, Run], root: Path, resamples: int
 def sources(table: Table, runs: dict[str, Run]) -> dict[str, dict[str, str]]:
     """Row -> run -> SHA-256 of the predictions that its figures are made from."""
     return {row: {name: runs[name].sha256 for name in names} for row, names in table.rows.items()}
-
-
-def read_set(table: Table, runs: dict[str, Run], root: Path) -> tuple[RatedSet, np.ndarray]:
-    """The pictures that the runs predict, and which of them have an identical one in training, (n,) bool.
-
-    Raises:
-        ValueError: the runs predict another split.
-    """
-    first = runs[table.runs[0]]
-    name, split, sha256 = (first.facts[key] for key in ("dataset", "split", "split_sha256"))
-    # Read as by our first run, or else as `evaluate --predictions` read it.
-    configs = [runs[run].config for run in table.runs if runs[run].config]
-    options = configs[0].data.options(DataOptions) if configs else DataOptions(**first.facts.get("data", {}))
-    reader = SetReader(name, root, options)
-    rated = reader.load((split,))[split]
-    rated = rated.take(~np.isnan(rated.scores))
-    if rated.sha256 != sha256:
-        raise ValueError(
-            f"make_tables: {first.folder} (table {table.name}) predicts another split than {name} {split} in "
-            f"{root}: split_sha256 is {sha256[:12]} there and {rated.sha256[:12]} here"
-        )
-    broken = [picture for run in table.runs for picture, _ in runs[run].facts.get("broken", ())]
-    rated = rated.take(~np.isin(rated.ids, broken))
-    twins = reader.twins_in_training() if split == "test" else set()
-    return rated, np.isin(rated.ids, list(twins))
 
 
 def read_predictions(folder: Path, rated: RatedSet) -> np.ndarray:
@@ -392,26 +343,57 @@ def run_metrics(predicted: np.ndarray, truth: np.ndarray, threshold: float) -> l
 def written_tables(
     tables: list[Table], runs: dict[str, Run], measured: dict, results: Path, readme: Path
 ) -> dict[Path, str]:
-    """Every file with tables -> its text. Nothing is written here."""
-    blocks = read_published(results / "published.csv")
-    if lonely := sorted({table.block for table in tables if table.block} ^ {*blocks}):
-        raise ValueError(
-            f"make_tables: block '{lonely[0]}' must be both in published.csv and in a table of tables.yaml"
-        )
-    texts, parts = {}, {}
+    """Every file with tables -> its text. Nothing is written here.
+
+    Raises:
+        ValueError: figures are not those of the runs; a table has no pair of markers in the page, or markers
+            no table; a block is not in published.csv.
+    """
+    published = read_published(results / "published.csv")
+    page, texts = readme.read_text(encoding="utf-8"), {}
+    if unknown := {*re.findall(r"<!-- table (\S+) -->", page)} - {table.name for table in tables}:
+        raise ValueError(f"make_tables: {readme} has markers of {sorted(unknown)}, which tables.yaml lacks")
     for table in tables:
         if table.block:
-            rows = blocks[table.block]
-            parts[table.name] = f"{table.title}\n\n{published_table(rows)}"
-            lines = [{name: row[name] for name in PUBLISHED[1:]} for row in rows]
+            lines = published[published["block"] == table.block].drop(columns="block")
+            if lines.empty:
+                raise ValueError(f"make_tables: published.csv has no row of block '{table.block}'")
+            shown = lines.loc[:, (lines != "").any()].rename(columns=FIGURES)
+            if "accuracy" in shown:
+                shown["accuracy"] = shown["accuracy"].where(shown["accuracy"] == "", shown["accuracy"] + " %")
+            part = f"{table.title}\n\n{as_markdown([[*shown], *shown.to_numpy().tolist()])}"
         else:
             check_measured(table, runs, measured)
-            parts[table.name] = our_table(table, runs, measured[table.name])
+            part = our_table(table, runs, measured[table.name])
             lines = csv_lines(table, runs, measured[table.name])
         # As objects: None would turn a column of whole numbers into decimals.
         text = pd.DataFrame(lines, dtype=object).to_csv(index=False, lineterminator="\n")
         texts[results / "tables" / f"{table.name}.csv"] = text
-    return {readme: filled(readme, parts)} | texts
+        begin, end = f"<!-- table {table.name} -->", f"<!-- end of table {table.name} -->"
+        if (page.count(begin), page.count(end)) != (1, 1) or page.index(begin) > page.index(end):
+            raise ValueError(f"make_tables: {readme} must hold once, in this order, {begin} and {end}")
+        page = page[: page.index(begin)] + f"{begin}\n{part}\n" + page[page.index(end) :]
+    return {readme: page} | texts
+
+
+def read_published(path: Path) -> pd.DataFrame:
+    """The rows of published.csv, with their cells as they were printed; an unknown figure is empty.
+
+    Raises:
+        ValueError: other columns than PUBLISHED; a row of another length, or without a source.
+    """
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        head, *rows = csv.reader(file)
+    if head != PUBLISHED:
+        raise ValueError(f"make_tables: {path}: its columns must be {', '.join(PUBLISHED)}")
+    for number, cells in enumerate(rows, 2):
+        row = dict(zip(PUBLISHED, cells, strict=False))
+        if len(cells) != len(head) or not all(row[name].strip() for name in ("block", "method", "source")):
+            raise ValueError(
+                f"make_tables: {path} row {number} must have {len(head)} cells, and say block, method and "
+                "source; quote texts with commas"
+            )
+    return pd.DataFrame([map(original, cells) for cells in rows], columns=head)
 
 
 def check_measured(table: Table, runs: dict[str, Run], measured: dict) -> None:
@@ -426,7 +408,8 @@ def check_measured(table: Table, runs: dict[str, Run], measured: dict) -> None:
     for subset, name, m in product(("all", "without_twins"), table.runs, MEASURES):
         part = runs[name].facts if subset == "all" else runs[name].facts.get(subset, {})
         recorded, now = part.get("metrics", {}).get(m), entry[subset]["runs"][name][m]
-        same = recorded == now or math.isclose(now or 0, recorded or 0, rel_tol=TOLERANCE, abs_tol=1e-10)
+        # Some metrics.json were rounded after they were measured.
+        same = recorded == now or math.isclose(now or 0, recorded or 0, rel_tol=1e-8, abs_tol=1e-10)
         if m in part.get("metrics", {}) and not same:
             raise ValueError(
                 f"make_tables: {runs[name].folder} ({subset}): {m} is {recorded} in metrics.json and {now} "
@@ -441,14 +424,17 @@ def our_table(table: Table, runs: dict[str, Run], measured: dict) -> str:
     head += [f"without the {twins} twins: SRCC, PLCC, accuracies"] if twins else []
     lines = [[*head, "folder in `results/`"]]
     for row, names in table.rows.items():
-        figures, rest = (measured[subset]["rows"][row] for subset in ("all", "without_twins"))
-        marks = row
+        cells, rest = [row, runs[names[0]].budget], measured["without_twins"]["rows"][row]
         for key, (_, mark) in TRAINED_ON.items():
             count = most(runs, names, key)
-            marks += f", **{mark} ({count:,})**" if count else ""
+            cells[0] += f", **{mark} ({count:,})**" if count else ""
         if any(runs[name].config is None for name in names):
-            marks += ", trained on unknown pictures"
-        cells = [marks, runs[names[0]].budget, *(estimate(m, figures[m]) for m in PRINTED)]
+            cells[0] += ", trained on unknown pictures"
+        for m in PRINTED:  # .860 ± .002 (.848 to .872)
+            entry = measured["all"]["rows"][row][m]
+            deviation = "" if entry["sd"] is None else f" ± {number(m, entry['sd'], unit='')}"
+            unknown = entry["mean"] is None
+            cells.append("" if unknown else f"{number(m, entry['mean'])}{deviation} ({span(m, entry)})")
         cells += [", ".join(number(m, rest[m]["mean"]) for m in PRINTED)] if twins else []
         lines.append([*cells, ", ".join(f"`{name}`" for name in names)])
     text = f"In brackets: 95 % bootstrap intervals over the pictures, {measured['resamples']:,} resamples. "
@@ -462,38 +448,26 @@ def our_table(table: Table, runs: dict[str, Run], measured: dict) -> str:
             f"spread: {SPREADS} x the root of the sum of both rows' variances over seeds (a row of one seed "
             "is given the largest of the table). With so few seeds that is a rough guard, no test."
         )
-    sentences = [sentence(row, table, runs, measured) for row in measured["all"]["differences"]]
-    parts = [table.title, as_markdown(lines), textwrap.fill(text, WIDTH), "\n".join(sentences)]
+    m, sentences = measured["decisive"], []
+    for row, entries in measured["all"]["differences"].items():
+        entry = entries[m]
+        ours, theirs = (runs[table.rows[name][0]].budget for name in (row, table.reference))
+        budgets = f" ({ours} pictures against {theirs})" if ours and theirs and ours != theirs else ""
+        verdict = "seed spread unknown"
+        if entry["seed_spread"] is not None:
+            verdict = "beyond" if abs(entry["difference"]) > entry["seed_spread"] else "within"
+            verdict += f" the seed spread of {number(m, entry['seed_spread'])}"
+            verdict += " (one seed: the table's largest)" if entry["borrowed"] else ""
+        verdict += ": counts" if entry["counts"] else ": does not count"
+        difference = f"{FIGURES[m]} {number(m, entry['difference'], sign='+')} (paired {span(m, entry)})"
+        sentences.append(f"- {row} minus {table.reference}{budgets}: {difference}, {verdict}.")
+    parts = [table.title, as_markdown(lines), textwrap.fill(text, 118), "\n".join(sentences)]
     return "\n\n".join(filter(None, parts))
 
 
 def most(runs: dict[str, Run], names: list[str], key: str) -> int | None:
     """The largest count of a row's runs; None where it is not known, or there is no emotion branch."""
     return max((runs[name].facts[key] for name in names if key in runs[name].facts), default=None)
-
-
-def sentence(row: str, table: Table, runs: dict[str, Run], measured: dict) -> str:
-    """Whether the row's difference to the reference counts."""
-    m, entry = measured["decisive"], measured["all"]["differences"][row][measured["decisive"]]
-    ours, theirs = (runs[table.rows[name][0]].budget for name in (row, table.reference))
-    budgets = f" ({ours} pictures against {theirs})" if ours and theirs and ours != theirs else ""
-    difference = f"{FIGURES[m]} {number(m, entry['difference'], sign='+')} (paired {span(m, entry)})"
-    if entry["seed_spread"] is None:
-        verdict = "seed spread unknown: does not count"
-    else:
-        verdict = "beyond" if abs(entry["difference"]) > entry["seed_spread"] else "within"
-        verdict += f" the seed spread of {number(m, entry['seed_spread'])}"
-        verdict += " (one seed: the table's largest)" if entry["borrowed"] else ""
-        verdict += ": counts" if entry["counts"] else ": does not count"
-    return f"- {row} minus {table.reference}{budgets}: {difference}, {verdict}."
-
-
-def estimate(measure: str, entry: dict) -> str:
-    """.860 ± .002 (.848 to .872)"""
-    if entry["mean"] is None:
-        return ""
-    deviation = "" if entry["sd"] is None else f" ± {number(measure, entry['sd'], unit='')}"
-    return f"{number(measure, entry['mean'])}{deviation} ({span(measure, entry)})"
 
 
 def span(measure: str, entry: dict) -> str:
@@ -523,34 +497,9 @@ def csv_lines(table: Table, runs: dict[str, Run], measured: dict) -> list[dict]:
     return lines
 
 
-def published_table(rows: list[dict[str, str]]) -> str:
-    """As Markdown, without the columns in which no row has anything."""
-    columns = [name for name in PUBLISHED[1:] if any(row[name] for row in rows)]
-    rows = [row | {"accuracy": row["accuracy"] and f"{row['accuracy']} %"} for row in rows]
-    head = [FIGURES.get(name, name) for name in columns]
-    return as_markdown([head, *([row[name] for name in columns] for row in rows)])
-
-
 def as_markdown(lines: list[list[str]]) -> str:
     head, *rest = ["|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in lines]
     return "\n".join([head, "|" + "---|" * len(lines[0]), *rest])
-
-
-def filled(readme: Path, parts: dict[str, str]) -> str:
-    """The page with every table between its markers.
-
-    Raises:
-        ValueError: a table has no pair of markers there, or a pair of markers no table.
-    """
-    text = readme.read_text(encoding="utf-8")
-    if unknown := {*re.findall(r"<!-- table (\S+) -->", text)} - {*parts}:
-        raise ValueError(f"make_tables: {readme} has markers of {sorted(unknown)}, which tables.yaml lacks")
-    for name, part in parts.items():
-        begin, end = f"<!-- table {name} -->", f"<!-- end of table {name} -->"
-        if (text.count(begin), text.count(end)) != (1, 1) or text.index(begin) > text.index(end):
-            raise ValueError(f"make_tables: {readme} must hold once, in this order, {begin} and {end}")
-        text = text[: text.index(begin)] + f"{begin}\n{part}\n" + text[text.index(end) :]
-    return text
 
 
 if __name__ == "__main__":

@@ -36,21 +36,17 @@ from eamb.selection.exif import CHANGED
 from eamb.selection.grouping import similarity, sketch
 
 ROOT = Path(__file__).resolve().parent.parent
-NEIGHBOURS = ROOT / "results" / "picks" / "neighbours.csv"
-LIMITS = (0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8)
 BURST, DIFFERENT, LARGE = 4, 32, (6000, 4000)
-KEPT = 0.9  # of a picture's width and height are in a shot, so that it can move
 
 
 def shot(picture: Image.Image, chance: np.random.Generator) -> Image.Image:
     """One shot of what a picture shows, as by another press of the shutter."""
     turned = picture.rotate(chance.uniform(-2, 2), Image.Resampling.BICUBIC)
-    share = KEPT * chance.uniform(0.85, 1)
+    share = 0.9 * chance.uniform(0.85, 1)  # of a picture's sides, so that the shot can move
     width, height = (round(share * side) for side in picture.size)
-    middle = [(side - part) / 2 for side, part in zip(picture.size, (width, height), strict=True)]
     left, top = (
-        round(start + chance.uniform(-1, 1) * min(start, 0.06 * side))
-        for start, side in zip(middle, picture.size, strict=True)
+        round((side - part) / 2 + chance.uniform(-1, 1) * min((side - part) / 2, 0.06 * side))
+        for side, part in zip(picture.size, (width, height), strict=True)
     )
     shown = turned.crop((left, top, left + width, top + height))
     shown = demo.expose(shown, chance.uniform(-0.7, 0.7))
@@ -65,50 +61,36 @@ def similarity_of(one: Image.Image, other: Image.Image) -> float:
     return similarity(*(sketch(picture) for picture in (one, other)))
 
 
-def neighbours(images: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Similarities, seconds between, and whether a pair belongs together, (n,) each."""
-    with NEIGHBOURS.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    alike = [similarity_of(*(read(images / row[side]) for side in ("first", "second"))) for row in rows]
-    seconds = np.array([float(row["seconds"]) for row in rows])
-    return np.array(alike), seconds, np.array([row["same"] == "1" for row in rows])
-
-
 def read(path: Path) -> Image.Image:
     with Image.open(path) as picture:
         return picture.convert("RGB")
-
-
-def bursts(images: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Similarities of `count` pairs of shots of one photograph, and of pairs of different photographs."""
-    chance = np.random.default_rng(0)
-    paths = chance.choice(sorted(images.rglob("*.jpg")), count, replace=False)
-    pictures = [read(path) for path in paths]
-    same = [similarity_of(shot(picture, chance), shot(picture, chance)) for picture in pictures]
-    others = [similarity_of(one, other) for one, other in pairwise(pictures)]
-    return np.array(same), np.array(others)
-
-
-def area(same: np.ndarray, others: np.ndarray) -> float:
-    """The share of all cases in which a pair that belongs together is more alike than one that does not."""
-    return float((same[:, None] > others).mean() + (same[:, None] == others).mean() / 2)
 
 
 def report_similarity(options: argparse.Namespace) -> int:
     images = options.data_root / "imgs"
     if not images.is_dir():
         raise FileNotFoundError(f"measure_picks: {options.data_root} has no folder imgs; is it PARA?")
-    alike, seconds, together = neighbours(images)
-    kinds = {"neighbours": (alike[together], alike[~together]), "bursts": bursts(images, options.count)}
+    with (ROOT / "results" / "picks" / "neighbours.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    alike = [similarity_of(*(read(images / row[side]) for side in ("first", "second"))) for row in rows]
+    alike, seconds = np.array(alike), np.array([float(row["seconds"]) for row in rows])
+    together = np.array([row["same"] == "1" for row in rows])
+    chance = np.random.default_rng(0)
+    paths = chance.choice(sorted(images.rglob("*.jpg")), options.count, replace=False)
+    pictures = [read(path) for path in paths]
+    shots = np.array([similarity_of(shot(one, chance), shot(one, chance)) for one in pictures])
+    different = np.array([similarity_of(one, other) for one, other in pairwise(pictures)])
+    kinds = {"neighbours": (alike[together], alike[~together]), "bursts": (shots, different)}
     for name, (same, others) in kinds.items():
         print(f"{name}: {len(same)} pairs that belong together, {len(others)} that do not", end="; ")
-        print(f"area under the curve {area(same, others):.4f}")
+        # The share of all cases in which a pair that belongs together is more alike than one that does not.
+        area = (same[:, None] > others).mean() + (same[:, None] == others).mean() / 2
+        print(f"area under the curve {area:.4f}")
         print("  limit  torn apart  joined wrongly")
-        for limit in LIMITS:
+        for limit in (0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8):
             print(f"  {limit:5.2f}  {np.mean(same < limit):10.3f}  {np.mean(others >= limit):14.3f}")
-    edges = (0, 5, 10, 30, 60, 120)
-    for low, high in pairwise(edges):
-        inside = (seconds >= low) & (seconds <= high if high == edges[-1] else seconds < high)
+    for low, high in pairwise((0, 5, 10, 30, 60, 120)):
+        inside = (seconds >= low) & (seconds <= high if high == 120 else seconds < high)
         print(f"{low} to {high} s: {together[inside].sum()} of {inside.sum()} neighbours belong together")
     return 0
 
@@ -133,9 +115,8 @@ def write_large(folder: Path, count: int) -> None:
 
 def report_speed(options: argparse.Namespace) -> int:
     folder = options.output / "pictures"
-    names = ("pictures", "picks.csv", "page")
     if not options.reuse:
-        refuse_existing("measure_picks", options.output, names)
+        refuse_existing("measure_picks", options.output, ("pictures", "picks.csv", "page"))
         write_large(folder, options.count)
     sizes = [path.stat().st_size / 1e6 for path in folder.iterdir()][: options.count]
     words = [sys.executable, ROOT / "main.py", "select", folder, "--force", "--output"]

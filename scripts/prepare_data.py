@@ -36,68 +36,67 @@ from eamb.readers.prepared import MANIFEST, Manifest, Source, read_manifest, rel
 from eamb.readers.rated import SPLITS, DataOptions
 from eamb.readers.registry import DATASETS, SINGLE
 from eamb.runtime.command import guarded
-from eamb.runtime.config import Config, load_config
-
-SAVE_SECONDS = 30  # between two writings of the manifest; what is not in it is made again
+from eamb.runtime.config import load_config
 
 
-def main(arguments: list[str] | None = None) -> int:
-    return guarded(run, parse(arguments), interrupted="interrupted; the same command goes on")
+class Task(NamedTuple):
+    """One picture to copy. source: text, as decoding reports it."""
+
+    source: str
+    target: Path
+    size: int
+    exif: bool
+    quality: int
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--dataset", type=str.lower, choices=SINGLE, required=True)
-    parser.add_argument("--data-root", metavar="DIR", type=Path, required=True, help="the set as it is")
-    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder for the copies")
-    parser.add_argument("--quality", metavar="Q", type=int, default=95, help="of JPEG, 1 to 100; default 95")
-    parser.add_argument("--splits", default=",".join(SPLITS), help="which to copy; default train,val,test")
-    parser.add_argument("--workers", metavar="N", type=int, default=-1, help="processes; -1: the spare cores")
-    parser.add_argument("settings", metavar="key=value", nargs="*", help="data.size=512, data.table=... ")
-    options = parser.parse_args(arguments)
-    if not 1 <= options.quality <= 100:
-        parser.error(f"--quality is from 1 to 100, got {options.quality}")
-    return options
-
-
-def run(options: argparse.Namespace) -> int:
+def prepare(options: argparse.Namespace) -> int:
     """0 if every picture has its copy, 1 if some could not be decoded."""
     config = load_config((), [*options.settings, f"data.workers={options.workers}"])
     root, output = options.data_root.expanduser(), options.output.expanduser()
-    manifest = start(options, config, root, output)
+    splits = [] if options.splits == ",".join(SPLITS) else ["--splits", options.splits]
+    program = {"pillow": Image.__version__, "libjpeg_turbo": features.version("libjpeg_turbo") or "none"}
+    asked = Manifest(
+        dataset=options.dataset,
+        source=str(root.resolve()),
+        words=[*splits, *options.settings],
+        size=config.data.size,
+        exif=config.data.exif,
+        quality=options.quality,
+        program=program,
+    )
+    manifest = start(asked, root, output)
     data = config.data.options(DataOptions)
     _, paths = SetReader(options.dataset, root, data).table(options.splits.split(","))
-    names = inside(root, relative_names(root, paths))
-    labels = [path.relative_to(root).as_posix() for path in label_files(root, options.dataset, data)]
+    patterns = [*DATASETS[options.dataset].label_files, *([data.table] if data.table else [])]
+    names = relative_names(root, paths)
+    for name in (*names, *patterns):
+        if os.path.isabs(name) or os.path.normpath(name).startswith(".."):  # noqa: PTH117
+            raise ValueError(
+                f"prepare_data: {name} lies outside {root}, so its copy has no place; move the pictures "
+                "below the root and name them relative to it"
+            )
+    labels = {path for pattern in patterns for path in root.glob(pattern) if path.is_file()}
     with saving(manifest, output, len(names)):
-        copy_labels(manifest, root, output, labels)
+        copy_labels(manifest, root, output, sorted(path.relative_to(root).as_posix() for path in labels))
         forget(manifest.pictures, names, output)
         tasks = [
-            Task(str(root / name), output / name, config.data.size, config.data.exif, options.quality)
+            Task(str(root / name), output / name, asked.size, asked.exif, asked.quality)
             for name in names
             if not is_done(manifest.pictures.get(name), root / name, output / name)
         ]
         copy_pictures(manifest, output, tasks, config.data.worker_count())
         manifest.complete = True
-    return report(manifest, output, len(tasks))
-
-
-def report(manifest: Manifest, output: Path, made: int) -> int:
     broken = {name: source.error for name, source in manifest.pictures.items() if source.error}
     for name, reason in list(broken.items())[:5]:
         print(f"no copy of {name}: {reason}", file=sys.stderr)
     if broken:
         print(f"{len(broken)} pictures have no copy; {output / MANIFEST} names them", file=sys.stderr)
-    print(f"{len(manifest.pictures) - len(broken)} copies in {output}, {made} of them looked at now")
+    print(f"{len(manifest.pictures) - len(broken)} copies in {output}, {len(tasks)} of them looked at now")
     return 1 if broken else 0
 
 
-# ---------------------------------------------------------------------------------------------------
-# What is there already
-
-
-def start(options: argparse.Namespace, config: Config, root: Path, output: Path) -> Manifest:
-    """A new manifest, or the one of the same copies that is there already.
+def start(asked: Manifest, root: Path, output: Path) -> Manifest:
+    """The manifest asked for, or that of the same copies if some are there already.
 
     Raises:
         ValueError, FileExistsError: the folder holds something else, or lies where it would be mixed up.
@@ -109,33 +108,11 @@ def start(options: argparse.Namespace, config: Config, root: Path, output: Path)
         )
     if read_manifest(root):
         raise ValueError(f"prepare_data: {root} holds copies already; make copies of the pictures themselves")
-    splits = [] if options.splits == ",".join(SPLITS) else ["--splits", options.splits]
-    turbo = features.version("libjpeg_turbo") or "none"
-    manifest = Manifest(
-        dataset=options.dataset,
-        source=str(source),
-        words=[*splits, *options.settings],
-        size=config.data.size,
-        exif=config.data.exif,
-        quality=options.quality,
-        program={"pillow": Image.__version__, "libjpeg_turbo": turbo},
-    )
     before = read_manifest(output)
-    if before:
-        check_same(before, manifest, output)
-        remove_unfinished(output)  # of a run that was killed
-        return before
-    if output.is_dir() and any(output.iterdir()):
-        raise FileExistsError(f"prepare_data: {output} holds other files; choose a new folder")
-    return manifest
-
-
-def remove_unfinished(output: Path) -> None:
-    for unfinished in output.rglob(".*.tmp"):
-        unfinished.unlink(missing_ok=True)
-
-
-def check_same(before: Manifest, asked: Manifest, output: Path) -> None:
+    if not before:
+        if output.is_dir() and any(output.iterdir()):
+            raise FileExistsError(f"prepare_data: {output} holds other files; choose a new folder")
+        return asked
     for key in ("dataset", "source", "size", "exif", "quality", "words"):
         have, want = getattr(before, key), getattr(asked, key)
         if have != want:
@@ -143,17 +120,13 @@ def check_same(before: Manifest, asked: Manifest, output: Path) -> None:
                 f"prepare_data: {output} holds copies with {key} {have}, and {want} is asked for; choose "
                 "another folder, or delete this one"
             )
+    remove_unfinished(output)  # of a run that was killed
+    return before
 
 
-def inside(root: Path, names: list[str]) -> list[str]:
-    """The names, if all lie below the root, where their copies can lie below another."""
-    for name in names:
-        if os.path.isabs(name) or os.path.normpath(name).startswith(".."):  # noqa: PTH117
-            raise ValueError(
-                f"prepare_data: {name} lies outside {root}, so its copy has no place; move the pictures "
-                "below the root and name them relative to it"
-            )
-    return names
+def remove_unfinished(output: Path) -> None:
+    for unfinished in output.rglob(".*.tmp"):
+        unfinished.unlink(missing_ok=True)
 
 
 def is_done(entry: Source | None, source: Path, target: Path) -> bool:
@@ -167,10 +140,6 @@ def forget(entries: dict[str, Source], names: Iterable[str], output: Path) -> No
     for name in entries.keys() - set(names):
         (output / name).unlink(missing_ok=True)
         del entries[name]
-
-
-# ---------------------------------------------------------------------------------------------------
-# Copying
 
 
 @contextmanager
@@ -188,20 +157,13 @@ def saving(manifest: Manifest, output: Path, count: int) -> Iterator[None]:
         finally:
             save(manifest, output)
     except OSError as error:
+        written = read_manifest(output)  # the next run goes by what is on the disk, not by this one
+        entered = written.pictures if written else {}
+        kept = sum(entered.get(name) == source for name, source in manifest.pictures.items())
         raise OSError(
-            f"prepare_data: {output}: {error.strerror or error}; {what_is_kept(manifest, output, count)}. "
-            "Run the same command again when that is mended"
+            f"prepare_data: {output}: {error.strerror or error}; {kept} of {count} pictures are done and "
+            "kept. Run the same command again when that is mended"
         ) from error
-
-
-def what_is_kept(manifest: Manifest, output: Path, count: int) -> str:
-    """What the next run will find done: the copies that the manifest on the disk has, not this one."""
-    written = read_manifest(output)
-    entered = written.pictures if written else {}
-    kept = sum(entered.get(name) == source for name, source in manifest.pictures.items())
-    again = len(manifest.pictures) - kept
-    lost = f"; {MANIFEST} could not be written, so that {again} more will be made again" if again else ""
-    return f"{kept} of {count} pictures are done and kept{lost}"
 
 
 def save(manifest: Manifest, output: Path) -> None:
@@ -213,32 +175,14 @@ def save(manifest: Manifest, output: Path) -> None:
         unfinished.write_text(json.dumps(vars(manifest) | files), "utf-8")  # as ASCII: names may be no UTF-8
 
 
-def label_files(root: Path, dataset: str, data: DataOptions) -> list[Path]:
-    """What is no picture and a set cannot be read without."""
-    patterns = [*DATASETS[dataset].label_files, *([data.table] if data.table else [])]
-    inside(root, patterns)
-    return sorted({path for pattern in patterns for path in root.glob(pattern) if path.is_file()})
-
-
 def copy_labels(manifest: Manifest, root: Path, output: Path, names: list[str]) -> None:
     forget(manifest.labels, names, output)
     for name in names:
-        if is_done(manifest.labels.get(name), root / name, output / name):
-            continue
-        source = describe(root / name)
-        with written_whole(output / name) as unfinished:
-            shutil.copyfile(root / name, unfinished)
-        manifest.labels[name] = source
-
-
-class Task(NamedTuple):
-    """One picture to copy. source: text, as decoding reports it."""
-
-    source: str
-    target: Path
-    size: int
-    exif: bool
-    quality: int
+        if not is_done(manifest.labels.get(name), root / name, output / name):
+            source = describe(root / name)
+            with written_whole(output / name) as unfinished:
+                shutil.copyfile(root / name, unfinished)
+            manifest.labels[name] = source
 
 
 def copy_pictures(manifest: Manifest, output: Path, tasks: list[Task], workers: int) -> None:
@@ -247,7 +191,7 @@ def copy_pictures(manifest: Manifest, output: Path, tasks: list[Task], workers: 
     with closing(results(tasks, workers)) as made:  # whatever happens, no process goes on writing
         for task, source in tqdm(made, total=len(tasks), unit=" pictures", disable=None):
             manifest.pictures[task.target.relative_to(output).as_posix()] = source
-            if time.monotonic() - saved > SAVE_SECONDS:
+            if time.monotonic() - saved > 30:  # what is not in the manifest is made again
                 save(manifest, output)
                 saved = time.monotonic()
 
@@ -267,16 +211,14 @@ def make_copy(task: Task) -> tuple[Task, Source]:
     Raises:
         OSError: the copy cannot be written.
     """
+    source = Source("", 0, 0)
     try:
         source = describe(task.source)
-    except OSError as error:
-        task.target.unlink(missing_ok=True)
-        return task, Source("", 0, 0, explain_failure(task.source, error))
-    try:
         pixels = decode(task.source, task.size, task.exif)  # (size, size, 3)
-    except DecodeError as error:
+    except (OSError, DecodeError) as error:
         task.target.unlink(missing_ok=True)
-        return task, source._replace(error=error.reason)
+        known = isinstance(error, DecodeError)
+        return task, source._replace(error=error.reason if known else explain_failure(task.source, error))
     with written_whole(task.target) as unfinished:
         # subsampling=0: colour at every pixel, as in the pixels themselves
         Image.fromarray(pixels).save(unfinished, "JPEG", quality=task.quality, subsampling=0)
@@ -287,6 +229,22 @@ def describe(path: str | Path) -> Source:
     """A file, described before it is copied: if it changes meanwhile, the next run notices."""
     stat = os.stat(path)  # noqa: PTH116
     return Source(file_hash(path), stat.st_size, stat.st_mtime_ns)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--dataset", type=str.lower, choices=SINGLE, required=True)
+    add("--data-root", metavar="DIR", type=Path, required=True, help="the set as it is")
+    add("--output", metavar="DIR", type=Path, required=True, help="folder for the copies")
+    add("--quality", metavar="Q", type=int, default=95, help="of JPEG, 1 to 100; default 95")
+    add("--splits", default=",".join(SPLITS), help="which to copy; default train,val,test")
+    add("--workers", metavar="N", type=int, default=-1, help="processes; -1: the spare cores")
+    add("settings", metavar="key=value", nargs="*", help="data.size=512, data.table=... ")
+    options = parser.parse_args(arguments)
+    if not 1 <= options.quality <= 100:
+        parser.error(f"--quality is from 1 to 100, got {options.quality}")
+    return guarded(prepare, options, interrupted="interrupted; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ result is in OUTPUT/results with the same settings is not run again, a training 
 OUTPUT/tables.md has the table, OUTPUT/results what may be published of the runs, OUTPUT/runs the weights.
 With several GPUs, or NPROC=n in the environment, trainings run under torchrun.
 
-Hours and memory are estimates: floating point operations are counted, and divided by an assumed share of a
-card's peak; saved activations are counted, and weights, gradients and Adam's two moments added. Lite's
-depthwise layers reach a far smaller share: its hours are the least it can take.
+Hours and memory are estimates: floating point operations, counted once for each row, divided by an assumed
+share of a card's peak; saved activations, weights, gradients and Adam's two moments. Lite's depthwise layers
+reach a far smaller share: its hours are the least it can take.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ import os
 import shlex
 import signal
 import sys
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
 
@@ -60,20 +58,44 @@ RECIPES = {  # set, Lite or not -> configs of the networks and of their emotion 
     ("iae", False): ("iae", "emotion"),
     ("demo", False): ("demo", "demo"),
 }
-DISTRIBUTIONS = ("ava", "demo")  # sets that are trained on votes, by EMD, unless data.target says otherwise
+EMOTION_SETS = ("para", "iae", "demo", "emoset", "fi")
 DECIDED = ("task", "data.dataset", "data.root", "model.network", "model.without")  # by the steps themselves
 DECIDED += ("train.seed", "train.score_test")
+PROGRAMS = {"python": [sys.executable], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}
 
-# Pictures of train, val (0: a share of train, `data.validation`) and test; of emoset and fi about.
-SETS = {"ava": (235_600, 0, 19_930), "para": (28_220, 0, 3_000)}
-SETS |= {"iae": (15_460, 2_208, 4_418), "demo": (190, 38, 76)}
-EMOTION_SETS = {name: SETS[name] for name in ("para", "iae", "demo")}
-EMOTION_SETS |= {"emoset": (94_480, 5_910, 17_720), "fi": (18_650, 1_170, 3_500)}
-
-CARD = "RTX 3090"  # 24 GB
+PICTURES = {  # of train, val (0: a share of train, `data.validation`) and test; of emoset and fi about
+    "ava": (235_600, 0, 19_930),
+    "para": (28_220, 0, 3_000),
+    "iae": (15_460, 2_208, 4_418),
+    "demo": (190, 38, 76),
+    "emoset": (94_480, 5_910, 17_720),
+    "fi": (18_650, 1_170, 3_500),
+}
 PEAK = {"fp32": 35.6e12, "bf16": 71e12, "fp16": 71e12}  # FLOP/s; in fp32 convolutions run in TF32
 SHARE = 0.25  # of the peak that is reached; assumed
-PROGRAMS = {"python": [sys.executable], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}
+# Backbone -> pixels a side that the rest is for; row (others as "main") -> GFLOP (2 a multiply-add) of a
+# picture's forward pass in what is trained and in the frozen emotion branch, MB kept of it for the backward
+# pass in fp32, millions of trained parameters.
+COSTS = {
+    "resnet50": {
+        "size": 512,
+        "emotion": (18.24, 0, 124, 15.0),
+        "main": (53.01, 18.24, 518, 29.0),
+        "no_emotion": (53.00, 0, 518, 29.0),
+        "no_detail": (16.64, 18.24, 128, 27.3),
+        "no_context": (36.61, 18.24, 383, 3.6),
+        "linear": (42.71, 0, 449, 23.5),
+    },
+    "tf_efficientnet_lite0": {
+        "size": 224,
+        "emotion": (0.43, 0, 19, 1.1),
+        "main": (2.08, 0.43, 140, 3.8),
+        "no_emotion": (2.08, 0, 140, 3.8),
+        "no_detail": (1.82, 0.43, 86, 3.8),
+        "no_context": (1.06, 0.43, 58, 0.6),
+        "linear": (0.77, 0, 80, 3.4),
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -99,16 +121,20 @@ class Step:
         return self.output / "results" / self.name
 
     @property
-    def title(self) -> str:
-        if self.row == "emotion":
-            return f"emotion branch on {' and '.join(self.config.data.names)}"
-        return f"{ROWS[self.row][0]}, seed {self.config.train.seed}"
-
-    @property
     def commands(self) -> list[list[str]]:
-        """The training, which goes on where it was interrupted, and the copy of its small files."""
-        count = processes()
-        start = ["torchrun", "--standalone", f"--nproc_per_node={count}"] if count > 1 else ["python"]
+        """The training, which goes on where it was interrupted, and the copy of its small files.
+
+        Raises:
+            ValueError: NPROC is no number of processes.
+        """
+        count = os.environ.get("NPROC", "")
+        if not count:
+            import torch
+
+            count = str(max(1, torch.cuda.device_count()))
+        if not count.isdecimal() or int(count) < 1:
+            raise ValueError(f"reproduce_tables: NPROC is the number of processes, from 1 up, got '{count}'")
+        start = ["torchrun", "--standalone", f"--nproc_per_node={count}"] if int(count) > 1 else ["python"]
         train = [*start, program("main.py"), "train", *self.words, "--output", str(self.run), "--resume"]
         return [train, ["python", program("scripts/keep_run.py"), str(self.run), str(self.result)]]
 
@@ -120,12 +146,15 @@ def main(arguments: list[str] | None = None) -> int:
 def reproduce(options: argparse.Namespace) -> int:
     steps = plan(options)
     unfinished = [step for step in steps if not is_done(step)]
-    table = table_command(steps, options)
+    output, resamples = steps[0].output, steps[-1].config.evaluate.bootstrap
+    table = ["python", program("scripts/make_tables.py"), "--results", str(output / "results")]
+    table += ["--readme", str(output / "tables.md"), *(["--resamples", str(resamples)] if resamples else [])]
+    table += ["--data-root", f"{options.dataset}={options.data_root}"]
     show(steps, unfinished, table, options.dry_run)
     if options.dry_run:
         return 0
     for step in unfinished:
-        print(f"\n{step.name}", flush=True)
+        print(f"\n{step.name}")
         for command in step.commands:
             if code := execute(command):
                 print(f"reproduce_tables: stopped in {step.name}; the same command goes on", file=sys.stderr)
@@ -141,6 +170,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    sets = ", ".join(EMOTION_SETS)
     parser.add_argument("dataset", metavar="{ava,para,iae,demo}", type=str.lower)
     parser.add_argument("--data-root", metavar="DIR", help="the set's folder, as in docs/data.md")
     parser.add_argument("--emotion-checkpoint", metavar="FILE", type=Path, help="weights of a trained branch")
@@ -149,7 +179,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="SET=DIR",
         action="append",
         default=[],
-        help=f"what the branch is trained on ({', '.join(EMOTION_SETS)}); default: the set itself",
+        help=f"what the branch is trained on ({sets}); default: the set itself",
     )
     parser.add_argument("--official", action="store_true", help="with configs/official.yaml over all")
     parser.add_argument("--lite", action="store_true", help="EAMB-Net Lite at 224 px instead (para)")
@@ -172,26 +202,43 @@ def plan(options: argparse.Namespace) -> list[Step]:
             training would refuse at its start, data that is not there.
     """
     check_options(options)
-    main_config = make_step(options, "main").config
-    possible = [row for row in ROWS if row != "emd_batch" or predicts_votes(main_config)]
+    name, branch = options.dataset, options.emotion_checkpoint
+    options.data_root = options.data_root or ("data/demo" if name == "demo" else "DIR")
+    folders = {name: options.data_root}
+    needed = [*folders.items()]
+    main_config = make_step(options, "main", folders).config
+    target = main_config.data.target
+    votes = target == "distribution" or (target == "auto" and name in ("ava", "demo"))  # EMD is the loss
+    possible = [row for row in ROWS if row != "emd_batch" or votes]
     rows = list(dict.fromkeys(options.only.split(","))) if options.only else possible
     if wrong := [row for row in rows if row not in possible]:
         raise ValueError(
-            f"reproduce_tables: --only takes, for {options.dataset}, some of {', '.join(possible)}, "
-            f"got '{wrong[0]}'"
+            f"reproduce_tables: --only takes, for {name}, some of {', '.join(possible)}, got '{wrong[0]}'"
         )
     steps = []
     for row in rows:
-        if row != "main" and make_step(options, row).config == main_config:
+        if row != "main" and make_step(options, row, folders).config == main_config:
             print(f"{row}: left out, because with these settings it is the main network")
         else:
-            steps += [make_step(options, row, int(seed)) for seed in options.seeds.split(",")]
+            steps += [make_step(options, row, folders, int(seed)) for seed in options.seeds.split(",")]
     if not steps:
         raise ValueError("reproduce_tables: no row is left to make; let --only name others")
-    if not options.emotion_checkpoint and any(step.branch for step in steps):
-        steps.insert(0, make_step(options, "emotion"))
-    if not options.dry_run:
-        check_files(options)
+    if not branch and any(step.branch for step in steps):
+        pairs = [word.partition("=") for word in options.emotion_data]
+        emotions = {key.lower(): folder for key, _, folder in pairs} or folders
+        if wrong := [key for key, folder in emotions.items() if key not in EMOTION_SETS or not folder]:
+            raise ValueError(
+                f"reproduce_tables: {wrong[0]} has no emotions, or no folder; give the branch's weights "
+                "with --emotion-checkpoint FILE, or what to train it on with --emotion-data SET=DIR, of "
+                f"{', '.join(EMOTION_SETS)}"
+            )
+        steps.insert(0, make_step(options, "emotion", emotions))
+        needed += emotions.items()
+    for key, folder in () if options.dry_run else needed:
+        if key != "demo" and not Path(folder).is_dir():  # the demo set makes itself
+            raise FileNotFoundError(f"reproduce_tables: there is no folder {folder} for {key}")
+    if branch and not branch.is_file() and not options.dry_run:
+        raise FileNotFoundError(f"reproduce_tables: there is no emotion checkpoint {branch}")
     from eamb.training.tasks import choose_task
 
     for step in steps:
@@ -201,11 +248,10 @@ def plan(options: argparse.Namespace) -> list[Step]:
 
 def check_options(options: argparse.Namespace) -> None:
     name, seeds = options.dataset, options.seeds.split(",")
-    if name not in SETS:
-        raise ValueError(f"reproduce_tables: there are recipes for {', '.join(SETS)}, not for '{name}'")
     if (name, options.lite) not in RECIPES:
-        where = "its recipe is Lite's already" if name == "demo" else "there is no Lite recipe for it"
-        raise ValueError(f"reproduce_tables: --lite is for para; {name}: {where}")
+        known = ", ".join(name for name, lite in RECIPES if lite == options.lite)
+        known += " with --lite" * options.lite
+        raise ValueError(f"reproduce_tables: there are recipes for {known}, not for '{name}'")
     if not all(seed.isdecimal() for seed in seeds) or len({*seeds}) < len(seeds):
         raise ValueError(
             f"reproduce_tables: --seeds takes different whole numbers, as in 0,1,2, got '{options.seeds}'"
@@ -217,58 +263,15 @@ def check_options(options: argparse.Namespace) -> None:
             f"reproduce_tables: leave '{decided[0]}' out; sets, seeds and parts of the network are decided "
             "step by step (--data-root, --emotion-data, --seeds, --only)"
         )
+    if not options.data_root and name != "demo" and not options.dry_run:
+        raise ValueError(f"reproduce_tables: where is {name}? --data-root DIR")
 
 
-def check_files(options: argparse.Namespace) -> None:
-    """Raises for the first file or folder that is not given or not there; the demo set makes itself."""
-    if not options.data_root and options.dataset != "demo":
-        raise ValueError(f"reproduce_tables: where is {options.dataset}? --data-root DIR")
-    folders = {options.dataset: data_root(options)} | (emotion_sets(options) if options.emotion_data else {})
-    for name, folder in folders.items():
-        if name != "demo" and not Path(folder).is_dir():
-            raise FileNotFoundError(f"reproduce_tables: there is no folder {folder} for {name}")
-    branch = options.emotion_checkpoint
-    if branch and not branch.is_file():
-        raise FileNotFoundError(f"reproduce_tables: there is no emotion checkpoint {branch}")
-
-
-def data_root(options: argparse.Namespace) -> str:
-    """The set's folder; of the demo there is a usual one, and a dry run needs none."""
-    return options.data_root or ("data/demo" if options.dataset == "demo" else "DIR")
-
-
-def emotion_sets(options: argparse.Namespace) -> dict[str, str]:
-    """Set -> folder, what the emotion branch is trained on.
-
-    Raises:
-        ValueError: none is given and the set has no emotions, or one that is not known.
-    """
-    if not options.emotion_data and options.dataset not in EMOTION_SETS:
-        raise ValueError(
-            f"reproduce_tables: {options.dataset} has no emotions; give the branch's weights with "
-            "--emotion-checkpoint FILE, or what to train it on with --emotion-data SET=DIR"
-        )
-    pairs = [word.partition("=") for word in options.emotion_data]
-    for name, _, folder in pairs:
-        if name.lower() not in EMOTION_SETS or not folder:
-            raise ValueError(
-                f"reproduce_tables: --emotion-data takes SET=DIR with a set of {', '.join(EMOTION_SETS)}, "
-                f"got '{name}={folder}'"
-            )
-    return {name.lower(): folder for name, _, folder in pairs} or {options.dataset: data_root(options)}
-
-
-def predicts_votes(config: Config) -> bool:
-    """Whether EMD is the loss."""
-    target = config.data.target
-    return target == "distribution" or (target == "auto" and config.data.names[0] in DISTRIBUTIONS)
-
-
-def make_step(options: argparse.Namespace, row: str, seed: int = 0) -> Step:
+def make_step(options: argparse.Namespace, row: str, sets: dict[str, str], seed: int = 0) -> Step:
+    """The training of a row of the table, or of the "emotion" branch, on sets (name -> folder)."""
     emotion = row == "emotion"
     prefix = options.dataset + "_lite" * options.lite + "_official" * options.official
     output = options.output or Path("runs") / f"tables_{prefix}"
-    sets = emotion_sets(options) if emotion else {options.dataset: data_root(options)}
     names = [RECIPES[options.dataset, options.lite][emotion], "official" * options.official]
     names += [] if emotion else [ROWS[row][1]]
     configs = [program(f"configs/{name}.yaml") for name in names if name]
@@ -320,6 +323,7 @@ def is_done(step: Step) -> bool:
 
 def execute(command: list[str]) -> int:
     """The exit code. A signal is for the training, which saves where it is and ends; we wait for it."""
+    sys.stdout.flush()  # what the command prints comes after it
     process = Popen([*PROGRAMS[command[0]], *command[1:]])
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
@@ -332,20 +336,8 @@ def execute(command: list[str]) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
-def processes() -> int:
-    """NPROC, or one for each GPU, at least one.
-
-    Raises:
-        ValueError: NPROC is no number of processes.
-    """
-    wanted = os.environ.get("NPROC", "")
-    if not wanted:
-        import torch
-
-        return max(1, torch.cuda.device_count())
-    if not wanted.isdecimal() or int(wanted) < 1:
-        raise ValueError(f"reproduce_tables: NPROC is the number of processes, from 1 up, got '{wanted}'")
-    return int(wanted)
+def program(name: str) -> str:
+    return os.path.relpath(ROOT / name)
 
 
 def describe_table(steps: list[Step], options: argparse.Namespace) -> None:
@@ -379,42 +371,33 @@ def describe_table(steps: list[Step], options: argparse.Namespace) -> None:
             temporary.write_text(text, encoding="utf-8")
 
 
-def table_command(steps: list[Step], options: argparse.Namespace) -> list[str]:
-    output, resamples = steps[0].output, steps[-1].config.evaluate.bootstrap
-    words = ["--results", str(output / "results"), "--readme", str(output / "tables.md")]
-    words += ["--resamples", str(resamples)] if resamples else []
-    words += ["--data-root", f"{options.dataset}={data_root(options)}"]
-    return ["python", program("scripts/make_tables.py"), *words]
-
-
-def program(name: str) -> str:
-    return os.path.relpath(ROOT / name)
-
-
 # ---- Saying what it is and what it costs
 
 
 def show(steps: list[Step], unfinished: list[Step], table: list[str], commands: bool) -> None:
-    costs = {
-        step.name: estimate(replace(step.config, train=replace(step.config.train, seed=0))) for step in steps
-    }
+    known = steps[0].config.model.backbone in COSTS
+    costs = {step.name: estimate(step) if known else (0.0, 0.0) for step in steps}
     for step in steps:
         hours, gigabytes = costs[step.name]
-        said = f"{duration(hours)}, {gigabytes:.1f} GB" if step in unfinished else "done already"
-        print(f"{step.name} ({step.title}): {said}")
+        said = f"{duration(hours)}, {gigabytes:.1f} GB" if known else "cost not known"
+        title = f"emotion branch on {' and '.join(step.config.data.names)}"
+        if step.row != "emotion":
+            title = f"{ROWS[step.row][0]}, seed {step.config.train.seed}"
+        print(f"{step.name} ({title}): {said if step in unfinished else 'done already'}")
         for command in step.commands if commands else ():
             print(f"  {shlex.join(command)}")
     if commands:
         print(f"table\n  {shlex.join(table)}")
     total, remaining = (sum(costs[step.name][0] for step in part) for part in (steps, unfinished))
+    if not known:
+        return
+    memory = max(memory for _, memory in costs.values())
     print(
-        f"\n{duration(total)} in all, {duration(remaining)} still to do, on one {CARD} (24 GB): counted "
-        f"operations, at an assumed {SHARE:.0%} of its peak ({PEAK['fp32'] / 1e12:g} TFLOP/s in fp32, whose "
-        f"convolutions run in TF32, {PEAK['bf16'] / 1e12:g} in bf16 and fp16), if pictures are decoded fast "
-        "enough.\n"
-        f"At most {max(memory for _, memory in costs.values()):.1f} GB on one GPU: weights, gradients, Adam, "
-        "saved activations; passing values and cuDNN's workspace come on top. Estimates, not measured.",
-        flush=True,
+        f"\n{duration(total)} in all, {duration(remaining)} still to do, on one RTX 3090 (24 GB): counted "
+        f"operations, at an assumed {SHARE:.0%} of its peak (35.6 TFLOP/s in fp32, whose convolutions run in "
+        "TF32, 71 in bf16 and fp16), if pictures are decoded fast enough.\n"
+        f"At most {memory:.1f} GB on one GPU: weights, gradients, Adam, saved activations; passing values "
+        "and cuDNN's workspace come on top. Estimates, not measured."
     )
 
 
@@ -425,91 +408,27 @@ def duration(hours: float) -> str:
     return f"{hours:.0f} h" if hours >= 10 else f"{hours:.2g} h"
 
 
-def estimate(config: Config) -> tuple[float, float]:
+def estimate(step: Step) -> tuple[float, float]:
     """Hours and gigabytes of a training on one card, its validations and its test included.
 
     A step costs 3 forward passes of what is trained (backward is twice forward), 1 of the frozen branch;
-    validation and test cost 1 of all, in fp32. Memory: weights of all, gradients and Adam's two moments of
-    what is trained, 4 bytes each, and what the batch keeps for the backward pass.
+    validation and test cost 1 of all, in fp32. Memory: weights, gradients and Adam's two moments, 4 bytes
+    each, and what the batch keeps for the backward pass, in half precision about 0.6 of it.
     """
-    forward, frozen, activations, parameters, trained_parameters = count_network(
-        replace(config, train=replace(config.train, seed=0))  # the same for all seeds
-    )
-    train, val, test = pictures(config)
-    steps = train * config.train.epochs * (3 * (forward - frozen) + frozen)
-    passes = (val * config.train.epochs + test) * forward
-    seconds = (steps / PEAK[config.train.precision] + passes / PEAK["fp32"]) / SHARE
-    state = 4 * (parameters + 3 * trained_parameters)
-    return seconds / 3600, (state + config.train.batch_size * activations) / 1e9
-
-
-def pictures(config: Config) -> list[int]:
-    """How many an epoch shows, how many each validation and the test."""
-    repeats = config.data.repeat.split(",") if config.data.repeat else ["1"] * len(config.data.names)
-    counts = []
-    for name, repeat in zip(config.data.names, repeats, strict=True):
-        train, val, test = (SETS | EMOTION_SETS)[name]
+    config, costs = step.config, COSTS[step.config.model.backbone]
+    trained, frozen, kept, parameters = costs.get(step.row, costs["main"])
+    area = (config.data.size / costs["size"]) ** 2
+    operations = 0.0
+    for train, val, test in (PICTURES[name] for name in config.data.names):
         if not val:
             val = round(train * config.data.validation)
             train -= val
-        counts.append((min(train, config.data.limit or train) * int(repeat), val, test))
-    return [sum(column) for column in zip(*counts, strict=True)]
-
-
-@cache
-def count_network(config: Config) -> tuple[float, float, float, int, int]:
-    """Counted at the config's own size, on tensors that have shapes and no values.
-
-    Returns:
-        FLOP (2 a multiply-add) of a picture's forward pass, and those in the frozen emotion branch; bytes
-        kept of one picture for the backward pass; parameters of all and of what is trained.
-    """
-    import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from eamb.network.outputs import PRECISIONS
-
-    batch, precision = 2, PRECISIONS[config.train.precision]
-    saved: dict[int, torch.UntypedStorage] = {}
-
-    def save(tensor: torch.Tensor) -> torch.Tensor:
-        memory = tensor.untyped_storage()
-        saved[memory._cdata] = memory  # referenced, or another could get its number
-        return tensor
-
-    hooks = torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor)
-    with FakeTensorMode(), nullcontext() if precision == torch.float32 else torch.autocast("cpu", precision):
-        network, frozen_branch = build_network(config)
-        images = torch.empty(batch, 3, config.data.size, config.data.size)
-        with FlopCounterMode(display=False) as whole, hooks:
-            network(images)
-        with FlopCounterMode(display=False) as frozen:
-            if frozen_branch:
-                network.emotions(images)
-    weights = {tensor.untyped_storage()._cdata for tensor in network.state_dict().values()}
-    return (
-        whole.get_total_flops() / batch,
-        frozen.get_total_flops() / batch,
-        sum(memory.nbytes() for number, memory in saved.items() if number not in weights) / batch,
-        sum(p.numel() for p in network.parameters()),
-        sum(p.numel() for p in network.parameters() if p.requires_grad),
-    )
-
-
-def build_network(config: Config):
-    """The config's network, and whether a frozen emotion branch is in it."""
-    from eamb.network.outputs import EMOTIONS, Scale
-    from eamb.readers.ava import AVA_BINS
-    from eamb.readers.para import PARA_BINS
-    from eamb.training.tasks import choose_task
-
-    ratings = PARA_BINS if config.data.names[0] == "para" else AVA_BINS
-    bins = ratings if predicts_votes(config) else ()
-    scale = Scale("distribution" if bins else "score", ratings[0], ratings[-1], ratings[4], bins=bins)
-    task = choose_task(config)
-    network = task.build(scale, EMOTIONS if task.has_emotion_branch else ())
-    return network, task.has_emotion_branch and not task.learns_emotions
+        shown = min(train, config.data.limit or train) * config.train.epochs
+        operations += shown * (3 * trained + frozen) / PEAK[config.train.precision]
+        operations += (val * config.train.epochs + test) * (trained + frozen) / PEAK["fp32"]
+    half = 1 if config.train.precision == "fp32" else 0.6
+    memory = 16 * parameters / 1e3 + config.train.batch_size * kept * area * half / 1e3
+    return operations * 1e9 * area / SHARE / 3600, memory
 
 
 if __name__ == "__main__":

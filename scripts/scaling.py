@@ -27,6 +27,7 @@ from statistics import mean, median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
 import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -46,34 +47,6 @@ NETWORKS = {
 }
 SIZES = {"paper": 512, "lite": 224}  # pixels
 SENT = {"fp32": torch.float32, "bf16": torch.bfloat16}  # train.gradient_precision
-LINKS = (  # processes, what joins them, bytes a second that each can send while it receives as much: assumed
-    (8, "NVLink", 200e9),
-    (8, "PCIe 4", 20e9),
-    (64, "8 nodes, 400 Gbit/s a GPU", 40e9),
-    (64, "8 nodes, 100 Gbit/s a node", 10e9),
-)
-
-# ---------------------------------------------------------------------------------------------------
-# Measuring, in each of the processes
-
-
-class Clock:
-    """Seconds of each named part, one entry a round."""
-
-    def __init__(self, device: torch.device):
-        self.device, self.parts = device, defaultdict(list)
-
-    @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        distributed.gather(None)  # one that is early must not wait inside the part that is measured
-        start = self.now()
-        yield
-        self.parts[part].append(self.now() - start)
-
-    def now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
 
 
 def measure_steps(name: str, size: int, path: str, options: argparse.Namespace) -> dict:
@@ -82,7 +55,20 @@ def measure_steps(name: str, size: int, path: str, options: argparse.Namespace) 
     torch.manual_seed(0)
     with distributed.session(options.device) as device:
         engine.keep_memory(device)
-        clock, pictures = Clock(device), picture_set(path, size)
+
+        def now() -> float:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            return time.perf_counter()
+
+        @contextmanager
+        def clock(part: str) -> Iterator[None]:
+            distributed.gather(None)  # one that is early must not wait inside the part that is measured
+            start = now()
+            yield
+            seconds[part].append(now() - start)
+
+        pictures, seconds = picture_set(path, size), defaultdict(list)
         network = build_model(outputs=1, **NETWORKS[name]).train()
         network = network.to(device, memory_format=torch.channels_last)
         models = {"alone": network}
@@ -94,7 +80,7 @@ def measure_steps(name: str, size: int, path: str, options: argparse.Namespace) 
         optimizer = torch.optim.Adam(trained, lr=1e-9, fused=device.type != "mps")
         for number in range(options.rounds + 1):
             if number == 1:  # the first round was to warm up
-                clock.parts.clear()
+                seconds.clear()
             with clock("loader"):
                 batch = pictures.collate(pictures.__getitems__([0] * options.pictures))
             for kind, model in models.items():
@@ -111,7 +97,7 @@ def measure_steps(name: str, size: int, path: str, options: argparse.Namespace) 
                 gradient = torch.zeros(count, dtype=SENT[kind], device=device)
                 with clock(f"sum_{kind}"):
                     distributed.total(gradient)
-        return {"gradient_bytes": 4 * count, **summary(distributed.gather(dict(clock.parts)))}
+        return {"gradient_bytes": 4 * count, **summary(distributed.gather(dict(seconds)))}
 
 
 def summary(every: list[dict[str, list[float]]]) -> dict[str, float]:
@@ -127,25 +113,14 @@ def summary(every: list[dict[str, list[float]]]) -> dict[str, float]:
     return {part: mean(map(median, rounds)) for part, rounds in seconds.items()}
 
 
-# ---------------------------------------------------------------------------------------------------
-# All rows
-
-
 def launch(name: str, processes: int, path: str, options: argparse.Namespace) -> dict:
     """Measures one row in processes of its own.
 
     Raises:
         RuntimeError: one of them failed.
     """
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id="scaling",
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-    )
+    once = {"run_id": "scaling", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "max_restarts": 0}
+    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, **once)
     size = options.size or SIZES[name]
     try:
         measured = elastic_launch(config, measure_steps)(name, size, path, options)[0]
@@ -169,18 +144,22 @@ def as_table(rows: list[dict]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def all_reduce_seconds(size: float, processes: int, bandwidth: float) -> float:
-    """What summing `size` bytes takes on a ring: every process sends 2 (n - 1) / n of them."""
-    return size * 2 * (processes - 1) / processes / bandwidth
-
-
 def expectation(network: str, size: float) -> str:
-    """All-reduce times that assumed links would give for `size` bytes of float32 gradients."""
+    """All-reduce times that assumed links would give for `size` bytes of float32 gradients.
+
+    On a ring of n every process sends 2 (n - 1) / n of the bytes, while it receives as much.
+    """
     lines = [f"{network}: {size / 1e6:.0f} MB of fp32 gradients, {size / 2e6:.0f} MB as bf16"]
-    for processes, link, bandwidth in LINKS:
-        full, half = (1000 * all_reduce_seconds(s, processes, bandwidth) for s in (size, size / 2))
-        speed = f"{bandwidth / 1e9:.0f} GB/s assumed"
-        lines.append(f"  {processes} GPUs, {link} ({speed}): {full:.2f} ms, bf16 {half:.2f} ms")
+    for processes, link, speed in (
+        (8, "NVLink", 200),
+        (8, "PCIe 4", 20),
+        (64, "8 nodes, 400 Gbit/s a GPU", 40),
+        (64, "8 nodes, 100 Gbit/s a node", 10),
+    ):
+        full = size * 2 * (processes - 1) / processes / (speed * 1e6)
+        lines.append(
+            f"  {processes} GPUs, {link} ({speed} GB/s assumed): {full:.2f} ms, bf16 {full / 2:.2f} ms"
+        )
     return "\n".join(lines)
 
 
@@ -219,8 +198,7 @@ def main(words: list[str] | None = None) -> int:
     add("--output", type=Path, help="also writes the rows as json")
     options = parser.parse_args(words)
     for name in ("threads", "pictures", "rounds", "processes"):
-        values = getattr(options, name)
-        if (least := min(values) if name == "processes" else values) < 1:
+        if (least := min(np.atleast_1d(getattr(options, name)))) < 1:
             parser.error(f"--{name} must be at least 1, got {least}")
     if options.quick:
         options.networks, options.processes, options.rounds = ["lite"], [1, 2], 3

@@ -53,24 +53,20 @@ def main(arguments: list[str] | None = None) -> int:
 def write_table(options: argparse.Namespace) -> int:
     if options.output and not options.force:
         refuse_existing("series_table", options.output.parent, [options.output.name])
-    blocks: dict[str, dict[str, pd.DataFrame]] = {}
+    firsts: dict[str, tuple[str, pd.DataFrame]] = {}  # block -> name and pairs of its first network
+    figures: dict[str, dict[str, dict]] = {}  # block -> network -> figures
     for folder in (folder.resolve() for folder in options.folders):
-        block = folder.parent.name
-        networks = blocks.setdefault(block, {})
-        if folder.name in networks:
-            raise ValueError(f"series_table: {block}/{folder.name} is named twice; rename one of the folders")
-        networks[folder.name] = read_pairs(folder / "predictions.csv")
-        name, first = next(iter(networks.items()))
-        if not networks[folder.name][PAIR].equals(first[PAIR]):
+        block, pairs = folder.parent.name, read_pairs(folder / "predictions.csv")
+        networks = figures.setdefault(block, {})
+        name, first = firsts.setdefault(block, (folder.name, pairs))
+        if folder.name in networks or not pairs[PAIR].equals(first[PAIR]):
             raise ValueError(
-                f"series_table: {block}/{folder.name} and {block}/{name} are not of the same pairs; evaluate "
-                "them on one folder, or put them into folders of their own"
+                f"series_table: {block}/{folder.name} is named twice or is not of the same pairs as "
+                f"{block}/{name}; evaluate them on one folder, or put them into folders of their own"
             )
-    figures = {}
-    for block, networks in blocks.items():
-        first = next(iter(networks.values()))
-        figures[block] = {name: measure(pairs, first, options.resamples) for name, pairs in networks.items()}
-        print(as_table(block, figures[block]), end="\n\n")
+        networks[folder.name] = compare_with_first(pairs, first, options.resamples)
+    for block, networks in figures.items():
+        print(as_table(block, networks), end="\n\n")
     if options.output:
         with written_whole(options.output) as path:
             text = json.dumps(without_nan(figures), indent=1, allow_nan=False)
@@ -92,12 +88,12 @@ def read_pairs(path: Path) -> pd.DataFrame:
     return pairs
 
 
-def measure(pairs: pd.DataFrame, first: pd.DataFrame, resamples: int) -> dict:
+def compare_with_first(pairs: pd.DataFrame, first: pd.DataFrame, resamples: int) -> dict:
     """A network's figures, their intervals, and by how much its accuracy differs from the first network's."""
     report = compare_pairs("", {name: column.to_numpy() for name, column in pairs.items()}, resamples)
     result = {"metrics": report.metrics | report.facts, "intervals_95": report.intervals}
     words = [[word for word in name.split("-") if not word.isdecimal()] for name in pairs["series"]]
-    kinds = pairs.groupby([own[-1] if own else "" for own in words])
+    kinds = pairs.groupby([parts[-1] if parts else "" for parts in words])
     result["accuracy_by_kind"] = {
         kind: metrics.pair_accuracy(rows["prediction"], rows["preference"]) for kind, rows in kinds
     }

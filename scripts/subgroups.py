@@ -37,7 +37,6 @@ from eamb.evaluation.figures import FAINT, INK, new_figure, write, write_figure
 from eamb.evaluation.intervals import bootstrap_intervals
 from eamb.evaluation.ratings import truth
 from eamb.evaluation.report import without_nan, write_columns
-from eamb.files import written_whole
 from eamb.inference.panels import Box, fit, resize_image, show
 from eamb.readers.decoding import DecodeError, decode
 from eamb.readers.para import PARA_FILES
@@ -97,8 +96,15 @@ def show_subgroups(options: argparse.Namespace) -> int:
     words = [*options.settings, f"data.dataset={options.dataset}", f"data.root={options.data_root}"]
     rated = choose_task(load_config((), words)).load_split(options.split)
     rated, predictions, notes = read_files(options.predictions, rated)
-    all_groups, undecoded = make_groups(rated, Path(options.data_root).expanduser())
-    groups, left_out = choose_groups(all_groups)
+    everything, *others = all_groups = make_groups(rated, Path(options.data_root).expanduser(), notes)
+    groups = [everything, *(group for group in others if SMALLEST <= group.member.sum() < len(rated))]
+    if len(groups) < 2:
+        raise ValueError(
+            f"subgroups: no group of pictures has {SMALLEST} or more of the {len(rated)} that are predicted "
+            "and rated (all of them are no group); take a larger split"
+        )
+    if rest := [f"{group.name} ({group.member.sum():,})" for group in others if group not in groups]:
+        notes.append(f"left out, fewer than {SMALLEST} pictures or all: {', '.join(rest)}")
     scores, threshold = truth(rated, rated.scale.kind == "label")
     lines = []
     for group in groups:
@@ -114,11 +120,16 @@ def show_subgroups(options: argparse.Namespace) -> int:
         "groups": ["; ".join(g.name for g in all_groups[1:] if g.member[place]) for place in worst],
     }
     figure = draw_sheet(worst, rated, columns, all_groups, f"{rated.name.upper()} {rated.split}, {name}")
-    write_csv(options.output / FILES[0], {key: [shortened(line[key]) for line in lines] for key in lines[0]})
-    write_csv(options.output / FILES[1], columns)
+    # Four decimals: intervals are wider, and nobody can subtract groups to find a single rating.
+    table = {
+        key: [round(float(value), 4) if isinstance(value, float) else value for value in values]
+        for key, values in pd.DataFrame(lines).items()
+    }
+    write_columns(options.output / FILES[0], without_nan(table))
+    write_columns(options.output / FILES[1], columns)
     write_figure(figure, options.output / FILES[2])
     limits = [f"{group.name}: {group.limits}" for group in groups if group.limits]
-    print(report(lines, threshold), *limits, *notes, *undecoded, *left_out, REMARKS, sep="\n")
+    print(report(lines, threshold), *limits, *notes, REMARKS, sep="\n")
     print(f"\n{options.output}: {', '.join(FILES)}; only {FILES[0]} is free of pictures and single ratings")
     return 0
 
@@ -131,7 +142,10 @@ def read_files(paths: Sequence[Path], rated: RatedSet) -> tuple[RatedSet, dict[s
     """
     predictions, notes = {}, []
     for path in paths:
-        if (name := short_name(path)) in predictions:
+        name = path.name.partition(".")[0]
+        if name == "predictions":  # results/NAME/predictions.csv.gz is called by its folder
+            name = path.resolve().parent.name
+        if name in predictions:
             raise ValueError(
                 f"subgroups: two files of predictions would be called {name}; rename one or its folder"
             )
@@ -149,26 +163,6 @@ def read_files(paths: Sequence[Path], rated: RatedSet) -> tuple[RatedSet, dict[s
     return rated.take(everywhere), {name: v[everywhere] for name, v in predictions.items()}, notes
 
 
-def short_name(path: Path) -> str:
-    """What a file is called: results/NAME/predictions.csv.gz by its folder, others by their own name."""
-    name = path.name.partition(".")[0]
-    return path.resolve().parent.name if name == "predictions" else name
-
-
-def write_csv(path: Path, columns: dict[str, Sequence]) -> None:
-    with written_whole(path) as unfinished:
-        write_columns(unfinished, without_nan(columns))
-
-
-def shortened(value):
-    """Four decimals: intervals are wider, and nobody can subtract groups to find a single rating."""
-    return round(float(value), 4) if isinstance(value, float) else value
-
-
-# ---------------------------------------------------------------------------------------------------
-# Groups
-
-
 @dataclass(frozen=True, eq=False)
 class Group:
     """Some pictures of a set: kind and limits say in words what they have in common; member: (n,) bool."""
@@ -179,38 +173,38 @@ class Group:
     member: np.ndarray
 
 
-def make_groups(rated: RatedSet, root: Path) -> tuple[list[Group], list[str]]:
-    """All groups of any size, the first of all pictures; and a note on files that cannot be decoded."""
+def make_groups(rated: RatedSet, root: Path, notes: list[str]) -> list[Group]:
+    """All groups of any size, the first of all pictures; a note is added on files that cannot be decoded."""
+    semantic, deviation = [], np.full(len(rated), np.nan)  # (n,) of votes, as aestheticScore_std
+    if rated.name == "para":
+        sheet = Sheet(root / "annotation" / PARA_FILES["test" if rated.split == "test" else "train"])
+        if "semantic" in sheet.columns:
+            rows = zip(*(sheet.texts(name) for name in ("sessionId", "imageName", "semantic")), strict=True)
+            class_of = {f"{session}/{image}": word for session, image, word in rows}
+            classes = np.array([class_of[i] for i in rated.ids])  # (n,)
+            semantic = [Group("semantic", n, "", classes == n) for n in np.unique(classes).tolist()]
+    if rated.distributions is not None:
+        bins = np.array(rated.bins)  # (K,)
+        distance = bins - (rated.distributions @ bins)[:, None]  # (n, K)
+        deviation = np.sqrt((rated.distributions * distance**2).sum(axis=1))
     luminance, gap = measure_pictures(rated.paths)
     middle = (luminance >= DARK) & (luminance < BRIGHT)
     limit = f"{GRAY} of 255 between a pixel's channels, mean over pixels"
     groups = [
         Group("all", "all", "", np.ones(len(rated), dtype=bool)),
-        *semantic_groups(rated, root),
+        *semantic,
         Group("colour", "b/w", f"less than {limit}", gap < GRAY),
         Group("colour", "colour", f"at least {limit}", gap >= GRAY),
         Group("brightness", "dark", f"mean luminance below {DARK} of 255", luminance < DARK),
         Group("brightness", "normal", f"mean luminance from {DARK} to {BRIGHT}", middle),
         Group("brightness", "bright", f"mean luminance from {BRIGHT} on", luminance >= BRIGHT),
         *thirds("rating", ("rated low", "rated middle", "rated high"), rated.scores),
-        *thirds("sd of votes", ("raters agree", "raters between", "raters disagree"), vote_deviation(rated)),
+        *thirds("sd of votes", ("raters agree", "raters between", "raters disagree"), deviation),
     ]
-    broken = [i for i, value in zip(rated.ids, luminance, strict=True) if np.isnan(value)]
-    words = f"in no group of colour or brightness, cannot be decoded: {len(broken):,} pictures, e.g. "
-    return groups, [words + broken[0]] if broken else []
-
-
-def semantic_groups(rated: RatedSet, root: Path) -> list[Group]:
-    """By the classes in PARA's csv; none for other sets, or where the csv has no such column."""
-    if rated.name != "para":
-        return []
-    sheet = Sheet(root / "annotation" / PARA_FILES["test" if rated.split == "test" else "train"])
-    if "semantic" not in sheet.columns:
-        return []
-    rows = zip(*(sheet.texts(name) for name in ("sessionId", "imageName", "semantic")), strict=True)
-    class_of = {f"{session}/{image}": word for session, image, word in rows}
-    classes = np.array([class_of[i] for i in rated.ids])  # (n,)
-    return [Group("semantic", name, "", classes == name) for name in np.unique(classes).tolist()]
+    if broken := [i for i, value in zip(rated.ids, luminance, strict=True) if np.isnan(value)]:
+        words = "in no group of colour or brightness, cannot be decoded"
+        notes.append(f"{words}: {len(broken):,} pictures, e.g. {broken[0]}")
+    return groups
 
 
 def measure_pictures(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -228,15 +222,6 @@ def measure_pictures(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     return values[:, 0], values[:, 1]
 
 
-def vote_deviation(rated: RatedSet) -> np.ndarray:
-    """(n,) standard deviation of each picture's votes, as PARA's aestheticScore_std; NaN where unknown."""
-    if rated.distributions is None:
-        return np.full(len(rated), np.nan)
-    bins = np.array(rated.bins)  # (K,)
-    distance = bins - (rated.distributions @ bins)[:, None]  # (n, K)
-    return np.sqrt((rated.distributions * distance**2).sum(axis=1))
-
-
 def thirds(kind: str, names: Sequence[str], values: np.ndarray) -> list[Group]:
     """Low, middle and high values (n,); none where they are unknown or too few differ, as of labels."""
     known = values[~np.isnan(values)]
@@ -247,29 +232,6 @@ def thirds(kind: str, names: Sequence[str], values: np.ndarray) -> list[Group]:
     members = (values <= low, (values > low) & (values <= high), values > high)
     parts = zip(names, limits, members, strict=True)
     return [Group(kind, name, f"{kind} {limit}", member) for name, limit, member in parts]
-
-
-def choose_groups(groups: Sequence[Group]) -> tuple[list[Group], list[str]]:
-    """The groups of a size that says something, and a note on the others.
-
-    Raises:
-        ValueError: there is nothing beside the group of all.
-    """
-    total = len(groups[0].member)
-    counts = [int(group.member.sum()) for group in groups]
-    kept = [g for g, count in zip(groups, counts, strict=True) if g is groups[0] or SMALLEST <= count < total]
-    if len(kept) < 2:
-        raise ValueError(
-            f"subgroups: no group of pictures has {SMALLEST} or more of the {total} that are predicted and "
-            "rated (all of them are no group); take a larger split"
-        )
-    rest = [f"{g.name} ({count:,})" for g, count in zip(groups, counts, strict=True) if g not in kept]
-    words = f"left out, fewer than {SMALLEST} pictures or all: {', '.join(rest)}"
-    return kept, [words] if rest else []
-
-
-# ---------------------------------------------------------------------------------------------------
-# Figures
 
 
 def group_lines(
@@ -316,6 +278,16 @@ def estimates(names: Sequence[str], rated: np.ndarray, *arrays: np.ndarray) -> d
 
 def report(lines: Sequence[dict], threshold: float) -> str:
     """A table for each file, and one for each comparison with the first."""
+
+    def with_interval(line: dict, key: str, sign: str = "") -> str:
+        """0.860 (0.848 to 0.872)"""
+        value, low, high = (f"{line[name]:{sign}.3f}" for name in (key, f"{key}_low", f"{key}_high"))
+        return f"{value} ({low} to {high})"
+
+    def with_star(line: dict, key: str) -> str:
+        beyond = line[f"{key}_low"] > 0 or line[f"{key}_high"] < 0
+        return with_interval(line, key, "+") + (" *" if beyond else "  ")
+
     parts = []
     names = list(dict.fromkeys(line["predictions"] for line in lines))
     for name in names:
@@ -344,21 +316,6 @@ def report(lines: Sequence[dict], threshold: float) -> str:
     return "\n".join(parts)
 
 
-def with_interval(line: dict, key: str, sign: str = "") -> str:
-    """0.860 (0.848 to 0.872)"""
-    value, low, high = (f"{line[name]:{sign}.3f}" for name in (key, f"{key}_low", f"{key}_high"))
-    return f"{value} ({low} to {high})"
-
-
-def with_star(line: dict, key: str) -> str:
-    beyond = line[f"{key}_low"] > 0 or line[f"{key}_high"] < 0
-    return with_interval(line, key, "+") + (" *" if beyond else "  ")
-
-
-# ---------------------------------------------------------------------------------------------------
-# The largest errors
-
-
 def draw_sheet(
     worst: np.ndarray, rated: RatedSet, columns: dict[str, list], groups: Sequence[Group], name: str
 ) -> Figure:
@@ -372,25 +329,20 @@ def draw_sheet(
     for number, place in enumerate(worst):
         row, column = divmod(number, PER_ROW)
         box = Box(MARGIN + column * (CELL + GAP), top + row * height, CELL, CELL)
-        draw_picture(figure, box, rated.paths[place])
+        try:
+            image = decode(rated.paths[place])
+        except DecodeError:
+            write(figure, box.left, box.bottom, "cannot be decoded", TEXT, color=FAINT)
+        else:  # as large as the box allows, at its bottom
+            width, tall = fit(image.shape[1] / image.shape[0], CELL, CELL)
+            place_of_it = Box(box.left, box.bottom - tall, width, tall)
+            show(figure, place_of_it, resize_image(image, place_of_it), f"picture {number}")
         words = ", ".join(group.name for group in marked if group.member[place])
         lines = [(f"{key} {columns[key][number]:.2f}", INK) for key in ("predicted", "rated")]
         lines += [(text, FAINT) for text in textwrap.wrap(words, LETTERS)]
         for count, (text, colour) in enumerate(lines, start=1):
             write(figure, box.left, box.bottom + LINE * count, text, TEXT, color=colour)
     return figure
-
-
-def draw_picture(figure: Figure, box: Box, path: str) -> None:
-    """As large as the box allows, at its bottom; words instead of a file that cannot be decoded."""
-    try:
-        image = decode(path)
-    except DecodeError:
-        write(figure, box.left, box.bottom, "cannot be decoded", TEXT, color=FAINT)
-        return
-    width, height = fit(image.shape[1] / image.shape[0], box.width, box.height)
-    box = Box(box.left, box.bottom - height, width, height)
-    show(figure, box, resize_image(image, box), f"picture at {box.left}, {box.top}")
 
 
 if __name__ == "__main__":

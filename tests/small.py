@@ -11,8 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
+from datasets import Batch
+from eamb.network.outputs import Output
 from main import main
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +38,23 @@ def evaluate(checkpoint: Path, dataset: str, root: Path, output: Path, *words: s
     options = ["--dataset", dataset, "--data-root", str(root), "--checkpoint", str(checkpoint)]
     fixed = ["data.workers=0", "evaluate.bootstrap=0", "train.device=cpu"]
     return main(["evaluate", *options, "--output", str(output), "--force", *fixed, *map(str, words)])
+
+
+class Toy(torch.nn.Module):
+    """A linear network without BatchNorm, whose pictures do not know of each other."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.linear = torch.nn.Linear(3, 1)
+
+    def forward(self, images: torch.Tensor) -> Output:
+        pooled = images.mean(dim=(2, 3))  # (N, 3)
+        return Output(self.linear(pooled), pooled, pooled)
+
+
+def squared_error(output: Output, batch: Batch) -> torch.Tensor:
+    return (output.prediction[:, 0] - batch.scores).square().mean()
 
 
 def command(*words: object, folder: Path | None = None, **environment: str) -> subprocess.CompletedProcess:

@@ -61,9 +61,6 @@ def small_network(outputs=1):
     return network.eval()
 
 
-# ---- curves --------------------------------------------------------------------------------------
-
-
 def test_exactly_the_share_of_pixels_is_blurred_for_every_map_and_order():
     # The score is the blurred part of the picture itself, counted; 64 * 64 / 10 is no whole number.
     score = of_batches(lambda images: 1 - sharp(images).double().mean(dim=(1, 2)).numpy())
@@ -126,9 +123,6 @@ def test_the_curves_of_a_network_do_not_depend_on_the_batch_size(scored_set):
     assert not any("left out" in note for note in notes)
 
 
-# ---- maps ----------------------------------------------------------------------------------------
-
-
 def linear_head(network):
     """Makes the head W2 W1 x + b: both PReLUs pass everything. Returns W2 W1, (K, C), whose rows sum to 0."""
     for part in network.head:
@@ -186,9 +180,6 @@ def test_the_centre_map_falls_with_the_distance_from_the_centre():
     assert (np.diff(distance.ravel()[order]) >= 0).all()
 
 
-# ---- what is said --------------------------------------------------------------------------------
-
-
 def test_differences_are_paired():
     # The pictures' areas lie far apart, but the EAM's is always larger by as much: no doubt about that.
     changes = np.zeros((20, 4, 2, 11))
@@ -204,9 +195,8 @@ def test_absolute_change_is_the_mean_of_absolutes_and_its_sign_is_kept_beside_it
     changes = np.zeros((2, 4, 2, 11))
     changes[:, 0, 1, 3] = [-3, 1]
     found = explain.figures(changes)
-    assert found["eam", "least", 0.3, "mean_change"] == -1
-    assert found["eam", "least", 0.3, "mean_absolute_change"] == 2
-    assert found["eam", "area"] == pytest.approx(-0.2)
+    least = [found["eam", "least", 0.3, curve] for curve in ("mean_change", "mean_absolute_change")]
+    assert (*least, found["eam", "area"]) == pytest.approx((-1, 2, -0.2))
 
 
 def test_the_sentence_says_what_the_intervals_say():
@@ -224,9 +214,6 @@ def test_the_sentence_says_what_the_intervals_say():
     )
 
 
-# ---- the command ---------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def network_file(tmp_path_factory):
     """An untrained network for --dataset csv as a file, and the network."""
@@ -238,15 +225,18 @@ def network_file(tmp_path_factory):
     return path, network
 
 
-def explain_csv(root, output, *words):
-    given = ["--dataset", "csv", "--data-root", root, "--output", output, *words]
-    fixed = ["train.device=cpu", "data.workers=0", "evaluate.bootstrap=20"]
-    return explain.main([str(word) for word in (*given, *fixed)])
+def explain_csv(root, output, *words, bootstrap=("evaluate.bootstrap=20",)):
+    given = ["--dataset", "csv", "--data-root", root, "--output", output, *words, *bootstrap]
+    return explain.main([str(word) for word in (*given, "train.device=cpu", "data.workers=0")])
 
 
-def test_a_run_leaves_three_files_and_a_broken_picture_costs_a_note(network_file, tmp_path, capsys):
-    path, network = network_file
-    root = write_csv(tmp_path / "set", {"score": [f"{1 + i / 6:.2f}" for i in range(24)]})
+@pytest.fixture
+def new_set(tmp_path):
+    return write_csv(tmp_path / "set", {"score": [f"{1 + i / 6:.2f}" for i in range(24)]})
+
+
+def test_a_run_leaves_three_files_and_a_broken_picture_costs_a_note(network_file, new_set, tmp_path, capsys):
+    (path, network), root = network_file, new_set
     (root / "images" / "0_011.png").write_text("no picture")
     assert explain_csv(root, tmp_path / "out", "--checkpoint", path) == 0
     found = read_json(tmp_path / "out" / "explain.json")
@@ -269,21 +259,16 @@ def test_a_run_leaves_three_files_and_a_broken_picture_costs_a_note(network_file
 
 
 def blurred_change(network, root, numbers):
-    """The mean change of the score when these pictures are wholly blurred, by plain means."""
-    changes = []
+    """The mean change of the score (1 to 5) when these pictures are wholly blurred, by plain means."""
+    scores = []
     for number in numbers:
         with Image.open(root / "images" / f"0_{number:03d}.png") as file:
             image = np.asarray(file, dtype=np.float32)
-        soft = np.rint(gaussian_filter(image, (0.05 * SIZE, 0.05 * SIZE, 0)))
-        changes.append(score_of(network, soft) - score_of(network, image))
-    return np.mean(changes)
-
-
-def score_of(network, image):
-    """(64, 64, 3), 0 to 255 -> the score, 1 to 5."""
-    normalised = torch.from_numpy((image / 255 - MEAN) / STD).float().permute(2, 0, 1)[None]
-    with torch.no_grad():
-        return 1 + 4 * network(normalised).prediction.item()
+        for pixels in (np.rint(gaussian_filter(image, (0.05 * SIZE, 0.05 * SIZE, 0))), image):
+            normalised = torch.from_numpy((pixels / 255 - MEAN) / STD).float().permute(2, 0, 1)[None]
+            with torch.no_grad():
+                scores.append(1 + 4 * network(normalised).prediction.item())
+    return -np.diff(np.reshape(scores, (-1, 2))).mean()
 
 
 @pytest.mark.parametrize(
@@ -298,13 +283,10 @@ def score_of(network, image):
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_2(words, message, network_file, scored_set, tmp_path, capsys):
-    given = ["--dataset", "csv", "--data-root", scored_set, "--checkpoint", network_file[0]]
-    given += ["--output", tmp_path / "out", *words, "train.device=cpu", "data.workers=0"]
-    assert explain.main([str(word) for word in given]) == 2
+    given = ["--checkpoint", network_file[0], *words]
+    assert explain_csv(scored_set, tmp_path / "out", *given, bootstrap=()) == 2
     printed = capsys.readouterr().err.splitlines()
-    assert len(printed) == 1
-    assert printed[0].startswith("error: ")
-    assert message in printed[0]
+    assert len(printed) == 1 and printed[0].startswith("error: ") and message in printed[0]
     assert not (tmp_path / "out").exists()
 
 
@@ -314,11 +296,10 @@ def test_an_emotion_network_gives_no_score(emotion_run, scored_set, tmp_path, ca
     assert "holds an emotion network alone, which gives no score" in capsys.readouterr().err
 
 
-def test_fewer_than_two_pictures_that_can_be_decoded_are_an_error(network_file, tmp_path, capsys):
-    root = write_csv(tmp_path / "set", {"score": [f"{1 + i / 6:.2f}" for i in range(24)]})
+def test_fewer_than_two_pictures_that_can_be_decoded_are_an_error(network_file, new_set, tmp_path, capsys):
     for number in (5, 11, 17, 23):
-        (root / "images" / f"0_{number:03d}.png").write_text("no picture")
-    assert explain_csv(root, tmp_path / "out", "--checkpoint", network_file[0], "--pictures", 3) == 2
+        (new_set / "images" / f"0_{number:03d}.png").write_text("no picture")
+    assert explain_csv(new_set, tmp_path / "out", "--checkpoint", network_file[0], "--pictures", 3) == 2
     [said] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert "intervals need 2 pictures; of the 3 chosen of csv test 0 can be decoded; " in said
     assert not list((tmp_path / "out").iterdir())

@@ -12,9 +12,10 @@ from scipy import stats
 from small import read_csv, read_json, write_csv
 
 from datasets import load_dataset
-from eamb.evaluation import report as report_module
+from eamb.evaluation import figures
 from eamb.evaluation.external import find_pictures
 from eamb.evaluation.ratings import measure_scores
+from eamb.evaluation.report import versions
 from eamb.readers.rated import DataOptions
 from eamb.runtime.engine import Predictions
 from main import main
@@ -27,7 +28,7 @@ BINS = [f"p_{value:g}" for value in np.arange(1, 5.5, 0.5)]
 @pytest.fixture(autouse=True)
 def no_drawing(monkeypatch):
     """The plot is the same as a checkpoint's evaluation draws, and takes longer than all else here."""
-    monkeypatch.setattr(report_module, "draw_scatter", lambda report, rated, path: path.touch())
+    monkeypatch.setattr(figures, "save_scatter", lambda path, **drawn: path.touch())
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +66,8 @@ def write_table(path, rows, header="id,prediction"):
     return path
 
 
-def write_guesses(path, change=lambda value: value):
-    return write_table(path, [(name(i), change(guess(i))) for i in TESTED])
+def write_guesses(path, factor=1, shift=0):
+    return write_table(path, [(name(i), factor * guess(i) + shift) for i in TESTED])
 
 
 def evaluate(file, root, output, *words, dataset="para") -> int:
@@ -79,14 +80,25 @@ def evaluated(file, root, output, *words) -> dict:
     return read_json(output / "metrics.json")
 
 
+def refused(ended: int, said: str, folder, capsys) -> bool:
+    """Whether a command ended with this one sentence and wrote nothing to `folder`/out."""
+    error = capsys.readouterr().err
+    assert said in error
+    return (
+        ended == 2
+        and error.startswith("error: ")
+        and error.count("\n") == 1
+        and not (folder / "out").exists()
+    )
+
+
 # ---- figures
 
 
 @pytest.mark.parametrize("target", ["score", "distribution", "label"])
 def test_our_own_predictions_get_our_own_figures_to_the_last_digit(target, para, tmp_path):
     rated = load_dataset("para", para, ("test",), DataOptions(target=target))["test"]
-    raw = np.random.default_rng(0).dirichlet(np.ones(rated.scale.outputs + 1), 20)[:, :-1]
-    raw = raw / raw.sum(axis=1, keepdims=True) if target == "distribution" else raw
+    raw = np.random.default_rng(0).dirichlet(np.ones(9), 20)[:, : rated.scale.outputs]
     predictions = Predictions(np.arange(20), raw, np.empty((20, 0)), [])
     measure_scores(predictions, rated, bootstrap=5, twins={"s2/p35_.jpg"}).write(tmp_path / "own")
     files = [tmp_path / folder / "predictions.csv" for folder in ("own", "out")]
@@ -126,9 +138,8 @@ def test_metrics_json_says_what_was_compared_with_what(para, tmp_path):
     assert (found["dataset"], found["split"]) == ("para", "test")
     assert (found["protocol"], found["split_sha256"]) == (rated.protocol, rated.sha256)
     assert found["data"] == {}  # as usual
-    counts = ("missing_ids", "extra_ids", "duplicate_ids", "left_out")
-    assert [found[key] for key in counts] == [0, 0, 0, 0]
-    assert found["versions"] == report_module.versions()
+    assert {found[f"{kind}_ids"] for kind in ("missing", "extra", "duplicate")} == {found["left_out"]} == {0}
+    assert found["versions"] == versions()
     assert not {"training", "weights_sha256", "trained_on"} & set(found)
     assert str(tmp_path) not in (tmp_path / "out" / "metrics.json").read_text()
 
@@ -142,21 +153,9 @@ def test_evaluated_predictions_are_kept_as_a_run_is(para, tmp_path, monkeypatch)
     assert again["metrics"] == read_json(tmp_path / "kept" / "metrics.json")["metrics"]
 
 
-def test_shares_of_the_ratings_are_compared_too(para, tmp_path):
-    shares = np.random.default_rng(1).dirichlet(np.ones(9), 20)
-    rows = [(name(i), guess(i), *own) for i, own in zip(TESTED, shares, strict=True)]
-    found = evaluated(
-        write_table(tmp_path / "g.csv", rows, ",".join(["id,prediction", *BINS])), para, tmp_path / "out"
-    )
-    rated = load_dataset("para", para, ("test",))["test"].distributions
-    gap = np.abs((shares - rated).cumsum(axis=1))
-    assert found["metrics"]["emd1"] == pytest.approx(gap.mean(), abs=1e-12)
-
-
 @pytest.mark.parametrize("factor, shift", [(0.01, 0), (1, 3)])
 def test_of_another_unit_only_correlations_count_and_why_is_said(factor, shift, para, tmp_path, capsys):
-    other = write_guesses(tmp_path / "g.csv", lambda value: factor * value + shift)
-    found = evaluated(other, para, tmp_path / "out")["metrics"]
+    found = evaluated(write_guesses(tmp_path / "g.csv", factor, shift), para, tmp_path / "out")["metrics"]
     ratings, guesses = [score(i) for i in TESTED], [guess(i) for i in TESTED]
     assert list(found) == ["n", "srcc", "plcc", "krcc"]
     assert found["plcc"] == pytest.approx(stats.pearsonr(guesses, ratings).statistic, abs=1e-12)
@@ -203,29 +202,22 @@ def test_files_as_people_write_them_are_the_same(header, row, packed, para, tmp_
 IDS = ["a/1.jpg", "b/1.jpg", "a/2.jpg", "3.jpg", "a/3.jpg", "4.jpg", "4.png", "v1.5", "17", "7"]
 
 
-@pytest.mark.parametrize(
-    "text, fitting",
-    [
-        ("a/1.jpg", "a/1.jpg"),
-        ("x/y/a/1.jpg", "a/1.jpg"),
-        ("1.jpg", None),  # two of them
-        ("2.jpg", "a/2.jpg"),
-        ("2", "a/2.jpg"),
-        ("2.PNG", "a/2.jpg"),
-        ("3.jpg", "3.jpg"),  # itself, and the end of another
-        ("4", None),  # 4.jpg or 4.png
-        ("4.png", "4.png"),
-        ("imgs/4.png", "4.png"),
-        ("b/2.jpg", None),  # in another folder
-        ("v1.5", "v1.5"),  # .5 is no picture's ending
-        ("v1", None),
-        ("images/17.jpg", "17"),  # as of AVA and IAE, whose ids are numbers
-        ("27.jpg", None),
-        ("", None),
-    ],
-)
-def test_an_id_means_the_one_picture_that_fits(text, fitting):
-    assert find_pictures([text], IDS) == [-1 if fitting is None else IDS.index(fitting)]
+def test_an_id_means_the_one_picture_that_fits():
+    fitting = {
+        "a/1.jpg": "a/1.jpg",
+        "x/y/a/1.jpg": "a/1.jpg",
+        "2.jpg": "a/2.jpg",
+        "2": "a/2.jpg",
+        "2.PNG": "a/2.jpg",
+        "3.jpg": "3.jpg",  # itself, and the end of another
+        "4.png": "4.png",
+        "imgs/4.png": "4.png",
+        "v1.5": "v1.5",  # .5 is no picture's ending
+        "images/17.jpg": "17",  # as of AVA and IAE, whose ids are numbers
+    }
+    assert find_pictures(fitting, IDS) == [IDS.index(name) for name in fitting.values()]
+    # Two of them, 4.jpg or 4.png, in another folder, no such one
+    assert find_pictures(["1.jpg", "4", "b/2.jpg", "v1", "27.jpg", ""], IDS) == [-1] * 6
 
 
 def test_missing_extra_and_duplicate_ids_are_counted_and_named(para, tmp_path, capsys):
@@ -274,73 +266,41 @@ def test_a_missing_picture_is_no_missing_id(para, tmp_path):
 # ---- bad input
 
 ROWS = [(name(i), guess(i)) for i in TESTED]
-SURE = (1, *[0] * 8)  # all votes on the lowest rating
-OTHERS = "are these predictions of another set, or another --split? It has"
-SHARES = "expected shares, 0 or more, that sum to 1 over p_1 to p_5"
+HEADER, SHARES_HEADER = "id,prediction", ",".join(["id,prediction", *BINS])
+SURE = [(*row, 1, *[0] * 8) for row in ROWS]  # all votes on the lowest rating
+SUM = "expected shares, 0 or more, that sum to 1 over p_1 to p_5"
 BAD_FILES = {
-    "other values": (
-        "id,prediction",
+    f"g.csv rows 4 and 22: 's2/p32_.jpg' is predicted 2 times, as {guess(32)} and 4.5; keep one of them": (
+        HEADER,
         [*ROWS, (name(32), 4.5)],
-        f"g.csv rows 4 and 22: 's2/p32_.jpg' is predicted 2 times, as {guess(32)} and 4.5; keep one of them",
     ),
-    "another split": (
-        "id,prediction",
-        [(name(i), 3) for i in range(30)],
-        f"g.csv predicts 0 of the 20 pictures of para test; {OTHERS} 's0/p0_.jpg', and lacks 's0/p30_.jpg'",
-    ),
-    "fewer than half": (
-        "id,prediction",
-        ROWS[:9],
-        f"g.csv predicts 9 of the 20 pictures of para test; {OTHERS} 's0/p30_.jpg', and lacks 's0/p39_.jpg'",
-    ),
-    "no number": (
-        "id,prediction",
-        [*ROWS, ("else", "nan")],
-        "g.csv row 22: 'prediction' is 'nan', expected a",
-    ),
-    "no id": ("id,prediction", [("", 3), *ROWS[1:]], "g.csv row 2: 'id' is empty, expected a text"),
-    "no prediction": (
-        "id,guess",
-        ROWS,
-        "which column is the prediction? (found id, guess.) Call it 'prediction'.",
-    ),
-    "two predictions": (
-        "score,mos",
-        ROWS,
-        "which column is the prediction? (score and mos could be.) Call it",
-    ),
-    "which id": ("number,pred", ROWS, "g.csv: which column is the id? (found number, pred.) Call it 'id'."),
-    "sum": (
-        ",".join(["id,prediction", *BINS]),
-        [*((*row, *SURE) for row in ROWS[:-1]), (*ROWS[-1], *[0.1] * 9)],
-        f"row 21: 'p_1' is '0.1', {SHARES}",
-    ),
-    "negative share": (
-        ",".join(["id,prediction", *BINS]),
-        [*((*row, *SURE) for row in ROWS[:-1]), (*ROWS[-1], -0.5, 1.5, *[0] * 7)],
-        f"row 21: 'p_1' is '-0.5', {SHARES}",
-    ),
-    "a rating less": (
-        ",".join(["id,prediction", *BINS[:-1]]),
-        [(*row, *SURE[:-1]) for row in ROWS],
-        "g.csv has no column 'p_5'",
-    ),
+    "g.csv predicts 0 of the 20 pictures of para test; are these predictions of another set, or another "
+    "--split? It has 's0/p0_.jpg', and lacks 's0/p30_.jpg'": (HEADER, [(name(i), 3) for i in range(30)]),
+    "g.csv predicts 9 of the 20 pictures": (HEADER, ROWS[:9]),
+    "g.csv row 22: 'prediction' is 'nan', expected a": (HEADER, [*ROWS, ("else", "nan")]),
+    "g.csv row 2: 'id' is empty, expected a text": (HEADER, [("", 3), *ROWS[1:]]),
+    "which column is the prediction? (found id, guess.) Call it 'prediction'.": ("id,guess", ROWS),
+    "which column is the prediction? (score and mos could be.) Call it": ("score,mos", ROWS),
+    "g.csv: which column is the id? (found number, pred.) Call it 'id'.": ("number,pred", ROWS),
+    f"row 21: 'p_1' is '0.1', {SUM}": (SHARES_HEADER, [*SURE[:-1], (*ROWS[-1], *[0.1] * 9)]),
+    f"row 21: 'p_1' is '-0.5', {SUM}": (SHARES_HEADER, [*SURE[:-1], (*ROWS[-1], -0.5, 1.5, *[0] * 7)]),
+    "g.csv has no column 'p_5'": (SHARES_HEADER.removesuffix(",p_5"), [row[:-1] for row in SURE]),
 }
 
 
-@pytest.mark.parametrize("case", BAD_FILES)
-def test_a_bad_file_is_one_sentence_and_nothing_is_written(case, para, tmp_path, capsys):
-    header, rows, said = BAD_FILES[case]
+@pytest.mark.parametrize("said", BAD_FILES)
+def test_a_bad_file_is_one_sentence_and_nothing_is_written(said, para, tmp_path, capsys):
+    header, rows = BAD_FILES[said]
     file = write_table(tmp_path / "g.csv", rows, header)
-    assert_refused(evaluate(file, para, tmp_path / "out"), said, tmp_path, capsys)
+    assert refused(evaluate(file, para, tmp_path / "out"), said, tmp_path, capsys)
 
 
 def test_a_file_that_is_not_there_or_no_table_is_one_sentence(para, tmp_path, capsys):
     said = "none.csv; --predictions is a csv of id and prediction"
-    assert_refused(evaluate(tmp_path / "none.csv", para, tmp_path / "out"), said, tmp_path, capsys)
+    assert refused(evaluate(tmp_path / "none.csv", para, tmp_path / "out"), said, tmp_path, capsys)
     (tmp_path / "g.csv").write_bytes(gzip.compress(b"id,prediction\n", mtime=0))
     said = "g.csv is no readable table"
-    assert_refused(evaluate(tmp_path / "g.csv", para, tmp_path / "out"), said, tmp_path, capsys)
+    assert refused(evaluate(tmp_path / "g.csv", para, tmp_path / "out"), said, tmp_path, capsys)
 
 
 def test_the_file_itself_is_not_written_over(para, tmp_path, capsys):
@@ -355,16 +315,7 @@ def test_the_file_itself_is_not_written_over(para, tmp_path, capsys):
 def test_emotions_are_evaluated_from_a_checkpoint_only(para, tmp_path, capsys):
     file = write_guesses(tmp_path / "g.csv")
     ended = evaluate(file, para, tmp_path / "out", "task=emotion")
-    assert_refused(ended, "task=emotion has none. Emotions are evaluated from a", tmp_path, capsys)
+    assert refused(ended, "task=emotion has none. Emotions are evaluated from a", tmp_path, capsys)
     root = write_csv(tmp_path / "set", {"emotion": ["awe", "fear"] * 12})
     ended = evaluate(file, root, tmp_path / "out", dataset="csv")
-    assert_refused(ended, "no picture of csv test has a label for the task aesthetics", tmp_path, capsys)
-
-
-def assert_refused(ended: int, said: str, folder, capsys) -> None:
-    error = capsys.readouterr().err
-    assert ended == 2
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert said in error
-    assert not (folder / "out").exists()
+    assert refused(ended, "no picture of csv test has a label for the task aesthetics", tmp_path, capsys)

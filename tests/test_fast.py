@@ -28,11 +28,9 @@ def norms(network: nn.Module) -> int:
 
 def test_folding_by_hand():
     conv, norm = nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1, eps=0).eval()
-    for values, number in (
-        *((conv.weight.data, 3.0), (conv.bias.data, 1.0), (norm.running_mean, 5.0)),
-        *((norm.running_var, 4.0), (norm.weight.data, 10.0), (norm.bias.data, 7.0)),
-    ):
-        values.fill_(number)
+    values = (conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    for value, number in zip(values, (3.0, 1.0, 5.0, 4.0, 10.0, 7.0), strict=True):
+        value.data.fill_(number)
     rest = fold(conv, norm)
     # (3 x + 1 - 5) / 2 * 10 + 7 = 15 x - 13
     assert (conv.weight.item(), conv.bias.item()) == (15, -13)
@@ -79,10 +77,6 @@ def test_what_may_not_be_folded_stays():
         fold_batchnorm(network, images)
         torch.testing.assert_close(network(images), before, rtol=1e-5, atol=1e-5)
     assert norms(network) == 3
-
-
-def test_no_hooks_are_left_even_after_an_error():
-    network = enliven(Odd())
     with pytest.raises(RuntimeError):
         folding_pairs(network, torch.randn(1, 4, 8, 8))
     assert not any(layer._forward_hooks for layer in network.modules())
@@ -100,7 +94,7 @@ def test_the_fast_form_gives_the_same_output_in_float32(form):
     assert norms(fast) == 0
 
 
-def test_the_fast_form_is_a_copy(lite_network):
+def test_the_fast_form_is_a_copy_that_cannot_be_trained(lite_network):
     before = {name: value.clone() for name, value in lite_network.state_dict().items()}
     fast = prepare_for_inference(lite_network)
     assert all(torch.equal(value, before[name]) for name, value in lite_network.state_dict().items())
@@ -108,6 +102,8 @@ def test_the_fast_form_is_a_copy(lite_network):
     assert not any(parameter.requires_grad for parameter in fast.parameters())
     assert fast.arguments == lite_network.arguments
     assert not fast.train().training
+    with pytest.raises(ValueError, match="precision must be fp32, bf16, fp16, got 'int8'"):
+        prepare_for_inference(lite_network, "int8")
 
 
 @pytest.mark.parametrize(("precision", "near"), [("bf16", 0.02), ("fp16", 0.004)])
@@ -121,8 +117,3 @@ def test_the_fast_form_in_half_precision_takes_and_gives_float32(lite_network, p
     difference = (found.prediction - expected.prediction).abs().max()
     assert 0 < difference < near
     assert maps.shape == lite_network.class_activation_maps(images).shape
-
-
-def test_an_unknown_precision_is_refused(lite_network):
-    with pytest.raises(ValueError, match="precision must be fp32, bf16, fp16, got 'int8'"):
-        prepare_for_inference(lite_network, "int8")

@@ -16,12 +16,7 @@ def run(*words) -> None:
 
 def test_a_run_is_kept_without_its_paths_and_weights(score_run, scored_set, tmp_path):
     run(score_run, tmp_path / "kept")
-    assert keep_run.names(tmp_path / "kept") == [
-        "config.yaml",
-        "metrics.json",
-        "metrics.jsonl",
-        "predictions.csv.gz",
-    ]
+    assert keep_run.names(tmp_path / "kept") == sorted({*keep_run.KEPT} - {"cross_validation.json"})
     content = gzip.decompress((tmp_path / "kept" / "predictions.csv.gz").read_bytes())
     assert content == (score_run / "test" / "predictions.csv").read_bytes()
     assert b"rated" not in content
@@ -61,15 +56,11 @@ def test_a_run_that_was_not_evaluated_is_refused(tmp_path, capsys):
 
 
 def test_of_a_trial_settings_and_log_are_kept(tmp_path):
-    trial = tmp_path / "trial"
-    trial.mkdir()
-    for name, content in {
-        "config.yaml": "data: {root: /home/me}\ntrain: {score_test: false, emotion_maps: /home/me/maps}\n",
-        "metrics.jsonl": "{}\n",
-        "best.pt": "weights",
-    }.items():
-        (trial / name).write_text(content)
-    run(trial, tmp_path / "kept")
+    settings = "data: {root: /home/me}\ntrain: {score_test: false, emotion_maps: /home/me/maps}\n"
+    (tmp_path / "trial").mkdir()
+    for name, content in {"config.yaml": settings, "metrics.jsonl": "{}\n", "best.pt": "weights"}.items():
+        (tmp_path / "trial" / name).write_text(content)
+    run(tmp_path / "trial", tmp_path / "kept")
     assert keep_run.names(tmp_path / "kept") == ["config.yaml", "metrics.jsonl"]
     text = (tmp_path / "kept" / "config.yaml").read_text()
     assert "/home/me" not in text
@@ -84,7 +75,7 @@ def test_a_second_run_replaces_the_first_whole_or_not_at_all(tmp_path, monkeypat
     before = keep_run.names(tmp_path / "kept")
     assert before == ["metrics.json", "para/predictions.csv.gz"]
     with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
-        patch.setattr(keep_run.gzip, "GzipFile", Mock(side_effect=OSError("full")))
+        patch.setattr(keep_run.gzip, "compress", Mock(side_effect=OSError("full")))
         run(tmp_path / "second", tmp_path / "kept")
     assert keep_run.names(tmp_path / "kept") == before
     run(tmp_path / "second", tmp_path / "kept")

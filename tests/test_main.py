@@ -294,8 +294,8 @@ BAD_WORDS = {
     "wrong scale": (["model.context_scale=0"], "context_scale must be above 0 and at most 1, got 0"),
     "wrong device": (["train.device=gpu"], "unknown device 'gpu'; use auto, cpu, cuda, cuda:1 or mps"),
     "missing config": (["--config", "mine.yaml"], "no file mine.yaml; the shipped ones are in configs/"),
-    "missing weights": (["--weights", "mine.pt"], "there is no weights file mine.pt"),
-    "missing branch": (["--emotion-checkpoint", "mine.pt"], "there is no weights file mine.pt"),
+    "missing weights": (["--weights", "mine.pt"], "checkpoint: no file mine.pt"),
+    "missing branch": (["--emotion-checkpoint", "mine.pt"], "checkpoint: no file mine.pt"),
     "missing ImageNet file": (["model.imagenet=mine.pth"], "no file mine.pth"),
     "no set": (
         ["--data-root", ".", "data.dataset=coco"],

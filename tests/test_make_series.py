@@ -16,6 +16,7 @@ from scripts import make_series
 from scripts.make_series import DAMAGES, Photograph, grouped_pairs, main, preference
 
 VOTES = [f"aestheticScore_{value}" for value in PARA_BINS]
+EMOTIONS = [f"imgEmotion_{emotion}" for emotion in PARA_EMOTIONS]
 
 
 @pytest.fixture(scope="module")
@@ -25,22 +26,17 @@ def para(tmp_path_factory):
     (root / "annotation").mkdir()
     chance = np.random.default_rng(0)
     tables = {"Train": [], "Test": []}
-    for session in range(44):
-        (root / "imgs" / f"session{session}").mkdir(parents=True)
-        for number in range(6):
-            name, part = f"iaa_pub{6 * session + number}_.jpg", "Train" if session < 40 else "Test"
-            noise = chance.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-            Image.fromarray(noise).resize((64, 64)).save(root / "imgs" / f"session{session}" / name)
-            votes = np.bincount(chance.integers(0, 9, 2).repeat(10), minlength=9)
-            mean = float(votes @ np.array(PARA_BINS) / 20)
-            row = {
-                "imageName": name,
-                "sessionId": f"session{session}",
-                "semantic": ("food", "plant")[number % 2],
-            }
-            row |= dict(zip(VOTES, votes.tolist(), strict=True)) if part == "Test" else {}
-            row |= {"aestheticScore_mean": f"{mean:.4f}"} | {f"imgEmotion_{e}": 3 for e in PARA_EMOTIONS}
-            tables[part].append(row)
+    for session, number in np.ndindex(44, 6):
+        name = f"session{session}/iaa_pub{6 * session + number}_.jpg"
+        (root / "imgs" / name).parent.mkdir(parents=True, exist_ok=True)
+        noise = chance.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((64, 64)).save(root / "imgs" / name)
+        votes = np.bincount(chance.integers(0, 9, 2).repeat(10), minlength=9)
+        row = dict(zip(("sessionId", "imageName"), name.split("/"), strict=True))
+        row |= {"semantic": ("food", "plant")[number % 2], **dict.fromkeys(EMOTIONS, 3)}
+        row["aestheticScore_mean"] = f"{votes @ np.array(PARA_BINS) / 20:.4f}"
+        row |= dict(zip(VOTES, votes.tolist(), strict=True)) if session >= 40 else {}
+        tables["Train" if session < 40 else "Test"].append(row)
     for part, rows in tables.items():
         with (root / "annotation" / f"PARA-Giaa{part}.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))
@@ -58,21 +54,16 @@ def made(para, tmp_path_factory):
 
 
 def test_both_kinds_and_both_together_can_be_read(made):
-    for kind in ("graded", "rated"):
-        loaded = load_pairs("pairs", made / kind)
-        assert set(loaded) == {"train", "val", "test"}
-    whole = load_pairs("pairs", made)
-    for split, rated in whole.items():
-        parts = [load_pairs("pairs", made / kind, (split,))[split] for kind in ("graded", "rated")]
-        assert len(rated.pairs) == sum(len(part.pairs) for part in parts)
-    assert len(load_pairs("pairs", made / "graded", ("train",))["train"].pairs) == 8 * 6
+    graded, rated, whole = (load_pairs("pairs", made / kind) for kind in ("graded", "rated", "."))
+    assert set(whole) == {"train", "val", "test"}
+    for split in whole:
+        assert len(whole[split].pairs) == len(graded[split].pairs) + len(rated[split].pairs)
+    assert len(graded["train"].pairs) == 8 * 6
 
 
 def test_the_splits_are_paras_own(made, para):
     test = {row["imageName"] for row in read_csv(para / "annotation" / "PARA-GiaaTest.csv")}
-    parts = {
-        split: load_pairs("pairs", made / "rated", (split,))[split] for split in ("train", "val", "test")
-    }
+    parts = load_pairs("pairs", made / "rated")
     names = {split: {i.rpartition("/")[2] for i in rated.ids} for split, rated in parts.items()}
     assert names["test"] <= test
     assert (names["train"] | names["val"]).isdisjoint(test)

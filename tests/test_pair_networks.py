@@ -64,9 +64,8 @@ def test_a_symmetric_network_is_sure_of_one_of_two(network):
     with torch.no_grad():
         odds = build(network)(photographs()).prediction.numpy()
         published = build(network, symmetric=False)(photographs()).prediction.numpy()
-    np.testing.assert_allclose(
-        pair_probability(odds, pairs) + pair_probability(odds, pairs[:, ::-1]), 1, rtol=1e-14
-    )
+    both = pair_probability(odds, pairs) + pair_probability(odds, pairs[:, ::-1])
+    np.testing.assert_allclose(both, 1, rtol=1e-14)
     assert np.array_equal(odds[:, 0], odds[:, 1])
     both = pair_probability(published, pairs) + pair_probability(published, pairs[:, ::-1])
     assert abs(both - 1).max() > 1e-3  # the published one is not, for its bias alone
@@ -113,8 +112,5 @@ def test_the_published_recipe_trains_the_gates_as_slowly_as_the_backbone():
     slow = {name for name, _ in model.named_parameters() if name.startswith(model.backbone_rate)}
     assert slow == {name for name, _ in model.named_parameters() if ".gate." in name}
     assert build("resnet").backbone_rate == ()
-
-
-def test_an_unknown_network_is_named():
     with pytest.raises(ValueError, match="the pair networks are resnet and paunit, got 'vgg'"):
-        SeriesNetwork(BACKBONE, "vgg")
+        build("vgg")

@@ -59,7 +59,10 @@ def test_other_pairs_and_an_existing_file_are_refused(reports, tmp_path, capsys)
     folder, bad, preferences = reports
     write_report(tmp_path / "graded" / "other", bad, preferences / 2)
     assert main([str(folder / "good"), str(folder / "other")]) == 2
-    assert "graded/other and graded/good are not of the same pairs" in capsys.readouterr().err
+    assert (
+        "graded/other is named twice or is not of the same pairs as graded/good; evaluate"
+        in capsys.readouterr().err
+    )
     (tmp_path / "there.json").touch()
     assert main([str(folder / "good"), "--output", str(tmp_path / "there.json")]) == 2
     assert "overwrite with --force" in capsys.readouterr().err

@@ -86,9 +86,10 @@ FIRST, SECOND = noisy(0.3, 1), noisy(0.5, 2)
 
 @pytest.fixture(scope="module")
 def shown(para, tmp_path_factory):
-    """The folder of a run on a.csv (FIRST) and b.csv (SECOND), and what it printed."""
+    """The folder of a run on a.csv (FIRST) and b/predictions.csv (SECOND), and what it printed."""
     folder = tmp_path_factory.mktemp("shown")
-    files = [predictions(folder / "a.csv", FIRST), predictions(folder / "b.csv", SECOND)]
+    (folder / "b").mkdir()
+    files = [predictions(folder / "a.csv", FIRST), predictions(folder / "b" / "predictions.csv", SECOND)]
     with redirect_stdout(StringIO()) as printed:
         assert show(para, folder / "out", *files) == 0
     return folder / "out", printed.getvalue()
@@ -120,7 +121,7 @@ def test_figures_of_a_group_are_those_of_its_pictures_alone(shown):
         assert found["a"][group]["srcc_difference"] == ""
 
 
-def test_intervals_are_those_of_the_resampled_group(shown):
+def test_intervals_are_those_of_the_resampled_group_and_no_picture_is_named(shown):
     dogs = CLASSES == "dog"
 
     def differences(rated, a, b):
@@ -131,11 +132,8 @@ def test_intervals_are_those_of_the_resampled_group(shown):
     for key, name in (("bias", "bias"), ("mae", "mae_difference")):
         found = [float(line[f"{name}_{side}"]) for side in ("low", "high")]
         assert found == pytest.approx(expected[key], abs=6e-5)
-
-
-def test_groups_csv_names_no_picture(shown):
     text = (shown[0] / "groups.csv").read_text()
-    assert not [i for i in IDS if i in text]
+    assert not [i for i in IDS if i in text]  # no picture is named
 
 
 def test_a_difference_is_starred_where_two_networks_differ_and_only_there(para, tmp_path, capsys):
@@ -146,10 +144,8 @@ def test_a_difference_is_starred_where_two_networks_differ_and_only_there(para, 
     assert [float(line[f"bias{side}"]) for side in ("", "_low", "_high")] == [0.5] * 3
     assert [float(line[f"mae_difference{side}"]) for side in ("", "_low", "_high")] == [-0.4] * 3
     table = capsys.readouterr().out.partition("good minus worse, in pairs\n")[2].splitlines()
-    stars = {
-        line.split()[0]: line.rstrip().endswith("*") for line in table if line.startswith(("cat", "dog"))
-    }
-    assert stars == {"cat": False, "dog": True}
+    starred = {line.split()[0] for line in table if line.rstrip().endswith("*")}
+    assert starred & {"cat", "dog"} == {"dog"}
 
 
 def test_worst_holds_the_largest_errors_with_all_their_groups(para, tmp_path):
@@ -215,29 +211,30 @@ def test_colour_and_brightness_are_those_of_the_decoded_picture(tmp_path):
     assert gap == pytest.approx([0, 200, np.nan], nan_ok=True)
 
 
-@pytest.mark.parametrize("values", [[0, 1, 1, 0, 1], [np.nan] * 5, [2.0] * 5])
-def test_values_that_hardly_differ_have_no_thirds(values):
-    assert thirds("rating", ("low", "middle", "high"), np.array(values, dtype=float)) == []
-
-
 def test_thirds_leave_unknown_values_out_and_a_limit_belongs_to_the_third_below_it():
-    found = thirds("rating", ("low", "middle", "high"), np.array([1, np.nan, 2, 3, 4, 5, 6]))
-    assert [np.flatnonzero(group.member).tolist() for group in found] == [[0, 2], [3, 4], [5, 6]]
-    limits = ["rating up to 2.67", "rating above 2.67, up to 4.33", "rating above 4.33"]
-    assert [group.limits for group in found] == limits
-    found = thirds("rating", ("low", "middle", "high"), np.array([1.0, 2.0, 3.0, 4.0]))  # limits are 2 and 3
-    assert [np.flatnonzero(group.member).tolist() for group in found] == [[0, 1], [2], [3]]
+    def split(*values):
+        found = thirds("rating", ("low", "middle", "high"), np.array(values, dtype=float))
+        return [(group.limits, np.flatnonzero(group.member).tolist()) for group in found]
 
-
-def test_a_kept_run_is_called_by_its_folder(tmp_path):
-    assert subgroups.short_name(tmp_path / "para_lite" / "predictions.csv.gz") == "para_lite"
-    assert subgroups.short_name(tmp_path / "para_lite" / "other.csv") == "other"
+    assert split(1, np.nan, 2, 3, 4, 5, 6) == [
+        ("rating up to 2.67", [0, 2]),
+        ("rating above 2.67, up to 4.33", [3, 4]),
+        ("rating above 4.33", [5, 6]),
+    ]
+    assert [members for _, members in split(1, 2, 3, 4)] == [[0, 1], [2], [3]]  # limits are 2 and 3
+    assert split(0, 1, 1, 0, 1) == split(*[np.nan] * 5) == split(*[2] * 5) == []  # they hardly differ
 
 
 def test_bad_input_is_one_sentence_and_nothing_is_written(para, tmp_path, capsys):
     file = predictions(tmp_path / "a.csv", RATED)
     other_split = predictions(tmp_path / "other.csv", RATED, [f"t/{i}.jpg" for i in NUMBERS])
     other_unit = predictions(tmp_path / "unit.csv", RATED / 5)
+
+    def refused(ended, said):
+        line = capsys.readouterr().err.rstrip("\n").rpartition("\r")[2].splitlines()[-1]
+        assert line.startswith("error: ") and said in line
+        return ended == 2 and not (tmp_path / "out").exists()
+
     cases = [
         ([tmp_path / "no.csv"], (), "there is no file"),
         ([other_split], (), "other.csv predicts 0 of the 120 pictures of para test"),
@@ -246,20 +243,12 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(para, tmp_path, capsys
         ([file], ("--worst", "0"), "are at least 1, got 0, 40"),
     ]
     for files, words, said in cases:
-        assert_refused(show(para, tmp_path / "out", *files, words=words), said, tmp_path, capsys)
+        assert refused(show(para, tmp_path / "out", *files, words=words), said)
     root = write_csv(tmp_path / "set", {"score": [1 + i / 10 for i in range(24)]})
     rows = [line for line in read_csv(root / "ratings.csv") if line["split"] == "test"]
     few = predictions(tmp_path / "few.csv", [row["score"] for row in rows], [row["path"] for row in rows])
     ended = show(root, tmp_path / "out", few, dataset="csv")
-    assert_refused(ended, "no group of pictures has 30 or more of the 4 that are predicted", tmp_path, capsys)
-
-
-def assert_refused(ended, said, tmp_path, capsys):
-    assert ended == 2
-    assert not (tmp_path / "out").exists()
-    line = capsys.readouterr().err.rstrip("\n").rpartition("\r")[2].splitlines()[-1]
-    assert line.startswith("error: ")
-    assert said in line
+    assert refused(ended, "no group of pictures has 30 or more of the 4 that are predicted")
 
 
 def test_files_are_only_overwritten_by_force(para, tmp_path, capsys):

@@ -1379,40 +1379,6 @@ def test_a_run_with_kept_maps_equals_one_without(scored_set, emotion_run, tmp_pa
     assert list(maps.rglob("*.npy"))
 
 
-def test_a_run_that_found_no_room_for_maps_goes_on_without(
-    scored_set, emotion_run, tmp_path, monkeypatch, capsys
-):
-    words = [
-        *LONG,
-        "--emotion-checkpoint",
-        emotion_run / "best.pt",
-        f"train.emotion_maps={tmp_path / 'maps'}",
-    ]
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        full_disk_for(patch, ".npy")
-        stop_at(patch, "2")
-        train("csv", scored_set, tmp_path / "run", *words)
-    assert "training goes on without kept maps" in capsys.readouterr().err
-    assert train("csv", scored_set, tmp_path / "run", *words, "--resume") == 0
-    assert "stopped without kept emotion maps and goes on without" in capsys.readouterr().out
-    assert not list((tmp_path / "maps").rglob("*.npy"))
-
-
-def test_in_bf16_a_run_that_had_maps_is_not_resumed_without(
-    scored_set, emotion_run, tmp_path, monkeypatch, capsys
-):
-    maps = tmp_path / "maps"
-    words = [*LONG, "--emotion-checkpoint", emotion_run / "best.pt", f"train.emotion_maps={maps}"]
-    words.append("train.precision=bf16")
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        stop_at(patch, "2")
-        train("csv", scored_set, tmp_path / "run", *words)
-    shutil.rmtree(maps)
-    maps.write_text("no folder can be made here")
-    assert train("csv", scored_set, tmp_path / "run", *words, "--resume") == 2
-    assert "which cannot be kept now; in bf16 it would go on with others" in capsys.readouterr().err
-
-
 def test_what_is_kept_of_an_averaged_run_is_the_average(scored_set, tmp_path):
     words = [UNTRAINED, "train.average=0.99", "optimizer.learning_rate=1e-2"]
     assert train("csv", scored_set, tmp_path / "run", *words) == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 from torch import nn
@@ -12,7 +11,7 @@ import metrics
 from datasets import over_classes
 from eamb.evaluation.intervals import bootstrap_intervals
 from eamb.evaluation.predicting import decoded, is_cross_set, predict_set
-from eamb.evaluation.report import Report, draw_bars, draw_confusion, rounded
+from eamb.evaluation.report import Report, rounded
 from eamb.readers.rated import RatedSet
 from eamb.runtime import engine
 from eamb.runtime.config import Config
@@ -79,9 +78,9 @@ def compare_emotions(predictions: engine.Predictions, rated: RatedSet, bootstrap
     columns = {"id": np.array(rated.ids), "prediction": strongest}
     columns |= {f"emotion_{name}": shares[:, i] for i, name in enumerate(classes)}
     report = Report(f"{rated.name} {rated.split}, emotions", figures(*arrays), columns)
-    confusion = metrics.confusion_matrix(*arrays, classes)  # (C, C)
-    report.facts["emotions"], report.facts["confusion"] = classes, confusion.tolist()
-    report.pictures["confusion.png"] = partial(draw_confusion, report)
+    counts = metrics.confusion_matrix(*arrays, classes)  # (C, C)
+    report.facts |= {"emotions": classes, "confusion": counts.tolist()}
+    report.pictures["confusion.png"] = {"counts": counts, "classes": classes}
     if bootstrap:
         report.intervals = bootstrap_intervals(figures, arrays, bootstrap)
     return report
@@ -99,37 +98,26 @@ def add_emotions(report: Report, predictions: engine.Predictions, rated: RatedSe
     votes = np.nan_to_num(rated.emotions[labelled_rows], nan=-1.0)  # (m, E); -1: never the strongest
     true = np.array(rated.emotion_classes)[votes.argmax(axis=1)]  # (m,)
     predicted = report.emotions.predictions["prediction"][labelled_rows]  # (m,)
+    sides = {
+        "labels": (true, rated.high()[labelled_rows]),
+        "predictions": (predicted, report.high[labelled_rows]),
+    }
     groups = {
-        "labels": emotions_by_side(true, rated.high()[labelled_rows], classes),
-        "predictions": emotions_by_side(predicted, report.high[labelled_rows], classes),
+        name: [[int((names[side] == kind).sum()) for kind in classes] for side in (high, ~high)]
+        for name, (names, high) in sides.items()
     }
-    report.emotions.facts["high_and_low"] = {
-        name: [side.tolist() for side in sides] for name, sides in groups.items()
-    }
-    report.emotions.pictures["emotion_bars.png"] = partial(draw_bars, report, groups)
-
-
-def emotions_by_side(
-    names: np.ndarray, high: np.ndarray, classes: list[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures of each class among the high and among the low ones, (C,) and (C,); names and high: (m,)."""
-    is_class = names[:, None] == np.array(classes)  # (m, C)
-    return is_class[high].sum(axis=0), is_class[~high].sum(axis=0)
-
-
-def knows_emotions(weights: Weights, rated: RatedSet) -> bool:
-    """Whether the network's emotions can be measured on the set: it was trained on all that the set has."""
-    known = rated.emotions is not None and set(rated.emotion_classes) <= set(weights.emotions)
-    return known and weights.emotion_branch == "trained"
+    report.emotions.facts["high_and_low"] = groups
+    report.pictures["emotion_bars.png"] = {"groups": groups, "classes": classes}
 
 
 def why_not_measured(weights: Weights, rated: RatedSet) -> str:
+    """Why the emotions of this network cannot be measured on a set with emotions; "" if they can."""
     if not weights.emotions:
         return "emotions not measured: the network has no emotion branch"
     if weights.emotion_branch != "trained":
         return "emotions not measured: the emotion branch was never trained"
     unknown = [name for name in rated.emotion_classes if name not in weights.emotions]
-    return f"emotions not measured: the network does not know {', '.join(unknown)}"
+    return f"emotions not measured: the network does not know {', '.join(unknown)}" if unknown else ""
 
 
 def with_emotions(rated: RatedSet, emotions: tuple[str, ...]) -> RatedSet:

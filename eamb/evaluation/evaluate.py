@@ -27,7 +27,7 @@ def evaluate_checkpoint(
 
     Args:
         task: the weights' own, with settings `as_trained`.
-        output: the report's folder; the default is `default_folder`.
+        output: the report's folder; the default is below runs/.
         force: write over a report that is there.
 
     Raises:
@@ -35,9 +35,7 @@ def evaluate_checkpoint(
         FileExistsError: there is a report already.
     """
     rated = task.load_split(split)
-    folder = output or default_folder(rated, weights_hash(weights.tensors))
-    if not force:
-        refuse_existing_report(folder)
+    folder = report_folder(output, rated, weights_hash(weights.tensors), force)
     with distributed.session(task.config.train.device) as device:
         network = weights.build().to(device)
         mean, std = backbones.normalisation(task.config.model.backbone)
@@ -48,13 +46,16 @@ def evaluate_checkpoint(
     return report
 
 
-def default_folder(rated: RatedSet, sha256: str) -> Path:
-    """For the report on what has this hash: weights, or a file of predictions."""
-    return Path("runs") / f"evaluate_{rated.name}_{rated.split}_{sha256[:8]}"
+def report_folder(output: Path | None, rated: RatedSet, sha256: str, force: bool) -> Path:
+    """`output`, or one named for the set and what has this hash: weights, or a file of predictions.
 
-
-def refuse_existing_report(folder: Path) -> None:
-    refuse_existing("evaluation", folder, FILES)
+    Raises:
+        FileExistsError: there is a report in it already, and no `force`.
+    """
+    folder = output or Path("runs") / f"evaluate_{rated.name}_{rated.split}_{sha256[:8]}"
+    if not force:
+        refuse_existing("evaluation", folder, FILES)
+    return folder
 
 
 def publish(report: Report, rated: RatedSet, folder: Path) -> None:

@@ -9,7 +9,7 @@ The file is a table with comma, semicolon or tab, packed as .gz or not, with a c
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from eamb.evaluation.evaluate import default_folder, publish, refuse_existing_report
+from eamb.evaluation.evaluate import publish, report_folder
 from eamb.evaluation.ratings import compare_scores, find_twins
-from eamb.evaluation.report import Report, versions, write_columns
-from eamb.files import file_hash, original, written_whole
+from eamb.evaluation.report import Report, versions
+from eamb.files import file_hash, original, write_csv
 from eamb.readers.decoding import PICTURE_ENDINGS
 from eamb.readers.own_csv import PATH_COLUMNS, SCORE_COLUMNS
 from eamb.readers.rated import DataOptions, LeftOut, RatedSet
@@ -29,7 +29,6 @@ from eamb.readers.table import Sheet
 if TYPE_CHECKING:
     from eamb.training.tasks import Task
 
-USUAL_NAMES = {"id": PATH_COLUMNS, "prediction": ("predicted", "pred", *SCORE_COLUMNS)}  # of the two columns
 ID_CHECK = "id_check.csv"
 
 Misfits = dict[str, list[LeftOut]]  # "missing", "extra" and "duplicate" ids, each with the reason
@@ -53,17 +52,14 @@ def evaluate_predictions(
     rated = task.load_split(split)
     predictions, misfits = match_ids(path, rated)
     sha256 = file_hash(path)
-    folder = output or default_folder(rated, sha256)
-    if (folder / "predictions.csv").resolve() == path.resolve():
-        raise ValueError(f"evaluation: {path} would be written over; choose another --output than {folder}")
-    if not force:
-        refuse_existing_report(folder)
+    if output and (output / "predictions.csv").resolve() == path.resolve():
+        raise ValueError(f"evaluation: {path} would be written over; choose another --output than {output}")
+    folder = report_folder(output, rated, sha256, force)
     report = compare_with_ratings(predictions, misfits, rated, task)
     report.facts |= {"predictions_file": path.name, "predictions_sha256": sha256}
     rows = [row for kind in misfits.values() for row in kind]
     if rows:
-        with written_whole(folder / ID_CHECK) as unfinished:
-            write_columns(unfinished, {"id": [name for name, _ in rows], "reason": [why for _, why in rows]})
+        write_csv(folder / ID_CHECK, [("id", "reason"), *rows])
     else:
         (folder / ID_CHECK).unlink(missing_ok=True)
     publish(report, rated, folder)
@@ -101,8 +97,9 @@ def read_predictions(path: Path, rated: RatedSet) -> pd.DataFrame:
 
 def find_column(sheet: Sheet, name: str) -> str:
     """The column of this name, in any case, or the only one with a usual name for the same."""
+    usual = PATH_COLUMNS if name == "id" else ("predicted", "pred", *SCORE_COLUMNS)
     exact = [column for column in sheet.columns if column.lower() == name]
-    columns = exact or [column for column in sheet.columns if column.lower() in USUAL_NAMES[name]]
+    columns = exact or [column for column in sheet.columns if column.lower() in usual]
     if len(columns) == 1:
         return columns[0]
     candidates = f"{' and '.join(columns)} could be" if columns else f"found {', '.join(sheet.columns[:12])}"
@@ -154,12 +151,17 @@ def match_ids(path: Path, rated: RatedSet) -> tuple[pd.DataFrame, Misfits]:
     }
 
 
-def find_pictures(texts: Sequence[str], ids: Sequence[str]) -> list[int]:
+def find_pictures(texts: Iterable[str], ids: Sequence[str]) -> list[int]:
     """The position in `ids` of the picture that each text means; -1 if there is none, or if several would do.
 
     A text is a whole id, or else a file name with or without the picture's ending, and perhaps with folders
     that do not contradict the id's: `a/1.jpg` may be called `1`, `1.jpg` or `/data/a/1.jpg`, not `b/1.jpg`.
     """
+
+    def without_ending(path: str) -> str:
+        stem, _, ending = path.rpartition(".")
+        return stem if f".{ending.lower()}" in PICTURE_ENDINGS else path
+
     whole = {name: position for position, name in enumerate(ids)}
     named = defaultdict(list)  # file name, with and without ending -> paths and positions
     for position, name in enumerate(ids):
@@ -167,6 +169,8 @@ def find_pictures(texts: Sequence[str], ids: Sequence[str]) -> list[int]:
             named[path.rpartition("/")[2]].append((path, position))
 
     def find(text: str) -> int:
+        if text in whole:
+            return whole[text]
         for path in (f"/{text}", f"/{without_ending(text)}"):
             candidates = named.get(path.rpartition("/")[2], [])
             fitting = [k for other, k in candidates if path.endswith(other) or other.endswith(path)]
@@ -174,21 +178,13 @@ def find_pictures(texts: Sequence[str], ids: Sequence[str]) -> list[int]:
                 return fitting[0]
         return -1
 
-    texts = [text.replace("\\", "/") for text in texts]
-    return [whole[text] if text in whole else find(text) for text in texts]
-
-
-def without_ending(path: str) -> str:
-    stem, _, ending = path.rpartition(".")
-    return stem if f".{ending.lower()}" in PICTURE_ENDINGS else path
+    return [find(text.replace("\\", "/")) for text in texts]
 
 
 def compare_with_ratings(predictions: pd.DataFrame, misfits: Misfits, rated: RatedSet, task: Task) -> Report:
     """The report on predictions that were matched with the set by `match_ids`."""
     part = rated.take(predictions["position"].to_numpy())
-    columns = {
-        name: values.to_numpy() for name, values in predictions.drop(columns=["row", "position"]).items()
-    }
+    columns = {name: predictions[name].to_numpy() for name in predictions if name not in ("row", "position")}
     columns["id"] = np.array(part.ids)
     reason = why_correlations_only(columns["prediction"], rated)
     labels = rated.scale.kind == "label" and not reason

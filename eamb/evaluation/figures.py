@@ -25,17 +25,6 @@ DOTS_PER_INCH = 100
 INK, FAINT, GRID = "#202124", "#70757d", "#e3e5e8"
 BLUE, ORANGE = "#2f6db5", "#d9822b"
 MAP_COLOURS = "inferno"  # perceptually uniform: equal steps of the map look equally large
-MAP_OPACITY = 0.6
-CURVES_PER_ROW = 3
-COLOURS = {"train": BLUE, "val": ORANGE}
-ABBREVIATIONS = {"srcc", "plcc", "krcc", "rmse", "mae", "emd", "kl"}
-NOT_DRAWN = {"n", "pictures", "broken", "threshold", "majority", "chance", "kl_prior"}  # same for any network
-NOT_DRAWN |= {"pairs", "series", "log_loss_prior", "agreement"}
-MOST_DOTS = 1000  # of a scatter plot; more would hide each other, and a density is drawn
-RELIABILITY_BINS = 10
-CELL = 78  # pixels of a confusion matrix's cell
-SLOT = 120  # pixels of an emotion's two bars
-LETTER = 9  # pixels of a letter of a class name
 
 
 # ---- emotion-aware maps --------------------------------------------------------------------------
@@ -60,7 +49,7 @@ def resize_map(emotion_map: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(resized).clip(0, 1)
 
 
-def overlay(image: np.ndarray, emotion_map: np.ndarray, opacity: float = MAP_OPACITY) -> np.ndarray:
+def overlay(image: np.ndarray, emotion_map: np.ndarray, opacity: float = 0.6) -> np.ndarray:
     """Lay a map over the grey version of a picture, so that every colour seen comes from the map.
 
     Args:
@@ -89,116 +78,67 @@ def save_curves(metrics: Path, path: Path) -> None:
     """Draw every train_* and val_* number of a metrics.jsonl against the epoch, and the learning rate.
 
     Args:
-        metrics: one JSON object a line with "epoch"; if two lines have the same epoch the last one counts.
+        metrics: one JSON object a line, with "epoch".
         path: the PNG to write.
     """
-    epochs = read_epochs(metrics)
-    names = list(dict.fromkeys(key for record in epochs for key, value in record.items() if is_number(value)))
-    figures = [name.split("_", 1)[1] for name in names if name.startswith(("train_", "val_"))]
-    # Recalls, one an emotion, would take the place of what matters more.
-    figures = [name for name in figures if name not in NOT_DRAWN and not name.startswith("recall_")]
-    figures = list(dict.fromkeys([*figures, *({"learning_rate"} & set(names))]))
-    if not figures:
-        raise ValueError(f"visualize: {metrics} has no number named train_*, val_* or learning_rate")
-    columns = min(len(figures), CURVES_PER_ROW)
-    rows = math.ceil(len(figures) / columns)
+    records = [json.loads(line) for line in Path(metrics).read_text(encoding="utf-8").splitlines()]
+    numbers = [{k: v for k, v in record.items() if isinstance(v, int | float)} for record in records]
+    names = list(dict.fromkeys(key for record in numbers for key in record))
+    drawn = dict.fromkeys(name.split("_", 1)[1] for name in names if name.startswith(("train_", "val_")))
+    # Recalls, one an emotion, would take the place of what matters more; the rest does not show progress.
+    left_out = {"n", "pictures", "broken", "threshold", "majority", "chance", "kl_prior"}
+    left_out |= {"pairs", "series", "log_loss_prior", "agreement"}
+    drawn = [name for name in drawn if name not in left_out and not name.startswith("recall_")]
+    drawn += ["learning_rate"] if "learning_rate" in names else []
+    columns, rows = min(len(drawn), 3), math.ceil(len(drawn) / 3)
     figure = new_plot(400 * columns, 300 * rows)
-    for place, name in enumerate(figures, start=1):
-        draw_curve(figure.add_subplot(rows, columns, place), name, epochs)
+    for place, name in enumerate(drawn, start=1):
+        axes = figure.add_subplot(rows, columns, place)
+        keys = {"learning_rate": BLUE}
+        if name != "learning_rate":
+            keys = {f"train_{name}": BLUE, f"val_{name}": ORANGE}
+        for key, colour in keys.items():
+            points = [(record["epoch"], record[key]) for record in numbers if key in record]
+            if points:
+                label = key.split("_")[0]
+                axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=4, label=label)
+        short = name in ("srcc", "plcc", "krcc", "rmse", "mae", "emd", "kl")
+        title = name.upper() if short else name.replace("_", " ")
+        axes.set_title(title, fontsize=12, loc="left", color=INK)
+        axes.set_xlabel("epoch", color=FAINT)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.margins(x=0.04)
+        if name != "learning_rate":
+            axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
+        clean(axes)
     write_figure(figure, path)
 
 
-def read_epochs(metrics: Path) -> list[dict]:
-    """The lines of a metrics.jsonl, sorted by epoch."""
-    epochs = {}
-    for number, line in enumerate(Path(metrics).read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            epochs[record["epoch"]] = record
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f'visualize: line {number} of {metrics} is no JSON object with "epoch"; found {line[:60]!r}'
-            ) from error
-    return [epochs[epoch] for epoch in sorted(epochs)]
-
-
-def is_number(value: object) -> bool:
-    """Whether a JSON value is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def draw_curve(axes: Axes, name: str, epochs: list[dict]) -> None:
-    """One figure against the epoch, of training and validation where both have it."""
-    keys = {f"{part}_{name}": colour for part, colour in COLOURS.items()}
-    keys |= {name: BLUE} if name == "learning_rate" else {}
-    for key, colour in keys.items():
-        points = [(record["epoch"], record[key]) for record in epochs if is_number(record.get(key))]
-        if points:
-            axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=4, label=key.split("_")[0])
-    title = name.upper() if name in ABBREVIATIONS else name.replace("_", " ")
-    axes.set_title(title, fontsize=12, loc="left", color=INK)
-    axes.set_xlabel("epoch", color=FAINT)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.margins(x=0.04)
-    if name != "learning_rate":
-        axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
-    clean(axes)
-
-
-# ---- predictions against ratings ------------------------------------------------------------------
+# ---- predictions against ratings and preferences --------------------------------------------------
 
 
 def save_scatter(predicted: np.ndarray, rated: np.ndarray, path: Path, unit: str, title: str) -> None:
     """Draw predictions against ratings with equal axes and the line where both are equal.
 
     Args:
-        predicted, rated: (n,), in the set's unit; pairs with NaN are left out.
+        predicted, rated: (n,), in the set's unit.
         path: the PNG to write.
         unit: what the numbers are, such as "mean rating, 1 to 5".
         title: stands above, such as "PARA test: SRCC .85, PLCC .90, n = 3,000".
     """
-    predicted, rated = finite_pairs(predicted, rated)
-    figure = new_plot(700, 700)
-    axes = figure.add_subplot()
-    if len(rated) <= MOST_DOTS:
+    low, high = min(np.min(predicted), np.min(rated)), max(np.max(predicted), np.max(rated))
+    room = 0.04 * (high - low) or 0.5
+    figure, axes = new_square((low - room, high + room), 0, f"rated ({unit})", f"predicted ({unit})", title)
+    if len(rated) <= 1000:
         axes.scatter(rated, predicted, s=22, color=BLUE, alpha=0.5, linewidths=0)
-    else:
-        cells = axes.hexbin(
-            rated, predicted, gridsize=48, mincnt=1, bins="log", cmap="viridis", linewidths=0.2
-        )
-        bar = axes.figure.colorbar(cells, ax=axes, shrink=0.6, pad=0.02, format="{x:.0f}")
+    else:  # so many dots would hide each other: a density
+        style = {"gridsize": 48, "mincnt": 1, "bins": "log", "cmap": "viridis", "linewidths": 0.2}
+        cells = axes.hexbin(rated, predicted, **style)
+        bar = figure.colorbar(cells, ax=axes, shrink=0.6, pad=0.02, format="{x:.0f}")
         bar.set_label("pictures in a cell", color=FAINT)
         bar.ax.tick_params(length=0, which="both", labelcolor=FAINT)
         bar.outline.set_visible(False)
-    low, high = min(predicted.min(), rated.min()), max(predicted.max(), rated.max())
-    room = 0.04 * (high - low) or 0.5
-    limits = (low - room, high + room)
-    axes.plot(limits, limits, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-    axes.set(xlim=limits, ylim=limits, aspect="equal")
-    axes.set_xlabel(f"rated ({unit})", color=INK, fontsize=12, parse_math=False)
-    axes.set_ylabel(f"predicted ({unit})", color=INK, fontsize=12, parse_math=False)
-    axes.set_title(title, fontsize=13, loc="left", color=INK, parse_math=False)
-    clean(axes)
     write_figure(figure, path)
-
-
-def finite_pairs(predicted: np.ndarray, rated: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both arrays as float64 without the pairs that have no number."""
-    predicted, rated = np.asarray(predicted, dtype=np.float64), np.asarray(rated, dtype=np.float64)
-    if predicted.shape != rated.shape or predicted.ndim != 1:
-        raise ValueError(
-            f"visualize: predicted and rated are two lists of equal length; these are {predicted.shape} "
-            f"and {rated.shape}"
-        )
-    finite = np.isfinite(predicted) & np.isfinite(rated)
-    if not finite.any():
-        raise ValueError(f"visualize: none of the {len(finite)} pairs has both a prediction and a rating")
-    return predicted[finite], rated[finite]
-
-
-# ---- preferences ---------------------------------------------------------------------------------
 
 
 def save_reliability(probability: np.ndarray, preference: np.ndarray, path: Path, title: str) -> None:
@@ -211,26 +151,37 @@ def save_reliability(probability: np.ndarray, preference: np.ndarray, path: Path
         path: the PNG to write.
         title: stands above.
     """
-    probability, preference = finite_pairs(probability, preference)
     predicted = np.concatenate([probability, 1 - probability])  # (2m,)
     real = np.concatenate([preference, 1 - preference])
-    bins = np.minimum((predicted * RELIABILITY_BINS).astype(int), RELIABILITY_BINS - 1)
-    pairs = np.bincount(bins, minlength=RELIABILITY_BINS)  # (bins,)
+    bins = np.minimum((predicted * 10).astype(int), 9)
+    pairs = np.bincount(bins)  # (up to 10,)
     filled = pairs > 0
-    means = [
-        np.bincount(bins, values, RELIABILITY_BINS)[filled] / pairs[filled] for values in (predicted, real)
-    ]
-    figure = new_plot(700, 700)
-    axes = figure.add_subplot()
-    axes.plot((0, 1), (0, 1), color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    means = [np.bincount(bins, values)[filled] / pairs[filled] for values in (predicted, real)]
+    across = "predicted share of people who prefer the photograph"
+    figure, axes = new_square((0, 1), 0.03, across, "real share (the larger a dot, the more pairs)", title)
     axes.plot(*means, color=BLUE, linewidth=1.5)
     axes.scatter(*means, s=20 + 400 * pairs[filled] / pairs.max(), color=BLUE, alpha=0.6, linewidths=0)
-    axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
-    axes.set_xlabel("predicted share of people who prefer the photograph", color=INK, fontsize=12)
-    axes.set_ylabel("real share (the larger a dot, the more pairs)", color=INK, fontsize=12)
+    write_figure(figure, path)
+
+
+def new_square(
+    ends: tuple[float, float], room: float, across: str, up: str, title: str
+) -> tuple[Figure, Axes]:
+    """A figure with equal axes, named `across` and `up`, and a broken line where both are equal.
+
+    Args:
+        ends: of the line. room: on either side of them.
+    """
+    figure = new_plot(700, 700)
+    axes = figure.add_subplot()
+    axes.plot(ends, ends, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    limits = (ends[0] - room, ends[1] + room)
+    axes.set(xlim=limits, ylim=limits, aspect="equal")
+    axes.set_xlabel(across, color=INK, fontsize=12, parse_math=False)
+    axes.set_ylabel(up, color=INK, fontsize=12, parse_math=False)
     axes.set_title(title, fontsize=13, loc="left", color=INK, parse_math=False)
     clean(axes)
-    write_figure(figure, path)
+    return figure, axes
 
 
 # ---- emotions ------------------------------------------------------------------------------------
@@ -245,10 +196,10 @@ def save_confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title
         path: the PNG to write.
         title: stands above, such as "FI, fold 0: accuracy .53 (chance .13), n = 150".
     """
-    counts = check_counts(counts, (len(classes), len(classes)), "a confusion matrix")
+    cell = 78  # pixels
     totals = counts.sum(axis=1)  # (E,)
     shares = np.divide(counts, totals[:, None], out=np.full(counts.shape, np.nan), where=totals[:, None] > 0)
-    figure = new_plot(max(CELL * len(classes) + 340, 700), CELL * len(classes) + 220)
+    figure = new_plot(max(cell * len(classes) + 340, 700), cell * len(classes) + 220)
     axes = figure.add_subplot()
     axes.set_facecolor(GRID)
     cells = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -260,7 +211,7 @@ def save_confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title
         axes.text(column, row, words, ha="center", va="center", fontsize=10, color=colour, weight=weight)
     names = [f"{name} ({total:,.0f})" for name, total in zip(classes, totals, strict=True)]
     axes.set_yticks(range(len(classes)), names, fontsize=11, color=INK, parse_math=False)
-    name_columns(axes, classes, CELL)
+    name_columns(axes, classes, cell)
     axes.set_xlabel("predicted", fontsize=12, color=FAINT)
     axes.set_ylabel("true (pictures)", fontsize=12, color=FAINT)
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, color=INK, parse_math=False)
@@ -275,7 +226,7 @@ def save_confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title
 
 
 def save_emotion_bars(
-    groups: dict[str, tuple[np.ndarray, np.ndarray]], classes: Sequence[str], path: Path, title: str
+    groups: dict[str, Sequence[Sequence[int]]], classes: Sequence[str], path: Path, title: str
 ) -> None:
     """Draw how many pictures of each emotion are high and low, as on the page of the IAE data set.
 
@@ -285,41 +236,29 @@ def save_emotion_bars(
         path: the PNG to write.
         title: stands above.
     """
-    shape = (2, len(classes))
-    panels = {name: check_counts(numbers, shape, f"'{name}'") for name, numbers in groups.items()}
-    figure = new_plot(max(SLOT * len(classes) + 80, 700), 60 + 280 * len(panels))
-    rows = figure.subplots(len(panels), sharex=True, sharey=True, squeeze=False)[:, 0]
-    for axes, (name, numbers) in zip(rows, panels.items(), strict=True):
+    slot = 120  # pixels of an emotion's two bars
+    figure = new_plot(max(slot * len(classes) + 80, 700), 60 + 280 * len(groups))
+    rows = figure.subplots(len(groups), sharex=True, sharey=True, squeeze=False)[:, 0]
+    for axes, (name, numbers) in zip(rows, groups.items(), strict=True):
         sides = ((-0.2, "high", BLUE), (0.2, "low", ORANGE))
         for values, (offset, label, colour) in zip(numbers, sides, strict=True):
             bars = axes.bar(np.arange(len(classes)) + offset, values, 0.38, color=colour, label=label)
             axes.bar_label(bars, fmt="{:,.0f}", fontsize=9, color=FAINT, padding=2)
-        words = f"{name} ({numbers.sum():,.0f} pictures)"
+        words = f"{name} ({np.sum(numbers):,} pictures)"
         axes.set_title(words, fontsize=12, loc="left", color=INK, parse_math=False)
         axes.margins(x=0.02, y=0.15)
         axes.yaxis.set_major_formatter("{x:,.0f}")
         clean(axes)
         axes.grid(visible=False, axis="x")
-    name_columns(rows[-1], classes, SLOT)
+    name_columns(rows[-1], classes, slot)
     rows[0].legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, color=INK, parse_math=False)
     write_figure(figure, path)
 
 
-def check_counts(counts: np.ndarray, shape: tuple[int, int], name: str) -> np.ndarray:
-    """Numbers of pictures as float64, checked: of this shape, finite and not below 0."""
-    counts = np.asarray(counts, dtype=np.float64)
-    if counts.shape != shape or not counts.size or not (np.isfinite(counts) & (counts >= 0)).all():
-        raise ValueError(
-            f"visualize: {name} of {shape[1]} classes has {shape[0]} x {shape[1]} numbers of pictures, none "
-            f"below 0; this one is {counts.shape}, from {counts.min(initial=0):g} up"
-        )
-    return counts
-
-
 def name_columns(axes: Axes, classes: Sequence[str], room: int) -> None:
     """Class names below the columns 0 to E - 1, slanted if one is wider than `room` pixels."""
-    slanted = LETTER * max(map(len, classes)) > room
+    slanted = 9 * max(map(len, classes)) > room  # a letter takes 9
     style = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
     axes.set_xticks(range(len(classes)), classes, fontsize=11, color=INK, parse_math=False, **style)
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
-
-NOT_ESTIMATED = ("n", "pairs", "series", "threshold", "chance", "log_loss_prior")  # these have no interval
 
 
 def bootstrap_intervals(
@@ -16,10 +14,9 @@ def bootstrap_intervals(
     arrays: tuple[ArrayLike, ...],
     repeats: int = 1000,
     seed: int = 0,
-    level: float = 0.95,
     groups: ArrayLike | None = None,
 ) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap over pictures of everything a function returns.
+    """95 % percentile bootstrap intervals over pictures of everything a function returns.
 
     The resamples depend on the seed and the number of pictures only. Two predictions are compared in pairs by
     a function of both: `lambda a, b, rated: {"srcc": srcc(a, rated) - srcc(b, rated)}`.
@@ -28,27 +25,31 @@ def bootstrap_intervals(
     Args:
         function: takes the arrays, returns a dict of numbers; called once a resample.
         arrays: each with the pictures as its n rows.
-        level: share of the resamples inside the interval.
         groups: (n,) names; whole groups are drawn then, as pairs of one series are not independent.
 
     Returns:
-        name -> (low, high), without NOT_ESTIMATED. Resamples where a metric is undefined are left out of
-        its interval; with fewer than two pictures all are NaN, with a warning.
+        name -> (low, high), without what is no estimate (n, threshold and the like). Resamples where a metric
+        is undefined are left out of its interval; with fewer than two pictures all are NaN, with a warning.
     """
     arrays = tuple(np.asarray(array) for array in arrays)
     counts = {array.shape[:1] for array in arrays}
     if len(counts) != 1 or () in counts:
         shapes = ", ".join(str(array.shape) for array in arrays) or "none"
         raise ValueError(f"metrics: intervals need arrays with one row per picture, got the shapes {shapes}.")
-    if repeats < 1 or not 0 < level < 1:
-        raise ValueError(
-            f"metrics: intervals need repeats >= 1 and a level between 0 and 1, got {repeats} and {level}."
-        )
     random = np.random.default_rng(seed)
-    units = rows_to_draw(groups, len(arrays[0]))
+    units = range(len(arrays[0]))  # the rows of each unit that is drawn
+    if groups is not None:
+        _, numbers = np.unique(np.asarray(groups), return_inverse=True)  # (n,)
+        if len(numbers) != len(units):
+            raise ValueError(
+                f"metrics: intervals need a group for each row, got {len(numbers)} for {len(units)} rows."
+            )
+        order = np.argsort(numbers, kind="stable")
+        units = np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
+    fixed = ("n", "pairs", "series", "threshold", "chance", "log_loss_prior")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a resample has nothing to say that the whole set has not
-        names = [name for name in function(*arrays) if name not in NOT_ESTIMATED]
+        names = [name for name in function(*arrays) if name not in fixed]
         values = np.full((repeats, len(names)), np.nan)
         for row in values if len(units) > 1 else ():
             chosen = random.integers(len(units), size=len(units))  # (units,), of single pictures (n,)
@@ -56,23 +57,9 @@ def bootstrap_intervals(
                 chosen = np.concatenate([units[number] for number in chosen])
             resampled = function(*(array[chosen] for array in arrays))
             row[:] = [resampled.get(name, np.nan) for name in names]
-        tail = (1 - level) / 2
-        low, high = np.nanquantile(values, [tail, 1 - tail], axis=0)  # (names,) each
+        low, high = np.nanquantile(values, [0.025, 0.975], axis=0)  # (names,) each
     if len(units) < 2:
         what = "picture(s)" if groups is None else "group(s)"
         message = f"metrics: intervals are undefined (NaN): {len(units)} {what} can't be resampled."
         warnings.warn(message, stacklevel=2)
     return {name: (float(a), float(b)) for name, a, b in zip(names, low, high, strict=True)}
-
-
-def rows_to_draw(groups: ArrayLike | None, count: int) -> Sequence:
-    """The rows of each group; without groups `count` rows, each by itself."""
-    if groups is None:
-        return range(count)
-    _, numbers = np.unique(np.asarray(groups), return_inverse=True)  # (n,)
-    if len(numbers) != count:
-        raise ValueError(
-            f"metrics: intervals need a group for each row, got {len(numbers)} for {count} rows."
-        )
-    order = np.argsort(numbers, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)

@@ -15,18 +15,6 @@ from eamb.runtime import distributed, engine
 from eamb.runtime.config import Config
 from eamb.weights.checkpoint import Weights
 
-# How a csv is read need not be said again for the set that was trained on ...
-CSV_KEYS = (
-    "table",
-    "images",
-    "path_column",
-    "score_column",
-    "count_columns",
-    "emotion_columns",
-    "split_column",
-)
-FOLD_KEYS = ("folds", "fold")  # ... nor which part of a set was held out, where it has no split of its own
-
 
 def as_trained(config: Config, weights: Weights, given: dict[str, object] | None = None) -> Config:
     """The config with all that the weights decide: task, backbone, picture size, and the set's threshold.
@@ -39,31 +27,29 @@ def as_trained(config: Config, weights: Weights, given: dict[str, object] | None
     """
     described = weights.description
     (size, exif), crop = weights.pictures, described.get("crop", False)
-    refuse_other_settings(given or {}, weights, {"data.size": size, "data.exif": exif, "data.crop": crop})
-    data = replace(config.data, size=size, exif=exif, crop=crop)
-    if weights.scale and described["dataset"] == data.dataset and data.threshold is None:
-        data = replace(data, threshold=weights.scale.threshold)
-    before = described.get("config", {}).get("data", {})
-    keys = CSV_KEYS if data.dataset == "csv" and "csv" in described["dataset"].split("+") else ()
-    keys += FOLD_KEYS if data.dataset in described.get("dealt", ()) and not data.folds else ()
-    data = replace(data, **{key: before[key] for key in keys if key in before and not getattr(data, key)})
-    model = replace(config.model, backbone=described["architecture"]["backbone"])
-    return replace(config, task=weights.task, data=data, model=model)
-
-
-def refuse_other_settings(given: dict[str, object], weights: Weights, pictures: dict[str, object]) -> None:
-    """Refuses, by name, settings that the weights fix at another value."""
-    architecture = {"network": weights.description.get("network", "eambnet")}
-    architecture |= weights.description["architecture"]
-    fixed = {"task": weights.task, **pictures}
+    fixed = {"task": weights.task, "data.size": size, "data.exif": exif, "data.crop": crop}
+    architecture = {"network": described.get("network", "eambnet")} | described["architecture"]
     for name, value in architecture.items():
         fixed[f"model.{name}"] = ",".join(value) if isinstance(value, list) else value
-    for key, value in given.items():
-        if key in fixed and value != fixed[key]:
+    for key, value in (given or {}).items():
+        if value != fixed.get(key, value):
             raise ValueError(
                 f"evaluation: {key}={value} does not go with these weights, whose {key} is {fixed[key]}; "
                 "leave it out"
             )
+    data = replace(config.data, size=size, exif=exif, crop=crop)
+    if weights.scale and described["dataset"] == data.dataset and data.threshold is None:
+        data = replace(data, threshold=weights.scale.threshold)
+    before = described.get("config", {}).get("data", {})
+    keys = []
+    if data.dataset == "csv" and "csv" in described["dataset"].split("+"):  # how the csv is read
+        keys += ["table", "images", "path_column", "score_column", "count_columns", "emotion_columns"]
+        keys.append("split_column")
+    if data.dataset in described.get("dealt", ()) and not data.folds:  # which part was left for the test
+        keys += ["folds", "fold"]
+    data = replace(data, **{key: before[key] for key in keys if key in before and not getattr(data, key)})
+    model = replace(config.model, backbone=described["architecture"]["backbone"])
+    return replace(config, task=weights.task, data=data, model=model)
 
 
 def is_cross_set(weights: Weights, rated: RatedSet) -> bool:
@@ -95,9 +81,9 @@ def labelled(rated: RatedSet, task: str) -> RatedSet:
             f"evaluation: no picture of {rated.name} {rated.split} has a label for the task {task}"
         )
     ids = dict.fromkeys(rated.ids[i] for i in np.flatnonzero(~known))  # of united sets some are repeated
-    unknown = [LeftOut(i, f"no label for the task {task}") for i in ids]
+    left_out = [*rated.left_out, *(LeftOut(i, f"no label for the task {task}") for i in ids)]
     parts = tuple(labelled(part, task) for part in rated.parts)
-    return replace(rated.take(known), left_out=[*rated.left_out, *unknown], parts=parts)
+    return replace(rated.take(known), left_out=left_out, parts=parts)
 
 
 def predict_set(
@@ -105,21 +91,17 @@ def predict_set(
 ) -> engine.Predictions:
     """Every picture of the set once, in the order of the set, over all processes. Always in fp32.
 
-    The network is prepared for inference (EAMBNet.prepare_for_inference), in every process from the same
-    BatchNorm statistics.
+    The network is prepared for inference, in every process from the same BatchNorm statistics.
     """
     distributed.share_buffers(network)
     fast = prepare_for_inference(network)
     data = config.data
     pictures = PictureSet(rated, data.size, data.exif, skip_broken=data.skip_broken, crop=data.crop)
     order = TestOrder(len(rated), config.evaluate.batch_size, distributed.rank(), distributed.world())
-    loader = make_loader(
-        pictures, order, config.data.worker_count(), pin_memory=compute.device.type == "cuda"
-    )
+    loader = make_loader(pictures, order, data.worker_count(), pin_memory=compute.device.type == "cuda")
     hidden = not (show and distributed.is_main())
     batches = tqdm(loader, desc=f"{rated.name} {rated.split}", unit="batch", disable=hidden, mininterval=2)
-    compute = compute._replace(precision="fp32")
-    return engine.predict(fast, batches, compute, config.evaluate.batch_size)
+    return engine.predict(fast, batches, compute._replace(precision="fp32"), config.evaluate.batch_size)
 
 
 def decoded(predictions: engine.Predictions, rated: RatedSet) -> RatedSet:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 from torch import nn
@@ -11,7 +10,7 @@ from torch import nn
 import metrics
 from eamb.evaluation.intervals import bootstrap_intervals
 from eamb.evaluation.predicting import predict_set
-from eamb.evaluation.report import Report, draw_reliability, rounded
+from eamb.evaluation.report import Report, rounded
 from eamb.network.outputs import Scale
 from eamb.readers.pairs import PairedSet, load_pairs
 from eamb.readers.rated import DataOptions
@@ -89,19 +88,15 @@ def measure_pairs(predictions: engine.Predictions, rated: PairedSet, bootstrap: 
             f"evaluation: of no pair of {rated.name} {rated.split} can both photographs be decoded"
             f"{', e.g. ' + predictions.broken[0].reason if predictions.broken else ''}"
         )
-    probability = rounded_sides(metrics.pair_probability(predictions.prediction, rated.pairs))  # (m,)
+    probability = metrics.pair_probability(predictions.prediction, rated.pairs)  # (m,)
+    low = rounded(np.minimum(probability, 1 - probability))  # the smaller side: 1 - 2e-9 must not become 1
+    probability = np.where(probability > 0.5, 1 - low, low)
     ids = np.array(rated.ids)[rated.pairs]  # (m, 2)
     columns = {"series": rated.pair_series, "first": ids[:, 0], "second": ids[:, 1]}
     columns |= {"preference": rated.preference, "prediction": probability}
     report = compare_pairs(f"{rated.name} {rated.split}", columns, bootstrap)
-    report.pictures["reliability.png"] = partial(draw_reliability, report)
+    report.pictures["reliability.png"] = {"probability": probability, "preference": rated.preference}
     return report
-
-
-def rounded_sides(probability: np.ndarray) -> np.ndarray:
-    """(m,) probabilities whose smaller side, p or 1 - p, is `rounded`: one of 1 - 2e-9 must not become 1."""
-    low = rounded(np.minimum(probability, 1 - probability))
-    return np.where(probability > 0.5, 1 - low, low)
 
 
 def compare_pairs(title: str, columns: dict[str, np.ndarray], bootstrap: int = 0) -> Report:

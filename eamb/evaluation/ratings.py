@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from functools import partial
 
 import numpy as np
 from torch import nn
 
 import metrics
 from datasets import SetReader
-from eamb.evaluation.emotions import (
-    add_emotions,
-    as_trained_emotions,
-    knows_emotions,
-    why_not_measured,
-    with_emotions,
-)
+from eamb.evaluation.emotions import add_emotions, as_trained_emotions, why_not_measured
 from eamb.evaluation.intervals import bootstrap_intervals
 from eamb.evaluation.predicting import decoded, is_cross_set, predict_set
-from eamb.evaluation.report import CROSS_SET, Report, draw_scatter, rounded
-from eamb.network.outputs import Scale
+from eamb.evaluation.report import Report, rounded
 from eamb.readers.rated import RatedSet
 from eamb.runtime import engine
 from eamb.runtime.config import Config
@@ -40,16 +32,13 @@ def evaluate_scores(
     Args:
         reader: of the set, to look for identical pictures in training.
     """
-    branch = knows_emotions(weights, rated)
-    if branch:
-        rated = with_emotions(rated, weights.emotions)
+    reason = why_not_measured(weights, rated)
+    branch = rated.emotions is not None and not reason
     predictions = predict_set(network, rated, config, compute, show=True)
     twins, notes = find_twins(rated, reader)
     description = weights.description if branch else None
     report = measure_scores(predictions, rated, config.evaluate.bootstrap, weights, description, twins)
-    report.notes += notes
-    if not branch and rated.emotions is not None:
-        report.notes.append(why_not_measured(weights, rated))
+    report.notes += [*notes, reason] if rated.emotions is not None and reason else notes
     return report, predictions
 
 
@@ -78,7 +67,9 @@ def measure_scores(
     scale = weights.scale if weights else rated.scale
     cross = weights is not None and is_cross_set(weights, rated)
     labels = scale.kind == "label" and not cross
-    columns = score_columns(predictions, rated, scale)
+    columns = {"id": np.array(rated.ids), "prediction": rounded(scale.value(predictions.prediction))}
+    shares = rounded(predictions.prediction)  # (n, K)
+    columns |= {f"p_{value:g}": shares[:, i] for i, value in enumerate(scale.bins)}
     report = compare_scores(columns, rated, bootstrap, labels, cross, twins)
     if branch:
         add_emotions(report, predictions, rated, bootstrap)
@@ -86,13 +77,6 @@ def measure_scores(
         trained_on = weights.description["dataset"]
         report.title += f" (cross-set: trained on {trained_on}, correlations only)"
     return report
-
-
-def score_columns(predictions: engine.Predictions, rated: RatedSet, scale: Scale) -> dict[str, np.ndarray]:
-    """Of predictions.csv; of a distribution the mean and the share of each rating."""
-    shares = rounded(predictions.prediction)  # (n, K)
-    columns = {"id": np.array(rated.ids), "prediction": rounded(scale.value(predictions.prediction))}
-    return columns | {f"p_{value:g}": shares[:, i] for i, value in enumerate(scale.bins)}
 
 
 def compare_scores(
@@ -120,7 +104,8 @@ def compare_scores(
 
     def figures(*arrays: np.ndarray) -> dict[str, float]:
         result = metrics.aesthetic_metrics(arrays[0], arrays[1], threshold, *arrays[2:])
-        return {n: value for n, value in result.items() if n in CROSS_SET} if correlations_only else result
+        kept = ("n", "srcc", "plcc", "krcc") if correlations_only else result
+        return {name: result[name] for name in kept}
 
     report = Report(f"{rated.name} {rated.split}", figures(*arrays), columns)
     if bootstrap:
@@ -128,13 +113,19 @@ def compare_scores(
     if not correlations_only:
         report.high = predicted > 0.5 if labels else rated.scale.is_high(predicted)
         if not labels:
-            report.pictures["scatter.png"] = partial(draw_scatter, report, scores)
+            report.pictures["scatter.png"] = {"predicted": predicted, "rated": scores, "unit": "rating"}
         add_baselines(report, rated)
     other = ~np.isin(columns["id"], list(twins))  # (n,)
     if 0 < other.sum() < len(rated):
         rest = {name: values[other] for name, values in columns.items()}
-        add_without_twins(
-            report, compare_scores(rest, rated.take(other), bootstrap, labels, correlations_only)
+        rest = compare_scores(rest, rated.take(other), bootstrap, labels, correlations_only)
+        count, words = int((~other).sum()), {"srcc": "SRCC", "plcc": "PLCC", "accuracy": "accuracy"}
+        facts = {"count": count, "metrics": rest.metrics, "intervals_95": rest.intervals}
+        report.facts["without_twins"] = facts
+        found = [f"{word} {rest.metrics[name]:.4f}" for name, word in words.items() if name in rest.metrics]
+        report.notes.append(
+            f"without test pictures that have an identical one in training ({count}): "
+            f"n {rest.metrics['n']}, {', '.join(found)}"
         )
     return report
 
@@ -147,24 +138,8 @@ def truth(rated: RatedSet, labels: bool) -> tuple[np.ndarray, float]:
     return rated.scores, rated.scale.threshold
 
 
-def add_without_twins(report: Report, rest: Report) -> None:
-    """Adds the figures for the pictures that have no identical one in training."""
-    count = report.metrics["n"] - rest.metrics["n"]
-    report.facts["without_twins"] = {
-        "count": count,
-        "metrics": rest.metrics,
-        "intervals_95": rest.intervals,
-    }
-    words = {"srcc": "SRCC", "plcc": "PLCC", "accuracy": "accuracy"}
-    found = [f"{word} {rest.metrics[name]:.4f}" for name, word in words.items() if name in rest.metrics]
-    report.notes.append(
-        f"without test pictures that have an identical one in training ({count}): "
-        f"n {rest.metrics['n']}, {', '.join(found)}"
-    )
-
-
 def add_baselines(report: Report, rated: RatedSet) -> None:
-    """What no picture needs to be looked at for, from the labels at hand."""
+    """Adds the accuracies of rules that look at no picture."""
     high = rated.high()
     report.facts["majority_accuracy"] = metrics.majority_accuracy(high)
     report.notes.append(f"accuracy of always naming the majority: {report.facts['majority_accuracy']:.4f}")

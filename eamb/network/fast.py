@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from eamb.network.names import SMALLEST_SIDE
 from eamb.network.outputs import PRECISIONS, Output, check_size
-
-NORMS = ("BatchNorm2d", "SyncBatchNorm")
-TIMM_NORMS = ("BatchNormAct2d", "SyncBatchNormAct")  # with an activation inside
 
 
 def fold(conv: nn.Conv2d, norm: nn.Module) -> nn.Module:
@@ -42,12 +39,13 @@ def folding_pairs(network: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d, n
     """The convolutions, each with the BatchNorm that alone reads its output. Both must run just once."""
     conv_of: dict[int, nn.Conv2d] = {}  # by the id of its output
     pairs, runs = [], Counter()
+    norms = ("BatchNorm2d", "SyncBatchNorm", "BatchNormAct2d", "SyncBatchNormAct")  # torch's and timm's
 
     def note(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
         runs[layer] += 1
         if isinstance(layer, nn.Conv2d):
             conv_of[id(output)] = layer
-        elif type(layer).__name__ in NORMS + TIMM_NORMS and id(inputs[0]) in conv_of:
+        elif type(layer).__name__ in norms and id(inputs[0]) in conv_of:
             pairs.append((conv_of[id(inputs[0])], layer, id(inputs[0])))
 
     hooks = [layer.register_forward_hook(note) for layer in network.modules()]
@@ -71,18 +69,11 @@ class CountReads(TorchFunctionMode):
         self.kept: list[Tensor] = []  # so that no id is given twice
 
     def __torch_function__(self, function, types, arguments=(), options=None):
-        options = options or {}
-        result = function(*arguments, **options)
-        if results := tensors([result]):
+        result = function(*arguments, **(options or {}))
+        if results := [value for value in tree_leaves(result) if isinstance(value, Tensor)]:
             self.kept += results
-            self.count.update(id(tensor) for tensor in tensors((*arguments, *options.values())))
+            self.count.update(id(value) for value in tree_leaves((arguments, options)))
         return result
-
-
-def tensors(values: Iterable) -> list[Tensor]:
-    """Those among the values, and in lists and tuples among them."""
-    flat = [part for value in values for part in (value if isinstance(value, list | tuple) else [value])]
-    return [value for value in flat if isinstance(value, Tensor)]
 
 
 class FastNetwork(nn.Module):

@@ -16,15 +16,13 @@ from eamb.network.backbones import Tail, build_pyramid
 from eamb.network.names import PAIR_NETWORKS
 from eamb.network.outputs import Output, check_size, no_emotions
 
-REDUCTION = 16  # of the channels between the two layers of channel attention
-
 
 class PAUnit(nn.Module):
     """Parallel attention unit: (N, C, h, w) -> (N, 2C), pooled under channel and under spatial attention."""
 
     def __init__(self, channels: int):
         super().__init__()
-        hidden = max(1, channels // REDUCTION)
+        hidden = max(1, channels // 16)
         self.gate = nn.Sequential(
             nn.Conv2d(channels, channels, 1), nn.ReLU(), nn.Conv2d(channels, channels, 1)
         )
@@ -35,9 +33,7 @@ class PAUnit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gated = x * self.gate(x)  # (N, C, h, w)
         channel = self.channel(gated.amax(dim=(2, 3)) + gated.mean(dim=(2, 3)))  # (N, C), without a sigmoid
-        spatial = torch.relu(
-            gated.mean(dim=1, keepdim=True) + gated.amax(dim=1, keepdim=True)
-        )  # (N, 1, h, w)
+        spatial = torch.relu(gated.mean(1, keepdim=True) + gated.amax(1, keepdim=True))  # (N, 1, h, w)
         # Channel attention is one factor for all positions, so it may stand behind the mean over them.
         pooled = channel * x.mean(dim=(2, 3)), (spatial * x).mean(dim=(2, 3))  # (N, C) each
         return torch.cat(pooled, dim=1)  # (N, 2C)
@@ -72,8 +68,7 @@ class SeriesNetwork(nn.Module):
         super().__init__()
         if network not in PAIR_NETWORKS:
             raise ValueError(f"series: the pair networks are {' and '.join(PAIR_NETWORKS)}, got '{network}'")
-        arguments = {"backbone": backbone, "network": network, "symmetric": symmetric}
-        self.arguments = {**arguments, "emotions": ()}
+        self.arguments = {"backbone": backbone, "network": network, "symmetric": symmetric, "emotions": ()}
         self.context = build_pyramid(backbone, levels=4)
         if network == "resnet":
             self.tail = Tail(backbone)
@@ -90,9 +85,7 @@ class SeriesNetwork(nn.Module):
     def backbone_rate(self) -> tuple[str, ...]:
         """Beginnings of the names that the published recipe trains as slowly as the backbone."""
         sides = [name for name in ("units", "second_units") if getattr(self, name, None)]
-        return tuple(
-            f"{side}.units.{i}.gate." for side in sides for i in range(len(self.context.channels[1:]))
-        )
+        return tuple(f"{side}.units.{i}.gate." for side in sides for i in range(3))
 
     def forward(self, images: Tensor) -> Output:
         check_size(images)

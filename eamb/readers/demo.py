@@ -33,17 +33,10 @@ from eamb.readers.table import Read, Sheet, Table, means
 TITLE = "EAMB-Net demo data set"
 VERSION = f"{TITLE}, version 1"  # first line of README.txt; raise it whenever a picture or a label changes
 VOTES = 100
-CLEAN_RATING = 8.0  # mean rating of an undamaged picture, on the scale 1 to 10
-CLEAN_EMOTION = "awe"
-VOTE_DEVIATION = 1.4  # standard deviation of the votes, in ratings
 LONGER_SIDE = 320  # pixels
-JPEG_QUALITY = 92
 BINS = range(1, 11)
 SCORE_COLUMNS = [f"score{rating}" for rating in BINS]
-COLUMNS = ["image", "split", "source", "degradation", "severity", "emotion", *SCORE_COLUMNS]
-
-
-# ---- what is photographed ------------------------------------------------------------------------
+CELL_WIDTH, CELL_HEIGHT, GAP, HEADER = 128, 96, 4, 190  # of the contact sheet, in pixels
 
 
 class Photograph(NamedTuple):
@@ -75,14 +68,13 @@ PHOTOGRAPHS = (
 
 # The close view takes every other severity: 8 photographs x (25 whole + 13 close) = 304 pictures.
 VIEWS = {"whole": (1, 2, 3, 4), "close": (2, 4)}
-CLOSE_SHARE = 0.6
 
 
 def open_photograph(photograph: Photograph) -> Image.Image:
     """Read a photograph from its package's folder; never downloads, as skimage.data may."""
     spec = find_spec(photograph.package)
-    path = Path(spec.origin).parent / photograph.file if spec and spec.origin else None
-    if path is None or not path.is_file():
+    path = Path(spec.origin if spec else "").parent / photograph.file
+    if not path.is_file():
         raise FileNotFoundError(
             f"demo: the photograph {photograph.file} is missing from the installed package "
             f"{photograph.package}; install the versions in requirements.txt"
@@ -94,14 +86,11 @@ def open_photograph(photograph: Photograph) -> Image.Image:
 def take_view(picture: Image.Image, view: str, focus: tuple[float, float]) -> Image.Image:
     """Cut the view out and shrink it to LONGER_SIDE; a crop that would leave the picture is moved inward."""
     if view == "close":
-        width, height = (round(side * CLOSE_SHARE) for side in picture.size)
+        width, height = (round(0.6 * side) for side in picture.size)
         left = min(max(round(focus[0] * picture.width - width / 2), 0), picture.width - width)
         top = min(max(round(focus[1] * picture.height - height / 2), 0), picture.height - height)
         picture = picture.crop((left, top, left + width, top + height))
     return ImageOps.contain(picture, (LONGER_SIDE, LONGER_SIDE), Image.Resampling.LANCZOS)
-
-
-# ---- how it is degraded --------------------------------------------------------------------------
 
 
 def blur(picture: Image.Image, radius: float) -> Image.Image:
@@ -124,11 +113,6 @@ def expose(picture: Image.Image, *stops: float) -> Image.Image:
     return picture.point(table)
 
 
-def cast_green(picture: Image.Image, stops: float) -> Image.Image:
-    """The cast of bad fluorescent light: more green, less red and blue, at about equal brightness."""
-    return expose(picture, -stops, 0.4 * stops, -stops)
-
-
 def compress(picture: Image.Image, quality: float) -> Image.Image:
     """Through a JPEG file of the given quality and back."""
     buffer = io.BytesIO()
@@ -139,7 +123,6 @@ def compress(picture: Image.Image, quality: float) -> Image.Image:
 class Degradation(NamedTuple):
     """One kind of damage. strengths are for severity 1 to 4; loss is the rating lost with each severity."""
 
-    name: str
     apply: Callable[[Image.Image, float], Image.Image]
     strengths: tuple[float, float, float, float]
     loss: float
@@ -147,24 +130,26 @@ class Degradation(NamedTuple):
     severe: str  # emotion at severity 3 and 4, always an unpleasant one
 
 
-DEGRADATIONS = (
-    Degradation("blur", blur, (1.0, 2.0, 3.5, 6.0), 1.30, "contentment", "sadness"),
-    Degradation("noise", add_noise, (14, 28, 48, 80), 1.05, "excitement", "anger"),
-    Degradation("overexposure", expose, (0.7, 1.4, 2.2, 3.2), 1.10, "amusement", "disgust"),
-    Degradation("underexposure", expose, (-1.0, -2.0, -3.0, -4.2), 0.90, "awe", "fear"),
-    Degradation("cast", cast_green, (0.4, 0.8, 1.3, 2.0), 0.80, "amusement", "disgust"),
-    Degradation("compression", compress, (24, 12, 6, 3), 1.20, "contentment", "anger"),
-)
-KINDS = {degradation.name: degradation for degradation in DEGRADATIONS}
+def cast_green(picture: Image.Image, stops: float) -> Image.Image:
+    """The cast of bad fluorescent light: more green, less red and blue, at about equal brightness."""
+    return expose(picture, -stops, 0.4 * stops, -stops)
 
 
-# ---- what it is said to be worth -----------------------------------------------------------------
+KINDS = {
+    "blur": Degradation(blur, (1.0, 2.0, 3.5, 6.0), 1.30, "contentment", "sadness"),
+    "noise": Degradation(add_noise, (14, 28, 48, 80), 1.05, "excitement", "anger"),
+    "overexposure": Degradation(expose, (0.7, 1.4, 2.2, 3.2), 1.10, "amusement", "disgust"),
+    "underexposure": Degradation(expose, (-1.0, -2.0, -3.0, -4.2), 0.90, "awe", "fear"),
+    "cast": Degradation(cast_green, (0.4, 0.8, 1.3, 2.0), 0.80, "amusement", "disgust"),
+    "compression": Degradation(compress, (24, 12, 6, 3), 1.20, "contentment", "anger"),
+}
 
 
 def vote_counts(rating: float) -> list[int]:
     """Spread VOTES votes over the ten ratings, normally around `rating`; the two ends take the tails."""
+    deviation = 1.4  # standard deviation of the votes, in ratings
     edges = [-math.inf, *(bin_ + 0.5 for bin_ in BINS[:-1]), math.inf]
-    below = [0.5 * (1 + math.erf((edge - rating) / (VOTE_DEVIATION * math.sqrt(2)))) for edge in edges]
+    below = [0.5 * (1 + math.erf((edge - rating) / (deviation * math.sqrt(2)))) for edge in edges]
     # Rounded, so that two machines' last bits cannot break a tie differently.
     exact = [round(VOTES * (high - low), 9) for low, high in pairwise(below)]
     counts = [math.floor(share) for share in exact]
@@ -176,14 +161,12 @@ def vote_counts(rating: float) -> list[int]:
 
 def label(kind: str, severity: int) -> tuple[str, list[int]]:
     """Emotion and vote counts of a picture: a formula of the degradation, equal for every photograph."""
+    clean = 8.0  # mean rating of an undamaged picture, on the scale 1 to 10
     if kind == "none":
-        return CLEAN_EMOTION, vote_counts(CLEAN_RATING)
+        return "awe", vote_counts(clean)
     degradation = KINDS[kind]
     emotion = degradation.mild if severity <= 2 else degradation.severe
-    return emotion, vote_counts(CLEAN_RATING - degradation.loss * severity)
-
-
-# ---- the data set --------------------------------------------------------------------------------
+    return emotion, vote_counts(clean - degradation.loss * severity)
 
 
 class Variant(NamedTuple):
@@ -198,13 +181,6 @@ class Variant(NamedTuple):
     def image(self) -> str:
         """File name below images/."""
         return f"{self.photograph.name}_{self.view}_{self.kind}_{self.severity}.jpg"
-
-    @property
-    def row(self) -> list[str | int]:
-        """Its row of labels.csv."""
-        emotion, counts = label(self.kind, self.severity)
-        photograph = self.photograph
-        return [self.image, photograph.split, photograph.name, self.kind, self.severity, emotion, *counts]
 
 
 def plan() -> Iterator[Variant]:
@@ -230,7 +206,7 @@ def make_demo(root: Path) -> Path:
     if is_complete(root):
         return root
     # Only an older or damaged demo, or an empty folder, is replaced.
-    if root.exists() and not (root.is_dir() and (is_demo(root, TITLE) or not any(root.iterdir()))):
+    if root.exists() and not (starts_with(root, TITLE) or (root.is_dir() and not any(root.iterdir()))):
         raise FileExistsError(f"demo: {root} exists and holds something else; name a new folder with --root")
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as folder:
@@ -271,12 +247,11 @@ def parse_demo(root: Path, splits: tuple[str, ...], options: DataOptions, read: 
 
 def is_complete(root: Path) -> bool:
     """Whether `root` holds this version with every file."""
-    pictures = {path.name for path in (root / "images").glob("*.jpg")}
-    complete = (root / "labels.csv").is_file() and pictures.issuperset(variant.image for variant in plan())
-    return complete and is_demo(root, VERSION)
+    files = [root / "labels.csv", *(root / "images" / variant.image for variant in plan())]
+    return starts_with(root, VERSION) and all(file.is_file() for file in files)
 
 
-def is_demo(root: Path, title: str) -> bool:
+def starts_with(root: Path, title: str) -> bool:
     """Whether the README.txt in `root` begins with `title`."""
     readme = root / "README.txt"
     return readme.is_file() and readme.read_text(encoding="utf-8", errors="replace").startswith(title)
@@ -285,6 +260,7 @@ def is_demo(root: Path, title: str) -> bool:
 def write_data_set(folder: Path) -> None:
     """Write all files of the data set into a new folder."""
     (folder / "images").mkdir(parents=True)
+    rows = [["image", "split", "source", "degradation", "severity", "emotion", *SCORE_COLUMNS]]
     views: dict[tuple[str, str], Image.Image] = {}
     for variant in plan():
         photograph, view, kind, severity = variant
@@ -293,9 +269,11 @@ def write_data_set(folder: Path) -> None:
         picture = views[photograph.name, view]
         if severity:
             picture = KINDS[kind].apply(picture, KINDS[kind].strengths[severity - 1])
-        picture.save(folder / "images" / variant.image, quality=JPEG_QUALITY)
+        picture.save(folder / "images" / variant.image, quality=92)
+        emotion, counts = label(kind, severity)
+        rows.append([variant.image, photograph.split, photograph.name, kind, severity, emotion, *counts])
     with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *(variant.row for variant in plan())])
+        csv.writer(file, lineterminator="\n").writerows(rows)
     draw_contact_sheet(folder / "images").save(folder / "contact_sheet.png")
     (folder / "README.txt").write_text(readme(), encoding="utf-8")
 
@@ -324,64 +302,56 @@ All were cropped, resized and degraded.
 """
 
 
-# ---- the contact sheet ---------------------------------------------------------------------------
-
-CELL_WIDTH, CELL_HEIGHT, GAP = 128, 96, 4  # pixels
-LEFT, HEADER = 124, 190
-INK, FAINT, BAR = (32, 33, 36), (120, 124, 130), (70, 110, 170)
-
-
 def draw_contact_sheet(images: Path) -> Image.Image:
     """A grid, photographs by degradations; above each column its votes, mean rating and emotion."""
     columns = [("none", 0), *((kind, severity) for kind in KINDS for severity in (2, 4))]
     size = (column_left(len(columns)) + 8, HEADER + len(PHOTOGRAPHS) * (CELL_HEIGHT + GAP) + 34)
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
+    ink, faint, blue = (32, 33, 36), (120, 124, 130), (70, 110, 170)
 
     def write(left: int, top: int, text: str, colour: tuple[int, int, int], height: int) -> None:
         draw.text((left, top), text, colour, ImageFont.load_default(height))
 
-    write(10, 8, TITLE, INK, 22)
+    write(10, 8, TITLE, ink, 22)
     note = f"{VOTES} votes (bars, ratings 1 to 10), mean and emotion are computed, not asked."
-    write(10, 38, f"Synthetic labels: {note}", FAINT, 15)
+    write(10, 38, f"Synthetic labels: {note}", faint, 15)
     for index, (kind, severity) in enumerate(columns):
         left, (emotion, counts) = column_left(index), label(kind, severity)
-        write(left, HEADER - 118, "undamaged" if kind == "none" else f"{kind} {severity}", INK, 16)
+        write(left, HEADER - 118, "undamaged" if kind == "none" else f"{kind} {severity}", ink, 16)
         bar, bottom = CELL_WIDTH // len(counts), HEADER - 46
         for i, count in enumerate(counts):
-            draw.rectangle((left + i * bar, bottom - 1.4 * count, left + (i + 1) * bar - 3, bottom), BAR)
-        mean = sum(rating * count for rating, count in zip(BINS, counts, strict=True)) / sum(counts)
-        write(left, HEADER - 43, f"mean {mean:.2f}", INK, 16)
-        write(left, HEADER - 23, emotion, FAINT, 15)
+            draw.rectangle((left + i * bar, bottom - 1.4 * count, left + (i + 1) * bar - 3, bottom), blue)
+        write(left, HEADER - 43, f"mean {np.average(BINS, weights=counts):.2f}", ink, 16)
+        write(left, HEADER - 23, emotion, faint, 15)
     for row, photograph in enumerate(PHOTOGRAPHS):
         top = HEADER + row * (CELL_HEIGHT + GAP)
-        write(10, top + 28, photograph.name, INK, 17)
-        write(10, top + 50, photograph.split, FAINT, 14)
+        write(10, top + 28, photograph.name, ink, 17)
+        write(10, top + 50, photograph.split, faint, 14)
         for index, (kind, severity) in enumerate(columns):
             with Image.open(images / Variant(photograph, "whole", kind, severity).image) as picture:
                 cell = ImageOps.fit(picture, (CELL_WIDTH, CELL_HEIGHT), centering=photograph.focus)
             sheet.paste(cell, (column_left(index), top))
     footer = "Severity 2 and 4 of 4 are shown; the sources and licences of the photographs are in README.txt."
-    write(10, size[1] - 26, footer, FAINT, 14)
+    write(10, size[1] - 26, footer, faint, 14)
     return sheet
 
 
 def column_left(index: int) -> int:
     """Left edge of a column in pixels; the two severities of a kind stand closer together than the kinds."""
-    return LEFT + index * (CELL_WIDTH + GAP) + 10 * ((index + 1) // 2)
+    return 124 + index * (CELL_WIDTH + GAP) + 10 * ((index + 1) // 2)
 
 
 def main() -> None:
     """Make the data set and print where it lies."""
     parser = argparse.ArgumentParser(description="Make the embedded demo data set (synthetic labels).")
-    parser.add_argument(
-        "--root", type=Path, default=Path("data/demo"), help="folder to make (default: data/demo)"
-    )
+    what = "folder to make (default: data/demo)"
+    parser.add_argument("--root", type=Path, default=Path("data/demo"), help=what)
     try:
         root = make_demo(parser.parse_args().root)
     except OSError as error:
         parser.exit(2, f"{error}\n")
-    print(f"{sum(1 for _ in plan())} pictures with synthetic labels:")
+    print(f"{len(list(plan()))} pictures with synthetic labels:")
     for name in ("labels.csv", "images", "contact_sheet.png", "README.txt"):
         print(f"  {root / name}")
 

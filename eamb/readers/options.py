@@ -58,12 +58,10 @@ class DataOptions:
     def __post_init__(self):
         if not 0 < self.validation < 1:
             raise ValueError(f"datasets: data.validation is a share between 0 and 1, got {self.validation}.")
-        if self.target not in TARGETS:
-            raise ValueError(
-                f"datasets: data.target is auto, distribution, score or label, got '{self.target}'."
-            )
-        if self.score_range not in SCORE_RANGES:
-            raise ValueError(f"datasets: data.score_range is sound or official, got '{self.score_range}'.")
+        for name, choices in (("target", TARGETS), ("score_range", SCORE_RANGES)):
+            if getattr(self, name) not in choices:
+                allowed = ", ".join(choices)
+                raise ValueError(f"datasets: data.{name} is one of {allowed}, got '{getattr(self, name)}'.")
         if self.folds < 0 or self.folds == 1:
             raise ValueError(f"datasets: data.folds is 2 or more, or 0 for no folds; got {self.folds}.")
         if not 0 <= self.fold < max(1, self.folds):

@@ -230,14 +230,22 @@ def read_settings(files: Iterable[Path | str], words: Iterable[str]) -> dict[str
     """What YAML files and then words say, as flat keys ("train.epochs") with checked values."""
     settings: dict[str, Any] = {}
     for file in files:
-        settings |= flatten(read_yaml(Path(file)), str(file))
+        settings |= {key: checked(key, value, str(file)) for key, value in read_yaml(Path(file)).items()}
     for word in words:
-        settings |= parse_word(word)
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise ValueError(f"config: '{word}' is neither an option nor key=value, as in train.epochs=3")
+        try:
+            node = None if KEYS.get(key, str) is str else yaml.compose(text, Loader=yaml.SafeLoader)
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ValueError(f"config: cannot read the value of '{key}': {text!r:.80}") from error
+        value = plain(node) if isinstance(node, yaml.ScalarNode) else text
+        settings[key] = checked(key, value, "command line")
     return settings
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """What a file says, as {section: {key: value}}."""
+    """What a file says, as flat keys."""
     if not path.is_file():
         raise FileNotFoundError(f"config: no file {path}; the shipped ones are in configs/")
     try:
@@ -251,23 +259,26 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return read_mapping(node, path) if node else {}
 
 
-def read_mapping(node: yaml.MappingNode, path: Path, section: str | None = None) -> dict[str, Any]:
-    """The keys of a file, or of one section, with their values; each may be there once.
+def read_mapping(node: yaml.MappingNode, path: Path, section: str = "") -> dict[str, Any]:
+    """A file or one section of it as flat keys, each there once.
 
     Made from YAML's nodes, so that nothing comes of a file but text, numbers, true, false and null.
     """
-    content = {}
+    settings, names = {}, set()
     for key, value in node.value:
         name = " ".join(key.value.split()) if isinstance(key, yaml.ScalarNode) else f"a {key.id}"
-        if name in content:
-            raise ValueError(f"config: {path}: '{name}' is there twice")
+        flat = f"{section}.{name}" if section else name
         if isinstance(value, yaml.ScalarNode):
-            content[name] = plain(value)
-        elif isinstance(value, yaml.MappingNode) and section is None:
-            content[name] = read_mapping(value, path, name)
+            content = {flat: plain(value)}
+        elif isinstance(value, yaml.MappingNode) and not section:
+            content = read_mapping(value, path, name)
         else:
             raise ValueError(f"config: {path}: '{section or name}' takes single values, got a {value.id}")
-    return content
+        if twice := ({name} & names) or (content.keys() & settings):
+            raise ValueError(f"config: {path}: '{min(twice)}' is there twice")
+        settings |= content
+        names.add(name)
+    return settings
 
 
 WHOLE = re.compile(r"[+-]?(0|[1-9]\d{0,17})", re.ASCII)
@@ -286,43 +297,14 @@ def plain(node: yaml.ScalarNode) -> Any:
     return float(text) if kind == "float" and DECIMAL.fullmatch(text) else text
 
 
-def flatten(content: dict, source: str) -> dict[str, Any]:
-    """{'train': {'epochs': 3}} -> {'train.epochs': 3}, every key known and every value checked."""
-    settings = {}
-    for name, value in content.items():
-        if name in SECTIONS and not isinstance(value, dict):
-            raise ValueError(f"config: {source}: '{name}' is a section; write '{name}:' and its keys below")
-        inner = {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
-        if twice := inner.keys() & settings:
-            raise ValueError(f"config: {source}: '{min(twice)}' is there twice")
-        settings |= inner
-    for key in settings:
-        check_key(key, source)
-    return {key: checked(key, value, source) for key, value in settings.items()}
-
-
-def parse_word(word: str) -> dict[str, Any]:
-    key, equals, text = word.partition("=")
-    if not equals:
-        raise ValueError(f"config: '{word}' is neither an option nor key=value, as in train.epochs=3")
-    check_key(key, "command line")
-    try:
-        node = None if KEYS[key] is str else yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"config: cannot read the value of '{key}': {text!r:.80}") from error
-    value = plain(node) if isinstance(node, yaml.ScalarNode) else text
-    return {key: checked(key, value, "command line")}
-
-
-def check_key(key: str, source: str) -> None:
+def checked(key: str, value: Any, source: str) -> Any:
+    """The value, if there is such a key and it takes such values."""
+    if key in SECTIONS:
+        raise ValueError(f"config: {source}: '{key}' is a section; write '{key}:' and its keys below")
     if key not in KEYS:
         near = get_close_matches(key, KEYS, n=1, cutoff=0.5)
         hint = f"; did you mean '{near[0]}'?" if near else f"; sections are {', '.join(SECTIONS)}"
         raise ValueError(f"config: {source}: unknown key '{key}'{hint}")
-
-
-def checked(key: str, value: Any, source: str) -> Any:
-    """The value, if its key takes such values."""
     kind, limits = KEYS[key], LIMITS.get(key, {})
     must, got = f"config: {source}: '{key}' must be", f"got {value!r:.80}"
     if kind == float | None and value is None:
@@ -356,7 +338,10 @@ def from_settings(settings: dict[str, Any]) -> Config:
 
 def from_dict(content: dict) -> Config:
     """The inverse of `Config.as_dict`, for a config that was saved in a checkpoint."""
-    return from_settings(flatten(content, "checkpoint"))
+    settings = {"task": content["task"]} if "task" in content else {}
+    for section in content.keys() - {"task"}:
+        settings |= {f"{section}.{name}": value for name, value in content[section].items()}
+    return from_settings({key: checked(key, value, "checkpoint") for key, value in settings.items()})
 
 
 def as_yaml(config: Config) -> str:

@@ -43,35 +43,27 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        known = "auto, cpu, cuda, cuda:1 or mps"
-        raise ValueError(f"distributed: unknown device '{name}'; use {known}") from error
+        raise ValueError(
+            f"distributed: unknown device '{name}'; use auto, cpu, cuda, cuda:1 or mps"
+        ) from error
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (device.index or 0) >= count.get(device.type, 0):
-        wrong = f"device '{name}' is not on this machine"
-        raise ValueError(f"distributed: {wrong}; train.device=cpu always works")
+        raise ValueError(
+            f"distributed: device '{name}' is not on this machine; train.device=cpu always works"
+        )
     return device
 
 
-def join(backend: str) -> None:
-    """Joins the processes of this start and no others.
+def name_of_this_start(store: dist.Store, rank: int, world: int) -> str:
+    """A name that the processes of this start share and no earlier start had, for the prefix of all keys.
 
     Where torchrun starts anew, its store still holds the addresses of processes that have died (torch 2.14),
-    and who connects to one of those fails or waits. So all keys get the name of this start as their prefix.
-    """
-    store, rank, world = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(name_of_this_start(store, rank, world), store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
-
-
-def name_of_this_start(store: dist.Store, rank: int, world: int) -> str:
-    """A name that the processes of this start share and no earlier start had.
-
-    torchrun's own count of restarts will not do: that of each machine counts for itself. Process 0 draws the
-    name and answers the others' questions. A question is a number that was just drawn, so that nobody takes
-    an old answer for the one to it; but the store may also hold the question of a process that has died, and
-    so process 0 goes on answering until its answer is confirmed.
+    and who connects to one of those fails or waits. torchrun's own count of restarts will not do: each
+    machine counts for itself. Process 0 draws the name and answers the others' questions. A question is a
+    number that was just drawn, so that nobody takes an old answer for the one to it; but the store may also
+    hold the question of a process that has died, and so process 0 goes on until its answer is confirmed.
 
     Raises:
         ConnectionError: a process does not come within the store's time.
@@ -109,7 +101,10 @@ def session(device_name: str) -> Iterator[torch.device]:
         torch.cuda.set_device(device)
     try:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            join("nccl" if device.type == "cuda" else "gloo")
+            store, rank, world = next(dist.rendezvous("env://"))
+            store = dist.PrefixStore(name_of_this_start(store, rank, world), store)
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world)
         yield device
         wait_for_all()  # none leaves while another still talks to it
     except RuntimeError as error:

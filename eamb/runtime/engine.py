@@ -68,26 +68,16 @@ def learning_rate(schedule: str, base: float, epochs: int, epoch: int, fraction:
         return base * 0.5 ** (epoch // 10)
     if schedule == "series":
         return base * 0.3 ** (epoch // 25)
-    return one_cycle(base, (epoch + fraction) / epochs)
-
-
-def one_cycle(base: float, done: float, warmup: float = 0.2) -> float:
-    """The one-cycle rate when the share `done` (0 to 1) of the training lies behind."""
+    done, warmup = (epoch + fraction) / epochs, 0.2
+    low, position = base / 1e4, (done - warmup) / (1 - warmup)
     if done < warmup:
-        low, high, position = base / 25, base, 1 - done / warmup
-    else:
-        low, high, position = base / 1e4, base, (done - warmup) / (1 - warmup)
-    return low + (high - low) * (1 + math.cos(math.pi * position)) / 2
+        low, position = base / 25, 1 - done / warmup
+    return low + (base - low) * (1 + math.cos(math.pi * position)) / 2
 
 
 def set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = value * group.get("factor", 1.0)
-
-
-def top_rate(optimizer: torch.optim.Optimizer) -> float:
-    """The learning rate of what started from random weights."""
-    return optimizer.param_groups[-1]["lr"]
 
 
 def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
@@ -142,6 +132,12 @@ class Totals:
     def __post_init__(self):
         self.unread: list[tuple[str, Tensor, int, str]] = []  # what, its value, of how many pictures, where
 
+    def add(self, batch: Batch, loss: Tensor, where: str) -> None:
+        self.unread.append(("loss", loss, len(batch.images), where))
+        self.step += 1
+        self.pictures += len(batch.images)
+        self.broken += [tuple(entry) for entry in batch.broken]
+
     def read(self) -> None:
         """Raises FloatingPointError: a loss, or the norm of a gradient, is no number."""
         unread, self.unread = self.unread, []
@@ -152,6 +148,13 @@ class Totals:
                     "optimizer.learning_rate, train.clip=1 or train.precision=fp32 usually mends it"
                 )
             self.loss += value * pictures  # in float64, batch by batch
+
+    def means(self) -> dict[str, float]:
+        """Of all processes: loss (NaN without pictures), pictures, broken."""
+        self.read()
+        parts = distributed.gather((self.loss, self.pictures, len(self.broken)))
+        loss, pictures, broken = (sum(values) for values in zip(*parts, strict=True))
+        return {"loss": loss / pictures if pictures else math.nan, "pictures": pictures, "broken": broken}
 
 
 def train_one_epoch(
@@ -177,11 +180,16 @@ def train_one_epoch(
         FloatingPointError: the loss or a gradient is no number; the weights are still those before the step.
     """
     model.train()
-    sound = torch.ones((), device=compute.device)  # NaN as soon as a loss or a gradient was no number
+    log_every = epoch.log_every if optimizer.defaults.get("fused") else 1  # others cannot leave a step out
+    # A GPU waits whenever Python reads a number from it. Between two readings `sound` guards the weights: NaN
+    # from the first loss or gradient on that is no number, it makes all later gradients NaN, and a fused
+    # optimizer leaves a step out where `found_inf` is 1.
+    sound = torch.ones((), device=compute.device)
     for batch in loader:
         step, position = totals.step, totals.step % epoch.accumulate
         group = min(epoch.accumulate, position + epoch.steps - step)  # batches that an optimizer step adds up
-        set_rate(optimizer, epoch.rate((step - position) / epoch.steps))
+        rate = epoch.rate((step - position) / epoch.steps)
+        set_rate(optimizer, rate)
         torch.manual_seed(step_seed(epoch.seed, epoch.number, step, distributed.rank()))
         with distributed.without_sync(model, last=position + 1 == group):
             loss = forward_loss(model, batch, compute, epoch)
@@ -189,61 +197,31 @@ def train_one_epoch(
             weight = loss_weight(len(batch.images), compute.device)
             scaler.scale(loss * sound * weight / group).backward()
         names = ", ".join(epoch.ids[i] for i in batch.index.tolist())
-        rate = f"learning rate {top_rate(optimizer):g}"
-        where = f"at step {step + 1} of epoch {epoch.number + 1}, {rate} (pictures {names})"
-        totals.unread.append(("loss", loss.detach(), len(batch.images), where))
-        totals.step += 1
-        totals.pictures += len(batch.images)
-        totals.broken += [tuple(entry) for entry in batch.broken]
-        if position + 1 == group:
-            sound = optimizer_step(model, optimizer, scaler, epoch, totals, sound, where)
-            after_step(totals)
-    totals.read()
-    return summary(totals, optimizer)
-
-
-def optimizer_step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    epoch: Epoch,
-    totals: Totals,
-    sound: Tensor,
-    where: str,
-) -> Tensor:
-    """One step, if the loss and the gradients are numbers; returns `sound`, NaN if they are not.
-
-    A GPU works off what it was given while Python goes on, until Python reads a number. So numbers are read
-    every `epoch.log_every` steps, and until then the device itself holds the weights: `sound`, a factor of
-    each loss, makes all later gradients NaN, and a fused optimizer leaves a step out where `found_inf` is 1
-    (as GradScaler tells it to). Others cannot do so, and have each loss read before the step.
-    """
-    step = math.ceil(totals.step / epoch.accumulate)
-    log_every = epoch.log_every if optimizer.defaults.get("fused") else 1
-    if epoch.clip or not scaler.is_enabled():
-        scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), epoch.clip or math.inf)
-    if not scaler.is_enabled():  # that of fp16 leaves out steps with infinite gradients itself, and goes on
-        totals.unread.append(("norm of the gradients", norm, 0, where))
-        sound = sound + 0 * norm
-        optimizer.found_inf = sound.isnan().float() if log_every > 1 else None
-    if log_every == 1:
-        totals.read()
-    scaler.step(optimizer)
-    scaler.update()
-    optimizer.zero_grad(set_to_none=True)
-    if step % log_every == 0 or totals.step == epoch.steps:
-        totals.read()
-    return sound
+        where = f"at step {step + 1} of epoch {epoch.number + 1}, learning rate {rate:g} (pictures {names})"
+        totals.add(batch, loss.detach(), where)
+        if position + 1 < group:
+            continue
+        if epoch.clip or not scaler.is_enabled():
+            scaler.unscale_(optimizer)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), epoch.clip or math.inf)
+        if not scaler.is_enabled():  # that of fp16 leaves out steps with infinite gradients itself
+            totals.unread.append(("norm of the gradients", norm, 0, where))
+            sound = sound + 0 * norm
+            optimizer.found_inf = sound.isnan().float() if log_every > 1 else None
+        if math.ceil(totals.step / epoch.accumulate) % log_every == 0 or totals.step == epoch.steps:
+            totals.read()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        after_step(totals)
+    return totals.means() | {"learning_rate": optimizer.param_groups[-1]["lr"]}
 
 
 def forward_loss(model: nn.Module, batch: Batch, compute: Compute, epoch: Epoch) -> Tensor:
     allow_tf32(True, compute.device)
     if not len(batch.images):  # all broken; other processes still expect this one's gradients
         model.eval()  # a black picture must not enter BatchNorm's statistics
-        output = model(
-            compute.images(batch._replace(images=batch.images.new_zeros(1, *batch.images.shape[1:])))
-        )
+        output = model(compute.images(filled_up(batch, 1)))
         model.train()
         return 0 * (output.prediction.sum() + output.emotion_logits.sum())
     emotions = ()
@@ -282,17 +260,6 @@ def allow_tf32(allowed: bool, device: torch.device) -> None:
     """Whether CUDA may round the factors of float32 products to 10 bits: training may, scoring may not."""
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
-
-
-def summary(totals: Totals, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    parts = distributed.gather((totals.loss, totals.pictures, len(totals.broken)))
-    loss, pictures, broken = (sum(values) for values in zip(*parts, strict=True))
-    return {
-        "loss": loss / pictures if pictures else math.nan,
-        "pictures": pictures,
-        "broken": broken,
-        "learning_rate": top_rate(optimizer),
-    }
 
 
 class Average:
@@ -345,13 +312,11 @@ def predict(model: nn.Module, loader: Iterable[Batch], compute: Compute, batch_s
         emotion = output.emotion_logits.softmax(dim=1)
         rows.append((batch.index.numpy(), output.prediction.numpy(), emotion.numpy(), batch.broken))
     rows = [row for part in distributed.gather(rows) for row in part]
-    index = np.concatenate([row[0] for row in rows])
+    index, prediction, emotion = (np.concatenate([row[i] for row in rows]) for i in range(3))
     order = np.argsort(index)
+    broken = sorted(entry for row in rows for entry in row[3])
     return Predictions(
-        index[order],
-        np.concatenate([row[1] for row in rows])[order].astype(np.float64),
-        np.concatenate([row[2] for row in rows])[order].astype(np.float64),
-        sorted(entry for row in rows for entry in row[3]),
+        index[order], prediction[order].astype(np.float64), emotion[order].astype(np.float64), broken
     )
 
 

@@ -15,9 +15,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets import PictureSet, TestOrder, make_loader
+from datasets import Batch, PictureSet, TestOrder, make_loader
 from eamb.files import written_whole
 from eamb.readers.rated import RatedSet
 from eamb.runtime import distributed
@@ -58,23 +57,22 @@ class EmotionMaps:
         Raises:
             ValueError: there is no map of a picture, or its file was damaged after it had been written.
         """
-        records = [self.record(i) for i in index]
-        logits = np.stack([r["logits"][int(m)] for r, m in zip(records, mirrored, strict=True)])
-        maps = np.stack([r["maps"][int(m)] for r, m in zip(records, mirrored, strict=True)])
+        records = []
+        for i in index:
+            if self.places[i] is None:
+                raise ValueError(
+                    f"emotion_maps: there is no map of {self.rated.ids[i]} ({self.rated.paths[i]}); it could "
+                    "not be decoded when the maps were computed. Start again, and it is tried once more"
+                )
+            path, row = self.places[i]
+            records.append(self.files[path][row])
+            if checksum(records[-1]["logits"], records[-1]["maps"]) != records[-1]["check"]:
+                raise ValueError(
+                    f"emotion_maps: {path} is damaged; delete it, and its maps are computed anew"
+                )
+        sides = [(r["logits"][int(m)], r["maps"][int(m)]) for r, m in zip(records, mirrored, strict=True)]
+        logits, maps = (np.stack(values) for values in zip(*sides, strict=True))
         return torch.from_numpy(logits), torch.from_numpy(maps)[:, None]  # (N, E), (N, 1, h, w)
-
-    def record(self, index: int) -> np.void:
-        """Of one picture, read from its file and compared with its checksum."""
-        if self.places[index] is None:
-            raise ValueError(
-                f"emotion_maps: there is no map of {self.rated.ids[index]} ({self.rated.paths[index]}); it "
-                "could not be decoded when the maps were computed. Start again, and it is tried once more"
-            )
-        path, row = self.places[index]
-        record = self.files[path][row]
-        if checksum(record["logits"], record["maps"]) != record["check"]:
-            raise ValueError(f"emotion_maps: {path} is damaged; delete it, and its maps are computed anew")
-        return record
 
 
 def prepare(
@@ -87,42 +85,37 @@ def prepare(
     exif: bool,
     workers: int,
     batch_size: int,
-) -> EmotionMaps | None:
+) -> EmotionMaps:
     """The maps of a set, after computing those that `folder` does not hold yet; shared by all processes.
 
-    Pictures that cannot be decoded have none. If the disk is full, a message says so, and the run goes on
-    without maps: None.
+    Pictures that cannot be decoded have none.
 
     Raises:
+        OSError: they cannot be written.
         ValueError: the processes do not share the folder.
     """
     folder = folder / branch_key(network, size, exif, compute)
-    maps, chunks, problem = None, [], ""
-    if distributed.is_main():
-        try:
+    maps, chunks = None, []
+    try:
+        if distributed.is_main():
             folder.mkdir(parents=True, exist_ok=True)
             maps = EmotionMaps(folder, rated)
             chunks = [maps.missing[i : i + CHUNK] for i in range(0, len(maps.missing), CHUNK)]
-        except OSError as error:
-            problem = str(error)
-    # One list for all: a process that looked later would find what another has written since.
-    chunks, problem = distributed.broadcast((chunks, problem))
-    own = chunks[distributed.rank() :: distributed.world()]
-    count, hidden = sum(map(len, own)), not (own and distributed.is_main())
-    try:
+        # One list for all: a process that looked later would find what another has written since.
+        chunks = distributed.broadcast(chunks)
+        own = chunks[distributed.rank() :: distributed.world()]
+        count, hidden = sum(map(len, own)), not (own and distributed.is_main())
         with tqdm(total=count, desc="emotion maps", unit="picture", mininterval=2, disable=hidden) as bar:
             for chunk in own:
                 pictures = PictureSet(rated.take(chunk), size, exif, skip_broken=True)
+                order, on_gpu = TestOrder(len(pictures), batch_size), compute.device.type == "cuda"
+                loader = make_loader(pictures, order, workers, pin_memory=on_gpu)
                 keys = [picture_key(rated, index) for index in chunk]
-                write_records(folder, network, pictures, keys, compute, workers, batch_size)
+                write_records(folder, network, loader, keys, compute, batch_size)
                 bar.update(len(chunk))
     except OSError as error:
-        problem = str(error)
-    problems = [text for text in distributed.gather(problem) if text]
-    if problems:
-        if distributed.is_main():
-            print(f"emotion_maps: {problems[0]}; training goes on without kept maps", file=sys.stderr)
-        return None
+        raise OSError(f"emotion_maps: {error}; make room, or leave out train.emotion_maps") from error
+    distributed.gather(None)  # all have written
     maps = maps if maps and not chunks else EmotionMaps(folder, rated)
     if len(set(distributed.gather(maps.missing.tobytes()))) > 1:
         raise ValueError(
@@ -135,20 +128,18 @@ def prepare(
 def write_records(
     folder: Path,
     network: EAMBNet,
-    pictures: PictureSet,
+    loader: Iterable[Batch],
     keys: Sequence[bytes],
     compute: Compute,
-    workers: int,
-    batch_size: int,
+    size: int,
 ) -> None:
-    """Computes the maps of the pictures, one per key, and writes them as one file."""
-    order = TestOrder(len(pictures), batch_size)
+    """Computes the maps of a loader's pictures, one per key, in batches of `size`, and writes one file."""
     allow_tf32(False, compute.device)  # the maps are everyone's, whatever computed them
     rows = []
-    for batch in make_loader(pictures, order, workers, pin_memory=compute.device.type == "cuda"):
+    for batch in loader:
         sides = []
         for images in (batch.images, batch.images.flip(3)):
-            filled = filled_up(batch._replace(images=images), batch_size)
+            filled = filled_up(batch._replace(images=images), size)
             logits, maps = run_branch(network, compute.images(filled))
             sides.append((logits[: len(images)], maps[: len(images), 0]))  # (n, E), (n, h, w)
         logits, maps = (torch.stack(values, dim=1).numpy() for values in zip(*sides, strict=True))

@@ -121,12 +121,27 @@ def locked(output: Path) -> Iterator[None]:
     """
     if output.exists() and not output.is_dir():
         raise ValueError(f"interruption: --output must be a folder; {output} is a file")
-    new, path = not output.exists(), output / ".lock"
+    new, path, holder = not output.exists(), output / ".lock", ""
     lock = FileLock(path, fallback_to_soft=False)  # a soft one would outlast a killed process
-    holder = ""
     if distributed.is_main():
         output.mkdir(parents=True, exist_ok=True)
-        holder = acquire(lock, path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            with suppress(OSError):  # it has just ended
+                holder = path.read_text(encoding="utf-8")
+            holder = holder or "which has just begun"
+        except OSError as error:
+            if isinstance(error, PermissionError) or not path.exists():
+                raise  # the folder cannot be written to
+            path.unlink()
+            text = f"warning: interruption: cannot lock {path} ({error}); start no other run there"
+            print(text, file=sys.stderr)
+        else:
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            path.write_text(
+                f"process {os.getpid()} on {socket.gethostname()} since {since}", encoding="utf-8"
+            )
     if holder := distributed.gather(holder)[0]:
         raise ValueError(
             f"interruption: {output} is in use by another run ({holder}); wait for its end or choose another "
@@ -141,25 +156,3 @@ def locked(output: Path) -> Iterator[None]:
         if new and distributed.is_main():
             with suppress(OSError):  # not empty: the run has begun
                 output.rmdir()
-
-
-def acquire(lock: FileLock, path: Path) -> str:
-    """Locks the file and writes into it who has it; if another process does, returns what that one wrote."""
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        holder = ""
-        with suppress(OSError):  # it has just ended
-            holder = path.read_text(encoding="utf-8")
-        return holder or "which has just begun"
-    except OSError as error:
-        if isinstance(error, PermissionError) or not path.exists():
-            raise  # the folder cannot be written to
-        path.unlink()
-        print(
-            f"warning: interruption: cannot lock {path} ({error}); start no other run there", file=sys.stderr
-        )
-        return ""
-    since = time.strftime("%Y-%m-%d %H:%M:%S")
-    path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}", encoding="utf-8")
-    return ""

@@ -21,22 +21,15 @@ def make_optimizer(config: Config, network: nn.Module) -> torch.optim.Optimizer:
     for factor, in_backbone in ((settings.backbone_factor, True), (1.0, False)):
         named = [(n, p) for n, p in network.named_parameters() if n.startswith(beginnings) == in_backbone]
         groups.append({"params": [p for _, p in named if p.requires_grad], "factor": factor})
-    if settings.name == "sgd":
-        return torch.optim.SGD(
-            groups, lr=settings.learning_rate, momentum=0.9, weight_decay=settings.weight_decay, fused=fused
-        )
-    if settings.name == "adam":
-        return torch.optim.Adam(
-            groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
-        )
-    halves = [split_by_decay(group, settings.weight_decay) for group in groups]
-    return torch.optim.AdamW(
-        [part for half in halves for part in half], lr=settings.learning_rate, fused=fused
-    )
-
-
-def split_by_decay(group: dict, weight_decay: float) -> list[dict]:
-    """A group as two: matrices and kernels, which decay, and vectors, which do not."""
-    matrices = {"params": [p for p in group["params"] if p.ndim > 1], "weight_decay": weight_decay}
-    vectors = {"params": [p for p in group["params"] if p.ndim <= 1], "weight_decay": 0.0}
-    return [{**group, **matrices}, {**group, **vectors}]
+    if settings.name != "adamw":
+        options = {"weight_decay": settings.weight_decay, "fused": fused}
+        if settings.name == "sgd":
+            return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=0.9, **options)
+        return torch.optim.Adam(groups, lr=settings.learning_rate, **options)
+    halves = []
+    for group in groups:
+        matrices = [p for p in group["params"] if p.ndim > 1]  # and kernels, which decay
+        vectors = [p for p in group["params"] if p.ndim <= 1]
+        halves.append({**group, "params": matrices, "weight_decay": settings.weight_decay})
+        halves.append({**group, "params": vectors, "weight_decay": 0.0})
+    return torch.optim.AdamW(halves, lr=settings.learning_rate, fused=fused)

@@ -22,8 +22,7 @@ from eamb.weights.checkpoint import Weights, save_training
 
 PREVIOUS = "previous.pt"  # the last.pt before
 NAMES = ("last.pt", PREVIOUS, "best.pt", "metrics.jsonl", "curves.png", "left_out_*.csv", "broken_*.csv")
-NAMES += tuple(f"{test}/{name}" for test in ("test", "test/*") for name in FILES)
-NAMES += ("tensorboard/events.*",)
+NAMES += ("tensorboard/events.*", *(f"{test}/{name}" for test in ("test", "test/*") for name in FILES))
 UNFINISHED = tuple(str(Path(name).with_name(f".{Path(name).name}.*.tmp")) for name in NAMES)
 
 

@@ -47,21 +47,19 @@ def check_same_run(
     description = stopped.description
     splits, labels, copies = (description.get(name, {}) for name in ("splits", "labels", "copies"))
     for name, rated in data.items():
-        before, copied = splits.get(name, "none"), which_are_copies(rated)
+        before, copied, digest = splits.get(name, "none"), which_are_copies(rated), rated.labels_sha256
         if before != rated.sha256:
             differences.append(
                 f"the ids of {name} had the SHA-256 {before[:12]} and have {rated.sha256[:12]}"
             )
-        elif labels.get(name, rated.labels_sha256) != rated.labels_sha256:  # older checkpoints have none
-            differences.append(
-                f"the ratings of {name} had the SHA-256 {labels[name][:12]} and have "
-                f"{rated.labels_sha256[:12]}"
-            )
+        elif (before := labels.get(name, digest)) != digest:  # older checkpoints have none
+            differences.append(f"the ratings of {name} had the SHA-256 {before[:12]} and have {digest[:12]}")
         if copies.get(name, copied) != copied:
-            differences.append(
-                f"{name} was read from {copies_or_originals(copies[name])} and is now from "
-                f"{copies_or_originals(copied)}"
+            was, now = (
+                " and ".join("prepared copies" if copy else "originals" for copy in each)
+                for each in (copies[name], copied)
             )
+            differences.append(f"{name} was read from {was} and is now from {now}")
     origin = description["origin"]
     for what, file in files.items():
         if file and file_hash(Path(file)) != origin.get(f"{what}_sha256"):
@@ -76,19 +74,14 @@ def which_are_copies(rated: RatedSet) -> list[bool]:
     return [bool(part.copies) for part in rated.parts or (rated,)]
 
 
-def copies_or_originals(copies: list[bool]) -> str:
-    return " and ".join("prepared copies" if copy else "originals" for copy in copies)
-
-
 def changed_settings(before: dict, now: dict) -> list[str]:
     differences, defaults = [], Config().as_dict()  # a run that stopped before a key came had its default
     for section in SETTLED:
-        if not isinstance(before[section], dict):
+        if section == "task":
             pairs = [(section, before[section], now[section])]
         else:
-            values = now[section].items()
             old = defaults[section] | before[section]
-            pairs = [(f"{section}.{key}", old[key], value) for key, value in values]
+            pairs = [(f"{section}.{key}", old[key], value) for key, value in now[section].items()]
         # Where emotion maps are kept is free, whether they are is not: in bf16 it changes figures.
         pairs = [pair for pair in pairs if pair[0] != "train.emotion_maps" or not (pair[1] and pair[2])]
         differences += [f"{key} was {a} and is {b}" for key, a, b in pairs if a != b and key not in FREE]

@@ -27,12 +27,11 @@ from eamb.training.interruption import Signals, Stopped, ignore_first_signal, lo
 from eamb.training.optimizer import make_optimizer
 from eamb.training.records import PREVIOUS, Records, checkpoints, refuse_another_run, warn_on_failure
 from eamb.training.resuming import check_same_run, load_stopped, which_are_copies
-from eamb.training.starting import build_network, read_sources, rebuild_network
+from eamb.training.starting import build_network, read_sources
 from eamb.training.tasks import Task, class_shifts
 from eamb.weights import checkpoint
 from eamb.weights.checkpoint import Network, Weights
 
-QUANTILES = 1001  # of the training ratings; predictions are placed among them
 SHOWN = ("train_loss", "val_srcc", "val_plcc", "val_accuracy", "val_rmse", "val_kl", "val_kl_ratio")
 SHOWN += ("val_emotion_kl", "val_emotion_accuracy", "val_auc", "val_log_loss")
 
@@ -71,7 +70,9 @@ def train(
             data = load_data(task)
             files = {"weights": weights, "emotion_checkpoint": emotion_checkpoint}
             check_same_run(last, config, data, stopped, state, files)
-            network, origin = rebuild_network(stopped)
+            network = stopped.build().to(memory_format=torch.channels_last)
+            ids = {"training_ids": stopped.training_ids, "emotion_training_ids": stopped.emotion_training_ids}
+            origin = stopped.description["origin"] | ids
         else:
             last = state = None
             sources = read_sources(task, weights, emotion_checkpoint)
@@ -84,14 +85,13 @@ def train(
             run.records.open(config, data, last, run.epoch)
         signals.begun = True
         try:
-            run.emotion_maps = keep_emotion_maps(run, state)
+            run.emotion_maps = keep_emotion_maps(run)
             for epoch in range(run.epoch, config.train.epochs):
                 with signals.deferred():
                     trained = train_epoch(run, epoch)
                 validated = validate(run)
                 with signals.deferred():
                     run.record(epoch, trained, validated)
-            run.check_saved()
             return finish(run)
         finally:
             run.records.close()
@@ -169,13 +169,33 @@ class Run:
         origin: dict,
         signals: Signals,
     ):
-        config = task.config
-        labels = {split: rated.labels_sha256 for split, rated in data.items()}
+        config, labels = task.config, {split: rated.labels_sha256 for split, rated in data.items()}
         if task.learns_emotions:
             emotions = network.arguments["emotions"]
             data = {split: with_emotions(rated, emotions) for split, rated in data.items()}
         self.task, self.config, self.output, self.device = task, config, output, device
         self.data, self.origin, self.signals = data, origin, signals
+        rated = data["train"]
+        scores = rated.scores[~np.isnan(rated.scores)]
+        quantiles = np.quantile(scores, np.linspace(0, 1, 1001)) if len(scores) else []
+        scale = rated.scale if task.name == "aesthetics" else None
+        self.description = checkpoint.describe(network, scale) | {  # travels with the weights
+            "dataset": rated.name,
+            "protocol": rated.protocol,
+            "splits": {name: part.sha256 for name, part in data.items()},
+            "pictures": len(set(rated.ids)),
+            "dealt": [part.name for part in rated.parts or (rated,) if part.dealt],
+            "copies": {name: which_are_copies(part) for name, part in data.items()},
+            "image_size": config.data.size,
+            "exif": config.data.exif,
+            "crop": config.data.crop,
+            "class_shift": class_shifts(config.loss, rated),
+            "training_ratings": [round(float(value), 6) for value in quantiles],
+            "origin": {name: value for name, value in origin.items() if not isinstance(value, np.ndarray)},
+            "config": config.without_root(),
+            "versions": versions(),
+            "labels": labels,
+        }
         if config.train.sync_batchnorm:
             network = distributed.synchronise_batchnorm(network)
         if config.train.recompute:
@@ -193,10 +213,9 @@ class Run:
         self.compute = engine.Compute(device, config.train.precision, mean, std)
         self.epoch, self.totals = 0, engine.Totals()
         self.order(epoch=0)  # a batch size that cannot be had is an error before anything is written
-        self.best = Best(task.best_measure(data["train"].scale))
+        self.best = Best(task.best_measure(rated.scale))
         self.records, self.saved_at = Records(output), time.monotonic()
         self.emotion_maps: emotion_maps.EmotionMaps | None = None
-        self.description = describe_run(task, network, data, origin) | {"labels": labels}
 
     def order(self, epoch: int) -> TrainOrder:
         """The batches of an epoch that this process has still to do."""
@@ -258,7 +277,6 @@ class Run:
             "best": asdict(self.best),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "emotion_maps": self.emotion_maps is not None,
         }
         if self.average:
             state |= {"average": self.average.network.state_dict(), "average_steps": self.average.steps}
@@ -294,55 +312,13 @@ class Run:
         self.epoch, self.totals = epoch + 1, engine.Totals()
         self.save()
 
-    def check_saved(self) -> None:
-        if any(distributed.gather(self.records.unsaved)):
-            raise OSError(
-                f"training: the run has ended, and {self.records.last} could not be written (the newest "
-                f"checkpoint: {self.records.newest}); make room, then go on from there with --resume"
-            )
 
-
-def describe_run(task: Task, network: Network, data: dict[str, RatedSet], origin: dict) -> dict:
-    """The description that travels with the weights."""
-    config, rated = task.config, data["train"]
-    scores = rated.scores[~np.isnan(rated.scores)]
-    quantiles = np.quantile(scores, np.linspace(0, 1, QUANTILES)) if len(scores) else []
-    return checkpoint.describe(network, rated.scale if task.name == "aesthetics" else None) | {
-        "dataset": rated.name,
-        "protocol": rated.protocol,
-        "splits": {name: part.sha256 for name, part in data.items()},
-        "pictures": len(set(rated.ids)),
-        "dealt": [part.name for part in rated.parts or (rated,) if part.dealt],
-        "copies": {name: which_are_copies(part) for name, part in data.items()},
-        "image_size": config.data.size,
-        "exif": config.data.exif,
-        "crop": config.data.crop,
-        "class_shift": class_shifts(config.loss, rated),
-        "training_ratings": [round(float(value), 6) for value in quantiles],
-        "origin": {name: value for name, value in origin.items() if not isinstance(value, np.ndarray)},
-        "config": config.without_root(),
-        "versions": versions(),
-    }
-
-
-def keep_emotion_maps(run: Run, state: dict | None) -> emotion_maps.EmotionMaps | None:
-    """The training pictures' maps in `train.emotion_maps`, computed if need be; None: not wanted.
-
-    Args:
-        state: of the run that is resumed; it goes on without maps if it did without them for a full disk.
-
-    Raises:
-        OSError: the run had maps, they cannot be had any more, and without them its figures would change.
-    """
+def keep_emotion_maps(run: Run) -> emotion_maps.EmotionMaps | None:
+    """The training pictures' maps in `train.emotion_maps`, computed if need be; None: not wanted."""
     config = run.config
-    had = (state or {}).get("emotion_maps")
     if not config.train.emotion_maps or not run.task.has_emotion_branch:
         return None
-    if had is False:
-        if distributed.is_main():
-            print("training: the run stopped without kept emotion maps and goes on without", flush=True)
-        return None
-    maps = emotion_maps.prepare(
+    return emotion_maps.prepare(
         Path(config.train.emotion_maps),
         run.network,
         run.data["train"],
@@ -352,12 +328,6 @@ def keep_emotion_maps(run: Run, state: dict | None) -> emotion_maps.EmotionMaps 
         workers=config.data.worker_count(),
         batch_size=config.evaluate.batch_size,
     )
-    if had and maps is None and config.train.precision != "fp32":
-        raise OSError(
-            f"training: the run stopped with emotion maps from {config.train.emotion_maps}, which cannot be "
-            f"kept now; in {config.train.precision} it would go on with others: make room and resume again"
-        )
-    return maps
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -435,6 +405,11 @@ def finish(run: Run) -> dict[str, float]:
     test/SET/, with SET_ before its metrics."""
     from eamb.evaluation.figures import save_curves
 
+    if any(distributed.gather(run.records.unsaved)):
+        raise OSError(
+            f"training: the run has ended, and {run.records.last} could not be written (the newest "
+            f"checkpoint: {run.records.newest}); make room, then go on from there with --resume"
+        )
     if distributed.is_main():
         (run.output / PREVIOUS).unlink(missing_ok=True)
         run.records.close()

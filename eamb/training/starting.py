@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from eamb.network.outputs import EMOTIONS
-from eamb.readers.rated import RatedSet
+from eamb.readers.rated import RatedSet, emotion_name
 from eamb.runtime import distributed
-from eamb.training.tasks import Task, left_out_parts, named_emotions
+from eamb.runtime.config import Config
+from eamb.training.tasks import Task, left_out_parts
 from eamb.weights import checkpoint
-from eamb.weights.checkpoint import Network, Source, Weights
+from eamb.weights.checkpoint import Network, Source
 
 UNTRAINED_BRANCH = (
     "training: the emotion branch was never trained, and it stays frozen. Give it weights with "
@@ -22,13 +24,8 @@ UNTRAINED_BRANCH = (
 )
 
 
-@dataclass(frozen=True)
-class Sources:
-    """The files that a run starts from, each read once.
-
-    weights: of a whole network.
-    emotion_checkpoint: of the emotion branch.
-    """
+class Sources(NamedTuple):
+    """The files that a run starts from, each read once: of a whole network, and of the emotion branch."""
 
     weights: Source | None = None
     emotion_checkpoint: Source | None = None
@@ -40,9 +37,6 @@ def read_sources(task: Task, weights: str | None, emotion_checkpoint: str | None
     Raises:
         ValueError, FileNotFoundError: in one sentence.
     """
-    for file in (weights, emotion_checkpoint):
-        if file and not Path(file).is_file():
-            raise FileNotFoundError(f"training: there is no weights file {file}")
     task.check()
     if emotion_checkpoint and not task.has_emotion_branch:
         raise ValueError("training: --emotion-checkpoint is given, but this network has no emotion branch")
@@ -54,26 +48,24 @@ def read_sources(task: Task, weights: str | None, emotion_checkpoint: str | None
     if not (weights or emotion_checkpoint or may_be_untrained(task)):
         raise ValueError(UNTRAINED_BRANCH)
     named = named_emotions(task.config)
-    files = (weights, emotion_checkpoint)
-    sources = Sources(*(checkpoint.read_source(file, named) if file else None for file in files))
-    if sources.weights:
-        check_start(task, sources.weights)
-    return sources
-
-
-def may_be_untrained(task: Task) -> bool:
-    """Whether an untrained emotion branch will do: it is trained here, or is not there, or was asked for."""
-    asked_for = task.config.model.emotion_weights == "none"
-    return task.learns_emotions or not task.has_emotion_branch or asked_for
-
-
-def check_start(task: Task, source: Source) -> None:
-    """Whether the weights can start this run, before its network is built."""
+    read = [checkpoint.read_source(file, named) if file else None for file in (weights, emotion_checkpoint)]
+    sources = Sources(*read)
+    if not (source := sources.weights):
+        return sources
     if source.problems:
         listed = "; ".join(source.problems[:12])
         raise ValueError(f"training: {source.path} is not of the official network: {listed}")
-    if reason := task.refuse_start(source):
-        raise ValueError(f"training: {reason}")
+    learned = source.weights.task
+    if learned == "emotion" and task.name == "aesthetics":
+        raise ValueError(
+            f"training: {source.path} holds an emotion branch alone, which cannot score pictures; "
+            f"start from it with --emotion-checkpoint {source.path}"
+        )
+    if learned != task.name and (learned, task.name) != ("aesthetics", "emotion"):
+        raise ValueError(
+            f"training: {source.path} holds a network for the task {learned}, which cannot start one for "
+            f"{task.name}"
+        )
     description = source.weights.description
     theirs = {"network": description.get("network", "eambnet"), **description["architecture"]}
     theirs["without"] = ",".join(theirs.get("without", ()))
@@ -86,6 +78,18 @@ def check_start(task: Task, source: Source) -> None:
             f"training: {source.path} has {has} and this run {wants}; give the former, or a --config that "
             "has them"
         )
+    return sources
+
+
+def named_emotions(config: Config) -> tuple[str, ...]:
+    """The class list that the command line gives to a file without one."""
+    return tuple(emotion_name(name) for name in config.model.emotions.split(",") if name.strip())
+
+
+def may_be_untrained(task: Task) -> bool:
+    """Whether an untrained emotion branch will do: it is trained here, or is not there, or was asked for."""
+    asked_for = task.config.model.emotion_weights == "none"
+    return task.learns_emotions or not task.has_emotion_branch or asked_for
 
 
 def build_network(task: Task, rated: RatedSet, sources: Sources) -> tuple[Network, dict]:
@@ -99,9 +103,11 @@ def build_network(task: Task, rated: RatedSet, sources: Sources) -> tuple[Networ
         said = task.start_from(network, start, rated.scale, other_branch=bool(sources.emotion_checkpoint))
         if said and distributed.is_main():
             print(said, flush=True)
+        ids, branch_ids = start.weights.training_ids, start.weights.emotion_training_ids
         origin = describe_file("weights", start)
         origin["emotion_branch"] = start.weights.emotion_branch
-        origin |= trained_ids(task, start.weights)
+        origin["training_ids"] = ids if task.name == start.weights.task else branch_ids  # of what was taken
+        origin["emotion_training_ids"] = branch_ids
     elif config.model.imagenet != "none":
         checkpoint.load_imagenet(network, config.model.imagenet)
         origin["imagenet"] = Path(config.model.imagenet).name  # a folder says nothing on another machine
@@ -117,13 +123,6 @@ def build_network(task: Task, rated: RatedSet, sources: Sources) -> tuple[Networ
     elif origin.setdefault("emotion_branch", "never trained") != "trained" and not may_be_untrained(task):
         raise ValueError(UNTRAINED_BRANCH)
     return network.to(memory_format=torch.channels_last), origin
-
-
-def rebuild_network(stopped: Weights) -> tuple[Network, dict]:
-    """The network of a run that is resumed, and where its first weights came from."""
-    origin = {**stopped.description["origin"], "training_ids": stopped.training_ids}
-    origin["emotion_training_ids"] = stopped.emotion_training_ids
-    return stopped.build().to(memory_format=torch.channels_last), origin
 
 
 def choose_emotions(task: Task, rated: RatedSet, sources: Sources) -> tuple[str, ...]:
@@ -151,13 +150,6 @@ def choose_emotions(task: Task, rated: RatedSet, sources: Sources) -> tuple[str,
         )
     first = of_weights or named
     return (*(n for n in first if n in classes), *(n for n in classes if n not in first))
-
-
-def trained_ids(task: Task, start: Weights) -> dict[str, np.ndarray]:
-    """Hashes of the pictures that the part taken over, and its emotion branch, were trained on."""
-    of_branch = start.emotion_training_ids
-    whole = task.name == start.task
-    return {"training_ids": start.training_ids if whole else of_branch, "emotion_training_ids": of_branch}
 
 
 def describe_file(what: str, source: Source) -> dict[str, str]:

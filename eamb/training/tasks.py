@@ -1,6 +1,6 @@
 """The three tasks. `choose_task(config)` chooses once; nothing else asks what the setting `task` says.
 
-From top to bottom: what a task is; aesthetics, emotion and series; reading a run's data; losses.
+From top to bottom: what a task is; aesthetics, emotion and series; data and settings; losses.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from eamb.network.names import PAIR_NETWORKS
 from eamb.network.outputs import Output, Scale
 from eamb.network.pair_networks import SeriesNetwork
 from eamb.readers.pairs import PairedSet, load_pairs
-from eamb.readers.rated import RatedSet, emotion_name
+from eamb.readers.rated import RatedSet
 from eamb.readers.registry import DATASETS, PAIRED
 from eamb.runtime.config import Config, Loss
 from eamb.runtime.engine import Compute, Predictions
@@ -34,6 +34,7 @@ from eamb.weights.registry import kind_of
 from EAMBNet import EmotionNetwork, LinearNetwork, build_model
 
 LossFunction = Callable[[Output, Batch], Tensor]
+Evaluated = tuple[Report, Predictions]
 
 
 class Task(ABC):
@@ -60,41 +61,44 @@ class Task(ABC):
 
     def check(self) -> None:
         """Refuses settings that are not for this task, and sets and networks that do not go with it."""
-        config, paired = self.config, self.unit == "pairs"
-        if paired != (config.data.dataset in PAIRED) or paired != (config.model.network in PAIR_NETWORKS):
+        config, network, paired = self.config, self.config.model.network, self.unit == "pairs"
+        if paired != (config.data.dataset in PAIRED) or paired != (network in PAIR_NETWORKS):
             raise ValueError(
                 f"training: --task series goes with a set of pairs (--dataset {' or '.join(PAIRED)}) and a "
                 f"network for them (--network {' or '.join(PAIR_NETWORKS)}), and they with it; got --task "
-                f"{self.name}, --dataset {config.data.dataset} and --network {config.model.network}"
+                f"{self.name}, --dataset {config.data.dataset} and --network {network}"
             )
-        if config.data.crop and not paired:
-            raise ValueError(
-                f"training: data.crop is for the task series; networks for {self.name} see whole pictures"
-            )
-        unused = {
-            "data.folds": paired and config.data.folds,
-            "train.emotion_maps": paired and config.train.emotion_maps,
-            "model.symmetric": not paired and not config.model.symmetric,
-            "loss.preference": not paired and config.loss.preference != "majority",
-        }
-        for key, given in unused.items():
-            if given:
-                raise ValueError(f"training: {key} means nothing for the task {self.name}; leave it out")
-        if config.model.network != "eambnet" and (config.model.without or config.model.shortcut):
-            raise ValueError(
-                "training: model.without and model.shortcut are for model.network=eambnet, not "
-                f"{config.model.network}"
-            )
-        if config.loss.class_weights != "none" and not self.learns_emotions:
-            raise ValueError(
-                "training: loss.class_weights weighs emotions, which this run does not learn; it is for "
-                "--task emotion, or with loss.emotion_weight"
-            )
-        drifts = self.learns_emotions or config.model.emotion_batchnorm == "official"
-        if config.train.emotion_maps and drifts:
-            raise ValueError(
-                "training: train.emotion_maps keeps the maps of a frozen branch; this run's changes"
-            )
+        several, weight = len(config.data.names) > 1, config.loss.emotion_weight
+        sets = config.data.dataset if several and self.name != "emotion" else ""
+        parts = network != "eambnet" and (config.model.without or config.model.shortcut)
+        balanced = config.loss.class_weights != "none" and not self.learns_emotions
+        changes = self.learns_emotions or config.model.emotion_batchnorm == "official"
+        maps, test = config.train.emotion_maps, config.train.validate_on == "test"
+        nothing = f"means nothing for the task {self.name}; leave it out"
+        refused = [
+            (paired and config.data.folds, f"data.folds {nothing}"),
+            (paired and maps, f"train.emotion_maps {nothing}"),
+            (not paired and config.data.crop, "data.crop is for the task series; others see whole pictures"),
+            (not paired and not config.model.symmetric, f"model.symmetric {nothing}"),
+            (not paired and config.loss.preference != "majority", f"loss.preference {nothing}"),
+            (parts, f"model.without and model.shortcut are for model.network=eambnet, not {network}"),
+            (weight and self.name == "emotion", "loss.emotion_weight is for --task aesthetics alone"),
+            (
+                weight and not self.has_emotion_branch,
+                "loss.emotion_weight is given, but this network has no emotion branch",
+            ),
+            (
+                balanced,
+                "loss.class_weights weighs emotions, which this run does not learn",
+            ),
+            (maps and changes, "train.emotion_maps keeps the maps of a frozen branch; this run's changes"),
+            (sets, f"several sets ({sets}) are for --task emotion; ratings cannot be united"),
+            (test and paired, "train.validate_on=test is for ratings, not for pairs"),
+            (test and several, "train.validate_on=test is for one data set, not for several together"),
+        ]
+        for holds, sentence in refused:
+            if holds:
+                raise ValueError(f"training: {sentence}")
 
     @cached_property
     def reader(self) -> SetReader:
@@ -102,18 +106,36 @@ class Task(ABC):
         data = self.config.data
         return SetReader(data.dataset, data.root, data.options())
 
-    @abstractmethod
     def load(self, splits: tuple[str, ...]) -> dict[str, RatedSet]:
-        """The splits of a training, with the labels that the task needs; several sets are united."""
+        """The splits of a training, with the labels that the task needs; several sets are united.
+
+        Under the official PARA protocol, which validates on test, nothing is held out of training.
+        """
+        data, held_out = self.config.data, self.config.train.validate_on == "val"
+        limit = data.limit if held_out else 0
+        readers = [self.reader] if len(data.names) == 1 else ()
+        loaded = load_datasets(data.names, data.roots, splits, data.options(), limit, readers)
+        loaded = {split: labelled(rated, self.name) for split, rated in loaded.items()}
+        if not held_out:
+            train = with_validation(loaded["train"], loaded.pop("val"))
+            loaded["train"] = first_by_hash(train, data.limit or len(train))
+        train = loaded["train"]
+        if self.learns_emotions and train.emotions is None:
+            raise ValueError(f"training: {train.name} train has no emotions; loss.emotion_weight needs them")
+        if self.learns_emotions:
+            check_classes(train)
+        return loaded
 
     def load_split(self, split: str) -> RatedSet:
-        """One split of one set, for an evaluation."""
-        data = self.config.data
-        if (data.dataset in PAIRED) != (self.unit == "pairs"):
+        """One split of one set, for an evaluation; networks that score pictures take a set of pairs too."""
+        data, paired = self.config.data, self.config.data.dataset in PAIRED
+        if (paired and self.name == "emotion") or (not paired and self.unit == "pairs"):
             raise ValueError(
                 f"evaluation: {data.dataset} and weights for the task {self.name} do not go together: "
                 f"pairs ({', '.join(PAIRED)}) are for pair networks and for networks that score pictures"
             )
+        if paired:
+            return load_pairs(data.dataset, data.root, (split,), data.options())[split]
         return labelled(self.reader.load((split,))[split], self.name)
 
     def pictures(self, rated: RatedSet) -> PictureSet:
@@ -126,14 +148,6 @@ class Task(ABC):
     def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:
         """The network, with random weights."""
 
-    def refuse_start(self, source: Source) -> str:
-        """Why these weights cannot start a run, or "" if they can."""
-        theirs = source.weights.task
-        if theirs == self.name:
-            return ""
-        return f"{source.path} holds a network for the task {theirs}, which cannot start one for {self.name}"
-
-    @abstractmethod
     def start_from(self, network: Network, source: Source, scale: Scale, other_branch: bool) -> str:
         """Fills the network from given weights; says what keeps its random values, "" for nothing.
 
@@ -143,6 +157,8 @@ class Task(ABC):
         Raises:
             ValueError: the weights are of another network.
         """
+        load_tensors(network, source.weights.tensors, str(source.path))
+        return ""
 
     @abstractmethod
     def loss(self, rated: RatedSet) -> LossFunction:
@@ -157,9 +173,7 @@ class Task(ABC):
         """Metrics without intervals; the description is the network's."""
 
     @abstractmethod
-    def evaluate(
-        self, network: nn.Module, weights: Weights, rated: RatedSet, compute: Compute
-    ) -> tuple[Report, Predictions]:
+    def evaluate(self, network: nn.Module, weights: Weights, rated: RatedSet, compute: Compute) -> Evaluated:
         """Predicts each picture of a set once, and reports."""
 
 
@@ -188,32 +202,6 @@ class Aesthetics(Task):
     def recipe(self) -> str:
         return DATASETS[self.config.data.names[0]].recipe
 
-    def check(self) -> None:
-        super().check()
-        if self.learns_emotions and not self.has_emotion_branch:
-            raise ValueError("training: loss.emotion_weight is given, but this network has no emotion branch")
-        if len(self.config.data.names) > 1:
-            raise ValueError(
-                f"training: several sets ({self.config.data.dataset}) are for --task emotion; ratings cannot "
-                "be united"
-            )
-
-    def load(self, splits: tuple[str, ...]) -> dict[str, RatedSet]:
-        data = load_labelled(self, splits)
-        train = data["train"]
-        if self.learns_emotions and train.emotions is None:
-            raise ValueError(f"training: {train.name} train has no emotions; loss.emotion_weight needs them")
-        if self.learns_emotions:
-            check_classes(train)
-        return data
-
-    def load_split(self, split: str) -> RatedSet:
-        """Of a set of pairs too, which the scores of single photographs are measured on."""
-        data = self.config.data
-        if data.dataset in PAIRED:
-            return load_pairs(data.dataset, data.root, (split,), data.options())[split]
-        return super().load_split(split)
-
     def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:
         settings = asdict(self.config.model)
         if settings["network"] == "linear":
@@ -222,14 +210,6 @@ class Aesthetics(Task):
             del settings[name]
         settings |= {"without": left_out_parts(self.config), "emotions": emotions}
         return build_model(outputs=scale.outputs, train_emotion=self.learns_emotions, **settings)
-
-    def refuse_start(self, source: Source) -> str:
-        if source.weights.task == "emotion":
-            return (
-                f"{source.path} holds an emotion branch alone, which cannot score pictures; "
-                f"start from it with --emotion-checkpoint {source.path}"
-            )
-        return super().refuse_start(source)
 
     def start_from(self, network: Network, source: Source, scale: Scale, other_branch: bool) -> str:
         """A last layer for another kind of rating keeps its random values."""
@@ -260,9 +240,7 @@ class Aesthetics(Task):
         emotions = report.emotions.metrics if report.emotions else {}
         return report.metrics | {f"emotion_{name}": emotions[name] for name in ("kl", "accuracy") if emotions}
 
-    def evaluate(
-        self, network: nn.Module, weights: Weights, rated: RatedSet, compute: Compute
-    ) -> tuple[Report, Predictions]:
+    def evaluate(self, network: nn.Module, weights: Weights, rated: RatedSet, compute: Compute) -> Evaluated:
         if isinstance(rated, PairedSet):
             return evaluate_pairs_by_score(network, weights, rated, self.config, compute)
         return evaluate_scores(network, weights, rated, self.config, compute, self.reader)
@@ -278,38 +256,22 @@ class Emotion(Task):
     def recipe(self) -> str:
         return DATASETS[self.config.data.names[0]].emotion_recipe
 
-    def check(self) -> None:
-        super().check()
-        if self.config.loss.emotion_weight:
-            raise ValueError(
-                "training: loss.emotion_weight is for --task aesthetics; emotions are all of this loss"
-            )
-
-    def load(self, splits: tuple[str, ...]) -> dict[str, RatedSet]:
-        data = load_labelled(self, splits)
-        check_classes(data["train"])
-        return data
-
     def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:
         model = self.config.model
         return EmotionNetwork(model.backbone, emotions, model.emotion_scale, model.width)
-
-    def refuse_start(self, source: Source) -> str:
-        return "" if source.weights.task == "aesthetics" else super().refuse_start(source)
 
     def start_from(self, network: Network, source: Source, scale: Scale, other_branch: bool) -> str:
         """Takes the emotion branch; a classifier for others keeps the rows of those that both know."""
         theirs, ours = source.weights.emotions, network.arguments["emotions"]
         tensors = {n: value for n, value in source.weights.tensors.items() if n.startswith("emotion.")}
-        last = [name for name in tensors if name.startswith(kind_of(network).last_layer)]
-        if theirs != ours:
-            for name in last:
-                given, random = tensors[name], network.state_dict()[name]
-                rows = zip(ours, random, strict=True)
-                tensors[name] = torch.stack([given[theirs.index(e)] if e in theirs else r for e, r in rows])
-        load_tensors(network, tensors, str(source.path))
         if theirs == ours:
+            load_tensors(network, tensors, str(source.path))
             return ""
+        last_layer = kind_of(network).last_layer
+        for name in [name for name in tensors if name.startswith(last_layer)]:
+            given, rows = tensors[name], zip(ours, network.state_dict()[name], strict=True)
+            tensors[name] = torch.stack([given[theirs.index(e)] if e in theirs else r for e, r in rows])
+        load_tensors(network, tensors, str(source.path))
         lists = f"{source.path} knows the emotions {', '.join(theirs)}, this run {', '.join(ours)}"
         return f"{lists}; its last layer keeps what both know."
 
@@ -322,9 +284,7 @@ class Emotion(Task):
     def validate(self, predictions: Predictions, rated: RatedSet, description: dict) -> dict[str, float]:
         return measure_emotions(predictions, rated, description).metrics
 
-    def evaluate(
-        self, network: nn.Module, weights: Weights, rated: RatedSet, compute: Compute
-    ) -> tuple[Report, Predictions]:
+    def evaluate(self, network: nn.Module, weights: Weights, rated: RatedSet, compute: Compute) -> Evaluated:
         return evaluate_emotions(network, weights, rated, self.config, compute)
 
 
@@ -335,30 +295,13 @@ class Series(Task):
     shapes = ("backbone", "network", "symmetric")
     has_emotion_branch = learns_emotions = False
 
-    def check(self) -> None:
-        super().check()
-        if self.config.loss.emotion_weight:
-            raise ValueError("training: loss.emotion_weight is given, but this network has no emotion branch")
-        if self.config.train.validate_on == "test":
-            raise ValueError("training: train.validate_on=test is for ratings, not for pairs")
-
     def load(self, splits: tuple[str, ...]) -> dict[str, RatedSet]:
         data = self.config.data
         return load_pairs(data.dataset, data.root, splits, data.options(), data.limit)
 
-    def load_split(self, split: str) -> RatedSet:
-        data = self.config.data
-        if data.dataset not in PAIRED:
-            return super().load_split(split)
-        return load_pairs(data.dataset, data.root, (split,), data.options())[split]
-
     def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:
         model = self.config.model
         return SeriesNetwork(model.backbone, model.network, model.symmetric)
-
-    def start_from(self, network: Network, source: Source, scale: Scale, other_branch: bool) -> str:
-        load_tensors(network, source.weights.tensors, str(source.path))
-        return ""
 
     def loss(self, rated: RatedSet) -> LossFunction:
         """Learns whether more than half prefer the first (of an undecided pair: half), or how many do."""
@@ -366,7 +309,7 @@ class Series(Task):
         def of_pairs(output: Output, batch: Batch) -> Tensor:
             target = batch.scores  # (n,) shares of people, of n pairs
             if self.config.loss.preference == "majority":
-                target = torch.heaviside(target - 0.5, target.new_tensor(0.5))
+                target = 0.5 + 0.5 * (target - 0.5).sign()
             return losses.pair_loss(output.prediction, target)
 
         return of_pairs
@@ -377,30 +320,12 @@ class Series(Task):
     def validate(self, predictions: Predictions, rated: RatedSet, description: dict) -> dict[str, float]:
         return measure_pairs(predictions, rated).metrics
 
-    def evaluate(
-        self, network: nn.Module, weights: Weights, rated: RatedSet, compute: Compute
-    ) -> tuple[Report, Predictions]:
+    def evaluate(self, network: nn.Module, weights: Weights, rated: RatedSet, compute: Compute) -> Evaluated:
         return evaluate_pairs(network, rated, self.config, compute)
 
 
 # ---------------------------------------------------------------------------------------------------
 # Data and settings
-
-
-def load_labelled(task: Task, splits: tuple[str, ...]) -> dict[str, RatedSet]:
-    """The pictures that have what the task needs. Under the official PARA protocol, which validates on test,
-    nothing is held out of training."""
-    data, held_out = task.config.data, task.config.train.validate_on == "val"
-    if not held_out and len(data.names) > 1:
-        raise ValueError("training: train.validate_on=test is for one data set, not for several together")
-    limit = data.limit if held_out else 0
-    readers = [task.reader] if len(data.names) == 1 else ()
-    loaded = load_datasets(data.names, data.roots, splits, data.options(), limit, readers)
-    loaded = {split: labelled(rated, task.name) for split, rated in loaded.items()}
-    if not held_out:
-        train = with_validation(loaded["train"], loaded.pop("val"))
-        loaded["train"] = first_by_hash(train, data.limit or len(train))
-    return loaded
 
 
 def with_validation(train: RatedSet, val: RatedSet) -> RatedSet:
@@ -422,11 +347,6 @@ def describe_scale(scale: Scale) -> str:
 def left_out_parts(config: Config) -> tuple[str, ...]:
     """Of the network, in alphabetical order."""
     return tuple(sorted(name.strip() for name in config.model.without.split(",") if name.strip()))
-
-
-def named_emotions(config: Config) -> tuple[str, ...]:
-    """The class list that the command line gives to a file without one."""
-    return tuple(emotion_name(name) for name in config.model.emotions.split(",") if name.strip())
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -453,14 +373,21 @@ def rating_loss(settings: Loss, scale: Scale) -> LossFunction:
 
 def emotion_loss(settings: Loss, rated: RatedSet) -> LossFunction:
     """Soft cross-entropy with the votes."""
-    weights = class_weights(settings, rated)
+    weights = None
+    if settings.class_weights == "balanced":  # the rarer an emotion, the more a vote for it counts
+        votes = np.nansum(rated.emotions, axis=0)  # (E,)
+        present = votes > 0
+        weights = votes.sum() / np.where(present, votes, 1) / present.sum()
+        weights = torch.from_numpy(
+            np.where(present, weights, 1.0)
+        ).float()  # (E,), 1 where there are no votes
     shifts = class_shifts(settings, rated)
     shift = torch.from_numpy(rated.per_set(shifts)).float() if shifts else None  # (n, E)
 
     def of_emotions(output: Output, batch: Batch) -> Tensor:
         logits = output.emotion_logits
         if shift is not None:
-            logits = logits + shift[batch.index.cpu()].to(logits.device)  # (N, E)
+            logits = logits + shift[batch.index].to(logits.device, non_blocking=True)  # (N, E)
         return losses.emotion_loss(logits, batch.emotions, weights)
 
     return of_emotions
@@ -475,13 +402,3 @@ def class_shifts(settings: Loss, rated: RatedSet) -> dict[str, dict[str, float]]
         for part in rated.parts
     }
     return {name: losses.class_shift(own, shares[rated.parts[0].name]) for name, own in shares.items()}
-
-
-def class_weights(settings: Loss, rated: RatedSet) -> Tensor | None:
-    """(E,) what a vote for each emotion counts: the rarer the more, 1 where there are no votes. Or None."""
-    if settings.class_weights == "none":
-        return None
-    votes = np.nansum(rated.emotions, axis=0)  # (E,)
-    present = votes > 0
-    weights = votes.sum() / np.where(present, votes, 1) / present.sum()
-    return torch.from_numpy(np.where(present, weights, 1.0)).float()

@@ -24,14 +24,7 @@ from torch import Tensor, nn
 from eamb.files import written_whole
 from eamb.network import backbones
 from eamb.network.outputs import EMOTIONS, Scale
-from eamb.weights.official import (
-    Tensors,
-    is_emotion_file,
-    looks_official,
-    official_name,
-    translate_official,
-    unwrapped,
-)
+from eamb.weights.official import Tensors, looks_official, official_name, translate_official, unwrapped
 from eamb.weights.registry import Network, build_network, kind_of, name_of
 from EAMBNet import EmotionNetwork
 
@@ -165,39 +158,28 @@ def read_file(path: Path | str) -> File:
             f"checkpoint: {path} must hold a dictionary of tensors, got {type(content).__name__}"
         )
     if zipfile.is_zipfile(io.BytesIO(raw)) and not looks_official(content):
-        check_sums(path, raw)
+        try:  # torch leaves out the CRC-32 that is stored with each part
+            with zipfile.ZipFile(io.BytesIO(raw)) as file:
+                part = file.testzip()
+            damage = f"the checksum of {part} does not fit" if part else ""
+        except Exception as error:  # as many kinds as there are places for the damage
+            damage = str(error) or type(error).__name__
+        if damage:
+            raise ValueError(f"checkpoint: {path} is damaged: {damage}")
     return File(path, hashlib.sha256(raw).hexdigest(), content, metadata)
-
-
-def check_sums(path: Path, raw: bytes) -> None:
-    """Compares each part of a file of ours with the CRC-32 that is stored with it; torch does not.
-
-    Raises:
-        ValueError: a part has changed since it was written.
-    """
-    try:
-        with zipfile.ZipFile(io.BytesIO(raw)) as file:
-            damaged = file.testzip()
-    except Exception as error:  # as many kinds as there are places for the damage
-        raise ValueError(f"checkpoint: {path} is damaged: {error}") from error
-    if damaged:
-        raise ValueError(f"checkpoint: {path} is damaged: the checksum of {damaged} does not fit")
 
 
 def why_unreadable(raw: bytes) -> str:
     """Why a file could not be read, from how it begins and ends."""
     start = raw[:64].removeprefix(b"\xef\xbb\xbf").lstrip()  # some web pages begin with this mark
-    whole = zipfile.is_zipfile(io.BytesIO(raw))  # a zip file's directory is at its end
     if not start:
         return "it is empty"
     if start.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer; fetch the file itself with `git lfs pull`"
     if start.startswith(b"<"):
         return "it is a web page; download the file itself"
-    if start.startswith(b"PK") and not whole:
+    if start.startswith(b"PK") and not zipfile.is_zipfile(io.BytesIO(raw)):  # its directory is at its end
         return f"it is cut off after {len(raw):,} bytes; download it again"
-    if start.startswith(b"PK"):
-        return "it is damaged, or holds more than tensors, such as code, which is never executed"
     return "it is cut off, damaged or something else, or holds code, which is never executed"
 
 
@@ -285,10 +267,9 @@ def read_description(text: str, path: Path) -> dict:
         if plain.get("format") == FORMAT:
             architecture, scale = plain["architecture"], plain["scale"] and Scale.from_dict(plain["scale"])
             names = list(architecture.get("emotions", ()))
-            if not isinstance(plain["task"], str):
-                raise ValueError(f"the task {plain['task']} is no name")
-            if not isinstance(architecture["backbone"], str):
-                raise ValueError(f"the backbone {architecture['backbone']} is no name")
+            for what, value in (("task", plain["task"]), ("backbone", architecture["backbone"])):
+                if not isinstance(value, str):
+                    raise ValueError(f"the {what} {value} is no name")
             if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
                 raise ValueError(f"the emotions {names} are not different names")
             if scale and scale.outputs != architecture["outputs"]:
@@ -334,16 +315,15 @@ def load_tensors(
     problems = list(problems)
     problems += [f"missing {shown(name)}" for name in sorted(wanted - given)]
     problems += [f"unknown {shown(name)}" for name in sorted(given - wanted)]
-    problems += [
-        f"{shown(name)} is {shape_of(tensors[name])}, the network's is {shape_of(target[name])}"
-        for name in sorted(wanted & given)
-        if shape_of(tensors[name]) != shape_of(target[name])
-    ]
-    problems += [
-        f"{shown(name)} holds values that are NaN or infinite"
-        for name in sorted(wanted & given)
-        if isinstance(tensors[name], Tensor) and not tensors[name].isfinite().all()
-    ]
+    for name in sorted(wanted & given):
+        value, shape = tensors[name], tuple(target[name].shape)
+        if not isinstance(value, Tensor):
+            kind = type(value).__name__
+            problems.append(f"{shown(name)} is no tensor but {kind}, the network's is {shape}")
+        elif tuple(value.shape) != shape:
+            problems.append(f"{shown(name)} is {tuple(value.shape)}, the network's is {shape}")
+        elif not value.isfinite().all():
+            problems.append(f"{shown(name)} holds values that are NaN or infinite")
     if problems:
         problems = list(dict.fromkeys(problems))  # one tensor of a file may be wanted in several places
         more = f" (+{len(problems) - 12} more)" if len(problems) > 12 else ""
@@ -351,10 +331,6 @@ def load_tensors(
     with torch.no_grad():
         for name in wanted:
             target[name].copy_(tensors[name])
-
-
-def shape_of(value) -> tuple[int, ...] | str:
-    return tuple(value.shape) if isinstance(value, Tensor) else f"no tensor but {type(value).__name__}"
 
 
 @dataclass(frozen=True)
@@ -378,25 +354,24 @@ class Source:
         return ours if self.left_out is None else official_name(ours).removeprefix(self.left_out)
 
 
-def read_source(path: Path | str, named: tuple[str, ...] = ()) -> Source:
+def read_source(file: Path | str | dict, named: tuple[str, ...] = ()) -> Source:
     """Reads a file to start from.
 
     Args:
+        file: a path, or a state dict of the official code.
         named: the class list of an official file, which has none of its own; empty for the usual one.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: no weights file, or an official file with another number of classes than the list.
     """
-    file = read_file(path)
-    if not looks_official(file.content):
-        return Source(file.path, file.sha256, as_weights(file))
-    return official_source(file.content, file.path, file.sha256, named)
-
-
-def official_source(content: dict, path: Path | str, sha256: str = "", named: tuple[str, ...] = ()) -> Source:
-    """A state dict of the official code; `read_source` explains the rest."""
-    tensors, problems = translate_official(content)
+    given = isinstance(file, dict)
+    path, sha256, content, _ = read = (
+        File(Path("the given state dict"), "", file, {}) if given else read_file(file)
+    )
+    if not (given or looks_official(content)):
+        return Source(path, sha256, as_weights(read))
+    tensors, left_out, problems = translate_official(content)
     emotions, biases = named or EMOTIONS, tensors.get("emotion.classifier.bias")
     if isinstance(biases, Tensor) and biases.numel() != len(emotions):
         raise ValueError(
@@ -406,8 +381,7 @@ def official_source(content: dict, path: Path | str, sha256: str = "", named: tu
     task = "aesthetics" if "head.5.bias" in tensors else "emotion"
     architecture = {"backbone": backbones.RESNET50, "width": 256, "emotions": list(emotions)}
     weights = Weights(tensors, {"task": task, "architecture": architecture})
-    left_out = "emotion_model." if is_emotion_file(unwrapped(content)) else ""
-    return Source(Path(path), sha256, weights, left_out, tuple(problems))
+    return Source(path, sha256, weights, left_out, tuple(problems))
 
 
 def load_source(network: Network, source: Source, only: str = "") -> None:
@@ -455,8 +429,7 @@ def load_official_weights(network: Network, source: Path | str | dict) -> None:
         ValueError: unknown, missing or misshapen names, listed; unequal copies of one tensor; another number
             of outputs or list of emotions. The model is unchanged then.
     """
-    content = source if isinstance(source, dict) else read_file(source).content
-    official = official_source(content, "the given state dict" if isinstance(source, dict) else source)
+    official = read_source(source if isinstance(source, dict) else read_file(source).content)
     branch_alone = all(name.startswith("emotion.") for name in official.weights.tensors)
     emotions_alone = isinstance(network, EmotionNetwork) or branch_alone
     load_source(network, official, only="emotion." if emotions_alone else "")
@@ -472,15 +445,13 @@ def load_imagenet(network: Network, source: str = "auto") -> None:
     name = network.arguments["backbone"]
     file = backbones.imagenet_file(name) if source == "auto" else Path(source)
     state, places = imagenet_state(name, file), pyramids(network)
-    names = [
-        (place, key) for place, pyramid in places.items() for key in pyramid.state_dict() if key in state
-    ]
 
     def shown(ours: str) -> str:
         place = next(place for place in places if ours.startswith(place))
         return ours.removeprefix(place).removeprefix("body.")
 
-    tensors = {f"{place}{key}": state[key] for place, key in names}
+    names = [(place, key) for place, pyramid in places.items() for key in pyramid.state_dict()]
+    tensors = {place + key: state[key] for place, key in names if key in state}
     load_tensors(network, tensors, str(file or name), only=tuple(places), shown=shown)
 
 

@@ -9,20 +9,21 @@ from torch import Tensor
 
 Tensors = dict[str, Tensor]
 
-_RESNET_STEM = {"0": "conv1", "1": "bn1", "4": "layer1"}
-
 OFFICIAL_NAMES = {  # beginning of an official name -> beginning of ours
-    **{f"feature1_x.{i}": f"detail.{name}" for i, name in _RESNET_STEM.items()},
-    **{f"feature1_s.{i}": f"context.{name}" for i, name in _RESNET_STEM.items()},
-    **{f"emotion_model.backbone.feature1.{i}": f"emotion.pyramid.{name}" for i, name in _RESNET_STEM.items()},
+    **{
+        f"{official}.{i}": f"{ours}.{name}"
+        for official, ours in (
+            ("feature1_x", "detail"),
+            ("feature1_s", "context"),
+            ("emotion_model.backbone.feature1", "emotion.pyramid"),
+        )
+        for i, name in ((0, "conv1"), (1, "bn1"), (4, "layer1"))
+    },
     "feature2_x": "detail.layer2",
     **{f"feature{i}_s": f"context.layer{i}" for i in (2, 3, 4)},
     **{f"emotion_model.backbone.feature{i}": f"emotion.pyramid.layer{i}" for i in (2, 3)},
-    **{f"model_x.{name}": f"detail.{name}" for name in ("conv1", "bn1", "layer1", "layer2")},
-    **{
-        f"model_s.{name}": f"context.{name}"
-        for name in ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
-    },
+    "model_x": "detail",  # the same tensors once more
+    "model_s": "context",
     "emotion_model.emotion_module.conv1": "emotion.coarse",
     "emotion_model.emotion_module.conv2": "emotion.middle",
     "emotion_model.emotion_module.conv3": "emotion.fine",
@@ -58,18 +59,13 @@ OFFICIAL_UNUSED = (  # registered there, never run
     "emotion_model.backbone.feature4",
 )
 
+EMOTION_FILE = ("emotion_module.", "backbone.feature")  # names begin so in a file of the emotion branch alone
+
 
 def looks_official(content: dict) -> bool:
     """Whether names like the official code's are in it; a file of ours has none."""
-    state = unwrapped(content)
-    return is_emotion_file(state) or any(
-        key.startswith(("emotion_model.", "feature", "CBR")) for key in state
-    )
-
-
-def is_emotion_file(state: dict) -> bool:
-    """Whether it is the official emotion branch on its own."""
-    return any(key.startswith(("emotion_module.", "backbone.feature")) for key in state)
+    beginnings = (*EMOTION_FILE, "emotion_model.", "feature", "CBR")
+    return any(key.startswith(beginnings) for key in unwrapped(content))
 
 
 def unwrapped(content: dict) -> dict:
@@ -78,46 +74,44 @@ def unwrapped(content: dict) -> dict:
     return {str(key).removeprefix("module."): value for key, value in state.items()}
 
 
-def translate_official(content: dict) -> tuple[Tensors, list[str]]:
+def translate_official(content: dict) -> tuple[Tensors, str, list[str]]:
     """Official names -> ours, without the unused layers.
 
     Returns:
-        The tensors, and in words what is wrong: unknown names and unequal copies of one tensor.
+        The tensors; what the file's names leave out at their beginning; and in words what is wrong: unknown
+        names and unequal copies of one tensor.
     """
     state = unwrapped(content)
-    beginning = "emotion_model." if is_emotion_file(state) else ""
+    left_out = "emotion_model." if any(key.startswith(EMOTION_FILE) for key in state) else ""
     tensors, origin, problems = {}, {}, []
     for name, tensor in state.items():
-        if begins(beginning + name, OFFICIAL_UNUSED):
+        if any(begins(left_out + name, unused) for unused in OFFICIAL_UNUSED):
             continue
-        ours = our_name(beginning + name)
+        ours = renamed(left_out + name, OFFICIAL_NAMES.items())
         if ours is None:
             problems.append(f"unknown {name}")
         elif ours in tensors and not equal(tensors[ours], tensor):
             problems.append(f"{origin[ours]} and {name} are copies of one tensor, but differ")
         else:
             tensors[ours], origin[ours] = tensor, name
-    return tensors, problems
+    return tensors, left_out, problems
+
+
+def official_name(ours: str) -> str:
+    return renamed(ours, ((new, old) for old, new in OFFICIAL_NAMES.items())) or ours
 
 
 def equal(a, b) -> bool:
     return isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
 
 
-def begins(name: str, beginnings: Iterable[str]) -> bool:
-    """Whether one of the dotted beginnings is the name or stands before one of its dots."""
-    return any(name == beginning or name.startswith(f"{beginning}.") for beginning in beginnings)
+def begins(name: str, beginning: str) -> bool:
+    """Whether the dotted beginning is the name or stands before one of its dots."""
+    return f"{name}.".startswith(f"{beginning}.")
 
 
-def our_name(official: str) -> str | None:
-    for beginning, ours in OFFICIAL_NAMES.items():
-        if begins(official, (beginning,)):
-            return ours + official[len(beginning) :]
+def renamed(name: str, beginnings: Iterable[tuple[str, str]]) -> str | None:
+    for old, new in beginnings:
+        if begins(name, old):
+            return new + name[len(old) :]
     return None
-
-
-def official_name(ours: str) -> str:
-    for official, beginning in OFFICIAL_NAMES.items():
-        if begins(ours, (beginning,)):
-            return official + ours[len(beginning) :]
-    return ours

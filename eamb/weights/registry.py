@@ -14,11 +14,7 @@ Network = EAMBNet | EmotionNetwork | LinearNetwork | SeriesNetwork
 
 
 class Kind(NamedTuple):
-    """One kind of network.
-
-    task: "aesthetics", "emotion" or "series".
-    last_layer: how the names of its last layer begin, whose shape depends on what is predicted.
-    """
+    """Its task, and how the names of its last layer begin, whose shape depends on what is predicted."""
 
     task: str
     last_layer: str
@@ -53,9 +49,8 @@ def build_network(task: str, name: str, arguments: dict) -> Network:
         ValueError: the arguments are of no network of ours.
     """
     arguments = {**arguments, "emotions": tuple(arguments.get("emotions", ()))}
-    build = {"emotion": EmotionNetwork, "series": SeriesNetwork}.get(task, build_model)
-    if name == "linear":
-        build = LinearNetwork
+    builders = {"emotion": EmotionNetwork, "series": SeriesNetwork}
+    build = LinearNetwork if name == "linear" else builders.get(task, build_model)
     if build in (LinearNetwork, SeriesNetwork):
         del arguments["emotions"]
     try:

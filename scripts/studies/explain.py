@@ -34,7 +34,6 @@ Writes explain.json (everything), explain.csv (the curves) and explain.png.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 import zlib
@@ -44,8 +43,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.integrate import trapezoid
 from scipy.ndimage import gaussian_filter
@@ -120,11 +119,7 @@ class Estimate(NamedTuple):
 Estimates = dict[tuple, Estimate]  # by (map, order, share, curve), (map, "area") and (map, "eam minus it")
 
 
-# ---- the command ---------------------------------------------------------------------------------
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """0 all well, 2 bad input, 130 interrupted."""
     return guarded(explain, parse(arguments))
 
 
@@ -142,7 +137,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def explain(options: argparse.Namespace) -> int:
-    config = read_config(options)
+    words = [f"data.dataset={options.dataset}", f"data.root={options.data_root}"]
+    config = load_config([], [*options.settings, *words])
+    given = (
+        ("--pictures", options.pictures, 2),  # one picture has no interval
+        ("--seed", options.seed, 0),
+        ("evaluate.bootstrap", config.evaluate.bootstrap, 1),
+    )
+    for name, value, smallest in given:
+        if value < smallest:
+            raise ValueError(f"explain: {name} must be at least {smallest}, got {value}")
     weights = load_aesthetics(options.checkpoint)
     config = as_trained(config, weights)
     data = config.data
@@ -158,7 +162,10 @@ def explain(options: argparse.Namespace) -> int:
     estimates = summarise(changes, config.evaluate.bootstrap, options.seed)
 
     pictures = f"{len(changes):,} pictures of {rated.name} {rated.split}"
-    checkpoint, unit = (options.checkpoint or SHIPPED).name, unit_of(weights.scale)
+    checkpoint, scale = (options.checkpoint or SHIPPED).name, weights.scale
+    unit = f"ratings from {scale.minimum:g} to {scale.maximum:g}"
+    if scale.kind == "label":
+        unit = "probability of high, 0 to 1"
     facts = {
         "sentence": sentence(estimates, pictures),
         "notes": notes,
@@ -183,34 +190,6 @@ def explain(options: argparse.Namespace) -> int:
     files = f"{options.output}: explain.json explain.csv explain.png"
     print("\n".join(["", table(estimates), "", *notes, facts["sentence"], "", files]))
     return 0
-
-
-def read_config(options: argparse.Namespace) -> Config:
-    """The settings, checked.
-
-    Raises:
-        ValueError: a number out of range, an unknown key.
-    """
-    words = [f"data.dataset={options.dataset}", f"data.root={options.data_root}"]
-    config = load_config([], [*options.settings, *words])
-    given = (
-        ("--pictures", options.pictures, 2),  # one picture has no interval
-        ("--seed", options.seed, 0),
-        ("evaluate.bootstrap", config.evaluate.bootstrap, 1),
-    )
-    for name, value, smallest in given:
-        if value < smallest:
-            raise ValueError(f"explain: {name} must be at least {smallest}, got {value}")
-    return config
-
-
-def unit_of(scale: Scale) -> str:
-    if scale.kind == "label":
-        return "probability of high, 0 to 1"
-    return f"ratings from {scale.minimum:g} to {scale.maximum:g}"
-
-
-# ---- maps ----------------------------------------------------------------------------------------
 
 
 def all_maps(
@@ -268,9 +247,6 @@ def random_maps(ids: Sequence[str], shape: tuple[int, int], seed: int) -> Tensor
     """(N, 1, h, w) of noise in [0, 1), a function of the seed and each picture's id alone."""
     noise = [np.random.default_rng((seed, zlib.crc32(name.encode()))).random(shape) for name in ids]
     return torch.from_numpy(np.stack(noise)).float()[:, None]
-
-
-# ---- curves --------------------------------------------------------------------------------------
 
 
 def blur_and_score(
@@ -356,43 +332,28 @@ def measure_changes(images: Tensor, ranks: Tensor, score: Score, batch_size: int
     Returns:
         (N, maps, orders, shares) float64.
     """
-    soft = blur(images)
+    sigma = BLUR * images.shape[3]
+    soft = gaussian_filter(images.numpy().astype(np.float32), (0, 0, sigma, sigma), mode="reflect")
+    soft = torch.from_numpy(np.rint(soft).astype(np.uint8))
+
+    def damaged() -> Iterator[Tensor]:
+        """Each picture with each share between 0 % and 100 % blurred by each map and order, shares fastest;
+        (batch_size or fewer, 3, H, W) uint8."""
+        pixels = images.shape[2] * images.shape[3]
+        counts = torch.tensor([round(share * pixels) for share in SHARES[1:-1]])  # (shares - 2,)
+        variants = torch.cartesian_prod(*(torch.arange(n) for n in (*ranks.shape[:3], len(counts))))
+        for part in variants.split(batch_size):
+            picture, kind, order, share = part.T  # (V,) each
+            first = ranks[picture, kind, order] < counts[share, None, None]  # (V, H, W)
+            yield torch.where(first[:, None], soft[picture], images[picture])
+
     ends = score([*images.split(batch_size), *soft.split(batch_size)])  # (2N,)
     whole, blurred = ends.reshape(2, len(images), 1, 1)  # (N, 1, 1) each
     changes = np.zeros((*ranks.shape[:3], len(SHARES)))
-    changes[..., 1:-1] = score(damaged(images, soft, ranks, batch_size)).reshape(*ranks.shape[:3], -1)
+    changes[..., 1:-1] = score(damaged()).reshape(*ranks.shape[:3], -1)
     changes[..., 1:-1] -= whole[..., None]
     changes[..., -1] = blurred - whole
     return changes
-
-
-def damaged(images: Tensor, soft: Tensor, ranks: Tensor, batch_size: int) -> Iterator[Tensor]:
-    """Each picture with each share between 0 % and 100 % blurred by each map and order, shares fastest.
-
-    Args:
-        images, soft: (N, 3, H, W) uint8, the pictures and their blurred copies.
-        ranks: (N, maps, orders, H, W).
-
-    Yields:
-        (batch_size or fewer, 3, H, W) uint8.
-    """
-    pixels = ranks.shape[-2] * ranks.shape[-1]
-    counts = torch.tensor([round(share * pixels) for share in SHARES[1:-1]])  # (shares - 2,)
-    variants = torch.cartesian_prod(*(torch.arange(length) for length in (*ranks.shape[:3], len(counts))))
-    for part in variants.split(batch_size):
-        picture, kind, order, share = part.T  # (V,) each
-        first = ranks[picture, kind, order] < counts[share, None, None]  # (V, H, W)
-        yield torch.where(first[:, None], soft[picture], images[picture])
-
-
-def blur(images: Tensor) -> Tensor:
-    """(N, 3, H, W) uint8 -> the same, blurred."""
-    sigma = BLUR * images.shape[3]
-    soft = gaussian_filter(images.numpy().astype(np.float32), (0, 0, sigma, sigma), mode="reflect")
-    return torch.from_numpy(np.rint(soft).astype(np.uint8))
-
-
-# ---- estimates -----------------------------------------------------------------------------------
 
 
 def summarise(changes: np.ndarray, repeats: int, seed: int) -> Estimates:
@@ -423,6 +384,10 @@ def sentence(estimates: Estimates, pictures: str) -> str:
     Args:
         pictures: how many of what, as in "300 pictures of para test".
     """
+
+    def verdict(estimate: Estimate, above: str, below: str, unclear: str) -> str:
+        return above if estimate.low > 0 else below if estimate.high < 0 else unclear
+
     area = estimates["eam", "area"]
     first = verdict(area, "more than", "less than", "neither measurably more nor less than")
     others = []
@@ -436,11 +401,6 @@ def sentence(estimates: Estimates, pictures: str) -> str:
         f"what it marks least (area between its curves {area.listed}); by this area the map "
         f"{', '.join(others[:-1])}, and {others[-1]}."
     )
-
-
-def verdict(estimate: Estimate, above: str, below: str, unclear: str) -> str:
-    """Above or below 0 only if the whole interval is; NaN is unclear."""
-    return above if estimate.low > 0 else below if estimate.high < 0 else unclear
 
 
 def table(estimates: Estimates) -> str:
@@ -459,9 +419,6 @@ def table(estimates: Estimates) -> str:
     return "\n".join(lines)
 
 
-# ---- files ---------------------------------------------------------------------------------------
-
-
 def write(folder: Path, estimates: Estimates, facts: dict) -> None:
     """explain.json, and explain.csv with one row a map, order and share."""
     rows = []
@@ -477,14 +434,13 @@ def write(folder: Path, estimates: Estimates, facts: dict) -> None:
     text = json.dumps(without_nan(content), indent=1, allow_nan=False)
     with written_whole(folder / "explain.json") as path:
         path.write_text(text + "\n", encoding="utf-8")
-    with written_whole(folder / "explain.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(rows[0])
-        writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in row.values()] for row in rows)
+    with written_whole(folder / "explain.csv") as path:
+        curves = pd.DataFrame(rows)
+        curves.to_csv(path, index=False, float_format="%.6g", na_rep="nan", lineterminator="\r\n")
 
 
 def draw(estimates: Estimates, heading: str, scores: str) -> Figure:
-    """The curves of absolute change, one panel an order, with the areas in the legend.
+    """The curves of absolute change with bands of their intervals, a panel an order; areas in the legend.
 
     Args:
         heading: what was measured on what.
@@ -495,31 +451,24 @@ def draw(estimates: Estimates, heading: str, scores: str) -> Figure:
     heading += f"\nwith the whole picture blurred the score changes by {whole}, whatever the map"
     figure.suptitle(heading, x=0.012, ha="left", fontsize=13, color=INK, parse_math=False)
     panels = figure.subplots(1, 2, sharey=True)
+    # Without 100 %, where all maps are equal: the change there is so large that it would flatten the rest.
+    percent = [100 * share for share in SHARES[:-1]]
     for axes, order in zip(panels, ORDERS, strict=True):
-        draw_order(axes, estimates, order)
+        for kind, name in MAPS.items():
+            points = [estimates[kind, order, share, "mean_absolute_change"] for share in SHARES[:-1]]
+            mean, low, high = zip(*points, strict=True)
+            axes.plot(percent, mean, label=f"{name}: {estimates[kind, 'area']}", **STYLES[kind])
+            axes.fill_between(percent, low, high, color=STYLES[kind]["color"], alpha=0.13, linewidth=0)
+        axes.set_title(ORDERS[order], fontsize=12, loc="left", color=INK)
+        axes.set_xlabel("blurred part of the picture (%)", color=FAINT)
+        axes.set(xlim=(0, 92), xticks=range(0, 91, 10))
+        axes.set_ylim(bottom=0)
+        clean(axes)
     panels[0].set_ylabel(f"mean |change of the score|\n({scores})", color=INK, fontsize=11)
     title = "area between the two curves of a map, 95 % interval (larger: it points at what matters)"
     style = {"loc": "outside lower center", "ncols": 2, "frameon": False, "fontsize": 11}
     figure.legend(*panels[0].get_legend_handles_labels(), title=title, **style)
     return figure
-
-
-def draw_order(axes: Axes, estimates: Estimates, order: str) -> None:
-    """The curves of all maps in one order, with bands of their intervals.
-
-    Without 100 %, where all maps are equal: the change there is so large that it would flatten the rest.
-    """
-    percent = [100 * share for share in SHARES[:-1]]
-    for kind, name in MAPS.items():
-        points = [estimates[kind, order, share, "mean_absolute_change"] for share in SHARES[:-1]]
-        mean, low, high = zip(*points, strict=True)
-        axes.plot(percent, mean, label=f"{name}: {estimates[kind, 'area']}", **STYLES[kind])
-        axes.fill_between(percent, low, high, color=STYLES[kind]["color"], alpha=0.13, linewidth=0)
-    axes.set_title(ORDERS[order], fontsize=12, loc="left", color=INK)
-    axes.set_xlabel("blurred part of the picture (%)", color=FAINT)
-    axes.set(xlim=(0, 92), xticks=range(0, 91, 10))
-    axes.set_ylim(bottom=0)
-    clean(axes)
 
 
 if __name__ == "__main__":

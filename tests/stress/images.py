@@ -5,7 +5,7 @@
     python -m tests.stress.images --soak 100000   # links to 300 pictures, 1 in 100 broken
 
 The files are made from the embedded photographs: each kind by hand, the rest damaged by chance, one in ten
-a good picture. `predict` runs twice, with other batches and threads, and the loader of a csv set once, each
+a good picture. `predict` runs twice, with other batches and threads, and the loader of trainings once, each
 in a process of its own that may read what any user may, even if root started it. Each file must have one row,
 alike in all three; two scores of one file, and those of good pictures with and without bad neighbours, must
 be equal within 1e-5 of the range. No process may take more than --memory.
@@ -17,7 +17,6 @@ cost 10 % more processor time than the first. It reads Linux's /proc. Exit code 
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import json
 import multiprocessing
@@ -39,24 +38,21 @@ from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 import numpy as np
 from PIL import Image
 
-from datasets import PictureSet, TestOrder, load_dataset, make_loader
+from datasets import PictureSet, TestOrder, make_loader
 from eamb.files import encodable
 from eamb.network.outputs import Scale
 from eamb.readers.demo import PHOTOGRAPHS, open_photograph
-from eamb.readers.own_csv import native
-from eamb.readers.rated import DataOptions, RatedSet
+from eamb.readers.rated import RatedSet
 from main import main as eambnet
-from tests.small import ROOT, bound_by_permissions
+from tests.small import ROOT, bound_by_permissions, read_csv
 
 Row = tuple[float | None, str | None]  # score as a share of its range, reason why there is none
 Rows = dict[str, Row]  # by path
+Contents = dict[str | bytes, bytes | Callable[[str], object]]  # of files by name, or what makes one at a path
 TOLERANCE = 1e-5 + 1e-9  # of the range, between two scores of one file
 DECODERS = 2  # processes of the loader
-START, GROWTH, SLOWER = (
-    1000,
-    50,
-    1.1,
-)  # of a soak: pictures, MB more than within these, cost of the last tenth
+START, GROWTH = 1000, 50  # of a soak: pictures, MB more than within these
+SLOWER = 1.1  # times the processor time of its first tenth may its last take
 
 
 def encoded(picture: Image.Image, kind: str, **options) -> bytes:
@@ -72,10 +68,7 @@ def photographs() -> list[Image.Image]:
     return pictures
 
 
-# ---- files made by hand: name -> content, or what makes the file at a path
-
-
-def refused(picture: Image.Image) -> dict[str, bytes | Callable[[str], object]]:
+def refused(picture: Image.Image) -> Contents:
     """What is no picture, or says that it is enormous."""
     jpeg, progressive = encoded(picture, "JPEG"), encoded(picture, "JPEG", progressive=True)
     short, last_scan = zlib.compress(bytes(1000)), progressive[progressive.rindex(b"\xff\xda") : -2]
@@ -90,12 +83,6 @@ def refused(picture: Image.Image) -> dict[str, bytes | Callable[[str], object]]:
         "document.tif": b"%PDF-1.7\n1 0 obj\n<<>>\nendobj\n",
         "archive.webp": b"PK\3\4" + bytes(200),
         "phone.jpg": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(50),
-        "start.jpg": b"\xff\xd8\xff",
-        "start.png": b"\x89PNG\r\n\x1a\n",
-        "start.gif": b"GIF89a",
-        "start.bmp": b"BM",
-        "start.tiff": b"II*\0\x08\0\0\0\xff\xff",
-        "start.webp": b"RIFF\xff\xff\xff\xffWEBPVP8X",
         "float.tif": encoded(picture.convert("F"), "TIFF"),
         "bomb.png": png(100_000, 100_000, 8, 2, short),
         "largest.png": png(2**31 - 1, 2**31 - 1, 16, 6, short),
@@ -117,7 +104,7 @@ def refused(picture: Image.Image) -> dict[str, bytes | Callable[[str], object]]:
     }
 
 
-def scored(picture: Image.Image) -> dict[str, bytes | Callable[[str], object]]:
+def scored(picture: Image.Image) -> Contents:
     """Odd pictures."""
     jpeg, cmyk = encoded(picture, "JPEG"), encoded(picture.convert("CMYK"), "JPEG")
     adobe = cmyk.index(b"Adobe") + 11
@@ -158,44 +145,24 @@ def scored(picture: Image.Image) -> dict[str, bytes | Callable[[str], object]]:
     }
 
 
-def plain(picture: Image.Image) -> dict[str | bytes, bytes]:
+def plain(picture: Image.Image) -> Contents:
     """Plain pictures with odd metadata or an odd name, which are scored."""
-    files, jpeg = {}, encoded(picture, "JPEG")
-    exif = {number: Image.Exif() for number in (*range(10), 65535)}
+    exif = {orientation: Image.Exif() for orientation in (*range(10), 65535)}
     for orientation, tags in exif.items():
         tags[0x0112] = orientation
-    damaged = [b"Exif\0\0", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0II*\0\x08\0\0\0" * 9]
-    damaged += [b"Exif\0\0MM\0*\0\0\0\x08\0\1\x01\x12\0\2\xff\xff\xff\xff"]
-    damaged += [
-        b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\1" * 60,
-        exif[1].tobytes()[:14],
-        exif[1].tobytes()[:20],
-    ]
-    for number, tags in enumerate([*exif.values(), *damaged]):
-        files[f"exif{number}.jpg"] = encoded(picture, "JPEG", exif=tags)
-    names = [
-        " .jpg",
-        "it's.jpg",
-        'a "b", c.jpg',
-        "two\nlines.jpg",
-        "two\r\nlines.jpg",
-        "tab\there.jpg",
-        "😀.jpg",
-    ]
-    names += ["-rf.jpg", "--output.jpg", "=1+1.jpg", "@b.jpg", "$(touch x).jpg", "`x`;x|x.jpg", "a[1]*?.jpg"]
-    names += ["a\\b.jpg", "%s%n.jpg", "\x1b[31m.jpg", "\u202e.jpg", "x" * 251 + ".jpg", "ä" * 125 + ".jpg"]
-    names += [
-        "\u2028.jpg",
-        "a.JPG",
-        "folder.jpg/inside.jpg",
-        b"\xff\xfe.jpg",
-        b"\xc3.jpg",
-        b"a\xed\xa0\x80.jpg",
-    ]
-    return files | dict.fromkeys(names, jpeg)
+    damaged = [b"", b"MM\0*\xff\xff\xff\xff", b"II*\0\x08\0\0\0" + b"Exif\0\0II*\0\x08\0\0\0" * 8]
+    damaged += [b"MM\0*\0\0\0\x08\0\1\x01\x12\0\2\xff\xff\xff\xff"]
+    damaged += [b"II*\0\x08\0\0\0\xff\xff" + b"\1" * 60, *(exif[1].tobytes()[6:n] for n in (14, 20))]
+    every = [*exif.values(), *(b"Exif\0\0" + tags for tags in damaged)]
+    files = {f"exif{number}.jpg": encoded(picture, "JPEG", exif=tags) for number, tags in enumerate(every)}
+    names = [" ", "it's", 'a "b", c', "two\nlines", "two\r\nlines", "tab\there", "😀", "-rf", "--output"]
+    names += ["=1+1", "@b", "$(touch x)", "`x`;x|x", "a[1]*?", "a\\b", "%s%n", "\x1b[31m", "\u202e"]
+    names += ["\u2028", "x" * 251, "ä" * 125, "folder.jpg/inside"]
+    odd = [b"\xff\xfe.jpg", b"\xc3.jpg", b"a\xed\xa0\x80.jpg", "a.JPG", *(f"{name}.jpg" for name in names)]
+    return files | dict.fromkeys(odd, encoded(picture, "JPEG"))
 
 
-def scored_or_refused(picture: Image.Image) -> dict[str, bytes]:
+def scored_or_refused(picture: Image.Image) -> Contents:
     comment = b"Comment\0\0" + zlib.compress(bytes(200_000_000))
     content = encoded(picture, "PNG")
     return {
@@ -222,26 +189,12 @@ def resized_jpeg(content: bytes, width: int, height: int) -> bytes:
     return patched(content, frame + 5, ">HH", height, width)
 
 
-# ---- files damaged by chance
-
-
 def damaged(pictures: list[Image.Image], chance: random.Random) -> Iterator[tuple[str, bytes]]:
     """Names and contents without end: bits flipped, pieces blanked, moved or lost, ends cut off."""
-    kinds = {
-        "jpg": "JPEG",
-        "jpeg": "JPEG",
-        "png": "PNG",
-        "webp": "WEBP",
-        "gif": "GIF",
-        "bmp": "BMP",
-        "tif": "TIFF",
-    }
-    options = {"jpeg": {"progressive": True}, "tif": {"compression": "tiff_lzw"}}
-    sources = [
-        (ending, encoded(picture, kind, **options.get(ending, {})))
-        for picture in pictures
-        for ending, kind in kinds.items()
-    ]
+    kinds = [("jpg", "JPEG", {}), ("jpeg", "JPEG", {"progressive": True}), ("png", "PNG", {})]
+    kinds += [("webp", "WEBP", {}), ("gif", "GIF", {}), ("bmp", "BMP", {})]
+    kinds.append(("tif", "TIFF", {"compression": "tiff_lzw"}))
+    sources = [(kind[0], encoded(one, kind[1], **kind[2])) for one in pictures for kind in kinds]
     while True:
         ending, whole = chance.choice(sources)
         content, length = bytearray(whole), chance.choice((1, 4, 40, 4000))
@@ -269,14 +222,11 @@ def make_files(folder: Path, count: int, seed: int, large: bool = True) -> dict[
         large: with those that take a second each.
     """
     pictures, chance = photographs(), random.Random(seed)
-    made = [(name, content, "refused") for name, content in refused(pictures[0]).items()]
-    made += [
-        (name, content, "scored") for kind in (scored, plain) for name, content in kind(pictures[0]).items()
-    ]
-    if large:
-        made += [(name, content, "either") for name, content in scored_or_refused(pictures[0]).items()]
-    else:
-        made = [one for one in made if not os.fsdecode(one[0]).startswith(("real_", "cut", "scans"))]
+    kinds = [(refused, "refused"), (scored, "scored"), (plain, "scored"), (scored_or_refused, "either")]
+    made = [(*file, fate) for kind, fate in kinds for file in kind(pictures[0]).items()]
+    if not large:
+        slow = ("real_", "cut", "scans", "long", "text")
+        made = [one for one in made if not os.fsdecode(one[0]).startswith(slow)]
     more = damaged(pictures, chance)
     made += [(*next(more), "either") for _ in range(count * 9 // 10 - len(made))]
     chance.shuffle(made)
@@ -293,17 +243,13 @@ def make_files(folder: Path, count: int, seed: int, large: bool = True) -> dict[
     return fates
 
 
-# ---- what becomes of them
-
-
 def predicted(paths: list[str], output: str, words: list[str]) -> Rows:
     """From a run of main.py predict."""
     code = eambnet(["predict", *paths, "--output", output, "--device", "cpu", *words])
-    text = Path(output).read_bytes().decode()
     if output.endswith(".jsonl"):
-        read = [json.loads(line) for line in text.split("\n")[:-1]]
+        read = [json.loads(line) for line in Path(output).read_text("utf-8").split("\n")[:-1]]
     else:
-        read = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+        read = read_csv(Path(output))
     rows = {}
     for row in read:
         low, high = (float(row[name] or 0) for name in ("score_min", "score_max"))
@@ -314,26 +260,15 @@ def predicted(paths: list[str], output: str, words: list[str]) -> Rows:
     return rows
 
 
-def loaded(paths: list[str], table: str) -> Rows:
-    """From the loader of trainings, without scores: a csv set, and those files that no table can name."""
-    folder = Path(table).parent
-    names = {os.path.relpath(path, folder): path for path in paths}
-    fit = [name for name in names if name == encodable(name) == native(name).strip()]
-    with open(table, "w", newline="", encoding="utf-8") as file:  # noqa: PTH123
-        csv.writer(file).writerows([("path", "score", "split"), *((name, 3, "train") for name in fit)])
-    options = DataOptions(table=Path(table).name, minimum=1.0, maximum=5.0)
-    sets = [*load_dataset("csv", folder, ("train", "val"), options).values()]
-    odd = [name for name in names if name not in set(fit)]
-    odd_paths, scores = [names[name] for name in odd], np.full(len(odd), 3.0)
-    sets.append(RatedSet("odd", "train", "made", odd, odd_paths, scores, Scale("score", 1.0, 5.0, 3.0)))
+def loaded(paths: list[str]) -> Rows:
+    """From the loader of trainings, without scores."""
+    scale, zeros = Scale("score", 1.0, 5.0, 3.0), np.zeros(len(paths))
+    pictures = PictureSet(RatedSet("odd", "train", "", paths, paths, zeros, scale), 224, skip_broken=True)
     rows = {}
-    for rated in sets:
-        rows |= {name: (None, reason) for name, reason in rated.left_out}
-        pictures = PictureSet(rated, 224, flip_seed=0, skip_broken=True)
-        for batch in make_loader(pictures, TestOrder(len(rated), 16), DECODERS):
-            rows |= {rated.ids[index]: (None, None) for index in batch.index.tolist()}
-            rows |= {name: (None, reason) for name, reason in batch.broken}
-    return {encodable(path): rows[name] for name, path in names.items() if name in rows}
+    for batch in make_loader(pictures, TestOrder(len(paths), 16), DECODERS):
+        rows |= {encodable(paths[index]): (None, None) for index in batch.index.tolist()}
+        rows |= {encodable(path): (None, reason) for path, reason in batch.broken}
+    return rows
 
 
 def with_peak(function: Callable, arguments: tuple) -> tuple[object, float]:
@@ -354,12 +289,9 @@ def apart(function: Callable, *arguments, seconds: float) -> tuple[object, float
     pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
     try:
         return pool.submit(with_peak, function, arguments).result(seconds)
-    except BrokenProcessPool as error:
-        raise RuntimeError("crashed") from error
-    except FutureTimeoutError as error:
-        raise RuntimeError(f"hangs; ended after {seconds:.0f} s") from error
-    except (ValueError, OSError) as error:
-        raise RuntimeError(str(error)) from error
+    except (BrokenProcessPool, FutureTimeoutError, ValueError, OSError) as error:
+        said = {BrokenProcessPool: "crashed", FutureTimeoutError: f"hangs; ended after {seconds:.0f} s"}
+        raise RuntimeError(said.get(type(error), str(error))) from error
     finally:
         for process in multiprocessing.active_children():
             process.kill()
@@ -368,15 +300,13 @@ def apart(function: Callable, *arguments, seconds: float) -> tuple[object, float
 
 def problems_of(fates: dict[str, str], runs: dict[str, Rows], alone: Rows) -> list[str]:
     """What is wrong with the rows: of each run, and of the good pictures among themselves."""
-    problems = []
-    for name, rows in runs.items():
-        problems += [
-            f"{name}: a row for {path}, which was not asked for" for path in rows.keys() - fates.keys()
-        ]
+    problems = [
+        f"{name}: a row for {path}, which was not asked for"
+        for name, rows in runs.items()
+        for path in rows.keys() - fates.keys()
+    ]
     for path, fate in fates.items():
-        rows = [rows.get(path) for rows in runs.values()]
-        if fate == "good":
-            rows.append(alone.get(path))
+        rows = [rows.get(path) for rows in (*runs.values(), *([alone] if fate == "good" else []))]
         if None in rows:
             problems.append(f"{path}: no row")
             continue
@@ -394,28 +324,22 @@ def problems_of(fates: dict[str, str], runs: dict[str, Rows], alone: Rows) -> li
             problems.append(f"{path}: scores are {max(shares) - min(shares):.2g} of the range apart")
     return problems
 
-    return problems
-
 
 def hostile(folder: Path, fates: dict[str, str], memory: float, words: list[str]) -> list[str]:
     """What is wrong when the files (path -> fate) are scored and loaded."""
     everything, good = [str(folder / "files")], [path for path, fate in fates.items() if fate == "good"]
+    others = ["--workers", "3", "--batch-size", "5", *words]
+    runs = {
+        "good pictures alone": (predicted, good, f"{folder}/good.csv", words),
+        "predict": (predicted, everything, f"{folder}/a.jsonl", ["--workers", "2", *words]),
+        "predict again": (predicted, everything, f"{folder}/b.csv", others),
+        "loader": (loaded, list(fates)),
+    }
     rows, problems = {}, []
-    for name, function, *arguments in (
-        ("good pictures alone", predicted, good, f"{folder}/good.csv", words),
-        ("predict", predicted, everything, f"{folder}/a.jsonl", ["--workers", "2", *words]),
-        (
-            "predict again",
-            predicted,
-            everything,
-            f"{folder}/b.csv",
-            ["--workers", "3", "--batch-size", "5", *words],
-        ),
-        ("loader", loaded, list(fates), f"{folder}/files.csv"),
-    ):
+    for name, run in runs.items():
         started = time.monotonic()
         try:
-            rows[name], peak = apart(function, *arguments, seconds=120 + len(fates))
+            rows[name], peak = apart(*run, seconds=120 + len(fates))
         except RuntimeError as error:
             problems.append(f"{name}: {error}")
             continue
@@ -428,29 +352,25 @@ def hostile(folder: Path, fates: dict[str, str], memory: float, words: list[str]
     return problems + problems_of({encodable(path): fate for path, fate in fates.items()}, rows, alone)
 
 
-# ---- a long run
-
-
 def soak(folder: Path, count: int, words: list[str], start: int = START) -> list[str]:
     """What is wrong with a run over `count` links to 300 pictures, three of them broken."""
     if count < 2 * start:
         raise ValueError(f"stress: --soak needs {2 * start} pictures at least")
-    pictures = photographs()
-    for name in ("targets", "links"):
-        (folder / name).mkdir()
+    pictures, targets, links = photographs(), folder / "targets", folder / "links"
+    targets.mkdir()
+    links.mkdir()
     for number in range(300):
         content = encoded(pictures[number % len(pictures)].rotate(number), "JPEG", quality=90)
-        target = folder / "targets" / f"{number}.jpg"
-        target.write_bytes(content[: len(content) // 2] if number % 100 == 50 else content)
+        broken = number % 100 == 50
+        (targets / f"{number}.jpg").write_bytes(content[: len(content) // 2] if broken else content)
     for number in range(count):
-        (folder / "links" / f"{number:07d}.jpg").symlink_to(folder / "targets" / f"{number % 300}.jpg")
+        (links / f"{number:07d}.jpg").symlink_to(targets / f"{number % 300}.jpg")
     output = folder / "scores.csv"
-    command = ["predict", folder / "links", "--output", output, "--device", "cpu", *words]
+    command = ["predict", links, "--output", output, "--device", "cpu", *words]
     process = subprocess.Popen([sys.executable, ROOT / "main.py", *map(str, command)])
     moments = list(watched(process, output, count))
     code = process.wait()
-    with output.open(newline="", encoding="utf-8") as file:
-        rows = [(Path(row["path"]).name, bool(row["error"])) for row in csv.DictReader(file, strict=True)]
+    rows = [(Path(row["path"]).name, bool(row["error"])) for row in read_csv(output)]
     if rows != [(f"{number:07d}.jpg", number % 100 == 50) for number in range(count)] or code != 1:
         return [f"{len(rows)} rows of {count}, or wrong ones; exit code {code}"]
     return slowdown_and_growth(moments, count, start)
@@ -461,36 +381,27 @@ def watched(process: subprocess.Popen, output: Path, count: int) -> Iterator[tup
 
     Not later: when the process ends, torch's own cleaning up reads 110 MB more of its library.
     """
-    rows, place = -1, 0  # the header is no row
-    tick, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
-    while process.poll() is None and rows < count:
-        time.sleep(0.05)
-        ticks = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-        memory = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * page / 1e6
-        if output.exists():
-            with output.open("rb") as file:
-                file.seek(place)
-                new = file.read()
-            rows, place = rows + new.count(b"\n"), place + len(new)
-        if rows > 0 and memory:
-            yield rows, sum(map(int, ticks)) / tick, memory
+    rows, tick, page = -1, os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")  # the header is no row
+    while process.poll() is None and not output.exists():
+        time.sleep(0.01)
+    with output.open("rb") as file:
+        while process.poll() is None and rows < count:
+            time.sleep(0.05)
+            rows += file.read().count(b"\n")
+            ticks = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+            memory = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * page / 1e6
+            if rows > 0 and memory:
+                yield rows, sum(map(int, ticks)) / tick, memory
 
 
 def slowdown_and_growth(moments: list[tuple[int, float, float]], count: int, start: int = START) -> list[str]:
     """What is wrong with processor time and memory; prints both."""
-
-    def milliseconds(begin: float, end: float) -> float:
-        """A picture's, between two shares of the run."""
-        first = next(moment for moment in moments if moment[0] >= begin * count)
-        last = next((moment for moment in moments if moment[0] >= end * count), moments[-1])
-        return 1000 * (last[1] - first[1]) / max(1, last[0] - first[0])
-
-    before = max(memory for rows, _, memory in moments if rows <= start)
-    growth = max(memory for *_, memory in moments) - before
-    first, last = milliseconds(0, 0.1), milliseconds(0.9, 1)
-    print(
-        f"memory: {before:.0f} MB within {start:,} pictures, {growth:+.0f} MB in the other {count - start:,}"
-    )
+    rows, seconds, memory = np.array(moments).T
+    before = memory[rows <= start].max()
+    growth = memory.max() - before
+    begin, tenth, last_tenth, end = np.interp([0, 0.1 * count, 0.9 * count, count], rows, seconds)
+    first, last = (1000 * spent / (0.1 * count) for spent in (tenth - begin, end - last_tenth))
+    print(f"memory: {before:.0f} MB within {start:,} pictures, {growth:+.0f} MB in the others")
     print(f"processor time a picture: {first:.1f} ms in the first tenth, {last:.1f} ms in the last")
     problems = []
     if growth > GROWTH:

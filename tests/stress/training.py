@@ -58,10 +58,12 @@ class Trainings:
         context.set_forkserver_preload(LOADED)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+            shared = {"WORLD_SIZE": self.count, "LOCAL_WORLD_SIZE": self.count, "MASTER_ADDR": "127.0.0.1"}
+            shared["MASTER_PORT"] = free.getsockname()[1]
         words, log = [*self.words, "--output", str(output)], output.with_name(f"{output.name}.log")
-        arguments = [(words, log, rank, self.count, port) for rank in range(self.count)]
-        processes = [context.Process(target=train, args=each) for each in arguments]
+        ranks = [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in range(self.count)]
+        variables = [{name: str(value) for name, value in rank.items()} for rank in ranks]
+        processes = [context.Process(target=train, args=(words, log, each)) for each in variables]
         for process in processes:
             process.start()
         return processes
@@ -75,15 +77,12 @@ def finish(processes: list[BaseProcess]) -> None:
         raise RuntimeError(f"stress: a training ended by itself, exit codes {codes}; see its log")
 
 
-def train(words: list[str], log: Path, rank: int, world: int, port: int) -> None:
+def train(words: list[str], log: Path, variables: dict[str, str]) -> None:
     """One process of a training."""
     figures.write_figure = lambda figure, path: None  # most of a tiny training's time
     torch.set_num_threads(1)
     multiprocessing.set_start_method(None, force=True)  # of decoding processes: the usual one, not this one's
-    if world > 1:
-        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-        values = {**ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ |= {name: str(value) for name, value in values.items()}
+    os.environ |= variables if variables["WORLD_SIZE"] != "1" else {}
     with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         code = eambnet(words)
     sys.exit(code)
@@ -95,12 +94,8 @@ def alive(processes: list[BaseProcess]) -> bool:
 
 def wait_until_written(processes: list[BaseProcess], path: Path) -> bool:
     """Waits until the file is written anew; False: the training ended before."""
-
-    def changed() -> int:
-        return path.stat().st_mtime_ns if path.exists() else 0
-
-    before = changed()
-    while changed() == before:
+    before = path.exists() and path.stat().st_mtime_ns
+    while (path.exists() and path.stat().st_mtime_ns) == before:
         if not alive(processes):
             return False
         time.sleep(0.001)
@@ -173,11 +168,10 @@ def unequal(place: str, first, second) -> list[str]:
     """The places where nested values differ, to the last bit."""
     if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
         return [] if first.dtype == second.dtype and torch.equal(first, second) else [place]
+    if isinstance(first, list | tuple) and isinstance(second, list | tuple):
+        first, second = dict(enumerate(first)), dict(enumerate(second))
     if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
         return [one for key in first for one in unequal(f"{place}: {key}", first[key], second[key])]
-    if isinstance(first, list | tuple) and isinstance(second, list | tuple) and len(first) == len(second):
-        pairs = enumerate(zip(first, second, strict=True))
-        return [one for i, pair in pairs for one in unequal(f"{place}: {i}", *pair)]
     return [] if repr(first) == repr(second) else [place]
 
 
