@@ -42,7 +42,7 @@ IMPOSSIBLE = {
     ),
     "weights of nothing": (
         ["loss.class_weights=balanced", UNTRAINED],
-        "weighs emotions, which this run",
+        "is for emotions, which this run",
     ),
     "other emotions": (["--task", "emotion", "model.emotions=awe,bogus"], "names awe, bogus; csv has amuse"),
     "linear without": (
