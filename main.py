@@ -64,7 +64,12 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 
 def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", type=str.lower, choices=TASKS)
-    parser.add_argument("--network", choices=NETWORKS, help="the last two are for --task series")
+    parser.add_argument(
+        "--network",
+        choices=NETWORKS,
+        help="linear: a pooled backbone and one layer; the last two are for --task series (resnet: pooled maps "
+        "of any backbone, paunit: attention units)",
+    )
     add_data_options(parser)
     parser.add_argument("--emotion-checkpoint", metavar="FILE", help="weights of the emotion branch")
     parser.add_argument("--weights", metavar="FILE", help="start from this network (fine-tuning)")

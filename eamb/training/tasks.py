@@ -360,12 +360,12 @@ def rating_loss(settings: Loss, scale: Scale) -> LossFunction:
         return lambda output, batch: losses.label_loss(output.prediction, scale.is_high(batch.scores).float())
     weight = settings.correlation_weight
 
-    def loss(output: Output, batch: Batch) -> Tensor:
+    def score_loss(output: Output, batch: Batch) -> Tensor:
         target = scale.probability(batch.scores)  # (N,)
-        error = losses.score_loss(output.prediction, target)
-        return error + weight * losses.correlation_loss(output.prediction, target) if weight else error
+        loss = losses.score_loss(output.prediction, target)
+        return loss + weight * losses.correlation_loss(output.prediction, target) if weight else loss
 
-    return loss
+    return score_loss
 
 
 def emotion_loss(settings: Loss, rated: RatedSet) -> LossFunction:
