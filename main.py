@@ -67,8 +67,8 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--network",
         choices=NETWORKS,
-        help="linear: a pooled backbone and one layer; for --task series: resnet (pooled maps of any backbone) "
-        "or paunit (attention units)",
+        help="linear: a pooled backbone and one layer; for --task series: resnet (any backbone, pooled) or "
+        "paunit (attention units)",
     )
     add_data_options(parser)
     parser.add_argument("--emotion-checkpoint", metavar="FILE", help="weights of the emotion branch")
