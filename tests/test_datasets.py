@@ -473,7 +473,7 @@ def test_bad_cells_are_named_by_file_row_and_column(tmp_path):
     refused("For your own columns use --dataset csv data.score_column=NAME.", "para", tmp_path, ("test",))
     path.write_text(good)
     (path.parent / "identical_images.txt").write_text("p1_.jpg p2_.jpg\np3_.jpg\n")
-    words = "identical_images.txt row 2 has one name, expected two or more, of one picture"
+    words = "identical_images.txt row 2 has one name, expected two or more of one picture"
     refused(words, "para", tmp_path)
 
 
