@@ -59,7 +59,7 @@ class SetReader:
         test = reader.load(("test",))["test"]
         twins = reader.twins_in_training()  # opens the training files, and no other again
 
-    Arguments and errors as of `load_dataset`. The contents of the files stay in memory as long as it does.
+    Arguments and errors are those of `load_dataset`. What was read stays in memory with the reader.
     """
 
     def __init__(self, name: str, root: str | Path, options: DataOptions | None = None):
@@ -496,7 +496,7 @@ class TestOrder(Sampler):
         batch_size: of each process.
     """
 
-    __test__ = False  # not a test case, whatever pytest makes of the name
+    __test__ = False  # pytest would take the name for a test case's
 
     def __init__(self, count: int, batch_size: int, rank: int = 0, world: int = 1):
         self.indices = range(rank, count, world)

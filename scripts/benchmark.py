@@ -7,11 +7,11 @@ The parts: forward, step (training), loader, predict (files to scores), start (o
 (PyTorch and OpenVINO), scaled (what scaled decoding does to scores), table (a set of AVA's size).
 
 The reference path is our code in the published order of operations: float32, channels first, 1x1 convolution
-behind the resize, nothing folded, the emotion branch run in every training step, each picture decoded and
+after the resize, nothing folded, the emotion branch run in every training step, each picture decoded and
 resized by Pillow and normalised as float32 in the loader (`predict`'s reference: the network alone).
 A row with a + adds one step to the last such row. Every variant runs in its own process, so that its peak
-memory can be told; the processes take turns, one timed run a round. Rates are of the median over the rounds,
-and the range is a share of it. Long tables are measured a few rows at a time, each time with the reference:
+memory can be measured; the processes take turns, one timed run a round. Rates are of the median over the
+rounds, and the range is a share of it. Long tables are measured a few rows at a time, each time with the reference:
 ratios are to the nearest one above. The ceiling is what a 3x3 convolution of 256 channels at 64x64 reaches,
 measured in turn with the rest. Differences (of prediction, logits and map; for `predict` of scores) are to
 the reference.
@@ -79,7 +79,7 @@ Steps = tuple[str, ...]  # away from the reference path
 class Variant(NamedTuple):
     """One way to compute what a table is about; its table's first is the reference.
 
-    make: called with the arguments in the variant's own process; gives the function that is timed.
+    make: called with the arguments in the variant's own process; returns the function that is timed.
     images: pictures in one run; 0: seconds are shown instead of a rate.
     flops: of one picture; 0: not counted.
     precision: of the ceiling that it is compared with; int8 has none.
@@ -416,7 +416,7 @@ QUICK_PARTS = ("forward", "step", "loader", "predict")
 
 @cache
 def built(variant: Variant, threads: int) -> Callable:
-    """In the variant's own process: what is timed, made once."""
+    """The function that is timed, made once in the variant's own process."""
     torch.set_num_threads(threads)
     return variant.make(*variant.arguments)
 
@@ -455,13 +455,13 @@ def measure(variants: list[Variant], rounds: int, threads: int) -> list[Turns]:
     return list(zip(*turns, strict=True))
 
 
-def as_row(variant: Variant, turns: Turns, reference: Variant, beside: Turns) -> dict:
-    """A variant's figures for the json; `beside` has the reference's turns of the same rounds."""
+def as_row(variant: Variant, turns: Turns, reference: Variant, reference_turns: Turns) -> dict:
+    """A variant's figures for the json; `reference_turns` are of the same rounds."""
     seconds = [turn[0] for turn in turns]
-    output, expected = turns[-1][1], beside[-1][1]
+    output, expected = turns[-1][1], reference_turns[-1][1]
     differences = {name: np.abs(output[name] - expected[name]) for name in output if name in expected}
     rate = variant.images / median(seconds)
-    ratios = [other[0] / one for other, one in zip(beside, seconds, strict=True)]
+    ratios = [turn[0] / value for turn, value in zip(reference_turns, seconds, strict=True)]
     return {
         "variant": variant.name,
         "images_per_second": rate or None,
