@@ -11,10 +11,10 @@ after the resize, nothing folded, the emotion branch run in every training step,
 resized by Pillow and normalised as float32 in the loader (`predict`'s reference: the network alone).
 A row with a + adds one step to the last such row. Every variant runs in its own process, so that its peak
 memory can be measured; the processes take turns, one timed run a round. Rates are of the median over the
-rounds, and the range is a share of it. Long tables are measured a few rows at a time, each time with the reference:
-ratios are to the nearest one above. The ceiling is what a 3x3 convolution of 256 channels at 64x64 reaches,
-measured in turn with the rest. Differences (of prediction, logits and map; for `predict` of scores) are to
-the reference.
+rounds, and the range is a share of it. Long tables are measured a few rows at a time, each time with the
+reference: ratios are to the nearest one above. The ceiling is what a 3x3 convolution of 256 channels at 64x64
+reaches, measured in turn with the rest. Differences (of prediction, logits and map; for `predict` of scores)
+are to the reference.
 """
 
 from __future__ import annotations
