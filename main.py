@@ -217,7 +217,7 @@ def run_scoring(options: argparse.Namespace) -> int:
     if options.command == "predict":
         from eamb.inference.predict import predict as command
     else:
-        from eamb.selection.picks import run as command
+        from eamb.selection.picks import select as command
     return command(options)
 
 

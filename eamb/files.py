@@ -36,21 +36,16 @@ def written_whole(path: Path, previous: Path | None = None) -> Iterator[Path]:
             path.replace(previous)
         temporary.replace(path)
         if os.name == "posix":  # elsewhere a folder cannot be opened
-            sync_folder(path.parent)
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:  # so that the renaming outlasts a power cut
+                os.fsync(folder)
+            except OSError as error:  # shared folders often cannot
+                if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                    raise
+            finally:
+                os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes a renaming in it outlast a power cut, where the file system can (shared folders often cannot)."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(opened)
 
 
 def file_hash(path: Path) -> str:

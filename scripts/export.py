@@ -25,7 +25,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from eamb.files import written_whole
 from eamb.inference import exported
-from eamb.inference.exported import ENDINGS, INPUT, KEY, PLACE, Exported, metadata, openvino
+from eamb.inference.exported import ENDINGS, INPUT, KEY, Exported, metadata, openvino
 from eamb.network import backbones
 from eamb.network.outputs import Output
 from eamb.readers.decoding import decode, normalise
@@ -51,10 +51,6 @@ INT8_LIMITS = {  # largest differences
     "emotion_probability": 0.2,  # the shipped network has .02 on the photographs in scikit-image
     "mean_map": 0.1,  # maps are from 0 to 1; the shipped network has .04
 }
-BATCH_SIZES = (1, 2, 5)  # compared, for the batch is dynamic
-CALIBRATION_BATCH = 4  # pictures
-OPSET = 17
-Differences = dict[str, float]
 
 
 class Whole(nn.Module):
@@ -71,41 +67,17 @@ class Whole(nn.Module):
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
-    parser.add_argument("output", type=Path, metavar="OUT", help="OUT.onnx; with --int8 OUT.int8")
-    parser.add_argument("--int8", action="store_true", help="8-bit convolutions; needs --calibrate")
-    parser.add_argument(
-        "--calibrate", nargs="+", metavar="PHOTO", type=Path, default=[], help="about 300 training pictures"
-    )
-    parser.add_argument(
-        "--check", nargs="+", metavar="PHOTO", type=Path, default=[], help="default: those in scikit-image"
-    )
-    parser.add_argument("--force", action="store_true", help="overwrite an existing file")
+    add, photos = parser.add_argument, {"nargs": "+", "metavar": "PHOTO", "type": Path, "default": []}
+    add("checkpoint", type=Path, metavar="CHECKPOINT")
+    add("output", type=Path, metavar="OUT", help="OUT.onnx; with --int8 OUT.int8")
+    add("--int8", action="store_true", help="8-bit convolutions; needs --calibrate")
+    add("--calibrate", **photos, help="about 300 training pictures")
+    add("--check", **photos, help="default: those in scikit-image")
+    add("--force", action="store_true", help="overwrite an existing file")
     return guarded(export, parser.parse_args(arguments))
 
 
 def export(options: argparse.Namespace) -> int:
-    check_options(options)
-    weights = checkpoint.load_weights(options.checkpoint)
-    whole = Whole(weights.build(), weights.description["architecture"]["backbone"]).eval()
-    size, exif = weights.pictures
-    pictures = read_pictures(options.check, size, exif) if options.check else embedded_pictures(size)
-    pack, precision = onnx_packer(trace(whole, pictures)), "fp32"
-    if options.int8:
-        pack, precision = int8_packer(pack("{}"), read_pictures(options.calibrate, size, exif)), "int8"
-    about = {"precision": precision, "pictures": len(pictures)}
-    draft = Exported(pack(metadata(weights, about)), name=str(options.output))
-    about["differences"] = largest_differences(draft, whole, pictures)
-    refuse_different(about["differences"], limits(precision, weights.emotion_branch == "trained"))
-    with written_whole(options.output) as temporary:
-        temporary.write_bytes(pack(metadata(weights, about)))
-    listed = ", ".join(f"{name} {value:.1e}" for name, value in about["differences"].items())
-    print(f"{options.output}: {precision}, {options.output.stat().st_size / 1e6:.1f} MB")
-    print(f"largest differences from PyTorch on {len(pictures)} pictures: {listed}")
-    return 0
-
-
-def check_options(options: argparse.Namespace) -> None:
     ending = ENDINGS["int8" if options.int8 else "fp32"]
     if options.output.suffix != ending:
         raise ValueError(f"export: the output must end in {ending}, got {options.output.name}")
@@ -113,6 +85,32 @@ def check_options(options: argparse.Namespace) -> None:
         raise FileExistsError(f"export: {options.output} exists; --force overwrites it")
     if options.int8 != bool(options.calibrate):
         raise ValueError("export: --int8 and --calibrate PHOTOS belong together; about 300 training pictures")
+    weights = checkpoint.load_weights(options.checkpoint)
+    whole = Whole(weights.build(), weights.description["architecture"]["backbone"]).eval()
+    size, exif = weights.pictures
+    pictures = read_pictures(options.check, size, exif) if options.check else embedded_pictures(size)
+    graph, precision = trace(whole, pictures), "fp32"
+    if options.int8:
+        network, precision = quantize(graph, read_pictures(options.calibrate, size, exif)), "int8"
+
+    def content(about: dict) -> bytes:
+        text = metadata(weights, about)
+        if options.int8:
+            return exported.pack(network, text)
+        del graph.metadata_props[:]
+        graph.metadata_props.add(key=KEY, value=text)
+        return graph.SerializeToString()
+
+    about = {"precision": precision, "pictures": len(pictures)}
+    draft = Exported(content(about), name=str(options.output))
+    about["differences"] = largest_differences(draft, whole, pictures)
+    refuse_different(about["differences"], precision, weights.emotion_branch == "trained")
+    with written_whole(options.output) as temporary:
+        temporary.write_bytes(content(about))
+    listed = ", ".join(f"{name} {value:.1e}" for name, value in about["differences"].items())
+    print(f"{options.output}: {precision}, {options.output.stat().st_size / 1e6:.1f} MB")
+    print(f"largest differences from PyTorch on {len(pictures)} pictures: {listed}")
+    return 0
 
 
 def read_pictures(paths: list[Path], size: int | tuple[int, int], exif: bool) -> Tensor:
@@ -149,7 +147,7 @@ def trace(whole: nn.Module, pictures: Tensor):
             input_names=[INPUT],
             output_names=list(Output._fields),
             dynamic_axes={name: {0: "N"} for name in (INPUT, *Output._fields)},
-            opset_version=OPSET,
+            opset_version=17,
             dynamo=False,
         )
     graph = onnx.load_model_from_string(file.getvalue())
@@ -157,101 +155,69 @@ def trace(whole: nn.Module, pictures: Tensor):
     return graph
 
 
-def onnx_packer(graph) -> Callable[[str], bytes]:
-    """From metadata to the bytes of an ONNX file."""
-
-    def pack(metadata: str) -> bytes:
-        del graph.metadata_props[:]
-        graph.metadata_props.add(key=KEY, value=metadata)
-        return graph.SerializeToString()
-
-    return pack
-
-
-def int8_packer(content: bytes, pictures: Tensor) -> Callable[[str], bytes]:
-    """From metadata to the bytes of an int8 file.
+def quantize(graph, pictures: Tensor):
+    """An ONNX graph as OpenVINO's model, whose convolutions get 8-bit weights with a scale per channel.
 
     Args:
-        content: of the ONNX file; its convolutions get 8-bit weights, with a scale per channel.
         pictures: (n, 3, H, W) uint8, whose activations say their ranges.
     """
     os.environ.setdefault("NNCF_CI", "1")  # or it reports its use to its makers
     nncf = needed("nncf", "nncf")
-    batches = [batch.numpy() for batch in pictures.contiguous().split(CALIBRATION_BATCH)]
-    model = openvino().Core().read_model(content)
-    network = nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))
-
-    def pack(metadata: str) -> bytes:
-        network.set_rt_info(metadata, PLACE)
-        return exported.pack(network)
-
-    return pack
+    batches = [batch.numpy() for batch in pictures.contiguous().split(4)]
+    model = openvino().Core().read_model(graph.SerializeToString())
+    return nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))
 
 
-def largest_differences(exported: Exported, whole: nn.Module, pictures: Tensor) -> Differences:
-    """The largest `differences` from PyTorch in batches of any of BATCH_SIZES."""
-    with torch.inference_mode():
-        expected = joined(Output(*whole(images)) for images in pictures.split(max(BATCH_SIZES)))
-    each = [
-        differences(exported.weights, expected, joined(map(exported.run, pictures.split(size))))
-        for size in BATCH_SIZES
-    ]
+def largest_differences(exported: Exported, whole: nn.Module, pictures: Tensor) -> dict[str, float]:
+    """The largest `differences` from PyTorch in batches of 1, 2 and 5, for the batch is dynamic."""
+
+    def joined(run: Callable, size: int) -> Output:
+        with torch.inference_mode():
+            return Output(*map(torch.cat, zip(*map(run, pictures.split(size)), strict=True)))
+
+    expected = joined(whole, 5)
+    each = [differences(exported.weights, expected, joined(exported.run, size)) for size in (1, 2, 5)]
     return {name: max(one[name] for one in each) for name in each[0]}
 
 
-def joined(outputs: Iterable[Output]) -> Output:
-    """The outputs for batches as one for all pictures."""
-    return Output(*map(torch.cat, zip(*outputs, strict=True)))
-
-
-def differences(weights: checkpoint.Weights, expected: Output, output: Output) -> Differences:
+def differences(weights: checkpoint.Weights, expected: Output, output: Output) -> dict[str, float]:
     """The largest difference in each field of Output, and in what is read from them.
 
-    "score" is a share of its scale, "emotion_probability" of any emotion; "mean_map" is no largest difference
-    but the mean over the maps, as single places of a map say little.
+    "score" is a share of its scale (of an emotion network a probability, of a pair network that of a pair),
+    "emotion_probability" of any emotion; "mean_map" is no largest difference but the mean over the maps, as
+    single places of a map say little. Infinite where one is not a number or the shapes differ.
     """
+
+    def largest(ours: Tensor, theirs: Tensor) -> float:
+        if ours.shape != theirs.shape or not (ours.isfinite().all() and theirs.isfinite().all()):
+            return math.inf
+        return (ours - theirs).abs().max().item() if ours.numel() else 0.0
+
     values = {name: largest(*pair) for name, *pair in zip(Output._fields, expected, output, strict=True)}
-    return values | {
-        "score": score_difference(weights, expected, output),
-        "emotion_probability": largest(*(one.emotion_logits.softmax(dim=1) for one in (expected, output))),
-        "mean_map": (expected.emotion_map - output.emotion_map).abs().mean().item()
-        if math.isfinite(values["emotion_map"])
-        else math.inf,
-    }
-
-
-def largest(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference; infinite where one is not a number or the shapes differ."""
-    if ours.shape != theirs.shape or not (ours.isfinite().all() and theirs.isfinite().all()):
-        return math.inf
-    return (ours - theirs).abs().max().item() if ours.numel() else 0.0
-
-
-def score_difference(weights: checkpoint.Weights, expected: Output, output: Output) -> float:
-    """Of scores, from 0 to 1 (the whole scale); of other networks the largest of a probability."""
+    score = values["prediction"]
     if weights.task == "series":  # odds off by d change a pair's probability by at most 2d / 4
-        return largest(expected.prediction, output.prediction) / 2
-    if not weights.scale:
-        return largest(expected.prediction, output.prediction)
-    low, high = weights.scale.ends
-    scores = (torch.from_numpy(weights.scale.value(one.prediction.numpy())) for one in (expected, output))
-    return largest(*scores) / (high - low)
+        score = values["prediction"] / 2
+    elif weights.scale:
+        low, high = weights.scale.ends
+        scores = (torch.from_numpy(weights.scale.value(one.prediction.numpy())) for one in (expected, output))
+        score = largest(*scores) / (high - low)
+    probabilities = (one.emotion_logits.softmax(dim=1) for one in (expected, output))
+    mean_map = math.inf
+    if math.isfinite(values["emotion_map"]):
+        mean_map = (expected.emotion_map - output.emotion_map).abs().mean().item()
+    return values | {"score": score, "emotion_probability": largest(*probabilities), "mean_map": mean_map}
 
 
-def limits(precision: str, trained: bool = True) -> Differences:
-    """The largest differences that are allowed.
+def refuse_different(values: dict[str, float], precision: str, trained: bool = True) -> None:
+    """Raises if the exported network gives what is not a number, or is too far from PyTorch.
 
     Args:
         trained: the emotion branch was. Else int8 may give it other emotions: `predict` shows none of them,
             and what they do to the score is in the score.
     """
-    if precision == "fp32":
-        return dict.fromkeys(Output._fields, TOLERANCE)
-    return INT8_LIMITS if trained else {"score": INT8_LIMITS["score"]}
-
-
-def refuse_different(values: Differences, allowed: Differences) -> None:
-    """Raises if the exported network gives what is not a number, or is too far from PyTorch."""
+    limits = dict.fromkeys(Output._fields, TOLERANCE)
+    if precision == "int8":
+        limits = INT8_LIMITS if trained else {"score": INT8_LIMITS["score"]}
     for name, difference in values.items():
         if not math.isfinite(difference):
             raise ValueError(
@@ -259,10 +225,10 @@ def refuse_different(values: Differences, allowed: Differences) -> None:
                 "picture; nothing was written. Check that the checkpoint scores with PyTorch; in int8 "
                 "--calibrate with other pictures"
             )
-        if difference > allowed.get(name, math.inf):
+        if difference > limits.get(name, math.inf):
             raise ValueError(
                 f"export: the exported network's {name} differs from PyTorch's by {difference:.1e}, allowed "
-                f"is {allowed[name]:.0e}; nothing was written. In int8 --calibrate with more pictures, like "
+                f"is {limits[name]:.0e}; nothing was written. In int8 --calibrate with more pictures, like "
                 "those of --check, or export in fp32"
             )
 

@@ -7,8 +7,6 @@ most_least.png: the pictures with the highest and the lowest predicted scores (o
 emotion-aware map. page.png: a figure as papers have them, one row per picture, at evenly spaced ranks from
 the highest to the lowest. pictures.csv: the numbers of the pictures shown. Files that cannot be decoded are
 named on standard error and left out; the exit code is 1 then, and 2 for bad input.
-
-From top to bottom: what is shown; scoring and choosing; the sheet; the page; what both have; the command.
 """
 
 from __future__ import annotations
@@ -29,19 +27,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datasets import first_by_hash, load_dataset
-from eamb.evaluation.figures import (
-    BLUE,
-    FAINT,
-    GRID,
-    INK,
-    ORANGE,
-    add_axes,
-    colour_ramp,
-    new_figure,
-    overlay,
-    write,
-    write_figure,
-)
+from eamb.evaluation import figures
+from eamb.evaluation.figures import BLUE, FAINT, GRID, INK, ORANGE, overlay, write, write_figure
 from eamb.evaluation.predicting import as_trained, is_cross_set
 from eamb.files import as_cell, encodable, printable, write_csv
 from eamb.inference.panels import Box, fit, resize_image, shorten, show
@@ -55,11 +42,9 @@ from eamb.runtime.config import load_config
 from eamb.weights.checkpoint import Weights
 
 FILES = ("most_least.png", "page.png", "pictures.csv")
-COLUMNS = ("rank", "id", "prediction", "rating", "emotion", "emotion_probability")
 PAGE_ROWS, PAGE_EMOTIONS = 6, 3
 
-# ---------------------------------------------------------------------------------------------------
-# What is shown
+# ---- what is shown
 
 
 @dataclass(frozen=True)
@@ -160,8 +145,7 @@ def describe_subject(
     )
 
 
-# ---------------------------------------------------------------------------------------------------
-# Scoring and choosing
+# ---- scoring and choosing
 
 
 def read_set(options: argparse.Namespace, weights: Weights) -> tuple[str, RatedSet]:
@@ -257,8 +241,13 @@ def make_entries(
         scorer: made with maps=True.
     """
     images, entries = {}, {}
-    paths = [rated.paths[place] for place in places]
-    rows = scorer.score_all(paths, look=lambda path, picture, exif: images.update({path: shrink(picture)}))
+
+    def keep_small(path: str, picture: Image.Image, exif: Image.Exif) -> None:
+        small = picture.copy()  # no larger than the figures need: a camera's picture takes 70 MB
+        small.thumbnail((FULL_WIDTH, 2 * TALLEST), Image.Resampling.LANCZOS)
+        images[path] = np.asarray(small)
+
+    rows = scorer.score_all([rated.paths[place] for place in places], on_decoded=keep_small)
     for place, scored in zip(places, rows, strict=True):
         if scored.error:
             raise ValueError(f"visualize_emotion: {scored.path} could be scored before: {scored.error}")
@@ -277,16 +266,9 @@ def make_entries(
     return entries
 
 
-def shrink(picture: Image.Image) -> np.ndarray:
-    """(H, W, 3) uint8, no larger than the figures need; a camera's picture takes 70 MB."""
-    small = picture.copy()
-    small.thumbnail((FULL_WIDTH, 2 * TALLEST), Image.Resampling.LANCZOS)
-    return np.asarray(small)
-
-
 def write_numbers(path: Path, entries: Iterable[Entry]) -> None:
     """One row per picture, in the order of the ranking; cells are empty where nothing is known."""
-    rows = [COLUMNS]
+    rows = [("rank", "id", "prediction", "rating", "emotion", "emotion_probability")]
     for entry in sorted(entries, key=lambda entry: entry.rank):
         scored, rating = entry.scored, None if math.isnan(entry.rating) else entry.rating
         values = (entry.id, scored.score, rating, scored.emotion, scored.emotion_probability)
@@ -294,34 +276,26 @@ def write_numbers(path: Path, entries: Iterable[Entry]) -> None:
     write_csv(path, rows)
 
 
-# ---------------------------------------------------------------------------------------------------
-# The contact sheet. Sizes are pixels; those of letters are points.
+# ---- the contact sheet; sizes are pixels, those of letters points
 
 WIDTH, MARGIN = 1800, 40
 FULL_WIDTH = WIDTH - 2 * MARGIN
 GAP, BETWEEN, LINE = 22, 6, 25  # between pictures; a picture and its map; lines of text
 TITLE, HEADING, TEXT, SMALL = 18, 15, 13, 11
-LETTER = 11  # width of a letter of TEXT, roughly
 LONGEST_NAME = 44  # letters of a folder's name
 LOWEST, TALLEST = 165, 300  # height of a picture on the sheet; panoramas may be lower
 NARROWEST = 180  # what the text below a picture needs
-
-
-class Place(NamedTuple):
-    """Where a picture of a row stands, and how large it is."""
-
-    left: int
-    width: int
-    height: int
 
 
 def draw_sheet(most: Sequence[Entry], least: Sequence[Entry], subject: Subject) -> Figure:
     """The first and the last of the ranking in rows of equal height, each above its map and its numbers."""
     sections = {word: entries for word, entries in (("highest", most), ("lowest", least)) if entries}
     rows = {word: place_in_rows([e.aspect for e in entries]) for word, entries in sections.items()}
-    heights = {word: 2 * LINE + sum(row_height(row, subject) for row in rows[word]) for word in sections}
+    # A row has pictures, their maps, the lines of text below, and the space to what follows.
+    below = BETWEEN + LINE * (1 + bool(subject.rated) + subject.knows_emotions) + 2 * GAP
+    heights = {word: 2 * LINE + sum(2 * row[0].height + below for row in rows[word]) for word in sections}
     top = header_height(subject)
-    figure = new_figure(WIDTH, top + sum(heights.values()) + MARGIN - GAP)
+    figure = figures.new_figure(WIDTH, top + sum(heights.values()) + MARGIN - GAP)
     numbers = " and ".join(f"the {len(entries)} {word}" for word, entries in sections.items())
     words = (
         f"T{numbers[1:]} of {subject.count:,} pictures by {subject.kind}, each above its {subject.map_name}."
@@ -332,18 +306,32 @@ def draw_sheet(most: Sequence[Entry], least: Sequence[Entry], subject: Subject) 
         write(figure, MARGIN, top + LINE, heading, size=HEADING, weight="bold")
         row_top, following = top + 2 * LINE - 6, iter(entries)
         for row in rows[word]:
-            for place in row:
-                draw_sheet_entry(figure, row_top, place, next(following), subject)
-            row_top += row_height(row, subject)
+            for box, entry in zip(row, following, strict=False):
+                box = box._replace(top=row_top)
+                picture = resize_image(entry.image, box)
+                show(figure, box, picture, f"picture {entry.rank}")
+                box = box._replace(top=box.bottom + BETWEEN)
+                show(figure, box, overlay(picture, entry.scored.emotion_map), f"map {entry.rank}")
+                lines = [(f"predicted {entry.scored.score:.2f}", INK), (subject.rated_text(entry), FAINT)]
+                if entry.scored.emotion:
+                    room = max(box.width, NARROWEST)
+                    words = with_share(entry.scored.emotion, entry.scored.emotion_probability, room)
+                    lines.append((words, FAINT))
+                for number, (text, colour) in enumerate((line for line in lines if line[0]), start=1):
+                    write(figure, box.left, box.bottom + LINE * number, text, size=TEXT, color=colour)
+            row_top += 2 * row[0].height + below
         top += heights[word]
     return figure
 
 
-def place_in_rows(aspects: Sequence[float]) -> list[list[Place]]:
+def place_in_rows(aspects: Sequence[float]) -> list[list[Box]]:
     """Pictures side by side in the fewest rows in which they are not too small, all of a row equally high.
 
     Args:
         aspects: width over height of each.
+
+    Returns:
+        Row by row the places of the pictures, as if each row began at the top.
     """
     rooms = np.maximum(np.multiply(aspects, LOWEST), NARROWEST) + GAP
     middles = (rooms.cumsum() - rooms / 2) / rooms.sum()  # (n,), in (0, 1): along one long row
@@ -357,7 +345,7 @@ def place_in_rows(aspects: Sequence[float]) -> list[list[Place]]:
     return rows
 
 
-def place_in_row(aspects: Sequence[float]) -> list[Place]:
+def place_in_row(aspects: Sequence[float]) -> list[Box]:
     """One row: as high as its width allows, but not above TALLEST; then it ends before the sheet does."""
 
     def rooms(height: int) -> list[int]:
@@ -369,33 +357,10 @@ def place_in_row(aspects: Sequence[float]) -> list[Place]:
     gap = GAP + left_over / max(len(aspects) - 1, 1)
     lefts = MARGIN + np.cumsum([0, *(width + gap for width in rooms(height)[:-1])])
     widths = [max(round(aspect * height), 1) for aspect in aspects]
-    return [Place(round(left), width, height) for left, width in zip(lefts, widths, strict=True)]
+    return [Box(round(left), 0, width, height) for left, width in zip(lefts, widths, strict=True)]
 
 
-def row_height(row: Sequence[Place], subject: Subject) -> int:
-    """Pictures, their maps, the lines of text below, and the space to what follows."""
-    lines = 1 + bool(subject.rated) + subject.knows_emotions
-    return 2 * row[0].height + BETWEEN + lines * LINE + 2 * GAP
-
-
-def draw_sheet_entry(figure: Figure, top: int, place: Place, entry: Entry, subject: Subject) -> None:
-    """A picture, below it its emotion-aware map, below that what is predicted and rated."""
-    box = Box(place.left, top, place.width, place.height)
-    picture = resize_image(entry.image, box)
-    show(figure, box, picture, f"picture {entry.rank}")
-    box = box._replace(top=box.bottom + BETWEEN)
-    show(figure, box, overlay(picture, entry.scored.emotion_map), f"map {entry.rank}")
-    lines = [(f"predicted {entry.scored.score:.2f}", INK), (subject.rated_text(entry), FAINT)]
-    if entry.scored.emotion:
-        room = max(place.width, NARROWEST)
-        lines.append((with_share(entry.scored.emotion, entry.scored.emotion_probability, room), FAINT))
-    lines = [line for line in lines if line[0]]
-    for number, (text, colour) in enumerate(lines, start=1):
-        write(figure, box.left, box.bottom + LINE * number, text, size=TEXT, color=colour)
-
-
-# ---------------------------------------------------------------------------------------------------
-# The page
+# ---- the page
 
 COLUMN_GAP, TALLEST_ON_PAGE, SCORES_WIDTH = 20, 380, 270
 CAPTION = 30  # below a picture
@@ -420,106 +385,71 @@ class Lane(NamedTuple):
 
 def draw_page(entries: Sequence[Entry], subject: Subject) -> Figure:
     """One row per picture: itself, its map, the maps of its strongest emotions, predicted against rated."""
-    heights = [page_row_height(entry, subject) for entry in entries]
-    top = header_height(subject) + 2 * LINE + 4
-    figure = new_figure(WIDTH, top + sum(heights) + (len(heights) - 1) * GAP + MARGIN)
-    words = f"{len(entries)} of {subject.count:,} pictures, at evenly spaced ranks by {subject.kind}."
-    bars = any(lane.shares for entry in entries for lane in score_lanes(entry, subject))
-    write_header(figure, subject, words + (" Bars: share of each rating." if bars else ""))
     emotions = ("strongest emotion", "second", "third")[: len(entries[0].class_maps)]
     names = ["picture", subject.map_name, *emotions, "predicted and rated" if subject.rated else "predicted"]
-    for middle, name in zip(column_middles(len(names)), names, strict=True):
+    column = (FULL_WIDTH - (len(names) - 1) * COLUMN_GAP) // len(names)  # its width
+    middles = [MARGIN + number * (column + COLUMN_GAP) + column // 2 for number in range(len(names))]
+    rows = []
+    for entry in entries:
+        size = fit(entry.aspect, column, min(column, TALLEST_ON_PAGE))
+        scored, rated = entry.scored, subject.rated_text(entry)
+        predicted = f"predicted {scored.score:.2f}"
+        lanes = [Lane(predicted, scored.score, subject.predicted_ends, scored.distribution, BLUE)]
+        if rated:
+            lanes.append(Lane(rated, entry.rating, subject.rated_ends, entry.shares, ORANGE))
+        rows.append((entry, size, lanes, max(size[1], sum(lane.height for lane in lanes) - LANE_GAP)))
+    top = header_height(subject) + 2 * LINE + 4
+    total = sum(height + CAPTION for *_, height in rows) + (len(rows) - 1) * GAP
+    figure = figures.new_figure(WIDTH, top + total + MARGIN)
+    words = f"{len(entries)} of {subject.count:,} pictures, at evenly spaced ranks by {subject.kind}."
+    bars = any(lane.shares for _, _, lanes, _ in rows for lane in lanes)
+    write_header(figure, subject, words + (" Bars: share of each rating." if bars else ""))
+    for middle, name in zip(middles, names, strict=True):
         write(figure, middle, top - 18, name, size=TEXT, weight="bold", **CENTRED)
-    for entry, height in zip(entries, heights, strict=True):
-        draw_page_row(figure, top, height, entry, subject)
-        top += height + GAP
+    for entry, (width, tall), lanes, height in rows:
+        box = Box(0, top + height // 2 - tall // 2, width, tall)  # everything is centred on one line
+        picture = resize_image(entry.image, box)
+        shown = [("picture", picture, f"rank {entry.rank:,} of {subject.count:,}")]
+        shown.append(("map", overlay(picture, entry.scored.emotion_map), ""))
+        for name, class_map in entry.class_maps.items():
+            caption = with_share(name, entry.scored.emotions[name], column)
+            shown.append((f"map of {name}", overlay(picture, class_map), caption))
+        for centre, (label, pixels, caption) in zip(middles, shown, strict=False):
+            show(figure, box._replace(left=centre - width // 2), pixels, f"{label} {entry.rank}")
+            write(figure, centre, box.bottom + CAPTION - 6, caption, size=TEXT, color=FAINT, **CENTRED)
+        draw_scores(figure, middles[-1] - SCORES_WIDTH // 2, top + height // 2, lanes)
+        top += height + CAPTION + GAP
     return figure
 
 
-def column_width(count: int) -> int:
-    return (FULL_WIDTH - (count - 1) * COLUMN_GAP) // count
-
-
-def column_middles(count: int) -> list[int]:
-    width = column_width(count)
-    return [MARGIN + column * (width + COLUMN_GAP) + width // 2 for column in range(count)]
-
-
-def page_size(entry: Entry) -> tuple[int, int]:
-    """Width and height of a picture and its maps: as large as a column allows, which is square at most."""
-    room = column_width(3 + len(entry.class_maps))
-    return fit(entry.aspect, room, min(room, TALLEST_ON_PAGE))
-
-
-def page_row_height(entry: Entry, subject: Subject) -> int:
-    lanes = sum(lane.height for lane in score_lanes(entry, subject)) - LANE_GAP
-    return max(page_size(entry)[1], lanes) + CAPTION
-
-
-def draw_page_row(figure: Figure, top: int, height: int, entry: Entry, subject: Subject) -> None:
-    """One picture of the page; everything of it is centred on one line."""
-    width, tall = page_size(entry)
-    middle = top + (height - CAPTION) // 2
-    box = Box(0, middle - tall // 2, width, tall)
-    picture = resize_image(entry.image, box)
-    count = 3 + len(entry.class_maps)
-    shown = [("picture", picture, f"rank {entry.rank:,} of {subject.count:,}")]
-    shown.append(("map", overlay(picture, entry.scored.emotion_map), ""))
-    for name, class_map in entry.class_maps.items():
-        caption = with_share(name, entry.scored.emotions[name], column_width(count))
-        shown.append((f"map of {name}", overlay(picture, class_map), caption))
-    *middles, last = column_middles(count)
-    for centre, (label, pixels, caption) in zip(middles, shown, strict=True):
-        show(figure, box._replace(left=centre - width // 2), pixels, f"{label} {entry.rank}")
-        write(figure, centre, box.bottom + CAPTION - 6, caption, size=TEXT, color=FAINT, **CENTRED)
-    draw_scores(figure, last - SCORES_WIDTH // 2, middle, score_lanes(entry, subject))
-
-
-def score_lanes(entry: Entry, subject: Subject) -> list[Lane]:
-    """The predicted score and, if it is known, the rated one."""
-    scored = entry.scored
-    text = f"predicted {scored.score:.2f}"
-    lanes = [Lane(text, scored.score, subject.predicted_ends, scored.distribution, BLUE)]
-    if not math.isnan(entry.rating):
-        text = subject.rated_text(entry)
-        lanes.append(Lane(text, entry.rating, subject.rated_ends, entry.shares, ORANGE))
-    return lanes
-
-
 def draw_scores(figure: Figure, left: int, middle: int, lanes: Sequence[Lane]) -> None:
-    """Scores below each other around a line, bars of all to one measure."""
+    """Scores below each other around a line: each a scale with its ends and a dot at the value, and above it
+    the shares as bars, all to one measure."""
     most = max((share for lane in lanes for share in lane.shares.values()), default=1.0)
     top = middle - (sum(lane.height for lane in lanes) - LANE_GAP) // 2
     for lane in lanes:
         text_left = left + round(SCORES_WIDTH * SCALE_ROOM / (1 + 2 * SCALE_ROOM))
         write(figure, text_left, top + LINE - 9, lane.text, size=TEXT, color=lane.colour, weight="bold")
-        draw_scale(figure, Box(left, top + LINE, SCORES_WIDTH, lane.height - 2 * LINE - LANE_GAP), lane, most)
+        box = Box(left, top + LINE, SCORES_WIDTH, lane.height - 2 * LINE - LANE_GAP)
+        low, high = lane.ends
+        room = SCALE_ROOM * (high - low)
+        axes = figures.add_axes(figure, box, f"scale of {lane.text}")
+        if lane.shares:
+            step = min(np.diff(sorted(lane.shares)), default=high - low)
+            bars = {"width": 0.8 * step, "color": lane.colour, "alpha": 0.4}
+            axes.bar(list(lane.shares), list(lane.shares.values()), **bars)
+        axes.plot(lane.ends, (0, 0), color=GRID, linewidth=2, clip_on=False, zorder=2)
+        dot = {"color": lane.colour, "markersize": 10, "markeredgecolor": "white"}
+        axes.plot(lane.value, 0, "o", **dot, clip_on=False, zorder=3)
+        axes.set(xlim=(low - room, high + room), ylim=(0, most))
+        axes.set_axis_off()
+        for end in lane.ends:
+            at = box.left + round(box.width * (end - low + room) / (high - low + 2 * room))
+            write(figure, at, box.bottom + LINE - 5, f"{end:g}", size=SMALL, color=FAINT, **CENTRED)
         top += lane.height
 
 
-def draw_scale(figure: Figure, box: Box, lane: Lane, most: float) -> None:
-    """A scale with its ends and a dot at the value; above it the shares, of which `most` fills the box."""
-    low, high = lane.ends
-    room = SCALE_ROOM * (high - low)
-    axes = add_axes(figure, box, f"scale of {lane.text}")
-    if lane.shares:
-        step = min(np.diff(sorted(lane.shares)), default=high - low)
-        ratings, shares = zip(*lane.shares.items(), strict=True)
-        axes.bar(ratings, shares, width=0.8 * step, color=lane.colour, alpha=0.4)
-    axes.plot(lane.ends, (0, 0), color=GRID, linewidth=2, clip_on=False, zorder=2)
-    dot = {"color": lane.colour, "markersize": 10, "markeredgecolor": "white", "clip_on": False, "zorder": 3}
-    axes.plot(lane.value, 0, "o", **dot)
-    axes.set(xlim=(low - room, high + room), ylim=(0, most))
-    axes.set_axis_off()
-    for end in lane.ends:
-        at = box.left + round(box.width * (end - low + room) / (high - low + 2 * room))
-        write(figure, at, box.bottom + LINE - 5, f"{end:g}", size=SMALL, color=FAINT, **CENTRED)
-
-
-# ---------------------------------------------------------------------------------------------------
-# What both figures have
-
-BAR = (160, 14)  # width and height of the colour bar
+# ---- what both figures have
 
 
 def header_height(subject: Subject) -> int:
@@ -531,9 +461,9 @@ def write_header(figure: Figure, subject: Subject, words: str) -> None:
     write(figure, MARGIN, MARGIN + 16, subject.name, size=TITLE, weight="bold")
     for number, line in enumerate([words, *subject.notes], start=1):
         write(figure, MARGIN, MARGIN + 20 + LINE * number, line, size=TEXT, color=FAINT)
-    width, height = BAR
+    width, height = 160, 14
     box = Box(WIDTH - MARGIN - width - 20, MARGIN, width, height)
-    show(figure, box, colour_ramp(height, width), "colour bar")
+    show(figure, box, figures.colour_ramp(height, width), "colour bar")
     right = {"horizontalalignment": "right", "color": FAINT}
     write(figure, box.left - 10, box.bottom, "maps over the grey picture:  0", size=TEXT, **right)
     write(figure, WIDTH - MARGIN, box.bottom, "1", size=TEXT, **right)
@@ -542,11 +472,10 @@ def write_header(figure: Figure, subject: Subject, words: str) -> None:
 def with_share(name: str, probability: float, room: int) -> str:
     """As in "awe 62 %", the name shortened to a room in pixels."""
     share = f"{100 * probability:.0f} %"
-    return f"{shorten(name, room // LETTER - len(share) - 1)} {share}"
+    return f"{shorten(name, room // 11 - len(share) - 1)} {share}"  # a letter is about 11 pixels wide
 
 
-# ---------------------------------------------------------------------------------------------------
-# The command
+# ---- the command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -556,22 +485,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--dataset", type=str.lower, metavar="SET", help="ava, para, iae, csv or demo")
     source.add_argument("--folder", type=Path, metavar="DIR", help="photographs without ratings")
-    parser.add_argument("--data-root", metavar="DIR", help="the set's folder")
-    parser.add_argument("--split", type=str.lower, choices=SPLITS, default="test")
-    parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="default: the shipped weights")
-    parser.add_argument("--count", metavar="N", type=int, default=8, help="at each end; default: 8")
-    parser.add_argument(
-        "--by", choices=("score", "rating"), default="score", help="what ranks; default: score"
-    )
-    parser.add_argument("--limit", metavar="N", type=int, help="only N pictures, by the hash of their ids")
-    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="for the three files")
-    parser.add_argument("--force", action="store_true", help="overwrite existing files")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
-    parser.add_argument("--workers", metavar="N", type=int, default=-1, help="decoding processes")
-    parser.add_argument("settings", metavar="key=value", nargs="*", help="as in data.score_column=score")
+    add("--data-root", metavar="DIR", help="the set's folder")
+    add("--split", type=str.lower, choices=SPLITS, default="test")
+    add("--checkpoint", metavar="FILE", type=Path, help="default: the shipped weights")
+    add("--count", metavar="N", type=int, default=8, help="at each end; default: 8")
+    add("--by", choices=("score", "rating"), default="score", help="what ranks; default: score")
+    add("--limit", metavar="N", type=int, help="only N pictures, by the hash of their ids")
+    add("--output", metavar="DIR", type=Path, required=True, help="for the three files")
+    add("--force", action="store_true", help="overwrite existing files")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
+    add("--workers", metavar="N", type=int, default=-1, help="decoding processes")
+    add("settings", metavar="key=value", nargs="*", help="as in data.score_column=score")
     return parser.parse_intermixed_args(arguments)
 
 

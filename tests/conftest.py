@@ -1,6 +1,6 @@
 """The paper's network with the rule-made official weights, and EAMB-Net Lite: built once for all tests."""
 
-import os
+import shutil
 import zlib
 
 import numpy as np
@@ -13,8 +13,7 @@ from eamb.network.outputs import EMOTIONS
 from eamb.weights.checkpoint import load_official_weights
 from EAMBNet import build_model
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)  # two processes of two threads each would wait for one another
+torch.set_num_threads(1)  # these networks are too small for more, and two processes run at once
 
 CBR = {1: (512, 56), 2: (512, 56), 3: (1024, 56), 4: (2048, 56), 5: (56, 256), 6: (512, 256), 7: (512, 256)}
 
@@ -153,7 +152,7 @@ def lite_network():
     return network.eval()
 
 
-# ---- tiny runs, trained once through main.py
+# ---- tiny sets, and runs on them that are trained once through main.py and must not be changed
 
 
 @pytest.fixture(scope="session")
@@ -162,6 +161,19 @@ def scored_set(tmp_path_factory):
     scores = [f"{1 + 4 * i / 23:.2f}" for i in range(24)]
     columns = {"score": scores, "emotion": [EMOTIONS[5 * i % 8] for i in range(24)]}
     return small.write_csv(tmp_path_factory.mktemp("scored"), columns)
+
+
+@pytest.fixture(scope="session")
+def counts_set(tmp_path_factory):
+    """24 pictures with how many people gave each of 4 ratings."""
+    counts = {f"score{rating}": [(7 * i + 3 * rating) % 5 + 1 for i in range(24)] for rating in range(1, 5)}
+    return small.write_csv(tmp_path_factory.mktemp("counts"), counts, seed=2)
+
+
+@pytest.fixture(scope="session")
+def series_set(tmp_path_factory):
+    """12 series of three photographs, each of which is better than the darker ones."""
+    return small.write_pairs(tmp_path_factory.mktemp("series"))
 
 
 @pytest.fixture(scope="session")
@@ -174,8 +186,30 @@ def emotion_run(scored_set, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def score_run(scored_set, emotion_run, tmp_path_factory):
-    """The folder of a finished run on `scored_set`, over the branch of `emotion_run`; not to be changed."""
+    """The folder of a finished run on `scored_set`, over the branch of `emotion_run`, with its figures."""
     output = tmp_path_factory.mktemp("runs") / "score"
-    branch = ["--emotion-checkpoint", emotion_run / "best.pt"]
-    assert small.train("csv", scored_set, output, *branch, "train.epochs=2", "evaluate.bootstrap=20") == 0
+    words = ["--emotion-checkpoint", emotion_run / "best.pt", "train.epochs=2", "evaluate.bootstrap=20"]
+    assert small.train("csv", scored_set, output, *words, draw=True) == 0
     return output
+
+
+@pytest.fixture
+def copied_run(score_run, tmp_path):
+    """A copy of `score_run`, which may be changed."""
+    return shutil.copytree(score_run, tmp_path / "copied run")
+
+
+@pytest.fixture(scope="session")
+def untrained_run(scored_set, tmp_path_factory):
+    """The folder of a run of one epoch whose emotion branch was never trained."""
+    output = tmp_path_factory.mktemp("runs") / "untrained"
+    assert small.train("csv", scored_set, output, small.UNTRAINED) == 0
+    return output
+
+
+@pytest.fixture(scope="session")
+def stopped_runs(scored_set, emotion_run, tmp_path_factory):
+    """`small.train_and_copy` of a LONG run over the branch of `emotion_run`."""
+    output = tmp_path_factory.mktemp("runs") / "long"
+    branch = ["--emotion-checkpoint", emotion_run / "best.pt"]
+    return small.train_and_copy("csv", scored_set, output, *small.LONG, *branch)

@@ -16,10 +16,10 @@ STARS = Scale("score", 1.0, 5.0, 3.0, offset=1.0, factor=4.0)
 RATINGS = [1.0, 2.0, 2.0, 4.0, 5.0]  # as quantiles: a quarter of the ratings lies in each step
 
 
-def blotches(seed):
-    """A picture of a few soft blotches, 96 wide and 80 high."""
+def blotches(seed, width=96, height=80):
+    """A picture of a few soft blotches."""
     colours = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
-    return Image.fromarray(colours).resize((96, 80), Image.Resampling.BICUBIC)
+    return Image.fromarray(colours).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def as_input(picture):

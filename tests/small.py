@@ -1,14 +1,16 @@
-"""What the tests of whole runs share: a network and sets so small that a run takes a second."""
+"""What the tests of whole runs share: a network and sets so small that a run takes half a second."""
 
 import contextlib
 import csv
 import ctypes
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -16,6 +18,9 @@ from PIL import Image
 
 from datasets import Batch
 from eamb.network.outputs import Output
+from eamb.training import run as run_module
+from eamb.training.run import Run
+from eamb.weights import checkpoint
 from main import main
 
 ROOT = Path(__file__).parents[1]
@@ -26,18 +31,115 @@ WORDS = [
     *("model.head_width=8", "model.imagenet=none", "train.checkpoint_minutes=1000", "train.device=cpu"),
 ]
 UNTRAINED = "model.emotion_weights=none"
+SHORT = ("train.score_test=false", UNTRAINED)
+STILL = ("optimizer.learning_rate=0", "train.score_test=false")  # what a run starts with is what it ends with
+LONG = [  # a checkpoint after each of four steps an epoch
+    *("train.epochs=2", "train.batch_size=4", "train.checkpoint_minutes=0", "train.clip=0.5"),
+    *("optimizer.name=adamw", "optimizer.schedule=one_cycle", "optimizer.learning_rate=1e-2"),
+]
 
 
-def train(dataset: str, root: Path, output: Path, *words: str) -> int:
+def without_drawing():
+    """Leaves empty files for figures, which would take half of a tiny run's time."""
+
+    def touch(*arguments, **named):
+        given = (*arguments, *named.values())
+        next(each for each in given if isinstance(each, Path) and each.suffix == ".png").touch()
+
+    names = ("save_curves", "save_scatter", "save_confusion", "save_emotion_bars", "save_reliability")
+    return mock.patch.multiple("eamb.evaluation.figures", **dict.fromkeys(names, touch))
+
+
+def train(dataset: str, root: Path, output: Path, *words: str, draw: bool = False) -> int:
     """One tiny training through main.py, options and key=value words in any order; its exit code."""
     options = ["--dataset", dataset, "--data-root", str(root), "--output", str(output)]
-    return main(["train", *WORDS, *options, *map(str, words)])
+    with contextlib.nullcontext() if draw else without_drawing():
+        return main(["train", *WORDS, *options, *map(str, words)])
 
 
-def evaluate(checkpoint: Path, dataset: str, root: Path, output: Path, *words: str) -> int:
-    options = ["--dataset", dataset, "--data-root", str(root), "--checkpoint", str(checkpoint)]
+def evaluate(weights: Path, dataset: str, root: Path, output: Path, *words: str) -> int:
+    options = ["--dataset", dataset, "--data-root", str(root), "--checkpoint", str(weights)]
     fixed = ["data.workers=0", "evaluate.bootstrap=0", "train.device=cpu"]
-    return main(["evaluate", *options, "--output", str(output), "--force", *fixed, *map(str, words)])
+    with without_drawing():
+        return main(["evaluate", *options, "--output", str(output), "--force", *fixed, *map(str, words)])
+
+
+def train_and_copy(dataset: str, root: Path, output: Path, *words: str) -> dict[str, Path]:
+    """A training, and what would be left of it if it had died in its second epoch.
+
+    Returns:
+        "whole" -> the folder of the training; "start", "step 1", ... "validation" -> a copy of the folder as
+        it was before the epoch's first step, behind a step, or before validation.
+    """
+    places = {"whole": output}
+
+    def copying(function, place=None, after=False):
+        def copied(run, *arguments):
+            if after:
+                function(run, *arguments)
+            name = place or f"step {run.totals.step}"
+            if run.epoch == 1:
+                places[name] = shutil.copytree(output, output.with_name(f"{output.name}, {name}"))
+            return None if after else function(run, *arguments)
+
+        return copied
+
+    with (
+        mock.patch.object(run_module, "train_epoch", copying(run_module.train_epoch, "start")),
+        mock.patch.object(Run, "save_if_due", copying(Run.save_if_due, after=True)),
+        mock.patch.object(run_module, "validate", copying(run_module.validate, "validation")),
+    ):
+        assert train(dataset, root, output, *words) == 0
+    return places
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load_weights(path).tensors
+
+
+def parameters(path: Path) -> dict[str, torch.Tensor]:
+    """Without BatchNorm's statistics, which move even where nothing is learned."""
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    return {name: value for name, value in tensors(path).items() if not name.endswith(statistics)}
+
+
+def same(first: dict, second: dict, only: str = "") -> bool:
+    names = [name for name in first if name.startswith(only)]
+    return bool(names) and all(torch.equal(first[name], second[name]) for name in names)
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    """Equal in every bit that matters: weights, optimizer, progress, best, log and test predictions."""
+    for name in ("last.pt", "best.pt"):
+        (weights, state), (others, other_state) = (
+            checkpoint.load_training(run / name) for run in (first, second)
+        )
+        assert same(weights.tensors, others.tensors)
+        assert without_versions(weights.description) == without_versions(others.description)
+        assert np.array_equal(weights.training_ids, others.training_ids)
+        assert np.array_equal(weights.emotion_training_ids, others.emotion_training_ids)
+        if "optimizer" in state:
+            moments, other_moments = (each.pop("optimizer")["state"] for each in (state, other_state))
+            assert moments.keys() == other_moments.keys()
+            assert all(same(moments[i], other_moments[i]) for i in moments)
+        if "average" in state:
+            assert same(state.pop("average"), other_state.pop("average"))
+        assert state == other_state
+    for name in ("metrics.jsonl", "test/predictions.csv"):
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    metrics = [without_versions(read_json(run / "test" / "metrics.json")) for run in (first, second)]
+    assert metrics[0] == metrics[1]
+
+
+def without_versions(content: dict) -> dict:
+    """A commit may have come between."""
+    return {name: value for name, value in content.items() if name != "versions"}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Of every file below a folder."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 class Toy(torch.nn.Module):

@@ -1,22 +1,17 @@
 """Weights files: ours come back as they were, official ones land in place, all others are refused."""
 
 import copy
-import errno
 import json
-import os
 import pickle
-import stat
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import build_lite, emotion_shapes, official_shapes, rule_made
+from conftest import build_lite, official_shapes, rule_made
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from eamb.files import file_hash, written_whole
 from eamb.network.backbones import LITE0
 from eamb.network.outputs import EMOTIONS, Scale
 from eamb.weights import checkpoint
@@ -136,8 +131,10 @@ def test_a_state_dict_that_is_not_ours_is_refused_with_the_way_out(tmp_path):
     torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "other.pt")
     save_file({"fc.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     for ending in ("pt", "safetensors"):
-        with pytest.raises(ValueError, match=rf"other\.{ending} was not written by this program .*--weights"):
-            load_weights(tmp_path / f"other.{ending}")
+        for read in (load_weights, read_source):
+            said = rf"other\.{ending} was not written by this program .*--weights"
+            with pytest.raises(ValueError, match=said):
+                read(tmp_path / f"other.{ending}")
 
 
 def test_a_file_of_a_later_format_is_refused(emotion_weights, tmp_path):
@@ -148,10 +145,13 @@ def test_a_file_of_a_later_format_is_refused(emotion_weights, tmp_path):
 
 def test_weights_that_do_not_fit_their_description_are_refused(emotion_weights):
     tensors = {name: v for name, v in emotion_weights.tensors.items() if name != "emotion.classifier.bias"}
-    with pytest.raises(
-        ValueError, match=r"the set of tensors does not fit .*: missing emotion\.classifier\.bias$"
-    ):
+    missing = r"the set of tensors does not fit .*: missing emotion\.classifier\.bias$"
+    with pytest.raises(ValueError, match=missing):
         Weights(tensors, emotion_weights.description).build()
+    architecture = {**emotion_weights.description["architecture"], "emotions": EMOTIONS[:7]}
+    seven = {**emotion_weights.description, "architecture": architecture}
+    with pytest.raises(ValueError, match=r"emotion\.classifier\.bias is \(8,\), the network's is \(7,\)"):
+        Weights(emotion_weights.tensors, seven).build()
 
 
 # ---- hashes -------------------------------------------------------------------------------------------
@@ -177,71 +177,18 @@ def test_weights_hash_is_the_same_whatever_the_order_and_the_layout_in_memory():
     assert weights_hash({"b": tensors["b"], "a": layout}) == weights_hash(tensors)
 
 
-def test_file_hash_is_the_sha256_of_its_bytes(tmp_path):
-    (tmp_path / "abc").write_bytes(b"abc")  # FIPS 180-2, appendix B.1
-    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert file_hash(tmp_path / "abc") == digest
-
-
 # ---- writing whole or not at all ----------------------------------------------------------------------
 
 
-def test_a_failure_in_the_midst_leaves_the_old_file_and_no_temporary(tmp_path):
-    path = tmp_path / "file.txt"
-    path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), written_whole(path) as temporary:
-        temporary.write_text("half of the n")
-        assert temporary.parent == tmp_path  # on the same disk, or the rename would not be atomic
-        raise KeyboardInterrupt
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_file_written_whole_replaces_the_old_one_only_at_the_end(tmp_path):
-    path = tmp_path / "new" / "folder" / "file.txt"
-    with written_whole(path) as temporary:
-        temporary.write_text("first")
-    with path.open() as reader:
-        with written_whole(path) as temporary:
-            temporary.write_text("second")
-            assert path.read_text() == "first"
-        assert reader.read() == "first"  # renamed over, not written into: whoever was reading reads on
-    assert path.read_text() == "second"
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_file_and_folder_are_on_the_disk_before_it_is_said(tmp_path, monkeypatch):
-    path, synced = tmp_path / "file.txt", []
-
-    def fsync(number):
-        synced.append((stat.S_ISDIR(os.fstat(number).st_mode), path.exists()))
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    with written_whole(path) as temporary:
-        temporary.write_text("text")
-    assert synced == [(False, False), (True, True)]  # the file before it has its name, then its folder
-
-
-@pytest.mark.parametrize(("number", "passes"), [(errno.EINVAL, True), (errno.EIO, False)])
-def test_a_folder_that_cannot_be_synced_by_its_kind_is_no_failure(number, passes, tmp_path, monkeypatch):
-    plain = os.fsync
-
-    def fsync(opened):
-        if stat.S_ISDIR(os.fstat(opened).st_mode):
-            raise OSError(number, "said by the file system")
-        plain(opened)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    refused = nullcontext() if passes else pytest.raises(OSError, match="said by")
-    with refused, written_whole(tmp_path / "file.txt") as temporary:
-        temporary.write_text("text")
-
-
-def test_saving_what_cannot_be_saved_leaves_the_last_checkpoint(emotion_weights, tmp_path):
-    path = write(tmp_path / "last.pt", emotion_weights)
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_what_cannot_be_saved_leaves_the_last_file(emotion_weights, tmp_path, ending):
+    path = write(tmp_path / f"last.{ending}", emotion_weights)
     before = path.read_bytes()
-    with pytest.raises((pickle.PicklingError, AttributeError)):
-        save_training(path, emotion_weights, {"schedule": lambda epoch: epoch})
+    with pytest.raises((pickle.PicklingError, AttributeError, TypeError)):
+        if ending == "pt":
+            save_training(path, emotion_weights, {"schedule": lambda epoch: epoch})
+        else:
+            export_weights(path, Weights(emotion_weights.tensors, {"path": tmp_path}))  # no JSON
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -260,22 +207,13 @@ def test_a_disk_that_fails_is_named_and_keeps_the_last_checkpoint(emotion_weight
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_file_before_is_kept(tmp_path):
-    path, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
-    for text in ("one", "two", "three"):
-        with written_whole(path, previous) as temporary:
-            temporary.write_text(text)
-    assert (path.read_text(), previous.read_text()) == ("three", "two")
-    assert sorted(tmp_path.iterdir()) == [path, previous]
-
-
 def test_a_changed_bit_anywhere_is_found_or_changes_nothing(tmp_path):
     network = torch.nn.Linear(40, 30)
     description = {"format": 1, "task": "emotion", "architecture": {"emotions": ["awe"]}, "scale": None}
     weights = Weights(network.state_dict(), description)
     save_training(tmp_path / "last.pt", weights, {"epoch": 3})
     content, found = (tmp_path / "last.pt").read_bytes(), 0
-    for place in range(0, len(content), len(content) // 150):
+    for place in range(0, len(content), len(content) // 75):
         damaged = bytearray(content)
         damaged[place] ^= 1 << place % 8
         (tmp_path / "bad.pt").write_bytes(damaged)
@@ -285,21 +223,9 @@ def test_a_changed_bit_anywhere_is_found_or_changes_nothing(tmp_path):
             assert f"{tmp_path / 'bad.pt'} is" in str(error)
             found += 1
         else:  # between the parts of the file
-            assert (weights_hash(again.tensors), again.description) == (
-                weights_hash(weights.tensors),
-                description,
-            )
-            assert state == {"epoch": 3}
-    assert found > 100
-
-
-def test_an_export_that_fails_leaves_the_last_one(emotion_weights, tmp_path):
-    path = write(tmp_path / "weights.safetensors", emotion_weights)
-    before = path.read_bytes()
-    with pytest.raises(TypeError):
-        export_weights(path, Weights(emotion_weights.tensors, {"path": tmp_path}))  # no JSON
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
+            assert weights_hash(again.tensors) == weights_hash(weights.tensors)
+            assert (again.description, state) == (description, {"epoch": 3})
+    assert found > 50
 
 
 # ---- files that are refused ---------------------------------------------------------------------------
@@ -326,13 +252,10 @@ def test_code_in_a_file_is_refused_and_not_executed(tmp_path, save):
         pickle.loads(path.read_bytes())
     assert marker.exists()  # the payload works where it is let loose
     marker.unlink()
-    for read in (checkpoint.read_file, load_weights, load_training):
-        with pytest.raises(
-            ValueError, match=r"evil\.pt is not a weights file: .*code, which is never executed"
-        ):
+    said = r"evil\.pt is not a weights file: .*code, which is never executed"
+    for read in (checkpoint.read_file, load_weights, load_training, read_source):
+        with pytest.raises(ValueError, match=said):
             read(path)
-    with pytest.raises(ValueError, match=r"evil\.pt is not a weights file"):
-        checkpoint.read_source(path)
     assert not marker.exists()
 
 
@@ -367,7 +290,7 @@ def test_a_cut_off_file_is_refused_wherever_it_is_cut(tmp_path, kind):
         torch.save(tensors, whole, _use_new_zipfile_serialization=kind == "pt")
     content = whole.read_bytes()
     assert checkpoint.read_file(whole).content.keys() == tensors.keys()
-    for length in range(1, len(content), max(1, len(content) // 60)):
+    for length in range(1, len(content), max(1, len(content) // 30)):
         path.write_bytes(content[:length])
         with pytest.raises(ValueError, match="is not a weights file: it is cut off"):
             checkpoint.read_file(path)
@@ -421,14 +344,6 @@ def test_a_description_that_does_not_fit_itself_is_refused(said, ending, tmp_pat
     path = write(tmp_path / f"wrong.{ending}", Weights({"x": torch.zeros(1)}, description))
     with pytest.raises(ValueError, match=f"the description in .*wrong.{ending} .*{said}"):
         load_weights(path)
-
-
-def test_a_class_list_of_another_length_is_refused(emotion_weights):
-    architecture = {**emotion_weights.description["architecture"], "emotions": EMOTIONS[:7]}
-    with pytest.raises(ValueError, match=r"emotion\.classifier\.bias is \(8,\), the network's is \(7,\)"):
-        Weights(
-            emotion_weights.tensors, {**emotion_weights.description, "architecture": architecture}
-        ).build()
 
 
 # ---- tensors into networks ----------------------------------------------------------------------------
@@ -493,6 +408,10 @@ def blank(target):
     return target
 
 
+def is_blank(network) -> bool:
+    return not any(value.any() for value in network.state_dict().values())
+
+
 def equal(network, other, only: str = "") -> bool:
     state = other.state_dict()
     return all(torch.equal(v, state[k]) for k, v in network.state_dict().items() if k.startswith(only))
@@ -519,13 +438,11 @@ def without_first(state: dict) -> dict:
     return {name: v for name, v in state.items() if not name.startswith(("feature", "emotion_model."))}
 
 
-@pytest.mark.parametrize("form", ["bare", "model", "module.", "both copies", "second copies", "no unused"])
+@pytest.mark.parametrize("form", ["module.", "both copies", "second copies", "no unused"])
 def test_a_whole_official_network_lands_in_every_place(blank, paper_network, official_state, form):
     state = official_state
-    if form == "model":
-        state = {"model": state, "epoch": 12, "optimizer": {"lr": 0.1}}
-    elif form == "module.":
-        state = {"model": {f"module.{name}": value for name, value in state.items()}}
+    if form == "module.":
+        state = {"model": {f"module.{name}": value for name, value in state.items()}, "epoch": 12}
     elif form == "both copies":
         state = state | copies(state)
     elif form == "second copies":
@@ -557,18 +474,15 @@ def test_each_official_tensor_has_a_place_of_its_own(paper_network, official_sta
     assert len(used) == len(state)
 
 
-@pytest.mark.parametrize("form", ["path", "dict", "bare", "module."])
+@pytest.mark.parametrize("form", ["path", "bare"])
 def test_the_public_emotion_checkpoint_fills_the_emotion_branch_alone(
     blank, paper_network, official_emotion, tmp_path, form
 ):
-    source = {"model": official_emotion, "epoch": 3, "best": 0.6}
+    source = official_emotion
     if form == "path":
-        torch.save(source, tmp_path / "emotion_model.pth")
+        names = {f"module.{name}": value for name, value in official_emotion.items()}
+        torch.save({"model": names, "epoch": 3, "best": 0.6}, tmp_path / "emotion_model.pth")
         source = tmp_path / "emotion_model.pth"
-    elif form == "bare":
-        source = official_emotion
-    elif form == "module.":
-        source = {"model": {f"module.{name}": value for name, value in official_emotion.items()}}
     load_official_weights(blank, source)
     assert equal(blank, paper_network, only="emotion.")
     assert not blank.detail.conv1.weight.any()
@@ -583,7 +497,7 @@ def test_both_heads_load_and_neither_into_the_other(blank, official_state):
         "checkpoint: the given state dict does not fit the network: "
         "head.5.bias is (1,), the network's is (10,); head.5.weight is (1, 128), the network's is (10, 128)"
     )
-    assert not any(value.any() for value in blank.state_dict().values())
+    assert is_blank(blank)
     blank.head[5], ten = torch.nn.Linear(128, 1), blank.head[5]
     try:
         load_official_weights(blank, para)
@@ -600,7 +514,7 @@ def test_missing_unknown_and_misshapen_names_are_listed_and_nothing_is_written(
     blank, official_state, official_emotion, alone
 ):
     state = dict(official_emotion if alone else official_state)
-    before, prefix = snapshot(blank), "" if alone else "emotion_model."
+    prefix = "" if alone else "emotion_model."
     missing, misshapen = f"{prefix}backbone.feature1.0.weight", f"{prefix}emotion_module.conv2.0.bias"
     del state[missing]
     state[misshapen] = torch.zeros(3)
@@ -621,7 +535,7 @@ def test_missing_unknown_and_misshapen_names_are_listed_and_nothing_is_written(
             f"{prefix}emotion_module.fc_layer.bias is no tensor but list, the network's is (8,)",
         ]
     )
-    assert snapshot(blank) == before
+    assert is_blank(blank)
 
 
 def test_names_of_our_own_are_unknown_to_the_official_code(blank, official_state):
@@ -631,31 +545,13 @@ def test_names_of_our_own_are_unknown_to_the_official_code(blank, official_state
         load_official_weights(blank, blank.state_dict())
 
 
-@pytest.mark.parametrize("kind", ["value", "shape", "type"])
-def test_two_copies_of_one_tensor_must_be_equal(blank, official_state, kind):
+def test_two_copies_of_one_tensor_must_be_equal(blank, official_state):
     state = official_state | copies(official_state)
     other = state["model_s.bn1.weight"]
-    state["model_s.bn1.weight"] = {"value": other + 1e-6, "shape": other[:3], "type": other.double()}[kind]
-    before = snapshot(blank)
-    with pytest.raises(ValueError, match=r"feature1_s\.1\.weight and model_s\.bn1\.weight .* differ"):
-        load_official_weights(blank, state)
-    assert snapshot(blank) == before
-
-
-def test_an_empty_state_dict_is_refused(blank):
-    with pytest.raises(ValueError, match=r"missing emotion_model\.emotion_module\.fc_layer\.bias; .* more\)"):
-        load_official_weights(blank, {})
-
-
-def test_a_branch_with_other_class_names_takes_no_official_weights(official_emotion):
-    torch.manual_seed(0)
-    network = EmotionNetwork("resnet50", (*EMOTIONS[1:], EMOTIONS[0]), emotion_scale=0.5, width=256)
-    before = snapshot(network)
-    with pytest.raises(
-        ValueError, match=r"knows the emotions amusement, .* in this order; the network's are awe"
-    ):
-        load_official_weights(network, official_emotion)
-    assert snapshot(network) == before
+    for unequal in (other + 1e-6, other[:3], other.double()):
+        with pytest.raises(ValueError, match=r"feature1_s\.1\.weight and model_s\.bn1\.weight .* differ"):
+            load_official_weights(blank, state | {"model_s.bn1.weight": unequal})
+    assert is_blank(blank)
 
 
 def test_the_emotion_network_takes_its_part_of_either_file(paper_network, official_state, official_emotion):
@@ -666,32 +562,18 @@ def test_the_emotion_network_takes_its_part_of_either_file(paper_network, offici
         assert equal(network.emotion, paper_network.emotion)
 
 
-def test_another_backbone_takes_no_official_weights(lite_network, official_emotion):
-    with pytest.raises(ValueError, match="has the backbone resnet50; the network's is tf_efficientnet_lite0"):
-        load_official_weights(lite_network, official_emotion)
-
-
-def test_the_names_above_are_all_of_the_official_emotion_file(official_emotion):
-    assert official_emotion.keys() == emotion_shapes().keys()
-    assert sum(v.numel() for k, v in official_emotion.items() if "feature4" in k and v.ndim == 4) > 14e6
-
-
 # ---- emotion checkpoints ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ending", ["pt", "safetensors"])
-def test_our_emotion_network_fills_the_emotion_branch(emotion_weights, tmp_path, ending):
+def test_our_emotion_network_fills_the_emotion_branch(emotion_weights, tmp_path):
     network = build_lite()
     before = copy.deepcopy(network.state_dict())
-    path = write(tmp_path / f"emotion.{ending}", emotion_weights)
-    known = load_emotion_branch(network, read_source(path))
-    after = network.state_dict()
-    for name, value in after.items():
+    known = load_emotion_branch(network, read_source(write(tmp_path / "emotion.pt", emotion_weights)))
+    for name, value in network.state_dict().items():
         expected = emotion_weights.tensors if name.startswith("emotion.") else before
         assert torch.equal(value, expected[name]), name
     assert known.emotion_training_ids.tolist() == [1, 2, 3]
-    assert known.task == "emotion"
-    assert checkpoint.read_source(path).weights.emotions == EMOTIONS
+    assert (known.task, known.emotions) == ("emotion", EMOTIONS)
 
 
 def test_our_whole_network_gives_its_branch_and_the_pictures_that_trained_it(
@@ -707,41 +589,33 @@ def test_our_whole_network_gives_its_branch_and_the_pictures_that_trained_it(
 def test_a_whole_official_network_given_as_emotion_checkpoint_gives_its_branch(
     blank, paper_network, official_state, tmp_path
 ):
-    used = {name: v for name, v in official_state.items() if not name.startswith(OFFICIAL_UNUSED)}
-    torch.save(used, tmp_path / "eambnet.pth")
+    part = ("emotion_model.", "head.", "CBAM.")  # the rest takes a second to write
+    state = {name: v for name, v in official_state.items() if name.startswith(part)}
+    torch.save(state, tmp_path / "eambnet.pth")
     known = load_emotion_branch(blank, read_source(tmp_path / "eambnet.pth"))
     assert equal(blank, paper_network, only="emotion.")
     assert not blank.context.conv1.weight.any()
     assert (known.emotions, known.emotion_training_ids.tolist()) == (EMOTIONS, [])
-    assert checkpoint.read_source(tmp_path / "eambnet.pth").weights.emotions == EMOTIONS
 
 
 def test_a_branch_of_another_backbone_or_other_emotions_is_refused_before_anything_is_written(
-    paper_network, emotion_weights, tmp_path
+    blank, emotion_weights, official_emotion, tmp_path
 ):
-    path = write(tmp_path / "emotion.pt", emotion_weights)
-    before = snapshot(paper_network)
-    with pytest.raises(
-        ValueError, match=r"emotion\.pt has the backbone tf_efficientnet_lite0; .* is resnet50"
-    ):
-        load_emotion_branch(paper_network, read_source(path))
-    assert snapshot(paper_network) == before
-    other = build_lite(emotions=("neutral", "disgust"))
-    before = snapshot(other)
-    with pytest.raises(ValueError, match=r"knows the emotions amusement.*the network's are neutral, disgust"):
-        load_emotion_branch(other, read_source(path))
-    narrow = build_lite(width=32)
-    with pytest.raises(
-        ValueError, match=r"emotion\.classifier\.weight is \(8, 128\), the network's is \(8, 32\)"
-    ):
-        load_emotion_branch(narrow, read_source(path))
-    assert snapshot(other) == before
-
-
-def test_a_file_that_is_neither_ours_nor_official_is_no_emotion_checkpoint(lite_network, tmp_path):
-    torch.save({"model": {"fc.weight": torch.zeros(2)}}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"other\.pth was not written by this program"):
-        load_emotion_branch(lite_network, read_source(tmp_path / "other.pth"))
+    branch = read_source(write(tmp_path / "emotion.pt", emotion_weights))
+    networks = [blank, build_lite(emotions=("neutral", "disgust")), build_lite(width=32)]
+    before = [snapshot(network) for network in networks[1:]]
+    said = (
+        r"emotion\.pt has the backbone tf_efficientnet_lite0; .* is resnet50",
+        r"knows the emotions amusement, .* in this order; the network's are neutral, disgust",
+        r"emotion\.classifier\.weight is \(8, 128\), the network's is \(8, 32\)",
+    )
+    for network, match in zip(networks, said, strict=True):
+        with pytest.raises(ValueError, match=match):
+            load_emotion_branch(network, branch)
+    with pytest.raises(ValueError, match="has the backbone resnet50; the network's is tf_efficientnet_lite0"):
+        load_official_weights(networks[1], official_emotion)
+    assert is_blank(blank)
+    assert [snapshot(network) for network in networks[1:]] == before
 
 
 @pytest.mark.parametrize(

@@ -7,38 +7,39 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from scipy import stats
-from small import BACKBONE, UNTRAINED, evaluate, read_csv, read_json, train, write_csv, write_pictures
+from small import (
+    BACKBONE,
+    SHORT,
+    UNTRAINED,
+    contents,
+    evaluate,
+    read_csv,
+    read_json,
+    train,
+    without_drawing,
+    write_csv,
+)
 
-from datasets import PictureSet, load_dataset
-from eamb.evaluation import emotions as emotions_module
-from eamb.evaluation import evaluate as evaluate_module
-from eamb.evaluation import ratings
-from eamb.evaluation.predicting import as_trained
+from datasets import SetReader, load_dataset
+from eamb.evaluation.predicting import as_trained, labelled
+from eamb.evaluation.preferences import measure_pairs
 from eamb.evaluation.ratings import compare_scores, find_twins, measure_scores
-from eamb.evaluation.report import FILES, Report, rounded, versions, without_nan, write_columns
-from eamb.network.backbones import normalisation
+from eamb.evaluation.report import FILES, Report, rounded, versions, without_nan
 from eamb.network.outputs import EMOTIONS, Scale
-from eamb.readers.decoding import normalise
+from eamb.readers.pairs import PairedSet
 from eamb.readers.rated import RatedSet
-from eamb.runtime.config import Config, Data
-from eamb.runtime.engine import Compute, Predictions
-from eamb.training.tasks import choose_task
+from eamb.runtime.config import Config
+from eamb.runtime.engine import Predictions
 from eamb.weights import checkpoint
+from main import main
 from metrics import emotion_metrics
 
-BINS = (1.0, 2.0, 3.0, 4.0)
-COUNTS = {f"score{rating:g}": [(7 * i + 3 * int(rating)) % 5 + 1 for i in range(24)] for rating in BINS}
+BINS = (1.0, 2.0, 3.0, 4.0)  # of `counts_set`
 
 
 def column(path: Path, name: str) -> np.ndarray:
     return np.array([float(row[name]) for row in read_csv(path)])
-
-
-@pytest.fixture(scope="module")
-def counts_set(tmp_path_factory):
-    return write_csv(tmp_path_factory.mktemp("counts"), COUNTS, seed=2)
 
 
 @pytest.fixture(scope="module")
@@ -70,36 +71,28 @@ def test_a_distribution_has_a_column_for_each_bin_and_its_mean(bins_run):
     assert np.allclose(shares @ BINS, column(path, "prediction"), atol=1e-4)
 
 
-def test_evaluating_a_checkpoint_repeats_the_training_runs_test(score_run, scored_set, tmp_path):
-    words = ("evaluate.bootstrap=20",)
-    assert evaluate(score_run / "best.pt", "CSV", scored_set, tmp_path / "again", *words) == 0
-    again, first = (folder / "predictions.csv" for folder in (tmp_path / "again", score_run / "test"))
-    assert again.read_bytes() == first.read_bytes()
-    again, first = (read_json(path.with_name("metrics.json")) for path in (again, first))
-    assert again.pop("versions").keys() == first.pop("versions").keys()
-    assert again == first
+def test_evaluating_a_checkpoint_or_exported_weights_repeats_the_training_runs_test(
+    score_run, scored_set, tmp_path
+):
+    exported, first = tmp_path / "shared.safetensors", score_run / "test"
+    checkpoint.export_weights(exported, checkpoint.load_weights(score_run / "best.pt"))
+    for path in (score_run / "best.pt", exported):
+        again = tmp_path / path.suffix
+        assert evaluate(path, "CSV", scored_set, again, "evaluate.bootstrap=20") == 0
+        assert (again / "predictions.csv").read_bytes() == (first / "predictions.csv").read_bytes()
+        found, before = (read_json(folder / "metrics.json") for folder in (again, first))
+        assert found.pop("versions").keys() == before.pop("versions").keys()
+        assert found == before
 
 
 def test_the_printed_table_does_not_depend_on_batches_or_workers(score_run, scored_set, tmp_path, capsys):
     tables = []
-    for number, (batch_size, workers) in enumerate([(32, 0), (3, 1)]):
-        folder = tmp_path / str(number)
-        words = [f"evaluate.batch_size={batch_size}", f"data.workers={workers}", "evaluate.bootstrap=20"]
-        assert evaluate(score_run / "best.pt", "csv", scored_set, folder, "--split", "train", *words) == 0
-        tables.append(capsys.readouterr().out.replace(str(folder), "FOLDER"))
+    for words in (["evaluate.batch_size=1"], ["evaluate.batch_size=3", "data.workers=1"]):
+        assert evaluate(score_run / "best.pt", "csv", scored_set, tmp_path, *words) == 0
+        tables.append(capsys.readouterr().out)
     assert "SRCC" in tables[0]
     assert "calibration error" in tables[0]
     assert tables[0] == tables[1]
-
-
-def test_exported_weights_score_as_the_checkpoint_does(score_run, scored_set, tmp_path):
-    weights = checkpoint.load_weights(score_run / "best.pt")
-    checkpoint.export_weights(tmp_path / "shared.safetensors", weights)
-    assert evaluate(tmp_path / "shared.safetensors", "csv", scored_set, tmp_path / "again") == 0
-    predictions = [folder / "predictions.csv" for folder in (tmp_path / "again", score_run / "test")]
-    assert predictions[0].read_bytes() == predictions[1].read_bytes()
-    hashes = [read_json(path.with_name("metrics.json"))["weights_sha256"] for path in predictions]
-    assert hashes[0] == hashes[1]
 
 
 def test_rounded_numbers_have_eight_digits_whatever_their_size():
@@ -120,12 +113,6 @@ def test_all_figures_can_be_had_again_from_the_files_to_the_last_digit(score_run
     shares = np.stack([column(path, f"emotion_{name}") for name in rated.emotion_classes], axis=1)
     emotions = emotion_metrics(shares, rated.emotions, rated.emotion_classes)
     assert without_nan(emotions) == found["emotions"]["metrics"]
-
-
-def test_numbers_are_written_in_full(tmp_path):
-    values = np.array([1 / 3, 2.0, 1e-300 / 7])
-    write_columns(tmp_path / "a.csv", {"id": np.array(["a", "b", "c"]), "value": values})
-    assert column(tmp_path / "a.csv", "value").tolist() == values.tolist()
 
 
 # ---- metrics.json
@@ -201,12 +188,10 @@ def test_one_table_is_printed_with_what_it_needs_to_be_read(score_run, scored_se
 @pytest.mark.parametrize("split, leaked", [("test", 0), ("TRAIN", 16)])
 def test_pictures_that_were_trained_on_are_counted(split, leaked, score_run, scored_set, tmp_path, capsys):
     assert evaluate(score_run / "best.pt", "csv", scored_set, tmp_path, "--split", split) == 0
-    found = read_json(tmp_path / "metrics.json")
-    assert found["test_pictures_trained_on"] == leaked
-    assert found["test_pictures_that_the_emotion_branch_was_trained_on"] == leaked
-    said = capsys.readouterr().out
-    assert f"test pictures trained on: {leaked}\n" in said
-    assert f"test pictures that the emotion branch was trained on: {leaked}\n" in said
+    report, said = read_json(tmp_path / "metrics.json"), capsys.readouterr().out
+    for what in ("trained on", "that the emotion branch was trained on"):
+        assert report[f"test_pictures_{what.replace(' ', '_')}"] == leaked
+        assert f"test pictures {what}: {leaked}\n" in said
 
 
 # ---- pictures with an identical one in training
@@ -230,16 +215,10 @@ def test_figures_are_given_without_the_pictures_that_are_in_training_too(
     said = "without test pictures that have an identical one in training (1): n 3, SRCC"
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith(said)]
     assert f"PLCC {rest['metrics']['plcc']:.4f}, accuracy {rest['metrics']['accuracy']:.4f}" in line
-    config = Config(data=Data(dataset="csv", root=str(root)))
-    sets = load_dataset("csv", root)
-    reader = choose_task(config).reader
+    assert "without_twins" not in read_json(score_run / "test" / "metrics.json")
+    sets, reader = load_dataset("csv", root), SetReader("csv", root)
     assert find_twins(sets["test"], reader) == ({"0_005.png"}, [])
     assert find_twins(sets["train"], reader) == find_twins(sets["val"], reader) == (set(), [])
-
-
-def test_a_set_without_them_says_nothing(score_run):
-    assert "without_twins" not in read_json(score_run / "test" / "metrics.json")
-    assert "identical" not in (score_run / "test" / "metrics.json").read_text()
 
 
 def test_a_test_split_alone_is_scored_and_that_nobody_looked_is_said(score_run, scored_set, tmp_path, capsys):
@@ -289,29 +268,6 @@ def test_how_a_csv_is_read_need_not_be_said_twice(score_run, scored_set, tmp_pat
     assert evaluate(tmp_path / "w.safetensors", "csv", root, tmp_path / "out") == 0
 
 
-def test_the_demo_is_another_set(bins_run, demo_pictures, tmp_path, capsys):
-    words = ("evaluate.batch_size=64",)
-    assert evaluate(bins_run / "best.pt", "demo", demo_pictures, tmp_path / "out", *words) == 0
-    found = read_json(tmp_path / "out" / "metrics.json")
-    assert set(found["metrics"]) == {"n", "srcc", "plcc", "krcc"}
-    assert (found["trained_on"], found["dataset"]) == ("csv", "demo")
-    assert "demo test (cross-set: trained on csv, correlations only)" in capsys.readouterr().out
-
-
-@pytest.fixture(scope="module")
-def demo_pictures(tmp_path_factory):
-    """A folder that looks like the demo set, with three small pictures."""
-    root = tmp_path_factory.mktemp("demo")
-    names = write_pictures(root / "images", 3)
-    bins = [f"score{rating}" for rating in range(1, 11)]
-    lines = [",".join(["image", "split", "emotion", *bins])]
-    lines += [
-        f"{name},test,awe,{','.join(str(1 + (i == k)) for k in range(10))}" for i, name in enumerate(names)
-    ]
-    (root / "labels.csv").write_text("\n".join(lines))
-    return root
-
-
 def scores(values, scale: Scale, name: str = "csv") -> RatedSet:
     ids = [f"{i}" for i in range(len(values))]
     return RatedSet(name, "test", "by hand", ids, ids, np.array(values, dtype=float), scale)
@@ -358,8 +314,54 @@ def test_size_orientation_and_task_come_from_the_weights(score_run, emotion_run)
     assert as_trained(Config(), checkpoint.load_weights(emotion_run / "best.pt")).task == "emotion"
 
 
+@pytest.mark.parametrize(
+    "word, fixed",
+    [
+        ("data.size=512", "64"),
+        ("data.exif=false", "True"),
+        ("model.backbone=resnet50", BACKBONE),
+        ("model.network=linear", "eambnet"),
+        ("model.width=24", "16"),
+        ("task=emotion", "aesthetics"),
+    ],
+)
+def test_a_setting_that_the_weights_fix_is_refused_where_it_differs(
+    word, fixed, score_run, scored_set, tmp_path, capsys
+):
+    key, _, value = word.partition("=")
+    assert evaluate(score_run / "best.pt", "csv", scored_set, tmp_path / "out", word) == 2
+    said = f"evaluation: {key}={value.capitalize() if fixed == 'True' else value} does not go with these"
+    error = capsys.readouterr().err
+    assert said in error
+    assert f"whose {key} is {fixed}; leave it out" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_that_the_weights_have_may_be_repeated(score_run, scored_set, tmp_path):
+    words = ["data.size=64", "data.exif=true", f"model.backbone={BACKBONE}", "model.width=16"]
+    assert evaluate(score_run / "best.pt", "csv", scored_set, tmp_path, *words, "task=aesthetics") == 0
+
+
+@pytest.mark.parametrize("option", ["--checkpoint", "--predictions"])
+def test_an_existing_report_is_kept_unless_force_is_given(option, score_run, scored_set, tmp_path, capsys):
+    output = shutil.copytree(score_run / "test", tmp_path / "out")
+    (output / "metrics.json").write_text("mine")
+    before = contents(output)
+    files = {"--checkpoint": score_run / "best.pt", "--predictions": score_run / "test" / "predictions.csv"}
+    words = ["evaluate", option, str(files[option]), "--dataset", "csv", "--data-root", str(scored_set)]
+    words += ["--output", str(output), "evaluate.bootstrap=0", "data.workers=0", "train.device=cpu"]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert f"{output} holds predictions.csv, metrics.json" in error
+    assert "--force" in error
+    assert contents(output) == before
+    with without_drawing():
+        assert main([*words, "--force"]) == 0
+    assert read_json(output / "metrics.json")["metrics"]["n"] == 4
+
+
 def test_the_threshold_travels_with_the_weights_unless_another_is_asked_for(scored_set, tmp_path):
-    words = (UNTRAINED, "data.threshold=2.25", "train.score_test=false")
+    words = (*SHORT, "data.threshold=2.25", "data.limit=8")
     assert train("csv", scored_set, tmp_path / "run", *words) == 0
     for extra, expected in {"": 2.25, "data.threshold=4": 4.0}.items():
         best = tmp_path / "run" / "best.pt"
@@ -367,146 +369,47 @@ def test_the_threshold_travels_with_the_weights_unless_another_is_asked_for(scor
         assert read_json(tmp_path / "out" / "metrics.json")["metrics"]["threshold"] == expected
 
 
-# ---- emotions
+# ---- pairs
 
 
-def emotion_votes(root: Path) -> dict[str, str]:
-    return {row["path"]: row["emotion"] for row in read_csv(root / "ratings.csv")}
+def test_a_sure_pair_loses_the_same_whichever_is_named_first():
+    scale, odds = Scale("label", 0.0, 1.0, 0.5), np.array([[20.0], [0.0]])  # sure of a, and people prefer b
+    predictions = Predictions(np.arange(2), odds, np.empty((2, 0)), [])
+    pair = {"series": np.array(["s", "s"]), "pairs": np.array([[1, 0]]), "preference": np.array([1.0])}
+    rated = PairedSet("x", "test", "made", ["a", "b"], ["a", "b"], np.full(2, np.nan), scale, **pair)
+    turned = replace(rated, pairs=rated.pairs[:, ::-1], preference=1 - rated.preference)
+    with pytest.warns(UserWarning, match="AUC is undefined"):  # of one pair
+        losses = [measure_pairs(predictions, each).metrics["log_loss"] for each in (rated, turned)]
+    assert losses == pytest.approx([20.0, 20.0], rel=1e-6)
 
 
-def test_emotions_are_reported_by_name(emotion_run, scored_set):
-    path = emotion_run / "test" / "predictions.csv"
-    rows = read_csv(path)
-    assert list(rows[0]) == ["id", "prediction", *(f"emotion_{name}" for name in EMOTIONS)]
-    for row in rows:
-        shares = {name: float(row[f"emotion_{name}"]) for name in EMOTIONS}
-        assert sum(shares.values()) == pytest.approx(1, abs=1e-4)
-        assert row["prediction"] == max(shares, key=shares.get)
-    truth = emotion_votes(scored_set)
-    metrics = read_json(emotion_run / "test" / "metrics.json")["metrics"]
-    assert metrics["accuracy"] == np.mean([row["prediction"] == truth[row["id"]] for row in rows])
-    own = [float(row[f"emotion_{truth[row['id']]}"]) for row in rows]
-    assert metrics["cross_entropy"] == pytest.approx(-np.log(own).mean(), abs=1e-4)
-
-
-def test_the_order_in_which_a_set_lists_its_emotions_does_not_matter(emotion_run, scored_set, tmp_path):
-    root = tmp_path / "turned"
-    shutil.copytree(scored_set / "images", root / "images")
-    rows = read_csv(scored_set / "ratings.csv")
-    lines = [",".join(["path", "split", *(f"emotion_{name}" for name in EMOTIONS[::-1])])]
-    for row in rows:
-        lines.append(
-            ",".join([row["path"], row["split"], *(str(int(row["emotion"] == n)) for n in EMOTIONS[::-1])])
-        )
-    (root / "ratings.csv").write_text("\n".join(lines))
-    assert evaluate(emotion_run / "best.pt", "csv", root, tmp_path / "out") == 0
-    expected = read_json(emotion_run / "test" / "metrics.json")["metrics"]
-    assert read_json(tmp_path / "out" / "metrics.json")["metrics"] == expected
-
-
-def test_a_set_with_other_emotions_is_refused_before_anything_is_predicted(
-    emotion_run, tmp_path, monkeypatch, capsys
-):
-    root = write_csv(tmp_path / "set", {"emotion": ["calm" if i % 3 else "wild" for i in range(24)]})
-    monkeypatch.setattr(emotions_module, "predict_set", None)
-    assert evaluate(emotion_run / "best.pt", "csv", root, tmp_path / "out") == 2
-    said = f"the network knows {', '.join(EMOTIONS)}; csv has calm, wild too"
-    assert said in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_set_without_emotions_is_refused_for_an_emotion_network(emotion_run, counts_set, tmp_path, capsys):
-    assert evaluate(emotion_run / "best.pt", "csv", counts_set, tmp_path / "out") == 2
-    assert "csv test has no emotions; the task emotion needs them" in capsys.readouterr().err
-
-
-def test_a_set_without_ratings_is_refused_for_scores(score_run, tmp_path, capsys):
-    root = write_csv(tmp_path / "set", {"emotion": [EMOTIONS[i % 8] for i in range(24)]})
-    assert evaluate(score_run / "best.pt", "csv", root, tmp_path / "out") == 2
-    assert "no picture of csv test has a label for the task aesthetics" in capsys.readouterr().err
-
-
-def test_scores_and_emotions_come_from_one_run_of_the_network(score_run, scored_set, tmp_path, capsys):
-    assert evaluate(score_run / "best.pt", "csv", scored_set, tmp_path / "out", "evaluate.bootstrap=9") == 0
-    rows, truth = read_csv(tmp_path / "out" / "predictions.csv"), emotion_votes(scored_set)
-    found = read_json(tmp_path / "out" / "metrics.json")
-    emotions = found["emotions"]
-    right = [row["emotion"] == truth[row["id"]] for row in rows]
-    assert emotions["metrics"]["accuracy"] == np.mean(right) == np.trace(emotions["confusion"]) / 4
-    assert "accuracy" in emotions["intervals_95"]
-    assert "srcc" in found["metrics"]
-    said = capsys.readouterr().out
-    assert said.index("SRCC") < said.index("csv test, emotions") < said.index("calibration error")
-    high = {row["path"]: float(row["score"]) > 3 for row in read_csv(scored_set / "ratings.csv")}
-    by_label = [[sum(truth[r["id"]] == n and high[r["id"]] == side for r in rows) for n in EMOTIONS]
-                for side in (True, False)]  # fmt: skip
-    by_prediction = [[sum(r["emotion"] == n and (float(r["prediction"]) > 3) == side for r in rows)
-                      for n in EMOTIONS] for side in (True, False)]  # fmt: skip
-    assert emotions["high_and_low"] == {"labels": by_label, "predictions": by_prediction}
-
-
-def test_a_branch_that_was_never_trained_is_not_measured_and_this_is_said(scored_set, tmp_path, capsys):
-    assert train("csv", scored_set, tmp_path / "run", UNTRAINED) == 0
-    assert "emotions" not in read_json(tmp_path / "run" / "test" / "metrics.json")
-    assert "emotions not measured: the emotion branch was never trained" in capsys.readouterr().out
-    assert list(read_csv(tmp_path / "run" / "test" / "predictions.csv")[0]) == ["id", "prediction"]
-
-
-def test_emotions_that_the_network_does_not_know_are_not_measured_and_named(score_run, tmp_path, capsys):
-    columns = {
-        "score": [1 + i % 5 for i in range(24)],
-        "emotion": ["calm" if i % 3 else "awe" for i in range(24)],
-    }
-    root = write_csv(tmp_path / "set", columns)
-    assert evaluate(score_run / "best.pt", "csv", root, tmp_path / "out") == 0
-    assert "emotions" not in read_json(tmp_path / "out" / "metrics.json")
-    assert "emotions not measured: the network does not know calm" in capsys.readouterr().out
-
-
-def test_a_set_with_fewer_emotions_is_measured_among_its_own(emotion_run, tmp_path):
-    three = ("awe", "fear", "sad")
-    votes = {f"emotion_{name}": [int(i // 6 % 3 == k) for i in range(24)] for k, name in enumerate(three)}
-    root = write_csv(tmp_path / "set", votes, seed=4)
-    assert evaluate(emotion_run / "best.pt", "csv", root, tmp_path / "out") == 0
-    rows = read_csv(tmp_path / "out" / "predictions.csv")
-    assert list(rows[0])[2:] == ["emotion_awe", "emotion_fear", "emotion_sadness"]
-    network = checkpoint.load_weights(emotion_run / "best.pt").build()
-    rated = load_dataset("csv", root, ("test",))["test"]
-    images = PictureSet(rated, 64).collate([PictureSet(rated, 64)[i] for i in range(4)]).images
-    with torch.no_grad():
-        logits = network(normalise(images, *normalisation(BACKBONE))).emotion_logits
-    expected = logits[:, [EMOTIONS.index(name) for name in ("awe", "fear", "sadness")]].softmax(dim=1)
-    shares = [[float(row[column]) for column in list(row)[2:]] for row in rows]
-    assert np.allclose(shares, expected, atol=1e-5)
-    metrics = read_json(tmp_path / "out" / "metrics.json")["metrics"]
-    assert metrics["chance"] == pytest.approx(1 / 3)
-    own = [shares[j][j % 3] for j in range(4)]  # test pictures are 5, 11, 17 and 23
-    assert metrics["cross_entropy"] == pytest.approx(-np.log(own).mean(), abs=1e-5)
-
-
-def test_a_network_without_emotions_is_measured_without_them(scored_set, tmp_path, monkeypatch):
-    rated = load_dataset("csv", scored_set, ("test",))["test"]
-    architecture = {"backbone": BACKBONE, "emotions": []}
-    description = {"task": "aesthetics", "dataset": "csv", "architecture": architecture}
-    weights = checkpoint.Weights({}, description | {"scale": rated.scale.as_dict()})
-    none = Predictions(np.arange(4), np.full((4, 1), 0.5), np.empty((4, 0)), [])
-    monkeypatch.setattr(ratings, "predict_set", lambda *a, **k: none)
-    config = Config(data=Data(dataset="csv", root=str(scored_set)))
-    config = replace(config, evaluate=replace(config.evaluate, bootstrap=0))
-    compute = Compute(torch.device("cpu"), "fp32", (0.0,) * 3, (1.0,) * 3)
-    with pytest.warns(UserWarning, match="all 4 predicted values are 3"):
-        report = evaluate_module.evaluate(torch.nn.Identity(), weights, rated, choose_task(config), compute)
-    report.write(tmp_path)
-    assert list(read_csv(tmp_path / "predictions.csv")[0]) == ["id", "prediction"]
-    found = read_json(tmp_path / "metrics.json")
-    assert found["metrics"]["mae"] == pytest.approx(np.abs(rated.scores - 3).mean())
-    assert "emotions" not in found
-    assert [name for name in found if "emotion" in name] == []
-    said = [note for note in found["notes"] if "emotion" in note]
-    assert said == ["emotions not measured: the network has no emotion branch"]
+def test_pairs_are_scored_by_a_network_that_knows_single_photographs_only(series_set, score_run, tmp_path):
+    assert evaluate(score_run / "best.pt", "pairs", series_set, tmp_path / "out") == 0
+    report = read_json(tmp_path / "out" / "metrics.json")
+    assert report["odds_of_a_point"] > 0
+    assert "fitted" in " ".join(report["notes"])
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "p").symlink_to(series_set / "p")
+    shutil.copy(series_set / "test.csv", alone)
+    assert evaluate(score_run / "best.pt", "pairs", alone, tmp_path / "out2") == 0
+    rest = read_json(tmp_path / "out2" / "metrics.json")
+    assert "not fitted" in " ".join(rest["notes"])
+    for name in ("accuracy", "auc", "series_krcc", "series_best"):
+        assert rest["metrics"][name] == report["metrics"][name]
+    assert "test_pictures_trained_on" not in report  # ids of a set of ratings say nothing about these
 
 
 # ---- broken and missing pictures
+
+
+def test_pictures_without_a_label_for_the_task_are_left_out_by_name(scored_set):
+    rated = load_dataset("csv", scored_set, ("train",))["train"]
+    rated.scores[3] = np.nan
+    kept = labelled(rated, "aesthetics")
+    assert (len(kept), kept.left_out[-1].id) == (15, rated.ids[3])
+    assert kept.left_out[-1].reason == "no label for the task aesthetics"
+    assert len(labelled(rated, "emotion")) == 16
 
 
 def test_broken_and_missing_pictures_are_counted_and_listed(score_run, scored_set, tmp_path, capsys):
@@ -547,9 +450,3 @@ def test_an_unfinished_report_replaces_nothing(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="longer"):
         report.write(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_versions_are_of_what_is_installed():
-    found = versions()
-    assert torch.__version__.startswith(found["torch"])
-    assert found["numpy"] == np.__version__

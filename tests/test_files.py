@@ -1,9 +1,13 @@
 """Files are written whole or not at all; texts in csv files are never a formula, never cut, and come back."""
 
 import csv
+import errno
 import gzip
 import hashlib
+import os
+import stat
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -56,6 +60,46 @@ def test_the_hash_is_of_the_whole_file(tmp_path):
     content = b"x" * ((1 << 20) + 1)
     (tmp_path / "a").write_bytes(content)
     assert file_hash(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_file_written_whole_replaces_the_old_one_only_at_the_end(tmp_path):
+    path = tmp_path / "new" / "folder" / "file.txt"
+    with written_whole(path) as temporary:
+        temporary.write_text("first")
+    with path.open() as reader:
+        with written_whole(path) as temporary:
+            temporary.write_text("second")
+            assert path.read_text() == "first"
+        assert reader.read() == "first"  # renamed over, not written into: whoever was reading reads on
+    assert path.read_text() == "second"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_file_and_folder_are_on_the_disk_before_it_is_said(tmp_path, monkeypatch):
+    path, synced = tmp_path / "file.txt", []
+
+    def fsync(number):
+        synced.append((stat.S_ISDIR(os.fstat(number).st_mode), path.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with written_whole(path) as temporary:
+        temporary.write_text("text")
+    assert synced == [(False, False), (True, True)]  # the file before it has its name, then its folder
+
+
+@pytest.mark.parametrize(("number", "passes"), [(errno.EINVAL, True), (errno.EIO, False)])
+def test_a_folder_that_cannot_be_synced_by_its_kind_is_no_failure(number, passes, tmp_path, monkeypatch):
+    plain = os.fsync
+
+    def fsync(opened):
+        if stat.S_ISDIR(os.fstat(opened).st_mode):
+            raise OSError(number, "said by the file system")
+        plain(opened)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    refused = nullcontext() if passes else pytest.raises(OSError, match="said by")
+    with refused, written_whole(tmp_path / "file.txt") as temporary:
+        temporary.write_text("text")
 
 
 # ---- cells

@@ -75,7 +75,7 @@ def assert_hottest(area, row, column):
     assert abs(hottest[1] + 0.5 - expected[1]) <= area.shape[1] / 56
 
 
-# ---- maps ----------------------------------------------------------------------------------------
+# ---- maps
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_the_colour_bar_has_the_colours_that_maps_have_on_middle_grey():
     assert [tick.get_text() for tick in part(figure, "colour bar").get_yticklabels()] == ["0", "0.5", "1"]
 
 
-# ---- layout --------------------------------------------------------------------------------------
+# ---- layout
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, (224, 224), (4000, 3000), (1, 5000), (5000, 1)])
@@ -147,7 +147,7 @@ def test_the_aspect_ratio_is_kept(shape):
         assert min(width, height) >= 1
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [(300, 450), (77, 500), (900, 60)])
 def test_nothing_on_the_panel_overlaps_or_leaves_it(shape):
     long_name = "a name too long for the room above its map"
     emotions = dict(zip(["b", long_name, *"cde"], EMOTIONS.values(), strict=True))
@@ -196,7 +196,7 @@ def test_a_long_title_keeps_its_two_ends():
     assert "…" in title
 
 
-# ---- the score among ratings -----------------------------------------------------------------------
+# ---- the score among ratings
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_a_chart_that_is_not_known_leaves_its_room_to_the_others():
     assert not {"training ratings", "predicted ratings"} & set(labels(none))
 
 
-# ---- what is refused -------------------------------------------------------------------------------
+# ---- what is refused
 
 
 @pytest.mark.parametrize(

@@ -40,10 +40,10 @@ class NameScorer:
 
     emotions_trained = True
 
-    def score_all(self, paths, look):
+    def score_all(self, paths, on_decoded):
         for number, path in enumerate(paths):
             with Image.open(path) as picture:
-                look(path, picture.convert("RGB"), picture.getexif())
+                on_decoded(path, picture.convert("RGB"), picture.getexif())
             yield Scored(path, score=1 + number / 7, emotion_map=np.eye(4)[:3])
 
 

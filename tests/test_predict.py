@@ -1,5 +1,6 @@
 """`main.py predict`: each file a row, in order; interrupted runs go on; maps explain the rows."""
 
+import functools
 import io
 import json
 import multiprocessing
@@ -23,7 +24,7 @@ from eamb.inference import panels
 from eamb.inference import predict as predict_module
 from eamb.inference import scorer as scorer_module
 from eamb.inference.maps import MapFolder, panel_drawers
-from eamb.inference.photographs import PictureFile, find_pictures
+from eamb.inference.photographs import find_pictures
 from eamb.inference.scorer import Scorer
 from eamb.network.outputs import EMOTIONS, Scale
 from eamb.readers import decoding
@@ -41,6 +42,14 @@ def save_small_panel(path, image, explanation):
     """In the place of panels.save_panel, which draws for half a second."""
     with written_whole(path) as unfinished:
         unfinished.write_text(f"{image.mean():.4f} {explanation.score}")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built_once():
+    """Spares the time in which each run builds its network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predict_module, "Scorer", functools.cache(Scorer))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -202,23 +211,14 @@ def test_no_text_is_a_formula_and_pandas_reads_the_same_paths_again(weights, tmp
     assert table.score.dtype == float
 
 
-def test_a_missing_file_among_others_is_a_row(album, weights, tmp_path):
-    paths = [album / "missing.jpg", album / "b.jpg"]
-    assert call(paths, weights, "--output", tmp_path / "scores.csv") == 1
-    missing, good = read_csv(tmp_path / "scores.csv")
-    assert missing["error"] == "there is no such file"
-    assert good["error"] == ""
-
-
 # ---- parts for several processes
 
 
 def test_the_rows_of_all_parts_are_the_rows_of_the_whole(scored, album, weights, tmp_path):
-    rows = []
+    whole, rows = {row["path"]: row for row in scored[1]}, []
     for number in (1, 2):
         call(album, weights, "--output", tmp_path / f"{number}.csv", "--emotions", "--shard", f"{number}/2")
         rows += read_csv(tmp_path / f"{number}.csv")
-    whole = {row["path"]: row for row in scored[1]}
     assert sorted(row["path"] for row in rows) == sorted(whole)
     for row in rows:
         assert row["error"] == whole[row["path"]]["error"]
@@ -226,7 +226,7 @@ def test_the_rows_of_all_parts_are_the_rows_of_the_whole(scored, album, weights,
             assert float(row["score"]) == pytest.approx(float(whole[row["path"]]["score"]), abs=1e-5 * 4)
 
 
-def test_torchrun_gives_each_process_its_part_and_its_file(album, weights, tmp_path, monkeypatch):
+def test_torchrun_gives_each_process_its_part_and_its_file(album, weights, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     names = []
     for rank in (0, 1):
@@ -236,12 +236,7 @@ def test_torchrun_gives_each_process_its_part_and_its_file(album, weights, tmp_p
         names += [row["path"] for row in read_csv(tmp_path / f"scores.{rank + 1}of2.csv")]
     assert sorted(names) == sorted(f"{album}/{name}".replace("\udcff", r"\xff") for name in ALBUM)
     assert not (tmp_path / "scores.csv").exists()
-
-
-def test_torchrun_leaves_no_doubt_about_parts(inside, weights, capsys, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "0")
-    assert "torchrun gives each process its part" in refused(capsys, ["b.jpg"], weights, "--shard", "1/2")
+    assert "torchrun gives each process its part" in refused(capsys, [album], weights, "--shard", "1/2")
     assert "2 processes cannot all read the list" in refused(capsys, ["-"], weights)
 
 
@@ -272,20 +267,11 @@ def uninterrupted(request, photos, weights, tmp_path_factory):
     return output
 
 
-@pytest.fixture
-def built_once(weights, monkeypatch):
-    """Spares the time in which each run builds its network."""
-    scorer = Scorer(weights, device="cpu", batch_size=3, maps=True)
-    monkeypatch.setattr(predict_module, "Scorer", lambda *arguments, **others: scorer)
-
-
-def test_a_run_cut_at_any_byte_goes_on_to_the_same_bytes(
-    uninterrupted, photos, weights, tmp_path, built_once
-):
+def test_a_run_cut_at_any_byte_goes_on_to_the_same_bytes(uninterrupted, photos, weights, tmp_path):
     whole, output = uninterrupted.read_bytes(), tmp_path / uninterrupted.name
     assert call(photos, weights, "--output", output, "--emotions", "--resume") == 1  # there is no file yet
     assert output.read_bytes() == whole
-    cuts = [0, 1, 50, *range(200, len(whole), 799), len(whole) - 1, len(whole)]
+    cuts = [0, 1, 50, *range(200, len(whole), 1399), len(whole) - 1, len(whole)]
     lines = [place + 1 for place, byte in enumerate(whole) if byte == 10]
     for cut in sorted({*cuts, *lines}):
         output.write_bytes(whole[:cut])
@@ -340,57 +326,46 @@ def test_maps_in_the_folder_of_the_pictures_are_no_pictures(weights, tmp_path, m
     assert len(read_csv(tmp_path / "s.csv")) == 3
 
 
-def without_a_picture(rows):
-    return rows[:3] + rows[4:]
+EMOTIONS_TOO, OTHER_COLUMNS = ("--emotions",), "has other columns than this run would write"
 
 
 @pytest.mark.parametrize(
-    ("change", "options", "words"),
+    ("uninterrupted", "change", "options", "words"),
     [
-        (lambda rows: rows, (), "has other columns than this run would write"),
-        (lambda rows: [b"my,own,table"], ("--emotions",), "has other columns than this run would write"),
-        (without_a_picture, ("--emotions",), "row 3 of .* is of .*3.png, and picture 3 is .*2.png"),
-        (lambda rows: rows + rows[-1:], ("--emotions",), "has 11 rows and there are 10 pictures"),
-        (lambda rows: rows, ("--emotions", "--force"), "--resume goes on with the rows in --output"),
-        (lambda rows: rows, ("--emotions", "--maps", "maps"), "is missing, though its picture has a row"),
-        (lambda rows: [rows[0], rows[1][:-20], *2000 * rows[2:]], ("--emotions",), "row 1 of .* is damaged"),
+        ("csv", lambda rows: rows, (), OTHER_COLUMNS),
+        ("csv", lambda rows: [b"my,own,table"], EMOTIONS_TOO, OTHER_COLUMNS),
         (
-            lambda rows: [rows[0], rows[1].replace(b",1.", b",x.", 1), *999 * rows[2:]],
-            ("--emotions",),
-            "row 1 ",
+            "csv",
+            lambda rows: rows[:3] + rows[4:],
+            EMOTIONS_TOO,
+            "row 3 of .* is of .*3.png, and picture 3 is",
         ),
+        ("csv", lambda rows: rows + rows[-1:], EMOTIONS_TOO, "has 11 rows and there are 10 pictures"),
+        ("csv", lambda rows: rows, ("--force",), "--resume goes on with the rows in --output"),
+        ("csv", lambda rows: rows, ("--emotions", "--maps", "maps"), "is missing, though its picture has"),
+        ("csv", lambda rows: [rows[0], rows[1][:-20], *2000 * rows[2:]], EMOTIONS_TOO, "row 1 .* is damaged"),
+        (
+            "csv",
+            lambda rows: [rows[0], rows[1].replace(b",1.", b",x.", 1)],
+            EMOTIONS_TOO,
+            "row 1 .* is damaged",
+        ),
+        ("jsonl", lambda rows: [b'{"path": "0.png", "score": 1}\n', *rows], EMOTIONS_TOO, OTHER_COLUMNS),
+        ("jsonl", lambda rows: [b"my own notes\n", *rows], EMOTIONS_TOO, "row 1 of .* is damaged"),
+        ("jsonl", lambda rows: [b"[1, 2]\n", *rows], EMOTIONS_TOO, "row 1 of .* is damaged"),
     ],
+    indirect=["uninterrupted"],
 )
-@pytest.mark.parametrize("uninterrupted", ["csv"], indirect=True)
 def test_rows_of_another_run_are_refused_and_stay(
-    uninterrupted, photos, weights, tmp_path, capsys, built_once, change, options, words
+    uninterrupted, photos, weights, tmp_path, capsys, change, options, words
 ):
-    output = tmp_path / "scores.csv"
+    output = tmp_path / uninterrupted.name
     rows = uninterrupted.read_bytes().replace(b"\r\n,x", b"?").splitlines(keepends=True)
     rows = [row.replace(b"?", b"\r\n,x") for row in rows]
     output.write_bytes(b"".join(change(rows)))
     before = output.read_bytes()
     options = [tmp_path / word if word == "maps" else word for word in options]
     assert re.search(words, refused(capsys, photos, weights, "--output", output, "--resume", *options))
-    assert output.read_bytes() == before
-
-
-@pytest.mark.parametrize("uninterrupted", ["jsonl"], indirect=True)
-@pytest.mark.parametrize(
-    ("first", "words"),
-    [
-        ('{"path": "0.png", "score": 1, "error": null}', "has other columns than this run would write"),
-        ("my own notes", "row 1 of .* is damaged"),
-        ("[1, 2]", "row 1 of .* is damaged"),
-    ],
-)
-def test_json_lines_of_others_are_refused_and_stay(
-    uninterrupted, photos, weights, tmp_path, capsys, built_once, first, words
-):
-    output = tmp_path / "scores.jsonl"
-    output.write_bytes(f"{first}\n".encode() + uninterrupted.read_bytes())
-    before = output.read_bytes()
-    assert re.search(words, refused(capsys, photos, weights, "--output", output, "--resume", "--emotions"))
     assert output.read_bytes() == before
 
 
@@ -487,12 +462,11 @@ def fail_for(name, error):
 def test_a_panel_that_cannot_be_drawn_is_a_note_in_its_row(album, weights, tmp_path, monkeypatch):
     monkeypatch.setattr(panels, "save_panel", fail_for("b.jpg.png", ValueError("no map")))
     words = ("--output", tmp_path / "s.csv", "--maps", tmp_path / "maps")
-    assert call([album / "a.PNG", album / "b.jpg"], weights, *words) == 1
-    good, bad = read_csv(tmp_path / "s.csv")
-    assert (good["error"], bad["error"]) == ("", "its panel could not be drawn: no map")
-    assert float(bad["score"]) > 0
-    assert call([album / "a.PNG", album / "b.jpg"], weights, *words, "--resume") == 1
-    assert read_csv(tmp_path / "s.csv") == [good, bad]
+    for resume in ((), ("--resume",)):
+        assert call([album / "a.PNG", album / "b.jpg"], weights, *words, *resume) == 1
+        good, bad = read_csv(tmp_path / "s.csv")
+        assert (good["error"], bad["error"]) == ("", "its panel could not be drawn: no map")
+        assert float(bad["score"]) > 0
 
 
 def test_a_full_disk_ends_the_run_behind_the_last_panel(album, weights, tmp_path, monkeypatch, capsys):
@@ -525,7 +499,7 @@ def test_processes_draw_what_a_thread_draws_survive_ctrl_c_and_end(album, weight
     pictures = find_pictures([str(album / name) for name in ("a.PNG", "empty.jpg")])
     for processes in (1, 2):
         maps = MapFolder(tmp_path / str(processes), scorer, raw=False)
-        results = list(scorer.score_all([picture.path for picture in pictures], look=maps.keep))
+        results = list(scorer.score_all([picture.path for picture in pictures], on_decoded=maps.keep))
         written = list(maps.write_all(zip(pictures, results, strict=True), processes))
         assert written == results and not maps.pictures
     assert len(contents(tmp_path / "1")) == 1
@@ -563,19 +537,10 @@ def test_pictures_of_one_name_get_maps_of_their_own(inside, scorer):
     assert len(set(names)) == len(names) == len(ALBUM)
 
 
-def test_maps_of_pictures_in_a_thousand_folders_lie_in_the_last_hundred(scorer, tmp_path):
-    maps = MapFolder(tmp_path, scorer, raw=False)
-    folders = [str(level) for level in range(1100)]
-    for ending in ("", ".2"):
-        name = maps.name(PictureFile("/".join(["top", *folders, "a.jpg"]), "top"))
-        assert name == "/".join([*folders[-99:], f"a.jpg{ending}"])
-
-
 def test_the_longest_names_get_maps_too(weights, tmp_path, monkeypatch):
     monkeypatch.setattr(panels, "save_panel", save_small_panel)
-    names = ["x" * 246 + f"{number}.jpg" for number in range(2)] + ["ä" * 125 + ".jpg"]
-    for seed, name in enumerate(names):
-        (tmp_path / "in").mkdir(exist_ok=True)
+    (tmp_path / "in").mkdir()
+    for seed, name in enumerate(["x" * 246 + "0.jpg", "x" * 246 + "1.jpg", "ä" * 125 + ".jpg"]):
         blotches(seed).save(tmp_path / "in" / name)
     assert call(tmp_path / "in", weights, "--maps", tmp_path / "maps", "--maps-raw") == 0
     written = {path.name for path in (tmp_path / "maps").glob("*.png")}
@@ -592,11 +557,13 @@ def refused(capsys, paths, checkpoint_file, *options):
     return capsys.readouterr().err
 
 
-def test_an_existing_output_is_refused_before_any_work(album, weights, tmp_path, capsys):
+def test_what_exists_is_refused_before_any_work(album, weights, tmp_path, capsys):
     output = tmp_path / "scores.csv"
     output.write_text("precious")
     # The weights do not exist either: a message about them would mean that work had begun.
     assert "--force" in refused(capsys, album, "no.safetensors", "--output", output)
+    assert "--force" in refused(capsys, album, "no.safetensors", "--maps", tmp_path)
+    assert "no file" in refused(capsys, album, "no.safetensors", "--output", output, "--force")
     assert output.read_text() == "precious"
     assert call(album / "b.jpg", weights, "--output", output, "--force") == 0
     assert len(read_csv(output)) == 1
@@ -629,24 +596,13 @@ def test_an_emotion_network_gives_no_score(album, tmp_path, capsys):
     assert "emotion network alone" in refused(capsys, album, file)
 
 
-def test_a_failed_start_leaves_the_forced_output_as_it_was(album, tmp_path, capsys):
-    (tmp_path / "scores.csv").write_text("precious")
-    message = refused(capsys, album, "no.safetensors", "--output", tmp_path / "scores.csv", "--force")
-    assert "no file" in message
-    assert (tmp_path / "scores.csv").read_text() == "precious"
-
-
-def test_a_used_folder_of_maps_is_refused(album, weights, tmp_path, capsys):
-    (tmp_path / "holiday.jpg").touch()
-    assert "--force" in refused(capsys, album, weights, "--maps", tmp_path)
-
-
-def test_scoring_loads_nothing_for_drawing_tables_or_exported_networks():
-    heavy = {"matplotlib", "pandas", "scipy", "sklearn", "openvino"}
-    code = f"import sys, eamb.inference.predict; sys.exit(bool({heavy} & sys.modules.keys()))"
-    assert small.command("-c", code, folder=small.ROOT).returncode == 0
-
-
-def test_drawing_loads_no_torch():
-    code = "import sys, eamb.inference.maps, eamb.inference.panels; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("predict", {"matplotlib", "pandas", "scipy", "sklearn", "openvino"}),
+        ("maps, eamb.inference.panels", {"torch"}),
+    ],
+)
+def test_scoring_and_drawing_load_only_what_they_need(module, heavy):
+    code = f"import sys, eamb.inference.{module}; sys.exit(bool({heavy} & sys.modules.keys()))"
     assert small.command("-c", code, folder=small.ROOT).returncode == 0

@@ -95,10 +95,11 @@ def test_a_high_or_low_network_gives_a_probability_whatever_the_ratings_were(mod
 def test_score_raises_where_score_all_reports(scorer, tmp_path):
     (tmp_path / "empty.jpg").touch()
     os.mkfifo(tmp_path / "pipe.jpg")
-    paths = [tmp_path / "empty.jpg", tmp_path / "pipe.jpg", tmp_path]
+    paths = [tmp_path / "empty.jpg", tmp_path / "missing.jpg", tmp_path / "pipe.jpg", tmp_path]
     reasons = [result.error for result in scorer.score_all(paths)]
     assert reasons == [
         "the file is empty",
+        "there is no such file",
         "a pipe or device, not a file",
         "a folder, not a picture, or one that cannot be listed",
     ]
@@ -157,11 +158,17 @@ def test_class_maps_come_only_when_asked_for_and_do_not_depend_on_neighbours(wei
     assert np.abs(other.class_maps - among.class_maps).max() > 0.1
 
 
-def test_each_picture_is_shown_to_look_before_its_result(scorer, pictures):
-    shown = {}
-    for result in scorer.score_all(pictures, look=lambda path, picture, exif: shown.update({path: picture})):
-        assert result.error or shown[result.path].size == (96, 80)
-    assert len(shown) == 5
+def test_each_picture_is_handed_on_before_its_result_and_an_error_then_is_its_own(scorer, pictures):
+    decoded = {}
+
+    def keep(path, picture, exif):
+        decoded[path] = picture.size
+        if len(decoded) == 5:
+            raise RuntimeError("no")
+
+    for result in scorer.score_all(pictures, on_decoded=keep):
+        assert result.error or decoded[result.path] == (96, 80)
+    assert (len(decoded), result.error) == (5, "no")
 
 
 # ---- threads
@@ -180,11 +187,11 @@ def test_scoring_leaves_torch_and_the_warnings_as_they_were(scorer, pictures, tw
     next(results)
     assert torch.get_num_threads() == 2
     results.close()
-    seen = []
-    thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    counts = []
+    thread = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
     thread.start()
     thread.join()
-    assert seen == [2]
+    assert counts == [2]
     with pytest.warns(UserWarning, match="heard"):
         warnings.warn("heard", stacklevel=1)
 

@@ -1,5 +1,6 @@
 """scripts/visualize_emotion.py: the right pictures, each in its own shape, with the numbers of Scorer."""
 
+import functools
 import io
 import itertools
 import math
@@ -23,6 +24,14 @@ from scripts import visualize_emotion as script
 
 SHAPES = [(96, 64), (64, 96), (64, 64), (120, 40)]  # width, height
 COUNT = 12  # pictures of the set that can be decoded; number 12 is broken
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built_once():
+    """Spares the time in which each run builds its network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "Scorer", functools.cache(Scorer))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +76,7 @@ def drawn(monkeypatch):
 
     monkeypatch.setattr(script, "write_figure", keep)
     monkeypatch.setattr(script, "show", lambda *_: None)
-    monkeypatch.setattr(script, "draw_scale", lambda *_: None)
+    monkeypatch.setattr(script, "draw_scores", lambda *_: None)
     return figures
 
 
@@ -85,18 +94,12 @@ def entry(rank=1, shape=(60, 90), rating=3.5, emotions=None, distribution=None, 
     random = np.random.default_rng(rank)
     emotions = {"awe": 0.6, "fear": 0.3, "anger": 0.1} if emotions is None else emotions
     strongest = max(emotions, key=emotions.get, default=None)
-    scored = Scored(
-        f"{rank}.jpg",
-        score=2.25,
-        emotion=strongest,
-        emotion_probability=emotions.get(strongest),
-        emotions=emotions,
-        distribution=distribution or {},
-        emotion_map=random.random((7, 7), dtype=np.float32),
-    )
+    named = {"emotion": strongest, "emotion_probability": emotions.get(strongest), "emotions": emotions}
+    emotion_map, *maps = random.random((1 + len(emotions), 7, 7), dtype=np.float32)
+    scored = Scored(f"{rank}.jpg", 2.25, distribution=distribution or {}, emotion_map=emotion_map, **named)
     image = random.integers(0, 256, (*shape, 3), dtype=np.uint8)
-    maps = {name: random.random((7, 7), dtype=np.float32) for name in emotions}
-    return script.Entry(rank, f"{rank}.jpg", scored, rating, shares or {}, image, maps)
+    class_maps = dict(zip(emotions, maps, strict=True))
+    return script.Entry(rank, f"{rank}.jpg", scored, rating, shares or {}, image, class_maps)
 
 
 def subject(**changes):
@@ -114,7 +117,7 @@ def subject(**changes):
     return script.Subject(**values | changes)
 
 
-# ---- which pictures ------------------------------------------------------------------------------
+# ---- which pictures
 
 
 class Ranked:
@@ -128,18 +131,14 @@ class Ranked:
 
 def scored(*scores):
     """None: a file that cannot be decoded."""
-    return [
-        Scored("", score=score) if score is not None else Scored("", error="no picture") for score in scores
-    ]
+    return [Scored("", score=score, error=None if score else "no picture") for score in scores]
 
 
 def test_the_ranking_goes_from_the_highest_to_the_lowest_and_leaves_out_broken_files():
     rated = Ranked("abcd", [1, 2, 3, 4])
     assert script.rank(rated, scored(2.0, 3.5, None, 1.5), "score") == [1, 0, 3]
     assert script.rank(rated, scored(2.0, 3.5, None, 1.5), "rating") == [3, 1, 0]
-
-
-def test_equal_scores_are_ranked_by_id_whatever_the_order_of_the_files():
+    # Equal scores are ranked by id, whatever the order of the files.
     assert script.rank(Ranked("dbca", [0] * 4), scored(2.0, 2.0, 3.0, 2.0), "score") == [2, 3, 1, 0]
 
 
@@ -170,7 +169,7 @@ def test_the_rows_of_the_page_are_spread_over_the_ranks():
     assert script.choose_spread([7], 6) == [7]
 
 
-# ---- the whole command ---------------------------------------------------------------------------
+# ---- the whole command
 
 
 @pytest.fixture(scope="module")
@@ -211,20 +210,16 @@ def test_broken_files_are_named_in_one_line_and_do_not_stop_the_run(finished):
 def test_the_numbers_are_those_of_the_scorer_and_of_the_table(finished, album, weights):
     ratings = {row["path"]: row["score"] for row in small.read_csv(album / "ratings.csv")}
     paths = sorted((album / "images").glob("0_*.png"))
-    expected = {row.path: row for row in Scorer(weights, device="cpu").score_all(paths)}
-    ranked = sorted(expected.values(), key=lambda row: -row.score)
+    ranked = sorted(Scorer(weights, device="cpu").score_all(paths), key=lambda row: -row.score)
     rows = small.read_csv(finished[1] / "pictures.csv")
     # 4 from each end, and the page's 6 of 12 ranks at even distances: round(11 i / 5), counted from 1.
     assert [int(row["rank"]) for row in rows] == [1, 2, 3, 4, 5, 8, 9, 10, 11, 12]
     for row in rows:
         picture = ranked[int(row["rank"]) - 1]
         assert picture.path.endswith(row["id"])
-        assert float(row["prediction"]) == as_cell(picture.score)
-        assert (row["emotion"], float(row["emotion_probability"])) == (
-            picture.emotion,
-            as_cell(picture.emotion_probability),
-        )
-        assert float(row["rating"]) == float(ratings[row["id"]])
+        assert (row["emotion"], float(row["rating"])) == (picture.emotion, float(ratings[row["id"]]))
+        values = float(row["prediction"]), float(row["emotion_probability"])
+        assert values == (as_cell(picture.score), as_cell(picture.emotion_probability))
 
 
 def test_the_figures_show_each_picture_in_its_own_shape_beside_its_own_maps(finished, album, weights):
@@ -355,7 +350,7 @@ def test_the_maps_of_a_whole_set_are_not_kept(album, weights):
     assert all(row.emotion_map is None for row in script.score_set(Scorer(weights, device="cpu"), rated))
 
 
-# ---- layout --------------------------------------------------------------------------------------
+# ---- layout
 
 CROWDS = {
     "squares": [1.0] * 8,
@@ -388,19 +383,17 @@ def test_rows_of_the_sheet_are_equally_high_in_order_and_within_the_sheet(aspect
 
 LONG = {"a feeling without a short name": 0.6, "mono no aware": 0.3, "schadenfreude and more of it": 0.1}
 VOTES = {1.0: 0.1, 2.0: 0.2, 3.0: 0.4, 4.0: 0.2, 5.0: 0.1}
+PAIR, DOUBLE = [1, 2], [(60, 90), (90, 60)]
 SUBJECTS = {
-    "with emotions": (
-        subject(),
-        [entry(i, shape, shares=VOTES) for i, shape in enumerate([(60, 90), (90, 60)])],
-    ),
-    "distributions": (subject(), [entry(i, (40, 90), distribution=VOTES, shares=VOTES) for i in range(2)]),
+    "with emotions": (subject(), [entry(i, shape, shares=VOTES) for i, shape in enumerate(DOUBLE)]),
+    "distributions": (subject(), [entry(i, (40, 90), distribution=VOTES, shares=VOTES) for i in PAIR]),
     "long names": (
         subject(name="M" * script.LONGEST_NAME + ", a sample"),
-        [entry(i, (90, 60), emotions=LONG) for i in range(2)],
+        [entry(i, (90, 60), emotions=LONG) for i in PAIR],
     ),
-    "no emotions": (subject(knows_emotions=False), [entry(i, emotions={}) for i in range(2)]),
-    "no ratings": (subject(rated=""), [entry(i, (20, 90), rating=math.nan) for i in range(2)]),
-    "labels": (subject(labels=True, rated_ends=(0, 1)), [entry(i, rating=float(i)) for i in range(2)]),
+    "no emotions": (subject(knows_emotions=False), [entry(i, emotions={}) for i in PAIR]),
+    "no ratings": (subject(rated=""), [entry(i, (20, 90), rating=math.nan) for i in PAIR]),
+    "labels": (subject(labels=True, rated_ends=(0, 1)), [entry(i, rating=float(i - 1)) for i in PAIR]),
 }
 
 
@@ -419,7 +412,7 @@ def test_nothing_overlaps_or_leaves_the_figure(about, entries, draw):
     figure = (
         script.draw_page(entries, about)
         if draw == "page"
-        else script.draw_sheet(entries[: len(entries) // 2], entries[len(entries) // 2 :], about)
+        else script.draw_sheet(*[[e] for e in entries], about)
     )
     things, whole = written(figure)
     assert len(things) > 8
@@ -451,15 +444,11 @@ def test_scores_lie_on_their_own_scales():
 
 
 def test_labels_are_written_as_words():
-    about = subject(labels=True)
-    assert [about.rated_text(entry(rating=rating)) for rating in (1.0, 0.0, math.nan)] == [
-        "rated high",
-        "rated low",
-        "",
-    ]
+    words = [subject(labels=True).rated_text(entry(rating=rating)) for rating in (1.0, 0.0, math.nan)]
+    assert words == ["rated high", "rated low", ""]
 
 
-# ---- errors --------------------------------------------------------------------------------------
+# ---- errors
 
 
 @pytest.mark.parametrize(

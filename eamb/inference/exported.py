@@ -116,8 +116,10 @@ class Exported:
         streams: int = 1,
     ):
         vino, path = openvino(), Path(name if isinstance(source, bytes) else source)
+        if not (isinstance(source, bytes) or path.is_file()):
+            raise FileNotFoundError(f"exported: no file {path}")
         core = vino.Core()
-        model = read_model(core, source if isinstance(source, bytes) else read_bytes(path), path)
+        model = read_model(core, source if isinstance(source, bytes) else path.read_bytes(), path)
         if not model.has_rt_info(PLACE):
             raise ValueError(
                 f"exported: {path} was not written by scripts/export.py (it does not say what its output "
@@ -129,8 +131,19 @@ class Exported:
                 f"exported: {path} computes in {self.export['precision']}, asked for was {precision}; "
                 "export it anew, with --int8 for int8 and without for fp32"
             )
-        check_constants(model, path)
-        self.network = compile_model(core, model, threads, max(1, streams))
+        for node in model.get_ops():  # what activations like ReLU6 would hide
+            values = node.data if node.get_type_name() == "Constant" else np.empty(0)
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise ValueError(
+                    f"exported: {node.get_friendly_name()} in {path} holds values that are NaN or infinite; "
+                    f"{ANEW}"
+                )
+        settings = {
+            "NUM_STREAMS": max(1, streams),
+            "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
+            "INFERENCE_PRECISION_HINT": "f32",  # on newer CPUs it would choose bf16 by itself
+        }
+        self.network = core.compile_model(model, "CPU", settings)
         self.check_black_picture(path)
 
     def run(self, images: torch.Tensor) -> Output:
@@ -165,30 +178,6 @@ class Exported:
             yield batch, Output(*(value[: len(batch.images)] for value in output))
 
 
-def check_constants(model, path: Path) -> None:
-    """Raises ValueError if a weight is NaN or infinite, which activations like ReLU6 would hide."""
-    for node in model.get_ops():
-        values = node.data if node.get_type_name() == "Constant" else np.empty(0)
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            name = node.get_friendly_name()
-            raise ValueError(f"exported: {name} in {path} holds values that are NaN or infinite; {ANEW}")
-
-
-def compile_model(core, model, threads: int | None = None, streams: int = 1):
-    settings = {
-        "NUM_STREAMS": streams,
-        "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
-        "INFERENCE_PRECISION_HINT": "f32",  # on newer CPUs it would choose bf16 by itself
-    }
-    return core.compile_model(model, "CPU", settings)
-
-
-def read_bytes(path: Path) -> bytes:
-    if not path.is_file():
-        raise FileNotFoundError(f"exported: no file {path}")
-    return path.read_bytes()
-
-
 def read_model(core, content: bytes, path: Path):
     try:
         if content.startswith(b"PK"):
@@ -202,8 +191,9 @@ def read_model(core, content: bytes, path: Path):
         ) from error
 
 
-def pack(network) -> bytes:
+def pack(network, metadata: str) -> bytes:
     """OpenVINO's own form, two files, as one: an uncompressed zip, whose checksums tell a damaged one."""
+    network.set_rt_info(metadata, PLACE)
     file = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(file, "w") as parts:
         xml, binary = (Path(folder, name) for name in PARTS)

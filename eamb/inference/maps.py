@@ -1,6 +1,6 @@
 """The folder of pictures and arrays that explain each score."""
 
-# Paths are plain texts here: names that are no UTF-8, and folders of any depth, stay as they came.
+# Paths are plain texts here: names that are no UTF-8 stay as they came.
 # ruff: noqa: PTH119
 from __future__ import annotations
 
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from eamb.inference.scorer import Scored, Scorer
 
 LONGEST_NAME = 230  # bytes; an ending and a temporary name come on top, and file systems take 255
-DEEPEST = 100  # folders; Python makes and searches them by calling itself for each level, up to 1,000
-PANELS_PER_PROCESS = 8  # at least; fewer are drawn in the time that a process takes to start
-
-UNTRAINED = "the emotion branch of these weights was never trained on emotions"
 UNTRAINED_MAP = "map of an emotion branch never trained on emotions"
 
 
@@ -54,7 +50,7 @@ class MapFolder:
         self.pictures: dict[str, tuple[np.ndarray, float]] = {}  # decoded and not yet drawn, by path
 
     def keep(self, path: str, picture: Image.Image, exif: Image.Exif) -> None:
-        """Takes a picture from the thread that decodes it to score it (`Scorer.score_all`)."""
+        """Takes a picture from the thread that decodes it (`on_decoded` of `Scorer.score_all`)."""
         if not self.sharp:
             picture = Image.fromarray(self.decode(path, exif=self.scorer.exif))
         self.pictures[path] = self.panels.shrink(picture)
@@ -65,7 +61,7 @@ class MapFolder:
         A score whose panel could not be drawn comes with the reason as its `error`.
 
         Args:
-            results: pictures with their scores, all of which were shown to `keep`.
+            results: pictures with their scores; `keep` has them.
             processes: that draw; below 2 a thread of this process does.
         """
         waiting: deque[tuple[Scored, Future | None]] = deque()
@@ -85,12 +81,21 @@ class MapFolder:
         """Writes the arrays and begins to draw the panel."""
         name = self.name(picture)
         if self.raw:
-            self.write_arrays(scored, name)
+            write_array(self.folder / f"{name}.eam.npy", scored.emotion_map)
+        if self.raw and scored.class_maps is not None:
+            write_array(self.folder / f"{name}.cam.npy", scored.class_maps)
+            if len(self.names) == 1:  # the first picture
+                with written_whole(self.folder / "emotions.txt") as unfinished:
+                    lines = (f"{emotion}\n" for emotion in scored.emotions)
+                    unfinished.write_text("".join(lines), encoding="utf-8")
+        score = f"{scored.score:.2f} of {scored.score_min:g} to {scored.score_max:g}"
+        if scored.percentile is not None:
+            score += f", above {scored.percentile:.0f} % of the training ratings"
         explanation = self.panels.Explanation(
             title=printable(os.path.basename(picture.path)),
-            score=describe_score(scored),
+            score=score,
             value=scored.score,
-            ends=self.scorer.ends,
+            ends=self.scorer.scale.ends,
             emotion_map=scored.emotion_map,
             map_title="emotion-aware map" if self.scorer.emotions_trained else UNTRAINED_MAP,
             emotions=scored.emotions,
@@ -101,44 +106,30 @@ class MapFolder:
         )
         return drawers.submit(self.panels.save_panel, self.folder / f"{name}.png", image, explanation)
 
-    def write_arrays(self, scored: Scored, name: str) -> None:
-        write_array(self.folder / f"{name}.eam.npy", scored.emotion_map)
-        if scored.class_maps is None:
-            return
-        write_array(self.folder / f"{name}.cam.npy", scored.class_maps)
-        if len(self.names) == 1:  # the first picture
-            with written_whole(self.folder / "emotions.txt") as unfinished:
-                unfinished.write_text(
-                    "".join(f"{emotion}\n" for emotion in scored.emotions), encoding="utf-8"
-                )
+    def resume(self, written: Iterable[tuple[PictureFile, str | None]]) -> None:
+        """Goes on behind an interrupted run: removes what it was writing, passes over what it wrote.
 
-    def skip(self, picture: PictureFile, error: str | None) -> None:
-        """Passes over a picture whose maps an interrupted run wrote, unless it had this error.
+        Args:
+            written: the pictures that it scored, and for each the error that its row has.
 
         Raises:
-            ValueError: it did not.
+            ValueError: a panel or an array is missing without an error.
         """
-        name = self.name(picture)
-        for path in (self.folder / f"{name}.png", self.folder / f"{name}.eam.npy")[: 1 + self.raw]:
-            if not (error or path.is_file()):
-                raise ValueError(
-                    f"predict: {path} is missing, though its picture has a row; --resume needs the --maps "
-                    "and --maps-raw of the interrupted run"
-                )
-
-    def remove_unfinished(self) -> None:
-        """Removes what a killed run was writing."""
         for ending in ("png", "npy", "emotions.txt"):
             for path in self.folder.rglob(f".*{ending}.*.tmp"):
                 path.unlink()
+        for picture, error in written:
+            name = self.name(picture)
+            for path in (self.folder / f"{name}.png", self.folder / f"{name}.eam.npy")[: 1 + self.raw]:
+                if not (error or path.is_file()):
+                    raise ValueError(
+                        f"predict: {path} is missing, though its picture has a row; --resume needs the "
+                        "--maps and --maps-raw of the interrupted run"
+                    )
 
     def name(self, picture: PictureFile) -> str:
-        """`sub/a.jpg`; a second picture of that name, from another folder, gets `sub/a.jpg.2`.
-
-        Of more than DEEPEST nested folders the last are kept.
-        """
+        """`sub/a.jpg`; a second picture of that name, from another folder, gets `sub/a.jpg.2`."""
         stem = os.path.relpath(picture.path, picture.folder or ".")
-        stem = str(Path(*Path(stem).parts[-DEEPEST:]))
         while len(os.fsencode(os.path.basename(stem))) > LONGEST_NAME:
             stem = stem[:-1]
         name, number = stem, 1
@@ -152,14 +143,6 @@ class MapFolder:
 def write_array(path: Path, values: np.ndarray) -> None:
     with written_whole(path) as unfinished, unfinished.open("wb") as file:
         np.save(file, values)
-
-
-def describe_score(scored: Scored) -> str:
-    """As in "3.72 of 1 to 5, above 81 % of the training ratings"."""
-    text = f"{scored.score:.2f} of {scored.score_min:g} to {scored.score_max:g}"
-    if scored.percentile is None:
-        return text
-    return f"{text}, above {scored.percentile:.0f} % of the training ratings"
 
 
 def with_outcome(scored: Scored, drawing: Future | None) -> Scored:
@@ -186,41 +169,33 @@ def with_outcome(scored: Scored, drawing: Future | None) -> Scored:
 
 @contextmanager
 def panel_drawers(processes: int) -> Iterator[Executor]:
+    """What draws panels: so many processes, which do not get Ctrl-C; below 2 a thread of this one."""
     if processes < 2:
         drawers = ThreadPoolExecutor(1)
     else:
         spawn = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half
         drawers = ProcessPoolExecutor(processes, spawn, start_drawing)
     try:
-        with without_interrupts():
-            for _ in range(processes):
-                drawers.submit(os.getpid)  # starts them
+        if processes > 1 and hasattr(signal, "pthread_sigmask"):  # not on Windows
+            # A terminal sends Ctrl-C to all processes; these are ended by this one. They inherit the mask.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                for _ in range(processes):
+                    drawers.submit(os.getpid)  # starts one
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         yield drawers
     finally:
         drawers.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def without_interrupts() -> Iterator[None]:
-    """Processes started within do not get Ctrl-C, which a terminal sends to all; this process ends them."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def start_drawing() -> None:
     """What a process does first: loads matplotlib, and sees to it that it ends with its parent."""
     import eamb.inference.panels  # noqa: F401
 
+    def end_with_parent() -> None:
+        multiprocessing.parent_process().join()  # also if it is killed: nothing else would tell this process
+        os._exit(1)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def end_with_parent() -> None:
-    multiprocessing.parent_process().join()  # also if it is killed, when nothing else would tell this process
-    os._exit(1)

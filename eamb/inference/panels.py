@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -37,15 +37,10 @@ from eamb.evaluation.figures import (
 # Pixels, as everything here but sizes of letters, which are points.
 PANEL_WIDTH = 1200
 MARGIN, BETWEEN = 24, 12
-TITLE, SCORE, PICTURE_TOP = 34, 62, 100  # baselines of two lines, and what lies below them
 CAPTION = 30  # a line of text above a picture or a chart
-COLOUR_BAR_WIDTH, COLOUR_BAR_ROOM = 14, 64
-WIDEST = PANEL_WIDTH - 2 * MARGIN - COLOUR_BAR_ROOM
-NARROWEST = 740  # room for words and charts even if the picture is a thin strip
-STACKED = 2.5  # beyond this ratio of width to height the map lies below the picture, not beside it
-TALLEST, TALLEST_SMALL = 560, 300
-CHART_HEIGHT, CHART_LABELS = 72, 26
-SHOWN_EMOTIONS, RATING_CELLS, MOST_LABELS = 3, 40, 12
+COLOUR_BAR_ROOM = 64
+TALLEST = 560
+SHOWN_EMOTIONS, MOST_LABELS = 3, 12
 
 
 @dataclass(frozen=True)
@@ -124,66 +119,66 @@ def panel(image: np.ndarray, explanation: Explanation) -> Figure:
     Raises:
         ValueError: the picture or a map has another shape or range.
     """
-    image = check_image(image)
-    strongest = strongest_emotions(explanation)
-    charts = [draw_training_ratings] if explanation.training_ratings is not None else []
-    charts += [draw_predicted_ratings] if explanation.distribution else []
-    aspect = explanation.aspect or image.shape[1] / image.shape[0]
-    layout = lay_out(aspect, len(charts), len(strongest))
-    figure = new_figure(PANEL_WIDTH, layout.height)
-    write_header(figure, layout, explanation)
-    picture = resize_image(image, layout.picture)  # once: photographs are large, and all else is smaller
-    draw_picture_and_map(figure, layout, picture, explanation)
-    for draw, box in zip(charts, layout.charts, strict=True):
-        draw(figure, box, explanation)
-    draw_class_maps(figure, layout, picture, strongest)
-    return figure
-
-
-def check_image(image: np.ndarray) -> np.ndarray:
-    """Refuse anything but an (H, W, 3) uint8 picture."""
-    image = np.asarray(image)
+    image, emotions, class_maps = np.asarray(image), explanation.emotions, explanation.class_maps
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise ValueError(f"panels: a picture is (H, W, 3) uint8; this one is {image.shape} {image.dtype}")
-    return image
-
-
-def strongest_emotions(explanation: Explanation) -> list[tuple[str, float, np.ndarray]]:
-    """Name, probability and map (h, w) of the emotions to show, the most probable one first."""
-    if explanation.class_maps is None:
-        return []
-    if len(explanation.class_maps) != len(explanation.emotions):
+    if class_maps is not None and len(class_maps) != len(emotions):
         raise ValueError(
-            f"panels: one map per emotion, please; {len(explanation.class_maps)} maps came for "
-            f"{len(explanation.emotions)} emotions"
+            f"panels: one map per emotion, please; {len(class_maps)} maps came for {len(emotions)} emotions"
         )
-    pairs = zip(explanation.emotions.items(), explanation.class_maps, strict=True)
-    named = [(name, probability, class_map) for (name, probability), class_map in pairs]
-    return sorted(named, key=lambda emotion: -emotion[1])[:SHOWN_EMOTIONS]
+    charts = [draw_training_ratings] if explanation.training_ratings is not None else []
+    charts += [draw_predicted_ratings] if explanation.distribution else []
+    shown = 0 if class_maps is None else min(SHOWN_EMOTIONS, len(emotions))
+    layout = lay_out(explanation.aspect or image.shape[1] / image.shape[0], len(charts), shown)
+    figure = new_figure(PANEL_WIDTH, layout.height)
+    title = shorten(explanation.title, (layout.width + COLOUR_BAR_ROOM) // 15)  # pixels of a bold digit
+    write(figure, layout.left, 34, title, size=15, weight="bold")
+    write(figure, layout.left, 62, explanation.score, size=13)
 
-
-# ---- layout --------------------------------------------------------------------------------------
+    picture = resize_image(image, layout.picture)  # once: photographs are large, and all else is smaller
+    show(figure, layout.picture, picture, "picture")
+    show(figure, layout.map, overlay(picture, explanation.emotion_map), "map")
+    write(figure, layout.map.left, layout.map.top - 10, explanation.map_title, size=10, color=FAINT)
+    bar_left = layout.map.left + layout.map.width + BETWEEN
+    add_colour_bar(figure, layout.map._replace(left=bar_left, width=14))
+    for draw, box in zip(charts, layout.charts, strict=True):
+        draw(figure, box, explanation)
+    if shown:
+        words = (
+            "strongest emotions (the map above is the sum of all emotions' maps, each times its probability)"
+        )
+        top = layout.class_maps[0].top - 10
+        write(figure, layout.left, top - CAPTION, words, size=10, color=FAINT)
+        letters = share(layout.width, SHOWN_EMOTIONS, BETWEEN) // 11 - 6  # without the share at the end
+        named = [(*pair, map_) for pair, map_ in zip(emotions.items(), class_maps, strict=True)]
+        strongest = sorted(named, key=lambda emotion: -emotion[1])[:shown]
+        for box, (name, probability, class_map) in zip(layout.class_maps, strongest, strict=True):
+            write(figure, box.left, top, f"{shorten(name, letters)}  {100 * probability:.0f} %", size=12)
+            show(figure, box, overlay(resize_image(picture, box), class_map), f"map of {name}")
+    return figure
 
 
 def lay_out(aspect: float, charts: int, class_maps: int) -> Layout:
     """Place everything for a picture of a ratio of width to height, from top to bottom."""
-    stacked = aspect > STACKED
-    width, height = fit(aspect, WIDEST if stacked else (WIDEST - BETWEEN) // 2, TALLEST)
-    content = max(width if stacked else 2 * width + BETWEEN, NARROWEST)
+    stacked = aspect > 2.5  # then the map lies below the picture, not beside it
+    widest = PANEL_WIDTH - 2 * MARGIN - COLOUR_BAR_ROOM
+    width, height = fit(aspect, widest if stacked else (widest - BETWEEN) // 2, TALLEST)
+    # Room for words and charts even if the picture is a thin strip.
+    content = max(width if stacked else 2 * width + BETWEEN, 740)
     left = (PANEL_WIDTH - content - COLOUR_BAR_ROOM) // 2
-    picture = Box(left, PICTURE_TOP, width, height)
+    picture = Box(left, 100, width, height)
     below, beside = picture.bottom + CAPTION, left + width + BETWEEN
     map_box = picture._replace(top=below) if stacked else picture._replace(left=beside)
     bottom = map_box.bottom
 
     chart_width = share(content, max(charts, 1), MARGIN)
     chart_lefts = [left + number * (chart_width + MARGIN) for number in range(charts)]
-    chart_boxes = [Box(x, bottom + MARGIN + CAPTION, chart_width, CHART_HEIGHT) for x in chart_lefts]
+    chart_boxes = [Box(x, bottom + MARGIN + CAPTION, chart_width, 72) for x in chart_lefts]
     if charts:
-        bottom = chart_boxes[0].bottom + CHART_LABELS
+        bottom = chart_boxes[0].bottom + 26  # of the labels below
 
     cell = share(content, SHOWN_EMOTIONS, BETWEEN)
-    size = fit(aspect, cell, TALLEST_SMALL)
+    size = fit(aspect, cell, 300)
     cell_lefts = [left + number * (cell + BETWEEN) for number in range(class_maps)]
     class_boxes = [Box(x, bottom + MARGIN + 2 * CAPTION, *size) for x in cell_lefts]
     if class_maps:
@@ -202,44 +197,11 @@ def fit(aspect: float, widest: int, tallest: int) -> tuple[int, int]:
     return max(round(width), 1), max(round(width / aspect), 1)
 
 
-def write_header(figure: Figure, layout: Layout, explanation: Explanation) -> None:
-    title = shorten(explanation.title, (layout.width + COLOUR_BAR_ROOM) // 15)  # pixels of a bold digit
-    write(figure, layout.left, TITLE, title, size=15, weight="bold")
-    write(figure, layout.left, SCORE, explanation.score, size=13)
-
-
 def shorten(text: str, letters: int) -> str:
     """The text, or its two ends with … between them."""
     if len(text) <= letters:
         return text
     return f"{text[: letters // 2]}…{text[-(letters // 2 - 1) :]}"
-
-
-# ---- the picture and its maps --------------------------------------------------------------------
-
-
-def draw_picture_and_map(
-    figure: Figure, layout: Layout, picture: np.ndarray, explanation: Explanation
-) -> None:
-    show(figure, layout.picture, picture, "picture")
-    show(figure, layout.map, overlay(picture, explanation.emotion_map), "map")
-    write(figure, layout.map.left, layout.map.top - 10, explanation.map_title, size=10, color=FAINT)
-    left = layout.map.left + layout.map.width + BETWEEN
-    add_colour_bar(figure, layout.map._replace(left=left, width=COLOUR_BAR_WIDTH))
-
-
-def draw_class_maps(
-    figure: Figure, layout: Layout, picture: np.ndarray, strongest: Sequence[tuple[str, float, np.ndarray]]
-) -> None:
-    if not strongest:
-        return
-    words = "strongest emotions (the map above is the sum of all emotions' maps, each times its probability)"
-    write(figure, layout.left, layout.class_maps[0].top - 10 - CAPTION, words, size=10, color=FAINT)
-    letters = share(layout.width, SHOWN_EMOTIONS, BETWEEN) // 11 - 6  # without the share at the end
-    for box, (name, probability, class_map) in zip(layout.class_maps, strongest, strict=True):
-        words = f"{shorten(name, letters)}  {100 * probability:.0f} %"
-        write(figure, box.left, box.top - 10, words, size=12)
-        show(figure, box, overlay(resize_image(picture, box), class_map), f"map of {name}")
 
 
 def resize_image(image: np.ndarray, box: Box) -> np.ndarray:
@@ -264,21 +226,22 @@ def add_colour_bar(figure: Figure, box: Box) -> None:
     bar.outline.set_visible(False)
 
 
-# ---- the score among ratings ---------------------------------------------------------------------
-
-
 def draw_training_ratings(figure: Figure, box: Box, explanation: Explanation) -> None:
     """How often each rating was given in training; those below the picture's score are blue."""
     ratings, value = explanation.training_ratings, explanation.value
     low, high = min(*explanation.ends, value, ratings[0]), max(*explanation.ends, value, ratings[-1])
     # Quantiles at evenly spaced shares are a sample of the ratings in which each counts alike.
-    counts, edges = np.histogram(ratings, bins=RATING_CELLS, range=(low, high))
+    counts, edges = np.histogram(ratings, bins=40, range=(low, high))
     axes = add_axes(figure, box, "training ratings")
     axes.stairs(counts, edges, fill=True, color=GRID)
     axes.stairs(counts, np.minimum(edges, value), fill=True, color=BLUE)
-    axes.set(xlim=(low, high), ylim=(0, 1.4 * counts.max()))
+    top = 1.4 * counts.max()
+    axes.set(xlim=(low, high), ylim=(0, top))
     axes.xaxis.set_major_locator(MaxNLocator(MOST_LABELS - 1, steps=[1, 2, 5, 10]))
-    mark(axes, value)
+    axes.axvline(value, color=INK, linewidth=1.5)  # the score, with the number at its top
+    side, room = ("left", 4) if value < (low + high) / 2 else ("right", -4)  # points beside the line
+    place = {"xytext": (room, -2), "textcoords": "offset points", "ha": side, "va": "top"}
+    axes.annotate(f"{value:.2f}", (value, top), fontsize=11, weight="bold", **place)
     finish_chart(axes, box, "training ratings; blue: below this picture")
 
 
@@ -295,15 +258,6 @@ def draw_predicted_ratings(figure: Figure, box: Box, explanation: Explanation) -
     axes.set(xlim=(ratings.min() - step / 2, ratings.max() + step / 2), ylim=(0, 1.2 * shares.max()))
     axes.set_xticks(ratings[:: math.ceil(len(ratings) / MOST_LABELS)])
     finish_chart(axes, box, f"predicted ratings in %, mean {explanation.value:.2f}")
-
-
-def mark(axes: Axes, value: float) -> None:
-    """A line where the picture's score lies, with the number at its top."""
-    axes.axvline(value, color=INK, linewidth=1.5)
-    low, high = axes.get_xlim()
-    side, room = ("left", 4) if value < (low + high) / 2 else ("right", -4)  # points beside the line
-    place = {"xytext": (room, -2), "textcoords": "offset points", "ha": side, "va": "top"}
-    axes.annotate(f"{value:.2f}", (value, axes.get_ylim()[1]), fontsize=11, weight="bold", **place)
 
 
 def finish_chart(axes: Axes, box: Box, words: str) -> None:

@@ -1,6 +1,6 @@
 """Finding the photographs that files, folders, globs and lists name, and dividing them into shards."""
 
-# Paths are plain texts here: names that are no UTF-8, and folders of any depth, stay as they came.
+# Paths are plain texts here: names that are no UTF-8 stay as they came.
 # ruff: noqa: PTH112, PTH114, PTH118, PTH120, PTH122
 from __future__ import annotations
 
@@ -33,22 +33,20 @@ class Search:
         self.real_folder = functools.cache(os.path.realpath)
 
     def add_argument(self, argument: str) -> None:
-        """A word of the command line: a path, a glob, or - for the list on standard input."""
+        """A word of the command line: a path, a glob, or - for the list on standard input.
+
+        A named file is taken whatever its ending, even if it is missing: its row will say so.
+        """
+        paths = [argument]
         if argument == "-":
             paths = read_list(sys.stdin)
         elif is_glob(argument) and not os.path.lexists(argument):
             paths = expand_glob(argument) or [argument]
-        else:
-            paths = [argument]
         for path in paths:
-            self.add_path(path)
-
-    def add_path(self, path: str) -> None:
-        """A named file is taken whatever its ending, even if it is missing: its row will say so."""
-        if os.path.isdir(path):
-            self.add_folder(path)
-        else:
-            self.add_file(path, os.path.dirname(path))
+            if os.path.isdir(path):
+                self.add_folder(path)
+            else:
+                self.add_file(path, os.path.dirname(path))
 
     def add_file(self, path: str, folder: str) -> None:
         parent, name = os.path.split(path)
@@ -59,33 +57,25 @@ class Search:
 
         A folder that cannot be listed is taken for a picture: its row will say why.
         """
-        waiting = [folder]  # not os.walk, which calls itself for each level before Python 3.12, up to 1,000
-        while waiting:
-            parent = waiting.pop()
-            try:
-                folders, files = list_folder(parent)
-            except OSError:
-                self.add_file(parent, folder)
-                continue
-            entered = [os.path.join(parent, name) for name in folders if self.enters(parent, name)]
-            waiting += reversed(entered)
-            for name in files:
+
+        def add_unreadable(error: OSError) -> None:
+            self.add_file(error.filename, folder)
+
+        for parent, folders, files in os.walk(folder, onerror=add_unreadable):
+            for name in list(folders):
+                hidden = name.startswith(".")
+                if hidden or os.path.islink(os.path.join(parent, name)):
+                    self.passed_over["hidden" if hidden else "linked"] += 1
+                    folders.remove(name)
+            folders.sort()
+            for name in sorted(files):
                 ending = os.path.splitext(name)[1].lower()
                 if name.startswith("."):
                     self.passed_over["hidden"] += 1
-                elif ending not in PICTURE_ENDINGS:
-                    self.passed_over[ending or "without an ending"] += 1
-                else:
+                elif ending in PICTURE_ENDINGS:
                     self.add_file(os.path.join(parent, name), folder)
-
-    def enters(self, parent: str, name: str) -> bool:
-        if name.startswith("."):
-            self.passed_over["hidden"] += 1
-        elif os.path.islink(os.path.join(parent, name)):
-            self.passed_over["linked"] += 1
-        else:
-            return True
-        return False
+                else:
+                    self.passed_over[ending or "without an ending"] += 1
 
     def describe_passed_over(self) -> str:
         """As in "118 .heic, 2 .txt, 3 hidden", the most frequent first."""
@@ -93,23 +83,6 @@ class Search:
         parts = [f"{count} {printable(kind)}" for kind, count in ranked[:8]]
         more = sum(count for _, count in ranked[8:])
         return ", ".join(parts + ([f"{more} more"] if more else []))
-
-
-def list_folder(folder: str) -> tuple[list[str], list[str]]:
-    """The names of the folders in a folder, linked ones too, and of all else; both sorted.
-
-    Raises:
-        OSError: it cannot be listed.
-    """
-    folders, files = [], []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            try:
-                kind = folders if entry.is_dir() else files
-            except OSError:  # a link that leads to itself
-                kind = files
-            kind.append(entry.name)
-    return sorted(folders), sorted(files)
 
 
 def is_glob(text: str) -> bool:
@@ -126,25 +99,8 @@ def expand_glob(pattern: str) -> list[str]:
         return any(part.startswith(".") for part in path.parts)
 
     # Not glob.glob, whose ** follows linked folders: two links back to the top would keep it busy for ever.
-    try:
-        matches = sorted(base.glob(str(rest)))
-    except RecursionError as error:  # Python's own, before 3.12, at about 1,000 levels
-        raise ValueError(
-            f"predict: the folders below {printable(str(base))} are nested too deep for the pattern "
-            f"{printable(pattern)}; name the folder itself"
-        ) from error
+    matches = sorted(base.glob(str(rest)))
     return [str(path) for path in matches if is_hidden(rest) or not is_hidden(path.relative_to(base))]
-
-
-def is_missing(path: str) -> bool:
-    """Whether nothing is there for certain: behind a path that is too long, say, there may be something."""
-    try:
-        os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def read_list(file: TextIO) -> list[str]:
@@ -153,6 +109,15 @@ def read_list(file: TextIO) -> list[str]:
     if b"\0" in content:
         raise ValueError("predict: the list on standard input has NUL characters; one path a line, please")
     return [os.fsdecode(line) for line in content.splitlines() if line]
+
+
+def is_missing(path: str) -> bool:
+    """Whether nothing is there for certain: behind a path that is too long, say, there may be something."""
+    try:
+        os.lstat(path)
+    except (OSError, ValueError) as error:
+        return isinstance(error, (FileNotFoundError, NotADirectoryError, ValueError))
+    return False
 
 
 def find_pictures(
@@ -181,12 +146,10 @@ def find_pictures(
             del search.pictures[place]
     passed_over = search.describe_passed_over()
     pictures = list(search.pictures.values())
-    named = printable(", ".join(arguments[:3]) + (" ..." if len(arguments) > 3 else ""))
     if not pictures:
-        raise ValueError(
-            f"predict: no picture ({' '.join(PICTURE_ENDINGS)}) in {named}"
-            + (f"; passed over: {passed_over}" if passed_over else "")
-        )
+        named = printable(", ".join(arguments[:3]) + (" ..." if len(arguments) > 3 else ""))
+        beside = f"; passed over: {passed_over}" if passed_over else ""
+        raise ValueError(f"predict: no picture ({' '.join(PICTURE_ENDINGS)}) in {named}{beside}")
     if all(is_missing(picture.path) for picture in pictures):
         more = f" (nor {len(pictures) - 1} others that were named)" if len(pictures) > 1 else ""
         raise FileNotFoundError(f"predict: no such file or folder: {printable(pictures[0].path)}{more}")

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from eamb.inference.maps import PANELS_PER_PROCESS, UNTRAINED, MapFolder
+from eamb.inference.exported import ENDINGS
+from eamb.inference.maps import MapFolder
 from eamb.inference.photographs import PictureFile, Shard, choose_shard, find_pictures, torchrun_shard
 from eamb.inference.rows import (
     FORMATS,
@@ -27,7 +28,7 @@ from eamb.inference.rows import (
     open_rows,
     read_rows,
 )
-from eamb.inference.scorer import Scored, Scorer
+from eamb.inference.scorer import Scored, Scorer, check_scores, is_exported
 
 
 def predict(options: argparse.Namespace) -> int:
@@ -41,6 +42,7 @@ def predict(options: argparse.Namespace) -> int:
     if part:
         output, folder = part.target(output), part.target(folder)
     check_targets(output, folder, options.force, options.resume)
+    check_engine(options.engine, options.checkpoint)
     if options.maps_raw and folder is None:
         raise ValueError("predict: --maps-raw writes beside the panels of --maps; add --maps DIR")
     parts = [Shard(number + 1, part.count) for number in range(part.count)] if part else []
@@ -56,22 +58,26 @@ def predict(options: argparse.Namespace) -> int:
         options.workers,
         maps=folder is not None,
         exact=options.exact,
-        engine=options.engine,
     )
+    check_scores(scorer.network.weights, options.checkpoint)
     if scorer.emotions and not scorer.emotions_trained:
-        print(f"{UNTRAINED}; its emotions are left out", file=sys.stderr)
+        words = "the emotion branch of these weights was never trained on emotions; its emotions are left out"
+        print(words, file=sys.stderr)
     columns = column_names(scorer.scale, scorer.emotions if options.emotions else ())
     maps = MapFolder(folder, scorer, options.maps_raw) if folder is not None else None
-    rows = take_up(output, columns, pictures, maps) if options.resume and output.exists() else []
+    rows = resume_rows(output, columns, pictures, maps) if options.resume and output.exists() else []
     results = remaining(scorer, pictures, rows, output, maps)
     if maps:
         cores = torch.get_num_threads() if options.workers == -1 else options.workers
-        results = maps.write_all(results, min(cores, (len(pictures) - len(rows)) // PANELS_PER_PROCESS))
+        # Fewer than 8 panels are drawn in the time that a process takes to start.
+        results = maps.write_all(results, min(cores, (len(pictures) - len(rows)) // 8))
     else:
         results = (scored for _, scored in results)
     failed = sum(bool(row.error) for row in rows)
     mode = "a" if options.resume else "w" if options.force else "x"
-    bar = progress(len(pictures), len(rows), output)
+    hidden = None if output is None else False  # None: where standard error is no terminal but, say, a log
+    words = {"desc": "predict", "unit": " images", "mininterval": 0.5, "disable": hidden}
+    bar = tqdm(total=len(pictures), initial=len(rows), **words)
     with open_rows(output, mode, columns) as write, bar, closing(results):
         for scored in results:
             failed += bool(scored.error)
@@ -83,7 +89,7 @@ def predict(options: argparse.Namespace) -> int:
     return 1 if failed and not part else 0
 
 
-def take_up(
+def resume_rows(
     output: Path, columns: Sequence[str], pictures: Sequence[PictureFile], maps: MapFolder | None
 ) -> list[WrittenRow]:
     """The rows of an interrupted run, which are of the first pictures; cuts off a half-written one.
@@ -94,10 +100,7 @@ def take_up(
     rows, length = read_rows(output, columns)
     check_rows(rows, pictures, output)
     if maps:
-        maps.remove_unfinished()
-        for row, picture in zip(rows, pictures, strict=False):
-            if row.score is not None:
-                maps.skip(picture, row.error)
+        maps.resume([(pictures[i], row.error) for i, row in enumerate(rows) if row.score is not None])
     os.truncate(output, length)
     return rows
 
@@ -125,10 +128,15 @@ def remaining(
             check_score(rows[number], scored, output)
 
 
-def progress(count: int, done: int, output: Path | None) -> tqdm:
-    """A bar with images/s on standard error. A table's rows redraw it, so a log gets one or the other."""
-    hidden = None if output is None else False  # None: where standard error is no terminal
-    return tqdm(total=count, initial=done, desc="predict", unit=" images", mininterval=0.5, disable=hidden)
+def check_engine(engine: str | None, checkpoint: Path | None) -> None:
+    """Raises ValueError where --engine does not fit the file."""
+    if engine == "openvino" and not is_exported(checkpoint):
+        raise ValueError(
+            f"predict: openvino runs what scripts/export.py writes ({', '.join(ENDINGS.values())}), got "
+            f"{checkpoint or 'no --checkpoint'}; python scripts/export.py CHECKPOINT OUT.onnx"
+        )
+    if engine == "torch" and is_exported(checkpoint):
+        raise ValueError(f"predict: {checkpoint} was exported for openvino; torch runs .pt and .safetensors")
 
 
 def check_targets(output: Path | None, maps: Path | None, force: bool, resume: bool) -> None:

@@ -6,7 +6,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -20,8 +20,6 @@ from eamb.network.outputs import Scale
 # Of every table; fields of Scored.
 SCORE_COLUMNS = ("score", "score_min", "score_max", "score_std", "percentile")
 COLUMNS = ("path", *SCORE_COLUMNS, "emotion", "emotion_probability", "error")
-
-WriteRow = Callable[[dict], object]
 
 
 def column_names(scale: Scale, emotions: Sequence[str]) -> list[str]:
@@ -37,69 +35,55 @@ def as_row(scored: Scored, columns: Sequence[str]) -> dict[str, str | float | No
     return {name: as_cell(values.get(name)) for name in columns}
 
 
-def csv_rows(file: TextIO, columns: Sequence[str]) -> WriteRow:
-    if not file.tell():
-        file.write(csv_line(columns))
-    return lambda row: file.write(csv_line((row | {"path": safe_path(row["path"])}).values()))
-
-
-def json_rows(file: TextIO, columns: Sequence[str]) -> WriteRow:
-    return lambda row: file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def table_rows(file: TextIO, columns: Sequence[str]) -> WriteRow:
-    """Aligned columns for people; the path stands last, so that rows can be printed as they come."""
+def write_table_row(file: TextIO, columns: Sequence[str], row: dict | None) -> None:
+    """A row of aligned columns for people, None: the header. The path stands last, as it has any length."""
     shown = ["score", "percentile", "emotion", *(name for name in columns if name.startswith("emotion_"))]
     shown.remove("emotion_probability")
-
-    def write_line(cells: Sequence[str], path: str) -> None:
-        line = "  ".join(f"{cell:>{max(len(name), 11)}}" for name, cell in zip(shown, cells, strict=True))
-        encoding = file.encoding or "utf-8"
-        line = f"{line}  {path}".encode(encoding, "backslashreplace").decode(encoding)
-        tqdm.write(line, file=file)  # around the progress bar, which may be on the same screen
-
-    def write_row(row: dict) -> None:
+    cells, path = shown, "path"
+    if row is not None:
         error = f": {printable(row['error'])}" if row["error"] else ""
-        write_line([table_cell(name, row[name]) for name in shown], printable(row["path"]) + error)
+        path = printable(row["path"]) + error
+        forms = dict.fromkeys(shown, ".2f") | {"percentile": ".0f"}
+        values = [(row[name], forms[name]) for name in shown]
+        cells = [format(value, form) if isinstance(value, float) else value or "-" for value, form in values]
+    line = "".join(f"{cell:>{max(len(name), 11)}}  " for name, cell in zip(shown, cells, strict=True)) + path
+    encoding = file.encoding or "utf-8"
+    # Around the progress bar, which may be on the same screen.
+    tqdm.write(line.encode(encoding, "backslashreplace").decode(encoding), file=file)
+    file.flush()
 
-    write_line(shown, "path")
-    return write_row
 
-
-def table_cell(column: str, value: str | float | None) -> str:
-    if isinstance(value, float):
-        return f"{value:.0f}" if column == "percentile" else f"{value:.2f}"
-    return value or "-"
-
-
-FORMATS = {".csv": csv_rows, ".jsonl": json_rows}
+FORMATS = (".csv", ".jsonl")
 
 
 @contextmanager
-def open_rows(output: Path | None, mode: str, columns: Sequence[str]) -> Iterator[WriteRow]:
+def open_rows(output: Path | None, mode: str, columns: Sequence[str]) -> Iterator[Callable[[dict], None]]:
     """A function that writes a row at once and whole, to the file or as a table to standard output.
 
     Args:
         mode: "x" for a new file, "w" to overwrite one, "a" to go on with one.
     """
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        opened = output.open(mode, encoding="utf-8", newline="")
-    else:
-        opened = nullcontext(sys.stdout)
-    with opened as file:
-        write = (FORMATS[output.suffix.lower()] if output else table_rows)(file, columns)
+    if output is None:
+        write_table_row(sys.stdout, columns, None)
+        yield lambda row: write_table_row(sys.stdout, columns, row)
+        return
+    as_csv = output.suffix.lower() == ".csv"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open(mode, encoding="utf-8", newline="") as file:
+        if as_csv and not file.tell():
+            file.write(csv_line(columns))
 
-        def write_now(row: dict) -> None:
-            write(row)
+        def write(row: dict) -> None:
+            if as_csv:
+                file.write(csv_line((row | {"path": safe_path(row["path"])}).values()))
+            else:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
 
-        yield write_now
+        yield write
 
 
 # ---- going on with an interrupted run
-
-LONGEST_ROW = 1 << 16  # bytes; a path has at most 4,096 of them
 
 
 class WrittenRow(NamedTuple):
@@ -133,36 +117,25 @@ def read_rows(output: Path, columns: Sequence[str]) -> tuple[list[WrittenRow], i
             content += line
             # A path may hold a line break, in quotes; quotes in a text are doubled, so they count for none.
             whole = content.endswith(b"\n") and not (as_csv and content.count(b'"') % 2)
-            if not whole and len(content) <= LONGEST_ROW:
+            if not whole and len(content) <= 1 << 16:  # a path has at most 4,096 bytes
                 continue
-            row = parse_row(content, columns if as_csv else None)
-            if row is None:
+            try:
+                if as_csv:
+                    [cells] = csv.reader([content.decode()], strict=True)
+                    row = dict(zip(columns, cells, strict=True))
+                else:
+                    row = dict(json.loads(content))  # which names its columns itself
+                score = None if row.get("score") in ("", None) else float(row["score"])
+            except (ValueError, TypeError, csv.Error) as error:
                 raise ValueError(
                     f"predict: row {len(rows) + 1} of {output} is damaged; repair it, or write all anew with "
                     "--force"
-                )
+                ) from error
             if list(row) != list(columns):
                 raise other_columns
-            rows.append(WrittenRow(str(row["path"]), row["score"], row["error"] or None))
+            rows.append(WrittenRow(str(row["path"]), score, row["error"] or None))
             length, content = length + len(content), b""
     return rows, length
-
-
-def parse_row(content: bytes, columns: Sequence[str] | None) -> dict | None:
-    """A row by column, its score a number or None; None if the row is damaged.
-
-    Args:
-        columns: of a csv file; None if the row is JSON, which names its own.
-    """
-    try:
-        if columns is None:
-            row = dict(json.loads(content))
-        else:
-            [cells] = csv.reader([content.decode()], strict=True)
-            row = dict(zip(columns, cells, strict=True))
-        return row | {"score": None if row.get("score") in ("", None) else float(row["score"])}
-    except (ValueError, TypeError, csv.Error):
-        return None
 
 
 def check_rows(rows: Sequence[WrittenRow], pictures: Sequence[PictureFile], output: Path) -> None:

@@ -97,9 +97,6 @@ class Decoded(NamedTuple):
     reasons: list[str | None]
 
 
-Look = Callable[[str, Image.Image, Image.Exif], object]  # takes a path, its picture as RGB, and its EXIF
-
-
 def in_threads(function: Callable, items: Iterable, threads: int) -> Iterator:
     """`function(item)` of each item, in order, by threads that work ahead, at most one item each.
 
@@ -157,42 +154,13 @@ class TorchNetwork:
         return maps[: len(batch.images)].float().contiguous().cpu().numpy()
 
 
-def open_network(
-    path: Path | str | None,
-    engine_name: str | None,
-    device: str,
-    precision: str | None,
-    workers: int,
-    pairs: bool = False,
-) -> TorchNetwork | Exported:
-    """A network for scoring: of a checkpoint, or of a file that scripts/export.py wrote.
-
-    Args:
-        workers, pairs: as the Scorer's.
-    """
-    exported = path is not None and Path(path).suffix in ENDINGS.values()
-    if engine_name == "openvino" and not exported:
-        raise ValueError(
-            f"predict: openvino runs what scripts/export.py writes ({', '.join(ENDINGS.values())}), got "
-            f"{path or 'no --checkpoint'}; python scripts/export.py CHECKPOINT OUT.onnx"
-        )
-    if engine_name == "torch" and exported:
-        raise ValueError(f"predict: {path} was exported for openvino; torch runs .pt and .safetensors")
-    if not exported:
-        return TorchNetwork(load_aesthetics(path, pairs), device, precision or "fp32")
-    if device not in ("auto", "cpu"):
-        raise ValueError(f"predict: exported networks run on the CPU, not on {device}")
-    network = Exported(path, precision, streams=worker_threads(workers, on_cpu=True))
-    check_scores(network.weights, path, pairs)
-    return network
-
-
 class Scorer:
     """A network with its weights, ready to score pictures: `score` one, or `score_all`.
 
     Args:
         checkpoint: weights for aesthetics, .pt or .safetensors, or what scripts/export.py wrote; the shipped
-            weights by default.
+            weights by default. A pair network (`eamb.network.pair_networks`) will do too; its score is the
+            logarithm of odds, of which only differences within one series of photographs mean something.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         precision: "fp32" (the default), "bf16" or "fp16"; exported files have one of their own.
         batch_size: pictures at a time in `score_all`.
@@ -201,9 +169,6 @@ class Scorer:
         maps: compute the maps of single emotions too, which runs the emotion branch once more.
         exact: decode large JPEGs whole, as training and evaluation do. Otherwise they are decoded smaller
             before they are resized (`decoding.decode`), several times faster.
-        engine: "torch" or "openvino", which must fit the file; by default what the file was written for.
-        pairs: accept a pair network too (`eamb.network.pair_networks`), whose score is the logarithm of odds:
-            only differences between photographs of one series mean something.
 
     Attributes:
         scale: what a score means: its ends, its threshold, its rating bins.
@@ -226,30 +191,34 @@ class Scorer:
         workers: int = 0,
         maps: bool = False,
         exact: bool = False,
-        engine: str | None = None,
-        pairs: bool = False,
     ):
         if batch_size < 1 or workers < -1:
             raise ValueError(
                 f"predict: batch size at least 1, workers at least -1; got {batch_size}, {workers}"
             )
-        self.network = open_network(checkpoint, engine, device, precision, workers, pairs)
+        exported = is_exported(checkpoint)
+        if exported and device not in ("auto", "cpu"):
+            raise ValueError(f"predict: exported networks run on the CPU, not on {device}")
+        if exported:
+            self.network = Exported(checkpoint, precision, streams=worker_threads(workers, on_cpu=True))
+            check_scores(self.network.weights, checkpoint, pairs=True)
+        else:
+            weights = load_aesthetics(checkpoint, pairs=True)
+            self.network = TorchNetwork(weights, device, precision or "fp32")
         weights = self.network.weights
-        description = weights.description
         self.scale, self.emotions = weights.scale or ODDS, weights.emotions
         self.emotions_trained = weights.emotion_branch == "trained"
         if maps and not self.emotions:
             raise ValueError("predict: these weights have no emotion branch, so there are no maps to show")
-        if maps and not isinstance(self.network, TorchNetwork):
+        if maps and exported:
             raise ValueError(
                 "predict: an exported network gives no maps of single emotions; use --engine torch"
             )
-        self.ends = self.scale.ends
         (self.size, self.exif), self.exact = weights.pictures, exact
-        self.crop = description.get("crop", False)
-        ratings = description.get("training_ratings", ()) if self.scale.kind != "label" else ()
+        self.crop = weights.description.get("crop", False)
+        ratings = weights.description.get("training_ratings", ()) if self.scale.kind != "label" else ()
         self.quantiles = np.asarray(ratings) if len(ratings) > 1 else None
-        self.on_cpu = not isinstance(self.network, TorchNetwork) or self.network.compute.device.type == "cpu"
+        self.on_cpu = exported or self.network.compute.device.type == "cpu"
         self.batch_size, self.workers = batch_size, worker_threads(workers, self.on_cpu)
         self.with_class_maps = maps and self.emotions_trained
 
@@ -266,7 +235,7 @@ class Scorer:
         self,
         paths: Iterable[Path | str],
         first: int = 0,
-        look: Look | None = None,
+        on_decoded: Callable[[str, Image.Image, Image.Exif], object] | None = None,
     ) -> Iterator[Scored]:
         """Scores pictures in batches, in their order; one result per path, those with an `error` included.
 
@@ -275,8 +244,8 @@ class Scorer:
         Args:
             first: the number, from 0, of the first picture to give. Its batch is computed whole, so that the
                 results are to the last digit those of all pictures.
-            look: is called with each path, its picture as RGB and its EXIF before the result is given, by the
-                thread that decodes it, as in `decoding.decode`.
+            on_decoded: is called with each path, its picture as RGB and its EXIF before the result is given,
+                by the thread that decodes it. What it raises is the picture's error.
         """
         paths = [os.fspath(path) for path in paths]
         batch_size = max(1, min(self.batch_size, -(-len(paths) // max(1, self.workers))))
@@ -284,76 +253,78 @@ class Scorer:
         batches = [paths[start : start + batch_size] for start in starts]
         threads = self.workers if len(paths) > batch_size else 0  # as for all of them, if `first` leaves one
 
-        def score(batch_paths: list[str], batch: Decoded) -> list[Scored]:
-            good = [path for path, reason in zip(batch_paths, batch.reasons, strict=True) if reason is None]
+        def decode_batch(batch_paths: list[str]) -> Decoded:
+            images, reasons = [], []
+            for path in batch_paths:
+                try:
+                    images.append(self._read(path, on_decoded))
+                    reasons.append(None)
+                except DecodeError as error:
+                    reasons.append(error.reason)
+            empty = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
+            return Decoded(stack(images) if images else empty, reasons)
+
+        def score_batch(batch_paths: list[str], batch: Decoded) -> list[Scored]:
+            rows = list(zip(batch_paths, batch.reasons, strict=True))
+            good = [path for path, reason in rows if reason is None]
             scored = iter(self._score_batch(good, batch, batch_size))
-            rows = zip(batch_paths, batch.reasons, strict=True)
             return [Scored(path, error=reason) if reason else next(scored) for path, reason in rows]
 
         if self.on_cpu:
-            results = in_threads(lambda batch: score(batch, self._decode(batch, look)), batches, threads)
+            results = in_threads(lambda batch: score_batch(batch, decode_batch(batch)), batches, threads)
         else:  # one thread alone may ask another device for work, while others decode
-            decoded = in_threads(lambda batch: self._decode(batch, look), batches, threads)
-            results = map(score, batches, decoded)
+            results = map(score_batch, batches, in_threads(decode_batch, batches, threads))
         yield from itertools.islice(itertools.chain.from_iterable(results), first % batch_size, None)
 
-    def _read(self, path: str, look: Look | None = None) -> Tensor:
+    def _read(self, path: str, on_decoded: Callable | None = None) -> Tensor:
         """A file as (3, H, W) uint8."""
-        look_at_this = functools.partial(look, path) if look else None
-        pixels = decode(path, self.size, self.exif, self.exact, look_at_this, self.crop)  # (H, W, 3)
+        receive = functools.partial(on_decoded, path) if on_decoded else None
+        pixels = decode(path, self.size, self.exif, self.exact, receive, self.crop)  # (H, W, 3)
         return torch.from_numpy(pixels).permute(2, 0, 1)
-
-    def _decode(self, paths: list[str], look: Look | None = None) -> Decoded:
-        images, reasons = [], []
-        for path in paths:
-            try:
-                images.append(self._read(path, look))
-                reasons.append(None)
-            except DecodeError as error:
-                reasons.append(error.reason)
-        empty = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
-        return Decoded(stack(images) if images else empty, reasons)
 
     def _score_batch(self, paths: list[str], batch: Decoded, batch_size: int) -> list[Scored]:
         """Scores the n pictures of a batch; `paths` are theirs."""
         if not paths:
             return []
         [(_, output)] = self.network.outputs([batch], batch_size)
-        prediction = output.prediction.double().numpy()  # (n, K)
+        predictions = output.prediction.double().numpy()  # (n, K)
         if self.scale is ODDS:  # as the first and as the second of a pair
-            prediction = prediction.mean(axis=1, keepdims=True)  # (n, 1)
-        values, deviations = self.scale.value(prediction), self.scale.deviation(prediction)  # (n,), (n,)
+            predictions = predictions.mean(axis=1, keepdims=True)  # (n, 1)
+        values, deviations = self.scale.value(predictions), self.scale.deviation(predictions)  # (n,), (n,)
         emotions = output.emotion_logits.double().softmax(dim=1).numpy()  # (n, E)
         maps = output.emotion_map[:, 0].numpy()  # (n, h, w)
-        class_maps = [None] * len(paths)
-        if self.with_class_maps:
-            class_maps = self.network.class_maps(batch, batch_size)
-        rows = zip(paths, prediction, values, deviations, emotions, maps, class_maps, strict=True)
-        return [self._scored(*row) for row in rows]
-
-    def _scored(self, path: str, prediction, value, deviation, emotions, emotion_map, class_maps) -> Scored:
-        """One picture's: prediction (K,), value and deviation (), emotions (E,), emotion_map (h, w),
-        class_maps (E, h, w) or None."""
-        if not (np.isfinite(value) and np.isfinite(emotions).all()):
-            return Scored(
-                path, error="the network's output is not a number; --precision fp32 usually mends it"
+        class_maps = self.network.class_maps(batch, batch_size) if self.with_class_maps else None
+        finite = np.isfinite(values) & np.isfinite(emotions).all(axis=1)  # (n,)
+        results = []
+        for i, path in enumerate(paths):
+            if not finite[i]:
+                error = "the network's output is not a number; --precision fp32 usually mends it"
+                results.append(Scored(path, error=error))
+                continue
+            probabilities = zip(self.emotions, emotions[i].tolist(), strict=True)
+            named = dict(probabilities) if self.emotions_trained else {}
+            strongest = max(named, key=named.get, default=None)
+            scored = Scored(
+                path,
+                score=float(values[i]),
+                score_min=self.scale.ends[0],
+                score_max=self.scale.ends[1],
+                score_std=None if np.isnan(deviations[i]) else float(deviations[i]),
+                percentile=None if self.quantiles is None else percentile(values[i], self.quantiles),
+                emotion=strongest,
+                emotion_probability=named.get(strongest),
+                emotions=named,
+                distribution=dict(zip(self.scale.bins, predictions[i].tolist(), strict=False)),  # no bins: {}
+                emotion_map=maps[i],
+                class_maps=None if class_maps is None else class_maps[i],
             )
-        named = dict(zip(self.emotions, emotions.tolist(), strict=True)) if self.emotions_trained else {}
-        strongest = max(named, key=named.get, default=None)
-        return Scored(
-            path,
-            score=float(value),
-            score_min=self.ends[0],
-            score_max=self.ends[1],
-            score_std=None if np.isnan(deviation) else float(deviation),
-            percentile=None if self.quantiles is None else percentile(value, self.quantiles),
-            emotion=strongest,
-            emotion_probability=named.get(strongest),
-            emotions=named,
-            distribution=dict(zip(self.scale.bins, prediction.tolist(), strict=False)),  # no bins, no shares
-            emotion_map=emotion_map,
-            class_maps=class_maps,
-        )
+            results.append(scored)
+        return results
+
+
+def is_exported(checkpoint: Path | str | None) -> bool:
+    """Whether scripts/export.py wrote it, by its ending."""
+    return checkpoint is not None and Path(checkpoint).suffix in ENDINGS.values()
 
 
 def worker_threads(workers: int, on_cpu: bool) -> int:
@@ -382,7 +353,7 @@ def load_aesthetics(path: Path | str | None, pairs: bool = False) -> checkpoint.
     return weights
 
 
-def check_scores(weights: checkpoint.Weights, path: Path | str | None, pairs: bool) -> None:
+def check_scores(weights: checkpoint.Weights, path: Path | str | None, pairs: bool = False) -> None:
     """Raises ValueError unless the weights give a picture a score."""
     if weights.task == "aesthetics" or (pairs and weights.task == "series"):
         return

@@ -21,7 +21,7 @@ class Taken(NamedTuple):
 
     time: of exposure, or else of the last change; by the camera's clock, whatever its time zone.
     exposed: whether it is the time of exposure.
-    camera: make, model and serial number, as far as they are there.
+    camera: make, model and serial number, as far as they are there: "Canon EOS R5, no. 012345".
     """
 
     time: datetime | None = None
@@ -36,7 +36,14 @@ def read_taken(exif: Image.Exif) -> Taken:
         details = {}
     time = parse_time(details.get(TAKEN), details.get(FRACTION))
     changed = parse_time(exif.get(CHANGED))
-    return Taken(time or changed, time is not None, describe_camera(exif, details))
+    values = (exif.get(MAKE), exif.get(MODEL), details.get(SERIAL))
+    make, model, serial = (printable(as_text(value)) for value in values)
+    if not (make and make.split()[0].casefold() in model.casefold()):
+        model = f"{make} {model}"
+    camera = " ".join(model.split())
+    return Taken(
+        time or changed, time is not None, f"{camera}, no. {serial}" if camera and serial else camera
+    )
 
 
 def parse_time(text: object, fraction: object = None) -> datetime | None:
@@ -55,16 +62,6 @@ def parse_time(text: object, fraction: object = None) -> datetime | None:
 def describe_time(time: datetime | None) -> str | None:
     """As in "2024-05-03 14:03:22.450"; a fraction only if there is one."""
     return time and time.isoformat(" ", "milliseconds" if time.microsecond else "seconds")
-
-
-def describe_camera(exif: Image.Exif, details: dict) -> str:
-    """As in "Canon EOS R5, no. 012345"."""
-    make, model, serial = (
-        printable(as_text(value)) for value in (exif.get(MAKE), exif.get(MODEL), details.get(SERIAL))
-    )
-    named = make and make.split()[0].casefold() in model.casefold()
-    name = " ".join(model.split() if named else f"{make} {model}".split())
-    return f"{name}, no. {serial}" if name and serial else name
 
 
 def as_text(value: object) -> str:

@@ -88,24 +88,16 @@ def similarity(one: np.ndarray, other: np.ndarray) -> float:
     flat = [picture.std(axis=(0, 1)).max() < FLAT for picture in (one, other)]
     if any(flat):
         return float(1 - abs(one - other).mean() / 255) if all(flat) else 0.0
-    edges = float(np.dot(edge_directions(one), edge_directions(other)))
-    return min(1.0, (max(0.0, best_correlation(one, other)) + edges) / 2)
-
-
-def best_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """The largest correlation, -1 to 1, of all shifts by up to SHIFT pixels, where both overlap."""
-    shifts = range(-SHIFT, SHIFT + 1)
-    return max(
-        correlation(shifted(one, down, right), shifted(other, -down, -right))
-        for down in shifts
-        for right in shifts
+    # What is left of each when one is shifted over the other by up to SHIFT pixels.
+    parts = [
+        (slice(max(0, shift), SKETCH + min(0, shift)), slice(max(0, -shift), SKETCH - max(0, shift)))
+        for shift in range(-SHIFT, SHIFT + 1)
+    ]
+    colours = max(
+        correlation(one[down, right], other[up, left]) for down, up in parts for right, left in parts
     )
-
-
-def shifted(picture: np.ndarray, down: int, right: int) -> np.ndarray:
-    """What is left of (h, w, 3) when so many rows and columns leave it."""
-    height, width = picture.shape[:2]
-    return picture[max(0, down) : height + min(0, down), max(0, right) : width + min(0, right)]
+    edges = float(np.dot(edge_directions(one), edge_directions(other)))
+    return min(1.0, (max(0.0, colours) + edges) / 2)
 
 
 def correlation(one: np.ndarray, other: np.ndarray) -> float:
@@ -128,19 +120,6 @@ def edge_directions(picture: np.ndarray) -> np.ndarray:
 # ---- series
 
 
-class Link(NamedTuple):
-    """A photograph and the one that it is compared with, both by number, or None for the first of all.
-
-    near: that one was not taken too long before.
-    """
-
-    number: int
-    before: int | None = None
-    gap: float | None = None
-    similarity: float | None = None
-    near: bool = True
-
-
 def group(photographs: Sequence[Photograph], gap: float = GAP, least: float = SIMILARITY) -> list[Place]:
     """Finds the series: what one camera took within a folder without a pause or a change of the view.
 
@@ -154,19 +133,24 @@ def group(photographs: Sequence[Photograph], gap: float = GAP, least: float = SI
     folders = defaultdict(list)
     for number, photograph in enumerate(photographs):
         folders[folder_of(photograph)].append(number)
-    links = [link for folder in folders.values() for link in find_links(photographs, folder, gap)]
+    links = [link for folder in folders.values() for link in find_links(photographs, folder)]
     first: dict[int, int] = {}  # of a photograph, another one that stands for its series
-    for link in links:
-        joined = link.before is not None and link.near and link.similarity >= least
-        first[link.number] = first[link.before] if joined else link.number
+    for number, before, passed, alike in links:
+        joined = before is not None and (passed is None or passed <= gap) and alike >= least
+        first[number] = first[before] if joined else number
     by_name = sorted(range(len(photographs)), key=lambda number: name_key(photographs[number].path))
     series = {number: place for place, number in enumerate(dict.fromkeys(first[n] for n in by_name), 1)}
-    places = {link.number: Place(series[first[link.number]], link.gap, link.similarity) for link in links}
+    places = {number: Place(series[first[number]], passed, alike) for number, _, passed, alike in links}
     return [places[number] for number in range(len(photographs))]
 
 
-def find_links(photographs: Sequence[Photograph], folder: Sequence[int], gap: float) -> Iterator[Link]:
-    """With which other each photograph of a folder is compared; that one always comes first."""
+def find_links(photographs: Sequence[Photograph], folder: Sequence[int]) -> Iterator[tuple]:
+    """With which other each photograph of a folder is compared; that one always comes first.
+
+    Yields:
+        The numbers of the photograph and of the other, the seconds between them and their similarity; None
+        for what there is not.
+    """
     cameras = defaultdict(list)
     by_name = sorted(folder, key=lambda number: name_key(photographs[number].path))
     for number in by_name:
@@ -174,18 +158,17 @@ def find_links(photographs: Sequence[Photograph], folder: Sequence[int], gap: fl
             cameras[photographs[number].taken.camera].append(number)
     for taken in cameras.values():
         taken.sort(key=lambda number: photographs[number].taken.time)  # stable: names decide within a second
-        yield Link(taken[0])
+        yield taken[0], None, None, None
         for before, number in pairwise(taken):
             passed = (photographs[number].taken.time - photographs[before].taken.time) / timedelta(seconds=1)
-            alike = similarity(photographs[before].sketch, photographs[number].sketch)
-            yield Link(number, before, passed, alike, passed <= gap)
+            yield number, before, passed, similarity(photographs[before].sketch, photographs[number].sketch)
     for place, number in enumerate(by_name):
         if not photographs[number].taken.time:
             neighbours = by_name[max(0, place - 1) : place]
             neighbours += [n for n in by_name[place + 1 : place + 2] if photographs[n].taken.time]
             alike = {n: similarity(photographs[n].sketch, photographs[number].sketch) for n in neighbours}
             best = max(alike, key=alike.get, default=None)
-            yield Link(number, best, None, alike.get(best))
+            yield number, best, None, alike.get(best)
 
 
 def name_key(path: str) -> tuple:
@@ -213,29 +196,21 @@ def choose(photographs: Sequence[Photograph], keep: int, gap: float, least: floa
     for photograph, place in zip(good, group(good, gap, least), strict=True):
         photograph.place = place
     good.sort(key=lambda p: (p.place.series, -p.scored.score))  # stable
-    series = defaultdict(list)
+    series, cameras = defaultdict(list), defaultdict(set)
     for photograph in good:
         series[photograph.place.series].append(photograph)
+        if photograph.taken.time:
+            cameras[folder_of(photograph)].add(photograph.taken.camera)
     for members in series.values():
         for rank, photograph in enumerate(members, 1):
             photograph.size, photograph.rank, photograph.picked = len(members), rank, rank <= keep
-    take_notes(good)
+            mixed = len(cameras[folder_of(photograph)])
+            if len(members) == 1:
+                photograph.notes.append("only one")
+            if not photograph.taken.time:
+                photograph.notes.append("no time: grouped by similarity")
+            elif not photograph.taken.exposed:
+                photograph.notes.append("no time of exposure: that of the last change counts")
+            if photograph.taken.time and mixed > 1:
+                photograph.notes.append(f"{mixed} {CAMERAS}")
     return good + [photograph for photograph in photographs if photograph.scored.error]
-
-
-def take_notes(photographs: Sequence[Photograph]) -> None:
-    cameras = defaultdict(set)
-    for photograph in photographs:
-        if photograph.taken.time:
-            cameras[folder_of(photograph)].add(photograph.taken.camera)
-    for photograph in photographs:
-        mixed = len(cameras[folder_of(photograph)])
-        if photograph.size == 1:
-            photograph.notes.append("only one")
-        if not photograph.taken.time:
-            photograph.notes.append("no time: grouped by similarity")
-            continue
-        if not photograph.taken.exposed:
-            photograph.notes.append("no time of exposure: that of the last change counts")
-        if mixed > 1:
-            photograph.notes.append(f"{mixed} {CAMERAS}")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
@@ -20,7 +18,7 @@ from eamb.selection.exif import describe_time
 from eamb.selection.grouping import CAMERAS, Photograph, Thumbnail
 
 TEMPLATE = Path(__file__).with_name("picks.html")
-LONGEST_SIDE, QUALITY = 320, 85  # of thumbnails
+LONGEST_SIDE = 320  # of thumbnails, pixels
 
 
 def shrink(picture: Image.Image) -> Image.Image:
@@ -28,12 +26,6 @@ def shrink(picture: Image.Image) -> Image.Image:
     scale = min(1, LONGEST_SIDE / max(picture.size))
     size = tuple(max(1, round(scale * side)) for side in picture.size)
     return picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
-
-
-def as_jpeg(picture: Image.Image) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=QUALITY)
-    return file.getvalue()
 
 
 def write_thumbnail(
@@ -66,39 +58,49 @@ def write_page(page: Path, photographs: Sequence[Photograph], settings: str, tab
         table: {"header": line, "rows": [[line, the line with the other pick] per photograph]} of the csv, so
             that the page needs to know nothing of csv and saves what `write_rows` would write.
     """
-    rows = {id(photograph): row for row, photograph in enumerate(photographs)}
     series = defaultdict(list)
-    for photograph in photographs:
+    for row, photograph in enumerate(photographs):
         if photograph.place:
-            series[photograph.place.series].append(describe(photograph, page, rows[id(photograph)]))
+            series[photograph.place.series].append(describe(photograph, page, row))
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["printable"] = printable
+    thumbnails = [photograph.thumbnail for photograph in photographs if photograph.thumbnail]
     whole = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         settings=settings,
         series=[(number, summarise(cards), cards) for number, cards in series.items()],
         failed=[photograph for photograph in photographs if not photograph.place],
-        maps=any(photograph.thumbnail and photograph.thumbnail.map for photograph in photographs),
+        maps=any(thumbnail.map for thumbnail in thumbnails),
         table=table,
     )
     with written_whole(page / "index.html") as unfinished:
         unfinished.write_text(whole, encoding="utf-8")
-    remove_stale(page, [photograph.thumbnail for photograph in photographs if photograph.thumbnail])
-
-
-def remove_stale(page: Path, thumbnails: Sequence[Thumbnail]) -> None:
-    """Removes thumbnails and maps of photographs that are gone; files of other names than ours stay."""
     shown = {name for thumbnail in thumbnails for name in (thumbnail.picture, thumbnail.map)}
-    for folder, name in (("thumbnails", r"\d{6,}\.jpg"), ("maps", r"\d{6,}\.png")):
+    for folder, name in (
+        ("thumbnails", r"\d{6,}\.jpg"),
+        ("maps", r"\d{6,}\.png"),
+    ):  # files of other names stay
         for path in (page / folder).glob("*"):
             if re.fullmatch(name, path.name) and f"{folder}/{path.name}" not in shown:
                 path.unlink()
 
 
 def describe(photograph: Photograph, page: Path, row: int) -> dict:
-    """What the page shows of a photograph, whose line in the table is `row`."""
-    scored = photograph.scored
+    """What the page shows of a photograph, whose line in the table is `row`.
+
+    "place" is as in "14:03:22.4 · +0.4 s · similarity 0.93".
+    """
+    scored, time, place = photograph.scored, photograph.taken.time, photograph.place
+    words = []
+    if time:
+        words.append(f"{time:%H:%M:%S}" + (f".{time.microsecond // 100_000}" if time.microsecond else ""))
+    if place.gap is not None:
+        seconds = place.gap
+        long = f"+{seconds / 60:.0f} min" if seconds < 7200 else f"+{seconds / 3600:.0f} h"
+        words.append(f"+{seconds:.3g} s" if seconds < 120 else long)
+    if place.similarity is not None:
+        words.append(f"similarity {place.similarity:.2f}")
     return {
         "photograph": photograph,
         "row": row,
@@ -106,39 +108,21 @@ def describe(photograph: Photograph, page: Path, row: int) -> dict:
         "original": quote(os.fsencode(os.path.relpath(photograph.path, page))),
         "score": f"{scored.score:.2f}",
         "percentile": "" if scored.percentile is None else f" · above {scored.percentile:.0f} %",
-        "place": describe_place(photograph),
+        "place": " · ".join(words),
     }
 
 
 def summarise(cards: Sequence[dict]) -> str:
-    """A series in words: how many, when, with which camera, and what was noted."""
+    """A series in words: how many, when, with which camera, and what was noted.
+
+    When is as in "2024-05-03 14:03:22 to 14:03:31".
+    """
     members = [card["photograph"] for card in cards]
     words = [f"{len(members)} photographs"] if len(members) > 1 else []
-    words += [describe_span([member.taken.time for member in members if member.taken.time])]
+    times = [member.taken.time.replace(microsecond=0) for member in members if member.taken.time]
+    if times:
+        first, last = describe_time(min(times)), describe_time(max(times))
+        words.append(first if first == last else f"{first} to {last[-8:]}")
     words += Counter(member.taken.camera for member in members)
     words += Counter(note for member in members for note in member.notes if CAMERAS not in note)
     return " · ".join(filter(None, words))
-
-
-def describe_span(times: Sequence[datetime]) -> str:
-    """As in "2024-05-03 14:03:22 to 14:03:31"."""
-    if not times:
-        return ""
-    first, last = (describe_time(time.replace(microsecond=0)) for time in (min(times), max(times)))
-    return first if first == last else f"{first} to {last[-8:]}"
-
-
-def describe_place(photograph: Photograph) -> str:
-    """As in "14:03:22.4 · +0.4 s · similarity 0.93"."""
-    time, place = photograph.taken.time, photograph.place
-    tenth = f".{time.microsecond // 100_000}" if time and time.microsecond else ""
-    words = [f"{time:%H:%M:%S}{tenth}"] if time else []
-    words += [] if place.gap is None else [describe_gap(place.gap)]
-    words += [] if place.similarity is None else [f"similarity {place.similarity:.2f}"]
-    return " · ".join(words)
-
-
-def describe_gap(seconds: float) -> str:
-    if seconds < 120:
-        return f"+{seconds:.3g} s"
-    return f"+{seconds / 60:.0f} min" if seconds < 7200 else f"+{seconds / 3600:.0f} h"

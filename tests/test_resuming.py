@@ -1,0 +1,182 @@
+"""A run that stopped goes on as if it had not, from its newest whole checkpoint; another run is refused."""
+
+import shutil
+
+import pytest
+import torch
+from small import LONG, SHORT, assert_same_run, contents, read_csv, read_log, train, train_and_copy
+
+from datasets import load_dataset
+from eamb.runtime import distributed
+from eamb.weights import checkpoint
+
+PLACES = {"start": 1, "step 2": 3, "validation": 5}  # of a stop -> the step at which the run goes on
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_resumed_run_equals_one_that_never_stopped(place, stopped_runs, scored_set, tmp_path, capsys):
+    output = shutil.copytree(stopped_runs[place], tmp_path / "run")
+    assert len(read_log(output)) == 1
+    torch.manual_seed(12345)
+    assert train("csv", scored_set, output, *LONG, "--resume") == 0
+    assert f"at epoch 2, step {PLACES[place]}\n" in capsys.readouterr().out
+    assert_same_run(output, stopped_runs["whole"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--task", "emotion", "train.accumulate=2"],
+        ["loss.emotion_weight=0.1"],
+        ["model.network=linear"],
+        ["train.average=0.9", "train.emotion_maps={maps}", "--emotion-checkpoint", "{branch}"],
+        ["--task", "series", "--network", "paunit", "model.symmetric=false"],
+    ],
+)
+def test_every_kind_of_run_resumes_exactly(words, scored_set, series_set, emotion_run, tmp_path):
+    dataset, root = ("pairs", series_set) if "series" in words else ("csv", scored_set)
+    paths = {"maps": tmp_path / "maps", "branch": emotion_run / "best.pt"}
+    words = [*LONG, *(word.format(**paths) for word in words)]
+    runs = train_and_copy(dataset, root, tmp_path / "run", *words)
+    assert train(dataset, root, runs["step 2"], *words, "--resume") == 0
+    assert_same_run(runs["step 2"], runs["whole"])
+
+
+def test_lines_of_epochs_behind_the_checkpoint_are_cut_off(stopped_runs, scored_set, tmp_path):
+    # A power cut between the line of an epoch and its checkpoint: the epoch is done again.
+    output = shutil.copytree(stopped_runs["whole"], tmp_path / "run")
+    log = (output / "metrics.jsonl").read_bytes()
+    (output / "metrics.jsonl").write_bytes(log + b'{"epoch": 2}\n')
+    assert train("csv", scored_set, output, *LONG, "--resume") == 0
+    assert (output / "metrics.jsonl").read_bytes() == log
+
+
+def test_resume_without_a_run_starts_one(scored_set, tmp_path):
+    assert train("csv", scored_set, tmp_path / "run", *SHORT, "data.limit=8", "--resume") == 0
+    assert len(read_log(tmp_path / "run")) == 1
+
+
+def test_a_finished_run_may_be_resumed_elsewhere_and_with_other_workers(
+    copied_run, score_run, scored_set, tmp_path
+):
+    root = shutil.copytree(scored_set, tmp_path / "set")
+    assert train("csv", root, copied_run, "train.epochs=2", "data.workers=1", "--resume") == 0
+    for name in ("metrics.jsonl", "test/predictions.csv"):
+        assert (copied_run / name).read_bytes() == (score_run / name).read_bytes()
+
+
+# ---- damaged checkpoints
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "missing"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    damage, stopped_runs, scored_set, tmp_path, capsys
+):
+    output = shutil.copytree(stopped_runs["step 4"], tmp_path / "run")
+    content = bytearray((output / "last.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "missing":  # between the two renamings
+        (output / "last.pt").unlink()
+    else:
+        (output / "last.pt").write_bytes(content if damage == "flipped" else content[:-1000])
+    (output / ".last.pt.7.tmp").write_bytes(b"half a checkpoint")
+    assert train("csv", scored_set, output, *LONG, "--resume") == 0
+    said = capsys.readouterr()
+    assert f"resumed {output / 'previous.pt'} at epoch 2, step 4\n" in said.out
+    if damage != "missing":
+        reason = {"flipped": "is damaged: the checksum of ", "cut": "is not a weights file: it is cut off"}
+        assert f"{output / 'last.pt'} {reason[damage]}" in said.err
+        assert f"the one before it is used, {output / 'previous.pt'}" in said.err
+    assert not list(output.glob(".*"))
+    assert_same_run(output, stopped_runs["whole"])
+
+
+@pytest.mark.parametrize("content", ["no checkpoint", "best.pt"])
+def test_without_a_whole_checkpoint_nothing_is_resumed_or_touched(content, copied_run, scored_set, capsys):
+    for name in ("last.pt", "previous.pt"):
+        (copied_run / name).write_bytes(content.encode())
+        if content == "best.pt":
+            shutil.copy(copied_run / "best.pt", copied_run / name)
+    before = contents(copied_run)
+    assert train("csv", scored_set, copied_run, "train.epochs=2", "--resume") == 2
+    error = capsys.readouterr().err
+    said = "holds no training state to resume from" if content == "best.pt" else "is not a weights file"
+    assert all(f"{copied_run / name} {said}" in error for name in ("last.pt", "previous.pt"))
+    assert contents(copied_run) == before
+
+
+# ---- other settings, pictures, ratings, processes, weights
+
+
+def refused(root, output, capsys, *words) -> str:
+    """Why a run is not resumed, which leaves it as it is."""
+    before = contents(output)
+    assert train("csv", root, output, "train.epochs=2", "--resume", *words) == 2
+    assert contents(output) == before
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: training: cannot resume {output / 'last.pt'}: ")
+    return error
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["train.seed=5"], "train.seed was 0 and is 5"),
+        (["optimizer.learning_rate=0.5"], "optimizer.learning_rate was 3e-05 and is 0.5"),
+        (["model.dropout=0.1"], "model.dropout was 0.75 and is 0.1"),
+        (["--task", "emotion"], "task was aesthetics and is emotion"),
+        (["data.limit=10"], "data.limit was 0 and is 10"),
+    ],
+)
+def test_resuming_with_other_settings_is_refused_with_both_values(words, said, score_run, scored_set, capsys):
+    assert said in refused(scored_set, score_run, capsys, *words)
+
+
+@pytest.mark.parametrize("change", ["picture", "score", "emotion"])
+def test_resuming_on_other_pictures_or_ratings_is_refused_with_both_hashes(
+    change, score_run, scored_set, tmp_path, capsys
+):
+    changed = shutil.copytree(scored_set, tmp_path / "changed")
+    rows = read_csv(changed / "ratings.csv")
+    if change == "picture":
+        del rows[0]
+    else:
+        rows[0][change] = {"score": "4.9", "emotion": rows[1]["emotion"]}[change]
+    table = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+    (changed / "ratings.csv").write_text("\n".join(table))
+    error = refused(changed, score_run, capsys)
+    before, now = (load_dataset("csv", root)["train"] for root in (scored_set, changed))
+    hashes = before.labels_sha256, now.labels_sha256
+    if change == "picture":
+        hashes = before.sha256, now.sha256
+    what = "ids" if change == "picture" else "ratings"
+    assert f"the {what} of train had the SHA-256 {hashes[0][:12]} and have {hashes[1][:12]}" in error
+    assert error.count("SHA-256") == 1
+
+
+def test_a_checkpoint_from_before_ratings_were_hashed_goes_on(copied_run, scored_set):
+    weights, state = checkpoint.load_training(copied_run / "last.pt")
+    del weights.description["labels"]
+    checkpoint.save_training(copied_run / "last.pt", weights, state)
+    assert train("csv", scored_set, copied_run, "train.epochs=2", "--resume") == 0
+
+
+def test_a_run_on_prepared_copies_is_not_resumed_on_originals(copied_run, scored_set, capsys):
+    weights, state = checkpoint.load_training(copied_run / "last.pt")
+    assert weights.description["copies"] == {"train": [False], "val": [False], "test": [False]}
+    weights.description["copies"]["train"] = [True]
+    checkpoint.save_training(copied_run / "last.pt", weights, state)
+    error = refused(scored_set, copied_run, capsys)
+    assert "train was read from prepared copies and is now from originals" in error
+    assert "val was read" not in error
+
+
+def test_resuming_on_other_processes_is_refused_with_both_numbers(score_run, scored_set, monkeypatch, capsys):
+    monkeypatch.setattr(distributed, "world", lambda: 4)
+    monkeypatch.setattr(distributed, "gather", lambda value: [value] * 4)
+    assert "the number of processes was 1 and is 4" in refused(scored_set, score_run, capsys)
+
+
+def test_resuming_over_another_emotion_branch_is_refused(score_run, emotion_run, scored_set, capsys):
+    error = refused(scored_set, score_run, capsys, "--emotion-checkpoint", emotion_run / "last.pt")
+    assert "--emotion-checkpoint was another file (best.pt) than" in error

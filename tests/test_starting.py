@@ -1,0 +1,305 @@
+"""First weights: of the emotion branch, of whole networks, of the official code; what cannot start a run."""
+
+import os
+import sys
+
+import numpy as np
+import pytest
+import torch
+from small import (
+    STILL,
+    UNTRAINED,
+    evaluate,
+    parameters,
+    read_csv,
+    read_log,
+    same,
+    tensors,
+    train,
+    write_csv,
+)
+
+from datasets import load_dataset
+from eamb.files import file_hash
+from eamb.network.outputs import EMOTIONS, Scale
+from eamb.readers.rated import RatedSet
+from eamb.runtime import engine
+from eamb.runtime.config import load_config
+from eamb.training.starting import build_network, read_sources
+from eamb.training.tasks import choose_task
+from eamb.weights import checkpoint
+
+# ---- each file is read once
+
+OPENED: list[str] | None = None  # what is opened, where anybody listens
+
+
+def listen(event: str, arguments: tuple) -> None:
+    if OPENED is not None and event == "open" and isinstance(arguments[0], str | os.PathLike):
+        OPENED.append(os.fspath(arguments[0]))
+
+
+sys.addaudithook(listen)  # which can never be taken away
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Which files of weights and labels were opened, each as often as it was."""
+    monkeypatch.setattr(sys.modules[__name__], "OPENED", [])
+    return lambda: sorted(path for path in OPENED if path.endswith((".pt", ".csv")))
+
+
+def test_a_training_reads_each_file_once_before_its_first_step(
+    scored_set, emotion_run, score_run, tmp_path, monkeypatch, opened
+):
+    def stop(*arguments):
+        raise ValueError("stopped here")
+
+    monkeypatch.setattr(engine, "train_one_epoch", stop)
+    files = [emotion_run / "best.pt", score_run / "last.pt"]
+    words = ["--emotion-checkpoint", files[0], "--weights", files[1], "train.score_test=true"]
+    assert train("csv", scored_set, tmp_path / "run", *words) == 2
+    assert opened() == sorted(map(str, [*files, scored_set / "ratings.csv"]))
+
+
+def test_an_evaluation_reads_each_file_once(scored_set, score_run, tmp_path, opened):
+    assert evaluate(score_run / "best.pt", "csv", scored_set, tmp_path / "out") == 0
+    written = f"{tmp_path}{os.sep}"
+    read = [path for path in opened() if not path.startswith(written)]
+    assert read == sorted(map(str, [score_run / "best.pt", scored_set / "ratings.csv"]))
+
+
+# ---- the emotion branch
+
+
+def test_an_untrained_emotion_branch_is_refused_with_both_ways_out(scored_set, tmp_path, capsys):
+    assert train("csv", scored_set, tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert "the emotion branch was never trained" in error
+    for way_out in ("--emotion-checkpoint FILE", "--task emotion", "model.emotion_weights=none"):
+        assert way_out in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_branch_that_was_never_trained_is_accepted_by_no_detour_until_it_is_trained(
+    untrained_run, scored_set, tmp_path, capsys
+):
+    best = untrained_run / "best.pt"
+    weights = checkpoint.load_weights(best)
+    assert weights.description["origin"]["emotion_branch"] == "never trained"
+    assert len(weights.emotion_training_ids) == 0
+    for option in ("--weights", "--emotion-checkpoint"):
+        assert train("csv", scored_set, tmp_path / "run", option, best) == 2
+        assert "the emotion branch was never trained" in capsys.readouterr().err
+    short = ["train.score_test=false", "train.batch_size=16"]
+    emotion = tmp_path / "emotion"
+    assert train("csv", scored_set, emotion, "--task", "emotion", "--weights", best, *short) == 0
+    branch = ["--emotion-checkpoint", emotion / "best.pt", *short]
+    assert train("csv", scored_set, tmp_path / "run", *branch) == 0
+
+
+def test_the_emotion_branch_is_the_given_one_to_the_last_bit_and_the_rest_has_moved(score_run, emotion_run):
+    given, kept, last = (
+        tensors(path) for path in (emotion_run / "best.pt", score_run / "best.pt", score_run / "last.pt")
+    )
+    assert same(given, kept, "emotion.")
+    assert same(given, last, "emotion.")
+    for part in ("detail.", "context.", "fusion.", "attention.", "emotion_merge.", "head."):
+        moved = [name for name in kept if name.startswith(part) and not torch.equal(kept[name], last[name])]
+        assert moved, part
+    origin = checkpoint.load_weights(score_run / "best.pt").description["origin"]
+    assert (origin["emotion_checkpoint"], origin["emotion_checkpoint_dataset"]) == ("best.pt", "csv")
+    assert origin["emotion_checkpoint_sha256"] == file_hash(emotion_run / "best.pt")
+    assert origin["emotion_branch"] == "trained"
+
+
+def test_the_official_drift_moves_statistics_and_no_parameter(scored_set, emotion_run, tmp_path):
+    branch = ["--emotion-checkpoint", emotion_run / "best.pt", "train.score_test=false", "data.limit=8"]
+    assert train("csv", scored_set, tmp_path / "run", *branch, "model.emotion_batchnorm=official") == 0
+    given, kept = parameters(emotion_run / "best.pt"), parameters(tmp_path / "run" / "best.pt")
+    assert same(given, kept, "emotion.")
+    assert not same(tensors(emotion_run / "best.pt"), tensors(tmp_path / "run" / "best.pt"), "emotion.")
+
+
+def test_a_branch_is_given_only_to_a_training_that_freezes_one(scored_set, emotion_run, tmp_path, capsys):
+    branch = ["--emotion-checkpoint", emotion_run / "best.pt"]
+    assert train("csv", scored_set, tmp_path / "run", "--task", "emotion", *branch) == 2
+    assert "an emotion training starts from given weights with --weights FILE" in capsys.readouterr().err
+    assert train("csv", scored_set, tmp_path / "run", "model.network=linear", *branch) == 2
+    assert "--emotion-checkpoint is given, but this network has no emotion branch" in capsys.readouterr().err
+
+
+# ---- whole networks
+
+
+@pytest.fixture(scope="module")
+def linear_run(scored_set, tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs") / "linear"
+    assert train("csv", scored_set, output, "model.network=linear", "train.score_test=false") == 0
+    return output
+
+
+@pytest.mark.parametrize("run", ["score_run", "linear_run"])
+def test_fine_tuning_on_the_same_kind_of_rating_keeps_all(run, scored_set, tmp_path, capsys, request):
+    best = request.getfixturevalue(run) / "best.pt"
+    words = ["model.network=linear"] if run == "linear_run" else []
+    assert train("csv", scored_set, tmp_path / "run", "--weights", best, *words, *STILL) == 0
+    assert same(parameters(best), parameters(tmp_path / "run" / "last.pt"))
+    assert "replaced" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "run, words, said",
+    [
+        ("score_run", ["data.target=label"], "high or low"),
+        ("score_run", [], "shares of 4 ratings"),
+        ("linear_run", ["model.network=linear"], "shares of 4 ratings"),
+    ],
+)
+def test_a_last_layer_of_another_kind_is_replaced_and_said(
+    run, words, said, counts_set, tmp_path, capsys, request
+):
+    best = request.getfixturevalue(run) / "best.pt"
+    assert train("csv", counts_set, tmp_path / "run", "--weights", best, *words, *STILL) == 0
+    before, after = parameters(best), parameters(tmp_path / "run" / "last.pt")
+    replaced = {name for name in before if not torch.equal(before[name], after[name])}
+    last = "head.1." if run == "linear_run" else "head.5."
+    assert replaced == {f"{last}weight", f"{last}bias"}
+    said = f"predicts a score from 1 to 5, this run {said}; its last layer is replaced"
+    assert said in capsys.readouterr().out
+
+
+def test_a_fine_tuned_network_remembers_what_it_was_trained_on_before(score_run, counts_set, tmp_path):
+    assert train("csv", counts_set, tmp_path / "run", "--weights", score_run / "best.pt", *STILL) == 0
+    before = checkpoint.load_weights(score_run / "best.pt")
+    after = checkpoint.load_weights(tmp_path / "run" / "best.pt")
+    new = load_dataset("csv", counts_set, ("train",))["train"].id_hashes
+    assert len(new) == len(before.training_ids) == 16
+    assert np.array_equal(after.training_ids, np.unique([*new, *before.training_ids]))
+    assert np.array_equal(after.emotion_training_ids, before.emotion_training_ids)
+    assert after.description["origin"]["weights_sha256"] == file_hash(score_run / "best.pt")
+
+
+def test_given_weights_over_another_emotion_branch(score_run, emotion_run, scored_set, tmp_path):
+    both = ["--weights", score_run / "best.pt", "--emotion-checkpoint", emotion_run / "last.pt"]
+    assert train("csv", scored_set, tmp_path / "run", *both, "data.limit=8", *STILL) == 0
+    found = parameters(tmp_path / "run" / "last.pt")
+    assert same(parameters(emotion_run / "last.pt"), found, "emotion.")
+    assert same(parameters(score_run / "best.pt"), found, "fusion.")
+
+
+@pytest.mark.parametrize(
+    "run, words, said",
+    [
+        ("emotion_run", [], "holds an emotion branch alone, which cannot score pictures; start from it with"),
+        (
+            "score_run",
+            ["model.width=24", "model.head_width=9"],
+            "has model.width=16 model.head_width=8 and this run model.width=24 model.head_width=9; give the",
+        ),
+        (
+            "score_run",
+            ["model.without=detail", UNTRAINED],
+            "has model.without= and this run model.without=detail",
+        ),
+    ],
+)
+def test_weights_of_another_network_say_how_it_differs(
+    run, words, said, scored_set, tmp_path, capsys, request
+):
+    weights = request.getfixturevalue(run) / "best.pt"
+    assert train("csv", scored_set, tmp_path / "run", "--weights", weights, *words) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_emotion_training_starts_from_the_branch_of_a_whole_network(score_run, scored_set, tmp_path):
+    words = ["--task", "emotion", "--weights", score_run / "best.pt", *STILL]
+    assert train("csv", scored_set, tmp_path / "run", *words) == 0
+    assert same(parameters(tmp_path / "run" / "last.pt"), parameters(score_run / "best.pt"), "emotion.")
+
+
+# ---- lists of emotions
+
+
+def test_emotions_are_matched_by_name_when_fine_tuning(emotion_run, tmp_path, capsys):
+    # A set that lists the same emotions in another order: the network keeps its own.
+    turned = EMOTIONS[::-1]
+    votes = {f"emotion_{name}": [int(i % 8 == k) for i in range(24)] for k, name in enumerate(turned)}
+    root = write_csv(tmp_path / "set", votes, seed=3)
+    words = ["--task", "emotion", "--weights", emotion_run / "best.pt", *STILL]
+    assert train("csv", root, tmp_path / "run", *words) == 0
+    assert load_dataset("csv", root, ("val",))["val"].emotion_classes == turned
+    weights = checkpoint.load_weights(tmp_path / "run" / "best.pt")
+    assert weights.emotions == EMOTIONS
+    assert "replaced" not in capsys.readouterr().out
+    # Pictures 4, 10, 16 and 22 are validation; their one vote is for emotion i % 8 of the set's own order.
+    assert evaluate(tmp_path / "run" / "best.pt", "csv", root, tmp_path / "val", "--split", "val") == 0
+    rows = read_csv(tmp_path / "val" / "predictions.csv")
+    shares = [float(row[f"emotion_{turned[i % 8]}"]) for row, i in zip(rows, (4, 10, 16, 22), strict=True)]
+    [line] = read_log(tmp_path / "run")
+    assert line["val_kl"] == pytest.approx(-np.log(shares).mean(), rel=1e-6)
+
+
+def test_a_classifier_keeps_the_emotions_that_both_know_and_says_so(emotion_run, tmp_path, capsys):
+    moods = ["calm" if i // 6 % 2 else "sad" for i in range(24)]  # "sad" is "sadness"
+    root = write_csv(tmp_path / "set", {"emotion": moods}, seed=3)
+    words = ["--task", "emotion", "--weights", emotion_run / "best.pt", *STILL]
+    assert train("csv", root, tmp_path / "run", *words) == 0
+    said = f"best.pt knows the emotions {', '.join(EMOTIONS)}, this run sadness, calm; its last layer keeps"
+    assert said in capsys.readouterr().out
+    assert checkpoint.load_weights(tmp_path / "run" / "best.pt").emotions == ("sadness", "calm")
+    before, after = parameters(emotion_run / "best.pt"), parameters(tmp_path / "run" / "last.pt")
+    changed = {name for name in before if before[name].shape != after[name].shape}
+    assert changed == {"emotion.classifier.weight", "emotion.classifier.bias"}
+    old, new = (part["emotion.classifier.weight"] for part in (before, after))
+    assert torch.equal(new[0], old[EMOTIONS.index("sadness")])
+    assert not any(torch.equal(new[1], row) for row in old)
+    assert same(before, after, "emotion.fine.")
+
+
+# ---- the official code's files
+
+
+def started(words, rated, weights=None, emotion_checkpoint=None):
+    task = choose_task(load_config(words=words))
+    return build_network(task, rated, read_sources(task, weights, emotion_checkpoint))
+
+
+def ratings(scale: Scale) -> RatedSet:
+    return RatedSet("csv", "train", "", ["a"], ["a"], np.array([1.0]), scale)
+
+
+SCORES = ratings(Scale("score", 1, 5, 3, offset=1, factor=4))
+
+
+def test_official_weights_start_a_training_with_their_head_replaced(official_state, tmp_path, capsys):
+    torch.save({"model": official_state}, tmp_path / "ava.pth")
+    network, origin = started(["data.dataset=csv"], SCORES, weights=str(tmp_path / "ava.pth"))
+    state = network.state_dict()
+    assert torch.equal(state["head.2.weight"], official_state["head.2.weight"])
+    assert torch.equal(state["detail.conv1.weight"], official_state["feature1_x.0.weight"])
+    fc_layer = official_state["emotion_model.emotion_module.fc_layer.weight"]
+    assert torch.equal(state["emotion.classifier.weight"], fc_layer)
+    assert state["head.5.bias"].shape == (1,)
+    assert "predicts 10 value(s), this run a score from 1 to 5" in capsys.readouterr().out
+    assert (origin["weights"], origin["emotion_branch"]) == ("ava.pth", "trained")
+
+
+def test_the_official_emotion_file_is_no_whole_network(tmp_path):
+    torch.save({"emotion_module.fc_layer.bias": torch.zeros(8)}, tmp_path / "emotion.pth")
+    words = ["data.dataset=csv", "model.backbone=test_efficientnet", "model.width=16"]
+    with pytest.raises(ValueError, match=r"emotion.pth holds an emotion branch alone.*--emotion-checkpoint"):
+        started(words, SCORES, weights=str(tmp_path / "emotion.pth"))
+
+
+def test_an_official_file_with_another_class_list_needs_its_names(official_emotion, tmp_path):
+    seven = {name: value[:7] if "fc_layer" in name else value for name, value in official_emotion.items()}
+    torch.save({"model": seven}, tmp_path / "emotion_model.pth")
+    path, words = str(tmp_path / "emotion_model.pth"), ["data.dataset=csv", "model.imagenet=none"]
+    with pytest.raises(ValueError, match=r"tells 7 emotions apart, and the list has 8 .*model.emotions=NAME"):
+        started(words, SCORES, emotion_checkpoint=path)
+    words.append("model.emotions=Angry, sad,fear,awe,neutral,disgust,amusement")
+    network, origin = started(words, SCORES, emotion_checkpoint=path)
+    assert network.arguments["emotions"][:3] == ("anger", "sadness", "fear")
+    assert origin["emotion_checkpoint_sha256"] == file_hash(tmp_path / "emotion_model.pth")

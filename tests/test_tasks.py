@@ -1,0 +1,344 @@
+"""The tasks: which settings and sets go with each, their losses, and what is read for them."""
+
+import math
+import os
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from small import (
+    UNTRAINED,
+    WORDS,
+    evaluate,
+    read_csv,
+    read_json,
+    read_log,
+    train,
+    write_csv,
+    write_pictures,
+)
+
+from datasets import Batch, load_dataset
+from eamb.network.names import NETWORKS, PAIR_NETWORKS
+from eamb.network.outputs import EMOTIONS, Output, Scale
+from eamb.readers.rated import RatedSet
+from eamb.runtime.config import load_config
+from eamb.training.tasks import choose_task
+from eamb.weights import checkpoint
+from eamb.weights.registry import kind_of, name_of
+from main import main
+
+SCORES = Scale("score", 1, 5, 3, offset=1, factor=4)
+
+# ---- settings and sets that don't go together
+
+PAIRS = ["--dataset", "pairs", "--task", "series", "--network", "resnet"]
+IMPOSSIBLE = {
+    "emotions twice": (
+        ["--task", "emotion", "loss.emotion_weight=1"],
+        "loss.emotion_weight is for --task aesthetics",
+    ),
+    "weights of nothing": (
+        ["loss.class_weights=balanced", UNTRAINED],
+        "weighs emotions, which this run",
+    ),
+    "other emotions": (["--task", "emotion", "model.emotions=awe,bogus"], "names awe, bogus; csv has amuse"),
+    "linear without": (
+        ["model.network=linear", "model.without=emotion"],
+        "are for model.network=eambnet, not linear",
+    ),
+    "no branch": (["model.without=emotion", "loss.emotion_weight=0.1"], "loss.emotion_weight is given, but"),
+    "unknown part": (["model.without=detail,contxt", UNTRAINED], "without must name some of .* got 'contxt'"),
+    "too little": (["model.without=detail,context", UNTRAINED], "needs its detail or its context branch"),
+    "maps that change": (
+        ["train.emotion_maps=maps", "model.emotion_batchnorm=official", UNTRAINED],
+        "train.emotion_maps keeps the maps of a frozen branch; this run's changes",
+    ),
+    "ratings as pairs": (["--task", "series", "--network", "resnet"], "goes with a set of pairs"),
+    "no pair network": ([*PAIRS, "--network", "linear"], "and a network for them"),
+    "pairs as ratings": ([*PAIRS, "--task", "aesthetics"], "got --task aesthetics"),
+    "crop": (["data.crop=true", UNTRAINED], "data.crop is for the task series"),
+    "validate on test": ([*PAIRS, "train.validate_on=test"], "train.validate_on=test is for ratings"),
+    "folds": ([*PAIRS, "data.folds=5"], "data.folds means nothing for the task series"),
+    "symmetric": (["model.symmetric=false", UNTRAINED], "model.symmetric means nothing"),
+    "weights of scores": (
+        [*PAIRS, "--weights", "SCORE"],
+        "holds a network for the task aesthetics, which cannot start one for series",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_what_does_not_go_together_is_refused(case, series_set, score_run, scored_set, tmp_path, capsys):
+    words, said = IMPOSSIBLE[case]
+    words = [str(score_run / "best.pt") if word == "SCORE" else word for word in words]
+    root = series_set
+    if "--dataset" not in words:
+        words, root = ["--dataset", "csv", *words], scored_set
+    assert main(["train", *WORDS, *words, "--data-root", str(root), "--output", str(tmp_path / "run")]) == 2
+    assert re.search(said, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_emotions_along_needs_emotions(counts_set, tmp_path, capsys):
+    assert train("csv", counts_set, tmp_path / "run", "loss.emotion_weight=1") == 2
+    assert "csv train has no emotions; loss.emotion_weight needs them" in capsys.readouterr().err
+
+
+def test_an_emotion_without_a_picture_is_refused_by_name(tmp_path, capsys):
+    votes = {"emotion_awe": [1] * 24, "emotion_fear": [int(i % 6 == 5) for i in range(24)]}  # in test only
+    root = write_csv(tmp_path / "set", votes)
+    assert train("csv", root, tmp_path / "run", "--task", "emotion") == 2
+    assert "fear" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+# ---- networks and kinds of ratings
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_has_a_kind_and_trains_a_step(name, scored_set, series_set, tmp_path):
+    words = ["--network", name, UNTRAINED, "data.limit=8", "train.score_test=false"]
+    of_pairs = name in PAIR_NETWORKS
+    where = (
+        ("pairs", series_set, tmp_path / "run", "--task", "series")
+        if of_pairs
+        else ("csv", scored_set, tmp_path / "run")
+    )
+    assert train(*where, *words) == 0
+    weights, state = checkpoint.load_training(tmp_path / "run" / "last.pt")
+    network = weights.build()
+    assert name_of(network) == weights.description["network"] == name
+    assert kind_of(network).task == weights.task == ("series" if of_pairs else "aesthetics")
+    assert any(key.startswith(kind_of(network).last_layer) for key in weights.tensors)
+    moments = [value for entry in state["optimizer"]["state"].values() for value in entry.values()]
+    assert any(value.any() for value in moments if value.ndim > 1)
+
+
+@pytest.mark.parametrize("without", ["emotion", "attention,detail"])
+def test_ablations_train_and_are_evaluated(without, scored_set, tmp_path, capsys):
+    run, words = tmp_path / "run", [f"model.without={without}", UNTRAINED, "data.limit=8"]
+    assert train("csv", scored_set, run, *words) == 0
+    weights = checkpoint.load_weights(run / "best.pt")
+    assert weights.description["architecture"]["without"] == without.split(",")
+    assert evaluate(run / "best.pt", "csv", scored_set, tmp_path / "again") == 0
+    first, again = ((tmp_path / name / "predictions.csv").read_bytes() for name in ("run/test", "again"))
+    assert first == again
+    if without == "emotion":
+        assert (weights.emotions, weights.emotion_branch) == ((), "none")
+        assert b"emotion" not in first.splitlines()[0]
+        options = ["predict", str(scored_set / "images"), "--checkpoint", str(run / "best.pt")]
+        assert main([*options, "--maps", str(tmp_path / "maps"), "--workers", "0"]) == 2
+        assert "have no emotion branch, so there are no maps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, kind, outputs, offset",
+    [
+        (["data.target=label"], "label", 1, 0),
+        (["data.target=score"], "score", 1, 1),
+        (["data.target=distribution"], "distribution", 4, 0),
+        (["data.target=score", "data.score_range=official"], "score", 1, 0),
+    ],
+)
+def test_every_kind_of_rating_trains(words, kind, outputs, offset, counts_set, tmp_path):
+    assert train("csv", counts_set, tmp_path / "run", *words, UNTRAINED, "data.limit=8") == 0
+    weights = checkpoint.load_weights(tmp_path / "run" / "best.pt")
+    assert (weights.scale.kind, weights.scale.outputs, weights.scale.offset) == (kind, outputs, offset)
+    assert weights.tensors["head.5.bias"].shape == (outputs,)
+    assert math.isfinite(read_log(tmp_path / "run")[0]["train_loss"])
+    metrics = read_json(tmp_path / "run" / "test" / "metrics.json")["metrics"]
+    assert ("emd2" in metrics) == (kind == "distribution")
+
+
+def test_iae_over_a_branch_that_knows_more_emotions_predicts_high_and_low_and_emotions(tmp_path):
+    nine = (*EMOTIONS, "neutral")
+    votes = {f"emotion_{name}": [int(i // 6 % 4 == k % 4) for i in range(24)] for k, name in enumerate(nine)}
+    words = ["--task", "emotion", "train.score_test=false", "train.batch_size=16"]
+    branch = tmp_path / "branch"
+    assert train("csv", write_csv(tmp_path / "votes", votes), branch, *words) == 0
+    root, run, given = tmp_path / "iae", tmp_path / "run", ["--emotion-checkpoint", branch / "best.pt"]
+    for i, name in enumerate(write_pictures(root / "images", 24)):
+        (root / "images" / name).rename(root / "images" / f"{i}.png")
+    for split, rows in {"train": range(16), "val": range(16, 20), "test": range(20, 24)}.items():
+        (root / f"{split}_aes_list.txt").write_text("".join(f"{i} {i % 2}\n" for i in rows))
+        (root / f"{split}_emo_list.txt").write_text("".join(f"{i} {i % 8}\n" for i in rows))
+    assert train("IAE", root, run, *given) == 0
+    assert checkpoint.load_weights(run / "best.pt").description["best"]["measure"] == "accuracy"
+    found = read_json(run / "test" / "metrics.json")
+    assert {"accuracy", "auc"} <= set(found["metrics"])
+    assert (found["majority_accuracy"], found["positive_emotion_accuracy"]) == (0.5, 0.5)
+    assert any("accuracy of the rule 'positive emotion = high'" in note for note in found["notes"])
+    assert found["emotions"]["metrics"]["chance"] == 1 / 8  # neutral does not compete
+    assert np.sum(found["emotions"]["confusion"]) == np.sum(found["emotions"]["high_and_low"]["labels"]) == 4
+    names = {path.name for path in (run / "test").iterdir()}
+    assert names == {"predictions.csv", "metrics.json", "confusion.png", "emotion_bars.png"}
+    for row in read_csv(run / "test" / "predictions.csv"):
+        assert 0 < float(row["prediction"]) < 1
+        assert row["emotion"] in EMOTIONS
+    (root / "val_emo_list.txt").unlink()  # pictures without an emotion still have their high or low
+    again = [*given, "loss.emotion_weight=1", "train.score_test=false"]
+    assert train("iae", root, tmp_path / "again", *again) == 0
+
+
+# ---- emotions of several sets
+
+
+@pytest.fixture(scope="module")
+def fi_set(tmp_path_factory):
+    """Twelve pictures of each of two emotions; the hash of their names splits them."""
+    root = tmp_path_factory.mktemp("fi") / f"a{os.pathsep}b"
+    for seed, kind in enumerate(("awe", "fear")):
+        write_pictures(root / kind, 12, seed=50 + seed)
+    return root
+
+
+@pytest.fixture(scope="module")
+def votes_set(tmp_path_factory):
+    """Votes for two emotions: one that FI has, and one that it has not."""
+    votes = {"emotion_neutral": [i % 5 + 1 for i in range(24)], "emotion_awe": [i % 3 for i in range(24)]}
+    return write_csv(tmp_path_factory.mktemp("votes") / f"c{os.pathsep}d", votes, seed=6)
+
+
+@pytest.fixture(scope="module")
+def united_run(votes_set, fi_set, tmp_path_factory):
+    """A run on two sets, whose folders have names that hold the separator of paths."""
+    output = tmp_path_factory.mktemp("runs") / "united"
+    second = ["--dataset", "fi", "--data-root", fi_set, "data.repeat=1,3"]
+    assert train("csv", votes_set, output, "--task", "emotion", *second) == 0
+    return output
+
+
+def test_several_sets_train_one_branch_and_are_tested_each_on_its_own(
+    united_run, votes_set, fi_set, tmp_path
+):
+    weights = checkpoint.load_weights(united_run / "best.pt")
+    assert weights.description["dataset"] == "csv+fi"
+    assert weights.emotions == ("awe", "fear", "neutral")
+    for name, classes, root in (("csv", ["awe", "neutral"], votes_set), ("fi", ["awe", "fear"], fi_set)):
+        rows = read_csv(united_run / "test" / name / "predictions.csv")
+        assert sorted(list(rows[0])[2:]) == [f"emotion_{c}" for c in classes]
+        data = load_dataset(name, root, ("train", "test"))
+        assert [row["id"] for row in rows] == data["test"].ids
+        assert not np.isin(data["test"].id_hashes, weights.training_ids).any()
+        assert np.isin(data["train"].id_hashes, weights.training_ids).all()
+        # The same report as `evaluate` gives, which does not take it for another set.
+        assert evaluate(united_run / "best.pt", name, root, tmp_path / name) == 0
+        found, before = (read_json(f / "metrics.json") for f in (tmp_path / name, united_run / "test" / name))
+        assert found["metrics"] == before["metrics"]
+    [line] = read_log(united_run)
+    assert line["train_pictures"] == (16 + 3 * len(data["train"])) // 8 * 8
+
+
+def test_each_set_is_measured_with_its_own_shares_of_the_classes(united_run, votes_set, fi_set, tmp_path):
+    weights = checkpoint.load_weights(united_run / "best.pt")
+    shift = weights.description["class_shift"]
+    assert shift["csv"] == {"awe": 0, "neutral": 0}
+    ours, fi = (load_dataset(n, r, ("train",))["train"] for n, r in (("csv", votes_set), ("fi", fi_set)))
+    of_awe = [part.emotions[:, part.emotion_classes.index("awe")].mean() for part in (ours, fi)]
+    assert shift["fi"]["awe"] == shift["fi"]["fear"] == pytest.approx(math.log(of_awe[1] / of_awe[0]))
+    odds = []
+    for folder, given in (("without", {}), ("tilted", {"fi": {"awe": 1.0, "fear": 0.0}})):
+        changed = replace(weights, description={**weights.description, "class_shift": given})
+        checkpoint.export_weights(tmp_path / f"{folder}.safetensors", changed)
+        assert evaluate(tmp_path / f"{folder}.safetensors", "fi", fi_set, tmp_path / folder) == 0
+        rows = read_csv(tmp_path / folder / "predictions.csv")
+        odds.append([float(r["emotion_awe"]) / float(r["emotion_fear"]) for r in rows])
+    assert np.allclose(odds[1], math.e * np.array(odds[0]), rtol=1e-4)
+
+
+def test_evaluate_takes_one_set(united_run, votes_set, fi_set, tmp_path, capsys):
+    second = ["--dataset", "fi", "--data-root", fi_set]
+    assert evaluate(united_run / "best.pt", "csv", votes_set, tmp_path / "out", *second) == 2
+    assert "evaluation: one data set at a time" in capsys.readouterr().err
+
+
+# ---- what is read
+
+
+def test_validate_on_test_trains_on_the_validation_pictures_too(scored_set, tmp_path):
+    words = ["train.validate_on=test", "train.score_test=false", UNTRAINED, "train.batch_size=20"]
+    assert train("csv", scored_set, tmp_path / "run", *words) == 0
+    data = load_dataset("csv", scored_set)
+    weights = checkpoint.load_weights(tmp_path / "run" / "best.pt")
+    assert np.array_equal(weights.training_ids, np.union1d(data["train"].id_hashes, data["val"].id_hashes))
+    assert set(weights.description["splits"]) == {"train", "test"}
+    assert weights.description["splits"]["test"] == data["test"].sha256
+    [line] = read_log(tmp_path / "run")
+    assert (line["train_pictures"], line["val_n"]) == (20, 4)
+
+
+# ---- losses
+
+
+def loss_of(prediction: list, scale: Scale = SCORES, words=(), logits=(), votes=(), **labels) -> float:
+    """The loss of a task; the words of its config name it."""
+    count, votes = len(prediction or logits), np.array(votes)
+    fields = {name: torch.tensor(value) for name, value in labels.items()}
+    fields = {"scores": None, "distributions": None, "emotions": torch.tensor(votes), **fields}
+    batch = Batch(torch.arange(count), torch.zeros(count), broken=[], **fields)
+    rated = RatedSet("csv", "train", "", ["a"], ["a"], np.array([1.0]), scale)
+    if len(votes):
+        rated = replace(rated, emotions=votes, emotion_classes=EMOTIONS[: votes.shape[1]])
+    output = Output(torch.tensor(prediction), torch.tensor(logits), torch.zeros(count))
+    return choose_task(load_config(words=words)).loss(rated)(output, batch).item()
+
+
+def test_scores_are_trained_by_squared_error_of_p():
+    # 5 is p = 1 and 3 is p = 0.5
+    assert loss_of([[0.5], [0.25]], scores=[5.0, 3.0]) == pytest.approx((0.25 + 0.0625) / 2)
+
+
+def test_correlation_is_added_with_its_weight():
+    p, target = np.array([0.2, 0.9, 0.4]), np.array([0.0, 0.75, 1.0])
+    expected = ((p - target) ** 2).mean() + 0.5 * (1 - np.corrcoef(p, target)[0, 1])
+    words = ["loss.correlation_weight=0.5"]
+    found = loss_of([[0.2], [0.9], [0.4]], words=words, scores=[1.0, 4.0, 5.0])
+    assert found == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_labels_are_trained_by_cross_entropy_at_the_threshold():
+    def loss(inclusive):
+        return loss_of([[0.9], [0.9]], Scale("label", 1, 10, 5, inclusive), scores=[5.0, 7.0])
+
+    assert loss(True) == pytest.approx(-math.log(0.9))
+    assert loss(False) == pytest.approx(-(math.log(0.9) + math.log(0.1)) / 2)
+
+
+def test_distributions_are_trained_by_emd_as_the_config_says():
+    scale = Scale("distribution", 1, 2, 1.5, bins=(1.0, 2.0))
+    p, q = [[1.0, 0.0], [0.5, 0.5]], [[0.0, 1.0], [0.5, 0.5]]
+    # The first picture's cumulative gap is (1, 0), the second's (0, 0).
+    assert loss_of(p, scale, distributions=q) == pytest.approx(math.sqrt(0.5) / 2)
+    assert loss_of(p, scale, ["loss.emd_r=1"], distributions=q) == pytest.approx(0.25)
+    assert loss_of(p, scale, ["loss.emd_reduction=batch"], distributions=q) == pytest.approx(0.5)
+
+
+def test_emotions_are_trained_by_cross_entropy_of_votes_which_may_be_balanced():
+    votes = [[1.0, 0.0]] * 3 + [[0.0, 1.0]]
+    logits = [[0.0, math.log(3)]] * 4  # p is 1/4 and 3/4
+    found = loss_of([], words=["task=emotion"], logits=logits, votes=votes)
+    assert found == pytest.approx(-(3 * math.log(0.25) + math.log(0.75)) / 4)
+    # Every emotion counts alike.
+    words = ["task=emotion", "loss.class_weights=balanced"]
+    found = loss_of([], words=words, logits=logits, votes=votes)
+    assert found == pytest.approx(-(math.log(0.25) + math.log(0.75)) / 2)
+
+
+def test_the_emotion_loss_is_added_with_its_weight():
+    arguments = {"scores": [5.0, 3.0], "logits": [[0.0, math.log(3)]] * 2, "votes": [[1.0, 0.0], [1.0, 0.0]]}
+    found = loss_of([[0.5], [0.25]], words=["loss.emotion_weight=0.1"], **arguments)
+    assert found == pytest.approx((0.25 + 0.0625) / 2 + 0.1 * math.log(4))
+    assert loss_of([[0.5], [0.25]], **arguments) == pytest.approx((0.25 + 0.0625) / 2)
+
+
+def test_the_share_of_people_can_be_learned_instead_of_the_majority():
+    # Odds of the first photographs of two pairs are 1 and 0, of the second ones 0.
+    prediction, odds = [[1.0, 1.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]], torch.tensor([1.0, 0.0])
+    for preference, shares in {"share": [0.8, 0.5], "majority": [1.0, 0.5]}.items():
+        expected = torch.nn.functional.binary_cross_entropy_with_logits(odds, torch.tensor(shares))
+        words = ["task=series", f"loss.preference={preference}"]
+        found = loss_of(prediction, words=words, scores=[0.8, 0.5])
+        assert found == pytest.approx(expected.item())
