@@ -5,8 +5,8 @@
     pictures = PictureSet(splits["train"], size=224, flip_seed=0)
     loader = make_loader(pictures, TrainOrder(len(pictures), batch_size=32, seed=0, epoch=0), workers=2)
 
-From top to bottom: loading one set; uniting several; pictures and batches; orders; loaders. How each set is
-read stands in eamb/readers/. Emotions are mapped by name, never by index.
+From top to bottom: loading one set; uniting several; pictures and batches; orders; loaders. The files of each
+set are read by a module of eamb/readers/. Emotions are matched by name, never by index.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from eamb.readers.prepared import check_copies, read_manifest
 from eamb.readers.rated import SPLITS, DataOptions, LeftOut, RatedSet, hash_fractions, take_rows
 from eamb.readers.registry import DATASETS, SINGLE
 from eamb.readers.splitting import find_twins, split_by_hash
-from eamb.readers.table import Table, look_up, read_once
+from eamb.readers.table import Table, find_pictures, read_once
 
 
 def load_dataset(
@@ -40,11 +40,11 @@ def load_dataset(
     splits: Sequence[str] = SPLITS,
     options: DataOptions | None = None,
 ) -> dict[str, RatedSet]:
-    """Reads the splits asked for, checked and complete: split -> RatedSet.
+    """Reads and checks the given splits: split -> RatedSet.
 
     Args:
         name: ava, para, iae, emoset, fi, csv or demo, in any case.
-        root: the set's folder. For demo it is filled if it has no labels.csv yet.
+        root: the set's folder. The demo set is made there if it has no labels.csv yet.
 
     Raises:
         ValueError, FileNotFoundError: one sentence that names file, row and column.
@@ -53,19 +53,19 @@ def load_dataset(
 
 
 class SetReader:
-    """Reads a data set, each of its label files once however much is asked.
+    """Reads a data set; each of its label files is opened only once.
 
         reader = SetReader("para", "/data/PARA")
         test = reader.load(("test",))["test"]
-        twins = reader.twins_in_training()  # opens the training files only
+        twins = reader.twins_in_training()  # opens the training files, and no other again
 
-    Arguments and errors as `load_dataset`. It keeps what it has read: let go of it when all is asked.
+    Arguments and errors are those of `load_dataset`. What was read stays in memory with the reader.
     """
 
     def __init__(self, name: str, root: str | Path, options: DataOptions | None = None):
         if name.lower() not in SINGLE:
             raise ValueError(
-                f"datasets: there is no set '{name}'; known are {', '.join(SINGLE)} (your own: csv)."
+                f"datasets: there is no set '{name}'; the sets are {', '.join(SINGLE)} (csv: your own)."
             )
         self.name, self.root, self.options = name.lower(), Path(root).expanduser(), options or DataOptions()
         self.read = read_once()
@@ -82,7 +82,7 @@ class SetReader:
         manifest = self.read(read_manifest, self.root)
         if manifest:
             manifest.check_complete(self.root)
-        table, paths = look_up(self.parse(splits))
+        table, paths = find_pictures(self.parse(splits))
         if manifest:
             table.copies, table.sources = manifest.check_sources(self.root, paths)
         return table, paths
@@ -101,31 +101,31 @@ class SetReader:
     def twins_in_training(self) -> set[str]:
         """Ids of the test pictures that have an identical one in the training pool, train or val.
 
-        By the set's own list of identical pictures if it has one, else by content. Without a list they are
-        not looked for in AVA and in sets above TWIN_LIMIT: none.
+        By the set's own list of identical pictures if it has one, else by content. AVA, and sets without a
+        list that have more than TWIN_LIMIT pictures, are not searched: empty.
 
         Raises:
             ValueError, FileNotFoundError: as `load_dataset`; the training files are read too.
         """
-        if self.name == "ava":  # above the limit, and reading it all takes seconds
+        if self.name == "ava":  # above the limit, and reading its labels takes seconds
             return set()
         table = self.parse(SPLITS)
         paths = table.names
-        if table.twins is None:  # a list holds for pictures that are not here too, content does not
+        if table.twins is None:  # a list also names pictures whose files are missing
             if len(table.ids) > splitting.TWIN_LIMIT:
                 return set()
             table, paths = self.table(SPLITS)
         split_by_hash(table, paths, ("test",), self.options)
-        tested = table.split == "test"  # (n,)
-        groups = [np.array(group) for group in find_twins(table, paths, table.ids, tested)]
-        return {table.ids[i] for group in groups if not tested[group].all() for i in group[tested[group]]}
+        in_test = table.split == "test"  # (n,)
+        groups = [np.array(group) for group in find_twins(table, paths, table.ids, in_test)]
+        return {table.ids[i] for group in groups if not in_test[group].all() for i in group[in_test[group]]}
 
 
 def split_sets(
     table: Table, paths: list[str], splits: Sequence[str], options: DataOptions
 ) -> dict[str, RatedSet]:
-    """The rows of each split with the target made from them."""
-    folds = bool(options.folds) and not table.has_own_split  # before rows get a split
+    """split -> its rows, with the scale to train on."""
+    dealt = bool(options.folds) and not table.has_own_split  # asked before rows get a split
     split_by_hash(table, paths, splits, options)
     sets = {}
     for split in splits:
@@ -149,7 +149,7 @@ def split_sets(
             emotions=emotions,
             emotion_classes=() if emotions is None else part.emotion_classes,
             left_out=left_out,
-            dealt=folds,
+            dealt=dealt,
             copies=table.copies,
         )
     return sets
@@ -163,7 +163,7 @@ def _shares(counts: np.ndarray | None) -> np.ndarray | None:
 
 
 def _scale(table: Table, split: str, options: DataOptions) -> Scale:
-    """What training on this split predicts, from the set's way of rating and `data.target`."""
+    """The scale of predictions, from how the set is rated and from `data.target`."""
     rating = table.rating
     threshold = rating.threshold if options.threshold is None else options.threshold
     target = rating.target if options.target == "auto" else options.target
@@ -219,13 +219,13 @@ def load_datasets(
 ) -> dict[str, RatedSet]:
     """One set as `load_dataset` reads it, or the emotions of several, united: split -> RatedSet.
 
-    Each set keeps its own splits and validation share; `data.folds` holds for those without a split of their
-    own. Byte-identical pictures are not looked for between sets.
+    Each set keeps its own splits and validation share; `data.folds` applies to those without a split of their
+    own. Byte-identical pictures of different sets are not looked for.
 
     Args:
         names, roots: of the same length, in the same order; no set twice.
-        limit: of each set, the first so many training pictures in the order of their ids' hashes; 0: all.
-        readers: of the sets, if they are there already.
+        limit: most training pictures of each set, the first by the hashes of their ids; 0: all.
+        readers: of the sets, if they exist already.
 
     Raises:
         ValueError, FileNotFoundError: one sentence that names the set, or file, row and column.
@@ -278,7 +278,7 @@ def unite(sets: Sequence[RatedSet], repeats: Sequence[int] = ()) -> RatedSet:
     """One split of several sets as one set of emotions; ids become "set:id".
 
     Classes are united by name: those of EMOTIONS in their order, then the others as they appear. A class that
-    a set does not have is NaN for its pictures. Scores are unknown: the sets rate in different units.
+    a set does not have is NaN for its pictures. So are scores, because the sets rate in different units.
 
     Args:
         repeats: how often each set's pictures are in the result; empty for once each.
@@ -327,7 +327,7 @@ def over_classes(rated: RatedSet, classes: Sequence[str]) -> np.ndarray:
 
 
 class Draw(NamedTuple):
-    """What a sampler yields; all randomness of a picture is a function of (seed, epoch, index)."""
+    """What a sampler yields; whether a picture is mirrored is a function of (seed, epoch, index) alone."""
 
     epoch: int
     index: int
@@ -457,7 +457,7 @@ class TrainOrder(Sampler):
     Args:
         count: number of pictures.
         batch_size: of all processes together.
-        start_step: steps of this epoch already done, for a resume. `len` is the whole epoch's steps.
+        start_step: steps of this epoch that a resumed run has done already; `len` counts them too.
     """
 
     def __init__(
@@ -496,7 +496,7 @@ class TestOrder(Sampler):
         batch_size: of each process.
     """
 
-    __test__ = False  # not a test case, whatever pytest makes of the name
+    __test__ = False  # pytest would take the name for a test case's
 
     def __init__(self, count: int, batch_size: int, rank: int = 0, world: int = 1):
         self.indices = range(rank, count, world)
@@ -511,7 +511,7 @@ class TestOrder(Sampler):
 
 
 class Loader(DataLoader):
-    """A DataLoader of Batch that reports a broken file in one sentence, from the main process."""
+    """A DataLoader of Batch that raises the error of a broken file in the main process, as one sentence."""
 
     def __iter__(self) -> Iterator[Batch]:
         if self.num_workers:
@@ -523,10 +523,10 @@ class Loader(DataLoader):
 
 
 def return_freed_memory() -> None:
-    """Gives memory that `engine.keep_memory` kept back to the kernel. Does nothing where there is no glibc.
+    """Returns to the system what `engine.keep_memory` has kept. Does nothing without glibc.
 
-    Forked workers would share it, and every page that this process writes would be copied first: gigabytes,
-    and seconds, in the first step of each epoch.
+    Forked workers would share it, and this process would have to copy each page before it writes there:
+    gigabytes, and seconds, in the first step of each epoch.
     """
     if sys.platform.startswith("linux"):
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -537,7 +537,7 @@ def return_freed_memory() -> None:
 def make_loader(
     picture_set: PictureSet, order: TrainOrder | TestOrder, workers: int, pin_memory: bool = False
 ) -> DataLoader:
-    """Decoded batches in the given order; `workers` processes decode, 0 decodes in this one."""
+    """Batches in the given order, decoded by `workers` processes; 0: by this one."""
     return Loader(
         picture_set,
         batch_sampler=order,
@@ -570,8 +570,8 @@ class PairPictures(PictureSet):
         return [self[draw] for draw in draws]
 
     def collate(self, pairs: Sequence[tuple[int, Picture | LeftOut, Picture | LeftOut]]) -> Batch:
-        broken = [one for _, *both in pairs for one in both if isinstance(one, LeftOut)]
-        whole = [entry for entry in pairs if not any(isinstance(one, LeftOut) for one in entry[1:])]
-        batch = super().collate([first for _, first, _ in whole] + [second for *_, second in whole] + broken)
-        preference = self.rated.preference[[pair for pair, *_ in whole]] if whole else np.empty(0)
+        broken = [picture for _, *both in pairs for picture in both if isinstance(picture, LeftOut)]
+        good = [pair for pair in pairs if not any(isinstance(picture, LeftOut) for picture in pair[1:])]
+        batch = super().collate([first for _, first, _ in good] + [second for *_, second in good] + broken)
+        preference = self.rated.preference[[row for row, *_ in good]] if good else np.empty(0)
         return batch._replace(scores=torch.from_numpy(preference))

@@ -7,13 +7,14 @@ The parts: forward, step (training), loader, predict (files to scores), start (o
 (PyTorch and OpenVINO), scaled (what scaled decoding does to scores), table (a set of AVA's size).
 
 The reference path is our code in the published order of operations: float32, channels first, 1x1 convolution
-behind the resize, nothing folded, the emotion branch run in every training step, each picture decoded and
+after the resize, nothing folded, the emotion branch run in every training step, each picture decoded and
 resized by Pillow and normalised as float32 in the loader (`predict`'s reference: the network alone).
-A row with a + adds one step to the last such row. Every variant has a process of its own, so that its peak
-memory is its own; the processes take turns, one timed run a round. Rates are of the median over the rounds,
-and the range is a share of it. Long tables are measured a few rows at a time, each time with the reference:
-ratios are to the one above. The ceiling is what a 3x3 convolution of 256 channels at 64x64 reaches, in turn
-with the rest. Differences (of prediction, logits and map; `predict`: of scores) are to the reference.
+A row with a + adds one step to the last such row. Every variant runs in its own process, so that its peak
+memory can be measured; the processes take turns, one timed run a round. Rates are of the median over the
+rounds, and the range is a share of it. Long tables are measured a few rows at a time, each time with the
+reference: ratios are to the nearest one above. The ceiling is what a 3x3 convolution of 256 channels at 64x64
+reaches, measured in turn with the rest. Differences (of prediction, logits and map; for `predict` of scores)
+are to the reference.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ from losses import emd_loss
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
-AT_ONCE = 5  # variants beside the reference; each training step keeps gigabytes
-START = "forkserver"  # of the processes; a spawned one's peak of memory would begin with its parent's
+AT_ONCE = 5  # most variants beside the reference; each training step keeps gigabytes
+START = "forkserver"  # how processes start; a spawned one's peak memory would begin with its parent's
 FORWARD_STEPS = ("channels last", "early 1x1 convolution", "folding", "kept memory", "bf16")
 TRAINING_STEPS = ("known maps", "channels last", "early 1x1 convolution", "kept memory", "fused optimizer")
 TRAINING_STEPS += ("bf16", "fast depthwise gradients", "recomputed blocks")
@@ -78,10 +79,10 @@ Steps = tuple[str, ...]  # away from the reference path
 class Variant(NamedTuple):
     """One way to compute what a table is about; its table's first is the reference.
 
-    make: called with the arguments in the variant's own process; gives the function that is timed.
-    images: pictures in one run; 0 where seconds are told instead.
-    flops: of one picture; 0 where they are not counted.
-    precision: whose ceiling it is measured by; there is none for int8.
+    make: called with the arguments in the variant's own process; returns the function that is timed.
+    images: pictures in one run; 0: seconds are shown instead of a rate.
+    flops: of one picture; 0: not counted.
+    precision: of the ceiling that it is compared with; int8 has none.
     """
 
     name: str
@@ -105,7 +106,7 @@ def cumulative(steps: Steps) -> dict[str, Steps]:
 def with_steps(
     rows: dict[str, Steps], make: Callable, arguments: tuple, images: int, flops=0.0
 ) -> list[Variant]:
-    """`make` takes the steps behind its other arguments."""
+    """A variant for each row; `make` takes the row's steps behind its other arguments."""
     kinds = {name: "bf16" if "bf16" in steps else "fp32" for name, steps in rows.items()}
     return [Variant(n, make, (*arguments, rows[n]), images, flops, kind) for n, kind in kinds.items()]
 
@@ -123,19 +124,19 @@ class ReferenceFusion(Fusion):
 
 
 class PlainDepthwise(DepthwiseConv2d):
-    """With torch's own gradients in bfloat16 too."""
+    """With torch's own gradients, in bfloat16 too."""
 
     def forward(self, images: Tensor) -> Tensor:
         return convolve(images, self.weight, self.bias, self.stride[0], self.pads(*images.shape[2:]))
 
 
-def switched(network: EAMBNet, images: Tensor, on: Steps) -> tuple[EAMBNet, Tensor]:
-    """With the steps that forward and training share."""
-    if "kept memory" in on:
+def apply_shared(network: EAMBNet, images: Tensor, steps: Steps) -> tuple[EAMBNet, Tensor]:
+    """Applies those of the steps that forward and training share."""
+    if "kept memory" in steps:
         engine.keep_memory(CPU)
-    if "early 1x1 convolution" not in on:
+    if "early 1x1 convolution" not in steps:
         network.fusion.__class__ = ReferenceFusion
-    if "channels last" in on:
+    if "channels last" in steps:
         network = network.to(memory_format=torch.channels_last)
         images = images.contiguous(memory_format=torch.channels_last)
     return network, images
@@ -147,7 +148,7 @@ def networks(options: argparse.Namespace) -> list[tuple[str, int, int]]:
 
 
 def build(name: str) -> EAMBNet:
-    """The paper's network with random weights and lively statistics, or Lite with the shipped weights."""
+    """The paper's network with random weights and BatchNorm statistics, or Lite with the shipped weights."""
     if name == "lite":
         return checkpoint.load_weights(SHIPPED).build()
     torch.manual_seed(0)
@@ -169,7 +170,7 @@ def flops(network: nn.Module, side: int, *emotions: tuple[Tensor, Tensor]) -> fl
 
 
 def known_emotions(count: int, side: int) -> tuple[Tensor, Tensor]:
-    """Logits (N, 8) and maps (N, 1, h, w), as they come from the cache."""
+    """Logits (N, 8) and maps (N, 1, h, w), as kept maps are given to the network."""
     return torch.zeros(count, 8), torch.ones(count, 1, side // 8, side // 8)
 
 
@@ -204,17 +205,17 @@ def picture_set(path: str, side: int) -> PictureSet:
 
 def forward_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
     for name, side, batch in networks(options):
-        size, need = (name, side, batch), flops(build(name), side)
-        rows = with_steps(cumulative(FORWARD_STEPS), make_forward, size, batch, need)
+        size, operations = (name, side, batch), flops(build(name), side)
+        rows = with_steps(cumulative(FORWARD_STEPS), make_forward, size, batch, operations)
         yield f"forward, {name}, {side} px, batch {batch}", rows
 
 
-def make_forward(name: str, side: int, batch: int, on: Steps) -> Callable[[], Output]:
+def make_forward(name: str, side: int, batch: int, steps: Steps) -> Callable[[], Output]:
     network = build(name)
     mean, std = backbones.normalisation(network.arguments["backbone"])
-    network, images = switched(network, normalise(batch_of(side, batch), mean, std).contiguous(), on)
-    if "folding" in on:
-        network = prepare_for_inference(network, "bf16" if "bf16" in on else "fp32")
+    network, images = apply_shared(network, normalise(batch_of(side, batch), mean, std).contiguous(), steps)
+    if "folding" in steps:
+        network = prepare_for_inference(network, "bf16" if "bf16" in steps else "fp32")
     return torch.inference_mode()(lambda: network(images))
 
 
@@ -231,11 +232,11 @@ def engines_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
     make_command(*export, lite)()
     make_command(*export, int8, "--int8", "--calibrate", *pictures)()
     name, side, batch = networks(options)[-1]
-    need = flops(build(name), side)
+    operations = flops(build(name), side)
     in_torch = {"reference": (), "PyTorch fp32": FORWARD_STEPS[:-1]}
-    rows = with_steps(in_torch, make_forward, (name, side, batch), batch, need)
-    rows.append(Variant("OpenVINO fp32", make_openvino, (lite, side, batch), batch, need))
-    rows.append(Variant("OpenVINO int8", make_openvino, (int8, side, batch), batch, need, "int8"))
+    rows = with_steps(in_torch, make_forward, (name, side, batch), batch, operations)
+    rows.append(Variant("OpenVINO fp32", make_openvino, (lite, side, batch), batch, operations))
+    rows.append(Variant("OpenVINO int8", make_openvino, (int8, side, batch), batch, operations, "int8"))
     yield f"engines, {name}, {side} px, batch {batch}", rows
 
 
@@ -248,29 +249,29 @@ def make_openvino(path: str, side: int, batch: int) -> Callable[[], Output]:
 def step_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
     for name, side, batch in networks(options):
         # Three times the forward pass: the counter takes depthwise gradients for dense ones.
-        need = 3 * flops(build(name), side, known_emotions(1, side))
+        operations = 3 * flops(build(name), side, known_emotions(1, side))
         # Only EfficientNet-Lite has depthwise convolutions.
         steps = tuple(step for step in TRAINING_STEPS if name == "lite" or step != "fast depthwise gradients")
         rows = cumulative(steps) | {"the same in fp32": tuple(step for step in steps if step != "bf16")}
         title = f"step of training, {name}, {side} px, batch {batch}"
-        yield title, with_steps(rows, make_step, (name, side, batch), batch, need)
+        yield title, with_steps(rows, make_step, (name, side, batch), batch, operations)
 
 
-def make_step(name: str, side: int, batch: int, on: Steps) -> Callable[[], None]:
-    network, images = switched(build(name).train(), torch.randn(batch, 3, side, side), on)
-    if "fast depthwise gradients" not in on:
+def make_step(name: str, side: int, batch: int, steps: Steps) -> Callable[[], None]:
+    network, images = apply_shared(build(name).train(), torch.randn(batch, 3, side, side), steps)
+    if "fast depthwise gradients" not in steps:
         for layer in network.modules():
             if isinstance(layer, DepthwiseConv2d):
                 layer.__class__ = PlainDepthwise
-    emotions = (known_emotions(batch, side),) if "known maps" in on else ()
-    if "recomputed blocks" in on:
+    emotions = (known_emotions(batch, side),) if "known maps" in steps else ()
+    if "recomputed blocks" in steps:
         recompute_blocks(network)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6, fused="fused optimizer" in on)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6, fused="fused optimizer" in steps)
     outputs = network.arguments["outputs"]
     target = torch.full((batch, outputs), 1 / outputs)
 
     def run() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in on):
+        with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in steps):
             prediction = network(images, *emotions).prediction
         loss = emd_loss(prediction, target) if outputs > 1 else F.mse_loss(prediction, target)
         loss.backward()
@@ -328,11 +329,11 @@ def predict_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
         yield job, with_steps(cumulative(steps), make_predict, (str(pictures),), count)
 
 
-def make_predict(folder: str, on: Steps) -> Callable[[], dict[str, Tensor]]:
+def make_predict(folder: str, steps: Steps) -> Callable[[], dict[str, Tensor]]:
     """`main.py predict` without its start: files to scores, as many threads as torch has."""
-    precision = "bf16" if "bf16" in on else "fp32"
-    scorer = Scorer(precision=precision, workers=-1, exact="scaled decoding" not in on)
-    if "fast network" not in on:
+    precision = "bf16" if "bf16" in steps else "fp32"
+    scorer = Scorer(precision=precision, workers=-1, exact="scaled decoding" not in steps)
+    if "fast network" not in steps:
         reference = build("lite")
         reference.fusion.__class__ = ReferenceFusion
         reference.register_forward_pre_hook(lambda _, inputs: inputs[0].contiguous())  # channels first
@@ -415,13 +416,13 @@ QUICK_PARTS = ("forward", "step", "loader", "predict")
 
 @cache
 def built(variant: Variant, threads: int) -> Callable:
-    """In the variant's own process: what is timed, made once."""
+    """The function that is timed, made once in the variant's own process."""
     torch.set_num_threads(threads)
     return variant.make(*variant.arguments)
 
 
 def take_turn(variant: Variant, threads: int) -> Turn:
-    """One timed run; torch's timer lets two go before it."""
+    """One timed run, after two by torch's timer that are not timed."""
     names = {"run": built(variant, threads), "last": []}
     timer = Timer("last.clear(); last.append(run())", globals=names, num_threads=torch.get_num_threads())
     seconds = timer.timeit(1).median
@@ -441,7 +442,9 @@ def measure(variants: list[Variant], rounds: int, threads: int) -> list[Turns]:
         pools = [stack.enter_context(ProcessPoolExecutor(1, get_context(START))) for _ in variants]
         pairs = list(zip(pools, variants, strict=True))
         try:
-            wait([pool.submit(torch.get_num_threads) for pool in pools])  # all import at the same time
+            wait(
+                [pool.submit(torch.get_num_threads) for pool in pools]
+            )  # all processes import at the same time
             turns = [
                 # One after the other: at the same time they may need too much memory.
                 [pool.submit(take_turn, variant, threads).result() for pool, variant in pairs]
@@ -452,13 +455,13 @@ def measure(variants: list[Variant], rounds: int, threads: int) -> list[Turns]:
     return list(zip(*turns, strict=True))
 
 
-def as_row(variant: Variant, turns: Turns, reference: Variant, beside: Turns) -> dict:
-    """As it is written to json: what was measured, and beside the reference's turns of the same rounds."""
+def as_row(variant: Variant, turns: Turns, reference: Variant, reference_turns: Turns) -> dict:
+    """A variant's figures for the json; `reference_turns` are of the same rounds."""
     seconds = [turn[0] for turn in turns]
-    output, expected = turns[-1][1], beside[-1][1]
-    apart = {name: np.abs(output[name] - expected[name]) for name in output if name in expected}
+    output, expected = turns[-1][1], reference_turns[-1][1]
+    differences = {name: np.abs(output[name] - expected[name]) for name in output if name in expected}
     rate = variant.images / median(seconds)
-    ratios = [other[0] / one for other, one in zip(beside, seconds, strict=True)]
+    ratios = [turn[0] / value for turn, value in zip(reference_turns, seconds, strict=True)]
     return {
         "variant": variant.name,
         "images_per_second": rate or None,
@@ -466,15 +469,15 @@ def as_row(variant: Variant, turns: Turns, reference: Variant, beside: Turns) ->
         "ratio": median(ratios) * (variant.images / reference.images if variant.images else 1),
         "gflop_per_second": rate * variant.flops / 1e9 or None,
         "share_of_ceiling": None,
-        "memory_gb": None if variant.make is make_command else turns[-1][2],  # not that of what it starts
-        "differences": {name: float(values.max()) for name, values in apart.items()},
-        "mean_differences": {name: float(values.mean()) for name, values in apart.items()},
+        "memory_gb": None if variant.make is make_command else turns[-1][2],  # its child's would be missing
+        "differences": {name: float(values.max()) for name, values in differences.items()},
+        "mean_differences": {name: float(values.mean()) for name, values in differences.items()},
         "seconds": seconds,
     }
 
 
 def measure_job(title: str, variants: list[Variant], rounds: int, threads: int) -> dict:
-    """A table, as it is written to json."""
+    """A table for the json."""
     reference, *others = variants
     ceilings = CEILINGS if reference.flops else []
     rows, speeds = [], defaultdict(list)  # of the ceilings, in every round
@@ -495,7 +498,7 @@ def measure_job(title: str, variants: list[Variant], rounds: int, threads: int) 
 
 
 def as_table(job: dict) -> str:
-    """A job in Markdown, with the columns that have something to say."""
+    """A job as a Markdown table, without empty columns."""
     rows = job["rows"]
 
     def shown(value: float | None, form: str) -> str:
@@ -557,7 +560,7 @@ def run_parts(options: argparse.Namespace) -> dict:
         with tempfile.TemporaryDirectory() as folder:
             for title, variants in PARTS[part](options, Path(folder)):
                 steps = [one for one in variants if one.name.startswith("+ ")]
-                if options.quick:  # of the steps, only all together
+                if options.quick:  # of the rows with a +, only the last, which has all steps
                     variants = [one for one in variants if one not in steps[:-1]]
                 job = measure_job(title, variants, rounds, options.threads)
                 report["jobs"].append(job)

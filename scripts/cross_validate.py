@@ -4,9 +4,9 @@
         --dataset fi --data-root FI --folds 5 --output runs/emotion_lite_folds
 
 The last set named is divided into folds; the others are used in every training. There is one training a fold
-(FOLDER/fold_0 ...); one that was stopped goes on, and one that is done is not run again. Every picture of the
-set is predicted once, by the network that was not trained on it; intervals are bootstrap ones over all
-pictures, differences are paired.
+(OUTPUT/fold_0 ...); one that was stopped goes on, and one that is done is not run again. Every picture of the
+set is predicted once, by the network that was not trained on it. Intervals are bootstrapped over all
+pictures; differences are paired.
 
 The linear probe, on the same folds, is logistic regression on the last map of the same backbone with its
 ImageNet weights, frozen, averaged over its positions: at the network's input size and at the emotion
@@ -67,13 +67,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def cross_validate(options: argparse.Namespace) -> int:
-    """Trains what is not done yet, compares, writes and prints."""
+    """Trains the folds that are not done yet, compares, writes and prints."""
     words = [*options.settings, "task=emotion", f"data.dataset={'+'.join(options.dataset)}"]
     words += ["data.root=" + "\n".join(options.data_root), f"data.folds={options.folds}"]
     config = load_config(options.config, [*words, "train.score_test=false"])
     if config.data.folds < 2:
         raise ValueError(f"cross_validate: --folds must be 2 or more, got {config.data.folds}")
-    last_set(config, fold=0)  # a set that can't be divided is an error before anything is trained
+    last_set(config, fold=0)  # to refuse a set that cannot be divided before anything is trained
     parts, shares, classes = [], [], ()
     for fold in range(config.data.folds):
         fold_config = replace(config, data=replace(config.data, fold=fold))
@@ -113,14 +113,14 @@ def last_set(config: Config, fold: int) -> tuple[Config, RatedSet]:
 
 
 def train_fold(config: Config, folder: Path) -> tuple[RatedSet, tuple[str, ...], np.ndarray]:
-    """Trains and predicts a fold, or reads what was done: its pictures, class names, shares (n, E)."""
+    """Trains and predicts a fold, or reads its predictions: pictures, class names, shares (n, E)."""
     done = folder / "evaluation" / "predictions.csv"
     test_config, rated = last_set(config, config.data.fold)
     if done.is_file():
         before = load_config([folder / "config.yaml"]).as_dict()
         if changed := changed_settings(before, config.as_dict()):
             raise ValueError(
-                f"cross_validate: {folder} was done with other settings ({'; '.join(changed)}); choose "
+                f"cross_validate: {folder} was trained with other settings ({'; '.join(changed)}); choose "
                 "another --output"
             )
     else:
@@ -137,9 +137,9 @@ def train_fold(config: Config, folder: Path) -> tuple[RatedSet, tuple[str, ...],
 
 
 def imagenet_features(config: Config, parts: list[RatedSet]) -> dict[int, list[np.ndarray]]:
-    """(n_k, C) for each fold: the backbone's last map, averaged over its positions; by the pictures' size.
+    """Picture size -> (n_k, C) for each fold: the backbone's last map, averaged over its positions.
 
-    The sizes are that of the network's pictures and that of its emotion branch's, in pixels a side.
+    The sizes are those of the network's input and of its emotion branch's, in pixels a side.
     """
     network = imagenet_network(config.model.backbone, config.model.imagenet)
     mean, std = backbones.normalisation(config.model.backbone)
@@ -210,19 +210,19 @@ def compare_with_probes(
 
     predicted, truth = metrics.top_classes(shares, votes)  # (n,) each
     names = ["network", *probes]
-    right = np.stack([numbers == truth for numbers in (predicted, *probes.values())], axis=1)
-    right = right.astype(np.float64)  # (n, 1 + probes)
+    correct = np.stack([numbers == truth for numbers in (predicted, *probes.values())], axis=1)
+    correct = correct.astype(np.float64)  # (n, 1 + probes)
 
-    def accuracies(right: np.ndarray) -> dict[str, float]:
-        means = dict(zip(names, right.mean(axis=0).tolist(), strict=True))
+    def accuracies(correct: np.ndarray) -> dict[str, float]:
+        means = dict(zip(names, correct.mean(axis=0).tolist(), strict=True))
         return means | {f"network - {name}": means["network"] - means[name] for name in names[1:]}
 
-    by_fold = pd.DataFrame(right, columns=names).groupby(folds).mean().to_dict("records")
+    by_fold = pd.DataFrame(correct, columns=names).groupby(folds).mean().to_dict("records")
     return {
         "metrics": figures(shares, votes),
         "intervals_95": bootstrap_intervals(figures, (shares, votes)),
-        "accuracies": accuracies(right),
-        "accuracies_95": bootstrap_intervals(accuracies, (right,)),
+        "accuracies": accuracies(correct),
+        "accuracies_95": bootstrap_intervals(accuracies, (correct,)),
         "accuracies_by_fold": by_fold,
         "chance": 1 / len(classes),
         "emotions": list(classes),

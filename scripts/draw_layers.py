@@ -3,7 +3,7 @@
     python scripts/draw_layers.py [--output layers.png]
 
 Each box is a file at the top or a sub-package of eamb/, in its layer. An arrow leads from what imports to
-what is imported; it is faint where other arrows lead there too, by a detour. The imports are read from the
+what is imported; it is faint where other arrows lead there too. The imports are read from the
 source, without running it; those for type checkers alone don't count. An arrow that does not lead downwards
 breaks the layers: exit code 1.
 """
@@ -57,7 +57,7 @@ def read_edges(root: Path) -> Edges:
 
 
 def imported(file: Path) -> Iterator[str]:
-    """The modules that a file imports, anywhere in it but for type checkers alone."""
+    """The modules that a file imports anywhere, but not for type checkers alone."""
     waiting: list[ast.AST] = [ast.parse(file.read_text(encoding="utf-8"))]
     while waiting:
         node = waiting.pop()
@@ -76,16 +76,16 @@ def box_of(module: str) -> str | None:
 
 
 def wrong_edges(edges: Edges) -> list[tuple[str, str]]:
-    """Those that do not lead to a lower layer."""
+    """The imports that do not lead to a lower layer."""
     return [(box, other) for box in edges for other in sorted(edges[box]) if BOXES[other] >= BOXES[box]]
 
 
 def reachable(edges: Edges, boxes: set[str]) -> set[str]:
-    """All that these boxes import from, and what that imports from, and so on."""
-    found: set[str] = set()
-    while boxes := {other for box in boxes for other in edges.get(box, ())} - found:
-        found |= boxes
-    return found
+    """All boxes that these import from, directly or indirectly."""
+    reached: set[str] = set()
+    while boxes := {other for box in boxes for other in edges.get(box, ())} - reached:
+        reached |= boxes
+    return reached
 
 
 def draw(edges: Edges, output: Path) -> None:
@@ -107,7 +107,7 @@ def draw(edges: Edges, output: Path) -> None:
             style = {"ha": "center", "va": "center", "fontsize": 11, "bbox": frame, "zorder": 3}
             text = box.removeprefix("eamb.") + ending
             names[box] = axes.text(4.5 + 4 * (i - (len(shown) - 1) / 2) + shift, height, text, **style)
-    figure.draw_without_rendering()  # the arrows end at the frames, which have their sizes from now on
+    figure.draw_without_rendering()  # gives the frames their sizes, which the arrows need
     for box, others in edges.items():
         for other in sorted(others):
             (x, y), (to_x, to_y) = names[box].get_position(), names[other].get_position()

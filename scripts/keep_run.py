@@ -3,9 +3,9 @@
     python scripts/keep_run.py runs/para_lite results/para_lite
 
 Keeps config.yaml (without the data folders' paths), metrics.jsonl, metrics.json, cross_validation.json and
-predictions.csv, packed (ids and what the network predicted, nothing of the set's own ratings). Of a run on
-several sets each set's report is in a folder of its name, of a cross-validation each fold's log. Of a trial
-(train.score_test=false) there is no more than settings and log. A run that is in DIR already is replaced.
+predictions.csv, compressed (ids and what the network predicted, nothing of the set's own ratings). A run on
+several sets has each set's report in a folder of its name, a cross-validation each fold's log, and a trial
+(train.score_test=false) only settings and log. A run that is in DIR already is replaced.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def main(arguments: list[str] | None = None) -> int:
     places = (evaluation, *evaluation.glob("*"), run)
     if not trial and not any((place / "predictions.csv").is_file() for place in places):
         parser.error(f"{evaluation} holds no predictions.csv; has the run been evaluated?")
-    there = names(output)
-    others = [name for name in there if Path(name).name not in KEPT]
-    if others or (there and not any(name in KEPT for name in there)):
-        shown = others[0] if others else f"only {there[0]} and other files in folders"
-        parser.error(f"{output} holds {shown}, and is no run that was kept; choose another folder")
+    existing = names(output)
+    others = [name for name in existing if Path(name).name not in KEPT]
+    if others or (existing and not any(name in KEPT for name in existing)):
+        shown = others[0] if others else f"only {existing[0]} and other files in folders"
+        parser.error(f"{output} holds {shown}, and is not a run that was kept; choose another folder")
     keep(run, evaluation, output)
     print(f"{output}: {', '.join(names(output))}")
     return 0
@@ -53,7 +53,7 @@ def names(folder: Path) -> list[str]:
 def keep(run: Path, evaluation: Path, output: Path) -> None:
     """Copies a run, its folds if it has any, and its evaluation, below which each set may have a folder.
 
-    The copy is there whole or not at all, in the place of an earlier one.
+    The copy replaces an earlier one, and is there whole or not at all.
     """
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -69,7 +69,7 @@ def keep(run: Path, evaluation: Path, output: Path) -> None:
             settings = yaml.safe_load((source / "config.yaml").read_text(encoding="utf-8"))
             settings["data"]["root"] = ""
             if settings.get("train", {}).get("emotion_maps"):
-                settings["train"]["emotion_maps"] = "kept"  # not where, but whether: it changes figures
+                settings["train"]["emotion_maps"] = "kept"  # whether, not where: it changes figures
             text = yaml.safe_dump(settings, sort_keys=False)
             (target / "config.yaml").write_text(text, encoding="utf-8")
         if (source / "predictions.csv").is_file():

@@ -5,13 +5,13 @@
     python main.py evaluate --dataset pairs --data-root SERIES/graded --checkpoint CHECKPOINT
 
 SERIES/graded: series of one photograph and worse versions of it, by blur, noise, exposure or compression, in
-DEGREES steps, at the size of the files at hand. The order is that of the severity, and certain: every
-preference is 1 or 0.
+DEGREES steps, at the size of PARA's files. The less damaged one is always preferred: every preference is 1 or
+0.
 
 SERIES/rated: different photographs of PARA whose mean ratings differ by more than GAP, in disjoint groups of
-GROUP. For training those of a group are of one session (the raters of a session are the same people), for
-test of one scene class. A training preference is 1 or 0; a test preference is how often a vote for the one is
-higher than a vote for the other, from PARA's own counts (equal votes count half to each).
+GROUP. A training group is of one session (whose raters are the same people), a test group of one scene class.
+A training preference is 1 or 0; a test preference is how often a vote for one is higher than a vote for the
+other, from PARA's own counts (equal votes count half for each).
 
 SERIES itself has both together. Neither is what people do when they choose among their own shots. Both keep
 PARA's split: validation photographs are held out of its training list by hash of the session, test
@@ -117,7 +117,7 @@ DAMAGES = (blurred, noisy, exposed, compressed)
 def make_graded(
     folder: Path, parts: list[Photograph], count: int, root: Path, chance: np.random.Generator
 ) -> list[Pair]:
-    """Writes `count` series of DEGREES versions, their damages in turn; gives their pairs."""
+    """Writes `count` series of DEGREES versions, the kinds of damage in turn; returns the pairs."""
     folder.mkdir(parents=True)
     split = folder.name
     pairs: list[Pair] = []
@@ -126,17 +126,19 @@ def make_graded(
         image = Image.fromarray(decode(root / "imgs" / parts[index].name))
         letters = chance.permutation(list(ascii_lowercase[:DEGREES]))
         names = [f"{split}/{number:05d}_{letter}.jpg" for letter in letters]
-        seed = int(chance.integers(1 << 32))  # one side of the exposure for all degrees
+        seed = int(chance.integers(1 << 32))  # so that all are too dark, or all too light
         for degree, name in enumerate(names):
             worse = damage(image, degree, np.random.default_rng(seed)) if degree else image
-            worse.save(folder.parent / name, quality=95)  # as a camera's
+            worse.save(folder.parent / name, quality=95)  # as cameras do
         series = f"{split}-{number:05d}-{damage.__name__}"
-        pairs += [either_way(series, *both, 1.0, chance) for both in combinations(names, 2)]
+        pairs += [in_random_order(series, *both, 1.0, chance) for both in combinations(names, 2)]
     return pairs
 
 
-def either_way(series: str, first: str, second: str, preference: float, chance: np.random.Generator) -> Pair:
-    """The pair, turned round by chance: which stands first must say nothing."""
+def in_random_order(
+    series: str, first: str, second: str, preference: float, chance: np.random.Generator
+) -> Pair:
+    """The pair, swapped at random: which stands first must say nothing."""
     if chance.random() < 0.5:
         return series, first, second, preference
     return series, second, first, 1 - preference
@@ -151,11 +153,11 @@ def grouped_pairs(parts: list[Photograph], chance: np.random.Generator) -> Itera
             for a, b in combinations(members[start : start + GROUP], 2):
                 if abs(a.mean - b.mean) > GAP:
                     series, names = f"{name}-{start // GROUP:04d}", (f"imgs/{a.name}", f"imgs/{b.name}")
-                    yield either_way(series, *names, preference(a, b), chance)
+                    yield in_random_order(series, *names, preference(a, b), chance)
 
 
 def preference(a: Photograph, b: Photograph) -> float:
-    """How often a vote for a is higher than one for b, equal ones half; 1 or 0 where votes are not public."""
+    """How often a vote for a is higher than one for b, equal ones count half; 1 or 0 without public votes."""
     if a.votes is None or b.votes is None:
         return float(a.mean > b.mean)
     shares = np.outer(a.votes / a.votes.sum(), b.votes / b.votes.sum())  # (9, 9)
@@ -163,7 +165,6 @@ def preference(a: Photograph, b: Photograph) -> float:
 
 
 def write_pairs(path: Path, pairs: list[Pair]) -> None:
-    # The names begin with folders of ours, and are read as they are.
     rows = ([series, *names, f"{abs(round(share, 6)):g}"] for series, *names, share in pairs)
     write_csv(path, [PAIR_COLUMNS, *rows])
     photographs = {name for _, *both, _ in pairs for name in both}

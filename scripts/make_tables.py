@@ -5,13 +5,13 @@
 
 results/tables.yaml names the tables and their rows. With --data-root the figures of every run on that set are
 computed from its predictions, compared with its metrics.json, and kept in results/measured.json with the
-SHA-256 of the predictions: figures only, so that the tables can be written without the ratings.
+SHA-256 of the predictions. So the tables can be written without the ratings.
 
 All runs are measured on the same resamples of the pictures. A row of several seeds is the mean of their
-metrics. A difference of two rows counts if its paired 95 % interval does not hold 0 and it is larger than the
-seed spread: SPREADS times the root of the sum of both rows' variances over their seeds. That is a rule of
-thumb: 2 deviations, of so few seeds, are a rough guard and no test. A row of one seed is given the largest
-deviation of its table; if no row has several seeds, no difference counts.
+metrics. A difference of two rows counts if its paired 95 % interval does not contain 0 and it is larger than
+the seed spread: SPREADS times the root of the sum of both rows' variances over their seeds. That is a rule of
+thumb and not a test: deviations over so few seeds are rough. A row of one seed is given the largest deviation
+of its table; if no row has several seeds, no difference counts.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ from eamb.runtime.config import Config, load_config
 from eamb.training.resuming import changed_settings
 
 MEASURES = ("srcc", "plcc", "rmse", "mae", "accuracy", "accuracy_inclusive")
-PRINTED = ("srcc", "plcc", "accuracy", "accuracy_inclusive")  # the others stand in the csv
-SPREADS = 2  # as if the deviations over seeds were known exactly
-TRAINED_ON = {  # key of metrics.json -> its column in the csv, and how a row that has any is marked
+PRINTED = ("srcc", "plcc", "accuracy", "accuracy_inclusive")  # the others are only in the csv
+SPREADS = 2  # would be a 95 % interval if the deviations over seeds were known exactly
+TRAINED_ON = {  # key of metrics.json -> its column in the csv, and the mark of a row with such pictures
     "test_pictures_trained_on": ("trained_on", "contaminated"),
     "test_pictures_that_the_emotion_branch_was_trained_on": (
         "emotion_branch_trained_on",
@@ -105,7 +105,7 @@ def read_json(path: Path, remedy: str) -> dict:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of ours, or a block of published.csv.
+    """A table of our runs, or of a block of published.csv.
 
     rows: name -> folders of its runs, one a seed. reference: the row that the others are compared with.
     """
@@ -122,7 +122,7 @@ class Table:
 
 
 def read_tables(path: Path) -> list[Table]:
-    """Raises ValueError for a table that lacks something, has an unknown key, or names something twice."""
+    """Raises ValueError: a table lacks something, has an unknown key, or names something twice."""
     tables = []
     try:
         for entry in yaml.safe_load(path.read_text(encoding="utf-8")):
@@ -148,8 +148,8 @@ def read_tables(path: Path) -> list[Table]:
 class Run:
     """A folder of results/.
 
-    facts: metrics.json. config: None for predictions of another program. sha256: of the predictions.
-    budget: pictures shown in an epoch x epochs; "" for another program's.
+    facts: metrics.json. config: None for another program's predictions. sha256: of the predictions.
+    budget: pictures in an epoch x epochs; "" for another program's.
     """
 
     folder: Path
@@ -160,7 +160,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Raises ValueError, FileNotFoundError, naming what is missing."""
+    """Raises ValueError, FileNotFoundError: something is missing."""
     facts = read_json(folder / "metrics.json", "evaluate the run again and keep it")
     config, budget, needed = None, "", ["metrics", "dataset", "split", "split_sha256"]
     if "predictions_file" not in facts:  # `main.py evaluate --predictions` writes it
@@ -180,7 +180,7 @@ def read_run(folder: Path) -> Run:
 
 
 def check_rows(table: Table, runs: dict[str, Run]) -> str:
-    """The set that a table is on.
+    """The data set of a table.
 
     Raises:
         ValueError: its runs predict different pictures; those of a row differ in more than the seed.
@@ -217,7 +217,7 @@ def measure_table(table: Table, runs: dict[str, Run], root: Path, resamples: int
     """
     facts = runs[table.runs[0]].facts
     name, split = facts["dataset"], facts["split"]
-    # Read as by our first run, or else as `evaluate --predictions` read it.
+    # The set is read as for our first run, or else as by `evaluate --predictions`.
     configs = [runs[run].config for run in table.runs if runs[run].config]
     options = configs[0].data.options() if configs else DataOptions(**facts.get("data", {}))
     reader = SetReader(name, root, options)
@@ -254,7 +254,7 @@ def read_predictions(folder: Path, rated: RatedSet) -> np.ndarray:
     """(n,) in the order of the set.
 
     Raises:
-        ValueError: pictures are missing, unknown or there twice; a prediction is no number.
+        ValueError: pictures are missing, unknown or there twice; a prediction is not a number.
     """
     path = folder / "predictions.csv.gz"
     try:
@@ -279,10 +279,10 @@ def figures(
     threshold: float,
     resamples: int,
 ) -> dict:
-    """Metrics of each run, and of each row with intervals; its differences to the reference, and which count.
+    """Metrics of each run; of each row, with intervals; differences from the reference, and which count.
 
     Args:
-        predictions: of each run, (n,). A metric that a run's metrics.json lacks makes no sense for it: NaN.
+        predictions: of each run, (n,). A metric that a run's metrics.json lacks is NaN.
         truth: (n,).
 
     Returns:
@@ -290,12 +290,12 @@ def figures(
         "rows": row -> metric -> {"mean", "sd", "low", "high"},
         "differences": row -> metric -> {"difference", "low", "high", "seed_spread", "borrowed", "counts"}}
     """
-    sensible = np.array([[m in runs[name].facts["metrics"] for m in MEASURES] for name in table.runs])
+    defined = np.array([[m in runs[name].facts["metrics"] for m in MEASURES] for name in table.runs])
     members = [[table.runs.index(name) for name in names] for names in table.rows.values()]
     reference = [*table.rows].index(table.reference) if table.reference else 0
 
     def of_runs(truth: np.ndarray, *arrays: np.ndarray) -> np.ndarray:  # (runs, MEASURES)
-        return np.where(sensible, [run_metrics(values, truth, threshold) for values in arrays], np.nan)
+        return np.where(defined, [run_metrics(values, truth, threshold) for values in arrays], np.nan)
 
     def of_rows(by_run: np.ndarray) -> np.ndarray:  # (2, rows, MEASURES): means, differences
         means = np.stack([by_run[member].mean(axis=0) for member in members])
@@ -397,7 +397,7 @@ def read_published(path: Path) -> pd.DataFrame:
 
 
 def check_measured(table: Table, runs: dict[str, Run], measured: dict) -> None:
-    """Raises ValueError unless the figures are of the rows, predictions and metrics.json that are there."""
+    """Raises ValueError unless the figures belong to the present rows, predictions and metrics.json."""
     again = f"run scripts/make_tables.py with --data-root {runs[table.runs[0]].facts['dataset']}=DIR"
     entry = measured.get(table.name, {})
     if (entry.get("rows"), entry.get("reference")) != (sources(table, runs), table.reference):
@@ -418,7 +418,7 @@ def check_measured(table: Table, runs: dict[str, Run], measured: dict) -> None:
 
 
 def our_table(table: Table, runs: dict[str, Run], measured: dict) -> str:
-    """As Markdown, with what its figures mean and which differences count."""
+    """In Markdown, with what its figures mean and which differences count."""
     high, twins = f"{measured['threshold']:g}", measured["twins"]
     head = ["", "pictures x epochs", "SRCC", "PLCC", f"accuracy > {high}", f"accuracy >= {high}"]
     head += [f"without the {twins} twins: SRCC, PLCC, accuracies"] if twins else []
@@ -426,7 +426,7 @@ def our_table(table: Table, runs: dict[str, Run], measured: dict) -> str:
     for row, names in table.rows.items():
         cells, rest = [row, runs[names[0]].budget], measured["without_twins"]["rows"][row]
         for key, (_, mark) in TRAINED_ON.items():
-            count = most(runs, names, key)
+            count = largest_count(runs, names, key)
             cells[0] += f", **{mark} ({count:,})**" if count else ""
         if any(runs[name].config is None for name in names):
             cells[0] += ", trained on unknown pictures"
@@ -444,9 +444,9 @@ def our_table(table: Table, runs: dict[str, Run], measured: dict) -> str:
         text += " Twins: test pictures with an identical one, under another name, in the training list."
     if table.reference:
         text += (
-            " A difference counts if its paired interval does not hold 0 and it is larger than the seed "
+            " A difference counts if its paired interval does not contain 0 and it is larger than the seed "
             f"spread: {SPREADS} x the root of the sum of both rows' variances over seeds (a row of one seed "
-            "is given the largest of the table). With so few seeds that is a rough guard, no test."
+            "is given the largest of the table). With so few seeds that is a rough guide, not a test."
         )
     m, sentences = measured["decisive"], []
     for row, entries in measured["all"]["differences"].items():
@@ -465,8 +465,8 @@ def our_table(table: Table, runs: dict[str, Run], measured: dict) -> str:
     return "\n\n".join(filter(None, parts))
 
 
-def most(runs: dict[str, Run], names: list[str], key: str) -> int | None:
-    """The largest count of a row's runs; None where it is not known, or there is no emotion branch."""
+def largest_count(runs: dict[str, Run], names: list[str], key: str) -> int | None:
+    """The largest count of a row's runs; None where it is unknown, or there is no emotion branch."""
     return max((runs[name].facts[key] for name in names if key in runs[name].facts), default=None)
 
 
@@ -475,7 +475,7 @@ def span(measure: str, entry: dict) -> str:
 
 
 def number(measure: str, value: float | None, unit: str = " %", sign: str = "") -> str:
-    """.860, or 86.8 % for an accuracy; a dash for what does not exist."""
+    """.860, or 86.8 % for an accuracy; a dash for None."""
     if value is None:
         return "-"
     if measure.startswith("accuracy"):
@@ -488,7 +488,7 @@ def csv_lines(table: Table, runs: dict[str, Run], measured: dict) -> list[dict]:
     for (row, names), subset, m in product(table.rows.items(), ("all", "without_twins"), MEASURES):
         content = measured[subset]
         line = {"row": row, "runs": " ".join(names), "pictures_x_epochs": runs[names[0]].budget}
-        line |= {column: most(runs, names, key) for key, (column, _) in TRAINED_ON.items()}
+        line |= {column: largest_count(runs, names, key) for key, (column, _) in TRAINED_ON.items()}
         line |= {"subset": subset, "pictures": content["n"], "metric": m} | content["rows"][row][m]
         compared = content["differences"].get(row, {}).get(m, {})
         line["difference"] = compared.get("difference")

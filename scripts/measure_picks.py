@@ -4,11 +4,11 @@
     python scripts/measure_picks.py speed --count 1000 --output speed
 
 similarity: two kinds of pairs that belong together against two kinds that do not.
-  neighbours  real photographs of PARA that a camera took within two minutes by their EXIF, sorted by eye,
-              from small pictures, into those that one would choose between and others (those in doubt are
+  neighbours  real photographs of PARA that, by their EXIF, one camera took within two minutes; sorted by eye,
+              from small pictures, into those that one would choose between and others (doubtful ones are
               left out): results/picks/neighbours.csv.
   bursts      two stand-in shots of one PARA photograph, moved, turned, zoomed, exposed, blurred, noisy and
-              compressed by chance, against two different photographs.
+              compressed at random, against two different photographs.
 speed: DIFFERENT pictures of 24 megapixels in bursts of four, made from the embedded photographs, and links to
 them; then `main.py select` with a page, in a process of its own.
 """
@@ -40,7 +40,7 @@ BURST, DIFFERENT, LARGE = 4, 32, (6000, 4000)
 
 
 def shot(picture: Image.Image, chance: np.random.Generator) -> Image.Image:
-    """One shot of what a picture shows, as by another press of the shutter."""
+    """A random shot of what a picture shows, as if the shutter were pressed once more."""
     turned = picture.rotate(chance.uniform(-2, 2), Image.Resampling.BICUBIC)
     share = 0.9 * chance.uniform(0.85, 1)  # of a picture's sides, so that the shot can move
     width, height = (round(share * side) for side in picture.size)
@@ -105,8 +105,8 @@ def write_large(folder: Path, count: int) -> None:
         pixels = np.asarray(picture.resize(LARGE, Image.Resampling.BICUBIC), np.int16)  # (H, W, 3)
         pixels = pixels + noise.normal(0, 5, pixels.shape).astype(np.int16)  # like a sensor's
         exif = Image.Exif()
-        time_ = datetime(2024, 5, 3, 14) + timedelta(minutes=number // BURST, seconds=number % BURST)
-        exif[CHANGED] = f"{time_:%Y:%m:%d %H:%M:%S}"
+        taken = datetime(2024, 5, 3, 14) + timedelta(minutes=number // BURST, seconds=number % BURST)
+        exif[CHANGED] = f"{taken:%Y:%m:%d %H:%M:%S}"
         image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
         image.save(folder / f"{number:05d}.jpg", quality=95, exif=exif)
     for number in range(DIFFERENT, count):

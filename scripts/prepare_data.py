@@ -5,8 +5,8 @@
 
 The folder it writes is a data root like the one it is made from: the label files, and every picture under its
 own relative path, turned and resized as decoding does, as JPEG whatever its name ends in. prepared.json says
-from which files, by hash, size and time of change. Run again, it goes on where it stopped and makes anew what
-has changed. A picture that cannot be decoded has no copy and its reason in prepared.json.
+from which files, by hash, size and time of change. Run again, it goes on where it stopped, and renews what
+has changed. A picture that cannot be decoded has no copy; prepared.json has the reason.
 """
 
 from __future__ import annotations
@@ -91,15 +91,15 @@ def prepare(options: argparse.Namespace) -> int:
         print(f"no copy of {name}: {reason}", file=sys.stderr)
     if broken:
         print(f"{len(broken)} pictures have no copy; {output / MANIFEST} names them", file=sys.stderr)
-    print(f"{len(manifest.pictures) - len(broken)} copies in {output}, {len(tasks)} of them looked at now")
+    print(f"{len(manifest.pictures) - len(broken)} copies in {output}, {len(tasks)} pictures processed now")
     return 1 if broken else 0
 
 
 def start(asked: Manifest, root: Path, output: Path) -> Manifest:
-    """The manifest asked for, or that of the same copies if some are there already.
+    """The manifest asked for, or the existing one if some of the same copies are there already.
 
     Raises:
-        ValueError, FileExistsError: the folder holds something else, or lies where it would be mixed up.
+        ValueError, FileExistsError: the folder holds something else, or one folder is inside the other.
     """
     source, target = root.resolve(), output.resolve()
     if source in (target, *target.parents) or target in source.parents:
@@ -136,7 +136,7 @@ def is_done(entry: Source | None, source: Path, target: Path) -> bool:
 
 
 def forget(entries: dict[str, Source], names: Iterable[str], output: Path) -> None:
-    """Removes copies of what the set has no more: a folder that is read by its files would show them."""
+    """Removes copies of what the set no longer has: a reader that lists folders would include them."""
     for name in entries.keys() - set(names):
         (output / name).unlink(missing_ok=True)
         del entries[name]
@@ -144,25 +144,25 @@ def forget(entries: dict[str, Source], names: Iterable[str], output: Path) -> No
 
 @contextmanager
 def saving(manifest: Manifest, output: Path, count: int) -> Iterator[None]:
-    """Writes the manifest before and after the work, whatever happens; says what a full disk leaves."""
+    """Writes the manifest before and after the work, whatever happens; on a full disk, says what is done."""
     manifest.complete = False
     try:
         save(manifest, output)
         try:
             yield
         except BaseException:
-            with suppress(OSError):  # what went wrong first is to be told
+            with suppress(OSError):  # the first error is the one to report
                 remove_unfinished(output)  # on a full disk the manifest needs their room
             raise
         finally:
             save(manifest, output)
     except OSError as error:
-        written = read_manifest(output)  # the next run goes by what is on the disk, not by this one
+        written = read_manifest(output)  # the next run will go by what is on the disk
         entered = written.pictures if written else {}
-        kept = sum(entered.get(name) == source for name, source in manifest.pictures.items())
+        finished = sum(entered.get(name) == source for name, source in manifest.pictures.items())
         raise OSError(
-            f"prepare_data: {output}: {error.strerror or error}; {kept} of {count} pictures are done and "
-            "kept. Run the same command again when that is mended"
+            f"prepare_data: {output}: {error.strerror or error}; {finished} of {count} pictures are done and "
+            "kept. Run the same command again when that is solved"
         ) from error
 
 
@@ -172,7 +172,7 @@ def save(manifest: Manifest, output: Path) -> None:
         for kind in ("labels", "pictures")
     }
     with written_whole(output / MANIFEST) as unfinished:
-        unfinished.write_text(json.dumps(vars(manifest) | files), "utf-8")  # as ASCII: names may be no UTF-8
+        unfinished.write_text(json.dumps(vars(manifest) | files), "utf-8")  # as ASCII: names may not be UTF-8
 
 
 def copy_labels(manifest: Manifest, root: Path, output: Path, names: list[str]) -> None:
@@ -186,9 +186,9 @@ def copy_labels(manifest: Manifest, root: Path, output: Path, names: list[str]) 
 
 
 def copy_pictures(manifest: Manifest, output: Path, tasks: list[Task], workers: int) -> None:
-    """Enters each copy into the manifest and writes that now and then."""
+    """Enters each copy into the manifest, which is saved now and then."""
     saved = time.monotonic()
-    with closing(results(tasks, workers)) as made:  # whatever happens, no process goes on writing
+    with closing(results(tasks, workers)) as made:  # so that no process goes on writing, whatever happens
         for task, source in tqdm(made, total=len(tasks), unit=" pictures", disable=None):
             manifest.pictures[task.target.relative_to(output).as_posix()] = source
             if time.monotonic() - saved > 30:  # what is not in the manifest is made again
@@ -206,7 +206,7 @@ def results(tasks: list[Task], workers: int) -> Iterator[tuple[Task, Source]]:
 
 
 def make_copy(task: Task) -> tuple[Task, Source]:
-    """Writes the copy, or says why there can be none.
+    """Writes the copy; the Source has an error if the picture cannot be decoded.
 
     Raises:
         OSError: the copy cannot be written.
@@ -217,10 +217,10 @@ def make_copy(task: Task) -> tuple[Task, Source]:
         pixels = decode(task.source, task.size, task.exif)  # (size, size, 3)
     except (OSError, DecodeError) as error:
         task.target.unlink(missing_ok=True)
-        known = isinstance(error, DecodeError)
-        return task, source._replace(error=error.reason if known else explain_failure(task.source, error))
+        reason = error.reason if isinstance(error, DecodeError) else explain_failure(task.source, error)
+        return task, source._replace(error=reason)
     with written_whole(task.target) as unfinished:
-        # subsampling=0: colour at every pixel, as in the pixels themselves
+        # subsampling=0: full resolution for colour too
         Image.fromarray(pixels).save(unfinished, "JPEG", quality=task.quality, subsampling=0)
     return task, source
 

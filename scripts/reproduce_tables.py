@@ -40,7 +40,7 @@ from eamb.runtime.command import guarded
 from eamb.runtime.config import Config, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
-ROWS = {  # of the table: name, and the config that is laid over the set's
+ROWS = {  # of the table: title, and the config that is laid over the set's
     "main": ("EAMB-Net", ""),
     "no_emotion": ("without the emotion branch (map = 1)", "ablation_no_emotion"),
     "no_detail": ("without the detail branch", "ablation_no_detail"),
@@ -59,11 +59,11 @@ RECIPES = {  # set, Lite or not -> configs of the networks and of their emotion 
     ("demo", False): ("demo", "demo"),
 }
 EMOTION_SETS = ("para", "iae", "demo", "emoset", "fi")
-DECIDED = ("task", "data.dataset", "data.root", "model.network", "model.without")  # by the steps themselves
+DECIDED = ("task", "data.dataset", "data.root", "model.network", "model.without")  # by this script
 DECIDED += ("train.seed", "train.score_test")
 PROGRAMS = {"python": [sys.executable], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}
 
-PICTURES = {  # of train, val (0: a share of train, `data.validation`) and test; of emoset and fi about
+PICTURES = {  # of train, val (0: `data.validation` of train) and test; of emoset and fi approximately
     "ava": (235_600, 0, 19_930),
     "para": (28_220, 0, 3_000),
     "iae": (15_460, 2_208, 4_418),
@@ -73,9 +73,9 @@ PICTURES = {  # of train, val (0: a share of train, `data.validation`) and test;
 }
 PEAK = {"fp32": 35.6e12, "bf16": 71e12, "fp16": 71e12}  # FLOP/s; in fp32 convolutions run in TF32
 SHARE = 0.25  # of the peak that is reached; assumed
-# Backbone -> pixels a side that the rest is for; row (others as "main") -> GFLOP (2 a multiply-add) of a
-# picture's forward pass in what is trained and in the frozen emotion branch, MB kept of it for the backward
-# pass in fp32, millions of trained parameters.
+# Backbone -> pixels a side that the rest holds for; row (others as "main") -> GFLOP (2 for a multiply-add) of
+# a picture's forward pass in what is trained and in the frozen emotion branch, MB that it keeps for the
+# backward pass in fp32, millions of trained parameters.
 COSTS = {
     "resnet50": {
         "size": 512,
@@ -102,7 +102,7 @@ COSTS = {
 class Step:
     """A training with its test.
 
-    row: of the table, or "emotion". words: of `main.py train`. branch: the emotion checkpoint it is given.
+    row: of the table, or "emotion". words: for `main.py train`. branch: the emotion checkpoint that it gets.
     """
 
     name: str
@@ -125,7 +125,7 @@ class Step:
         """The training, which goes on where it was interrupted, and the copy of its small files.
 
         Raises:
-            ValueError: NPROC is no number of processes.
+            ValueError: NPROC is not a number of processes.
         """
         count = os.environ.get("NPROC", "")
         if not count:
@@ -195,11 +195,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def plan(options: argparse.Namespace) -> list[Step]:
-    """The trainings in their order. Rows that would repeat the main network are left out, and it is said.
+    """The trainings in order. Rows that would repeat the main network are left out with a printed note.
 
     Raises:
-        ValueError, FileNotFoundError: options that are wrong or contradict each other, settings that a
-            training would refuse at its start, data that is not there.
+        ValueError, FileNotFoundError: wrong or contradictory options, settings that a training would
+            refuse, missing data.
     """
     check_options(options)
     name, branch = options.dataset, options.emotion_checkpoint
@@ -249,9 +249,9 @@ def plan(options: argparse.Namespace) -> list[Step]:
 def check_options(options: argparse.Namespace) -> None:
     name, seeds = options.dataset, options.seeds.split(",")
     if (name, options.lite) not in RECIPES:
-        known = ", ".join(name for name, lite in RECIPES if lite == options.lite)
-        known += " with --lite" * options.lite
-        raise ValueError(f"reproduce_tables: there are recipes for {known}, not for '{name}'")
+        sets = ", ".join(name for name, lite in RECIPES if lite == options.lite)
+        sets += " with --lite" * options.lite
+        raise ValueError(f"reproduce_tables: there are recipes for {sets}, not for '{name}'")
     if not all(seed.isdecimal() for seed in seeds) or len({*seeds}) < len(seeds):
         raise ValueError(
             f"reproduce_tables: --seeds takes different whole numbers, as in 0,1,2, got '{options.seeds}'"
@@ -275,7 +275,7 @@ def make_step(options: argparse.Namespace, row: str, sets: dict[str, str], seed:
     names = [RECIPES[options.dataset, options.lite][emotion], "official" * options.official]
     names += [] if emotion else [ROWS[row][1]]
     configs = [program(f"configs/{name}.yaml") for name in names if name]
-    # Maps are kept of a branch that stays as it is; how ratings are read says nothing about emotions.
+    # Only a frozen branch's maps can be kept; data.target is about ratings, not emotions.
     dropped = ("train.emotion_maps",) if row in ("emotion", "emotion_batchnorm") else ()
     dropped += ("data.target",) if emotion else ()
     settings = [] if emotion else [f"train.seed={seed}"]
@@ -298,7 +298,7 @@ def make_step(options: argparse.Namespace, row: str, sets: dict[str, str], seed:
 
 
 def is_done(step: Step) -> bool:
-    """Whether its result is there.
+    """Whether its result exists.
 
     Raises:
         ValueError: the result was made with other settings or with another emotion branch.
@@ -322,8 +322,8 @@ def is_done(step: Step) -> bool:
 
 
 def execute(command: list[str]) -> int:
-    """The exit code. A signal is for the training, which saves where it is and ends; we wait for it."""
-    sys.stdout.flush()  # what the command prints comes after it
+    """Runs it and returns its exit code. Signals are left to the training, which saves its state and ends."""
+    sys.stdout.flush()  # before the command prints
     process = Popen([*PROGRAMS[command[0]], *command[1:]])
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
@@ -355,7 +355,7 @@ def describe_table(steps: list[Step], options: argparse.Namespace) -> None:
     ours["rows"] = [{"name": name, "runs": runs} for name, runs in rows.items()]
     if ROWS["main"][0] in rows and len(rows) > 1:
         ours["reference"] = ROWS["main"][0]
-    # Below ours stand the figures of others on the same test pictures.
+    # Below ours come other people's figures on the same test pictures.
     shipped = yaml.safe_load((ROOT / "results" / "tables.yaml").read_text(encoding="utf-8"))
     blocks = [t for t in shipped if t.get("block") in (options.dataset, f"{options.dataset}_official")]
     tables = [ours, *blocks]
@@ -375,21 +375,21 @@ def describe_table(steps: list[Step], options: argparse.Namespace) -> None:
 
 
 def show(steps: list[Step], unfinished: list[Step], table: list[str], commands: bool) -> None:
-    known = steps[0].config.model.backbone in COSTS
-    costs = {step.name: estimate(step) if known else (0.0, 0.0) for step in steps}
+    has_costs = steps[0].config.model.backbone in COSTS
+    costs = {step.name: estimate(step) if has_costs else (0.0, 0.0) for step in steps}
     for step in steps:
         hours, gigabytes = costs[step.name]
-        said = f"{duration(hours)}, {gigabytes:.1f} GB" if known else "cost not known"
+        cost = f"{duration(hours)}, {gigabytes:.1f} GB" if has_costs else "cost not known"
         title = f"emotion branch on {' and '.join(step.config.data.names)}"
         if step.row != "emotion":
             title = f"{ROWS[step.row][0]}, seed {step.config.train.seed}"
-        print(f"{step.name} ({title}): {said if step in unfinished else 'done already'}")
+        print(f"{step.name} ({title}): {cost if step in unfinished else 'done already'}")
         for command in step.commands if commands else ():
             print(f"  {shlex.join(command)}")
     if commands:
         print(f"table\n  {shlex.join(table)}")
     total, remaining = (sum(costs[step.name][0] for step in part) for part in (steps, unfinished))
-    if not known:
+    if not has_costs:
         return
     memory = max(memory for _, memory in costs.values())
     print(
@@ -402,14 +402,14 @@ def show(steps: list[Step], unfinished: list[Step], table: list[str], commands: 
 
 
 def duration(hours: float) -> str:
-    """With two digits, or all before the point."""
+    """With two significant digits, or as a whole number from 10 on."""
     if 0 < hours < 0.001:  # of the demo
         return "under 0.001 h"
     return f"{hours:.0f} h" if hours >= 10 else f"{hours:.2g} h"
 
 
 def estimate(step: Step) -> tuple[float, float]:
-    """Hours and gigabytes of a training on one card, its validations and its test included.
+    """Hours and gigabytes of a training on one card, with its validations and its test.
 
     A step costs 3 forward passes of what is trained (backward is twice forward), 1 of the frozen branch;
     validation and test cost 1 of all, in fp32. Memory: weights, gradients and Adam's two moments, 4 bytes

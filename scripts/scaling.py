@@ -5,9 +5,9 @@
     python scripts/scaling.py --processes 1 8 --pictures 24 --precision bf16     # a machine with eight GPUs
 
 The loader decodes an 800x600 JPEG in the measured process. Forward and backward are those of a network alone;
-all-reduce is what the backward takes longer when gradients are averaged: what could not be hidden behind it.
-"sum alone" is the same bytes summed with nothing else to do. All kinds of step take turns in one run, and
-processes wait for each other before each part. Medians over the rounds, averaged over the processes.
+all-reduce is how much longer the backward pass takes when gradients are averaged: the part that is not hidden
+behind it. "sum alone" sums the same bytes with nothing else to do. All kinds of step take turns in one run,
+and processes wait for each other before each part. Medians over the rounds, averaged over the processes.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def measure_steps(name: str, size: int, path: str, options: argparse.Namespace) 
 
         @contextmanager
         def clock(part: str) -> Iterator[None]:
-            distributed.gather(None)  # one that is early must not wait inside the part that is measured
+            distributed.gather(None)  # so that an early process does not wait inside the measured part
             start = now()
             yield
             seconds[part].append(now() - start)
@@ -79,7 +79,7 @@ def measure_steps(name: str, size: int, path: str, options: argparse.Namespace) 
         count = sum(parameter.numel() for parameter in trained)
         optimizer = torch.optim.Adam(trained, lr=1e-9, fused=device.type != "mps")
         for number in range(options.rounds + 1):
-            if number == 1:  # the first round was to warm up
+            if number == 1:  # the first round was a warm-up
                 seconds.clear()
             with clock("loader"):
                 batch = pictures.collate(pictures.__getitems__([0] * options.pictures))
@@ -103,7 +103,7 @@ def measure_steps(name: str, size: int, path: str, options: argparse.Namespace) 
 def summary(every: list[dict[str, list[float]]]) -> dict[str, float]:
     """Seconds of each part from the rounds of all processes.
 
-    all_reduce_<kind>: the median over rounds of what the backward of `kind` took longer than that alone.
+    all_reduce_<kind>: how much longer the backward pass of `kind` took than without averaging gradients.
     """
     seconds = {part.removesuffix("_alone"): [p[part] for p in every] for part in every[0]}
     for kind in SENT if len(every) > 1 else ():
@@ -164,7 +164,7 @@ def expectation(network: str, size: float) -> str:
 
 
 def scaling(options: argparse.Namespace) -> int:
-    distributed.choose_device(options.device)  # refused here, not in each of the processes
+    distributed.choose_device(options.device)  # a wrong one is refused here, not in each process
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/800x600.jpg"
         photograph(800, 600).save(path, quality=90)
@@ -195,7 +195,7 @@ def main(words: list[str] | None = None) -> int:
     add("--device", default="auto")
     add("--precision", default="fp32", choices=list(PRECISIONS))
     add("--quick", action="store_true", help="Lite on 1 and 2 processes, 3 rounds")
-    add("--output", type=Path, help="also writes the rows as json")
+    add("--output", type=Path, help="write the rows as json too")
     options = parser.parse_args(words)
     for name in ("threads", "pictures", "rounds", "processes"):
         if (least := min(np.atleast_1d(getattr(options, name)))) < 1:

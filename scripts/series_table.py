@@ -4,10 +4,11 @@
     python main.py evaluate --dataset pairs --data-root SERIES/graded --checkpoint B --output runs/graded/b
     python scripts/series_table.py runs/graded/a runs/graded/b --output results/series.json
 
-Folders of one parent are one block of the table: they must be of the same pairs. In brackets stand 95 %
-intervals, and behind them the differences of accuracy to the block's first, on the same resamples of whole
-series. Under it the accuracy by what the series are called: the last word of a name that is no number, as
-"blurred" in test-00012-blurred. The json has all figures; predictions and preferences stay where they are.
+Folders of one parent are one block of the table and must be of the same pairs. In brackets are 95 %
+intervals; the last column has the difference of accuracy from the block's first network, on the same
+resamples of whole series. Below is the accuracy for each kind of series: the last word of its name that is
+not a number, as "blurred" in test-00012-blurred. The json has all figures, but no predictions and
+preferences.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from eamb.files import original, written_whole
 from eamb.runtime.command import guarded, refuse_existing
 
 PAIR = ["series", "first", "second", "preference"]  # columns of evaluate's predictions.csv, and "prediction"
-SHOWN = {  # metric -> its head, how it is printed
+SHOWN = {  # metric -> column title, format
     "accuracy": ("accuracy", "{:.1%}"),
     "auc": ("AUC", "{:.3f}"),
     "log_loss": ("log-loss", "{:.3f}"),
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="that evaluate wrote")
+    parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="written by evaluate")
     parser.add_argument("--output", metavar="FILE", type=Path, help="the figures as json")
     parser.add_argument("--resamples", type=int, default=1000, help="of the series (default 1000)")
     parser.add_argument("--force", action="store_true", help="overwrite --output")
@@ -75,7 +76,7 @@ def write_table(options: argparse.Namespace) -> int:
 
 
 def read_pairs(path: Path) -> pd.DataFrame:
-    """A row a pair; preference and prediction are in [0, 1]."""
+    """One row for each pair; preference and prediction are in [0, 1]."""
     try:
         pairs = pd.read_csv(path, usecols=[*PAIR, "prediction"], dtype=str, keep_default_na=False)
         for name in PAIR[:3]:

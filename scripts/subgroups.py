@@ -5,8 +5,9 @@
 
 Needs no network: it reads predictions (id, prediction; ids as `main.py evaluate --predictions` takes them),
 the ratings and the pictures. groups.csv, also printed: the figures of each file for each group of pictures,
-and how the first file differs from each other one, in pairs. worst.png and worst.csv: the largest absolute
-errors of the first file. These two hold pictures and ratings of the set, which may not be yours to publish.
+and paired differences between the first file and each other one. worst.png and worst.csv: the largest
+absolute errors of the first file. These two hold pictures and ratings of the set, which may not be yours to
+publish.
 
 Groups: semantic class (in PARA's test csv), b/w or colour, dark or bright, thirds by the rating, and thirds
 by the standard deviation of a picture's votes, if they are known. Colour and brightness are measured on the
@@ -47,7 +48,7 @@ from eamb.runtime.config import load_config
 from eamb.training.tasks import choose_task
 
 FILES = ("groups.csv", "worst.csv", "worst.png")
-SMALLEST = 30  # pictures in a group: fewer have intervals too wide to say anything
+SMALLEST = 30  # pictures in a group: the intervals of fewer are too wide to say anything
 SIDE = 64
 GRAY = 2  # of 255: mean difference of a pixel's largest and smallest channel, below which a picture is gray
 DARK, BRIGHT = 64, 160  # of 255: mean luminance below the one, or from the other on
@@ -58,8 +59,8 @@ PER_ROW, CELL, GAP, MARGIN, LINE = 10, 168, 14, 30, 19  # of the sheet, in pixel
 TITLE, TEXT, LETTERS = 15, 10, 23  # points; LETTERS of TEXT have room below a picture
 REMARKS = """\
 sd: of the ratings in the group; where they differ less, correlations are lower for any network.
-bias: predicted minus rated. A cautious network is above what is rated low and below what is rated high.
-*: the 95 % interval does not hold 0. Of 20 differences without any cause about one has it by chance."""
+bias: predicted minus rated. A cautious network is too high on low ratings and too low on high ones.
+*: the 95 % interval does not contain 0. About one in 20 does so by chance, without any real difference."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -120,7 +121,7 @@ def show_subgroups(options: argparse.Namespace) -> int:
         "groups": ["; ".join(g.name for g in all_groups[1:] if g.member[place]) for place in worst],
     }
     figure = draw_sheet(worst, rated, columns, all_groups, f"{rated.name.upper()} {rated.split}, {name}")
-    # Four decimals: intervals are wider, and nobody can subtract groups to find a single rating.
+    # Four decimals: intervals are wider, and no single rating can be found by subtracting groups.
     table = {
         key: [round(float(value), 4) if isinstance(value, float) else value for value in values]
         for key, values in pd.DataFrame(lines).items()
@@ -135,10 +136,10 @@ def show_subgroups(options: argparse.Namespace) -> int:
 
 
 def read_files(paths: Sequence[Path], rated: RatedSet) -> tuple[RatedSet, dict[str, np.ndarray], list[str]]:
-    """The m pictures that all files predict, name of a file -> its predictions (m,), and what was left out.
+    """The m pictures that all files predict, name of a file -> its predictions (m,), and notes on the rest.
 
     Raises:
-        ValueError, FileNotFoundError: files of one name, of other pictures, or in another unit.
+        ValueError, FileNotFoundError: files of the same name, of other pictures, or in another unit.
     """
     predictions, notes = {}, []
     for path in paths:
@@ -174,7 +175,7 @@ class Group:
 
 
 def make_groups(rated: RatedSet, root: Path, notes: list[str]) -> list[Group]:
-    """All groups of any size, the first of all pictures; a note is added on files that cannot be decoded."""
+    """All groups of any size, the first of all pictures; adds a note on files that cannot be decoded."""
     semantic, deviation = [], np.full(len(rated), np.nan)  # (n,) of votes, as aestheticScore_std
     if rated.name == "para":
         sheet = Sheet(root / "annotation" / PARA_FILES["test" if rated.split == "test" else "train"])
@@ -223,10 +224,10 @@ def measure_pictures(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def thirds(kind: str, names: Sequence[str], values: np.ndarray) -> list[Group]:
-    """Low, middle and high values (n,); none where they are unknown or too few differ, as of labels."""
-    known = values[~np.isnan(values)]
-    low, high = np.quantile(known, [1 / 3, 2 / 3]) if len(known) else (np.nan, np.nan)
-    if not low < high < known.max():
+    """Low, middle and high values (n,); no group if they are unknown or too few differ, as of labels."""
+    numbers = values[~np.isnan(values)]
+    low, high = np.quantile(numbers, [1 / 3, 2 / 3]) if len(numbers) else (np.nan, np.nan)
+    if not low < high < numbers.max():
         return []
     limits = (f"up to {low:.2f}", f"above {low:.2f}, up to {high:.2f}", f"above {high:.2f}")
     members = (values <= low, (values > low) & (values <= high), values > high)
@@ -237,7 +238,7 @@ def thirds(kind: str, names: Sequence[str], values: np.ndarray) -> list[Group]:
 def group_lines(
     group: Group, predictions: dict[str, np.ndarray], scores: np.ndarray, threshold: float, resamples: int
 ) -> list[dict]:
-    """The lines of groups.csv for one group, one a file; what does not exist is NaN.
+    """The lines of groups.csv for one group, one for each file; an undefined figure is NaN.
 
     Args:
         predictions: name of a file -> (n,). scores: (n,).
@@ -249,7 +250,7 @@ def group_lines(
     common |= {"mean_rating": rated.mean(), "sd_rating": rated.std()}
     unknown, lines = (np.nan, np.nan), []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a correlation that does not exist is an empty cell
+        warnings.simplefilter("ignore")  # an undefined correlation is an empty cell
         figures = estimates(names, *arrays)
         intervals = bootstrap_intervals(lambda *a: estimates(names, *a), arrays, resamples)
         for name, values in zip(names, predicted, strict=True):
@@ -312,7 +313,7 @@ def report(lines: Sequence[dict], threshold: float) -> str:
         parts.append(f"{name}\n{pd.DataFrame.from_dict(rows, orient='index').to_string()}\n")
         if name != names[0]:
             table = pd.DataFrame.from_dict(differences, orient="index").to_string()
-            parts.append(f"{names[0]} minus {name}, in pairs\n{table}\n")
+            parts.append(f"{names[0]} minus {name}, paired\n{table}\n")
     return "\n".join(parts)
 
 
@@ -335,8 +336,8 @@ def draw_sheet(
             write(figure, box.left, box.bottom, "cannot be decoded", TEXT, color=FAINT)
         else:  # as large as the box allows, at its bottom
             width, tall = fit(image.shape[1] / image.shape[0], CELL, CELL)
-            place_of_it = Box(box.left, box.bottom - tall, width, tall)
-            show(figure, place_of_it, resize_image(image, place_of_it), f"picture {number}")
+            fitted = Box(box.left, box.bottom - tall, width, tall)
+            show(figure, fitted, resize_image(image, fitted), f"picture {number}")
         words = ", ".join(group.name for group in marked if group.member[place])
         lines = [(f"{key} {columns[key][number]:.2f}", INK) for key in ("predicted", "rated")]
         lines += [(text, FAINT) for text in textwrap.wrap(words, LETTERS)]

@@ -94,7 +94,7 @@ def test_a_fold_that_is_done_is_not_run_again(folds, fi_set, weights_file, capsy
 def test_folds_of_another_run_are_not_taken_for_this_one(folds, fi_set, weights_file, capsys):
     before = (folds / "cross_validation.json").read_bytes()
     assert run(fi_set, weights_file, folds, "train.epochs=2") == 2
-    assert "fold_0 was done with other settings (train.epochs was 1 and is 2)" in capsys.readouterr().err
+    assert "fold_0 was trained with other settings (train.epochs was 1 and is 2)" in capsys.readouterr().err
     assert (folds / "cross_validation.json").read_bytes() == before
 
 

@@ -473,7 +473,7 @@ def test_bad_cells_are_named_by_file_row_and_column(tmp_path):
     refused("For your own columns use --dataset csv data.score_column=NAME.", "para", tmp_path, ("test",))
     path.write_text(good)
     (path.parent / "identical_images.txt").write_text("p1_.jpg p2_.jpg\np3_.jpg\n")
-    words = "identical_images.txt row 2 has one name, expected two or more, of one picture"
+    words = "identical_images.txt row 2 has one name, expected two or more of one picture"
     refused(words, "para", tmp_path)
 
 
@@ -516,7 +516,7 @@ def test_wrong_folders_sets_splits_and_options_are_refused(tmp_path):
     words = f"none of the 5 pictures of para exists, e.g. 'session0/p60_.jpg'; looked in {root / 'imgs'}. Is"
     refused(words, "para", root, ("test",), error=FileNotFoundError)
     refused("there is no folder", "para", root / "nowhere", error=FileNotFoundError)
-    refused("no set 'coco'; known are ava, para, iae, emoset, fi, csv, demo", "coco", tmp_path)
+    refused("no set 'coco'; the sets are ava, para, iae, emoset, fi, csv, demo", "coco", tmp_path)
     refused("got valid", "para", root, ("valid",))
     words = "ratings.csv has no column 'beauty' (found: path, score). data.score_column asks for it."
     refused(words, "csv", make_csv(tmp_path), score_column="beauty")
@@ -712,7 +712,7 @@ def test_fi_may_have_splits_of_its_own(tmp_path):
 @pytest.mark.parametrize("name", ["joy/1.jpg", "joy1.jpg", "Joy_1.PNG"])
 def test_fi_pictures_of_an_unknown_emotion_are_named(tmp_path, name):
     write_pictures(make_fi(tmp_path, count=1), [name])
-    words = f"{tmp_path / name}: 'joy' is no emotion of this set; known are amusement, awe,"
+    words = f"{tmp_path / name}: 'joy' is not an emotion of this set, which are amusement, awe,"
     refused(words, "fi", tmp_path)
 
 
@@ -793,9 +793,9 @@ BAD_ENTRIES = {
     '["awe", "a", "image/awe/awe_25.jpg", ""]': "but entry 2 has 'image/awe/awe_25.jpg' too",
 }
 BAD_CLASSES = {
-    "{": "info.json is no readable JSON: Expecting",
+    "{": "info.json is not readable JSON: Expecting",
     '{"label2idx": {}}': "info.json should name its classes in 'label2idx'",
-    '{"label2idx": {"awe": 0, "joy": 1}}': "info.json: label2idx: 'joy' is no known emotion; known are",
+    '{"label2idx": {"awe": 0, "joy": 1}}': "info.json: label2idx: 'joy' is not a known emotion; these are",
     '{"label2idx": {"sad": 0, "Sadness": 1}}': "label2idx: 'sad' is there twice, under two names",
 }
 
@@ -1183,7 +1183,7 @@ ODD = ("1_0", "\u0663", "0x3", "infinity", "True", "3,5", "1e309", "3 4")
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "r.csv is no readable table: it is empty."),
+        (b"", "r.csv is not a readable table: it is empty."),
         (b"path,score\n\n", "r.csv has no rows."),
         (b'path,score\n\n"a', "row 3: unexpected end of data."),
         (b'path,score\na.png,"3"5\n', "row 2: ',' expected after '\"'."),
@@ -1195,9 +1195,9 @@ ODD = ("1_0", "\u0663", "0x3", "infinity", "True", "3,5", "1e309", "3 4")
         (b"path,score\na.png,3\x005\n", "row 2 has a zero byte; save it as plain text in UTF-8."),
         ("path,score\na.png,1\n".encode("utf-16-le"), "row 1 has a zero byte"),
         (b"path,image_name,score\na,a,1\n", "which column is the path? (path and image_name could be.)"),
-        (b"where,score\na,1\n", "is the path? (found where, score.) Say data.path_column=NAME."),
+        (b"where,score\na,1\n", "is the path? (found where, score.) Set data.path_column=NAME."),
         (b"path,mos,score\na,1,1\n", "which column is the score? (mos and score could be.)"),
-        (b"path,beauty\na,1\n", "is the score? (found path, beauty.) Say data.score_column=NAME."),
+        (b"path,beauty\na,1\n", "is the score? (found path, beauty.) Set data.score_column=NAME."),
         (b"path,c1,c2,votes1,votes2\na,1,1,1,1\n", "columns numbered after c and votes"),
         *(
             (f'path,score\na,"{text}"\n'.encode(), f"row 2: 'score' is '{text}', expected a number")

@@ -299,7 +299,7 @@ def test_a_file_that_is_not_there_or_no_table_is_one_sentence(para, tmp_path, ca
     said = "none.csv; --predictions is a csv of id and prediction"
     assert refused(evaluate(tmp_path / "none.csv", para, tmp_path / "out"), said, tmp_path, capsys)
     (tmp_path / "g.csv").write_bytes(gzip.compress(b"id,prediction\n", mtime=0))
-    said = "g.csv is no readable table"
+    said = "g.csv is not a readable table"
     assert refused(evaluate(tmp_path / "g.csv", para, tmp_path / "out"), said, tmp_path, capsys)
 
 

@@ -90,5 +90,5 @@ def test_a_folder_of_something_else_is_not_replaced(there, score_run, tmp_path, 
         (tmp_path / "kept" / name).write_text("")
     with pytest.raises(SystemExit):
         run(score_run, tmp_path / "kept")
-    assert "and is no run that was kept; choose another folder" in capsys.readouterr().err
+    assert "and is not a run that was kept; choose another folder" in capsys.readouterr().err
     assert keep_run.names(tmp_path / "kept") == there.split()

@@ -125,7 +125,7 @@ def test_missing_photographs_take_their_pairs_with_them_and_all_is_said(root, tm
     rated = load_pairs("pairs", tmp_path, ("train",))["train"]
     assert len(rated.pairs) == 2
     missing = {name: f"no picture file {name}" for name in ("p/none.png", "p/a.png", "p/b.png", "p/c.png")}
-    assert dict(rated.left_out) == missing | {"p/0_005.png": "no pair is left that it is in"}
+    assert dict(rated.left_out) == missing | {"p/0_005.png": "no pair that it is in is left"}
     assert set(rated.series) == {"s"}  # a series without pairs is none
     assert "3 of its pairs lost with missing photographs" in describe_pairs(rated)
 

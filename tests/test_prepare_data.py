@@ -221,7 +221,7 @@ def test_copies_are_of_what_the_set_has_and_of_nothing_else(tmp_path):
     assert not (output / "data/awe/0.jpg").exists() and (output / "data/awe/1.jpg").exists()
     assert "data/awe/0.jpg" not in manifest(output)["pictures"]
     photograph(output / "data/awe/mine.jpg", 5)
-    assert "'data/awe/mine.jpg' is none of them" in refused(output, dataset="fi")
+    assert "'data/awe/mine.jpg' is not one of them" in refused(output, dataset="fi")
 
 
 @pytest.mark.parametrize(("room", "kept"), [(True, 5), (False, 0)])
@@ -245,7 +245,7 @@ def test_a_full_disk_keeps_what_is_complete_and_the_same_command_goes_on(
     assert f"No space left on device; {kept} of 12 pictures are done and kept. Run the same command" in said
     assert len(said.splitlines()) == 1 and len(manifest(output)["pictures"]) == kept
     said = refused(output)
-    assert "has only a part of its copies; go on: python scripts/prepare_data.py --dataset csv" in said
+    assert "has only part of its copies; to go on: python scripts/prepare_data.py --dataset csv" in said
     monkeypatch.setattr(script, "written_whole", written)
     copied.clear()
     assert prepare(source, output) == 0
@@ -289,7 +289,7 @@ def test_copies_outlive_their_sources_and_a_damaged_manifest_is_named(source, tm
         remove()
         assert len(load_dataset("csv", tmp_path / "copies")["train"]) == 8
     (tmp_path / "copies" / MANIFEST).write_text('{"size": 3}')
-    assert "prepared.json is no manifest" in refused(tmp_path / "copies")
+    assert "prepared.json was not made by scripts/prepare_data.py" in refused(tmp_path / "copies")
 
 
 @pytest.mark.parametrize("name", ["source", "source/copies", "."])

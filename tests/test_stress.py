@@ -19,7 +19,7 @@ def test_hostile_files_are_scored_or_have_a_reason(tmp_path, monkeypatch):
         with bound_by_permissions():
             return function(*arguments), 0.0
 
-    monkeypatch.setattr(images, "apart", here)
+    monkeypatch.setattr(images, "in_new_process", here)
     monkeypatch.setattr(images, "DECODERS", 0)
     words = ["--checkpoint", str(write_checkpoint(tmp_path))]
     fates = images.make_files(tmp_path / "files", 130, seed=0, large=False)
@@ -57,9 +57,9 @@ def test_a_crash_and_a_hang_are_told(monkeypatch):
     fork = multiprocessing.get_context("fork")
     monkeypatch.setattr(multiprocessing, "get_context", lambda kind: fork)
     with pytest.raises(RuntimeError, match="crashed"):
-        images.apart(os._exit, 3, seconds=60)
+        images.in_new_process(os._exit, 3, seconds=60)
     with pytest.raises(RuntimeError, match="hangs; ended after 1 s"):
-        images.apart(time.sleep, 1000, seconds=1)
+        images.in_new_process(time.sleep, 1000, seconds=1)
 
 
 def test_a_short_soak_is_run_and_watched(tmp_path, monkeypatch, capsys):

@@ -12,7 +12,7 @@ from eamb.readers.table import Rating, Read, Sheet, Table, joined, means, split_
 
 AVA_BINS = tuple(float(rating) for rating in range(1, 11))
 AVA_RATING = Rating(1.0, 10.0, threshold=5.0, target="distribution")
-AVA_MOST = 1_000  # votes for a picture; there are 549 at most
+AVA_VOTES = 1_000  # at most, for a picture; there are 549
 AVA_TEXT_COLUMNS = ("row", "image_id", *(f"votes_{r}" for r in range(1, 11)), "tag1", "tag2", "challenge")
 # The csv splits count from 2: score2 holds the votes for rating 1.
 AVA_CSV_COLUMNS = tuple(f"score{rating + 1}" for rating in range(1, 11))
@@ -21,10 +21,10 @@ AVA_CSV_COLUMNS = tuple(f"score{rating + 1}" for rating in range(1, 11))
 def parse_ava(root: Path, splits: tuple[str, ...], options: DataOptions, read: Read) -> Table:
     """train.csv, val.csv and test.csv in root or root/splits, else AVA.txt with the official test list."""
     folders = [root, root / "splits"]
-    whole = [f for f in folders if (f / "train.csv").is_file() and (f / "test.csv").is_file()]
-    some = [f for f in folders if any((f / f"{split}.csv").is_file() for split in SPLITS)]
-    use_text = not whole and ((root / "AVA.txt").is_file() or not some)
-    table = _ava_from_text(root, read) if use_text else _ava_from_csv([*whole, *some][0], splits, read)
+    complete = [f for f in folders if (f / "train.csv").is_file() and (f / "test.csv").is_file()]
+    partial = [f for f in folders if any((f / f"{split}.csv").is_file() for split in SPLITS)]
+    use_text = not complete and ((root / "AVA.txt").is_file() or not partial)
+    table = _ava_from_text(root, read) if use_text else _ava_from_csv([*complete, *partial][0], splits, read)
     table.places = [root / "images", root / "image", root]
     return table
 
@@ -32,13 +32,13 @@ def parse_ava(root: Path, splits: tuple[str, ...], options: DataOptions, read: R
 def _ava_from_text(root: Path, read: Read) -> Table:
     path = root / "AVA.txt"
     lists = [root / folder / "generic_test.jpgl" for folder in (".", "aesthetics_image_lists")]
-    test_list = next((each for each in lists if each.is_file()), None)
+    test_list = next((file for file in lists if file.is_file()), None)
     if not path.is_file():
         raise FileNotFoundError(f"datasets: {root} has neither AVA.txt nor train.csv; is --data-root right?")
     if test_list is None:
         raise FileNotFoundError(f"datasets: {lists[1]}, the official test split, does not exist.")
     sheet = read(Sheet, path, AVA_TEXT_COLUMNS)
-    ids, votes = sheet.ids("image_id"), sheet.counts(AVA_TEXT_COLUMNS[2:12], AVA_MOST)
+    ids, votes = sheet.ids("image_id"), sheet.counts(AVA_TEXT_COLUMNS[2:12], AVA_VOTES)
     test = read(Sheet, test_list, ("id",)).ids("id", ending=".jpg")
     table = _ava_table(ids, votes, np.where(pd.Index(ids).isin(test), "test", "train"))
     table.protocol = {"train": "AVA.txt without the official test list", "test": "official test list"}
@@ -53,7 +53,7 @@ def _ava_from_csv(folder: Path, splits: tuple[str, ...], read: Read) -> Table:
         sheet = read(Sheet, path)
         sheet.need(["image_id", *AVA_CSV_COLUMNS], " AVA's csv splits have image_id, score2, ..., score11.")
         ids = sheet.ids("image_id", ending=".jpg")
-        parts.append(_ava_table(ids, sheet.counts(AVA_CSV_COLUMNS, AVA_MOST), np.full(len(ids), split)))
+        parts.append(_ava_table(ids, sheet.counts(AVA_CSV_COLUMNS, AVA_VOTES), np.full(len(ids), split)))
         if "MOS" in sheet.columns:
             scores = parts[-1].scores
             wrong = abs(sheet.numbers("MOS") - scores) > 0.006  # means may be rounded to two decimals

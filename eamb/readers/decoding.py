@@ -3,7 +3,7 @@
     pixels = decode("photo.jpg", size=224)  # (224, 224, 3) uint8
     pixels = decode("photo.jpg", size=224, exact=False)  # large JPEGs several times faster
 
-From top to bottom: decoding; why a file is no picture; batches of pixels.
+From top to bottom: decoding; why a file cannot be decoded; batches of pixels.
 """
 
 from __future__ import annotations
@@ -35,12 +35,11 @@ class DecodeError(ValueError):
         self.reason = reason or message
 
 
-RAW_ENDINGS = (
-    *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mrw", ".nef", ".nrw"),
-    *(".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
-)
+RAW_ENDINGS = (".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mrw", ".nef",
+               ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw",
+               ".x3f")  # fmt: skip
 HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
-# What Pillow may take a file for, whatever its name. It knows more; for EPS it would start Ghostscript.
+# The formats that Pillow may try, whatever a file's name. Others are left out: for EPS it starts Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 if find_spec("PIL.AvifImagePlugin"):  # since Pillow 11.3
     FORMATS += ("AVIF",)
@@ -56,13 +55,13 @@ TRANSPOSES = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# The header of a JPEG's scan: marker, length of the header, channels. Films and the like that phones put
-# behind a picture do not look like it.
+# The header of a JPEG's scan: marker, length of the header, channels. Videos and other data that phones
+# append to a picture do not match it.
 SCAN = re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e][\x01-\x04]")
 MOST_SCANS = 100  # real JPEGs have 1 to 10; a file of a megabyte can hold scans for an hour of work
 
 MARGIN = 4  # a JPEG is decoded no smaller than this many times the wanted side
-ROWS = 256  # of a picture are converted at a time, where a conversion needs several times their memory
+ROWS = 256  # converted at a time, where a conversion needs several times the picture's memory
 LARGE = 50_000_000  # pixels; more are decoded by one thread at a time, so that memory stays bounded
 one_large = threading.Lock()
 
@@ -75,21 +74,21 @@ def decode(
     look: Callable[[Image.Image, Image.Exif], object] | None = None,
     crop: bool = False,
 ) -> np.ndarray:
-    """A picture file as RGB: the one decoder for training, evaluation and prediction.
+    """A picture file as RGB.
 
     Grayscale, CMYK, palette and 16-bit pictures become RGB; transparency is laid over white, as viewers
     and web pages show it (the colour under transparent pixels is arbitrary, mostly black).
 
     Args:
-        size: side of a square or (height, width); resized with antialias exactly as PIL's BILINEAR does,
-            the aspect is not kept. None keeps the picture's own.
+        size: side of a square or (height, width); resized with antialiasing exactly as PIL's BILINEAR
+            does, whatever the aspect ratio. None keeps the picture's own size.
         exif: turn the picture as its EXIF orientation says.
         exact: False lets a large JPEG be decoded at 1/2, 1/4 or 1/8 of its side, MARGIN times `size` or more,
             before it is resized: several times faster, pixels differ by a few levels. Not for training and
             evaluation, whose numbers are those of exact pixels.
-        look: is shown the picture as RGB, as large as it was decoded, and its EXIF, before it is resized; for
-            thumbnails and the like, so that no file is decoded twice. What it raises is the file's error.
-        crop: keep the aspect: the largest part of the shape of `size` is cut out of the middle and resized.
+        look: called with the picture as RGB, before it is resized, and its EXIF; for thumbnails and the like,
+            so that no file is decoded twice. An exception that it raises counts as one of decoding.
+        crop: keep the aspect ratio: the largest centred part with that of `size` is cut out and resized.
 
     Returns:
         (H, W, 3) uint8.
@@ -139,10 +138,10 @@ def _check_scans(path: Path) -> None:
 def _silence_pillow() -> None:
     """Switches off its warnings about odd files, for good.
 
-    `warnings.catch_warnings` would not do: threads that leave it in turn can leave every warning off.
+    `warnings.catch_warnings` is not safe with threads: it could leave every warning off.
     """
-    kept = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
-    if kept not in warnings.filters:
+    entry = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+    if entry not in warnings.filters:
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -197,7 +196,7 @@ def _decode_error(path: str | Path, reason: str) -> DecodeError:
 
 
 def explain_failure(path: str | Path, error: Exception) -> str:
-    """Why a file is no picture, from its first bytes where they say more than PIL does."""
+    """Why a file cannot be decoded, from its first bytes where they say more than PIL does."""
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, refused as a decompression bomb"
     try:
@@ -223,7 +222,8 @@ def explain_failure(path: str | Path, error: Exception) -> str:
 def stack(images: Sequence[Tensor]) -> Tensor:
     """Decoded pictures, (3, H, W) views of (H, W, 3) uint8 -> (N, 3, H, W), channels last in memory too.
 
-    The network takes them so; reordering the bytes here and back there takes as long as copying ten times.
+    The network takes them so; converting to channels first here and back there would take as long as ten
+    copies.
     """
     return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 

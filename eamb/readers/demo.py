@@ -1,7 +1,7 @@
 """The embedded data set: photographs inside installed packages, degraded in known ways, with computed labels.
 
 Nobody rated these pictures. Every vote and every emotion is a formula of the kind and the severity of the
-degradation, so that the demo and the tests run anywhere, offline, with a truth that is known. It says nothing
+degradation, so that the demo and the tests run anywhere, offline, with a known truth. The labels say nothing
 about beauty.
 
     python -m eamb.readers.demo [--root data/demo]
@@ -170,7 +170,7 @@ def label(kind: str, severity: int) -> tuple[str, list[int]]:
 
 
 class Variant(NamedTuple):
-    """One picture of the data set, as it is planned."""
+    """One picture of the data set."""
 
     photograph: Photograph
     view: str
@@ -194,10 +194,10 @@ def plan() -> Iterator[Variant]:
 
 
 def make_demo(root: Path) -> Path:
-    """Make the data set at `root`, or return at once where it is complete and of this version.
+    """Make the data set at `root`, unless it is there already, complete and of this version.
 
-    It is built in a temporary folder beside `root` and renamed, so that an interrupted run leaves nothing
-    half-made and several processes may call this at once.
+    It is built in a temporary folder beside `root`, which is then renamed: an interrupted run leaves nothing
+    half-made, and several processes may call this at once.
 
     Returns:
         root, with labels.csv, images/, contact_sheet.png and README.txt.
@@ -343,10 +343,9 @@ def column_left(index: int) -> int:
 
 
 def main() -> None:
-    """Make the data set and print where it lies."""
     parser = argparse.ArgumentParser(description="Make the embedded demo data set (synthetic labels).")
-    what = "folder to make (default: data/demo)"
-    parser.add_argument("--root", type=Path, default=Path("data/demo"), help=what)
+    default = Path("data/demo")
+    parser.add_argument("--root", type=Path, default=default, help=f"folder to make (default: {default})")
     try:
         root = make_demo(parser.parse_args().root)
     except OSError as error:

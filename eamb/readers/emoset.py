@@ -17,7 +17,7 @@ EMOSET_ENTRY = "[label, id, picture, annotation] or [label, picture, annotation]
 
 
 def parse_emoset(root: Path, splits: tuple[str, ...], options: DataOptions, read: Read) -> Table:
-    """info.json with the classes, and train.json, val.json and test.json, those that the splits need."""
+    """info.json with the classes, and those of train.json, val.json and test.json that the splits need."""
     folder = next((f for f in (root, root / "EmoSet-118K") if (f / "info.json").is_file()), root)
     classes = _emoset_classes(folder / "info.json", read)
     files = split_files(folder, splits, ".json")
@@ -35,9 +35,9 @@ def _emoset_classes(path: Path, read: Read) -> tuple[str, ...]:
     names = [emotion_name(label) for label in labels]
     for label, name in zip(labels, names, strict=True):
         if name not in EMOTIONS or names.count(name) > 1:
-            wrong = "is there twice, under two names" if name in EMOTIONS else "is no known emotion"
+            wrong = "is there twice, under two names" if name in EMOTIONS else "is not a known emotion"
             raise ValueError(
-                f"datasets: {path.name}: label2idx: '{label}' {wrong}; known are {', '.join(EMOTIONS)}."
+                f"datasets: {path.name}: label2idx: '{label}' {wrong}; these are: {', '.join(EMOTIONS)}."
             )
     return tuple(emotion for emotion in EMOTIONS if emotion in names)
 
@@ -64,7 +64,7 @@ def _emoset_part(path: Path, split: str, classes: tuple[str, ...], read: Read) -
         raise ValueError(
             f"datasets: {path.name} has no picture of {' and '.join(empty)}, an empty class of info.json."
         )
-    # Copies differ in whether an entry has an id of its own; it is the name of the file.
+    # In some copies of the set an entry has an id of its own, which is the file's name without ending.
     ids = [encodable(entry[1] if len(entry) == 4 else Path(entry[1]).stem) for entry in entries]
     names = [entry[-2] for entry in entries]
     for values in (ids, names):

@@ -15,15 +15,15 @@ from eamb.readers.rated import SPLIT_WORDS, SPLITS, DataOptions, emotion_name
 from eamb.readers.table import NO_RATING, Read, Table, one_hot
 
 FI_TEST_SHARE = 0.15
-FI_DEPTH = 2  # folders below the root that are looked through for the classes
+FI_DEPTH = 2  # levels of folders below the root that are searched for the classes
 NUMBERED = re.compile(r"(.*?)[ _-]*\(?\d*\)?", re.DOTALL)  # amusement12, amusement_12, amusement (12)
 
 
 def parse_fi(root: Path, splits: tuple[str, ...], options: DataOptions, read: Read) -> Table:
-    """`<emotion>/*.jpg` or `<emotion><n>.jpg` in root or a folder in it, or so in train/, val/ and test/."""
+    """`<emotion>/*.jpg` or `<emotion><n>.jpg` in root, a folder below it, or train/, val/ and test/ there."""
     folder = _fi_folder(root)
-    heads = [(split, f"{place.name}/") for split, place in _fi_splits(folder, splits)] or [("", "")]
-    rows = [(split, *picture) for split, head in heads for picture in _fi_pictures(folder, head)]
+    prefixes = [(split, f"{place.name}/") for split, place in _fi_splits(folder, splits)] or [("", "")]
+    rows = [(split, *picture) for split, prefix in prefixes for picture in _fi_pictures(folder, prefix)]
     split, names, emotions = (list(column) for column in zip(*rows, strict=True))
     classes = tuple(emotion for emotion in EMOTIONS if emotion in emotions)
     if len(classes) < 2:
@@ -54,21 +54,21 @@ def parse_fi(root: Path, splits: tuple[str, ...], options: DataOptions, read: Re
 
 
 def _fi_folder(root: Path) -> Path:
-    """The one folder with the classes, or with the splits above them: root, or the first level with one."""
+    """The one folder with the classes, or with train/, val/ and test/ above them, on the highest level."""
     level = [root]
     for _ in range(FI_DEPTH + 1):
-        fitting = [
+        candidates = [
             f for f in level if _has_emotions(f) or any(_has_emotions(p) for _, p in _split_folders(f))
         ]
-        if len(fitting) == 1:
-            return fitting[0]
-        if fitting:
+        if len(candidates) == 1:
+            return candidates[0]
+        if candidates:
             raise ValueError(
-                f"datasets: {fitting[0]} and {fitting[1]} both have pictures by emotion; "
+                f"datasets: {candidates[0]} and {candidates[1]} both have pictures by emotion; "
                 "--data-root must name one of them."
             )
-        level = [folder for parent in level for folder in _listed(parent)[1]]
-    files, folders = _listed(root)
+        level = [folder for parent in level for folder in _list(parent)[1]]
+    files, folders = _list(root)
     names = [folder.name for folder in folders] + [name for name in files if _is_picture(name)]
     raise ValueError(
         f"datasets: {root} should hold a folder per emotion ({', '.join(EMOTIONS)}) or pictures named "
@@ -77,7 +77,7 @@ def _fi_folder(root: Path) -> Path:
 
 
 def _fi_splits(folder: Path, splits: tuple[str, ...]) -> list[tuple[str, Path]]:
-    """The folders of the splits with their names; none if the pictures are not split."""
+    """(split, its folder); none if the pictures are not split."""
     places = [(split, place) for split, place in _split_folders(folder) if _has_emotions(place)]
     if places and _has_emotions(folder):
         raise ValueError(
@@ -96,48 +96,46 @@ def _fi_splits(folder: Path, splits: tuple[str, ...]) -> list[tuple[str, Path]]:
 
 
 def _split_folders(folder: Path) -> list[tuple[str, Path]]:
-    return [(SPLIT_WORDS[f.name.lower()], f) for f in _listed(folder)[1] if f.name.lower() in SPLIT_WORDS]
+    return [(SPLIT_WORDS[f.name.lower()], f) for f in _list(folder)[1] if f.name.lower() in SPLIT_WORDS]
 
 
 def _has_emotions(folder: Path) -> bool:
-    files, folders = _listed(folder)
+    files, folders = _list(folder)
     named = (emotion_name(each.name) for each in folders)
     numbered = (_numbered_emotion(name) for name in files if _is_picture(name))
     return any(emotion in EMOTIONS for emotion in (*named, *numbered))
 
 
-def _fi_pictures(folder: Path, head: str) -> list[tuple[str, str]]:
-    """Path relative to `folder`, and emotion, of each picture in folder/head and in its class folders."""
-    files, class_folders = _listed(folder / head)
-    pictures = [(head + name, _numbered_emotion(name)) for name in files if _is_picture(name)]
+def _fi_pictures(folder: Path, prefix: str) -> list[tuple[str, str]]:
+    """Path relative to `folder`, and emotion, of each picture in folder/prefix and in its class folders."""
+    files, class_folders = _list(folder / prefix)
+    pictures = [(prefix + name, _numbered_emotion(name)) for name in files if _is_picture(name)]
     for each in class_folders:
         emotion = emotion_name(each.name)
-        names = [name for name in _listed(each)[0] if _is_picture(name)]
+        names = [name for name in _list(each)[0] if _is_picture(name)]
         if not names and emotion in EMOTIONS:
             raise ValueError(
                 f"datasets: {each} has no picture: {emotion} is an empty class. Fill the folder or remove it."
             )
-        pictures += [(f"{head}{each.name}/{name}", emotion) for name in names]
+        pictures += [(f"{prefix}{each.name}/{name}", emotion) for name in names]
     for name, emotion in pictures:
         if emotion not in EMOTIONS:
             raise ValueError(
-                f"datasets: {folder / name}: '{emotion}' is no emotion of this set; known are "
+                f"datasets: {folder / name}: '{emotion}' is not an emotion of this set, which are "
                 f"{', '.join(EMOTIONS)}. Rename it or move it away."
             )
     return pictures
 
 
-def _listed(folder: Path) -> tuple[list[str], list[Path]]:
-    """Names of the files and the folders of a folder, sorted; what is hidden or not readable is left out."""
+def _list(folder: Path) -> tuple[list[str], list[Path]]:
+    """Names of the files and the folders of a folder, sorted; hidden and unreadable ones are left out."""
     files, folders = [], []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 try:
                     is_folder = entry.is_dir()
-                except (
-                    OSError
-                ):  # a link in a circle or into a closed folder: missed later, as what it is named
+                except OSError:  # a link to itself or into a closed folder: its name decides
                     is_folder = not _is_picture(entry.name)
                 if not entry.name.startswith("."):
                     (folders if is_folder else files).append(entry.name)

@@ -19,13 +19,13 @@ IAE_BINS = (1.0, 4.0, 7.0, 10.0)
 IAE_LABELS = Rating(0.0, 1.0, threshold=0.5, target="label", scored=False)
 IAE_RATINGS = Rating(1.0, 10.0, threshold=5.0, inclusive=True, target="label")
 
-# What h5py raises about damaged files, and the rows up to which a table is read: a damaged one may claim any.
+# What h5py raises about damaged files, and the most rows that are read: a damaged table may claim any number.
 H5_ERRORS = (OSError, RuntimeError, LookupError, TypeError, ValueError, MemoryError)
 H5_ROWS = 1_000_000
 
 
 def parse_iae(root: Path, splits: tuple[str, ...], options: DataOptions, read: Read) -> Table:
-    """The list files, `ID LABEL` a line, and scores.h5 with ten ratings a picture where that can be read.
+    """The list files, `ID LABEL` a line, and scores.h5 with ten ratings a picture, if h5py is installed.
 
     Scores are mean ratings (high from 5 on) where the lists or scores.h5 have them, else the 0/1 labels.
     """
@@ -53,7 +53,7 @@ def _iae_part(root: Path, split: str, read: Read) -> Table:
     if aesthetic:
         scores = aesthetic.numbers("label", 0, 10)
         rated, low = ~np.isin(scores, (0, 1)), scores < 1
-        if rated.any() and low.any():  # labels and means in one list would be read as one of them
+        if rated.any() and low.any():  # a list that mixes labels and means would be misread
             rare = rated if rated.sum() < low.sum() else low
             raise aesthetic.error(rare, "label", "0 and 1 in the whole list, or means from 1 to 10")
     if emotion:
@@ -79,7 +79,7 @@ def _iae_part(root: Path, split: str, read: Read) -> Table:
 
 
 def _use_ratings(table: Table, path: Path, read: Read) -> str:
-    """Puts each picture's ratings and their mean into the table; says in words what was done."""
+    """Puts each picture's ratings and their mean into the table; returns a note on that for the protocol."""
     if importlib.util.find_spec("h5py") is None:
         return f"{path.name} not read (it needs h5py)"
     ratings = read(_read_ratings, path)

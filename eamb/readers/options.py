@@ -1,4 +1,4 @@
-"""The settings of reading rated pictures, and how a setting says what values it takes."""
+"""The settings for reading rated pictures, and how a setting declares the values that it takes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SCORE_RANGES = ("sound", "official")
 
 
 def one_of(*choices: str) -> Any:
-    """A setting that takes one of these words; the first is its default."""
+    """A setting that is one of these words; the first is its default."""
     return field(default=choices[0], metadata={"choices": choices})
 
 
@@ -26,15 +26,15 @@ class DataOptions:
     validation: share of the training pictures held out where the set has no validation split of its own.
     target: "distribution", "score" or "label"; "auto" is what the set is usually trained on.
     score_range: what p in [0, 1] means: "sound" from minimum to maximum, "official" maximum * p.
-    twins: keep byte-identical pictures on one side when splitting by hash. They are found by content in sets
-        of up to TWIN_LIMIT pictures; the protocol says if they were not.
+    twins: keep byte-identical pictures in one split when splitting by hash. They are found by content in sets
+        of up to TWIN_LIMIT pictures; the protocol says so if they were not looked for.
     folds, fold: cross-validation of a set without a split of its own: its test split is number `fold`, from
         0, of `folds` equal parts, in each of which the emotions are as frequent as in the whole. 0: none.
     repeat: of several sets, how often an epoch shows each one's training pictures, as "1,10"; "" is once.
     table: the csv file, relative to the root. images: the folder its paths are relative to.
     count_columns: comma separated, `name=value` where the name does not end in its rating.
     emotion_columns: one column of names, or several of counts, comma separated.
-    minimum, maximum, threshold: of the ratings; the threshold is taken for every set if given.
+    minimum, maximum: of the ratings. threshold: above it a rating is high; for any set, not only `csv`.
     """
 
     validation: float = 0.05

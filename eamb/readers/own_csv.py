@@ -25,7 +25,7 @@ COUNT_COLUMN = re.compile(r"(scores?|counts?|votes?|ratings?|bin|c|n|p)[_ ]?(\d+
 
 @dataclass(frozen=True)
 class CsvColumns:
-    """Which columns of a csv mean what; "" or nothing for what it does not have. counts: column -> rating."""
+    """The columns of a csv; "" or empty for what it does not have. counts: column -> rating."""
 
     path: str
     score: str
@@ -79,7 +79,7 @@ def _csv_files(root: Path, splits: tuple[str, ...], options: DataOptions) -> dic
 
 
 def _find_columns(sheets: list[Sheet], options: DataOptions) -> CsvColumns:
-    """By option or by name in the first table; all tables must have them."""
+    """Chosen by options or by their names in the first table; all tables must have them."""
     sheet = sheets[0]
     chosen = [name.strip() for name in options.emotion_columns.split(",") if name.strip()]
     emotions = [name for name in sheet.columns if name.startswith("emotion_")]
@@ -93,13 +93,13 @@ def _find_columns(sheets: list[Sheet], options: DataOptions) -> CsvColumns:
     if not (columns.score or columns.counts or columns.emotions):
         _find_column(sheet, "", SCORE_COLUMNS, "score")
     single = [name for name in (columns.path, columns.score, columns.split) if name]
-    for each in sheets:
-        each.need([*single, *columns.counts, *columns.emotions])
+    for sheet in sheets:
+        sheet.need([*single, *columns.counts, *columns.emotions])
     return columns
 
 
 def _find_column(sheet: Sheet, chosen: str, usual: Sequence[str], what: str, needed: bool = True) -> str:
-    """The column an option names, or the only one with a usual name, or "" where none is needed."""
+    """The column that an option names, or the only one with a usual name, or "" if there is none."""
     if chosen:
         sheet.need([chosen], f" data.{what}_column asks for it.")
         return chosen
@@ -108,7 +108,7 @@ def _find_column(sheet: Sheet, chosen: str, usual: Sequence[str], what: str, nee
         return (fitting or [""])[0]
     why = f"{' and '.join(fitting)} could be" if fitting else f"found {', '.join(sheet.columns[:12])}"
     raise ValueError(
-        f"datasets: {sheet.path.name}: which column is the {what}? ({why}.) Say data.{what}_column=NAME."
+        f"datasets: {sheet.path.name}: which column is the {what}? ({why}.) Set data.{what}_column=NAME."
     )
 
 
@@ -137,7 +137,7 @@ def _count_columns(sheet: Sheet, options: DataOptions) -> dict[str, float]:
         if len(families) > 1:
             raise ValueError(
                 f"datasets: {sheet.path.name} has columns numbered after {' and '.join(families)}; "
-                "say which are vote counts with data.count_columns=a,b,c (or data.score_column=NAME)."
+                "choose the vote counts with data.count_columns=a,b,c (or data.score_column=NAME)."
             )
         columns = next(iter(families.values()), {})
         steps = np.diff(sorted(columns.values()))
@@ -166,8 +166,7 @@ def _counted_classes(sheet: Sheet, columns: list[str]) -> tuple[str, ...]:
 def _named_classes(files: dict[str, Path], column: str, read: Read) -> tuple[str, ...]:
     """The emotions in a column of names, in the files of all splits, whichever are asked for.
 
-    Without training pictures nobody knows which classes a set has: the eight common ones, if it names no
-    other.
+    Without the training file not all classes may be seen: then they are EMOTIONS, if no other occurs.
     """
     paths = set(files.values())
     if "" not in files:
@@ -183,7 +182,7 @@ def _named_classes(files: dict[str, Path], column: str, read: Read) -> tuple[str
 
 
 def _csv_part(sheet: Sheet, split: str, columns: CsvColumns, classes: tuple[str, ...]) -> Table:
-    """The rows of one file, without their rating. split: of all of them, or "" if the file has several."""
+    """The rows of one file, without their Rating. split: of all rows, or "" for a file of several."""
     ids = sheet.ids(columns.path)
     if columns.counts:
         votes = sheet.counts(list(columns.counts))
@@ -205,7 +204,7 @@ def _csv_part(sheet: Sheet, split: str, columns: CsvColumns, classes: tuple[str,
     return Table(
         name="csv",
         ids=ids,
-        names=[native(name) for name in ids],
+        names=[native_path(name) for name in ids],
         split=splits,
         protocol=dict.fromkeys([split] if split else SPLITS, f"{sheet.path.name} ({words})"),
         scores=scores,
@@ -228,7 +227,7 @@ def round_outwards(scores: np.ndarray) -> tuple[float, float]:
     return low, high if high > low else low + step
 
 
-def native(name: str) -> str:
-    """A path as this system writes it: home folders, and the separators of tables made on Windows."""
+def native_path(name: str) -> str:
+    """A path as this system writes it: ~ is expanded, and the backslashes of Windows become slashes."""
     name = name.replace("\\", "/")
     return Path(name).expanduser().as_posix() if name.startswith("~/") else name

@@ -3,9 +3,9 @@
     splits = load_pairs("phototriage", "/data/PhotoTriage", ("train", "val"))
     pictures = datasets.PairPictures(splits["train"], size=224, crop=True)
 
-A split is a RatedSet of photographs, each once, with the pairs beside them: so each photograph is predicted
-once however many pairs it is in. From top to bottom: what a split is; loading one; reading the two kinds of
-set; splitting by series.
+A split is a RatedSet of photographs, each once, and the pairs of them: each photograph is predicted once,
+however many pairs it is in. From top to bottom: what a split is; loading one; reading the two kinds of set;
+splitting by series.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from eamb.network.outputs import Scale
-from eamb.readers.own_csv import native
+from eamb.readers.own_csv import native_path
 from eamb.readers.prepared import read_manifest
 from eamb.readers.rated import SPLITS, DataOptions, LeftOut, RatedSet, hash_fractions
 from eamb.readers.registry import DATASETS, PAIRED
@@ -28,7 +28,7 @@ from eamb.readers.table import Read, Sheet, find_files, read_once
 
 NO_SCORES = Scale("label", 0.0, 1.0, 0.5)  # nobody rated single photographs
 PAIR_COLUMNS = ("series", "first", "second", "preference")
-# Photo Triage: photographs and lists lie in train_val/; copies of it in use have them in the root too.
+# Photo Triage has photographs and lists in train_val/; in some copies they are in the root.
 PHOTO_TRIAGE_COLUMNS = (*PAIR_COLUMNS, "rank of first", "rank of second")
 PHOTO_TRIAGE_FOLDERS = ("train_val/train_val_imgs", "train_val_imgs", "imgs", "")
 PHOTO_TRIAGE_LISTS = {"train": "train_pairlist.txt", "test": "val_pairlist.txt"}
@@ -49,7 +49,7 @@ class PairedSet(RatedSet):
 
     @property
     def draws(self) -> int:
-        """How many training draws an epoch: its pairs."""
+        """Samples of a training epoch: the pairs."""
         return len(self.pairs)
 
     @property
@@ -59,7 +59,7 @@ class PairedSet(RatedSet):
 
     @property
     def sha256(self) -> str:
-        """Of the sorted pairs with what people said of them: equal for equal splits, whatever their order."""
+        """Hash of the sorted pairs and their preferences: equal for equal splits, whatever their order."""
         rows = [
             f"{self.ids[a]},{self.ids[b]},{p!r}\n"
             for (a, b), p in zip(self.pairs, self.preference.tolist(), strict=True)
@@ -67,23 +67,23 @@ class PairedSet(RatedSet):
         return hashlib.sha256("".join(sorted(rows)).encode()).hexdigest()
 
     def take(self, indices: Sequence[int] | np.ndarray) -> PairedSet:
-        """The photographs at `indices`, in that order, and the pairs that have both of theirs among them."""
+        """The photographs at `indices`, in that order, and the pairs of two of them."""
         indices = np.arange(len(self))[np.asarray(indices)]
         place = np.full(len(self), -1)
         place[indices] = np.arange(len(indices))
-        pairs = place[self.pairs]  # (m, 2), -1: gone
-        whole = (pairs >= 0).all(axis=1)
+        pairs = place[self.pairs]  # (m, 2), -1: not among them
+        complete = (pairs >= 0).all(axis=1)
         return replace(
             super().take(indices),
             series=self.series[indices],
-            pairs=pairs[whole],
-            preference=self.preference[whole],
+            pairs=pairs[complete],
+            preference=self.preference[complete],
         )
 
     def take_pairs(self, rows: np.ndarray) -> PairedSet:
         """The pairs at `rows` (m',), in that order, and the photographs that are in them."""
-        some = replace(self, pairs=self.pairs[rows], preference=self.preference[rows])
-        return some.take(np.unique(some.pairs))
+        chosen = replace(self, pairs=self.pairs[rows], preference=self.preference[rows])
+        return chosen.take(np.unique(chosen.pairs))
 
 
 def describe_pairs(rated: PairedSet) -> str:
@@ -116,15 +116,15 @@ def load_pairs(
     limit: int = 0,
     read: Read | None = None,
 ) -> dict[str, PairedSet]:
-    """Reads the splits asked for, checked: split -> PairedSet.
+    """Reads and checks the given splits: split -> PairedSet.
 
     Args:
         name: phototriage or pairs, in any case.
         root: the set's folder. phototriage: train_pairlist.txt and val_pairlist.txt and the photographs.
             pairs: train.csv, val.csv and test.csv with the columns series, first, second and preference;
             first and second are paths below the folder.
-        limit: training pairs, filled up to whole series, by hash; 0: all.
-        read: of `read_once`, where several calls are to open each file once.
+        limit: about this many training pairs, of whole series, the first by hash; 0: all.
+        read: from `read_once`, so that several calls open each file only once.
 
     Raises:
         ValueError, FileNotFoundError: one sentence that names file, row and column.
@@ -139,39 +139,40 @@ def load_pairs(
             f"pairs: {root} holds prepared copies, which are squashed; pairs need the photographs themselves"
         )
     tables = DATASETS[name].load_reader()(root, tuple(splits), options, read or read_once())
-    loaded = {split: look_up(name, split, table) for split, table in tables.items()}
+    loaded = {split: find_pairs(name, split, table) for split, table in tables.items()}
     if limit and "train" in loaded:
         loaded["train"] = first_series(loaded["train"], limit)
     return loaded
 
 
-def look_up(name: str, split: str, table: PairTable) -> PairedSet:
+def find_pairs(name: str, split: str, table: PairTable) -> PairedSet:
     """The pairs whose photographs both exist; the photographs that do not are listed as left out.
 
     Raises:
         FileNotFoundError: no photograph exists, so the folder is wrong.
-        ValueError: no pair is left; two names are of one file.
+        ValueError: no pair is left; two names lead to one file.
     """
     names = table.rows[["first", "second"]].to_numpy().ravel()
     pairs, photographs = pd.factorize(names)  # (2m,) positions, (n,) each name once
     pairs = pairs.reshape(-1, 2).astype(np.int64)
     paths = find_files(photographs, table.places, f"photographs of {name}", area="pairs")
     files = pd.Series(paths, photographs, dtype=object).dropna()
-    if files.duplicated().any():  # their pairs would be of one photograph, or there twice
+    if files.duplicated().any():  # one photograph might be compared with itself, or a pair be there twice
         path = files[files.duplicated()].iloc[0]
         first, second = files.index[files == path][:2]
         raise ValueError(
             f"pairs: {name} {split} names the file {path} '{first}' and '{second}'; name each photograph in "
             "one way"
         )
-    whole = np.array([path is not None for path in paths])[pairs].all(axis=1)  # (m,)
-    if not whole.any():
+    complete = np.array([path is not None for path in paths])[pairs].all(axis=1)  # (m,)
+    if not complete.any():
         raise ValueError(f"pairs: the {split} split of {name} has no pair whose two photographs exist")
-    used = np.unique(pairs[whole])
+    used = np.unique(pairs[complete])
     left_out = [LeftOut(p, f"no picture file {p}") for p in photographs if p not in files]
     unused = set(files.index) - set(photographs[used])
-    left_out += [LeftOut(p, "no pair is left that it is in") for p in files.index if p in unused]
-    lost = f", {int((~whole).sum())} of its pairs lost with missing photographs" if not whole.all() else ""
+    left_out += [LeftOut(p, "no pair that it is in is left") for p in files.index if p in unused]
+    incomplete = int((~complete).sum())
+    lost = f", {incomplete} of its pairs lost with missing photographs" if incomplete else ""
     series_of = dict(zip(names, np.repeat(table.rows["series"], 2), strict=True))
     rated = PairedSet(
         name=name,
@@ -183,8 +184,8 @@ def look_up(name: str, split: str, table: PairTable) -> PairedSet:
         scale=NO_SCORES,
         left_out=left_out,
         series=np.array([series_of[photograph] for photograph in photographs]),
-        pairs=pairs[whole],
-        preference=table.rows["preference"].to_numpy()[whole],
+        pairs=pairs[complete],
+        preference=table.rows["preference"].to_numpy()[complete],
     )
     return rated.take(used)
 
@@ -192,8 +193,8 @@ def look_up(name: str, split: str, table: PairTable) -> PairedSet:
 def read_phototriage(
     root: Path, splits: tuple[str, ...], options: DataOptions, read: Read
 ) -> dict[str, PairTable]:
-    """The published training list, of which whole series are held out by hash for "val"; the published
-    validation list is "test", for the set's own test labels were never public."""
+    """The published training list, of which whole series are held out by hash as "val"; the published
+    validation list is "test", because the set's own test labels were never public."""
     tables = {}
     for split in ("test", "train"):
         if not (split in splits or (split == "train" and "val" in splits)):
@@ -212,7 +213,7 @@ def read_phototriage(
         both = [[f"{s:06d}-{p:02d}.JPG" for s, p in zip(series, column, strict=True)] for column in both]
         places = [root / folder for folder in PHOTO_TRIAGE_FOLDERS]
         table = _pair_table(sheet, [str(s) for s in series], *both, f"the published {listed}", places)
-        tables |= {split: table} if split == "test" else divide(table, options.validation)
+        tables |= {split: table} if split == "test" else hold_out_series(table, options.validation)
     return {split: table for split, table in tables.items() if split in splits}
 
 
@@ -221,18 +222,18 @@ def read_pairs_csv(
 ) -> dict[str, PairTable]:
     """train.csv, val.csv and test.csv; without a val.csv whole series of train.csv are held out by hash."""
     places = [root / options.images]
-    whole = SPLITS if (root / "val.csv").is_file() else ("test",)  # splits that are a file
-    tables = {s: read_pair_sheet(read(Sheet, root / f"{s}.csv"), places) for s in whole if s in splits}
-    if set(splits) - set(whole):
-        parts = divide(read_pair_sheet(read(Sheet, root / "train.csv"), places), options.validation)
-        tables |= {split: parts[split] for split in splits if split not in whole}
+    files = SPLITS if (root / "val.csv").is_file() else ("test",)  # splits with a file of their own
+    tables = {s: read_pair_sheet(read(Sheet, root / f"{s}.csv"), places) for s in files if s in splits}
+    if set(splits) - set(files):
+        parts = hold_out_series(read_pair_sheet(read(Sheet, root / "train.csv"), places), options.validation)
+        tables |= {split: parts[split] for split in splits if split not in files}
     return tables
 
 
 def read_pair_sheet(sheet: Sheet, places: list[Path]) -> PairTable:
     sheet.need(PAIR_COLUMNS)
     first, second = (
-        [posixpath.normpath(native(name)) for name in sheet.texts(side)] for side in ("first", "second")
+        [posixpath.normpath(native_path(name)) for name in sheet.texts(side)] for side in ("first", "second")
     )
     return _pair_table(sheet, sheet.texts("series"), first, second, sheet.path.name, places)
 
@@ -240,8 +241,7 @@ def read_pair_sheet(sheet: Sheet, places: list[Path]) -> PairTable:
 def _pair_table(
     sheet: Sheet, series: list[str], first: list[str], second: list[str], protocol: str, places: list[Path]
 ) -> PairTable:
-    """The table of these columns, if no pair is of one photograph or there twice, and no photograph is in two
-    series."""
+    """Refuses a pair of one photograph, a repeated pair, and a photograph in two series."""
     rows = pd.DataFrame({"series": series, "first": first, "second": second})
     same = rows["first"] == rows["second"]
     if same.any():
@@ -260,8 +260,8 @@ def _pair_table(
     return PairTable(rows.assign(preference=sheet.numbers("preference", 0.0, 1.0)), protocol, places)
 
 
-def divide(table: PairTable, validation: float) -> dict[str, PairTable]:
-    """A list as "val", the share `validation` of its series by their hash, and "train", the others.
+def hold_out_series(table: PairTable, validation: float) -> dict[str, PairTable]:
+    """Splits a list: "val" is the share `validation` of its series, by their hash, "train" the others.
 
     Raises:
         ValueError: a part would be empty.

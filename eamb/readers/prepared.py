@@ -1,4 +1,4 @@
-"""Copies of pictures that scripts/prepare_data.py made, and the manifest that describes them."""
+"""The copies of pictures that scripts/prepare_data.py makes, and the manifest that describes them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MANIFEST = "prepared.json"
 
 
 class Source(NamedTuple):
-    """A file that was copied: its hash, bytes and time of change; error: why it has no copy, or ""."""
+    """A file that was copied: its hash, size and time of change; error: why it has no copy, or ""."""
 
     sha256: str
     bytes: int
@@ -24,7 +24,7 @@ class Source(NamedTuple):
     error: str = ""
 
     def is_unchanged(self, path: str | Path) -> bool:
-        """Whether the file at `path` is as it was. One that is not there counts: copies may outlive it."""
+        """Whether the file at `path` is as it was; so is a missing one, because copies may outlive it."""
         try:
             stat = os.stat(path)  # noqa: PTH116 - a Path for each of 250,000 pictures takes seconds
         except OSError:
@@ -34,10 +34,11 @@ class Source(NamedTuple):
 
 @dataclass
 class Manifest:
-    """What prepared.json says: `words` are key=value; labels and pictures go by path relative to the root.
+    """The content of prepared.json.
 
-    program: versions of what made the copies.
+    words: settings as key=value. program: versions of the libraries that made the copies.
     complete: False while copies are made, or after that was interrupted.
+    labels, pictures: path relative to the root -> Source.
     """
 
     dataset: str
@@ -57,7 +58,7 @@ class Manifest:
 
     def check_complete(self, root: str | Path) -> None:
         if not self.complete:
-            raise ValueError(f"datasets: {root} has only a part of its copies; go on: {self.command(root)}")
+            raise ValueError(f"datasets: {root} has only part of its copies; to go on: {self.command(root)}")
 
     def check_sources(self, root: str | Path, paths: Sequence[str]) -> tuple[tuple[Copies, ...], list[str]]:
         """The copies, and for each of `paths` the hash of its source, if no source has changed."""
@@ -65,8 +66,8 @@ class Manifest:
         foreign = [name for name in names if name not in self.pictures]
         if foreign:
             raise ValueError(
-                f"datasets: {root} holds prepared copies, and '{foreign[0]}' is none of them "
-                f"({len(foreign)} in all); move it away, or make the copies anew: {command}"
+                f"datasets: {root} holds prepared copies, and '{foreign[0]}' is not one of them "
+                f"({len(foreign)} in all); move it away, or make the copies again: {command}"
             )
         used = self.labels | {name: self.pictures[name] for name in names}
         folder = os.path.join(self.source, "")  # noqa: PTH118
@@ -74,13 +75,13 @@ class Manifest:
         if changed:
             raise ValueError(
                 f"datasets: {root} holds copies of {self.source}, where {len(changed)} files have changed "
-                f"since, first '{changed[0]}'; make those copies anew: {command}"
+                f"since, first '{changed[0]}'; make those copies again: {command}"
             )
         return (Copies(str(root), self.size, self.exif, command),), [self.pictures[n].sha256 for n in names]
 
 
 def relative_names(root: str | Path, paths: Iterable[str]) -> list[str]:
-    """Each path relative to the root; one that lies elsewhere as it is."""
+    """Each path relative to the root; one that lies elsewhere is left as it is."""
     start = os.path.join(Path(root).expanduser(), "")  # noqa: PTH118
     return [path.removeprefix("./").removeprefix(start) for path in paths]
 
@@ -95,7 +96,7 @@ def read_manifest(root: str | Path) -> Manifest | None:
         for files in (manifest.labels, manifest.pictures):
             files.update({name: Source(**row) for name, row in files.items()})
     except (TypeError, AttributeError) as error:
-        raise ValueError(f"datasets: {path} is no manifest of scripts/prepare_data.py: {error}.") from error
+        raise ValueError(f"datasets: {path} was not made by scripts/prepare_data.py: {error}.") from error
     return manifest
 
 

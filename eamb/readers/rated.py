@@ -1,4 +1,4 @@
-"""What a split of rated pictures is: RatedSet, the options of reading it, and its description."""
+"""What a split of rated pictures is: RatedSet, its samples, its hashes and its description."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def emotion_name(text: str) -> str:
 class Sample(NamedTuple):
     """One rated picture: score in the set's unit (NaN if unknown), distribution (K,), emotion (E,).
 
-    A NaN in `emotion`: this class was not offered for this picture; all NaN: no emotion is known.
+    A NaN in `emotion`: the raters of this picture could not choose this class; all NaN: no emotion is known.
     """
 
     id: str
@@ -65,7 +65,7 @@ class LeftOut(NamedTuple):
 
 
 class Copies(NamedTuple):
-    """What `scripts/prepare_data.py` made of a set, and the command that makes it again.
+    """The resized copies of a set by `scripts/prepare_data.py`, and the command that makes them again.
 
     size: side in pixels. exif: whether the pictures were turned as their EXIF orientation says.
     """
@@ -86,11 +86,11 @@ class RatedSet:
     scale: what a network trained on it predicts.
     distributions: (n, K) shares of votes per rating of `bins`, rows sum to 1.
     emotions: (n, E) shares of votes or one-hot, over `emotion_classes`; what is not NaN in a row sums to 1.
-        NaN: the class was not offered for this picture. A row of NaN: no emotion is known.
-    dealt: the set has no splits of its own, and these are folds.
+        NaN: its raters could not choose this class. A row of NaN: no emotion is known.
+    dealt: the set has no splits of its own, and its pictures were dealt to folds.
     united: made of several sets by `unite`; the ids begin with "set:".
-    parts: the sets that it is made of, as they were.
-    copies: which copies its pictures are, one entry per set that has them; none for the pictures themselves.
+    parts: the sets that were united.
+    copies: an entry for each set whose pictures are prepared copies.
     """
 
     name: str
@@ -115,7 +115,7 @@ class RatedSet:
 
     @property
     def draws(self) -> int:
-        """How many training draws an epoch, here its pictures."""
+        """Samples of a training epoch: the pictures."""
         return len(self)
 
     def __getitem__(self, index: int) -> Sample:
@@ -141,17 +141,17 @@ class RatedSet:
         )
 
     def high(self) -> np.ndarray:
-        """(n,) bool: rated high, by exact comparison of the scores with the scale's threshold."""
+        """(n,) bool, by exact comparison of the scores with the scale's threshold."""
         return self.scale.is_high(self.scores)
 
     @property
     def sha256(self) -> str:
-        """Of the sorted ids, each once, one per line: equal for equal splits, whatever their order."""
+        """Hash of the sorted ids, each once, one per line: equal for equal splits, whatever their order."""
         return hashlib.sha256("".join(f"{i}\n" for i in sorted(set(self.ids))).encode()).hexdigest()
 
     @property
     def labels_sha256(self) -> str:
-        """Of the ratings in the order of the ids, in float32: the last digits may differ between machines."""
+        """Hash of the ratings in the order of the ids, as float32: float64 differs between machines."""
         order, digest = np.argsort(self.ids, kind="stable"), hashlib.sha256()
         for values in (self.scores, self.distributions, self.emotions):
             if values is not None:
@@ -159,15 +159,15 @@ class RatedSet:
         return digest.hexdigest()
 
     def per_set(self, values: dict[str, dict[str, float]]) -> np.ndarray:
-        """(n, E) the numbers of each picture's set in `values` (set -> class -> number), 0 where none is."""
+        """(n, E) the numbers in `values` (set -> class -> number) for each picture's set, 0 if none."""
         sets = [i.partition(":")[0] for i in self.ids] if self.united else [self.name] * len(self)
         rows = {name: [values.get(name, {}).get(c, 0.0) for c in self.emotion_classes] for name in set(sets)}
         return np.array([rows[name] for name in sets], dtype=np.float64)
 
     @property
     def id_hashes(self) -> np.ndarray:
-        """(distinct ids,) int64, sorted: first 64 bits of the SHA-256 of "set:id". A checkpoint keeps those
-        of its training pictures; they are equal for a set alone and united with others."""
+        """(distinct ids,) int64, sorted: first 64 bits of the SHA-256 of "set:id", whether the set is
+        alone or united with others. A checkpoint keeps those of its training pictures."""
         texts = self.ids if self.united else [f"{self.name}:{i}" for i in self.ids]
         return np.unique(hash64(texts).view(np.int64))
 

@@ -15,13 +15,13 @@ from pkgutil import resolve_name
 
 @dataclass(frozen=True)
 class DataSet:
-    """What the program asks about a data set by its name.
+    """What the program must know of a data set before it reads it.
 
     labels: "ratings" of aesthetics, with or without emotions; "emotions" alone; or "pairs".
     reader: module and function that read its label files. Of pairs the function returns PairTables by split
         (see `pairs.load_pairs`), of the others a Table.
     recipe, emotion_recipe: the config in configs/ for its own labels and for the task emotion, without .yaml.
-    label_files: patterns below the set's folder of what is needed beside the pictures.
+    label_files: glob patterns, below the set's folder, of the files that are needed beside the pictures.
     folder: where the set lies if --data-root is not given; "" if it must be given.
     """
 
@@ -53,5 +53,5 @@ DATASETS: dict[str, DataSet] = {
 }
 
 # The sets whose labels are pairs of photographs, and those of single pictures.
-PAIRED = tuple(name for name, known in DATASETS.items() if known.labels == "pairs")
+PAIRED = tuple(name for name, data_set in DATASETS.items() if data_set.labels == "pairs")
 SINGLE = tuple(name for name in DATASETS if name not in PAIRED)

@@ -1,4 +1,4 @@
-"""Splits by hash, also into folds; identical pictures stay on one side."""
+"""Splits by hash, also into folds; identical pictures stay in one split."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from eamb.readers.rated import DataOptions, hash_fractions
 from eamb.readers.table import Table
 
-# Asking 255,530 files for their size takes a second from memory, and minutes from a cold or a network disk.
+# The sizes of 255,530 files take a second when they are cached, and minutes from a cold or a network disk.
 TWIN_LIMIT = 100_000
 
 # Sizes shared by more files than this are placeholders or uncompressed pictures; they are not compared.
@@ -22,7 +22,7 @@ SAME_SIZE_LIMIT = 10_000
 
 
 def split_by_hash(table: Table, paths: list[str], splits: Sequence[str], options: DataOptions) -> None:
-    """Gives rows a split, in place: all rows of a set without one, else a validation part of training."""
+    """Gives rows a split, in place: all rows of a set without splits, else a validation part of training."""
     folds = 0 if table.has_own_split else options.folds
     if not table.has_own_split:
         pool, shares = "", {"test": table.test_share, "val": options.validation}
@@ -37,7 +37,7 @@ def split_by_hash(table: Table, paths: list[str], splits: Sequence[str], options
         fractions = hash_fractions(ids)
         # Every picture is tested in one of the folds, so all twins matter.
         suspects = fractions < (1.0 if folds else sum(shares.values()))
-        suspects[np.argsort(fractions)[:100]] = True  # in a small set a split may take those that come next
+        suspects[np.argsort(fractions)[:100]] = True  # in a small set an empty split takes the smallest hash
         twins = find_twins(table, [paths[i] for i in rows], ids, suspects)
     else:
         how += ", identical pictures not looked for"
@@ -46,11 +46,11 @@ def split_by_hash(table: Table, paths: list[str], splits: Sequence[str], options
     percent = {split: f"{100 * share:g} %" for split, share in shares.items()}
     if folds:
         shares["test"] = 1 / folds
-        main = np.zeros(len(ids), int)
+        top_emotion = np.zeros(len(ids), int)
         if table.emotions is not None:
-            main, how = np.nan_to_num(table.emotions[rows]).argmax(1), f"by emotion and {how}"
+            top_emotion, how = np.nan_to_num(table.emotions[rows]).argmax(1), f"by emotion and {how}"
         fold = f"fold {options.fold + 1} of {folds}"
-        table.split[rows] = fold_split(ids, main, options, twins)
+        table.split[rows] = fold_split(ids, top_emotion, options, twins)
         table.protocol = {
             "train": f"{source} without {fold} and {percent['val']} of the rest, {how}",
             "val": f"{percent['val']} of {source} without {fold}, {how}",
@@ -60,9 +60,9 @@ def split_by_hash(table: Table, paths: list[str], splits: Sequence[str], options
         table.split[rows] = hash_split(ids, shares, twins)
         table.protocol |= {split: f"{percent[split]} of {source}, {how}" for split in shares}
         table.protocol["train"] = f"{source} without {' and '.join(percent.values())}, {how}"
-    for row in table.left_out.pop(pool, []):
-        side = str(_sides(hash_fractions([row.id]), shares)[0])
-        table.left_out.setdefault(side, []).append(row)
+    for picture in table.left_out.pop(pool, []):
+        split = str(_split_by_fraction(hash_fractions([picture.id]), shares)[0])
+        table.left_out.setdefault(split, []).append(picture)
 
 
 def hash_split(
@@ -74,7 +74,7 @@ def hash_split(
     pictures, takes the picture (or group) with the smallest hash.
     """
     fractions = hash_fractions(ids)[twin_leaders(ids, twins, sum(shares.values()))]
-    split = _sides(fractions, shares)
+    split = _split_by_fraction(fractions, shares)
     for name in shares:
         rest = fractions[split == "train"]
         if not (split == name).any() and len(np.unique(rest)) > 1:
@@ -94,10 +94,10 @@ def fold_split(
         classes: (n,) of integers.
     """
     leaders = twin_leaders(ids, twins, 1 / options.folds)
-    dealt = np.unique(leaders)
-    dealt = dealt[np.lexsort((hash_fractions(ids)[dealt], classes[dealt]))]
+    distinct = np.unique(leaders)
+    distinct = distinct[np.lexsort((hash_fractions(ids)[distinct], classes[distinct]))]
     folds = np.empty(len(ids), dtype=int)
-    folds[dealt] = np.arange(len(dealt)) % options.folds
+    folds[distinct] = np.arange(len(distinct)) % options.folds
     rest = np.flatnonzero(folds[leaders] != options.fold)
     position = {int(row): i for i, row in enumerate(rest)}
     groups = [[position[i] for i in group if i in position] for group in twins]
@@ -109,29 +109,29 @@ def fold_split(
 
 
 def twin_leaders(ids: Sequence[str], twins: Sequence[Sequence[int]], share: float) -> np.ndarray:
-    """(n,) position of each picture's twin with the smallest id; its own where it has none."""
+    """(n,) position of the picture with the smallest id among each one and its twins."""
     leaders = np.arange(len(ids))
     limit = max(10, share * len(ids))
     for group in twins:
-        # More of them than are held out are one placeholder for many pictures, which are not the same.
+        # A group larger than the held-out share is a placeholder file for many different pictures.
         if len(group) <= limit:
             leaders[list(group)] = leaders[min(group, key=lambda i: ids[i])]
     return leaders
 
 
-def _sides(fractions: np.ndarray, shares: dict[str, float]) -> np.ndarray:
+def _split_by_fraction(fractions: np.ndarray, shares: dict[str, float]) -> np.ndarray:
     """(n,) the split that each fraction falls into."""
     edges = np.cumsum(list(shares.values()))
     return np.array([*shares, "train"])[np.searchsorted(edges, fractions, side="right")]
 
 
 def find_twins(table: Table, paths: list[str], ids: list[str], suspects: np.ndarray) -> list[list[int]]:
-    """Groups of positions in `ids` of the same picture; by content only those with a suspect, (n,) bool."""
+    """Groups of positions in `ids` of one picture; by content, only those with one of the `suspects` (n,)."""
     if table.twins is not None:
         position = {name: i for i, name in enumerate(ids)}
         groups = [[position[name] for name in group if name in position] for group in table.twins]
         return [group for group in groups if len(group) > 1]
-    if table.copies:  # by what they were made of: unequal pictures may have equal copies
+    if table.copies:  # by their originals: unequal pictures may have equal copies
         source = dict(zip(table.ids, table.sources, strict=True))
         return _groups(range(len(ids)), lambda i: source[ids[i]], suspects)
     return identical_files(paths, suspects)
@@ -140,8 +140,8 @@ def find_twins(table: Table, paths: list[str], ids: list[str], suspects: np.ndar
 def identical_files(paths: Sequence[str], suspects: np.ndarray) -> list[list[int]]:
     """Groups of positions of byte-identical files, those that hold at least one of the `suspects` (n,) bool.
 
-    Sizes are compared first, then 4 KiB from the middle, then the whole; each only of files that were equal
-    to a suspect until then. A file that cannot be read has no twin.
+    Sizes are compared first, then 4 KiB from the middle, then the whole; each time only files that equalled
+    a suspect so far. A file that cannot be read has no twin.
     """
     groups = [range(len(paths))]
     for key in (_size, _middle, _digest):
@@ -165,7 +165,7 @@ def _size(path: str) -> int | str:
 
 
 def _middle(path: str) -> bytes:
-    """4 KiB from the middle: the heads of photographs from one camera are often equal."""
+    """4 KiB from the middle: the first bytes of photographs from one camera are often equal."""
     with open(path, "rb", buffering=0) as file:  # noqa: PTH123
         size = os.fstat(file.fileno()).st_size
         file.seek(max(0, size // 2 - 2048))

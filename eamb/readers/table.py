@@ -1,7 +1,7 @@
-"""Tables of labels: read with checks, joined, and their pictures looked up.
+"""Tables of labels: read with checks, joined, and their pictures found.
 
 From top to bottom: what a reader returns; a file as a Sheet of checked columns; joining tables; finding the
-pictures they name.
+pictures that they name.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class Rating:
         return scores >= self.threshold if self.inclusive else scores > self.threshold
 
 
-# Sets of emotions only have no ratings; the scale stands for none.
+# For sets of emotions only, which have no ratings.
 NO_RATING = Rating(0.0, 1.0, threshold=0.5)
 
 
 @dataclass
 class Table:
-    """The rows of a set as its files have them: pictures not looked up, validation perhaps not split off.
+    """The rows of a set's label files, before pictures are looked for and validation is split off.
 
     names: each picture's path, relative to one of `places`.
     split: (n,) of "train", "val", "test", or "" where the hash of the id is to decide.
@@ -58,7 +58,7 @@ class Table:
     votes: (n, K) counts per rating of `bins`; emotions: (n, E) counts. Rows of NaN where a file has none.
     twins: groups of ids that the set lists as the same picture; None if they are to be found by content.
     test_share: of the rows whose split is "".
-    copies: none, or that all pictures are these; sources: n hashes of the files that they are copies of.
+    copies: what prepared copies the pictures are, if any; sources: then the hash of each original, n.
     """
 
     name: str
@@ -96,14 +96,14 @@ class Table:
 
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-LARGEST = 1e15  # what nobody rates or predicts; squares and sums of such numbers are still finite
+LARGEST = 1e15  # larger than any rating or prediction; squares and sums of such numbers are still finite
 
 Read = Callable  # what `read_once` returns
 
 
 def read_once() -> Read:
-    """A function read(kind, path, ...) that gives kind(path, ...), as in read(Sheet, path), and keeps it: a
-    file that is asked for again is not opened again."""
+    """A function read(kind, path, ...) that gives kind(path, ...), as in read(Sheet, path), and keeps it, so
+    that no file is opened twice."""
     return functools.cache(lambda kind, path, *arguments: kind(path, *arguments))
 
 
@@ -111,7 +111,7 @@ def read_text(path: Path) -> str:
     """A file's text, unpacked if it is a .gz, without a byte order mark.
 
     Raises:
-        ValueError, FileNotFoundError: no such file; not packed as it should be; no text, and in which row.
+        ValueError, FileNotFoundError: no such file; a damaged .gz; not UTF-8, with the row.
     """
     if not path.is_file():
         raise FileNotFoundError(f"datasets: there is no file {path}; is --data-root right?")
@@ -138,24 +138,24 @@ def read_json(path: Path) -> object:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"datasets: {path.name} is no readable JSON: {error}.") from error
+        raise ValueError(f"datasets: {path.name} is not readable JSON: {error}.") from error
 
 
 def _unreadable(path: Path, reason: str) -> ValueError:
-    return ValueError(f"datasets: {path.name} is no readable table: {reason}.")
+    return ValueError(f"datasets: {path.name} is not a readable table: {reason}.")
 
 
 def as_number(text: str) -> float:
-    """NaN for all but plain decimals: Python's float would take 1_0 and the digits of other scripts."""
+    """NaN for all but plain decimals: Python's float also takes 1_0 and the digits of other scripts."""
     text = text.strip()
     return float(text) if NUMBER.fullmatch(text) else np.nan
 
 
 def read_records(path: Path, separated: bool) -> list[tuple[int, list[str]]]:
-    """(row, cells) of each record that is not blank; a cell in quotes may go over several rows.
+    """(row, cells) of each record that is not blank; a cell in quotes may span several rows.
 
     Args:
-        separated: by comma, semicolon or tab, whichever the first line has most of; else by blanks.
+        separated: by comma, semicolon or tab, whichever is most frequent in the first line; else by blanks.
 
     Raises:
         ValueError, FileNotFoundError: as `Sheet`.
@@ -181,14 +181,14 @@ def read_records(path: Path, separated: bool) -> list[tuple[int, list[str]]]:
 class Sheet:
     """One table file as columns of text, checked as they are read. Rows are numbered as an editor shows them.
 
-    Every row must have as many cells as the header: what a lost or doubled cell would shift is never guessed.
+    Every row must have as many cells as the header, because a lost or doubled cell would shift the others.
     That is why csv.reader reads it: pandas fills up short rows and ignores misplaced quotes.
 
     Args:
-        names: of the columns of a file without header, whose cells are divided by blanks.
+        names: of the columns, for a file without a header whose cells are separated by blanks.
 
     Raises:
-        ValueError, FileNotFoundError: no such file; no table in UTF-8, with the row that is not; no rows.
+        ValueError, FileNotFoundError: no such file; no table in UTF-8, with the row that is wrong; no rows.
     """
 
     def __init__(self, path: Path, names: Sequence[str] = ()):
@@ -248,7 +248,7 @@ class Sheet:
         """(n, K) numbers of votes, none negative, at least one in each row.
 
         Args:
-            most: votes that a row can have in all, and all numbers are whole; 0: shares are fine too.
+            most: votes in a row, and each number must be whole; 0: no limit, and shares are fine too.
         """
         votes = np.stack([self.numbers(column) for column in columns], axis=1)
         wrong = (votes < 0) | (votes % 1 != 0) if most else votes < 0
@@ -264,21 +264,21 @@ class Sheet:
         return votes
 
     def counts_if_there(self, columns: Sequence[str], most: int) -> np.ndarray | None:
-        """As `counts`; None if the table has none of the columns. To have some of them is an error."""
+        """As `counts`; None if the table has none of the columns. Having only some of them is an error."""
         if not set(columns) & set(self.columns):
             return None
         self.need(columns)
         return self.counts(columns, most)
 
     def texts(self, column: str) -> list[str]:
-        """n strings without blanks around them, none empty."""
+        """n strings without surrounding blanks, none empty."""
         values = [cell.strip() for cell in self.cells[column]]
         if "" in values:
             raise self.error(np.array([not value for value in values]), column, "a text")
         return values
 
     def ids(self, column: str, ending: str = "") -> list[str]:
-        """n strings as in `texts`, `ending` removed, each of them once."""
+        """n different strings, as `texts`, with `ending` removed."""
         ids = [text.removesuffix(ending) for text in self.texts(column)]
         if len(set(ids)) < len(ids):
             repeated = pd.Series(ids).duplicated().to_numpy()
@@ -350,10 +350,10 @@ def find_files(
 ) -> list[str | None]:
     """The path of each file, by its name below one of `places`, as written or with a picture ending added.
 
-    Each folder is listed once, and nothing is asked about single files.
+    Each folder is listed once; asking about each file would take long.
 
     Args:
-        what: the files are, as "pictures of ava". area: the first word of an error.
+        what, area: for the error: "pictures of ava", and its first word.
 
     Raises:
         FileNotFoundError: not one of them exists, so the folder is wrong.
@@ -383,7 +383,7 @@ def find_files(
 
 
 def file_names(folder: str) -> set[str]:
-    """Of the files in a folder, none if there is no such folder; links that lead nowhere are missing."""
+    """The files in a folder, without broken links; none if there is no such folder."""
     names = set()
     try:
         with os.scandir(folder) as entries:
@@ -393,21 +393,21 @@ def file_names(folder: str) -> set[str]:
                         names.add(entry.name)
                 except OSError:
                     continue
-    except (OSError, ValueError):  # the latter of a name that no file can have
+    except (OSError, ValueError):  # ValueError: no file can have such a name
         return set()
     return names
 
 
-def look_up(table: Table) -> tuple[Table, list[str]]:
-    """The table without the pictures that have no file, and the path of each that stays.
+def find_pictures(table: Table) -> tuple[Table, list[str]]:
+    """The table without the pictures that have no file, and the paths of the others.
 
     Raises:
         FileNotFoundError: not one of the pictures exists, so the folder is wrong.
     """
     paths = find_files(table.names, table.places, f"pictures of {table.name}")
-    kept = table.take(np.flatnonzero([path is not None for path in paths]))
-    kept.left_out = {split: list(rows) for split, rows in table.left_out.items()}
+    present = table.take(np.flatnonzero([path is not None for path in paths]))
+    present.left_out = {split: list(rows) for split, rows in table.left_out.items()}
     for i in np.flatnonzero([path is None for path in paths]):
         row = LeftOut(table.ids[i], f"no picture file {table.names[i]}")
-        kept.left_out.setdefault(str(table.split[i]), []).append(row)
-    return kept, [path for path in paths if path is not None]
+        present.left_out.setdefault(str(table.split[i]), []).append(row)
+    return present, [path for path in paths if path is not None]

@@ -2,11 +2,11 @@
 
     python scripts/studies/explain.py --dataset para --data-root DIR --output DIR
 
-Maps: the network's emotion-aware map (EAM); a random map (noise, one value a cell of the EAM's grid, seeded
-by the picture's id); a centre-weighted one (it falls with the distance from the centre; only the order of
-its values counts); and Grad-CAM of the same network (Selvaraju et al. 2017): Z = output of `emotion_merge`,
-the last map before the pooling, a_c = mean over positions of dy / dZ_c, map = ReLU(sum_c a_c Z_c), where y
-is the score's logit, or the mean rating of a network that predicts distributions.
+Maps: the network's emotion-aware map (EAM); a random map (noise, one value for each cell of the EAM's grid,
+seeded by the picture's id); a centre-weighted one (it falls with the distance from the centre; only the order
+of its values counts); and Grad-CAM of the same network (Selvaraju et al. 2017): Z = output of
+`emotion_merge`, the last map before the pooling, a_c = mean over positions of dy / dZ_c, map = ReLU(sum_c a_c
+Z_c), where y is the score's logit, or the mean rating of a network that predicts distributions.
 
 Curves (perturbation curves, Samek et al. 2017; deletion and insertion, RISE, Petsiuk et al. 2018): a map is
 resized to the network's input (bilinear, align_corners=False) and the pixels are ranked by it; pixels of
@@ -26,7 +26,7 @@ many new edges and a compact region few, but the area compares a map with itself
 bootstrap intervals over the pictures; differences are paired.
 
 The EAM is part of the network (F * EAM), so the EAM of a blurred picture differs from that of the whole
-one. This is what the network computes, and it is left so.
+one. This is what the network computes; it is not corrected for.
 
 Writes explain.json (everything), explain.csv (the curves) and explain.png.
 """
@@ -125,10 +125,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--dataset", type=str.lower, required=True, help="as main.py knows them")
+    parser.add_argument("--dataset", type=str.lower, required=True, help="one of main.py's")
     parser.add_argument("--data-root", metavar="DIR", type=Path, required=True, help="its folder")
     parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="default: the shipped weights")
-    parser.add_argument("--pictures", type=int, default=300, help="so many, chosen by the hash of their ids")
+    parser.add_argument("--pictures", type=int, default=300, help="how many, chosen by the hash of their ids")
     parser.add_argument("--split", type=str.lower, default="test", choices=("train", "val", "test"))
     parser.add_argument("--seed", type=int, default=0, help="of the random maps and the intervals")
     parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="for the three files")
@@ -206,16 +206,16 @@ def all_maps(
 def network_maps(network: EAMBNet, images: Tensor, scale: Scale) -> tuple[Tensor, Tensor]:
     """Normalised pictures (N, 3, H, W) -> the EAM (N, 1, h, w) and Grad-CAM (N, 1, h', w').
 
-    If the network's parameters require no gradient only what comes after Z is differentiated.
+    If the network's parameters require no gradient, only what comes after Z is differentiated.
     """
-    kept = {}
+    captured = {}
 
     def begin_graph(module, inputs, output: Tensor) -> Tensor:
-        kept["features"] = output.detach().requires_grad_()  # Z, (N, C, h', w')
-        return kept["features"]
+        captured["features"] = output.detach().requires_grad_()  # Z, (N, C, h', w')
+        return captured["features"]
 
     def keep_logits(module, inputs, output: Tensor) -> None:
-        kept["logits"] = output  # (N, K)
+        captured["logits"] = output  # (N, K)
 
     hooks = [
         network.emotion_merge.register_forward_hook(begin_graph),
@@ -226,14 +226,14 @@ def network_maps(network: EAMBNet, images: Tensor, scale: Scale) -> tuple[Tensor
     finally:
         for hook in hooks:
             hook.remove()
-    logits = kept["logits"]
+    logits = captured["logits"]
     if scale.kind == "distribution":  # y is the mean rating
         explained = logits.softmax(dim=1) @ logits.new_tensor(scale.bins)  # (N,)
     else:
         explained = logits[:, 0]
-    [gradient] = torch.autograd.grad(explained.sum(), kept["features"])
+    [gradient] = torch.autograd.grad(explained.sum(), captured["features"])
     importance = gradient.mean(dim=(2, 3), keepdim=True)  # a_c, (N, C, 1, 1)
-    grad_cam = (importance * kept["features"].detach()).sum(dim=1, keepdim=True).relu()  # (N, 1, h', w')
+    grad_cam = (importance * captured["features"].detach()).sum(dim=1, keepdim=True).relu()  # (N, 1, h', w')
     return emotion_map, grad_cam
 
 
@@ -256,7 +256,7 @@ def blur_and_score(
 
     Returns:
         The changes (n, maps, orders, shares), score of the blurred minus score of the whole picture; and
-        notes on pictures that cannot be decoded and on maps without any order, as a Grad-CAM of 0 everywhere.
+        notes on pictures that cannot be decoded and on constant maps, as a Grad-CAM of 0 everywhere.
 
     Raises:
         ValueError: fewer than two pictures can be decoded, or a score is not a number.
@@ -379,7 +379,7 @@ def map_areas(changes: np.ndarray) -> np.ndarray:
 
 
 def sentence(estimates: Estimates, pictures: str) -> str:
-    """The result in words, by the intervals alone.
+    """The result in words, which depend on the intervals alone.
 
     Args:
         pictures: how many of what, as in "300 pictures of para test".

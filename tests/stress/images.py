@@ -4,14 +4,15 @@
     python -m tests.stress.images --files 50000 --seed 1
     python -m tests.stress.images --soak 100000   # links to 300 pictures, 1 in 100 broken
 
-The files are made from the embedded photographs: each kind by hand, the rest damaged by chance, one in ten
-a good picture. `predict` runs twice, with other batches and threads, and the loader of trainings once, each
-in a process of its own that may read what any user may, even if root started it. Each file must have one row,
-alike in all three; two scores of one file, and those of good pictures with and without bad neighbours, must
-be equal within 1e-5 of the range. No process may take more than --memory.
+The files are made from the embedded photographs: one of each kind by hand, the rest damaged at random, one in
+ten a good picture. `predict` runs twice, with different batches and threads, and the loader of trainings
+once, each in its own process, bound by file permissions even if root started it. Each file must have one row,
+the same in all three; two scores of one file, and those of good pictures with and without bad neighbours,
+must be equal within 1e-5 of the range. No process may take more than --memory.
 
-The soak watches one long run: memory may grow by 50 MB after the first 1,000 pictures, and the last tenth may
-cost 10 % more processor time than the first. It reads Linux's /proc. Exit code 1: something is wrong.
+The soak watches one long run: memory may grow by 50 MB at most after the first 1,000 pictures, and the last
+tenth may take at most 10 % more processor time than the first. It reads Linux's /proc. Exit code 1: something
+is wrong.
 """
 
 from __future__ import annotations
@@ -48,11 +49,12 @@ from tests.small import ROOT, bound_by_permissions, read_csv
 
 Row = tuple[float | None, str | None]  # score as a share of its range, reason why there is none
 Rows = dict[str, Row]  # by path
-Contents = dict[str | bytes, bytes | Callable[[str], object]]  # of files by name, or what makes one at a path
+# Of files, by name: bytes, or a function that makes the file at a path.
+Contents = dict[str | bytes, bytes | Callable[[str], object]]
 TOLERANCE = 1e-5 + 1e-9  # of the range, between two scores of one file
 DECODERS = 2  # processes of the loader
-START, GROWTH = 1000, 50  # of a soak: pictures, MB more than within these
-SLOWER = 1.1  # times the processor time of its first tenth may its last take
+START, GROWTH = 1000, 50  # of a soak: the first pictures, and MB by which memory may grow after them
+SLOWER = 1.1  # most processor time of a soak's last tenth, relative to its first
 
 
 def encoded(picture: Image.Image, kind: str, **options) -> bytes:
@@ -69,7 +71,7 @@ def photographs() -> list[Image.Image]:
 
 
 def refused(picture: Image.Image) -> Contents:
-    """What is no picture, or says that it is enormous."""
+    """Files that are not pictures, or claim to be enormous."""
     jpeg, progressive = encoded(picture, "JPEG"), encoded(picture, "JPEG", progressive=True)
     short, last_scan = zlib.compress(bytes(1000)), progressive[progressive.rindex(b"\xff\xda") : -2]
     return {
@@ -105,7 +107,7 @@ def refused(picture: Image.Image) -> Contents:
 
 
 def scored(picture: Image.Image) -> Contents:
-    """Odd pictures."""
+    """Pictures of unusual formats and shapes."""
     jpeg, cmyk = encoded(picture, "JPEG"), encoded(picture.convert("CMYK"), "JPEG")
     adobe = cmyk.index(b"Adobe") + 11
     grey, palette, clear = picture.convert("L"), picture.quantize(16), picture.copy()
@@ -166,7 +168,7 @@ def scored_or_refused(picture: Image.Image) -> Contents:
     comment = b"Comment\0\0" + zlib.compress(bytes(200_000_000))
     content = encoded(picture, "PNG")
     return {
-        "long.jpg": resized_jpeg(encoded(picture, "JPEG"), 65_500, 2000),  # libjpeg fills up with grey
+        "long.jpg": resized_jpeg(encoded(picture, "JPEG"), 65_500, 2000),  # libjpeg fills the rest with grey
         "text.png": content[:33] + chunk(b"zTXt", comment) + content[33:],
     }
 
@@ -190,7 +192,7 @@ def resized_jpeg(content: bytes, width: int, height: int) -> bytes:
 
 
 def damaged(pictures: list[Image.Image], chance: random.Random) -> Iterator[tuple[str, bytes]]:
-    """Names and contents without end: bits flipped, pieces blanked, moved or lost, ends cut off."""
+    """Endless names and contents: bits flipped, pieces blanked, moved or lost, ends cut off."""
     kinds = [("jpg", "JPEG", {}), ("jpeg", "JPEG", {"progressive": True}), ("png", "PNG", {})]
     kinds += [("webp", "WEBP", {}), ("gif", "GIF", {}), ("bmp", "BMP", {})]
     kinds.append(("tif", "TIFF", {"compression": "tiff_lzw"}))
@@ -244,24 +246,24 @@ def make_files(folder: Path, count: int, seed: int, large: bool = True) -> dict[
 
 
 def predicted(paths: list[str], output: str, words: list[str]) -> Rows:
-    """From a run of main.py predict."""
+    """The rows that main.py predict writes."""
     code = eambnet(["predict", *paths, "--output", output, "--device", "cpu", *words])
     if output.endswith(".jsonl"):
-        read = [json.loads(line) for line in Path(output).read_text("utf-8").split("\n")[:-1]]
+        written = [json.loads(line) for line in Path(output).read_text("utf-8").split("\n")[:-1]]
     else:
-        read = read_csv(Path(output))
+        written = read_csv(Path(output))
     rows = {}
-    for row in read:
+    for row in written:
         low, high = (float(row[name] or 0) for name in ("score_min", "score_max"))
         share = None if row["error"] else (float(row["score"]) - low) / (high - low)
         rows[row["path"]] = (share, row["error"] or None)
-    if len(rows) != len(read) or code != any(reason for _, reason in rows.values()):
-        raise ValueError(f"{len(read)} rows for {len(rows)} files, exit code {code}")
+    if len(rows) != len(written) or code != any(reason for _, reason in rows.values()):
+        raise ValueError(f"{len(written)} rows for {len(rows)} files, exit code {code}")
     return rows
 
 
 def loaded(paths: list[str]) -> Rows:
-    """From the loader of trainings, without scores."""
+    """The rows of what the loader of trainings reads, without scores."""
     scale, zeros = Scale("score", 1.0, 5.0, 3.0), np.zeros(len(paths))
     pictures = PictureSet(RatedSet("odd", "train", "", paths, paths, zeros, scale), 224, skip_broken=True)
     rows = {}
@@ -272,19 +274,20 @@ def loaded(paths: list[str]) -> Rows:
 
 
 def with_peak(function: Callable, arguments: tuple) -> tuple[object, float]:
-    """What a function gives, and the most GB that this process or one of its children held."""
-    multiprocessing.set_start_method("fork", force=True)  # of decoding processes; others would be root again
+    """What a function returns, and the peak memory in GB of this process or a child."""
+    # Of decoding processes: spawned ones would be root again.
+    multiprocessing.set_start_method("fork", force=True)
     with bound_by_permissions():
         result = function(*arguments)
     unit = 1 if sys.platform == "darwin" else 1024
     return result, max(getrusage(who).ru_maxrss for who in (RUSAGE_SELF, RUSAGE_CHILDREN)) * unit / 1e9
 
 
-def apart(function: Callable, *arguments, seconds: float) -> tuple[object, float]:
-    """As `with_peak`, in a process of its own.
+def in_new_process(function: Callable, *arguments, seconds: float) -> tuple[object, float]:
+    """As `with_peak`, in a new process.
 
     Raises:
-        RuntimeError: it crashed or failed, or took longer.
+        RuntimeError: it crashed, failed or took more than `seconds`.
     """
     pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
     try:
@@ -299,7 +302,7 @@ def apart(function: Callable, *arguments, seconds: float) -> tuple[object, float
 
 
 def problems_of(fates: dict[str, str], runs: dict[str, Rows], alone: Rows) -> list[str]:
-    """What is wrong with the rows: of each run, and of the good pictures among themselves."""
+    """What is wrong with the rows of all runs, and with those of a run on the good pictures `alone`."""
     problems = [
         f"{name}: a row for {path}, which was not asked for"
         for name, rows in runs.items()
@@ -339,7 +342,7 @@ def hostile(folder: Path, fates: dict[str, str], memory: float, words: list[str]
     for name, run in runs.items():
         started = time.monotonic()
         try:
-            rows[name], peak = apart(*run, seconds=120 + len(fates))
+            rows[name], peak = in_new_process(*run, seconds=120 + len(fates))
         except RuntimeError as error:
             problems.append(f"{name}: {error}")
             continue
@@ -379,7 +382,7 @@ def soak(folder: Path, count: int, words: list[str], start: int = START) -> list
 def watched(process: subprocess.Popen, output: Path, count: int) -> Iterator[tuple[int, float, float]]:
     """Rows, processor seconds and MB of memory until all rows are there.
 
-    Not later: when the process ends, torch's own cleaning up reads 110 MB more of its library.
+    Not later: when the process ends, torch's clean-up loads 110 MB more of its library.
     """
     rows, tick, page = -1, os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")  # the header is no row
     while process.poll() is None and not output.exists():
@@ -406,7 +409,7 @@ def slowdown_and_growth(moments: list[tuple[int, float, float]], count: int, sta
     problems = []
     if growth > GROWTH:
         problems.append(f"memory grew by {growth:.0f} MB after {start:,} pictures, allowed are {GROWTH}")
-    if first and last > SLOWER * first:  # 0: the first tenth was over before it was looked at twice
+    if first and last > SLOWER * first:  # 0: the first tenth ended before it was measured twice
         problems.append(f"the last tenth took {last / first:.2f} times as long as the first")
     return problems
 

@@ -4,10 +4,10 @@
     python -m tests.stress.training --kills 1000 --seed 1
 
 A tiny network trains on the demo set, with a process that decodes, and writes a checkpoint after every step.
-SIGKILL comes at a random moment of the start, of the training, or of the writing of a file; of two processes
-both get it, or one alone, and the other must then end by itself. A run that has reached its end must equal
-the one that was never killed bit for bit: weights, optimizer state, progress, metrics.jsonl and predictions.
-Exit code 1: something differs.
+SIGKILL comes at a random moment of the start, of the training, or of the writing of a file. Of two processes
+either both get it, or one alone, and then the other must end by itself. A run that has reached its end must
+equal the one that was never killed, bit for bit: weights, optimizer state, progress, metrics.jsonl and
+predictions. Exit code 1: something differs.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from tests.small import UNTRAINED, WORDS
 
 SETTINGS = [*WORDS, "data.workers=1", "data.limit=64", "train.batch_size=16", "train.checkpoint_minutes=0"]
 SETTINGS += ["train.clip=0.5", "optimizer.schedule=one_cycle", "evaluate.batch_size=64", UNTRAINED]
-# Once for all trainings, which then start in no time.
+# Imported once for all trainings, which then start at once.
 LOADED = ["main", "eamb.training.run", "eamb.readers.demo", "eamb.evaluation.figures", "torch._dynamo"]
 LOADED += ["torchvision", "torch.utils.tensorboard"]
 END = 60  # seconds within which a process must end whose partner has died
 
 
 class Trainings:
-    """Trainings of `processes` processes on a demo set in `folder`; what each says is in a log beside it."""
+    """Trainings of `processes` processes on a demo set in `folder`; what they print is in logs beside it."""
 
     def __init__(self, folder: Path, processes: int, settings: list[str]):
         self.folder, self.count = folder, processes
@@ -81,7 +81,7 @@ def train(words: list[str], log: Path, variables: dict[str, str]) -> None:
     """One process of a training."""
     figures.write_figure = lambda figure, path: None  # most of a tiny training's time
     torch.set_num_threads(1)
-    multiprocessing.set_start_method(None, force=True)  # of decoding processes: the usual one, not this one's
+    multiprocessing.set_start_method(None, force=True)  # decoding processes start in the usual way
     os.environ |= variables if variables["WORLD_SIZE"] != "1" else {}
     with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         code = eambnet(words)
@@ -93,7 +93,7 @@ def alive(processes: list[BaseProcess]) -> bool:
 
 
 def wait_until_written(processes: list[BaseProcess], path: Path) -> bool:
-    """Waits until the file is written anew; False: the training ended before."""
+    """Waits until the file has been written again; False: the training ended before."""
     before = path.exists() and path.stat().st_mtime_ns
     while (path.exists() and path.stat().st_mtime_ns) == before:
         if not alive(processes):
@@ -103,7 +103,7 @@ def wait_until_written(processes: list[BaseProcess], path: Path) -> bool:
 
 
 def kill(processes: list[BaseProcess], output: Path, seconds: float, chance: random.Random) -> set[str]:
-    """Kills a training at a random moment; what was special about it. Empty: it had ended before."""
+    """Kills a training at a random moment; returns what kind of kill that was; empty: it had ended before."""
     moment = chance.choice(("start", "training", "training", "writing", "writing"))
     traits = {"kills", "resumes"} if (output / "last.pt").exists() else {"kills"}
     if moment == "start" or (wait_until_written(processes, output / "last.pt") and moment == "training"):
@@ -128,7 +128,7 @@ def kill(processes: list[BaseProcess], output: Path, seconds: float, chance: ran
 
 
 def kill_and_compare(trainings: Trainings, kills: int, chance: random.Random) -> list[str]:
-    """Kills so often, over as many trainings as that takes; says what differs from an undisturbed one."""
+    """Kills trainings `kills` times; returns what differs from an undisturbed one."""
     whole = trainings.folder / f"{trainings.count}_undisturbed"
     started = time.monotonic()
     finish(trainings.start(whole))
@@ -141,13 +141,13 @@ def kill_and_compare(trainings: Trainings, kills: int, chance: random.Random) ->
             counts.update(traits)
         finish(trainings.start(output))
         different += differences(whole, output)
-    said = ", ".join(f"{count} {name}" for name, count in counts.items())
-    print(f"{trainings.count} process(es): {said}, {len(different)} differences", flush=True)
+    summary = ", ".join(f"{count} {name}" for name, count in counts.items())
+    print(f"{trainings.count} process(es): {summary}, {len(different)} differences", flush=True)
     return different
 
 
 def differences(first: Path, second: Path) -> list[str]:
-    """In what two finished runs differ, to the last bit, in words."""
+    """The files and values in which two finished runs differ, to the last bit."""
     different = []
     for name in ("last.pt", "best.pt"):
         parts = []
