@@ -73,7 +73,7 @@ def test_a_map_is_resized_with_aligned_pixel_centres():
     ],
 )
 def test_wrong_maps_are_refused(emotion_map, message):
-    with pytest.raises(ValueError, match=f"^visualize: .*{message}$"):
+    with pytest.raises(ValueError, match=f"^figures: .*{message}$"):
         overlay(grey_image(8, 8), emotion_map)
 
 

@@ -41,10 +41,10 @@ def resize_map(emotion_map: np.ndarray, height: int, width: int) -> np.ndarray:
     """
     values = np.asarray(emotion_map, dtype=np.float32)
     if values.ndim != 2 or not values.size:
-        raise ValueError(f"visualize: an emotion map has the shape (h, w); this one has {values.shape}")
+        raise ValueError(f"figures: an emotion map has the shape (h, w); this one has {values.shape}")
     low, high = float(values.min()), float(values.max())
     if not (low >= -1e-4 and high <= 1 + 1e-4):  # NaN fails this too
-        raise ValueError(f"visualize: an emotion map lies in [0, 1]; this one spans {low:.3g} to {high:.3g}")
+        raise ValueError(f"figures: an emotion map lies in [0, 1]; this one spans {low:.3g} to {high:.3g}")
     resized = Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized).clip(0, 1)
 

@@ -298,7 +298,7 @@ class Scorer:
         results = []
         for i, path in enumerate(paths):
             if not finite[i]:
-                error = "the network's output is not a number; --precision fp32 usually mends it"
+                error = "the network's output is not a number; --precision fp32 usually helps"
                 results.append(Scored(path, error=error))
                 continue
             probabilities = zip(self.emotions, emotions[i].tolist(), strict=True)
