@@ -163,11 +163,8 @@ def imagenet_network(name: str, source: str) -> Callable[[Tensor], Tensor]:
     """A backbone with its ImageNet weights: pictures (N, 3, H, W) -> last map (N, C, H/32, W/32)."""
     import timm
 
-    file, state = backbones.imagenet_file(name) if source == "auto" else Path(source), None
-    if file is not None:
-        content = checkpoint.unwrapped(checkpoint.read_file(file).content)
-        state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-    state = backbones.imagenet_tensors(name, state)
+    file = backbones.imagenet_file(name) if source == "auto" else Path(source)
+    state = checkpoint.imagenet_state(name, file)
     if name == backbones.LITE0:
         network = timm.create_model(name).eval()  # whole: its last convolution comes after the pyramid
         state = {key.removeprefix("body."): value for key, value in state.items()}

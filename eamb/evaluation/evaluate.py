@@ -14,7 +14,7 @@ from eamb.readers.pairs import PairedSet, describe_pairs
 from eamb.readers.rated import RatedSet, describe, write_left_out
 from eamb.runtime import distributed, engine
 from eamb.runtime.command import refuse_existing
-from eamb.weights.checkpoint import Weights, weights_hash
+from eamb.weights.checkpoint import Weights
 
 if TYPE_CHECKING:
     from eamb.training.tasks import Task
@@ -35,7 +35,7 @@ def evaluate_checkpoint(
         FileExistsError: there is a report already.
     """
     rated = task.load_split(split)
-    folder = report_folder(output, rated, weights_hash(weights.tensors), force)
+    folder = report_folder(output, rated, weights.sha256, force)
     with distributed.session(task.config.train.device) as device:
         network = weights.build().to(device)
         mean, std = backbones.normalisation(task.config.model.backbone)
@@ -86,7 +86,7 @@ def evaluate(
         "split": rated.split,
         "protocol": rated.protocol,
         "split_sha256": rated.sha256,
-        "weights_sha256": weights_hash(weights.tensors),
+        "weights_sha256": weights.sha256,
         "trained_on": weights.description["dataset"],
         "origin": weights.description.get("origin", {}),
         "broken": [list(entry) for entry in predictions.broken],

@@ -14,6 +14,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +48,11 @@ class Weights:
     description: dict
     training_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     emotion_training_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @cached_property
+    def sha256(self) -> str:
+        """`weights_hash` of the tensors; for weights that are no longer trained."""
+        return weights_hash(self.tensors)
 
     @property
     def task(self) -> str:
@@ -121,16 +127,20 @@ class File(NamedTuple):
 
     content: what torch.save wrote, or the tensors of safetensors by name.
     metadata: of safetensors.
+    sha256: of the bytes, if it was asked for.
     """
 
     path: Path
-    sha256: str
     content: dict
     metadata: dict[str, str]
+    sha256: str = ""
 
 
-def read_file(path: Path | str) -> File:
+def read_file(path: Path | str, hashed: bool = False) -> File:
     """Reads any weights file once, without executing anything in it.
+
+    Args:
+        hashed: give its SHA-256 too, which takes time for a large file.
 
     Raises:
         FileNotFoundError: no such file.
@@ -166,7 +176,7 @@ def read_file(path: Path | str) -> File:
             damage = str(error) or type(error).__name__
         if damage:
             raise ValueError(f"checkpoint: {path} is damaged: {damage}")
-    return File(path, hashlib.sha256(raw).hexdigest(), content, metadata)
+    return File(path, content, metadata, hashlib.sha256(raw).hexdigest() if hashed else "")
 
 
 def why_unreadable(raw: bytes) -> str:
@@ -366,9 +376,8 @@ def read_source(file: Path | str | dict, named: tuple[str, ...] = ()) -> Source:
         ValueError: not a weights file, or an official file with another number of emotions.
     """
     is_dict = isinstance(file, dict)
-    path, sha256, content, _ = read = (
-        File(Path("the given state dict"), "", file, {}) if is_dict else read_file(file)
-    )
+    read = File(Path("the given state dict"), file, {}) if is_dict else read_file(file, hashed=True)
+    path, content, _, sha256 = read
     if not (is_dict or looks_official(content)):
         return Source(path, sha256, weights_in(read))
     tensors, prefix, problems = translate_official(content)
