@@ -40,7 +40,7 @@ def _ava_from_text(root: Path, read: Read) -> Table:
     sheet = read(Sheet, path, AVA_TEXT_COLUMNS)
     ids, votes = sheet.ids("image_id"), sheet.counts(AVA_TEXT_COLUMNS[2:12], AVA_VOTES)
     test = read(Sheet, test_list, ("id",)).ids("id", ending=".jpg")
-    table = _ava_table(ids, votes, np.where(pd.Index(ids).isin(test), "test", "train"))
+    table = ava_table(ids, votes, np.where(pd.Index(ids).isin(test), "test", "train"))
     table.protocol = {"train": "AVA.txt without the official test list", "test": "official test list"}
     unrated = sorted(set(test) - set(ids))
     table.left_out = {"test": [LeftOut(i, f"in {test_list.name} but not rated in AVA.txt") for i in unrated]}
@@ -53,7 +53,7 @@ def _ava_from_csv(folder: Path, splits: tuple[str, ...], read: Read) -> Table:
         sheet = read(Sheet, path)
         sheet.need(["image_id", *AVA_CSV_COLUMNS], " AVA's csv splits have image_id, score2, ..., score11.")
         ids = sheet.ids("image_id", ending=".jpg")
-        parts.append(_ava_table(ids, sheet.counts(AVA_CSV_COLUMNS, AVA_VOTES), np.full(len(ids), split)))
+        parts.append(ava_table(ids, sheet.counts(AVA_CSV_COLUMNS, AVA_VOTES), np.full(len(ids), split)))
         if "MOS" in sheet.columns:
             scores = parts[-1].scores
             wrong = abs(sheet.numbers("MOS") - scores) > 0.006  # means may be rounded to two decimals
@@ -63,7 +63,7 @@ def _ava_from_csv(folder: Path, splits: tuple[str, ...], read: Read) -> Table:
     return joined(parts)
 
 
-def _ava_table(ids: list[str], votes: np.ndarray, split: np.ndarray) -> Table:
+def ava_table(ids: list[str], votes: np.ndarray, split: np.ndarray) -> Table:
     return Table(
         name="ava",
         ids=ids,
