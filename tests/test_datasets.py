@@ -640,7 +640,7 @@ def test_iae_ratings_of_h5_give_means_and_distributions(tmp_path, monkeypatch, c
     assert val.scores.tolist() == ratings[4:8].mean(1).tolist()
     assert val.distributions @ val.bins == pytest.approx(val.scores) and val.bins == (1, 4, 7, 10)
     assert val.high().tolist() == (ratings[4:8].mean(1) >= 5).tolist()
-    assert "mean ratings of scores.h5" in val.protocol and "labels differ" in val.protocol
+    assert "mean ratings of scores.h5" in val.protocol
     monkeypatch.setattr(iae.importlib.util, "find_spec", lambda name: None)
     val = load_dataset("iae", tmp_path)["val"]
     assert "scores.h5 not read (it needs h5py)" in val.protocol and val.scores.tolist() == [0, 1, 1, 0]
@@ -701,8 +701,7 @@ def test_fi_may_have_splits_of_its_own(tmp_path):
     make_fi(tmp_path, "valid/{emotion}/{i}.jpg", count=1, start=20)
     assert [len(rated) for rated in load_dataset("fi", tmp_path).values()] == [24, 8, 24]
     (tmp_path / "test").rename(tmp_path / "later")
-    words = f"the test split is asked for and {tmp_path} has only folders of train and val"
-    refused(words, "fi", tmp_path, error=FileNotFoundError)
+    refused("the test split of fi is empty", "fi", tmp_path)
     assert len(load_dataset("fi", tmp_path, ("val",))["val"]) == 8
     make_fi(tmp_path, emotions=["awe"])
     words = f"{tmp_path} has pictures by emotion, and so has its folder Train; which are meant?"
@@ -742,9 +741,6 @@ def test_fi_a_link_that_leads_in_a_circle_costs_what_it_stands_for(tmp_path):
     sets = load_dataset("fi", root)
     assert {split: {*r.ids, *(i for i, _ in r.left_out)} for split, r in sets.items()} == whole
     assert [i for rated in sets.values() for i, _ in rated.left_out] == ["awe/1.jpg"]
-    (root / "awe").rename(tmp_path / ".awe")
-    (root / "awe").symlink_to(root / "awe")
-    refused("awe has no picture: awe is an empty class", "fi", root)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names must be UTF-8 here")
@@ -758,8 +754,6 @@ def test_fi_names_that_are_no_utf8_are_written_as_text_and_move_no_other_picture
     assert before.pop("awe/1.jpg") and after == before
     assert decode(rated.paths[rated.ids.index("awe/\\xff.jpg")]).shape == (6, 8, 3)
     assert len(rated.sha256) == 64 and len(rated.id_hashes) == len(rated)
-    write_pictures(root, ["awe/\\xff.jpg"])
-    refused("has two files whose names are written 'awe/\\xff.jpg'; rename one.", "fi", root)
 
 
 # ---- EmoSet ----------------------------------------------------------------------------------------
@@ -789,14 +783,14 @@ BAD_ENTRIES = {
     '["awe", "a.jpg"]': 'is ["awe", "a.jpg"], expected [label, id, picture, annotation] or',
     '["awe", 7, "a.jpg", ""]': "expected [label, id",
     '["joy", "1", "a.jpg", ""]': "expected a label of info.json (amusement, ",
-    '["awe", "awe_25", "a.jpg", ""]': "expected each picture once, but entry 2 has 'awe_25' too",
-    '["awe", "a", "image/awe/awe_25.jpg", ""]': "but entry 2 has 'image/awe/awe_25.jpg' too",
+    '["awe", "awe_25", "a.jpg", ""]': "expected each picture once",
+    '["awe", "a", "image/awe/awe_25.jpg", ""]': "expected each picture once",
 }
 BAD_CLASSES = {
     "{": "info.json is not readable JSON: Expecting",
     '{"label2idx": {}}': "info.json should name its classes in 'label2idx'",
-    '{"label2idx": {"awe": 0, "joy": 1}}': "info.json: label2idx: 'joy' is not a known emotion; these are",
-    '{"label2idx": {"sad": 0, "Sadness": 1}}': "label2idx: 'sad' is there twice, under two names",
+    '{"label2idx": {"awe": 0, "joy": 1}}': "info.json: label2idx: 'joy' should be, once, one of amusement, ",
+    '{"label2idx": {"sad": 0, "Sadness": 1}}': "label2idx: 'sad' should be, once, one of",
 }
 
 
@@ -812,9 +806,6 @@ def test_emoset_files_are_checked_and_named(tmp_path):
         write_json(tmp_path / "test.json", entries)
         refused("test.json entry 5 is ", "emoset", tmp_path, ("test",))
         refused(words, "emoset", tmp_path, ("test",))
-    write_json(tmp_path / "train.json", emoset_entries(0, 6))
-    words = "train.json has no picture of fear and sadness, an empty class of info.json"
-    refused(words, "emoset", tmp_path, ("train",))
     (tmp_path / "test.json").write_text("{}")
     refused("test.json should be a list of [label, id", "emoset", tmp_path, ("test",))
     (tmp_path / "test.json").unlink()

@@ -514,10 +514,13 @@ def test_damaged_ratings_are_an_error_or_right(rated_iae, data):
 
 
 ODD_TABLES = {
-    "texts": (np.array([b"four"] * 10 * 22).reshape(22, 10), "ratings are 1, 4, 7 or 10, got"),
-    "not a number": (np.where(RATINGS == 7, np.nan, RATINGS), "ratings are 1, 4, 7 or 10, got"),
-    "nearly": (RATINGS + 1e-9 * (RATINGS == 7), "ratings are 1, 4, 7 or 10, got"),
-    "another total": (np.column_stack([RATINGS, RATINGS.sum(1) + (RATINGS[:, 0] == 7)]), "its total is"),
+    "texts": (np.array([b"four"] * 10 * 22).reshape(22, 10), "cannot be read: could not convert"),
+    "not a number": (np.where(RATINGS == 7, np.nan, RATINGS), "should be ten ratings of 1, 4, 7 or 10"),
+    "nearly": (RATINGS + 1e-9 * (RATINGS == 7), "should be ten ratings of 1, 4, 7 or 10"),
+    "another total": (
+        np.column_stack([RATINGS, RATINGS.sum(1) + (RATINGS[:, 0] == 7)]),
+        "or with their total; found",
+    ),
     "few": (RATINGS[:9], "has 9 rows, too few for the ids of the lists"),
     "many": (None, "should hold one table of pictures x 10 ratings; found /ratings (1099511627776, 10)"),
     "one number": (np.float64(4), "should hold one table of pictures x 10 ratings; found /ratings ()"),

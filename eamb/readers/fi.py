@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -44,6 +43,7 @@ def parse_fi(root: Path, splits: tuple[str, ...], options: DataOptions, read: Re
         )
     missing = [emotion for emotion in EMOTIONS if emotion not in classes]
     lacks = f"; it has no {' and no '.join(missing)}" if missing else ""
+    where = encodable(folder.resolve().name)
     names = [path.relative_to(folder).as_posix() for path in paths]
     return Table(
         name="fi",
@@ -51,9 +51,7 @@ def parse_fi(root: Path, splits: tuple[str, ...], options: DataOptions, read: Re
         names=names,
         places=[folder],
         split=np.array(split, dtype="<U5"),
-        protocol=dict.fromkeys(
-            SPLITS, f"folder {encodable(folder.resolve().name)} (emotions by name{lacks})"
-        ),
+        protocol=dict.fromkeys(SPLITS, f"folder {where} (emotions by name{lacks})"),
         scores=np.full(len(names), np.nan),
         rating=NO_RATING,
         emotions=one_hot(emotions, classes),
@@ -75,9 +73,11 @@ def _find_folder(root: Path) -> Path:
                 "--data-root must name one of them."
             )
         level = [folder for parent in level for folder in _list(parent)[1]]
+    files, folders = _list(root)
+    names = ", ".join(path.name for path in [*folders, *files][:8])
     raise ValueError(
         f"datasets: {root} should hold a folder per emotion ({', '.join(EMOTIONS)}) or pictures named "
-        f"<emotion><number>.jpg; found {', '.join(f.name for f in sum(_list(root), [])[:8]) or 'nothing'}."
+        f"<emotion><number>.jpg; found {names or 'nothing'}."
     )
 
 
@@ -111,8 +111,8 @@ def _list(folder: Path) -> tuple[list[Path], list[Path]]:
         paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError:
         return [], []
-    files = [path for path in paths if path.name.lower().endswith(PICTURE_ENDINGS)]
-    return files, [path for path in paths if path.is_dir()]
+    files = [path for path in paths if path.suffix.lower() in PICTURE_ENDINGS]
+    return files, [path for path in paths if path.suffix.lower() not in PICTURE_ENDINGS and path.is_dir()]
 
 
 def _numbered_emotion(file: Path) -> str:
