@@ -64,8 +64,8 @@ class LeftOut(NamedTuple):
 
 
 class Copies(NamedTuple):
-    """Resized copies by `scripts/prepare_data.py`: their side in pixels, whether they were turned as their EXIF
-    orientation says, and the command that makes them again."""
+    """Resized copies by `scripts/prepare_data.py`: folder, side in pixels, turned by EXIF or not,
+    and the command that makes them again."""
 
     root: str
     size: int
