@@ -26,11 +26,11 @@ def para(tmp_path_factory):
         folder = root / "imgs" / f"session{session}"
         folder.mkdir(parents=True, exist_ok=True)
         noise = chance.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(noise).resize((64, 64)).save(folder / f"{number}.jpg")
+        Image.fromarray(noise).resize((64, 64)).save(folder / f"{session}_{number}.jpg")
         votes = np.bincount(chance.integers(0, 9, 2).repeat(10), minlength=9)
         mean = votes @ np.array(PARA_BINS) / 20
         scene = ("=food", "plant")[number % 2]  # a spreadsheet would take the first one for a formula
-        rows.append([folder.name, f"{number}.jpg", scene, f"{mean:.4f}", *votes])
+        rows.append([folder.name, f"{session}_{number}.jpg", scene, f"{mean:.4f}", *votes])
     columns = ["sessionId", "imageName", "semantic", "aestheticScore_mean", *VOTES]
     for part, some, width in (("Train", rows[:240], 4), ("Test", rows[240:], 13)):
         with (root / "annotation" / f"PARA-Giaa{part}.csv").open("w", newline="") as file:
