@@ -100,8 +100,7 @@ def test_score_raises_where_score_all_reports(scorer, tmp_path):
     assert reasons == [
         "the file is empty",
         "there is no such file",
-        "a pipe or device, not a file",
-        "a folder, not a picture, or one that cannot be listed",
+        *["a folder, a pipe or a device, not a file"] * 2,
     ]
     with pytest.raises(DecodeError, match=r"empty\.jpg cannot be decoded: the file is empty"):
         scorer.score(tmp_path / "empty.jpg")
