@@ -125,13 +125,10 @@ def enliven(network: torch.nn.Module) -> torch.nn.Module:
     torch.manual_seed(1)
     for layer in network.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
-            for values, low, high in (
-                (layer.running_mean, -0.5, 0.5),
-                (layer.running_var, 0.5, 2),
-                (layer.weight.data, 0.5, 1.5),
-                (layer.bias.data, -0.5, 0.5),
-            ):
-                values.uniform_(low, high)
+            layer.running_mean.uniform_(-0.5, 0.5)
+            layer.running_var.uniform_(0.5, 2)
+            layer.weight.data.uniform_(0.5, 1.5)
+            layer.bias.data.uniform_(-0.5, 0.5)
     return network.eval()
 
 

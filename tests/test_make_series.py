@@ -1,11 +1,9 @@
 """The stand-in for series: PARA's split kept, order by severity, real votes, and a training can read it."""
 
-import csv
-
 import numpy as np
 import pytest
 from PIL import Image
-from small import read_csv
+from small import read_csv, write_table
 
 from eamb.readers.pairs import load_pairs
 from eamb.readers.para import PARA_BINS
@@ -19,7 +17,6 @@ VOTES = [f"aestheticScore_{value}" for value in PARA_BINS]
 def para(tmp_path_factory):
     """PARA as it is, in small: 40 sessions of 6 photographs for training, 4 with two scenes for test."""
     root = tmp_path_factory.mktemp("para")
-    (root / "annotation").mkdir()
     chance = np.random.default_rng(0)
     rows = []
     for session, number in np.ndindex(44, 6):
@@ -33,8 +30,7 @@ def para(tmp_path_factory):
         rows.append([folder.name, f"{session}_{number}.jpg", scene, f"{mean:.4f}", *votes])
     columns = ["sessionId", "imageName", "semantic", "aestheticScore_mean", *VOTES]
     for part, some, width in (("Train", rows[:240], 4), ("Test", rows[240:], 13)):
-        with (root / "annotation" / f"PARA-Giaa{part}.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([row[:width] for row in (columns, *some)])
+        write_table(root / "annotation" / f"PARA-Giaa{part}.csv", [row[:width] for row in (columns, *some)])
     return root
 
 

@@ -1,6 +1,5 @@
 """Sets of pairs: what is read, what is refused, how it is split, and how pairs become batches."""
 
-import csv
 import hashlib
 import re
 import shutil
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small import write_table
 
 from datasets import Draw, PairPictures, TrainOrder, make_loader
 from eamb.readers import pairs
@@ -17,12 +17,6 @@ from eamb.readers.pairs import PAIR_COLUMNS, describe_pairs, load_pairs
 from eamb.readers.rated import DataOptions, LeftOut
 
 LIST = "1 1 2 0.949 1 4\n1 1 3 0.5 1 2\n7 1 2 0.086 4 2\n"  # as Photo Triage's lists are
-
-
-def write_table(path: Path, rows: list[tuple]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([PAIR_COLUMNS, *rows])
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +66,7 @@ BAD = [  # a row behind ROWS, and what is said of it
 def test_bad_rows_are_named(row, words, root, tmp_path):
     series, first, second, preference = row.split(" ")
     row = (series, *(f"p/{int(i) // 3:02d}_{'abc'[int(i) % 3]}.png" for i in (first, second)), preference)
-    write_table(tmp_path / "train.csv", [*ROWS, row])
+    write_table(tmp_path / "train.csv", [PAIR_COLUMNS, *ROWS, row])
     (tmp_path / "p").symlink_to(root / "p")
     with pytest.raises(ValueError, match="train.csv row 4: .*" + re.escape(words)):
         load_pairs("pairs", tmp_path, ("train",))
@@ -87,7 +81,7 @@ def test_bad_folders_are_named(root, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("other", ["p/00_b", "./p/00_b.png", "p/../p/00_b.png", "p\\00_b.png"])
 def test_another_spelling_is_the_same_photograph(root, tmp_path, other):
-    write_table(tmp_path / "test.csv", [*ROWS, ("s", "p/00_b.png", other, 1)])
+    write_table(tmp_path / "test.csv", [PAIR_COLUMNS, *ROWS, ("s", "p/00_b.png", other, 1)])
     (tmp_path / "p").symlink_to(root / "p")
     with pytest.raises(ValueError, match=r"another photograph than the first|names the file .* in two ways"):
         load_pairs("pairs", tmp_path, ("test",))
@@ -96,7 +90,7 @@ def test_another_spelling_is_the_same_photograph(root, tmp_path, other):
 def test_missing_photographs_take_their_pairs_with_them_and_all_is_said(root, tmp_path):
     gone = [("s", "p/00_b.png", "p/none.png", 1), ("t", "p/a.png", "p/b.png", 1)]
     gone += [("u", "p/01_c.png", "p/c.png", 0)]
-    write_table(tmp_path / "test.csv", [*ROWS, *gone])
+    write_table(tmp_path / "test.csv", [PAIR_COLUMNS, *ROWS, *gone])
     with pytest.raises(FileNotFoundError, match=r"none of the 8 photographs of pairs exists, e\.g\. 'p/00_"):
         load_pairs("pairs", tmp_path, ("test",))
     (tmp_path / "p").symlink_to(root / "p")
@@ -116,13 +110,13 @@ def test_whole_series_are_held_out_by_hash_whatever_the_order_of_the_rows(tmp_pa
     for photograph in (each for _, *pair, _ in rows for each in pair):
         (tmp_path / photograph).touch()
     (tmp_path / "train_pairlist.txt").write_text("".join(f"{s} 1 2 0.8 1 2\n" for s in series))
-    write_table(tmp_path / "train.csv", rows)
+    write_table(tmp_path / "train.csv", [PAIR_COLUMNS, *rows])
     loaded = load_pairs(name, tmp_path, ("train", "val"), DataOptions(validation=share))
     hashes = {str(s): int(hashlib.sha256(str(s).encode()).hexdigest()[:8], 16) / 2**32 for s in series}
     assert set(loaded["val"].series) == {s for s in hashes if hashes[s] < share}
     assert set(loaded["train"].series) == {s for s in hashes if hashes[s] >= share}
     (tmp_path / "train_pairlist.txt").write_text("1 1 2 0.8 1 2\n")
-    write_table(tmp_path / "train.csv", rows[-1:])
+    write_table(tmp_path / "train.csv", [PAIR_COLUMNS, *rows[-1:]])
     with pytest.raises(ValueError, match="if its series are too few to hold some out by hash, raise"):
         load_pairs(name, tmp_path, ("val",), DataOptions(validation=0.01))
 
