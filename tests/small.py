@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from unittest import mock
 
@@ -18,6 +19,7 @@ from PIL import Image
 
 from datasets import Batch
 from eamb.network.outputs import Output
+from eamb.readers.rated import SPLITS
 from eamb.training import run as run_module
 from eamb.training.run import Run
 from eamb.weights import checkpoint
@@ -213,20 +215,19 @@ def write_table(path: Path, rows: list) -> None:
 
 def write_pairs(root: Path, series: int = 12) -> Path:
     """A set for --dataset pairs: series of three photographs, the brighter the better; a third a split."""
-    tables = {split: [] for split in ("train", "val", "test")}
+    tables = {split: [("series", "first", "second", "preference")] for split in SPLITS}
     (root / "p").mkdir(parents=True)
     for number in range(series):
         chance = np.random.default_rng(number)
         names = [f"p/{number:02d}_{letter}.png" for letter in "abc"]
-        for name, light in zip(names, chance.permutation([40, 110, 180]), strict=True):
+        lights = dict(zip(names, chance.permutation([40, 110, 180]), strict=True))
+        for name, light in lights.items():
             pixels = (chance.integers(0, 60, (16, 16, 3)) + light).astype(np.uint8)
             Image.fromarray(pixels).resize((96, 64)).save(root / name)
-        means = [np.asarray(Image.open(root / name)).mean() for name in names]
-        rows = [(a, b, int(means[a] > means[b])) for a in range(3) for b in range(a + 1, 3)]
-        split = ("train", "val", "test")[number % 3]
-        tables[split] += [(f"s{number}", names[a], names[b], better) for a, b, better in rows]
+        pairs = combinations(names, 2)
+        tables[SPLITS[number % 3]] += [(f"s{number}", a, b, int(lights[a] > lights[b])) for a, b in pairs]
     for split, rows in tables.items():
-        write_table(root / f"{split}.csv", [("series", "first", "second", "preference"), *rows])
+        write_table(root / f"{split}.csv", rows)
     return root
 
 
