@@ -79,11 +79,11 @@ def test_bad_folders_are_named(root, tmp_path, monkeypatch):
             load_pairs(name, folder)
 
 
-@pytest.mark.parametrize("other", ["p/00_b", "./p/00_b.png", "p/../p/00_b.png", "p\\00_b.png"])
+@pytest.mark.parametrize("other", ["./p/00_b.png", "p/../p/00_b.png", "p\\00_b.png"])
 def test_another_spelling_is_the_same_photograph(root, tmp_path, other):
     write_table(tmp_path / "test.csv", [PAIR_COLUMNS, *ROWS, ("s", "p/00_b.png", other, 1)])
     (tmp_path / "p").symlink_to(root / "p")
-    with pytest.raises(ValueError, match=r"another photograph than the first|names the file .* in two ways"):
+    with pytest.raises(ValueError, match="another photograph than the first"):
         load_pairs("pairs", tmp_path, ("test",))
 
 

@@ -71,20 +71,16 @@ def decode(
     look: Callable[[Image.Image, Image.Exif], object] | None = None,
     crop: bool = False,
 ) -> np.ndarray:
-    """A picture file as RGB.
-
-    Grayscale, CMYK, palette and 16-bit pictures become RGB; transparency is laid over white, as viewers
-    and web pages show it (the colour under transparent pixels is arbitrary, mostly black).
+    """A picture file as RGB; transparency is laid over white, as viewers and web pages show it.
 
     Args:
         size: side of a square or (height, width); resized with antialiasing exactly as PIL's BILINEAR
             does, whatever the aspect ratio. None keeps the picture's own size.
         exif: turn the picture as its EXIF orientation says.
         exact: False lets a large JPEG be decoded at 1/2, 1/4 or 1/8 of its side, MARGIN times `size` or more,
-            before it is resized: several times faster, pixels differ by a few levels. Not for training and
-            evaluation, whose numbers are those of exact pixels.
-        look: called with the picture as RGB, before it is resized, and its EXIF; for thumbnails and the like,
-            so that no file is decoded twice. An exception that it raises counts as one of decoding.
+            before it is resized: several times faster, pixels differ by a few levels.
+        look: called with the picture as RGB, before it is resized, and its EXIF. An exception that it raises
+            counts as one of decoding.
         crop: keep the aspect ratio: the largest centred part with that of `size` is cut out and resized.
 
     Returns:

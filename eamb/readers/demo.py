@@ -82,11 +82,6 @@ def expose(picture: Image.Image, *stops: float) -> Image.Image:
     return picture.point(table)
 
 
-def cast_green(picture: Image.Image, stops: float) -> Image.Image:
-    """The cast of bad fluorescent light: more green, less red and blue, at about equal brightness."""
-    return expose(picture, -stops, 0.4 * stops, -stops)
-
-
 def compress(picture: Image.Image, quality: float) -> Image.Image:
     """Through a JPEG file of the given quality and back."""
     buffer = io.BytesIO()
@@ -101,7 +96,8 @@ KINDS = {
     "noise": (add_noise, (14, 28, 48, 80), 1.05, "excitement", "anger"),
     "overexposure": (expose, (0.7, 1.4, 2.2, 3.2), 1.10, "amusement", "disgust"),
     "underexposure": (expose, (-1.0, -2.0, -3.0, -4.2), 0.90, "awe", "fear"),
-    "cast": (cast_green, (0.4, 0.8, 1.3, 2.0), 0.80, "amusement", "disgust"),
+    # Bad fluorescent light: more green, less red and blue, at about equal brightness.
+    "cast": (lambda p, s: expose(p, -s, 0.4 * s, -s), (0.4, 0.8, 1.3, 2.0), 0.80, "amusement", "disgust"),
     "compression": (compress, (24, 12, 6, 3), 1.20, "contentment", "anger"),
 }
 

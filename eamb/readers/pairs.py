@@ -154,9 +154,6 @@ def find_pairs(name: str, split: str, rows: pd.DataFrame, protocol: str, places:
     pairs = pairs.reshape(-1, 2).astype(np.int64)
     paths = find_files(photographs, places, f"photographs of {name}", area="pairs")
     files = pd.Series(paths, photographs, dtype=object).dropna()
-    twice = files[files.duplicated()]
-    if len(twice):  # one photograph might be compared with itself, or a pair be there twice
-        raise ValueError(f"pairs: {name} {split} names the file {twice.iloc[0]} in two ways; name it in one")
     complete = np.isin(pairs, np.flatnonzero([path is not None for path in paths])).all(axis=1)  # (m,)
     if not complete.any():
         raise ValueError(
@@ -190,13 +187,7 @@ def read_phototriage(root: Path, split: str, options: DataOptions, read: Read) -
     listed = PHOTO_TRIAGE_LISTS[split]
     folder = root if (root / listed).is_file() else root / "train_val"
     sheet = read(Sheet, folder / listed, PHOTO_TRIAGE_COLUMNS)
-    numbers = {}
-    for column in PAIR_COLUMNS[:3]:
-        values = sheet.numbers(column, 0, 999_999)
-        if (values % 1 != 0).any():
-            raise sheet.error(values % 1 != 0, column, "a whole number")
-        numbers[column] = values.astype(int).tolist()
-    series, *both = numbers.values()
+    series, *both = (sheet.numbers(name, 0, 999_999).astype(int).tolist() for name in PAIR_COLUMNS[:3])
     both = [[f"{s:06d}-{p:02d}.JPG" for s, p in zip(series, side, strict=True)] for side in both]
     places = [root / folder for folder in PHOTO_TRIAGE_FOLDERS]
     return check_pairs(sheet, list(map(str, series)), *both, f"the published {listed}", places)

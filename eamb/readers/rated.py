@@ -64,8 +64,7 @@ class LeftOut(NamedTuple):
 
 
 class Copies(NamedTuple):
-    """Resized copies by `scripts/prepare_data.py`: folder, side in pixels, turned by EXIF or not,
-    and the command that makes them again."""
+    """Of `scripts/prepare_data.py`: folder, side in pixels, whether turned by EXIF, and the command."""
 
     root: str
     size: int
@@ -157,8 +156,7 @@ class RatedSet:
 
     @property
     def id_hashes(self) -> np.ndarray:
-        """(distinct ids,) int64, sorted: first 64 bits of the SHA-256 of "set:id", whether the set is
-        alone or united with others. A checkpoint keeps those of its training pictures."""
+        """(distinct ids,) int64, sorted: first 64 bits of the SHA-256 of "set:id", united or not."""
         texts = self.ids if self.united else [f"{self.name}:{i}" for i in self.ids]
         return np.unique(hash64(texts).view(np.int64))
 
