@@ -108,7 +108,7 @@ def test_processes_write_what_one_writes(source, tmp_path):
 def fi(root):
     numbers = ["0", "1", "2", "\udcff" if sys.platform.startswith("linux") else "3"]  # no UTF-8
     for seed, name in enumerate(f"{emotion}/{i}.jpg" for emotion in EMOTIONS[:4] for i in numbers):
-        photograph(root / "data" / name, seed)
+        photograph(root / name, seed)
 
 
 def emoset(root):
@@ -216,12 +216,12 @@ def test_copies_are_of_what_the_set_has_and_of_nothing_else(tmp_path):
     root, output = tmp_path / "root", tmp_path / "copies"
     fi(root)
     prepare(root, output, dataset="fi")
-    (root / "data/awe/0.jpg").unlink()
+    (root / "awe/0.jpg").unlink()
     prepare(root, output, dataset="fi")
-    assert not (output / "data/awe/0.jpg").exists() and (output / "data/awe/1.jpg").exists()
-    assert "data/awe/0.jpg" not in manifest(output)["pictures"]
-    photograph(output / "data/awe/mine.jpg", 5)
-    assert "'data/awe/mine.jpg' is not one of them" in refused(output, dataset="fi")
+    assert not (output / "awe/0.jpg").exists() and (output / "awe/1.jpg").exists()
+    assert "awe/0.jpg" not in manifest(output)["pictures"]
+    photograph(output / "awe/mine.jpg", 5)
+    assert "'awe/mine.jpg' is not one of them" in refused(output, dataset="fi")
 
 
 @pytest.mark.parametrize(("room", "kept"), [(True, 5), (False, 0)])
