@@ -9,8 +9,6 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from eamb.readers import decoding
@@ -85,13 +83,11 @@ def test_damaged_exif_does_not_lose_the_picture(tmp_path):
     assert decode(path).shape == (6, 8, 3)
 
 
-@given(st.integers(1, 40), st.integers(1, 40))
-@settings(max_examples=15, deadline=None)
-def test_resizing_is_exactly_pils(tmp_path_factory, height, width):
+@pytest.mark.parametrize("size", [(1, 40), (40, 1), (17, 31), (33, 7), (5, 32)])
+def test_resizing_is_exactly_pils(tmp_path, size):
     image = random_image(3, (31, 17))
-    path = saved(tmp_path_factory.mktemp("resize"), image)
-    expected = image.resize((width, height), Image.Resampling.BILINEAR)
-    assert (decode(path, (height, width)) == np.asarray(expected)).all()
+    expected = image.resize(size, Image.Resampling.BILINEAR)
+    assert (decode(saved(tmp_path, image), size[::-1]) == np.asarray(expected)).all()
 
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 50
@@ -145,11 +141,7 @@ def test_what_phones_put_behind_a_picture_is_no_scan(tmp_path):
 def test_a_pipe_a_folder_and_floating_point_pixels_are_errors(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     saved(tmp_path, Image.fromarray(np.ones((4, 4), np.float32)), "f.tif")
-    odd = {
-        "pipe.jpg": "a folder, a pipe or a device",
-        "": "a folder, a pipe",
-        "f.tif": "floating-point pixels",
-    }
+    odd = {"pipe.jpg": "a folder, a pipe or", "": "a folder, a pipe or", "f.tif": "floating-point pixels"}
     for name, words in odd.items():
         with pytest.raises(DecodeError, match=f"{name} cannot be decoded: {words}"):
             decode(tmp_path / name)
@@ -204,11 +196,12 @@ def test_a_jpeg_is_decoded_as_small_as_the_margin_allows(tmp_path, decoded_sides
 
 
 @pytest.mark.parametrize(("orientation", "mode"), [(1, "RGB"), (3, "L"), (6, "CMYK"), (7, "RGB"), (8, "L")])
-def test_pixels_of_large_jpegs_are_nearly_the_exact_ones(tmp_path, orientation, mode):
+@pytest.mark.parametrize("progressive", [False, True])
+def test_pixels_of_large_jpegs_are_nearly_the_exact_ones(tmp_path, orientation, mode, progressive):
     exif = Image.Exif()
     exif[0x0112] = orientation
     picture = landscape(BIG, BIG + 64).convert(mode)
-    path = saved(tmp_path, picture, "large.jpg", exif=exif, quality=95)
+    path = saved(tmp_path, picture, "large.jpg", exif=exif, quality=95, progressive=progressive)
     for shape in (SMALL, (SMALL, SMALL + 8)):
         exact, near = decode(path, shape).astype(int), decode(path, shape, exact=False)
         assert 0 < np.abs(near - exact).max() < 8  # 0: nothing was left out, and nothing saved
@@ -217,12 +210,9 @@ def test_pixels_of_large_jpegs_are_nearly_the_exact_ones(tmp_path, orientation, 
     assert turned or orientation == 1
 
 
-def test_other_formats_are_always_exact_and_progressive_jpegs_nearly(tmp_path):
-    picture = landscape(BIG, BIG)
-    path = saved(tmp_path, picture, compress_level=1)
+def test_other_formats_are_always_exact(tmp_path):
+    path = saved(tmp_path, landscape(BIG, BIG), compress_level=1)
     assert (decode(path, SMALL, exact=False) == decode(path, SMALL)).all()
-    path = saved(tmp_path, picture, "large.jpg", progressive=True)
-    assert np.abs(decode(path, SMALL, exact=False) - decode(path, SMALL).astype(int)).max() < 8
 
 
 @pytest.mark.parametrize("exact", [True, False])

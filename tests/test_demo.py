@@ -50,30 +50,14 @@ def test_labels_are_the_same_bytes_on_every_machine_and_votes_are_spread_as_the_
     assert np.average(range(1, 11), weights=votes) == pytest.approx(8 - 2 * 1.3, abs=0.05)
 
 
-def roughness(picture):
-    """Mean absolute difference of horizontal neighbours, in grey levels."""
-    return np.abs(np.diff(picture.mean(axis=2), axis=1)).mean()
-
-
-MEASURES = {
-    "blur": lambda picture, whole: -roughness(picture),
-    "noise": lambda picture, whole: roughness(picture),
-    "cast": lambda picture, whole: picture[..., 1].mean() - picture[..., [0, 2]].mean(),
-    "overexposure": lambda picture, whole: picture.mean(),
-    "underexposure": lambda picture, whole: -picture.mean(),
-    "compression": lambda picture, whole: np.abs(picture - whole).mean(),
-}
-
-
-@pytest.mark.parametrize("kind", MEASURES)
+@pytest.mark.parametrize("kind", demo.KINDS)
 @pytest.mark.parametrize("source", ["china", "rocket"])
 def test_damage_grows_with_severity_and_is_the_same_each_time(root, source, kind):
     names = ("none_0", *(f"{kind}_{severity}" for severity in (1, 2, 3, 4)))
-    opened = [Image.open(root / "images" / f"{source}_whole_{name}.jpg") for name in names]
-    pictures = [np.asarray(picture, dtype=np.float64) for picture in opened]
-    values = [MEASURES[kind](picture, pictures[0]) for picture in pictures]
-    assert values == sorted(values) and len(set(values)) == 5
-    assert demo.degrade(opened[0], kind, 2)[0].tobytes() == demo.degrade(opened[0], kind, 2)[0].tobytes()
+    whole, *damaged = (Image.open(root / "images" / f"{source}_whole_{name}.jpg") for name in names)
+    away = [np.abs(np.asarray(each, float) - np.asarray(whole, float)).mean() for each in damaged]
+    assert 0.5 < away[0] < away[1] < away[2] < away[3]
+    assert demo.degrade(whole, kind, 2)[0].tobytes() == demo.degrade(whole, kind, 2)[0].tobytes()
 
 
 def test_exposure_multiplies_linear_light():
