@@ -6,15 +6,13 @@
 
 SERIES/graded: series of one photograph and worse versions of it, by blur, noise, exposure or compression, in
 DEGREES steps, at the size of PARA's files. The less damaged one is always preferred.
-
 SERIES/rated: different photographs of PARA whose mean ratings differ by more than GAP, in disjoint groups of
-GROUP. A training group is of one session (whose raters are the same people), a test group of one scene class.
-A training preference is 1 or 0; a test preference is how often a vote for one is higher than a vote for the
-other, from PARA's own counts.
+GROUP, of one session (with the same raters) or, for test, of one scene class. A training preference is 1 or
+0; a test preference is how often a vote for one is higher than a vote for the other, from PARA's own counts.
+SERIES itself has both together. Neither is what people do when they choose among their own shots.
 
-SERIES itself has both together. Neither is what people do when they choose among their own shots. Both keep
-PARA's split: validation photographs are held out of its training list by hash of the session, and a test
-photograph with an identical twin in the training list is left out.
+PARA's split is kept: validation photographs are held out of its training list by hash of the session, and a
+test photograph with an identical twin in the training list is left out.
 """
 
 from __future__ import annotations
@@ -30,6 +28,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image
 from tqdm import tqdm
 
@@ -71,20 +70,17 @@ def photographs(root: Path) -> dict[str, list[Photograph]]:
     sheet = reader.read(Sheet, root / "annotation" / PARA_FILES["test"])
     names = map("/".join, zip(sheet.texts("sessionId"), sheet.texts("imageName"), strict=True))
     scene_of = dict(zip(names, sheet.texts("semantic"), strict=True))
-    parts = {"train": [], "val": [], "test": []}
+    parts = {"train": [], "val": []}
     for sample in loaded["train"]:
         session = sample.id.partition("/")[0]
         split = "val" if hash_fractions([session])[0] < VALIDATION else "train"
         parts[split].append(Photograph(sample.id, session, sample.score, None))
-    for sample in loaded["test"]:
-        if sample.id not in twins:
-            parts["test"].append(
-                Photograph(sample.id, scene_of[sample.id], sample.score, sample.distribution)
-            )
+    tested = (sample for sample in loaded["test"] if sample.id not in twins)
+    parts["test"] = [Photograph(s.id, scene_of[s.id], s.score, s.distribution) for s in tested]
     return parts
 
 
-def damaged(image: Image.Image, kind: str, degree: int, chance: np.random.Generator) -> Image.Image:
+def damaged(image: Image.Image, kind: str, degree: int, chance: Generator) -> Image.Image:
     """The picture, worse by one of DAMAGES, in degrees 1 to DEGREES - 1."""
     if kind == "blurred":
         return demo.blur(image, 0.7 * degree)
@@ -97,7 +93,7 @@ def damaged(image: Image.Image, kind: str, degree: int, chance: np.random.Genera
 
 
 def make_graded(
-    folder: Path, parts: list[Photograph], count: int, root: Path, chance: np.random.Generator
+    folder: Path, parts: list[Photograph], count: int, root: Path, chance: Generator
 ) -> list[Pair]:
     """Writes `count` series of DEGREES versions, the kinds of damage in turn; returns the pairs."""
     folder.mkdir(parents=True)
@@ -116,13 +112,13 @@ def make_graded(
     return pairs
 
 
-def in_random_order(pair: Pair, chance: np.random.Generator) -> Pair:
+def in_random_order(pair: Pair, chance: Generator) -> Pair:
     """The pair, swapped at random: which stands first must say nothing."""
     series, first, second, share = pair
     return pair if chance.random() < 0.5 else (series, second, first, 1 - share)
 
 
-def grouped_pairs(parts: list[Photograph], chance: np.random.Generator) -> Iterator[Pair]:
+def grouped_pairs(parts: list[Photograph], chance: Generator) -> Iterator[Pair]:
     """All pairs with ratings more than GAP apart in disjoint groups of GROUP of one session or scene."""
     for name in sorted({photograph.group for photograph in parts}):
         members = [photograph for photograph in parts if photograph.group == name]
@@ -150,20 +146,19 @@ def make(options: argparse.Namespace) -> int:
     if read_manifest(root):
         raise ValueError(f"make_series: {root} holds prepared copies; series need the photographs themselves")
     parts = photographs(root)
-    few, pairs = (max(2, round(VALIDATION * count)) for count in (options.series, options.pairs))
-    counts = {"train": options.series, "val": few, "test": options.test_series}
-    most = {"train": options.pairs, "val": pairs}  # rated pairs; test has all that there are
-    for split, count in counts.items():
+    train = (options.series, options.pairs)  # graded series, and at most so many rated pairs
+    val = (max(2, round(VALIDATION * count)) for count in train)
+    sizes = {"train": train, "val": tuple(val), "test": (options.test_series, None)}
+    for split, (count, _) in sizes.items():
         if count > (have := len(parts[split])):
             raise ValueError(f"make_series: {count} series are asked for and {split} has {have} photographs")
     chance = np.random.default_rng(options.seed)
     (output / "rated").mkdir(parents=True)
     (output / "rated" / "imgs").symlink_to((root / "imgs").resolve(), target_is_directory=True)
-    for split, count in counts.items():
+    for split, (count, most) in sizes.items():
         graded = make_graded(output / "graded" / split, parts[split], count, root, chance)
         rated = list(grouped_pairs(parts[split], chance))
-        if split in most:
-            rated = [rated[i] for i in np.sort(chance.permutation(len(rated))[: most[split]])]
+        rated = [rated[i] for i in np.sort(chance.permutation(len(rated))[:most])]
         together = []
         for kind, pairs in (("graded", graded), ("rated", rated)):
             together += [(series, f"{kind}/{a}", f"{kind}/{b}", share) for series, a, b, share in pairs]

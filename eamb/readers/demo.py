@@ -127,8 +127,7 @@ def degrade(picture: Image.Image, kind: str, severity: int) -> tuple[Image.Image
 def make_demo(root: Path) -> Path:
     """Make the data set at `root`, unless it is there: labels.csv, images/, contact_sheet.png and README.txt.
 
-    It is built in a temporary folder beside `root`, which is then renamed: an interrupted run leaves nothing
-    half-made, and several processes may call this at once.
+    An interrupted run leaves nothing half-made, and several processes may call this at once.
     """
     root = Path(root)
     if (root / "labels.csv").is_file():
