@@ -140,11 +140,16 @@ def _rgb(image: Image.Image) -> Image.Image:
     sixteen_bits = image.mode == "I" or image.mode.startswith("I;16")
     if not (sixteen_bits or image.has_transparency_data):
         return image.convert("RGB")
-    if sixteen_bits:
-        values = np.asarray(image).clip(0, 65535).astype(np.uint32)
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    whole = Image.new("RGB", image.size)
+    for top in range(0, image.height, 256):  # by bands, because it takes several times a picture's memory
+        band = image.crop((0, top, image.width, min(top + 256, image.height)))
+        if sixteen_bits:
+            values = np.asarray(band).clip(0, 65535).astype(np.uint32)
+            band = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        else:
+            band = Image.alpha_composite(Image.new("RGBA", band.size, "white"), band.convert("RGBA"))
+        whole.paste(band.convert("RGB"), (0, top))
+    return whole
 
 
 def _resized(image: Image.Image, size: int | tuple[int, int] | None, crop: bool) -> np.ndarray:
