@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from eamb.training.tasks import Task
 
 ID_CHECK = "id_check.csv"
-
-Misfits = dict[str, list[LeftOut]]  # "missing", "extra" and "duplicate" ids, each with the reason
+USUAL = {"id": ("id", *PATH_COLUMNS), "prediction": ("prediction", "predicted", "pred", *SCORE_COLUMNS)}
 
 
 def evaluate_predictions(
@@ -52,11 +51,37 @@ def evaluate_predictions(
     rated = task.load_split(split)
     predictions, misfits = match_ids(path, rated)
     sha256 = file_hash(path)
-    if output and (output / "predictions.csv").resolve() == path.resolve():
-        raise ValueError(f"evaluation: {path} would be overwritten; choose another --output than {output}")
     folder = report_folder(output, rated, sha256, force)
-    report = compare_with_ratings(predictions, misfits, rated, task)
-    report.facts |= {"predictions_file": path.name, "predictions_sha256": sha256}
+    if (folder / "predictions.csv").resolve() == path.resolve():
+        raise ValueError(f"evaluation: {path} would be overwritten; choose another --output than {output}")
+    part = rated.take(predictions["position"].to_numpy())
+    columns = {name: predictions[name].to_numpy() for name in predictions if name not in ("row", "position")}
+    columns["id"] = np.array(part.ids)
+    reason = why_correlations_only(columns["prediction"], rated)
+    labels = rated.scale.kind == "label" and not reason
+    twins, notes = find_twins(rated, task.reader)
+    report = compare_scores(columns, part, task.config.evaluate.bootstrap, labels, bool(reason), twins)
+    report.title += " (correlations only)" if reason else ""
+    report.title += f" ({len(part):,} of {len(rated):,}: incomplete)" if misfits["missing"] else ""
+    report.notes += [*notes, *([reason] if reason else [])]
+    for kind, rows in misfits.items():
+        if rows:
+            report.notes.append(f"{kind} ids: {len(rows):,}, e.g. {rows[0].id}; see {ID_CHECK}")
+    usual, options = asdict(DataOptions()), asdict(task.config.data.options())
+    report.facts |= {
+        "task": "aesthetics",
+        "dataset": rated.name,
+        "split": rated.split,
+        "protocol": rated.protocol,
+        "split_sha256": rated.sha256,
+        # The options that are not the defaults: make_tables reads the set again.
+        "data": {name: value for name, value in options.items() if value != usual[name]},
+        **{f"{kind}_ids": len(rows) for kind, rows in misfits.items()},
+        "left_out": len(rated.left_out),
+        "versions": versions(),
+        "predictions_file": path.name,
+        "predictions_sha256": sha256,
+    }
     rows = [row for kind in misfits.values() for row in kind]
     if rows:
         write_csv(folder / ID_CHECK, [("id", "reason"), *rows])
@@ -76,12 +101,16 @@ def read_predictions(path: Path, rated: RatedSet) -> pd.DataFrame:
     Raises:
         ValueError, FileNotFoundError: one sentence that names file, row and column.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"evaluation: there is no file {path}; --predictions is a csv of id and prediction"
-        )
-    sheet = Sheet(path)
-    columns = {"prediction": sheet.numbers(find_column(sheet, "prediction"))}
+    sheet, found = Sheet(path), {}
+    for name, usual in USUAL.items():
+        exact = [column for column in sheet.columns if column.lower() == name]
+        columns = exact or [column for column in sheet.columns if column.lower() in usual]
+        if len(columns) != 1:
+            raise ValueError(
+                f"evaluation: {path.name} needs one column '{name}'; it has {', '.join(sheet.columns[:12])}"
+            )
+        found[name] = columns[0]
+    columns = {"prediction": sheet.numbers(found["prediction"])}
     bins = [f"p_{value:g}" for value in rated.bins]
     if set(bins) & set(sheet.columns):
         sheet.need(bins)
@@ -91,30 +120,17 @@ def read_predictions(path: Path, rated: RatedSet) -> pd.DataFrame:
         if wrong.any():
             expected = f"shares, 0 or more, that sum to 1 over {bins[0]} to {bins[-1]}"
             raise sheet.error(wrong, bins[0], expected)
-    ids = [original(text) for text in sheet.texts(find_column(sheet, "id"))]
+    ids = [original(text) for text in sheet.texts(found["id"])]
     return pd.DataFrame({"row": sheet.rows, "id": ids, **columns})
 
 
-def find_column(sheet: Sheet, name: str) -> str:
-    """The column of this name, in upper or lower case, or the only one with a usual name for the same."""
-    usual = PATH_COLUMNS if name == "id" else ("predicted", "pred", *SCORE_COLUMNS)
-    exact = [column for column in sheet.columns if column.lower() == name]
-    columns = exact or [column for column in sheet.columns if column.lower() in usual]
-    if len(columns) == 1:
-        return columns[0]
-    candidates = f"{' and '.join(columns)} could be" if columns else f"found {', '.join(sheet.columns[:12])}"
-    raise ValueError(
-        f"evaluation: {sheet.path.name}: which column is the {name}? ({candidates}.) Call it '{name}'."
-    )
-
-
-def match_ids(path: Path, rated: RatedSet) -> tuple[pd.DataFrame, Misfits]:
+def match_ids(path: Path, rated: RatedSet) -> tuple[pd.DataFrame, dict[str, list[LeftOut]]]:
     """The predictions of a file for the pictures of a set, and the ids that do not fit.
 
     Returns:
         The table of `read_predictions`, one row a picture, in the order of the set, with the picture's
-        "position" in it; and the ids without a prediction, those that the set does not have, and those given
-        more than once with the same value.
+        "position" in it; and the "missing" ids (the set's without a prediction), the "extra" ones (not in
+        the set) and the "duplicate" ones (more than once, with the same value), each with the reason.
 
     Raises:
         ValueError: fewer than half of the pictures are predicted, or one with two values; and as
@@ -134,19 +150,15 @@ def match_ids(path: Path, rated: RatedSet) -> tuple[pd.DataFrame, Misfits]:
     duplicate = []
     for position, rows in matched[matched.duplicated("position", keep=False)].groupby("position"):
         name, numbers = rated.ids[position], " and ".join(map(str, rows["row"]))
-        values = rows.drop(columns=["row", "id"])
-        if (values != values.iloc[0]).any(axis=None):
+        if len(rows.drop(columns=["row", "id"]).drop_duplicates()) > 1:
             raise ValueError(
-                f"evaluation: {path.name} rows {numbers}: '{name}' is predicted {len(rows)} times, as "
-                f"{' and '.join(map(str, rows['prediction']))}; keep one of them"
+                f"evaluation: {path.name} rows {numbers}: '{name}' has several predictions; keep one of them"
             )
         duplicate.append(LeftOut(name, f"duplicate: rows {numbers}"))
+    rows = zip(extra["id"], extra["row"], strict=True)
     return predictions, {
         "missing": [LeftOut(rated.ids[position], "missing: no prediction") for position in missing],
-        "extra": [
-            LeftOut(name, f"extra: not in {split}, row {row}")
-            for name, row in zip(extra["id"], extra["row"], strict=True)
-        ],
+        "extra": [LeftOut(name, f"extra: not in {split}, row {row}") for name, row in rows],
         "duplicate": duplicate,
     }
 
@@ -154,67 +166,25 @@ def match_ids(path: Path, rated: RatedSet) -> tuple[pd.DataFrame, Misfits]:
 def find_pictures(texts: Iterable[str], ids: Sequence[str]) -> list[int]:
     """The position in `ids` of the picture that each text means; -1 if none fits, or several do.
 
-    A text is a whole id, or else a file name with or without the picture's ending, and perhaps with folders
-    that do not contradict the id's: `a/1.jpg` may be called `1`, `1.jpg` or `/data/a/1.jpg`, not `b/1.jpg`.
+    A text is a whole id, or else a file name, with any ending or none and perhaps with folders that do not
+    contradict the id's: `a/1.jpg` may be called `1`, `1.jpg` or `/data/a/1.jpg`, not `b/1.jpg`.
     """
 
-    def without_ending(path: str) -> str:
-        stem, _, ending = path.rpartition(".")
-        return stem if f".{ending.lower()}" in PICTURE_ENDINGS else path
+    def without_ending(name: str) -> str:
+        stem, _, ending = f"/{name}".rpartition(".")
+        return stem if f".{ending.lower()}" in PICTURE_ENDINGS else f"/{name}"
 
-    whole = {name: position for position, name in enumerate(ids)}
-    named = defaultdict(list)  # file name, with and without ending -> paths and positions
-    for position, name in enumerate(ids):
-        for path in {f"/{name}", f"/{without_ending(name)}"}:
-            named[path.rpartition("/")[2]].append((path, position))
-
-    def find(text: str) -> int:
-        if text in whole:
-            return whole[text]
-        for path in (f"/{text}", f"/{without_ending(text)}"):
-            candidates = named.get(path.rpartition("/")[2], [])
-            fitting = [k for other, k in candidates if path.endswith(other) or other.endswith(path)]
-            if len(fitting) == 1:
-                return fitting[0]
-        return -1
-
-    return [find(text.replace("\\", "/")) for text in texts]
-
-
-def compare_with_ratings(predictions: pd.DataFrame, misfits: Misfits, rated: RatedSet, task: Task) -> Report:
-    """The report on predictions that were matched with the set by `match_ids`."""
-    part = rated.take(predictions["position"].to_numpy())
-    columns = {name: predictions[name].to_numpy() for name in predictions if name not in ("row", "position")}
-    columns["id"] = np.array(part.ids)
-    reason = why_correlations_only(columns["prediction"], rated)
-    labels = rated.scale.kind == "label" and not reason
-    twins, notes = find_twins(rated, task.reader)
-    report = compare_scores(columns, part, task.config.evaluate.bootstrap, labels, bool(reason), twins)
-    report.title += " (correlations only)" if reason else ""
-    report.title += f" ({len(part):,} of {len(rated):,}: incomplete)" if misfits["missing"] else ""
-    report.notes += [*notes, *([reason] if reason else [])]
-    words = {
-        "missing": f"pictures of {rated.name} {rated.split} without a prediction, not in the figures",
-        "extra": f"ids that {rated.name} {rated.split} does not have, not used",
-        "duplicate": "ids given more than once with one value, counted once",
-    }
-    for kind, rows in misfits.items():
-        names = ", ".join([name for name, _ in rows[:3]] + ["..."] * bool(rows[3:]))
-        report.notes += [f"{words[kind]}: {len(rows):,} ({names}; {ID_CHECK})"] if rows else []
-    usual, options = asdict(DataOptions()), asdict(task.config.data.options())
-    report.facts |= {
-        "task": "aesthetics",
-        "dataset": rated.name,
-        "split": rated.split,
-        "protocol": rated.protocol,
-        "split_sha256": rated.sha256,
-        # The options that are not the defaults: make_tables reads the set again.
-        "data": {name: value for name, value in options.items() if value != usual[name]},
-        **{f"{kind}_ids": len(rows) for kind, rows in misfits.items()},
-        "left_out": len(rated.left_out),
-        "versions": versions(),
-    }
-    return report
+    whole, named = {name: position for position, name in enumerate(ids)}, defaultdict(list)
+    for name in ids:
+        path = without_ending(name)
+        named[path.rpartition("/")[2]].append((path, whole[name]))
+    positions = []
+    for text in (text.replace("\\", "/") for text in texts):
+        path = without_ending(text)
+        candidates = named.get(path.rpartition("/")[2], [])
+        fitting = [k for other, k in candidates if path.endswith(other) or other.endswith(path)]
+        positions.append(whole.get(text, fitting[0] if len(fitting) == 1 else -1))
+    return positions
 
 
 def why_correlations_only(predicted: np.ndarray, rated: RatedSet) -> str:
@@ -224,10 +194,9 @@ def why_correlations_only(predicted: np.ndarray, rated: RatedSet) -> str:
     if not outside.any():
         return ""
     labels = rated.scale.kind == "label"
-    unit = "the probability of 'high' is" if labels else "the set's ratings are"
     remedy = " (or say data.target=score, if they are ratings)" if labels else ""
     return (
         f"correlations only: {outside.sum():,} of {len(predicted):,} predictions are outside {low:g} to "
-        f"{high:g}, where {unit}; they go from {predicted.min():g} to {predicted.max():g}. For accuracy and "
-        f"errors give them in that range{remedy}"
+        f"{high:g}, the {'probability of high' if labels else 'ratings of the set'}; for accuracy and errors "
+        f"give them in that range{remedy}"
     )
