@@ -65,7 +65,7 @@ def test_a_set_with_other_emotions_is_refused_before_anything_is_predicted(
 
 def test_a_set_without_emotions_is_refused_for_an_emotion_network(emotion_run, counts_set, tmp_path, capsys):
     assert evaluate(emotion_run / "best.pt", "csv", counts_set, tmp_path / "out") == 2
-    assert "csv test has no emotions; the task emotion needs them" in capsys.readouterr().err
+    assert "no picture of csv test has a label for the task emotion" in capsys.readouterr().err
 
 
 def test_a_set_without_ratings_is_refused_for_scores(score_run, tmp_path, capsys):

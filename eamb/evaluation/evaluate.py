@@ -47,11 +47,7 @@ def evaluate_checkpoint(
 
 
 def report_folder(output: Path | None, rated: RatedSet, sha256: str, force: bool) -> Path:
-    """`output`, or a folder named for the set, the split and the hash of the weights or predictions.
-
-    Raises:
-        FileExistsError: there is a report in it already, and no `force`.
-    """
+    """`output`, or a folder named for the set and the hash; FileExistsError where a report is, unless `force`."""
     folder = output or Path("runs") / f"evaluate_{rated.name}_{rated.split}_{sha256[:8]}"
     if not force:
         refuse_existing("evaluation", folder, FILES)
@@ -80,21 +76,25 @@ def evaluate(
         report.notes.append(f"pictures that cannot be decoded, left out: {len(predictions.broken)}")
     leaked = leaks(rated, weights)
     report.notes += [f"{name.replace('_', ' ')}: {count}" for name, count in leaked.items()]
-    report.facts |= leaked | {
-        "task": task.name,
-        "dataset": rated.name,
-        "split": rated.split,
-        "protocol": rated.protocol,
-        "split_sha256": rated.sha256,
-        "weights_sha256": weights.sha256,
-        "trained_on": weights.description["dataset"],
-        "origin": weights.description.get("origin", {}),
-        "broken": [list(entry) for entry in predictions.broken],
-        "left_out": len(rated.left_out),
-        "training": weights.description.get("config", {}),
-        "versions": versions(),
-    }
+    report.facts |= (
+        leaked
+        | about(rated, task.name)
+        | {
+            "weights_sha256": weights.sha256,
+            "trained_on": weights.description["dataset"],
+            "origin": weights.description.get("origin", {}),
+            "broken": [list(entry) for entry in predictions.broken],
+            "training": weights.description.get("config", {}),
+        }
+    )
     return report
+
+
+def about(rated: RatedSet, task: str) -> dict:
+    """What metrics.json says about the set, and the versions."""
+    described = {"task": task, "dataset": rated.name, "split": rated.split, "protocol": rated.protocol}
+    counted = {"split_sha256": rated.sha256, "left_out": len(rated.left_out)}
+    return described | counted | {"versions": versions()}
 
 
 def leaks(rated: RatedSet, weights: Weights) -> dict[str, int]:

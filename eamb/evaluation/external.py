@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from eamb.evaluation.evaluate import publish, report_folder
+from eamb.evaluation.evaluate import about, publish, report_folder
 from eamb.evaluation.ratings import compare_scores, find_twins
-from eamb.evaluation.report import Report, versions
+from eamb.evaluation.report import Report
 from eamb.files import file_hash, original, write_csv
 from eamb.readers.decoding import PICTURE_ENDINGS
 from eamb.readers.own_csv import PATH_COLUMNS, SCORE_COLUMNS
@@ -68,17 +68,10 @@ def evaluate_predictions(
         if rows:
             report.notes.append(f"{kind} ids: {len(rows):,}, e.g. {rows[0].id}; see {ID_CHECK}")
     usual, options = asdict(DataOptions()), asdict(task.config.data.options())
-    report.facts |= {
-        "task": "aesthetics",
-        "dataset": rated.name,
-        "split": rated.split,
-        "protocol": rated.protocol,
-        "split_sha256": rated.sha256,
+    report.facts |= about(rated, task.name) | {
         # The options that are not the defaults: make_tables reads the set again.
         "data": {name: value for name, value in options.items() if value != usual[name]},
         **{f"{kind}_ids": len(rows) for kind, rows in misfits.items()},
-        "left_out": len(rated.left_out),
-        "versions": versions(),
         "predictions_file": path.name,
         "predictions_sha256": sha256,
     }

@@ -15,6 +15,9 @@ from eamb.runtime import distributed, engine
 from eamb.runtime.config import Config
 from eamb.weights.checkpoint import Weights
 
+CSV_SETTINGS = ("table", "images", "path_column", "score_column", "count_columns", "emotion_columns")
+CSV_SETTINGS += ("split_column",)
+
 
 def as_trained(config: Config, weights: Weights, given: dict[str, object] | None = None) -> Config:
     """The config with all that the weights decide: task, backbone, picture size, and the set's threshold.
@@ -25,7 +28,7 @@ def as_trained(config: Config, weights: Weights, given: dict[str, object] | None
     Raises:
         ValueError: a given setting contradicts the weights.
     """
-    described = weights.description
+    described, data = weights.description, config.data
     (size, exif), crop = weights.size_and_exif, described.get("crop", False)
     fixed = {"task": weights.task, "data.size": size, "data.exif": exif, "data.crop": crop}
     architecture = {"network": described.get("network", "eambnet")} | described["architecture"]
@@ -37,17 +40,16 @@ def as_trained(config: Config, weights: Weights, given: dict[str, object] | None
                 f"evaluation: {key}={value} does not go with these weights, whose {key} is {fixed[key]}; "
                 "leave it out"
             )
-    data = replace(config.data, size=size, exif=exif, crop=crop)
+    kept = {}  # settings of the training, used unless others are given
     if weights.scale and described["dataset"] == data.dataset and data.threshold is None:
-        data = replace(data, threshold=weights.scale.threshold)
-    trained = described.get("config", {}).get("data", {})
-    keys = []
+        kept["threshold"] = weights.scale.threshold
+    trained, names = described.get("config", {}).get("data", {}), ()
     if data.dataset == "csv" and "csv" in described["dataset"].split("+"):  # how the csv is read
-        keys += ["table", "images", "path_column", "score_column", "count_columns", "emotion_columns"]
-        keys.append("split_column")
+        names += CSV_SETTINGS
     if data.dataset in described.get("dealt", ()) and not data.folds:  # which part was left for the test
-        keys += ["folds", "fold"]
-    data = replace(data, **{key: trained[key] for key in keys if key in trained and not getattr(data, key)})
+        names += ("folds", "fold")
+    kept |= {name: trained[name] for name in names if name in trained and not getattr(data, name)}
+    data = replace(data, size=size, exif=exif, crop=crop, **kept)
     model = replace(config.model, backbone=described["architecture"]["backbone"])
     return replace(config, task=weights.task, data=data, model=model)
 
@@ -62,20 +64,20 @@ def is_cross_set(weights: Weights, rated: RatedSet) -> bool:
     return rated.name not in weights.description["dataset"].split("+") or not inside
 
 
+def has_votes(rated: RatedSet) -> np.ndarray:
+    """(n,) bool, the pictures with an emotion."""
+    return (
+        np.zeros(len(rated), dtype=bool) if rated.emotions is None else ~np.isnan(rated.emotions).all(axis=1)
+    )
+
+
 def labelled(rated: RatedSet, task: str) -> RatedSet:
     """The pictures that have what the task needs: a rating, or emotion votes. The others are left out.
 
     Raises:
         ValueError: there is none.
     """
-    if task == "aesthetics":
-        usable = ~np.isnan(rated.scores)
-    elif rated.emotions is None:
-        raise ValueError(
-            f"evaluation: {rated.name} {rated.split} has no emotions; the task emotion needs them"
-        )
-    else:
-        usable = ~np.isnan(rated.emotions).all(axis=1)
+    usable = ~np.isnan(rated.scores) if task == "aesthetics" else has_votes(rated)
     if not usable.any():
         raise ValueError(
             f"evaluation: no picture of {rated.name} {rated.split} has a label for the task {task}"

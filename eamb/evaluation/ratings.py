@@ -9,9 +9,14 @@ from torch import nn
 
 import metrics
 from datasets import SetReader
-from eamb.evaluation.emotions import add_emotions, shift_emotions, why_not_measured
+from eamb.evaluation.emotions import (
+    count_high_and_low,
+    measure_emotions,
+    why_not_measured,
+    with_emotions,
+)
 from eamb.evaluation.intervals import bootstrap_intervals
-from eamb.evaluation.predicting import decoded, is_cross_set, predict_set
+from eamb.evaluation.predicting import decoded, has_votes, is_cross_set, predict_set
 from eamb.evaluation.report import Report, rounded
 from eamb.readers.rated import RatedSet
 from eamb.runtime import engine
@@ -32,12 +37,12 @@ def evaluate_scores(
     Args:
         reader: the set's, to look for identical pictures in training.
     """
-    has_emotions, reason = rated.emotions is not None, why_not_measured(weights, rated)
     predictions = predict_set(network, rated, config, compute, show=True)
     twins, notes = find_twins(rated, reader)
-    description = weights.description if has_emotions and not reason else None
+    reason = "" if rated.emotions is None else why_not_measured(weights, rated)
+    description = None if reason or rated.emotions is None else weights.description
     report = measure_scores(predictions, rated, config.evaluate.bootstrap, weights, description, twins)
-    report.notes += [*notes, reason] if has_emotions and reason else notes
+    report.notes += [*notes, *([reason] if reason else [])]
     return report, predictions
 
 
@@ -60,18 +65,19 @@ def measure_scores(
     Raises:
         ValueError: no picture could be decoded.
     """
-    rated = decoded(predictions, rated)
-    if description:
-        predictions, rated = shift_emotions(predictions, rated, description)
+    kept = decoded(predictions, rated)
     scale = weights.scale if weights else rated.scale
     cross = weights is not None and is_cross_set(weights, rated)
-    labels = scale.kind == "label" and not cross
-    columns = {"id": np.array(rated.ids), "prediction": rounded(scale.value(predictions.prediction))}
+    columns = {"id": np.array(kept.ids), "prediction": rounded(scale.value(predictions.prediction))}
     shares = rounded(predictions.prediction)  # (n, K)
     columns |= {f"p_{value:g}": shares[:, i] for i, value in enumerate(scale.bins)}
-    report = compare_scores(columns, rated, bootstrap, labels, cross, twins)
-    if description:
-        add_emotions(report, predictions, rated, bootstrap)
+    labels = scale.kind == "label" and not cross
+    report = compare_scores(columns, kept, bootstrap, labels, cross, twins)
+    if description and has_votes(kept).any():
+        report.emotions = measure_emotions(predictions, rated, description, bootstrap)
+        if not cross:
+            emotions = description["architecture"]["emotions"]
+            count_high_and_low(report, with_emotions(kept, emotions))
     if cross:
         trained_on = weights.description["dataset"]
         report.title += f" (cross-set: trained on {trained_on}, correlations only)"
@@ -94,8 +100,7 @@ def compare_scores(
         correlations_only: the prediction is in another unit than the ratings.
         twins: ids of pictures that are in training too: all is measured without them as well.
     """
-    predicted = columns["prediction"]
-    scores, threshold = truth(rated, labels)
+    predicted, (scores, threshold) = columns["prediction"], truth(rated, labels)
     arrays = [predicted, scores]
     bins = [f"p_{value:g}" for value in rated.bins]
     if bins and bins == [name for name in columns if name.startswith("p_")]:
@@ -103,8 +108,7 @@ def compare_scores(
 
     def figures(*arrays: np.ndarray) -> dict[str, float]:
         result = metrics.aesthetic_metrics(arrays[0], arrays[1], threshold, *arrays[2:])
-        kept = ("n", "srcc", "plcc", "krcc") if correlations_only else result
-        return {name: result[name] for name in kept}
+        return {name: result[name] for name in ("n", "srcc", "plcc", "krcc")} if correlations_only else result
 
     report = Report(f"{rated.name} {rated.split}", figures(*arrays), columns)
     if bootstrap:
@@ -131,20 +135,17 @@ def compare_scores(
 
 def truth(rated: RatedSet, labels: bool) -> tuple[np.ndarray, float]:
     """What predictions are compared with, (n,) ratings, or 0 and 1 for labels; and the threshold of high."""
-    if labels:
-        return rated.high().astype(np.float64), 0.5
-    return rated.scores, rated.scale.threshold
+    return (rated.high().astype(float), 0.5) if labels else (rated.scores, rated.scale.threshold)
 
 
 def add_baselines(report: Report, rated: RatedSet) -> None:
     """Adds the accuracies of rules that use no picture."""
-    high = rated.high()
+    high, voted = rated.high(), has_votes(rated)
     report.facts["majority_accuracy"] = metrics.majority_accuracy(high)
     report.notes.append(f"accuracy of always naming the majority: {report.facts['majority_accuracy']:.4f}")
-    votes = np.empty((len(rated), 0)) if rated.emotions is None else np.nan_to_num(rated.emotions)
-    voted = votes.sum(axis=1) > 0  # (n,) pictures with an emotion; classes that the set lacks have no votes
     if rated.name == "iae" and voted.any():
-        rule = metrics.positive_emotion_accuracy(votes[voted], high[voted], rated.emotion_classes)
+        votes = np.nan_to_num(rated.emotions[voted])
+        rule = metrics.positive_emotion_accuracy(votes, high[voted], rated.emotion_classes)
         report.facts["positive_emotion_accuracy"] = rule
         report.notes.append(f"accuracy of the rule 'positive emotion = high': {rule:.4f}")
 
