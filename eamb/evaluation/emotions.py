@@ -10,7 +10,7 @@ from torch import nn
 import metrics
 from datasets import over_classes
 from eamb.evaluation.intervals import bootstrap_intervals
-from eamb.evaluation.predicting import decoded, has_votes, is_cross_set, predict_set
+from eamb.evaluation.predicting import has_votes, is_cross_set, predict_set
 from eamb.evaluation.report import Report, rounded
 from eamb.readers.rated import RatedSet
 from eamb.runtime import engine
@@ -45,7 +45,7 @@ def measure_emotions(
         description: the network's.
         bootstrap: resamples for the intervals; 0: none.
     """
-    rated = with_emotions(decoded(predictions, rated), description["architecture"]["emotions"])
+    rated = with_emotions(rated.take(predictions.index), description["architecture"]["emotions"])
     shifts = description.get("class_shift", {})  # set -> class -> what is added to its logit; others: 0
     shares = predictions.emotion * np.exp(rated.per_set(shifts))  # (n, E)
     offered = ~np.isnan(rated.emotions).all(axis=0)  # (E,)

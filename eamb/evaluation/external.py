@@ -2,8 +2,8 @@
 
     python main.py evaluate --predictions scores.csv --dataset para --data-root DIR
 
-The file is a table with comma, semicolon or tab, gzipped or not, with a column "id" and a column "prediction"
-(or usual names for them, such as path and score); a distribution may be in columns p_<rating>.
+The file is a table with comma, semicolon or tab, gzipped or not, with the columns id and prediction (or
+path and score, as predict writes them); a distribution may be in columns p_<rating>.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from eamb.evaluation.ratings import compare_scores, find_twins
 from eamb.evaluation.report import Report
 from eamb.files import file_hash, original, write_csv
 from eamb.readers.decoding import PICTURE_ENDINGS
-from eamb.readers.own_csv import PATH_COLUMNS, SCORE_COLUMNS
 from eamb.readers.rated import DataOptions, LeftOut, RatedSet
 from eamb.readers.table import Sheet
 
@@ -30,15 +29,13 @@ if TYPE_CHECKING:
     from eamb.training.tasks import Task
 
 ID_CHECK = "id_check.csv"
-USUAL = {"id": ("id", *PATH_COLUMNS), "prediction": ("prediction", "predicted", "pred", *SCORE_COLUMNS)}
 
 
 def evaluate_predictions(
     path: Path, task: Task, split: str, output: Path | None = None, force: bool = False
 ) -> Report:
-    """Compares a file of predictions with one split of a set; prints and writes the report.
-
-    If ids are missing, extra or duplicate, it writes id_check.csv too.
+    """Compares a file of predictions with one split of a set; prints and writes the report, and a list of the
+    ids that are missing, extra or duplicate.
 
     Raises:
         ValueError, FileNotFoundError: no such file or data, or they don't go together; in one sentence.
@@ -53,20 +50,18 @@ def evaluate_predictions(
     sha256 = file_hash(path)
     folder = report_folder(output, rated, sha256, force)
     if (folder / "predictions.csv").resolve() == path.resolve():
-        raise ValueError(f"evaluation: {path} would be overwritten; choose another --output than {output}")
+        raise ValueError(f"evaluation: {path} would be overwritten; choose another --output than {folder}")
     part = rated.take(predictions["position"].to_numpy())
     columns = {name: predictions[name].to_numpy() for name in predictions if name not in ("row", "position")}
     columns["id"] = np.array(part.ids)
-    reason = why_correlations_only(columns["prediction"], rated)
-    labels = rated.scale.kind == "label" and not reason
+    unit = why_correlations_only(columns["prediction"], rated)
+    labels = rated.scale.kind == "label" and not unit
     twins, notes = find_twins(rated, task.reader)
-    report = compare_scores(columns, part, task.config.evaluate.bootstrap, labels, bool(reason), twins)
-    report.title += " (correlations only)" if reason else ""
+    report = compare_scores(columns, part, task.config.evaluate.bootstrap, labels, bool(unit), twins)
     report.title += f" ({len(part):,} of {len(rated):,}: incomplete)" if misfits["missing"] else ""
-    report.notes += [*notes, *([reason] if reason else [])]
-    for kind, rows in misfits.items():
-        if rows:
-            report.notes.append(f"{kind} ids: {len(rows):,}, e.g. {rows[0].id}; see {ID_CHECK}")
+    notes += [unit] if unit else []
+    notes += [f"{kind} ids: {len(r):,}, e.g. {r[0].id}; see {ID_CHECK}" for kind, r in misfits.items() if r]
+    report.notes += notes
     usual, options = asdict(DataOptions()), asdict(task.config.data.options())
     report.facts |= about(rated, task.name) | {
         # The options that are not the defaults: make_tables reads the set again.
@@ -75,11 +70,9 @@ def evaluate_predictions(
         "predictions_file": path.name,
         "predictions_sha256": sha256,
     }
-    rows = [row for kind in misfits.values() for row in kind]
-    if rows:
+    (folder / ID_CHECK).unlink(missing_ok=True)
+    if rows := [row for kind in misfits.values() for row in kind]:
         write_csv(folder / ID_CHECK, [("id", "reason"), *rows])
-    else:
-        (folder / ID_CHECK).unlink(missing_ok=True)
     publish(report, rated, folder)
     return report
 
@@ -94,16 +87,13 @@ def read_predictions(path: Path, rated: RatedSet) -> pd.DataFrame:
     Raises:
         ValueError, FileNotFoundError: one sentence that names file, row and column.
     """
-    sheet, found = Sheet(path), {}
-    for name, usual in USUAL.items():
-        exact = [column for column in sheet.columns if column.lower() == name]
-        columns = exact or [column for column in sheet.columns if column.lower() in usual]
-        if len(columns) != 1:
-            raise ValueError(
-                f"evaluation: {path.name} needs one column '{name}'; it has {', '.join(sheet.columns[:12])}"
-            )
-        found[name] = columns[0]
-    columns = {"prediction": sheet.numbers(found["prediction"])}
+    if not path.is_file():
+        raise FileNotFoundError(f"evaluation: there is no file {path}; give a csv of id and prediction")
+    sheet = Sheet(path)
+    name = "path" if "path" in sheet.columns and "id" not in sheet.columns else "id"
+    score = "score" if "score" in sheet.columns and "prediction" not in sheet.columns else "prediction"
+    sheet.need([name, score])
+    columns = {"prediction": sheet.numbers(score)}
     bins = [f"p_{value:g}" for value in rated.bins]
     if set(bins) & set(sheet.columns):
         sheet.need(bins)
@@ -111,9 +101,8 @@ def read_predictions(path: Path, rated: RatedSet) -> pd.DataFrame:
         shares = np.stack([columns[name] for name in bins], axis=1)  # (n, K)
         wrong = (shares < 0).any(axis=1) | (abs(shares.sum(axis=1) - 1) > 1e-3)
         if wrong.any():
-            expected = f"shares, 0 or more, that sum to 1 over {bins[0]} to {bins[-1]}"
-            raise sheet.error(wrong, bins[0], expected)
-    ids = [original(text) for text in sheet.texts(found["id"])]
+            raise sheet.error(wrong, bins[0], f"shares, 0 or more, that sum to 1 up to {bins[-1]}")
+    ids = [original(text) for text in sheet.texts(name)]
     return pd.DataFrame({"row": sheet.rows, "id": ids, **columns})
 
 
@@ -122,12 +111,11 @@ def match_ids(path: Path, rated: RatedSet) -> tuple[pd.DataFrame, dict[str, list
 
     Returns:
         The table of `read_predictions`, one row a picture, in the order of the set, with the picture's
-        "position" in it; and the "missing" ids (the set's without a prediction), the "extra" ones (not in
-        the set) and the "duplicate" ones (more than once, with the same value), each with the reason.
+        "position" in it; and the ids that are "missing" in the file, "extra" (not in the set) or "duplicate"
+        (with the same value), each with the reason.
 
     Raises:
-        ValueError: fewer than half of the pictures are predicted, or one with two values; and as
-            `read_predictions`.
+        ValueError, FileNotFoundError: as `read_predictions`; a picture with two values; most are missing.
     """
     table, split = read_predictions(path, rated), f"{rated.name} {rated.split}"
     table["position"] = find_pictures(table["id"], rated.ids)
@@ -137,59 +125,59 @@ def match_ids(path: Path, rated: RatedSet) -> tuple[pd.DataFrame, dict[str, list
     if 2 * len(predictions) < len(rated):
         raise ValueError(
             f"evaluation: {path.name} predicts {len(predictions):,} of the {len(rated):,} pictures of "
-            f"{split}; are these predictions of another set, or another --split? It has "
-            f"'{(extra if len(extra) else table)['id'].iloc[0]}', and lacks '{rated.ids[missing[0]]}'"
+            f"{split}: another --split? It has '{table['id'].iloc[0]}', and lacks '{rated.ids[missing[0]]}'"
         )
-    duplicate = []
+    misfits = {
+        "missing": [LeftOut(rated.ids[position], "missing: no prediction") for position in missing],
+        "extra": [LeftOut(i, f"extra: not in {split}, row {row}") for row, i in extra[["row", "id"]].values],
+        "duplicate": [],
+    }
     for position, rows in matched[matched.duplicated("position", keep=False)].groupby("position"):
         name, numbers = rated.ids[position], " and ".join(map(str, rows["row"]))
         if len(rows.drop(columns=["row", "id"]).drop_duplicates()) > 1:
             raise ValueError(
                 f"evaluation: {path.name} rows {numbers}: '{name}' has several predictions; keep one of them"
             )
-        duplicate.append(LeftOut(name, f"duplicate: rows {numbers}"))
-    rows = zip(extra["id"], extra["row"], strict=True)
-    return predictions, {
-        "missing": [LeftOut(rated.ids[position], "missing: no prediction") for position in missing],
-        "extra": [LeftOut(name, f"extra: not in {split}, row {row}") for name, row in rows],
-        "duplicate": duplicate,
-    }
+        misfits["duplicate"].append(LeftOut(name, f"duplicate: rows {numbers}"))
+    return predictions, misfits
 
 
 def find_pictures(texts: Iterable[str], ids: Sequence[str]) -> list[int]:
     """The position in `ids` of the picture that each text means; -1 if none fits, or several do.
 
-    A text is a whole id, or else a file name, with any ending or none and perhaps with folders that do not
-    contradict the id's: `a/1.jpg` may be called `1`, `1.jpg` or `/data/a/1.jpg`, not `b/1.jpg`.
+    A text is a whole id, a longer path that ends in the id, or the id's own end, such as the file name alone;
+    but for whole ids, whatever the ending of the file: `a/1.jpg` may be called `1` or `/data/a/1.png`, not
+    `b/1.jpg`.
     """
 
-    def without_ending(name: str) -> str:
-        stem, _, ending = f"/{name}".rpartition(".")
-        return stem if f".{ending.lower()}" in PICTURE_ENDINGS else f"/{name}"
+    def without_ending(path: str) -> str:
+        stem, _, ending = path.rpartition(".")
+        return stem if f".{ending.lower()}" in PICTURE_ENDINGS else path
+
+    def find(text: str) -> int:
+        if text in whole:
+            return whole[text]
+        path = without_ending(f"/{text}")
+        others = named.get(path.rpartition("/")[2], {})
+        fitting = [k for other, k in others if path.endswith(other) or other.endswith(path)]
+        return fitting[0] if len(fitting) == 1 else -1
 
     whole, named = {name: position for position, name in enumerate(ids)}, defaultdict(list)
-    for name in ids:
-        path = without_ending(name)
-        named[path.rpartition("/")[2]].append((path, whole[name]))
-    positions = []
-    for text in (text.replace("\\", "/") for text in texts):
-        path = without_ending(text)
-        candidates = named.get(path.rpartition("/")[2], [])
-        fitting = [k for other, k in candidates if path.endswith(other) or other.endswith(path)]
-        positions.append(whole.get(text, fitting[0] if len(fitting) == 1 else -1))
-    return positions
+    for name, position in whole.items():
+        path = without_ending(f"/{name}")
+        named[path.rpartition("/")[2]].append((path, position))
+    return [find(text.replace("\\", "/")) for text in texts]
 
 
 def why_correlations_only(predicted: np.ndarray, rated: RatedSet) -> str:
     """The note on predictions (m,) in another unit than the set's; "" if they are inside its range."""
     low, high = rated.scale.ends
     outside = (predicted < low) | (predicted > high)
-    if not outside.any():
-        return ""
-    labels = rated.scale.kind == "label"
-    remedy = " (or say data.target=score, if they are ratings)" if labels else ""
-    return (
+    unit = "the ratings of the set"
+    if rated.scale.kind == "label":
+        unit = "a probability (or say data.target=score, if they are ratings)"
+    sentence = (
         f"correlations only: {outside.sum():,} of {len(predicted):,} predictions are outside {low:g} to "
-        f"{high:g}, the {'probability of high' if labels else 'ratings of the set'}; for accuracy and errors "
-        f"give them in that range{remedy}"
+        f"{high:g}; for accuracy and errors give them in the unit of {unit}"
     )
+    return sentence if outside.any() else ""

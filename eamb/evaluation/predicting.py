@@ -97,6 +97,9 @@ def predict_set(
 
     Args:
         show: a progress bar.
+
+    Raises:
+        ValueError: no picture can be decoded.
     """
     distributed.share_buffers(network)
     fast = prepare_for_inference(network)
@@ -106,18 +109,11 @@ def predict_set(
     loader = make_loader(pictures, order, data.worker_count(), pin_memory=compute.device.type == "cuda")
     hidden = not (show and distributed.is_main())
     batches = tqdm(loader, desc=f"{rated.name} {rated.split}", unit="batch", disable=hidden, mininterval=2)
-    return engine.predict(fast, batches, compute._replace(precision="fp32"), config.evaluate.batch_size)
-
-
-def decoded(predictions: engine.Predictions, rated: RatedSet) -> RatedSet:
-    """The pictures that were predicted, in the order of the predictions.
-
-    Raises:
-        ValueError: no picture could be decoded.
-    """
+    fp32 = compute._replace(precision="fp32")
+    predictions = engine.predict(fast, batches, fp32, config.evaluate.batch_size)
     if not len(predictions.index):
         raise ValueError(
             f"evaluation: none of the {len(rated)} pictures of {rated.name} {rated.split} can be decoded, "
             f"e.g. {predictions.broken[0].reason}"
         )
-    return rated.take(predictions.index)
+    return predictions

@@ -16,7 +16,7 @@ from eamb.evaluation.emotions import (
     with_emotions,
 )
 from eamb.evaluation.intervals import bootstrap_intervals
-from eamb.evaluation.predicting import decoded, has_votes, is_cross_set, predict_set
+from eamb.evaluation.predicting import has_votes, is_cross_set, predict_set
 from eamb.evaluation.report import Report, rounded
 from eamb.readers.rated import RatedSet
 from eamb.runtime import engine
@@ -61,11 +61,8 @@ def measure_scores(
         weights: the network's, if they may have been trained on another set; None if on this one.
         description: the network's, if its emotions are to be measured.
         twins: ids of pictures that are in training too: scores are measured without them as well.
-
-    Raises:
-        ValueError: no picture could be decoded.
     """
-    kept = decoded(predictions, rated)
+    kept = rated.take(predictions.index)
     scale = weights.scale if weights else rated.scale
     cross = weights is not None and is_cross_set(weights, rated)
     columns = {"id": np.array(kept.ids), "prediction": rounded(scale.value(predictions.prediction))}
