@@ -87,28 +87,21 @@ def show_subgroups(options: argparse.Namespace) -> int:
         ValueError, OSError: bad arguments or data, in one sentence; nothing was written then.
     """
     if options.worst < 1 or options.resamples < 1:
-        raise ValueError(
-            f"subgroups: --worst and --resamples are at least 1, got {options.worst}, {options.resamples}"
-        )
+        raise ValueError("subgroups: --worst and --resamples are at least 1")
     if not options.force:
         refuse_existing("subgroups", options.output, FILES)
     words = [*options.settings, f"data.dataset={options.dataset}", f"data.root={options.data_root}"]
     rated = choose_task(load_config((), words)).load_split(options.split)
     rated, predictions, notes = read_files(options.predictions, rated)
     everything = Group("all", "all", "", np.ones(len(rated), dtype=bool))
-    groups, more = make_groups(rated, Path(options.data_root).expanduser())
-    large = [group for group in groups if SMALLEST <= group.member.sum() < len(rated)]
-    if not large:
-        raise ValueError(
-            f"subgroups: no group of pictures has {SMALLEST} or more of the {len(rated)} that are predicted "
-            "and rated (all of them are no group); take a larger split"
-        )
-    if rest := [f"{group.name} ({group.member.sum():,})" for group in groups if group not in large]:
-        more.append(f"left out, fewer than {SMALLEST} pictures or all: {', '.join(rest)}")
+    groups = make_groups(rated, Path(options.data_root).expanduser())
     scores, threshold = truth(rated, rated.scale.kind == "label")
-    lines = []
-    for group in (everything, *large):
-        lines += group_lines(group, predictions, scores, threshold, options.resamples)
+    lines = group_lines(everything, predictions, scores, threshold, options.resamples)
+    for group in groups:
+        if SMALLEST <= group.member.sum() < len(rated):
+            lines += group_lines(group, predictions, scores, threshold, options.resamples)
+        else:
+            notes.append(f"left out, fewer than {SMALLEST} or all: {group.name} ({group.member.sum():,})")
     name, first = next(iter(predictions.items()))
     # Stable: of equal errors the first in the set comes first.
     worst = np.argsort(-np.abs(first - scores), kind="stable")[: options.worst]
@@ -125,10 +118,7 @@ def show_subgroups(options: argparse.Namespace) -> int:
     write_columns(options.output / FILES[0], without_nan(pd.DataFrame(lines).round(4).to_dict("list")))
     write_columns(options.output / FILES[1], columns)
     write_figure(figure, options.output / FILES[2])
-    limits = [f"{group.name}: {group.limits}" for group in large if group.limits]
-    print(
-        *tables(lines), f"accuracy: of ratings above {threshold:g}", *limits, *notes, *more, REMARKS, sep="\n"
-    )
+    print(*tables(lines), f"accuracy: of ratings above {threshold:g}", *notes, REMARKS, sep="\n")
     print(f"\n{options.output}: {', '.join(FILES)}; only {FILES[0]} is free of pictures and single ratings")
     return 0
 
@@ -139,26 +129,20 @@ def read_files(paths: Sequence[Path], rated: RatedSet) -> tuple[RatedSet, dict[s
     Raises:
         ValueError, FileNotFoundError: files of the same name, of other pictures, or in another unit.
     """
-    predictions, notes = {}, []
+    predictions = {}
     for path in paths:
         name = path.name.partition(".")[0]
         if name == "predictions":  # results/NAME/predictions.csv.gz is called by its folder
             name = path.resolve().parent.name
         if name in predictions:
-            raise ValueError(
-                f"subgroups: two files of predictions would be called {name}; rename one or its folder"
-            )
-        matched, misfits = match_ids(path, rated)
+            raise ValueError(f"subgroups: two files of predictions are called {name}; rename one")
+        matched, _ = match_ids(path, rated)
         if reason := why_correlations_only(matched["prediction"].to_numpy(), rated):
             raise ValueError(f"subgroups: {path}: {reason}")
         predictions[name] = np.full(len(rated), np.nan)
         predictions[name][matched["position"]] = matched["prediction"]
-        if extra := len(misfits["extra"]):
-            notes.append(f"{name}: {extra:,} ids are not in this split, not used")
     everywhere = ~np.isnan(list(predictions.values())).any(axis=0)  # (n,)
-    if missing := int((~everywhere).sum()):
-        example = rated.ids[int(np.argmin(everywhere))]
-        notes.append(f"not predicted in every file, left out: {missing:,} pictures, e.g. {example}")
+    notes = [f"not predicted in every file, left out: {(~everywhere).sum():,} pictures"]
     return rated.take(everywhere), {name: v[everywhere] for name, v in predictions.items()}, notes
 
 
@@ -171,8 +155,8 @@ class Group(NamedTuple):
     member: np.ndarray
 
 
-def make_groups(rated: RatedSet, root: Path) -> tuple[list[Group], list[str]]:
-    """All groups of any size, and a note on files that cannot be decoded."""
+def make_groups(rated: RatedSet, root: Path) -> list[Group]:
+    """All groups of any size; a file that cannot be decoded is in none of colour or brightness."""
     semantic, deviation = [], np.full(len(rated), np.nan)  # (n,) of votes, as aestheticScore_std
     if rated.name == "para":
         sheet = Sheet(root / "annotation" / PARA_FILES["test" if rated.split == "test" else "train"])
@@ -188,7 +172,7 @@ def make_groups(rated: RatedSet, root: Path) -> tuple[list[Group], list[str]]:
     luminance, gap = measure_pictures(rated.paths)
     middle = (luminance >= DARK) & (luminance < BRIGHT)
     limit = f"{GRAY} of 255 between a pixel's channels, mean over pixels"
-    groups = [
+    return [
         *semantic,
         Group("colour", "b/w", f"less than {limit}", gap < GRAY),
         Group("colour", "colour", f"at least {limit}", gap >= GRAY),
@@ -198,9 +182,6 @@ def make_groups(rated: RatedSet, root: Path) -> tuple[list[Group], list[str]]:
         *thirds("rating", ("rated low", "rated middle", "rated high"), rated.scores),
         *thirds("sd of votes", ("raters agree", "raters between", "raters disagree"), deviation),
     ]
-    broken = [i for i, value in zip(rated.ids, luminance, strict=True) if np.isnan(value)]
-    words = "in no group of colour or brightness, cannot be decoded"
-    return groups, [f"{words}: {len(broken):,} pictures, e.g. {broken[0]}"] if broken else []
 
 
 def measure_pictures(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -208,14 +189,15 @@ def measure_pictures(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
     NaN for a file that cannot be decoded.
     """
-    values = np.full((len(paths), 2), np.nan)
-    for row, path in zip(values, tqdm(paths, unit=" images", disable=None), strict=True):
+    values = np.full((2, len(paths)), np.nan)
+    for place, path in enumerate(tqdm(paths, unit=" images", disable=None)):
         try:
             pixels = decode(path, SIDE)  # (SIDE, SIDE, 3)
-        except DecodeError:
+        except DecodeError as error:
+            tqdm.write(f"in no group of colour or brightness: {error}", file=sys.stderr)
             continue
-        row[:] = (pixels @ np.array(LUMINANCE)).mean(), np.ptp(pixels, axis=2).mean()
-    return values[:, 0], values[:, 1]
+        values[:, place] = (pixels @ np.array(LUMINANCE)).mean(), np.ptp(pixels, axis=2).mean()
+    return values[0], values[1]
 
 
 def thirds(kind: str, names: Sequence[str], values: np.ndarray) -> list[Group]:
@@ -233,37 +215,31 @@ def thirds(kind: str, names: Sequence[str], values: np.ndarray) -> list[Group]:
 def group_lines(
     group: Group, predictions: dict[str, np.ndarray], scores: np.ndarray, threshold: float, resamples: int
 ) -> list[dict]:
-    """The lines of groups.csv for one group, one for each file; an undefined figure is NaN.
-
-    Args:
-        predictions: name of a file -> (n,). scores: (n,).
-    """
+    """The lines of groups.csv for a group, one for each file of predictions (n,); NaN: undefined."""
 
     def estimates(rated: np.ndarray, *arrays: np.ndarray) -> dict[tuple[str, str], float]:
         """(file, figure) -> value; a difference is the first file's figure minus this one's."""
-        values = {}
+        values, first = {}, {}
         for name, predicted in zip(predictions, arrays, strict=True):
-            values[name, "srcc"] = metrics.srcc(predicted, rated)
-            values[name, "mae"] = metrics.mae(predicted, rated)
-            values[name, "bias"] = float((predicted - rated).mean())
-        first, *others = predictions
-        for name in others:
-            for key in ("srcc", "mae"):
-                values[name, f"{key}_difference"] = values[first, key] - values[name, key]
+            figures = {"srcc": metrics.srcc(predicted, rated), "mae": metrics.mae(predicted, rated)}
+            first = first or figures
+            figures["bias"] = float((predicted - rated).mean())
+            for key in ("srcc", "mae") if first is not figures else ():
+                figures[f"{key}_difference"] = first[key] - figures[key]
+            values |= {(name, key): value for key, value in figures.items()}
         return values
 
     arrays = tuple(values[group.member] for values in (scores, *predictions.values()))  # (members,) each
-    rated, *predicted = arrays
+    rated, lines = arrays[0], []
     common = {"kind": group.kind, "group": group.name, "limits": group.limits, "n": len(rated)}
     common |= {"mean_rating": rated.mean(), "sd_rating": rated.std()}
-    lines = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an undefined correlation is an empty cell
         figures, intervals = estimates(*arrays), bootstrap_intervals(estimates, arrays, resamples)
-        for name, values in zip(predictions, predicted, strict=True):
-            line = common | {"predictions": name, "plcc": metrics.plcc(values, rated)}
-            line |= {"rmse": metrics.rmse(values, rated)}
-            line |= {"accuracy": metrics.accuracy(values, rated, threshold)}
+        for name, values in zip(predictions, arrays[1:], strict=True):
+            plcc, rmse = metrics.plcc(values, rated), metrics.rmse(values, rated)
+            accuracy = metrics.accuracy(values, rated, threshold)
+            line = common | {"predictions": name, "plcc": plcc, "rmse": rmse, "accuracy": accuracy}
             for key in ESTIMATED:
                 low, high = intervals.get((name, key), (np.nan, np.nan))
                 line |= {key: figures.get((name, key), np.nan), f"{key}_low": low, f"{key}_high": high}
