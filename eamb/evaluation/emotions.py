@@ -64,33 +64,34 @@ def measure_emotions(
     report = Report(f"{rated.name} {rated.split}, emotions", figures(*arrays), columns)
     counts = metrics.confusion_matrix(*arrays, classes)  # (C, C)
     report.facts |= {"emotions": classes, "confusion": counts.tolist()}
-    report.plots["confusion.png"] = {"counts": counts, "classes": classes}
+    words = "{}: accuracy {accuracy:.3f}, macro F1 {macro_f1:.3f}, n = {n:,}"
+    title = words.format(report.title, **report.metrics)
+    report.plots["confusion.png"] = {"counts": counts, "classes": classes, "title": title}
     if bootstrap:
         report.intervals = bootstrap_intervals(figures, arrays, bootstrap)
     return report
 
 
-def count_high_and_low(report: Report, rated: RatedSet) -> None:
-    """Adds how many pictures of each emotion are high and low, by labels and by predictions.
-
-    Args:
-        rated: the pictures of the report, in its order.
-    """
+def count_high_and_low(report: Report, rated: RatedSet, high: np.ndarray) -> None:
+    """Adds how many pictures of each emotion are high and low, by labels and as predicted, `high` (n,) bool."""
     voted, classes = has_votes(rated), report.emotions.facts["emotions"]
     votes = np.nan_to_num(rated.emotions[voted], nan=-1.0)  # (m, E); -1: never the strongest
     true = np.array(rated.emotion_classes)[votes.argmax(axis=1)]  # (m,)
     predicted = report.emotions.predictions["prediction"][voted]  # (m,)
-    panels = {"labels": (true, rated.high()[voted]), "predictions": (predicted, report.high[voted])}
+    panels = {"labels": (true, rated.high()[voted]), "predictions": (predicted, high[voted])}
     groups = {
-        panel: [[int((names[side] == name).sum()) for name in classes] for side in (high, ~high)]
-        for panel, (names, high) in panels.items()
+        panel: [[int((names[side] == name).sum()) for name in classes] for side in (upper, ~upper)]
+        for panel, (names, upper) in panels.items()
     }
     report.emotions.facts["high_and_low"] = groups
-    report.plots["emotion_bars.png"] = {"groups": groups, "classes": classes}
+    title = f"{report.title}: high and low pictures by emotion"
+    report.plots["emotion_bars.png"] = {"groups": groups, "classes": classes, "title": title}
 
 
 def why_not_measured(weights: Weights, rated: RatedSet) -> str:
-    """Why the emotions of this network cannot be measured on a set with emotions; "" if they can."""
+    """Why the emotions of this network cannot be measured on a set; "" if they can, or if it has none."""
+    if rated.emotions is None:
+        return ""
     unknown = [name for name in rated.emotion_classes if name not in weights.emotions]
     if not weights.emotions:
         return "emotions not measured: the network has no emotion branch"

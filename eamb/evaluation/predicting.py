@@ -15,9 +15,6 @@ from eamb.runtime import distributed, engine
 from eamb.runtime.config import Config
 from eamb.weights.checkpoint import Weights
 
-CSV_SETTINGS = ("table", "images", "path_column", "score_column", "count_columns", "emotion_columns")
-CSV_SETTINGS += ("split_column",)
-
 
 def as_trained(config: Config, weights: Weights, given: dict[str, object] | None = None) -> Config:
     """The config with all that the weights decide: task, backbone, picture size, and the set's threshold.
@@ -45,7 +42,7 @@ def as_trained(config: Config, weights: Weights, given: dict[str, object] | None
         kept["threshold"] = weights.scale.threshold
     trained, names = described.get("config", {}).get("data", {}), ()
     if data.dataset == "csv" and "csv" in described["dataset"].split("+"):  # how the csv is read
-        names += CSV_SETTINGS
+        names += ("table", "images", *(name for name in trained if "_column" in name))
     if data.dataset in described.get("dealt", ()) and not data.folds:  # which part was left for the test
         names += ("folds", "fold")
     kept |= {name: trained[name] for name in names if name in trained and not getattr(data, name)}

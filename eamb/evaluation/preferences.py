@@ -70,7 +70,9 @@ def measure_pairs(predictions: engine.Predictions, rated: PairedSet, bootstrap: 
     columns = {"series": rated.pair_series, "first": ids[:, 0], "second": ids[:, 1]}
     columns |= {"preference": rated.preference, "prediction": probability}
     report = compare_pairs(f"{rated.name} {rated.split}", columns, bootstrap)
-    report.plots["reliability.png"] = {"probability": probability, "preference": rated.preference}
+    title = "{}\naccuracy {accuracy:.3f}, {pairs:,} pairs".format(report.title, **report.metrics)
+    drawn = {"probability": probability, "preference": rated.preference, "title": title}
+    report.plots["reliability.png"] = drawn
     return report
 
 

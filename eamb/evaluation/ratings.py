@@ -9,12 +9,7 @@ from torch import nn
 
 import metrics
 from datasets import SetReader
-from eamb.evaluation.emotions import (
-    count_high_and_low,
-    measure_emotions,
-    why_not_measured,
-    with_emotions,
-)
+from eamb.evaluation import emotions
 from eamb.evaluation.intervals import bootstrap_intervals
 from eamb.evaluation.predicting import has_votes, is_cross_set, predict_set
 from eamb.evaluation.report import Report, rounded
@@ -39,8 +34,8 @@ def evaluate_scores(
     """
     predictions = predict_set(network, rated, config, compute, show=True)
     twins, notes = find_twins(rated, reader)
-    reason = "" if rated.emotions is None else why_not_measured(weights, rated)
-    description = None if reason or rated.emotions is None else weights.description
+    reason = emotions.why_not_measured(weights, rated)
+    description = None if reason else weights.description
     report = measure_scores(predictions, rated, config.evaluate.bootstrap, weights, description, twins)
     report.notes += [*notes, *([reason] if reason else [])]
     return report, predictions
@@ -60,7 +55,7 @@ def measure_scores(
         bootstrap: resamples for the intervals; 0: none.
         weights: the network's, if they may have been trained on another set; None if on this one.
         description: the network's, if its emotions are to be measured.
-        twins: ids of pictures that are in training too: scores are measured without them as well.
+        twins: as in `compare_scores`.
     """
     kept = rated.take(predictions.index)
     scale = weights.scale if weights else rated.scale
@@ -71,10 +66,11 @@ def measure_scores(
     labels = scale.kind == "label" and not cross
     report = compare_scores(columns, kept, bootstrap, labels, cross, twins)
     if description and has_votes(kept).any():
-        report.emotions = measure_emotions(predictions, rated, description, bootstrap)
+        report.emotions = emotions.measure_emotions(predictions, rated, description, bootstrap)
         if not cross:
-            emotions = description["architecture"]["emotions"]
-            count_high_and_low(report, with_emotions(kept, emotions))
+            classes, predicted = description["architecture"]["emotions"], columns["prediction"]
+            high = predicted > 0.5 if labels else kept.scale.is_high(predicted)
+            emotions.count_high_and_low(report, emotions.with_emotions(kept, classes), high)
     if cross:
         trained_on = weights.description["dataset"]
         report.title += f" (cross-set: trained on {trained_on}, correlations only)"
@@ -111,21 +107,20 @@ def compare_scores(
     if bootstrap:
         report.intervals = bootstrap_intervals(figures, tuple(arrays), bootstrap)
     if not correlations_only:
-        report.high = predicted > 0.5 if labels else rated.scale.is_high(predicted)
         if not labels:
-            report.plots["scatter.png"] = {"predicted": predicted, "rated": scores, "unit": "rating"}
+            title = "{}\nSRCC {srcc:.3f}, PLCC {plcc:.3f}, n = {n:,}".format(report.title, **report.metrics)
+            drawn = {"predicted": predicted, "rated": scores, "unit": "rating", "title": title}
+            report.plots["scatter.png"] = drawn
         add_baselines(report, rated)
     single = ~np.isin(columns["id"], list(twins))  # (n,)
     if 0 < single.sum() < len(rated):
         rest = {name: values[single] for name, values in columns.items()}
         rest = compare_scores(rest, rated.take(single), bootstrap, labels, correlations_only)
-        count, words = int((~single).sum()), {"srcc": "SRCC", "plcc": "PLCC", "accuracy": "accuracy"}
+        count, shown = int((~single).sum()), "n {n}, SRCC {srcc:.4f}, PLCC {plcc:.4f}".format(**rest.metrics)
         facts = {"count": count, "metrics": rest.metrics, "intervals_95": rest.intervals}
         report.facts["without_twins"] = facts
-        shown = [f"{word} {rest.metrics[name]:.4f}" for name, word in words.items() if name in rest.metrics]
         report.notes.append(
-            f"without test pictures that have an identical one in training ({count}): "
-            f"n {rest.metrics['n']}, {', '.join(shown)}"
+            f"without test pictures that have an identical one in training ({count}): {shown}"
         )
     return report
 

@@ -16,12 +16,12 @@ import numpy as np
 import metrics
 from eamb.files import write_csv, written_whole
 
-# File -> the function of eamb.evaluation.figures that draws it, and what its title adds to the report's.
+# File -> the function of eamb.evaluation.figures that draws it.
 PLOTS = {
-    "scatter.png": ("save_scatter", "\nSRCC {srcc:.3f}, PLCC {plcc:.3f}, n = {n:,}"),
-    "confusion.png": ("save_confusion", ": accuracy {accuracy:.3f}, macro F1 {macro_f1:.3f}, n = {n:,}"),
-    "emotion_bars.png": ("save_emotion_bars", ": high and low pictures by emotion"),
-    "reliability.png": ("save_reliability", "\naccuracy {accuracy:.3f}, {pairs:,} pairs"),
+    "scatter.png": "save_scatter",
+    "confusion.png": "save_confusion",
+    "emotion_bars.png": "save_emotion_bars",
+    "reliability.png": "save_reliability",
 }
 FILES = ("predictions.csv", "metrics.json", *PLOTS)
 
@@ -32,8 +32,7 @@ class Report:
 
     predictions: columns of predictions.csv, each (n,), in the order of the set.
     facts: everything in metrics.json except metrics, intervals and notes.
-    plots: file name -> arguments of its function in PLOTS, except path and title.
-    high: (n,) bool, the pictures predicted to be high; None where no threshold applies.
+    plots: file name -> arguments of its function in PLOTS, except path.
     emotions: the report on the emotions that an aesthetic network predicts, if the set has emotion labels.
     """
 
@@ -44,7 +43,6 @@ class Report:
     facts: dict = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     plots: dict[str, dict] = field(default_factory=dict)
-    high: np.ndarray | None = None
     emotions: Report | None = None
 
     def __str__(self) -> str:
@@ -52,14 +50,9 @@ class Report:
         return f"{text}\n\n{self.emotions}" if self.emotions else text
 
     @property
-    def drawn(self) -> list[tuple[str, Report]]:
-        """(file, report) of the plots of this report and of that on emotions, in the order of FILES."""
-        reports = [self, self.emotions] if self.emotions else [self]
-        return [(name, report) for name in PLOTS for report in reports if name in report.plots]
-
-    @property
     def files(self) -> str:
-        return " ".join(["predictions.csv", "metrics.json", *(name for name, _ in self.drawn)])
+        plots = self.plots | (self.emotions.plots if self.emotions else {})
+        return " ".join([*FILES[:2], *(name for name in PLOTS if name in plots)])
 
     def content(self) -> dict:
         """What metrics.json holds."""
@@ -68,20 +61,19 @@ class Report:
 
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        columns = self.predictions
+        columns, plots = self.predictions, self.plots
         if self.emotions:
             emotions = dict(self.emotions.predictions)
             columns = columns | {"emotion": emotions.pop("prediction")} | emotions
+            plots = plots | self.emotions.plots
         write_columns(folder / "predictions.csv", columns)
         text = json.dumps(without_nan(self.content()), indent=1, allow_nan=False)
         with written_whole(folder / "metrics.json") as path:
             path.write_text(text + "\n", encoding="utf-8")
-        for name, report in self.drawn:
+        for name, arguments in plots.items():
             from eamb.evaluation import figures  # matplotlib takes a second to load
 
-            function, words = PLOTS[name]
-            title = report.title + words.format(**report.metrics)
-            getattr(figures, function)(**report.plots[name], path=folder / name, title=title)
+            getattr(figures, PLOTS[name])(**arguments, path=folder / name)
 
 
 def without_nan(value):
@@ -99,11 +91,8 @@ def write_columns(path: Path, columns: dict[str, Sequence]) -> None:
 
 
 def rounded(values: np.ndarray) -> np.ndarray:
-    """(...) float64 with eight significant digits; a float32 has fewer.
-
-    Predictions are rounded before anything is measured, not when they are written, so that the metrics are
-    exactly those of predictions.csv; rounding halves the file.
-    """
+    """(...) float64 with eight significant digits; a float32 has fewer. Done before anything is measured, so
+    that the metrics are exactly those of predictions.csv."""
     return np.array([float(f"{value:.8g}") for value in values.ravel()]).reshape(values.shape)
 
 
