@@ -17,18 +17,18 @@ from small import (
     read_json,
     train,
     without_drawing,
+    without_versions,
     write_csv,
 )
 
 from datasets import SetReader, load_dataset
-from eamb.evaluation.predicting import as_trained, labelled
+from eamb.evaluation.predicting import labelled
 from eamb.evaluation.preferences import measure_pairs
 from eamb.evaluation.ratings import compare_scores, find_twins, measure_scores
 from eamb.evaluation.report import Report, versions, without_nan
 from eamb.network.outputs import EMOTIONS, Scale
 from eamb.readers.pairs import PairedSet
 from eamb.readers.rated import RatedSet
-from eamb.runtime.config import Config
 from eamb.runtime.engine import Predictions
 from eamb.weights import checkpoint
 from main import main
@@ -72,18 +72,16 @@ def test_a_distribution_has_a_column_for_each_bin_and_its_mean_and_is_compared_b
     assert metrics["emd2"] == pytest.approx(np.sqrt((gap**2).mean(axis=1)).mean(), abs=1e-5)
 
 
-def test_evaluating_a_checkpoint_or_exported_weights_repeats_the_training_runs_test(
-    score_run, scored_set, tmp_path
-):
-    exported, first = tmp_path / "shared.safetensors", score_run / "test"
-    checkpoint.export_weights(exported, checkpoint.load_weights(score_run / "best.pt"))
-    for path in (score_run / "best.pt", exported):
-        again = tmp_path / path.suffix
-        assert evaluate(path, "CSV", scored_set, again, "evaluate.bootstrap=20") == 0
-        assert (again / "predictions.csv").read_bytes() == (first / "predictions.csv").read_bytes()
-        found, before = (read_json(folder / "metrics.json") for folder in (again, first))
-        assert found.pop("versions").keys() == before.pop("versions").keys()
-        assert found == before
+@pytest.mark.parametrize("export", [False, True])
+def test_evaluating_a_checkpoint_repeats_the_training_runs_test(export, score_run, scored_set, tmp_path):
+    first, file = score_run / "test", score_run / "best.pt"
+    if export:
+        file = tmp_path / "shared.safetensors"
+        checkpoint.export_weights(file, checkpoint.load_weights(score_run / "best.pt"))
+    assert evaluate(file, "CSV", scored_set, tmp_path / "again", "evaluate.bootstrap=20") == 0
+    assert (tmp_path / "again" / "predictions.csv").read_bytes() == (first / "predictions.csv").read_bytes()
+    found, before = (read_json(folder / "metrics.json") for folder in (tmp_path / "again", first))
+    assert without_versions(found) == without_versions(before)
 
 
 def test_all_figures_can_be_had_again_from_the_files_to_the_last_digit(score_run, scored_set):
@@ -166,11 +164,10 @@ def test_figures_are_given_without_the_pictures_that_are_in_training_too(score_r
 
 
 def test_a_test_split_alone_is_scored_and_that_nobody_looked_is_said(score_run, scored_set, tmp_path, capsys):
-    root = tmp_path / "set"
-    root.mkdir()
-    (root / "images").symlink_to(scored_set / "images")
-    lines = (scored_set / "ratings.csv").read_text().splitlines()
-    (root / "test.csv").write_text("\n".join([lines[0], *(line for line in lines if ",test," in line)]))
+    root = shutil.copytree(scored_set, tmp_path / "set")
+    header, *lines = (root / "ratings.csv").read_text().splitlines()
+    (root / "test.csv").write_text("\n".join([header, *(line for line in lines if ",test," in line)]))
+    (root / "ratings.csv").unlink()
     assert evaluate(score_run / "best.pt", "csv", root, tmp_path / "out") == 0
     assert "identical pictures in training were not looked for: datasets:" in capsys.readouterr().out
 
@@ -198,10 +195,8 @@ def test_how_a_csv_is_read_need_not_be_said_twice(score_run, scored_set, tmp_pat
     weights = checkpoint.load_weights(score_run / "best.pt")
     weights.description["config"]["data"]["score_column"] = "beauty"
     checkpoint.export_weights(tmp_path / "w.safetensors", weights)
-    table = (scored_set / "ratings.csv").read_text()
-    root = tmp_path / "set"
-    root.mkdir()
-    (root / "images").symlink_to(scored_set / "images")
+    root = shutil.copytree(scored_set, tmp_path / "set")
+    table = (root / "ratings.csv").read_text()
     (root / "ratings.csv").write_text(table.replace("score", "beauty", 1))
     assert evaluate(tmp_path / "w.safetensors", "csv", root, tmp_path / "out") == 0
 
@@ -230,23 +225,6 @@ def test_high_and_low_are_decided_by_exact_ratings():
     assert (report.metrics["accuracy"], report.metrics["threshold"], report.metrics["auc"]) == (1.0, 0.5, 1.0)
     assert report.predictions["prediction"].tolist() == [0.6, 0.4, 0.6]
     assert not report.plots  # no scatter plot of labels
-
-
-def test_rows_that_could_not_be_read_leave_the_others_in_place():
-    scale = Scale("score", 1, 5, 3, offset=1, factor=4)
-    part = Predictions(np.array([0, 2, 3]), np.array([[0.0], [0.5], [1.0]]), np.zeros((3, 8)), [])
-    report = measure_scores(part, scores([1.0, 9.0, 3.0, 5.0], scale))
-    assert report.metrics["rmse"] == 0
-    assert report.predictions["id"].tolist() == ["0", "2", "3"]
-
-
-def test_size_orientation_and_task_come_from_the_weights(score_run, emotion_run):
-    weights = checkpoint.load_weights(score_run / "best.pt")
-    turned = replace(weights, description={**weights.description, "exif": False})
-    config = as_trained(Config(), turned)
-    assert (config.data.size, config.data.exif, config.task) == (64, False, "aesthetics")
-    assert config.model.backbone == weights.description["architecture"]["backbone"]
-    assert as_trained(Config(), checkpoint.load_weights(emotion_run / "best.pt")).task == "emotion"
 
 
 @pytest.mark.parametrize(
@@ -337,30 +315,25 @@ def test_pictures_without_a_label_for_the_task_are_left_out_by_name(scored_set):
 
 
 def test_broken_and_missing_pictures_are_counted_and_listed(score_run, scored_set, tmp_path, capsys):
-    best, split = score_run / "best.pt", ("--split", "train")
+    best, split, out = score_run / "best.pt", ("--split", "train"), tmp_path / "out"
     assert evaluate(best, "csv", scored_set, tmp_path / "whole", *split) == 0
+    rows = read_csv(tmp_path / "whole" / "predictions.csv")
+    assert [row["id"] for row in rows[:2]] == ["0_000.png", "0_001.png"]
     root = shutil.copytree(scored_set, tmp_path / "set")
     (root / "images" / "0_000.png").write_bytes(b"")
     (root / "images" / "0_001.png").unlink()
-    assert evaluate(best, "csv", root, tmp_path / "no", *split) == 2
+    assert evaluate(best, "csv", root, out, *split) == 2
     assert "0_000.png cannot be decoded: the file is empty. Repair it" in capsys.readouterr().err
-    assert not (tmp_path / "no").exists()
-    assert evaluate(best, "csv", root, tmp_path / "out", *split, "--skip-broken") == 0
-    found = read_json(tmp_path / "out" / "metrics.json")
+    assert not out.exists()
+    assert evaluate(best, "csv", root, out, *split, "--skip-broken") == 0
+    found = read_json(out / "metrics.json")
     assert (found["metrics"]["n"], found["left_out"]) == (14, 1)
     [[name, reason]] = found["broken"]
-    assert name == "0_000.png"
-    assert "the file is empty" in reason
+    assert name == "0_000.png" and "the file is empty" in reason
     assert "pictures that cannot be decoded, left out: 1" in capsys.readouterr().out
-    assert [row["id"] for row in read_csv(tmp_path / "out" / "left_out.csv")] == ["0_001.png"]
-    rows = read_csv(tmp_path / "whole" / "predictions.csv")
-    assert [row["id"] for row in rows[:2]] == ["0_000.png", "0_001.png"]
-    assert read_csv(tmp_path / "out" / "predictions.csv") == rows[2:]
-
-
-def test_a_set_of_broken_pictures_is_an_error(score_run, scored_set, tmp_path, capsys):
-    root = shutil.copytree(scored_set, tmp_path / "set")
+    assert [row["id"] for row in read_csv(out / "left_out.csv")] == ["0_001.png"]
+    assert read_csv(out / "predictions.csv") == rows[2:]
     for number in (5, 11, 17, 23):
         (root / "images" / f"0_{number:03d}.png").write_bytes(b"x")
-    assert evaluate(score_run / "best.pt", "csv", root, tmp_path / "out", "--skip-broken") == 2
+    assert evaluate(best, "csv", root, out, "--skip-broken") == 2
     assert "none of the 4 pictures of csv test can be decoded, e.g." in capsys.readouterr().err

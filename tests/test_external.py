@@ -4,7 +4,6 @@ The pictures here are no pictures: nothing is decoded, and no weights are read.
 """
 
 import gzip
-import hashlib
 
 import numpy as np
 import pytest
@@ -15,10 +14,10 @@ from datasets import load_dataset
 from eamb.evaluation.external import find_pictures
 from eamb.evaluation.ratings import measure_scores
 from eamb.evaluation.report import versions
+from eamb.files import file_hash
 from eamb.readers.rated import DataOptions
 from eamb.runtime.engine import Predictions
 from main import main
-from scripts import keep_run
 
 TESTED = range(30, 50)
 BINS = [f"p_{value:g}" for value in np.arange(1, 5.5, 0.5)]
@@ -93,6 +92,7 @@ def test_our_own_predictions_get_our_own_figures_to_the_last_digit(target, para,
         target == "label",
     )
     assert files[0].read_bytes() == files[1].read_bytes()
+    assert found["data"] == {"target": target}  # make_tables reads the set again
 
 
 def test_figures_are_of_the_numbers_in_the_file_and_metrics_json_says_of_what(para, tmp_path, capsys):
@@ -116,19 +116,10 @@ def test_figures_are_of_the_numbers_in_the_file_and_metrics_json_says_of_what(pa
     rated = load_dataset("para", para, ("test",))["test"]
     expected = {"task": "aesthetics", "dataset": "para", "split": "test", "protocol": rated.protocol}
     expected |= {"split_sha256": rated.sha256, "predictions_file": "g.csv", "versions": versions()}
-    expected |= {"predictions_sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "data": {}}
+    expected |= {"predictions_sha256": file_hash(file), "data": {}}
     expected |= dict.fromkeys(("missing_ids", "extra_ids", "duplicate_ids", "left_out"), 0)
     assert {key: found[key] for key in expected} == expected
     assert str(tmp_path) not in (out / "metrics.json").read_text()
-
-
-def test_evaluated_predictions_are_kept_as_a_run_is(para, tmp_path, monkeypatch):
-    evaluated(write_table(tmp_path / "g.csv"), para, tmp_path / "out")
-    monkeypatch.setattr("sys.argv", ["keep_run.py", str(tmp_path / "out"), str(tmp_path / "kept")])
-    keep_run.main()
-    assert keep_run.names(tmp_path / "kept") == ["metrics.json", "predictions.csv.gz"]
-    again = evaluated(tmp_path / "kept" / "predictions.csv.gz", para, tmp_path / "again")
-    assert again["metrics"] == read_json(tmp_path / "kept" / "metrics.json")["metrics"]
 
 
 @pytest.mark.parametrize("factor, shift, target", [(0.01, 0, "score"), (1, 3, "score"), (1, 0, "label")])
@@ -145,12 +136,6 @@ def test_of_another_unit_only_correlations_count_and_why_is_said(
     assert ("data.target=score" in said) == (target == "label")
     assert "accuracy (" not in said
     assert not (tmp_path / "out" / "scatter.png").exists()
-
-
-def test_how_the_set_was_read_is_kept_for_the_tables(para, tmp_path):
-    words = ("data.target=score", "data.threshold=3.5")
-    found = evaluated(write_table(tmp_path / "g.csv"), para, tmp_path / "out", *words)
-    assert found["data"] == {"target": "score", "threshold": 3.5}
 
 
 # ---- ids
