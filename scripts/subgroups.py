@@ -81,11 +81,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def show_subgroups(options: argparse.Namespace) -> int:
-    """Measures everything, then writes.
-
-    Raises:
-        ValueError, OSError: bad arguments or data, in one sentence; nothing was written then.
-    """
+    """Measures everything, then writes."""
     if options.worst < 1 or options.resamples < 1:
         raise ValueError("subgroups: --worst and --resamples are at least 1")
     if not options.force:
@@ -124,11 +120,7 @@ def show_subgroups(options: argparse.Namespace) -> int:
 
 
 def read_files(paths: Sequence[Path], rated: RatedSet) -> tuple[RatedSet, dict[str, np.ndarray], list[str]]:
-    """The m pictures that all files predict, name of a file -> its predictions (m,), and notes on the rest.
-
-    Raises:
-        ValueError, FileNotFoundError: files of the same name, of other pictures, or in another unit.
-    """
+    """The m pictures that all files predict, name of a file -> its predictions (m,), a note on the rest."""
     predictions = {}
     for path in paths:
         name = path.name.partition(".")[0]
@@ -185,10 +177,8 @@ def make_groups(rated: RatedSet, root: Path) -> list[Group]:
 
 
 def measure_pictures(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean luminance, and mean difference of a pixel's largest and smallest channel: (n,) each, 0 to 255.
-
-    NaN for a file that cannot be decoded.
-    """
+    """Mean luminance, and mean difference of a pixel's largest and smallest channel: (n,) each, 0 to 255; NaN
+    for a file that cannot be decoded."""
     values = np.full((2, len(paths)), np.nan)
     for place, path in enumerate(tqdm(paths, unit=" images", disable=None)):
         try:

@@ -73,7 +73,7 @@ def measure_emotions(
 
 
 def count_high_and_low(report: Report, rated: RatedSet, high: np.ndarray) -> None:
-    """Adds how many pictures of each emotion are high and low, by labels and as predicted, `high` (n,) bool."""
+    """Adds how many pictures of each emotion are high and low, by labels and as predicted (`high`, (n,))."""
     voted, classes = has_votes(rated), report.emotions.facts["emotions"]
     votes = np.nan_to_num(rated.emotions[voted], nan=-1.0)  # (m, E); -1: never the strongest
     true = np.array(rated.emotion_classes)[votes.argmax(axis=1)]  # (m,)
@@ -92,11 +92,11 @@ def why_not_measured(weights: Weights, rated: RatedSet) -> str:
     """Why the emotions of this network cannot be measured on a set; "" if they can, or if it has none."""
     if rated.emotions is None:
         return ""
-    unknown = [name for name in rated.emotion_classes if name not in weights.emotions]
     if not weights.emotions:
         return "emotions not measured: the network has no emotion branch"
     if weights.emotion_branch != "trained":
         return "emotions not measured: the emotion branch was never trained"
+    unknown = [name for name in rated.emotion_classes if name not in weights.emotions]
     return f"emotions not measured: the network does not know {', '.join(unknown)}" if unknown else ""
 
 

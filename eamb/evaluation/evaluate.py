@@ -64,11 +64,8 @@ def publish(report: Report, rated: RatedSet, folder: Path) -> None:
 def evaluate(
     network: nn.Module, weights: Weights, rated: RatedSet, task: Task, compute: engine.Compute
 ) -> Report:
-    """Predicts every picture of the set once and reports, with intervals, leak check and all provenance.
-
-    Raises:
-        ValueError: an emotion network does not know all of the set's emotions.
-    """
+    """Predicts every picture of the set once and reports, with intervals, leak check and all provenance;
+    ValueError if an emotion network does not know all of the set's emotions."""
     report, predictions = task.evaluate(network, weights, rated, compute)
     if predictions.broken:
         report.notes.append(f"pictures that cannot be decoded, left out: {len(predictions.broken)}")
@@ -94,10 +91,8 @@ def about(rated: RatedSet, task: str) -> dict:
 
 
 def leaks(rated: RatedSet, weights: Weights) -> dict[str, int]:
-    """How many of the pictures the network, or its emotion branch, was trained on, by their ids' hashes.
-
-    Empty for pairs and a network trained on ratings: their ids cannot be compared.
-    """
+    """How many of the pictures the network, or its emotion branch, was trained on, by their ids' hashes; {}
+    for pairs and a network trained on ratings, whose ids cannot be compared."""
     if isinstance(rated, PairedSet) and weights.scale:
         return {}
     trained = {"test_pictures_trained_on": weights.training_ids}

@@ -78,11 +78,8 @@ def evaluate_predictions(
 
 
 def read_predictions(path: Path, rated: RatedSet) -> pd.DataFrame:
-    """The rows of a file, checked: finite numbers, shares that sum to 1.
-
-    Returns:
-        The columns "row" (its number, as an editor shows it), "id", "prediction", and "p_<rating>" for each
-        rating of the set if the file has them.
+    """The columns "row" (its number, as an editor shows it), "id", "prediction", and "p_<rating>" for each
+    rating of the set if the file has them; checked: finite numbers, shares that sum to 1.
 
     Raises:
         ValueError, FileNotFoundError: one sentence that names file, row and column.
@@ -127,11 +124,9 @@ def match_ids(path: Path, rated: RatedSet) -> tuple[pd.DataFrame, dict[str, list
             f"evaluation: {path.name} predicts {len(predictions):,} of the {len(rated):,} pictures of "
             f"{split}: another --split? It has '{table['id'].iloc[0]}', and lacks '{rated.ids[missing[0]]}'"
         )
-    misfits = {
-        "missing": [LeftOut(rated.ids[position], "missing: no prediction") for position in missing],
-        "extra": [LeftOut(i, f"extra: not in {split}, row {row}") for row, i in extra[["row", "id"]].values],
-        "duplicate": [],
-    }
+    lost = [LeftOut(rated.ids[position], "missing: no prediction") for position in missing]
+    rows = [LeftOut(i, f"extra: not in {split}, row {row}") for row, i in extra[["row", "id"]].values]
+    misfits = {"missing": lost, "extra": rows, "duplicate": []}
     for position, rows in matched[matched.duplicated("position", keep=False)].groupby("position"):
         name, numbers = rated.ids[position], " and ".join(map(str, rows["row"]))
         if len(rows.drop(columns=["row", "id"]).drop_duplicates()) > 1:
@@ -145,28 +140,25 @@ def match_ids(path: Path, rated: RatedSet) -> tuple[pd.DataFrame, dict[str, list
 def find_pictures(texts: Iterable[str], ids: Sequence[str]) -> list[int]:
     """The position in `ids` of the picture that each text means; -1 if none fits, or several do.
 
-    A text is a whole id, a longer path that ends in the id, or the id's own end, such as the file name alone;
-    but for whole ids, whatever the ending of the file: `a/1.jpg` may be called `1` or `/data/a/1.png`, not
-    `b/1.jpg`.
+    A text is an id, or, whatever the picture's ending, a longer path or the file name: `a/1.jpg` may be
+    called `1` or `/data/a/1.png`, not `b/1.jpg`.
     """
 
     def without_ending(path: str) -> str:
         stem, _, ending = path.rpartition(".")
         return stem if f".{ending.lower()}" in PICTURE_ENDINGS else path
 
-    def find(text: str) -> int:
-        if text in whole:
-            return whole[text]
-        path = without_ending(f"/{text}")
-        others = named.get(path.rpartition("/")[2], {})
-        fitting = [k for other, k in others if path.endswith(other) or other.endswith(path)]
-        return fitting[0] if len(fitting) == 1 else -1
-
     whole, named = {name: position for position, name in enumerate(ids)}, defaultdict(list)
     for name, position in whole.items():
         path = without_ending(f"/{name}")
         named[path.rpartition("/")[2]].append((path, position))
-    return [find(text.replace("\\", "/")) for text in texts]
+    positions = []
+    for text in (text.replace("\\", "/") for text in texts):
+        path = without_ending(f"/{text}")
+        others = named.get(path.rpartition("/")[2], ())
+        fitting = [k for other, k in others if path.endswith(other) or other.endswith(path)]
+        positions.append(whole.get(text, fitting[0] if len(fitting) == 1 else -1))
+    return positions
 
 
 def why_correlations_only(predicted: np.ndarray, rated: RatedSet) -> str:
@@ -176,8 +168,6 @@ def why_correlations_only(predicted: np.ndarray, rated: RatedSet) -> str:
     unit = "the ratings of the set"
     if rated.scale.kind == "label":
         unit = "a probability (or say data.target=score, if they are ratings)"
-    sentence = (
-        f"correlations only: {outside.sum():,} of {len(predicted):,} predictions are outside {low:g} to "
-        f"{high:g}; for accuracy and errors give them in the unit of {unit}"
-    )
-    return sentence if outside.any() else ""
+    counts = f"{outside.sum():,} of {len(predicted):,} predictions are outside {low:g} to {high:g}"
+    words = f"correlations only: {counts}; for accuracy and errors give them in the unit of {unit}"
+    return words if outside.any() else ""

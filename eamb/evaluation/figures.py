@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from eamb.files import written_whole
+from metrics import TERMS
 
 DOTS_PER_INCH = 100
 INK, FAINT, GRID = "#202124", "#70757d", "#e3e5e8"
@@ -94,9 +95,7 @@ def save_curves(metrics: Path, path: Path) -> None:
             if points:
                 label = key.split("_")[0]
                 axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=4, label=label)
-        short = name in ("srcc", "plcc", "krcc", "rmse", "mae", "emd", "kl")
-        title = name.upper() if short else name.replace("_", " ")
-        axes.set_title(title, fontsize=12, loc="left", color=INK)
+        axes.set_title(TERMS.get(name, name.replace("_", " ")), fontsize=12, loc="left", color=INK)
         axes.set_xlabel("epoch", color=FAINT)
         axes.xaxis.get_major_locator().set_params(integer=True)
         if name != "learning_rate":
@@ -112,7 +111,6 @@ def save_scatter(predicted: np.ndarray, rated: np.ndarray, path: Path, unit: str
         predicted, rated: (n,), in the set's unit.
         path: the PNG to write.
         unit: what the numbers are, such as "mean rating, 1 to 5".
-        title: as in "PARA test: SRCC .85, PLCC .90, n = 3,000".
     """
     low, high = min(np.min(predicted), np.min(rated)), max(np.max(predicted), np.max(rated))
     room = 0.04 * (high - low) or 0.5
@@ -166,7 +164,6 @@ def save_confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title
         counts: (E, E) pictures, rows true, columns predicted. A row of zeros stays grey.
         classes: (E,) names.
         path: the PNG to write.
-        title: as in "FI, fold 0: accuracy .53 (chance .13), n = 150".
     """
     cell = 78  # pixels
     totals = counts.sum(axis=1)  # (E,)
