@@ -87,10 +87,10 @@ def read_predictions(path: Path, rated: RatedSet) -> pd.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(f"evaluation: there is no file {path}; give a csv of id and prediction")
     sheet = Sheet(path)
-    name = "path" if "path" in sheet.columns and "id" not in sheet.columns else "id"
-    score = "score" if "score" in sheet.columns and "prediction" not in sheet.columns else "prediction"
-    sheet.need([name, score])
-    columns = {"prediction": sheet.numbers(score)}
+    ids = "path" if "path" in sheet.columns and "id" not in sheet.columns else "id"
+    scores = "score" if "score" in sheet.columns and "prediction" not in sheet.columns else "prediction"
+    sheet.need([ids, scores])
+    columns = {"id": [original(text) for text in sheet.texts(ids)], "prediction": sheet.numbers(scores)}
     bins = [f"p_{value:g}" for value in rated.bins]
     if set(bins) & set(sheet.columns):
         sheet.need(bins)
@@ -99,8 +99,7 @@ def read_predictions(path: Path, rated: RatedSet) -> pd.DataFrame:
         wrong = (shares < 0).any(axis=1) | (abs(shares.sum(axis=1) - 1) > 1e-3)
         if wrong.any():
             raise sheet.error(wrong, bins[0], f"shares, 0 or more, that sum to 1 up to {bins[-1]}")
-    ids = [original(text) for text in sheet.texts(name)]
-    return pd.DataFrame({"row": sheet.rows, "id": ids, **columns})
+    return pd.DataFrame({"row": sheet.rows, **columns})
 
 
 def match_ids(path: Path, rated: RatedSet) -> tuple[pd.DataFrame, dict[str, list[LeftOut]]]:

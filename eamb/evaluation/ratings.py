@@ -111,7 +111,14 @@ def compare_scores(
             title = "{}\nSRCC {srcc:.3f}, PLCC {plcc:.3f}, n = {n:,}".format(report.title, **report.metrics)
             drawn = {"predicted": predicted, "rated": scores, "unit": "rating", "title": title}
             report.plots["scatter.png"] = drawn
-        add_baselines(report, rated)
+        high, voted = rated.high(), has_votes(rated)
+        majority = report.facts["majority_accuracy"] = metrics.majority_accuracy(high)
+        report.notes.append(f"accuracy of always naming the majority: {majority:.4f}")
+        if rated.name == "iae" and voted.any():
+            votes = np.nan_to_num(rated.emotions[voted])
+            rule = metrics.positive_emotion_accuracy(votes, high[voted], rated.emotion_classes)
+            report.facts["positive_emotion_accuracy"] = rule
+            report.notes.append(f"accuracy of the rule 'positive emotion = high': {rule:.4f}")
     single = ~np.isin(columns["id"], list(twins))  # (n,)
     if 0 < single.sum() < len(rated):
         rest = {name: values[single] for name, values in columns.items()}
@@ -128,18 +135,6 @@ def compare_scores(
 def truth(rated: RatedSet, labels: bool) -> tuple[np.ndarray, float]:
     """What predictions are compared with, (n,) ratings, or 0 and 1 for labels; and the threshold of high."""
     return (rated.high().astype(float), 0.5) if labels else (rated.scores, rated.scale.threshold)
-
-
-def add_baselines(report: Report, rated: RatedSet) -> None:
-    """Adds the accuracies of rules that use no picture."""
-    high, voted = rated.high(), has_votes(rated)
-    report.facts["majority_accuracy"] = metrics.majority_accuracy(high)
-    report.notes.append(f"accuracy of always naming the majority: {report.facts['majority_accuracy']:.4f}")
-    if rated.name == "iae" and voted.any():
-        votes = np.nan_to_num(rated.emotions[voted])
-        rule = metrics.positive_emotion_accuracy(votes, high[voted], rated.emotion_classes)
-        report.facts["positive_emotion_accuracy"] = rule
-        report.notes.append(f"accuracy of the rule 'positive emotion = high': {rule:.4f}")
 
 
 def find_twins(rated: RatedSet, reader: SetReader) -> tuple[set[str], list[str]]:
