@@ -8,7 +8,7 @@ import gzip
 import numpy as np
 import pytest
 from scipy import stats
-from small import read_csv, read_json, without_drawing, write_csv
+from small import read_csv, read_json, without_drawing
 
 from datasets import load_dataset
 from eamb.evaluation.external import find_pictures
@@ -62,8 +62,8 @@ def write_table(path, rows=ROWS, header=HEADER):
     return path
 
 
-def evaluate(file, root, output, *words, dataset="para") -> int:
-    options = ["--predictions", str(file), "--dataset", dataset, "--data-root", str(root)]
+def evaluate(file, root, output, *words) -> int:
+    options = ["--predictions", str(file), "--dataset", "para", "--data-root", str(root)]
     with without_drawing():
         return main(["evaluate", *options, "--output", str(output), "evaluate.bootstrap=0", *words])
 
@@ -71,9 +71,6 @@ def evaluate(file, root, output, *words, dataset="para") -> int:
 def evaluated(file, root, output, *words) -> dict:
     assert evaluate(file, root, output, *words) == 0
     return read_json(output / "metrics.json")
-
-
-# ---- figures
 
 
 @pytest.mark.parametrize("target", ["score", "distribution", "label"])
@@ -138,9 +135,6 @@ def test_of_another_unit_only_correlations_count_and_why_is_said(
     assert not (tmp_path / "out" / "scatter.png").exists()
 
 
-# ---- ids
-
-
 @pytest.mark.parametrize(
     "header, row, packed",
     [
@@ -195,8 +189,6 @@ def test_missing_extra_and_duplicate_ids_are_counted_and_named(para, tmp_path, c
     assert not (tmp_path / "out" / "id_check.csv").exists()
 
 
-# ---- bad input
-
 SHARES_HEADER = ",".join([HEADER, *BINS])
 SURE = [(*row, 1, *[0] * 8) for row in ROWS]  # all votes on the lowest rating
 SUM = "expected shares, 0 or more, that sum to 1 up to p_5"
@@ -234,9 +226,5 @@ def test_the_file_itself_is_not_written_over(para, tmp_path, capsys):
 
 
 def test_emotions_are_evaluated_from_a_checkpoint_only(para, tmp_path, capsys):
-    file = write_table(tmp_path / "g.csv")
-    assert evaluate(file, para, tmp_path / "out", "task=emotion") == 2
+    assert evaluate(write_table(tmp_path / "g.csv"), para, tmp_path / "out", "task=emotion") == 2
     assert "task=emotion has none. Emotions are evaluated from a" in capsys.readouterr().err
-    root = write_csv(tmp_path / "set", {"emotion": ["awe", "fear"] * 12})
-    assert evaluate(file, root, tmp_path / "out", dataset="csv") == 2
-    assert "no picture of csv test has a label for the task aesthetics" in capsys.readouterr().err
