@@ -21,11 +21,7 @@ from eamb.weights.checkpoint import Weights
 def evaluate_emotions(
     network: nn.Module, weights: Weights, rated: RatedSet, config: Config, compute: engine.Compute
 ) -> tuple[Report, engine.Predictions]:
-    """The report on an emotion network, and its predictions.
-
-    Raises:
-        ValueError: the set has an emotion that the network does not know.
-    """
+    """The report on an emotion network, and its predictions; errors as `with_emotions`."""
     rated = with_emotions(rated, weights.emotions)
     predictions = predict_set(network, rated, config, compute, show=True)
     report = measure_emotions(predictions, rated, weights.description, config.evaluate.bootstrap)
@@ -37,9 +33,8 @@ def evaluate_emotions(
 def measure_emotions(
     predictions: engine.Predictions, rated: RatedSet, description: dict, bootstrap: int = 0
 ) -> Report:
-    """The report on predicted emotions against votes, among the classes that the set offers.
-
-    Each set's `losses.class_shift` is added to the predictions as in training.
+    """The report on predicted emotions, with each set's `losses.class_shift` as in training, against votes,
+    among the classes that the set offers.
 
     Args:
         description: the network's.
@@ -101,11 +96,8 @@ def why_not_measured(weights: Weights, rated: RatedSet) -> str:
 
 
 def with_emotions(rated: RatedSet, emotions: tuple[str, ...]) -> RatedSet:
-    """The set with its emotions in the network's order, matched by name; NaN for those it lacks.
-
-    Raises:
-        ValueError: the set has an emotion that the network does not know.
-    """
+    """The set with its emotions in the network's order, matched by name; NaN for those it lacks. It is a
+    ValueError if it has one that the network does not know."""
     unknown = [name for name in rated.emotion_classes if name not in emotions]
     if unknown:
         raise ValueError(

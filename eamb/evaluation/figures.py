@@ -1,7 +1,7 @@
 """Figures: maps over photographs, training curves, predictions against ratings, preferences, emotions.
 
-Drawn on matplotlib's Figure object without pyplot, so nothing global changes and no display is needed. Every
-file is written whole or not at all.
+Drawn on matplotlib's Figure object without pyplot, so nothing global changes and no display is needed. `path`
+is the PNG to write; every file is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -36,11 +36,8 @@ NO_CURVE |= {"log_loss_prior", "agreement"}
 
 
 def resize_map(emotion_map: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize a map (h, w) in [0, 1] bilinearly, pixel centres aligned: (height, width) float32 in [0, 1].
-
-    Raises:
-        ValueError: the map has another shape or range.
-    """
+    """Resize a map (h, w) in [0, 1] bilinearly, pixel centres aligned: (height, width) float32 in [0, 1]; a
+    ValueError if it has another shape or range."""
     values = np.asarray(emotion_map, dtype=np.float32)
     low, high = float(values.min()), float(values.max())
     if values.ndim != 2 or not (low >= -1e-4 and high <= 1 + 1e-4):  # NaN fails this too
@@ -73,12 +70,7 @@ def colour_ramp(height: int, width: int) -> np.ndarray:
 
 
 def save_curves(metrics: Path, path: Path) -> None:
-    """Draw the train_* and val_* numbers of a metrics.jsonl against the epoch, and the learning rate.
-
-    Args:
-        metrics: one JSON object a line, with "epoch".
-        path: the PNG to write.
-    """
+    """Draw the train_* and val_* numbers of a metrics.jsonl against the epoch, and the learning rate."""
     records = [json.loads(line) for line in Path(metrics).read_text(encoding="utf-8").splitlines()]
     numbers = [{k: v for k, v in record.items() if isinstance(v, int | float)} for record in records]
     keys = list(dict.fromkeys(key for record in numbers for key in record))
@@ -109,7 +101,6 @@ def save_scatter(predicted: np.ndarray, rated: np.ndarray, path: Path, unit: str
 
     Args:
         predicted, rated: (n,), in the set's unit.
-        path: the PNG to write.
         unit: what the numbers are, such as "mean rating, 1 to 5".
     """
     low, high = min(np.min(predicted), np.min(rated)), max(np.max(predicted), np.max(rated))
@@ -124,13 +115,11 @@ def save_scatter(predicted: np.ndarray, rated: np.ndarray, path: Path, unit: str
 
 
 def save_reliability(probability: np.ndarray, preference: np.ndarray, path: Path, title: str) -> None:
-    """Draw how often people preferred a photograph against how often the prediction says they do.
-
-    Each pair counts from both sides, so that the figure does not depend on which photograph is named first.
+    """Draw how often people preferred a photograph against how often the prediction says they do. Each pair
+    counts from both sides, so that it does not matter which photograph is named first.
 
     Args:
         probability, preference: (m,) P(the first of a pair is preferred), in [0, 1], predicted and real.
-        path: the PNG to write.
     """
     predicted = np.concatenate([probability, 1 - probability])  # (2m,)
     real = np.concatenate([preference, 1 - preference])
@@ -163,7 +152,6 @@ def save_confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title
     Args:
         counts: (E, E) pictures, rows true, columns predicted. A row of zeros stays grey.
         classes: (E,) names.
-        path: the PNG to write.
     """
     cell = 78  # pixels
     totals = counts.sum(axis=1)  # (E,)
@@ -195,7 +183,6 @@ def save_emotion_bars(
     Args:
         groups: for each panel, such as "labels" and "predictions", the numbers (E,) of high and of low ones.
         classes: (E,) names.
-        path: the PNG to write.
     """
     figure = new_plot(max(120 * len(classes) + 80, 700), 60 + 280 * len(groups))
     rows = figure.subplots(len(groups), sharex=True, sharey=True, squeeze=False)[:, 0]

@@ -52,10 +52,8 @@ def as_trained(config: Config, weights: Weights, given: dict[str, object] | None
 
 
 def is_cross_set(weights: Weights, rated: RatedSet) -> bool:
-    """Whether the network was trained on another set than this one.
-
-    Every csv is called csv; those differ if the ratings go beyond the scale of the weights.
-    """
+    """Whether the network was trained on another set than this one. Every csv is called csv; those differ if
+    the ratings go beyond the scale of the weights."""
     trained = weights.scale or rated.scale  # an emotion network has no scale
     inside = trained.minimum <= rated.scale.minimum and rated.scale.maximum <= trained.maximum
     return rated.name not in weights.description["dataset"].split("+") or not inside
@@ -69,11 +67,8 @@ def has_votes(rated: RatedSet) -> np.ndarray:
 
 
 def labelled(rated: RatedSet, task: str) -> RatedSet:
-    """The pictures that have what the task needs: a rating, or emotion votes. The others are left out.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The pictures that have what the task needs: a rating, or emotion votes. The others are left out; a
+    ValueError if those are all."""
     usable = ~np.isnan(rated.scores) if task == "aesthetics" else has_votes(rated)
     if not usable.any():
         raise ValueError(
@@ -90,24 +85,21 @@ def predict_set(
 ) -> engine.Predictions:
     """Predicts every picture of the set once, over all processes, in the order of the set. Always in fp32.
 
-    The network is prepared for inference, in every process from the same BatchNorm statistics.
-
     Args:
         show: a progress bar.
 
     Raises:
         ValueError: no picture can be decoded.
     """
-    distributed.share_buffers(network)
-    fast = prepare_for_inference(network)
-    data = config.data
+    distributed.share_buffers(network)  # BatchNorm statistics are the same in every process
+    fast, data = prepare_for_inference(network), config.data
     pictures = PictureSet(rated, data.size, data.exif, skip_broken=data.skip_broken, crop=data.crop)
     order = TestOrder(len(rated), config.evaluate.batch_size, distributed.rank(), distributed.world())
     loader = make_loader(pictures, order, data.worker_count(), pin_memory=compute.device.type == "cuda")
     hidden = not (show and distributed.is_main())
     batches = tqdm(loader, desc=f"{rated.name} {rated.split}", unit="batch", disable=hidden, mininterval=2)
-    fp32 = compute._replace(precision="fp32")
-    predictions = engine.predict(fast, batches, fp32, config.evaluate.batch_size)
+    compute = compute._replace(precision="fp32")
+    predictions = engine.predict(fast, batches, compute, config.evaluate.batch_size)
     if not len(predictions.index):
         raise ValueError(
             f"evaluation: none of the {len(rated)} pictures of {rated.name} {rated.split} can be decoded, "

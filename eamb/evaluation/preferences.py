@@ -52,16 +52,12 @@ def evaluate_pairs(
 
 
 def measure_pairs(predictions: engine.Predictions, rated: PairedSet, bootstrap: int = 0) -> Report:
-    """The report on predicted preferences.
-
-    Raises:
-        ValueError: no pair has two photographs that could be decoded.
-    """
+    """The report on predicted preferences; a ValueError if no pair has two photographs that were decoded."""
     rated = rated.take(predictions.index)
     if not len(rated.pairs):
         raise ValueError(
-            f"evaluation: of no pair of {rated.name} {rated.split} can both photographs be decoded"
-            f"{', e.g. ' + predictions.broken[0].reason if predictions.broken else ''}"
+            f"evaluation: of no pair of {rated.name} {rated.split} can both photographs be decoded, "
+            f"e.g. {predictions.broken[0].reason}"
         )
     probability = metrics.pair_probability(predictions.prediction, rated.pairs)  # (m,)
     low = rounded(np.minimum(probability, 1 - probability))  # the smaller side: 1 - 2e-9 must not become 1
@@ -71,8 +67,8 @@ def measure_pairs(predictions: engine.Predictions, rated: PairedSet, bootstrap: 
     columns |= {"preference": rated.preference, "prediction": probability}
     report = compare_pairs(f"{rated.name} {rated.split}", columns, bootstrap)
     title = "{}\naccuracy {accuracy:.3f}, {pairs:,} pairs".format(report.title, **report.metrics)
-    drawn = {"probability": probability, "preference": rated.preference, "title": title}
-    report.plots["reliability.png"] = drawn
+    arguments = {"probability": probability, "preference": rated.preference, "title": title}
+    report.plots["reliability.png"] = arguments
     return report
 
 

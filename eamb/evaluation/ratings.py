@@ -27,11 +27,7 @@ def evaluate_scores(
     compute: engine.Compute,
     reader: SetReader,
 ) -> tuple[Report, engine.Predictions]:
-    """The report on a network that scores pictures, with emotions where it predicts them; its predictions.
-
-    Args:
-        reader: the set's, to look for identical pictures in training.
-    """
+    """The report on a network that scores pictures, with emotions where it predicts them; its predictions."""
     predictions = predict_set(network, rated, config, compute, show=True)
     twins, notes = find_twins(rated, reader)
     reason = emotions.why_not_measured(weights, rated)
@@ -109,8 +105,8 @@ def compare_scores(
     if not correlations_only:
         if not labels:
             title = "{}\nSRCC {srcc:.3f}, PLCC {plcc:.3f}, n = {n:,}".format(report.title, **report.metrics)
-            drawn = {"predicted": predicted, "rated": scores, "unit": "rating", "title": title}
-            report.plots["scatter.png"] = drawn
+            arguments = {"predicted": predicted, "rated": scores, "unit": "rating", "title": title}
+            report.plots["scatter.png"] = arguments
         high, voted = rated.high(), has_votes(rated)
         majority = report.facts["majority_accuracy"] = metrics.majority_accuracy(high)
         report.notes.append(f"accuracy of always naming the majority: {majority:.4f}")
@@ -124,11 +120,11 @@ def compare_scores(
         rest = {name: values[single] for name, values in columns.items()}
         rest = compare_scores(rest, rated.take(single), bootstrap, labels, correlations_only)
         count, shown = int((~single).sum()), "n {n}, SRCC {srcc:.4f}, PLCC {plcc:.4f}".format(**rest.metrics)
-        facts = {"count": count, "metrics": rest.metrics, "intervals_95": rest.intervals}
-        report.facts["without_twins"] = facts
         report.notes.append(
             f"without test pictures that have an identical one in training ({count}): {shown}"
         )
+        report.facts["without_twins"] = {"count": count, "metrics": rest.metrics}
+        report.facts["without_twins"]["intervals_95"] = rest.intervals
     return report
 
 
