@@ -252,8 +252,8 @@ def test_a_chart_that_is_not_known_leaves_its_room_to_the_others():
         ),
         (np.zeros((8, 8, 3)), {}, r"panels: .*this one is \(8, 8, 3\) float64"),
         (grey_image(8, 8), {"class_maps": np.zeros((4, 7, 7))}, "panels: .*4 maps came for 5 emotions"),
-        (grey_image(8, 8), {"emotion_map": np.zeros((1, 7, 7))}, r"figures: .*this one has \(1, 7, 7\)"),
-        (grey_image(8, 8), {"emotion_map": np.full((7, 7), 2.0)}, "figures: .*this one spans 2 to 2"),
+        (grey_image(8, 8), {"emotion_map": np.zeros((1, 7, 7))}, r"figures: .*is \(1, 7, 7\) with .*"),
+        (grey_image(8, 8), {"emotion_map": np.full((7, 7), 2.0)}, "figures: .*values from 2 to 2"),
     ],
 )
 def test_wrong_pictures_and_maps_are_refused(image, changes, message):

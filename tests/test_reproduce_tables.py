@@ -14,7 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import main
 from eamb.evaluation import figures
-from eamb.evaluation.report import Report
 from eamb.files import file_hash
 from eamb.network.backbones import LITE0
 from eamb.readers import demo
@@ -215,8 +214,8 @@ def made(words):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NPROC", "1")
         patch.setattr(script, "Popen", InProcess)
-        patch.setattr(Report, "all_plots", {})  # drawn elsewhere
-        patch.setattr(figures, "save_curves", lambda *_: None)
+        for name in ("save_curves", "save_scatter", "save_confusion", "save_emotion_bars"):  # drawn elsewhere
+            patch.setattr(figures, name, lambda *_, **__: None)
         patch.setattr(run_module, "validate", interrupted)
         code = run(*words)
         files = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}

@@ -18,7 +18,7 @@ import losses
 from datasets import Batch, PairPictures, PictureSet, SetReader, check_classes, first_by_hash, load_datasets
 from eamb.evaluation.emotions import evaluate_emotions, measure_emotions
 from eamb.evaluation.predicting import labelled
-from eamb.evaluation.preferences import evaluate_pairs, evaluate_pairs_by_score, measure_pairs
+from eamb.evaluation.preferences import evaluate_pairs, measure_pairs
 from eamb.evaluation.ratings import evaluate_scores, measure_scores
 from eamb.evaluation.report import Report
 from eamb.network.names import PAIR_NETWORKS
@@ -239,7 +239,7 @@ class Aesthetics(Task):
 
     def evaluate(self, network: nn.Module, weights: Weights, rated: RatedSet, compute: Compute) -> Evaluated:
         if isinstance(rated, PairedSet):
-            return evaluate_pairs_by_score(network, weights, rated, self.config, compute)
+            return evaluate_pairs(network, weights, rated, self.config, compute)
         return evaluate_scores(network, weights, rated, self.config, compute, self.reader)
 
 
@@ -318,7 +318,7 @@ class Series(Task):
         return measure_pairs(predictions, rated).metrics
 
     def evaluate(self, network: nn.Module, weights: Weights, rated: RatedSet, compute: Compute) -> Evaluated:
-        return evaluate_pairs(network, rated, self.config, compute)
+        return evaluate_pairs(network, weights, rated, self.config, compute)
 
 
 # ---------------------------------------------------------------------------------------------------
