@@ -1,7 +1,7 @@
 """How good predictions are: pure functions on arrays, all in float64.
 
 Scores are in the unit of the data set. A metric that is undefined for its input (a correlation with a
-constant) is NaN with a warning; wrong input (NaN, unequal lengths) is a `ValueError`.
+constant) is NaN; wrong input (NaN, unequal lengths) is a `ValueError`.
 """
 
 from __future__ import annotations
@@ -90,12 +90,6 @@ def accuracy(predicted: ArrayLike, rated: ArrayLike, threshold: float, inclusive
     predicted, rated = _pair(predicted, rated)
     high = np.greater_equal if inclusive else np.greater
     return float((high(predicted, threshold) == high(rated, threshold)).mean())
-
-
-def majority_accuracy(high: ArrayLike) -> float:
-    """Accuracy of always predicting the more frequent of high and low; high: (n,), 0 or 1."""
-    share = float(np.mean(high))
-    return max(share, 1 - share)
 
 
 def auc(predicted: ArrayLike, high: ArrayLike) -> float:
@@ -196,9 +190,6 @@ def emotion_metrics(probabilities: ArrayLike, votes: ArrayLike, classes: Sequenc
         prior[patterns == pattern] = votes[patterns == pattern].mean(axis=0)
     cross_entropy, entropy = _cross_entropy(votes, probabilities), _cross_entropy(votes, votes)
     kl, kl_prior = cross_entropy - entropy, _cross_entropy(votes, prior) - entropy
-    prior_is_exact = kl_prior < 1e-12  # equal rows leave a rounding error instead of 0
-    if prior_is_exact:
-        _warn("KL ratio is undefined (NaN): all pictures have the same votes, the constant prior is exact.")
     return {
         "n": len(votes),
         "accuracy": float(correct.mean()),
@@ -206,7 +197,9 @@ def emotion_metrics(probabilities: ArrayLike, votes: ArrayLike, classes: Sequenc
         **{f"recall_{classes[k]}": float(recall[k]) for k in np.flatnonzero(offered.any(axis=0))},
         "kl": kl,
         "kl_prior": kl_prior,
-        "kl_ratio": np.nan if prior_is_exact else kl / kl_prior,
+        "kl_ratio": kl / kl_prior
+        if kl_prior > 1e-12
+        else np.nan,  # equal votes leave a rounding error instead of 0
         "cross_entropy": cross_entropy,
         "calibration_error": _calibration_error(probabilities.max(axis=1), correct),
         "majority": float((votes == votes.max(axis=1, keepdims=True)).mean(axis=0).max()),
@@ -227,7 +220,7 @@ def offered_shares(
     probabilities, votes = _distributions(probabilities, _shares(np.where(offered, votes, 0.0)))
     if votes.shape[1] != len(classes) or not len(votes):
         raise ValueError(
-            f"metrics: {len(classes)} emotion classes need votes (n, {len(classes)}), n > 0, not {votes.shape}."
+            f"metrics: {len(classes)} classes need votes (n, {len(classes)}), not {votes.shape}."
         )
     partly = ~offered.all(axis=1)  # (n,) pictures for which a class was not offered
     # The lower bound makes the offered classes equal where all of them are 0, instead of dividing by 0.
@@ -287,11 +280,9 @@ def positive_emotion_accuracy(emotions: ArrayLike, high: ArrayLike, classes: Seq
 
 
 def pair_probability(odds: ArrayLike, pairs: np.ndarray) -> np.ndarray:
-    """P(the first of each pair is preferred), (m,) in [0, 1].
+    """P(the first of each pair is preferred), (m,) in [0, 1], for pairs (m, 2) of rows of the odds.
 
-    Args:
-        odds: (n, 2) predictions of a pair network, or (n, 1) of anything that scores photographs.
-        pairs: (m, 2) rows of `odds`.
+    The odds are (n, 2) predictions of a pair network, or (n, 1) of anything that scores photographs.
     """
     odds = np.asarray(odds, np.float64)
     return special.expit(odds[pairs[:, 0], 0] - odds[pairs[:, 1], -1])
@@ -314,7 +305,7 @@ def pair_metrics(probability: ArrayLike, preference: ArrayLike) -> dict[str, flo
     """
     probability, preference = _pair(probability, preference)
     both_sides = [np.stack([share, 1 - share], axis=1) for share in (preference, probability)]  # (m, 2) each
-    _distributions(*both_sides)
+    _refuse(np.minimum(*both_sides) < 0, "pairs have a probability or preference that is not from 0 to 1")
     majority, decided = both_sides[0].max(axis=1), preference != 0.5  # (m,) each
     values = {
         "pairs": len(preference),

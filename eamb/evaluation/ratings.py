@@ -139,7 +139,7 @@ def truth(rated: RatedSet, labels: bool) -> tuple[np.ndarray, float]:
 def add_baselines(report: Report, rated: RatedSet) -> None:
     """Adds the accuracies of rules that use no picture."""
     high = rated.high()
-    report.facts["majority_accuracy"] = metrics.majority_accuracy(high)
+    report.facts["majority_accuracy"] = float(max(np.mean(high), 1 - np.mean(high)))
     report.notes.append(f"accuracy of always naming the majority: {report.facts['majority_accuracy']:.4f}")
     votes = np.empty((len(rated), 0)) if rated.emotions is None else np.nan_to_num(rated.emotions)
     voted = votes.sum(axis=1) > 0  # (n,) pictures with an emotion; classes that the set lacks have no votes
