@@ -50,7 +50,11 @@ def test_odds_of_single_photographs_give_the_published_answer_for_pairs(network,
     model, images = build(network, symmetric), photographs()
     with torch.no_grad():
         odds = model(images).prediction.double().numpy()  # (n, 2)
-        first, second = model.features(images)
+        maps = model.context(images)
+        if network == "resnet":
+            first = second = model.tail(maps[-1])
+        else:
+            first, second = model.units(maps[1:]), (model.second_units or model.units)(maps[1:])
         pairs = all_pairs(len(images))
         difference = first[pairs[:, 0]] - second[pairs[:, 1]]  # (m, F): the published order of operations
         published = model.last(difference).double().softmax(dim=1)[:, 1].numpy()
