@@ -383,6 +383,8 @@ def test_a_network_can_be_rebuilt_from_its_arguments():
 
 
 def test_the_paper_is_the_default(paper_network):
+    dropouts = [layer.p for layer in paper_network.head if isinstance(layer, torch.nn.Dropout)]
+    assert dropouts == [0.75, 0.75]
     names = (
         "amusement awe contentment excitement anger disgust fear sadness"  # as the released files order them
     )
