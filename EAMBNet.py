@@ -87,14 +87,8 @@ class Head(nn.Sequential):
     """Pooled features (N, width) -> logits (N, K). The first PReLU follows a ReLU and never acts."""
 
     def __init__(self, width: int, hidden: int, outputs: int, dropout: float):
-        super().__init__(
-            nn.PReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(width, hidden),
-            nn.PReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, outputs),
-        )
+        first, second = nn.Linear(width, hidden), nn.Linear(hidden, outputs)
+        super().__init__(nn.PReLU(), nn.Dropout(dropout), first, nn.PReLU(), nn.Dropout(dropout), second)
 
 
 # ---- Emotion branch

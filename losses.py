@@ -31,10 +31,9 @@ def emd(p: Tensor, q: Tensor, r: float = 2) -> Tensor:
 
 
 def emd_loss(p: Tensor, q: Tensor, r: float = 2, reduction: str = "image") -> Tensor:
-    """EMD of a batch, a scalar.
+    """EMD of a batch (N, K), whose rows sum to 1; a scalar.
 
     Args:
-        p, q: (N, K), rows sum to 1.
         reduction: "image" takes the root per image, then the mean over images. "batch" takes the mean over
             images and bins, then the root, as the official code does; an image's weight depends on its batch.
     """
@@ -61,13 +60,9 @@ def correlation_loss(p: Tensor, target: Tensor) -> Tensor:
 
 
 def label_loss(p: Tensor, high: Tensor) -> Tensor:
-    """Binary cross-entropy of high/low labels, a scalar.
+    """Binary cross-entropy of the probability (N, 1) of "high" and labels (N,), 1 for high and 0; a scalar.
 
     Takes probabilities, which `functional.binary_cross_entropy` refuses under autocast.
-
-    Args:
-        p: (N, 1), the probability of "high".
-        high: (N,), 1 where the picture counts as high, else 0.
     """
     # The gradient of log(p) is 1/p, in p's own type: float16 overflows above 65,504.
     smallest = 2.0**-15 if p.dtype == torch.float16 else 1e-12

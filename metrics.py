@@ -80,11 +80,9 @@ def mae(predicted: ArrayLike, rated: ArrayLike) -> float:
 
 
 def accuracy(predicted: ArrayLike, rated: ArrayLike, threshold: float, inclusive: bool = False) -> float:
-    """Share of pictures that prediction and rating put on the same side of the threshold.
+    """Share of pictures whose prediction and rating (n,), in one unit, lie on the same side of the threshold.
 
-    Args:
-        predicted, rated: (n,), in the unit of the threshold; ratings are exact means, as they were read.
-        inclusive: a score at the threshold counts as high too.
+    `inclusive`: a score at the threshold counts as high too.
     """
     # Thresholds compare exact means: float32(3.0 / 5) is above 0.6 and would flip 48 of PARA's 3,000 labels.
     predicted, rated = _pair(predicted, rated)
@@ -93,10 +91,9 @@ def accuracy(predicted: ArrayLike, rated: ArrayLike, threshold: float, inclusive
 
 
 def auc(predicted: ArrayLike, high: ArrayLike) -> float:
-    """Area under the ROC curve: how often a high picture is scored above a low one, ties count half.
+    """Area under the ROC curve of predictions (n,) for labels (n,), 1 or True where the picture is high.
 
-    Args:
-        predicted: (n,). high: (n,), 1 or True where the picture is high.
+    How often a high picture is scored above a low one; ties count half.
     """
     predicted, high = _pair(predicted, high)
     highs = np.count_nonzero(high)
@@ -129,8 +126,7 @@ def aesthetic_metrics(
     """All figures that the field reports for predicted scores.
 
     Args:
-        predicted: (n,), in the unit of the data set; for high/low labels the probability of "high".
-        rated: (n,) exact means, in the same unit; for labels 0 or 1.
+        predicted, rated: (n,), in one unit; for high/low labels the probability of "high", and 0 or 1.
         threshold: above it a picture counts as high.
         predicted_distributions, rated_distributions: (n, K), rows sum to 1; both or neither.
 
@@ -240,10 +236,10 @@ def confusion_matrix(probabilities: ArrayLike, votes: ArrayLike, classes: Sequen
 
 
 def top_classes(probabilities: np.ndarray, votes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Class numbers predicted and true, (n,) and (n,), from (n, E) and (n, E).
+    """Class numbers predicted and true, (n,) each, from (n, E) each.
 
-    The true class is the one with the most votes. Of several with equally many it is the predicted one if
-    that is among them, else the first.
+    The true class is the one with the most votes; of several the predicted one if it is among them, else the
+    first.
     """
     predicted = probabilities.argmax(axis=1)  # (n,)
     leads = votes[np.arange(len(votes)), predicted] == votes.max(axis=1)  # (n,)
@@ -264,10 +260,8 @@ def _calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
 def positive_emotion_accuracy(emotions: ArrayLike, high: ArrayLike, classes: Sequence[str]) -> float:
     """Accuracy of the rule "a picture with a positive emotion is a high one", a baseline for IAE.
 
-    Args:
-        emotions: (n, E), votes or probabilities of the E classes; a picture is positive if the positive
-            emotions have more than the negative ones, and neutral counts for neither.
-        high: (n,), 0 or 1.
+    A picture is positive if the positive emotions have more of its votes or probabilities (n, E) than the
+    negative ones; neutral counts for neither. `high` is (n,), 0 or 1.
     """
     emotions = _shares(emotions)  # (n, E)
     positive = np.isin(classes, ["amusement", "awe", "contentment", "excitement"])  # (E,), Mikels et al. 2005
@@ -332,10 +326,8 @@ def pair_accuracy(probability: np.ndarray, preference: np.ndarray) -> float:
 def bradley_terry(count: int, pairs: ArrayLike, preference: ArrayLike) -> np.ndarray:
     """Strengths (count,) of photographs, mean 0, from comparisons: P(a over b) = 1 / (1 + exp(s_b - s_a)).
 
-    The maximum-likelihood fit (Bradley & Terry 1952) with a small ridge.
-
-    Args:
-        pairs: (m, 2) rows of photographs. preference: (m,) share of the first of each, in [0, 1].
+    The maximum-likelihood fit (Bradley & Terry 1952) with a small ridge. `pairs` are (m, 2) photographs,
+    `preference` (m,) is the share of people who prefer the first of each, in [0, 1].
     """
     pairs = np.asarray(pairs, np.int64).reshape(-1, 2)
     strengths = _fit_odds(np.eye(count)[pairs[:, 0]] - np.eye(count)[pairs[:, 1]], preference)
@@ -353,10 +345,7 @@ def fit_steepness(differences: ArrayLike, preference: ArrayLike) -> float:
 
 
 def _fit_odds(features: np.ndarray, share: ArrayLike) -> np.ndarray:
-    """The weights (k,) with which features (m, k) give the log odds of shares (m,): a logistic regression.
-
-    With the ridge its log-likelihood is strictly concave, so there is one solution.
-    """
+    """The weights (k,) with which features (m, k) give the log odds of shares (m,): a logistic regression."""
     ridge, share = RIDGE * np.eye(features.shape[1]), np.asarray(share, np.float64)
 
     def loss_and_gradient(weights: np.ndarray) -> tuple[float, np.ndarray]:
@@ -381,9 +370,8 @@ def series_ranks(
         series: (m,) of each pair. pairs: (m, 2) photographs. probability, preference: (m,).
 
     Returns:
-        Per series, in the order of the names, (S,) each: krcc (Kendall's tau) and best (1 if the photograph
-        ranked first by the prediction is also first by the preferences, else 0; if the prediction ranks
-        several first, the share of them that are). Both are NaN where people rank all alike.
+        For each series, (S,) in the order of the names: krcc (Kendall's tau), and best: of the photographs
+        that the prediction ranks first, the share that people rank first. NaN where people rank all alike.
     """
     names, groups = np.unique(np.asarray(series), return_inverse=True)
     krcc, best = np.full(len(names), np.nan), np.full(len(names), np.nan)

@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from eamb.network.backbones import DepthwiseConv2d, build_pyramid
 from eamb.network.fast import fold, fold_batchnorm, prepare_for_inference
+from eamb.network.pair_networks import SeriesNetwork
 from EAMBNet import EmotionNetwork, LinearNetwork, build_model
 
 LITE = {"backbone": "tf_efficientnet_lite0", "width": 32}
@@ -18,6 +19,7 @@ FORMS = {
     "no context": lambda: build_model(BACKBONE, width=16, without=("context", "emotion")),
     "no detail": lambda: build_model(BACKBONE, width=16, without=("detail",)),
     "linear": lambda: LinearNetwork(BACKBONE, 1, 0.2),
+    "pairs": lambda: SeriesNetwork(BACKBONE, "paunit", symmetric=False),
     "emotion": lambda: EmotionNetwork(BACKBONE, ("a", "b", "c"), 0.5, 16),
 }
 

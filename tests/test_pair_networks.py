@@ -8,10 +8,8 @@ from conftest import enliven
 from small import BACKBONE
 
 from eamb.network.backbones import RESNET50
-from eamb.network.fast import prepare_for_inference
 from eamb.network.names import PAIR_NETWORKS
 from eamb.network.pair_networks import PAUnit, SeriesNetwork
-from eamb.weights.checkpoint import Weights, describe
 from metrics import pair_probability
 
 
@@ -97,18 +95,6 @@ def test_every_weight_of_a_published_network_learns(network):
     (odds[:2, 0] - odds[2:, 1]).square().sum().backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()]
     assert silent == []
-
-
-@pytest.mark.parametrize("network", PAIR_NETWORKS)
-def test_the_fast_form_and_the_saved_form_say_the_same(network):
-    model, images = build(network, symmetric=False), photographs()
-    weights = Weights(model.state_dict(), describe(model, None))
-    assert weights.task == "series"
-    with torch.no_grad():
-        expected = model(images).prediction
-        torch.testing.assert_close(weights.build()(images).prediction, expected, rtol=0, atol=0)
-        fast = prepare_for_inference(model)(images).prediction
-    torch.testing.assert_close(fast, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_published_recipe_trains_the_gates_as_slowly_as_the_backbone():

@@ -51,8 +51,7 @@ class Scale:
         with_bins = self.kind == "distribution"
         if self.kind not in ("distribution", "score", "label") or with_bins != bool(self.bins):
             raise ValueError(
-                "Scale: kind must be distribution, score or label, and only a distribution has bins; "
-                f"got '{self.kind}', {self.bins}"
+                f"Scale: a distribution has bins, score and label none; got {self.kind}, {self.bins}"
             )
 
     @property

@@ -20,15 +20,12 @@ from eamb.network.outputs import Output, check_size, no_emotions
 class PAUnit(nn.Module):
     """Parallel attention unit: (N, C, h, w) -> (N, 2C), pooled under channel and under spatial attention."""
 
-    def __init__(self, channels: int):
+    def __init__(self, width: int):
         super().__init__()
-        hidden = max(1, channels // 16)
-        self.gate = nn.Sequential(
-            nn.Conv2d(channels, channels, 1), nn.ReLU(), nn.Conv2d(channels, channels, 1)
-        )
-        self.channel = nn.Sequential(
-            nn.Linear(channels, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, channels, bias=False)
-        )
+        hidden = max(1, width // 16)
+        self.gate = nn.Sequential(nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, width, 1))
+        down, up = nn.Linear(width, hidden, bias=False), nn.Linear(hidden, width, bias=False)
+        self.channel = nn.Sequential(down, nn.ReLU(), up)
 
     def forward(self, x: Tensor) -> Tensor:
         gated = x * self.gate(x)  # (N, C, h, w)
