@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from eamb.network.backbones import DepthwiseConv2d, build_pyramid
-from eamb.network.fast import fold, fold_batchnorm, prepare_for_inference
+from eamb.network.fast import fold_batchnorm, prepare_for_inference
 from eamb.network.pair_networks import SeriesNetwork
 from EAMBNet import EmotionNetwork, LinearNetwork, build_model
 
@@ -26,17 +26,6 @@ FORMS = {
 
 def norms(network: nn.Module) -> int:
     return sum(isinstance(layer, _BatchNorm) for layer in network.modules())
-
-
-def test_folding_by_hand():
-    conv, norm = nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1, eps=0).eval()
-    values = (conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    for value, number in zip(values, (3.0, 1.0, 5.0, 4.0, 10.0, 7.0), strict=True):
-        value.data.fill_(number)
-    rest = fold(conv, norm)
-    # (3 x + 1 - 5) / 2 * 10 + 7 = 15 x - 13
-    assert (conv.weight.item(), conv.bias.item()) == (15, -13)
-    assert isinstance(rest, nn.Identity)
 
 
 @pytest.mark.parametrize("name", ["resnet50", "tf_efficientnet_lite0"])
