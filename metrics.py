@@ -16,18 +16,12 @@ from scipy import optimize, special, stats
 
 SMALLEST_PROBABILITY = 1e-12  # a softmax in float32 can give an exact 0, whose logarithm is infinite
 RIDGE = 1e-3  # keeps strengths finite where all people agree; moves odds of 3 to 1 by some thousandths
-TERMS = {  # how reports write the names of metrics, where it is not the name itself
+# How reports write the names of metrics, where it is not the name itself.
+TERMS = {name: name.upper() for name in ("srcc", "plcc", "krcc", "rmse", "mae", "auc", "kl")} | {
     "n": "pictures",
-    "srcc": "SRCC",
-    "plcc": "PLCC",
-    "krcc": "KRCC",
-    "rmse": "RMSE",
-    "mae": "MAE",
-    "auc": "AUC",
     "emd1": "EMD (r = 1)",
     "emd2": "EMD (r = 2)",
     "macro_f1": "macro F1",
-    "kl": "KL",
     "kl_prior": "KL of the prior",
     "kl_ratio": "KL / KL of the prior",
     "cross_entropy": "cross-entropy",
@@ -230,9 +224,8 @@ def confusion_matrix(probabilities: ArrayLike, votes: ArrayLike, classes: Sequen
     """(E, E) numbers of pictures, true class by predicted class; arguments as for `emotion_metrics`."""
     probabilities, votes, _ = offered_shares(probabilities, votes, classes)
     predicted, truth = top_classes(probabilities, votes)  # (n,) each
-    counts = np.zeros((len(classes), len(classes)), np.int64)
-    np.add.at(counts, (truth, predicted), 1)
-    return counts
+    numbers = len(classes) * truth + predicted  # (n,), of the cells
+    return np.bincount(numbers, minlength=len(classes) ** 2).reshape(len(classes), -1)
 
 
 def top_classes(probabilities: np.ndarray, votes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

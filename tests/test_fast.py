@@ -7,7 +7,7 @@ from small import BACKBONE
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from eamb.network.backbones import DepthwiseConv2d, build_pyramid
+from eamb.network.backbones import DepthwiseConv2d
 from eamb.network.fast import fold_batchnorm, prepare_for_inference
 from eamb.network.pair_networks import SeriesNetwork
 from EAMBNet import EmotionNetwork, LinearNetwork, build_model
@@ -26,23 +26,6 @@ FORMS = {
 
 def norms(network: nn.Module) -> int:
     return sum(isinstance(layer, _BatchNorm) for layer in network.modules())
-
-
-@pytest.mark.parametrize("name", ["resnet50", "tf_efficientnet_lite0"])
-def test_a_folded_pyramid_has_no_batchnorm_and_gives_the_same_maps(name):
-    torch.manual_seed(0)
-    network = enliven(build_pyramid(name, levels=2))
-    images = torch.randn(2, 3, 64, 96)
-    with torch.no_grad():
-        before = network(images)
-        fold_batchnorm(network, torch.zeros(1, 3, 64, 64))
-        after = network(images)
-    assert norms(network) == 0
-    fast = [layer for layer in network.modules() if isinstance(layer, DepthwiseConv2d)]
-    assert bool(fast) == (name != "resnet50")  # the layers that train fast are folded too
-    assert all(layer.bias is not None for layer in fast)
-    for a, b in zip(before, after, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * a.abs().max().item())
 
 
 class Odd(nn.Module):
@@ -80,6 +63,8 @@ def test_the_fast_form_gives_the_same_output_in_float32(form):
             assert found.dtype == torch.float32
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     assert norms(fast) == 0
+    layers = [layer for layer in fast.modules() if isinstance(layer, DepthwiseConv2d)]
+    assert all(layer.bias is not None for layer in layers)  # the layers that train fast are folded too
 
 
 def test_the_fast_form_is_a_copy_that_cannot_be_trained(lite_network):

