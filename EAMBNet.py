@@ -374,8 +374,8 @@ def check_arguments(arguments: dict) -> None:
     emotions, without = arguments.get("emotions", EMOTIONS), set(arguments.get("without", ()))
     if len(set(emotions)) != len(emotions) or not (emotions or "emotion" in without):
         raise ValueError(f"EAMBNet: emotions must be different names, got {emotions}")
-    if without - set(PARTS):
-        raise ValueError(f"EAMBNet: without must name some of {', '.join(PARTS)}, got {sorted(without)}")
+    if unknown := ", ".join(without - set(PARTS)):
+        raise ValueError(f"EAMBNet: without must name some of {', '.join(PARTS)}, got '{unknown}'")
     if {"detail", "context"} <= without:
         raise ValueError("EAMBNet: a network needs its detail or its context branch, got without both")
     for name, part in (("shortcut", "context"), ("train_emotion", "emotion")):

@@ -166,12 +166,11 @@ def emotion_metrics(probabilities: ArrayLike, votes: ArrayLike, classes: Sequenc
         calibration_error (expected, 15 equal bins of the top probability), and the accuracies of always
         predicting the most frequent class (majority) and of guessing (chance).
     """
-    probabilities, votes, offered = offered_shares(probabilities, votes, classes)
+    probabilities, votes, offered = _offered_shares(probabilities, votes, classes)
     predicted, truth = top_classes(probabilities, votes)  # (n,) each
     correct = predicted == truth  # (n,)
-    hits, support, named = (
-        np.bincount(numbers, minlength=len(classes)) for numbers in (truth[correct], truth, predicted)
-    )  # (E,) each
+    groups = (truth[correct], truth, predicted)
+    hits, support, named = (np.bincount(numbers, minlength=len(classes)) for numbers in groups)  # (E,) each
     with np.errstate(invalid="ignore"):  # 0 / 0 for classes that do not occur
         recall, f1 = hits / support, 2 * hits / (support + named)  # (E,) each
     prior = np.empty_like(votes)  # (n, E), the same for all pictures that were offered the same classes
@@ -180,6 +179,7 @@ def emotion_metrics(probabilities: ArrayLike, votes: ArrayLike, classes: Sequenc
         prior[patterns == pattern] = votes[patterns == pattern].mean(axis=0)
     cross_entropy, entropy = _cross_entropy(votes, probabilities), _cross_entropy(votes, votes)
     kl, kl_prior = cross_entropy - entropy, _cross_entropy(votes, prior) - entropy
+    kl_ratio = kl / kl_prior if kl_prior > 1e-12 else np.nan  # equal votes leave a rounding error, not 0
     return {
         "n": len(votes),
         "accuracy": float(correct.mean()),
@@ -187,9 +187,7 @@ def emotion_metrics(probabilities: ArrayLike, votes: ArrayLike, classes: Sequenc
         **{f"recall_{classes[k]}": float(recall[k]) for k in np.flatnonzero(offered.any(axis=0))},
         "kl": kl,
         "kl_prior": kl_prior,
-        "kl_ratio": kl / kl_prior
-        if kl_prior > 1e-12
-        else np.nan,  # equal votes leave a rounding error instead of 0
+        "kl_ratio": kl_ratio,
         "cross_entropy": cross_entropy,
         "calibration_error": _calibration_error(probabilities.max(axis=1), correct),
         "majority": float((votes == votes.max(axis=1, keepdims=True)).mean(axis=0).max()),
@@ -197,7 +195,7 @@ def emotion_metrics(probabilities: ArrayLike, votes: ArrayLike, classes: Sequenc
     }
 
 
-def offered_shares(
+def _offered_shares(
     probabilities: ArrayLike, votes: ArrayLike, classes: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Checks what `emotion_metrics` takes, and divides it by its sum over each picture's offered classes.
@@ -209,9 +207,7 @@ def offered_shares(
     offered = ~np.isnan(votes)
     probabilities, votes = _distributions(probabilities, _shares(np.where(offered, votes, 0.0)))
     if votes.shape[1] != len(classes) or not len(votes):
-        raise ValueError(
-            f"metrics: {len(classes)} classes need votes (n, {len(classes)}), not {votes.shape}."
-        )
+        raise ValueError(f"metrics: {len(classes)} classes need as many columns of votes, not {votes.shape}.")
     partly = ~offered.all(axis=1)  # (n,) pictures for which a class was not offered
     # The lower bound makes the offered classes equal where all of them are 0, instead of dividing by 0.
     rest = np.where(offered[partly], np.maximum(probabilities[partly], SMALLEST_PROBABILITY), 0.0)
@@ -222,7 +218,7 @@ def offered_shares(
 
 def confusion_matrix(probabilities: ArrayLike, votes: ArrayLike, classes: Sequence[str]) -> np.ndarray:
     """(E, E) numbers of pictures, true class by predicted class; arguments as for `emotion_metrics`."""
-    probabilities, votes, _ = offered_shares(probabilities, votes, classes)
+    probabilities, votes, _ = _offered_shares(probabilities, votes, classes)
     predicted, truth = top_classes(probabilities, votes)  # (n,) each
     numbers = len(classes) * truth + predicted  # (n,), of the cells
     return np.bincount(numbers, minlength=len(classes) ** 2).reshape(len(classes), -1)

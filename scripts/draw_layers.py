@@ -34,10 +34,9 @@ Edges = dict[str, set[str]]  # box -> the boxes that it imports from
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--output", type=Path, metavar="FILE", default=ROOT / "docs" / "layers.png")
-    options = parser.parse_args(arguments)
-    edges = read_edges(ROOT)
-    draw(edges, options.output)
-    print(f"{options.output}: {len(edges)} boxes, {sum(map(len, edges.values()))} arrows")
+    output, edges = parser.parse_args(arguments).output, read_edges(ROOT)
+    draw(edges, output)
+    print(f"{output}: {len(edges)} boxes, {sum(map(len, edges.values()))} arrows")
     for box, other in wrong_edges(edges):
         print(f"{box} imports {other}, which is not below it", file=sys.stderr)
     return 1 if wrong_edges(edges) else 0
@@ -89,28 +88,26 @@ def draw(edges: Edges, output: Path) -> None:
     axes.set(xlim=(0, 9), ylim=(-0.4, len(LAYERS) - 0.6))
     axes.axis("off")
     names = {}
-    for height, layer in enumerate(LAYERS):
-        shown = [box for box in layer if box in edges]
-        for i, box in enumerate(shown):
-            # Boxes alone in their layer stand in turn left and right of the middle, so that arrows pass.
-            shift = 0 if len(shown) > 1 else 0.8 if height % 2 else -0.8
-            at = (4.5 + 4 * (i - (len(shown) - 1) / 2) + shift, height)
-            text = box.removeprefix("eamb.") + ("/" if (ROOT / box.replace(".", "/")).is_dir() else ".py")
-            colour = "#dbe7f5" if box.startswith("eamb.") else "#f7e3c4"
-            frame = {"boxstyle": "round,pad=0.5", "facecolor": colour, "edgecolor": "#555555"}
-            style = {"ha": "center", "va": "center", "fontsize": 11, "zorder": 3}
-            names[box] = axes.text(*at, text, bbox=frame, **style)
+    for box in edges:
+        layer = [other for other in LAYERS[BOXES[box]] if other in edges]
+        # Boxes alone in their layer stand in turn left and right of the middle, so that arrows pass.
+        shift = 0 if len(layer) > 1 else 0.8 if BOXES[box] % 2 else -0.8
+        x = 4.5 + 4 * (layer.index(box) - (len(layer) - 1) / 2) + shift
+        text = box.removeprefix("eamb.") + ("/" if (ROOT / box.replace(".", "/")).is_dir() else ".py")
+        colour = "#dbe7f5" if box.startswith("eamb.") else "#f7e3c4"
+        frame = {"boxstyle": "round,pad=0.5", "facecolor": colour, "edgecolor": "#555555"}
+        style = {"ha": "center", "va": "center", "fontsize": 11, "zorder": 3}
+        names[box] = axes.text(x, BOXES[box], text, bbox=frame, **style)
     figure.draw_without_rendering()  # gives the frames their sizes, which the arrows need
     arrows = [(box, other) for box in edges for other in sorted(edges[box])]
     for box, other in arrows:
         start, end = names[box].get_position(), names[other].get_position()
         style = {"arrowstyle": "-|>", "mutation_scale": 12, "shrinkA": 0, "shrinkB": 0}
         style |= {"patchA": names[box].get_bbox_patch(), "patchB": names[other].get_bbox_patch()}
+        style |= {"color": "#222222", "linewidth": 1.4}
         if other in reachable(edges, edges[box] - {other}):
             bend = "arc3,rad=" + ("0.12" if end[0] <= start[0] else "-0.12")
             style |= {"color": "#bbbbbb", "linewidth": 0.6, "connectionstyle": bend}
-        else:
-            style |= {"color": "#222222", "linewidth": 1.4}
         axes.annotate("", end, start, arrowprops=style, zorder=1)
     figure.savefig(output, dpi=100)
 

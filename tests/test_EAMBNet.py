@@ -299,7 +299,7 @@ WRONG = [
     ({"emotion_batchnorm": "thawed"}, "emotion_batchnorm must be .*got 'thawed'"),
     ({"emotions": ("awe", "awe")}, "emotions must be different names"),
     ({"emotions": ()}, "emotions must be different names"),
-    ({"without": ("emotions",)}, "without must name some of emotion, detail, .*, got .'emotions'"),
+    ({"without": ("emotions",)}, "without must name some of emotion, detail, .*, got 'emotions'"),
     ({"without": ("detail", "context")}, "a network needs its detail or its context branch"),
     ({"without": ("context",), "shortcut": True}, "shortcut needs the context branch"),
     ({"without": ("emotion",), "train_emotion": True}, "train_emotion needs the emotion branch"),

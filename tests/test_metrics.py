@@ -326,8 +326,13 @@ REFUSED = {
     r"\(60, 10\) do not fit ratings \(60, 9\)": (emd, SHARES, random_distributions(60, 9)),
     "1 of 2 rows are no distributions.*divide.*row 1": (emd, [[1, 0]] * 2, [[0.5, 0.5], [2, 3]]),
     "1 of 1 rows are no distributions": (emd, [[1.5, -0.5]], [[0.5, 0.5]]),
-    r"2 classes need votes \(n, 2\), not \(4, 3\)": (emotion_metrics, PROBABILITIES, VOTES, CLASSES[:2]),
-    r"need votes .* not \(0, 3\)": (emotion_metrics, np.zeros((0, 3)), np.zeros((0, 3)), CLASSES),
+    r"2 classes need as many columns of votes, not \(4, 3\)": (
+        emotion_metrics,
+        PROBABILITIES,
+        VOTES,
+        CLASSES[:2],
+    ),
+    r"columns of votes, not \(0, 3\)": (emotion_metrics, np.zeros((0, 3)), np.zeros((0, 3)), CLASSES),
     "2 of 4 vote rows have no votes, or negative.*row 2": (emotion_metrics, PROBABILITIES, WRONG, CLASSES),
     "not from 0 to 1": (pair_metrics, [0.5, 0.5], [0.5, 1.2]),
 }
