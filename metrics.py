@@ -56,7 +56,8 @@ def _correlation(name: str, predicted: ArrayLike, rated: ArrayLike, function: Ca
     predicted, rated = pair = _pair(predicted, rated)
     # Equal distributions can have means that differ in the last bits, which would be ranked.
     if len(rated) < 2 or any(np.ptp(values) <= 1e-13 * np.abs(values).max() for values in pair):
-        _warn(f"{name} is undefined (NaN): it needs two pictures, unequal predictions and unequal ratings.")
+        problem = "is undefined (NaN): it needs two pictures, unequal predictions and unequal ratings"
+        warnings.warn(f"metrics: {name} {problem}.", stacklevel=3)
         return np.nan
     return float(function(predicted, rated))
 
@@ -93,7 +94,8 @@ def auc(predicted: ArrayLike, high: ArrayLike) -> float:
     highs = np.count_nonzero(high)
     lows = len(high) - highs
     if min(highs, lows) == 0:
-        _warn(f"AUC is undefined (NaN): it needs high and low pictures, here are {highs} and {lows}.")
+        problem = f"it needs high and low pictures, here are {highs} and {lows}"
+        warnings.warn(f"metrics: AUC is undefined (NaN): {problem}.", stacklevel=2)
         return np.nan
     rank_sum = stats.rankdata(predicted)[high != 0].sum()
     return float((rank_sum - highs * (highs + 1) / 2) / (highs * lows))
@@ -416,7 +418,3 @@ def _refuse(bad: np.ndarray, problem: str) -> None:
         raise ValueError(
             f"metrics: {len(rows)} of {len(bad)} {problem} (first: row {rows[0]}, counted from 0)."
         )
-
-
-def _warn(message: str) -> None:
-    warnings.warn(f"metrics: {message}", stacklevel=4)

@@ -292,9 +292,7 @@ def test_the_paper_is_the_default(paper_network):
 
 WRONG = [
     ({"outputs": 0}, "outputs must be .*got 0"),
-    ({"width": 0}, "width must be .*got 0"),
     ({"context_scale": 1.5}, "context_scale must be above 0 and at most 1, got 1.5"),
-    ({"emotion_scale": 0}, "emotion_scale must be .*got 0"),
     ({"dropout": 1.0}, "dropout must be .*got 1"),
     ({"emotion_batchnorm": "thawed"}, "emotion_batchnorm must be .*got 'thawed'"),
     ({"emotions": ("awe", "awe")}, "emotions must be different names"),

@@ -319,13 +319,10 @@ BAD = np.where(np.isin(np.arange(60), (5, 9)), np.nan, PREDICTED)
 WRONG = [*VOTES[:2], [0, 0, 0], [-1, 1, 1]]
 REFUSED = {
     r"2 of 60 rows hold NaN or infinity; .* \(first: row 5,": (srcc, BAD, RATED),
-    r"2 of 60 rows hold NaN": (mae, RATED, BAD),
     r"\(60,\) do not fit ratings \(59,\)": (rmse, PREDICTED, RATED[1:]),
     r"\(60, 1\) do not fit .* the shape \(n,\)": (krcc, PREDICTED[:, None], RATED),
-    r"\(60, 10\) do not fit .* the shape \(n, K\)": (aesthetic_metrics, PREDICTED, RATED, 3, SHARES),
     r"\(60, 10\) do not fit ratings \(60, 9\)": (emd, SHARES, random_distributions(60, 9)),
     "1 of 2 rows are no distributions.*divide.*row 1": (emd, [[1, 0]] * 2, [[0.5, 0.5], [2, 3]]),
-    "1 of 1 rows are no distributions": (emd, [[1.5, -0.5]], [[0.5, 0.5]]),
     r"2 classes need as many columns of votes, not \(4, 3\)": (
         emotion_metrics,
         PROBABILITIES,
