@@ -213,7 +213,7 @@ BAD_WORDS = {
     "stray word": (["fast"], "'fast' is neither an option nor key=value"),
     "wrong backbone": (
         ["model.backbone=resnet5"],
-        "is neither 'resnet50' nor a network of timm; did you",
+        "timm cannot give 'resnet5' as a feature pyramid: Unknown model",
     ),
     "backbone without a pyramid": (["model.backbone=test_vit"], "backbones: "),
     "wrong scale": (["model.context_scale=0"], "context_scale must be above 0 and at most 1, got 0"),

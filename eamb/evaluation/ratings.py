@@ -108,7 +108,7 @@ def compare_scores(
             arguments = {"predicted": predicted, "rated": scores, "unit": "rating", "title": title}
             report.plots["scatter.png"] = arguments
         high, voted = rated.high(), has_votes(rated)
-        majority = report.facts["majority_accuracy"] = metrics.majority_accuracy(high)
+        majority = report.facts["majority_accuracy"] = float(max(np.mean(high), 1 - np.mean(high)))
         report.notes.append(f"accuracy of always naming the majority: {majority:.4f}")
         if rated.name == "iae" and voted.any():
             votes = np.nan_to_num(rated.emotions[voted])
