@@ -130,7 +130,7 @@ def panel(image: np.ndarray, explanation: Explanation) -> Figure:
     for number, draw in enumerate(charts):
         draw(figure, Box(left + number * (chart_width + MARGIN), chart_top, chart_width, CHART), explanation)
     if shown:
-        words = "strongest emotions (the map above is the sum of all maps, each times its probability)"
+        words = "strongest emotions (the map above is the sum of all emotions' maps times their probability)"
         write(figure, left, emotion_box.top - 10 - CAPTION, words, size=10, color=FAINT)
         named = zip(explanation.emotions.items(), explanation.class_maps, strict=True)
         strongest = sorted(named, key=lambda emotion: -emotion[0][1])[:shown]
