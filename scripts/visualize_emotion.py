@@ -31,7 +31,7 @@ from eamb.evaluation import figures
 from eamb.evaluation.figures import BLUE, FAINT, INK, ORANGE, overlay, write
 from eamb.evaluation.predicting import as_trained, is_cross_set
 from eamb.files import as_cell, encodable, printable, write_csv
-from eamb.inference.panels import Box, draw_shares, finish_chart, fit, resize_image, shorten, show, with_share
+from eamb.inference.panels import Box, draw_shares, finish_chart, fit, resize_image, show
 from eamb.inference.photographs import find_pictures
 from eamb.inference.scorer import Scored, Scorer
 from eamb.network.outputs import Scale
@@ -230,7 +230,7 @@ def new_sheet(subject: Subject, words: str, height: int) -> tuple[Figure, int]:
     lines = [words, *subject.notes]
     top = MARGIN + LINE * (len(lines) + 1) + GAP
     figure = figures.new_figure(WIDTH, top + height + MARGIN)
-    write(figure, MARGIN, MARGIN + 16, shorten(subject.name, 50), size=TITLE, weight="bold")
+    write(figure, MARGIN, MARGIN + 16, subject.name, size=TITLE, weight="bold")
     for number, line in enumerate(lines, start=1):
         write(figure, MARGIN, MARGIN + 20 + LINE * number, line, size=TEXT, color=FAINT)
     box = Box(WIDTH - MARGIN - 180, MARGIN, 160, 14)
@@ -268,7 +268,7 @@ def draw_sheet(most: Sequence[Entry], least: Sequence[Entry], subject: Subject) 
             show(figure, box, overlay(picture, entry.emotion_map), f"map {entry.rank}")
             lines = [words for words, *_ in entry.scores]
             if entry.scored.emotion:
-                lines.append(with_share(entry.scored.emotion, entry.scored.emotion_probability, cell))
+                lines.append(f"{entry.scored.emotion} {100 * entry.scored.emotion_probability:.0f} %")
             for line, text in enumerate(lines, start=1):
                 colour = FAINT if line > 1 else INK
                 write(figure, box.left, box.bottom + LINE * line, text, size=TEXT, color=colour)
@@ -298,7 +298,7 @@ def draw_page(entries: Sequence[Entry], subject: Subject) -> Figure:
         shown = [("picture", picture, f"rank {entry.rank:,} of {subject.count:,}")]
         shown.append(("map", overlay(picture, entry.emotion_map), ""))
         for name, class_map in entry.class_maps.items():
-            caption = with_share(name, entry.scored.emotions[name], column)
+            caption = f"{name} {100 * entry.scored.emotions[name]:.0f} %"
             shown.append((f"map of {name}", overlay(picture, class_map), caption))
         for left, (label, pixels, caption) in zip(lefts, shown, strict=False):
             show(figure, box._replace(left=left), pixels, f"{label} {entry.rank}")

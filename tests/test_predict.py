@@ -485,15 +485,6 @@ def test_panels_are_drawn_from_the_pictures_that_were_scored(album, weights, tmp
     assert len(decoded) == 2
 
 
-def test_a_large_jpeg_is_drawn_sharp_though_it_was_scored_small(weights, tmp_path, drawn):
-    dots = np.random.default_rng(0).integers(0, 256, (1076, 1076, 3), dtype=np.uint8)
-    Image.fromarray(dots).save(tmp_path / "dots.jpg")
-    assert call(tmp_path / "dots.jpg", weights, "--maps", tmp_path / "maps") == 0
-    [(_, image, _)] = drawn
-    with Image.open(tmp_path / "dots.jpg") as picture:
-        assert np.array_equal(image, picture.resize((538, 538), Image.Resampling.LANCZOS))
-
-
 def test_processes_draw_what_a_thread_draws_survive_ctrl_c_and_end(album, weights, tmp_path):
     scorer = Scorer(weights, device="cpu", maps=True)
     pictures = find_pictures([str(album / name) for name in ("a.PNG", "empty.jpg")])

@@ -295,7 +295,6 @@ def test_the_maps_of_a_whole_set_are_not_kept(album, weights):
 
 # ---- layout
 
-LONG = {"a feeling without a short name": 0.6, "mono no aware": 0.3, "schadenfreude and more of it": 0.1}
 VOTES = {1.0: 0.1, 2.0: 0.2, 3.0: 0.4, 4.0: 0.2, 10.0: 0.1}
 SHAPES_SHOWN = [(60, 90), (90, 60), (20, 90), (90, 2)]
 
@@ -314,7 +313,6 @@ def written(figure):
     [
         ({}, SUBJECT),
         ({"shares": VOTES}, SUBJECT),
-        ({"emotions": LONG}, SUBJECT._replace(name="M" * 60)),
         ({"emotions": {}}, SUBJECT._replace(notes=["a", "b"])),
         ({"rated": None}, SUBJECT),
     ],

@@ -39,19 +39,13 @@ class MapFolder:
     def __init__(self, folder: Path, scorer: Scorer, raw: bool):
         # Here, as matplotlib takes a second to load, and the processes that draw do without torch.
         from eamb.inference import panels
-        from eamb.readers import decoding
 
-        self.folder, self.scorer, self.raw = folder, scorer, raw
-        self.panels, self.decode = panels, decoding.decode
-        # Large JPEGs are scored from a smaller decoding: is it large enough for a panel?
-        self.sharp = scorer.exact or decoding.MARGIN * scorer.size >= panels.TALLEST
+        self.folder, self.scorer, self.raw, self.panels = folder, scorer, raw, panels
         self.names: set[str] = set()
         self.pictures: dict[str, np.ndarray] = {}  # decoded and not yet drawn, by path
 
     def keep(self, path: str, picture: Image.Image, exif: Image.Exif) -> None:
         """Takes a picture from the thread that decodes it (`on_decoded` of `Scorer.score_all`)."""
-        if not self.sharp:
-            picture = Image.fromarray(self.decode(path, exif=self.scorer.exif))
         self.pictures[path] = self.panels.shrink(picture)
 
     def write_all(self, results: Iterable[tuple[PictureFile, Scored]], processes: int) -> Iterator[Scored]:
