@@ -45,7 +45,8 @@ def coloured(emotion_map: np.ndarray) -> Image.Image:
     """A map, (h, w) in [0, 1], in its colours; the browser stretches it over the thumbnail."""
     from eamb.evaluation.figures import MAP_COLOURS, colormaps  # matplotlib takes a second to load
 
-    return Image.fromarray(colormaps[MAP_COLOURS](emotion_map, bytes=True)[..., :3].copy())
+    colours = colormaps[MAP_COLOURS](emotion_map)[..., :3]  # (h, w, 3)
+    return Image.fromarray(np.rint(255 * colours).astype(np.uint8))
 
 
 def write_page(page: Path, photographs: Sequence[Photograph], settings: str, table: dict) -> None:

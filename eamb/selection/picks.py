@@ -45,9 +45,7 @@ def select(options: argparse.Namespace) -> int:
     with written_whole(output) as unfinished:
         unfinished.write_bytes("".join([table["header"], *(line for line, _ in table["rows"])]).encode())
     if page:
-        words = (
-            f"Best {options.keep} of each series; --gap {options.gap:g}, --similarity {options.similarity:g}."
-        )
+        words = f"--keep {options.keep}, --gap {options.gap:g}, --similarity {options.similarity:g}."
         write_page(page, photographs, words, table)
     sizes = Counter(photograph.series for photograph in photographs if photograph.series)
     alone = sum(size == 1 for size in sizes.values())
