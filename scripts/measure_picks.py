@@ -54,8 +54,6 @@ def shot(picture: Image.Image, chance: np.random.Generator) -> Image.Image:
 
 def report_similarity(options: argparse.Namespace) -> int:
     images = options.data_root / "imgs"
-    if not images.is_dir():
-        raise FileNotFoundError(f"measure_picks: {options.data_root} has no folder imgs; is it PARA?")
 
     def read(path: Path) -> Image.Image:
         return Image.open(path).convert("RGB")
@@ -102,12 +100,11 @@ def write_large(folder: Path, count: int) -> None:
 
 def report_speed(options: argparse.Namespace) -> int:
     folder = options.output / "pictures"
-    if not options.reuse:
-        refuse_existing("measure_picks", options.output, ("pictures", "picks.csv", "page"))
-        write_large(folder, options.count)
-    sizes = [path.stat().st_size / 1e6 for path in folder.iterdir()][: options.count]
+    refuse_existing("measure_picks", options.output, ("pictures", "picks.csv", "page"))
+    write_large(folder, options.count)
+    sizes = [path.stat().st_size / 1e6 for path in folder.iterdir()]
     words = [sys.executable, ROOT / "main.py", "select", folder, "--force", "--output"]
-    words += [options.output / "picks.csv", "--page", options.output / "page", *options.option]
+    words += [options.output / "picks.csv", "--page", options.output / "page"]
     start = time.perf_counter()
     subprocess.run([str(word) for word in words], check=True)
     seconds = time.perf_counter() - start
@@ -130,8 +127,6 @@ def main(arguments: list[str] | None = None) -> int:
     speed = commands.add_parser("speed", help="main.py select on large pictures")
     speed.add_argument("--output", type=Path, metavar="DIR", required=True)
     speed.add_argument("--count", type=int, default=1000, help="pictures; default 1000")
-    speed.add_argument("--reuse", action="store_true", help="take the pictures that are there")
-    speed.add_argument("--option", action="append", default=[], help="one more word for main.py select")
     speed.set_defaults(run=report_speed)
     options = parser.parse_args(arguments)
     return guarded(options.run, options)

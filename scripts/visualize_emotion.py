@@ -36,7 +36,6 @@ from eamb.inference.photographs import find_pictures
 from eamb.inference.scorer import Scored, Scorer
 from eamb.network.outputs import Scale
 from eamb.readers.decoding import decode
-from eamb.readers.prepared import check_copies
 from eamb.readers.rated import SPLITS, RatedSet, describe
 from eamb.runtime.command import guarded, refuse_existing
 from eamb.runtime.config import load_config
@@ -45,10 +44,9 @@ from eamb.weights.checkpoint import Weights
 FILES = ("most_least.png", "page.png", "pictures.csv")
 WIDTH, MARGIN, GAP, LINE = 1800, 40, 22, 25  # pixels
 FULL_WIDTH = WIDTH - 2 * MARGIN
-PER_ROW, LARGEST, BETWEEN = 8, 300, 6  # of most_least.png: a picture's longer side; between it and its map
-PAGE_ROWS, PAGE_EMOTIONS, TALLEST = 6, 3, 380
-SCORE = 120  # height on page.png, of which CHART for bars
-CHART = 56
+PER_ROW, CELL, BETWEEN = 8, 195, 6  # of most_least.png: a picture's longer side; between it and its map
+PAGE_ROWS, PAGE_EMOTIONS = 6, 3
+SCORE, CHART = 120, 56  # heights on page.png: of a score, and of its bars
 TITLE, HEADING, TEXT = 18, 15, 13  # points
 
 
@@ -76,32 +74,26 @@ class Entry(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """What the figures are about: `count` pictures of `name`, ranked by `kind`.
-
-    name: as in "PARA test". kind: "rating" or "predicted score". notes: what the numbers and the maps mean.
-    """
+    """What the figures are about; `ranked` as in "3,000 pictures by rating", `notes` on numbers and maps."""
 
     name: str
-    count: int
-    kind: str
+    ranked: str
     map_title: str
     notes: list[str]
 
 
 def describe_subject(name: str, rated: RatedSet, count: int, by: str, scorer: Scorer) -> Subject:
-    """What the numbers of these weights and this set mean. A folder is a set without ratings."""
     weights, has_ratings = scorer.network.weights, not np.isnan(rated.scores).all()
-    what = "probability of a high rating" if weights.scale.kind == "label" else "mean rating"
-    words = "Predicted: {}, {:g} to {:g}".format(what, *weights.scale.ends)
+    words = "Predicted: {:g} to {:g}".format(*weights.scale.ends)
     if not has_ratings or is_cross_set(weights, rated):
         words += f", in the network's own unit (trained on {weights.description['dataset'].upper()})"
     if has_ratings:
         words += f". Rated: {rated.scale.minimum:g} to {rated.scale.maximum:g}"
-    notes, map_title = [words + "."], "emotion-aware map"
-    if not scorer.emotions_trained:
-        words = "The emotion branch of this network was never trained on emotions: the map shows where it "
-        notes, map_title = [*notes, words + "responds, and no emotion is named."], "map"
-    return Subject(name, count, "rating" if by == "rating" else "predicted score", map_title, notes)
+    ranked = f"{count:,} pictures by {'rating' if by == 'rating' else 'predicted score'}"
+    if scorer.emotions_trained:
+        return Subject(name, ranked, "emotion-aware map", [f"{words}."])
+    untrained = "The emotion branch was never trained on emotions: the map shows where it responds."
+    return Subject(name, ranked, "map", [f"{words}.", untrained])
 
 
 # ---- scoring and choosing
@@ -111,7 +103,7 @@ def read_set(options: argparse.Namespace, weights: Weights) -> tuple[str, RatedS
     """The name and the pictures of a rated set's split, or of a folder; the first `limit` of them.
 
     Raises:
-        ValueError, OSError: no such set; prepared copies of another size than the network sees.
+        ValueError, OSError: no such set or folder.
     """
     if options.folder:
         rated = read_folder(options.folder, weights.scale)
@@ -121,8 +113,6 @@ def read_set(options: argparse.Namespace, weights: Weights) -> tuple[str, RatedS
         data_options = as_trained(load_config((), words), weights).data.options()
         splits = load_dataset(options.dataset, options.data_root, (options.split,), data_options)
         rated = splits[options.split]
-        for copies in rated.copies:
-            check_copies(copies, *weights.size_and_exif)
         name = f"{rated.name.upper()} {rated.split}"
         print(describe(rated), file=sys.stderr)
     sample = first_by_hash(rated, options.limit or len(rated))
@@ -138,36 +128,19 @@ def read_folder(folder: Path, scale: Scale) -> RatedSet:
     return RatedSet(folder.resolve().name, "", "a folder", ids, paths, np.full(len(ids), np.nan), scale)
 
 
-def score_set(scorer: Scorer, rated: RatedSet) -> list[Scored]:
-    """Every picture's figures in the order of the set, without maps; a file that has none is named.
-
-    Raises:
-        ValueError: no picture can be scored.
-    """
-    scored, scorer.with_class_maps = [], False
-    for row in tqdm(scorer.score_all(rated.paths), total=len(rated), unit=" images", disable=None):
-        if row.error:
-            tqdm.write(f"visualize_emotion: {printable(row.path)} is left out: {row.error}", file=sys.stderr)
-        scored.append(replace(row, emotion_map=None))  # the maps of a whole set would fill the memory
-    if all(row.error for row in scored):
-        words = f"none of the {len(scored)} pictures can be scored, e.g. {printable(scored[0].path)}"
-        raise ValueError(f"visualize_emotion: {words}: {scored[0].error}")
-    return scored
-
-
 def rank(rated: RatedSet, scored: Sequence[Scored], by: str) -> list[int]:
     """Places in the set from the highest to the lowest score or rating; of equals the smaller id first.
 
-    What has no score is left out; what has no rating too, if ranked by rating.
+    What has none is left out.
 
     Raises:
-        ValueError: there are no ratings to rank by.
+        ValueError: none is left.
     """
     values = rated.scores if by == "rating" else [row.score for row in scored]
     places = [i for i, row in enumerate(scored) if row.error is None and not math.isnan(values[i])]
     if not places:
-        words = f"no picture of {rated.name} {rated.split} has a rating to rank by; use --by score"
-        raise ValueError(f"visualize_emotion: {words}")
+        words = f"no picture of {rated.name} can be ranked, as none has a {by}"
+        raise ValueError(f"visualize_emotion: {words}" + ("; use --by score" if by == "rating" else ""))
     return sorted(places, key=lambda place: (-values[place], rated.ids[place]))
 
 
@@ -177,18 +150,13 @@ def choose_ends(ranked: int, count: int) -> tuple[range, range]:
     return range(min(count, ranked - ranked // 2)), range(ranked - 1, ranked - 1 - least, -1)
 
 
-def choose_spread(ranked: int) -> list[int]:
-    """At most PAGE_ROWS of so many ranks, evenly spaced, the first and the last included."""
-    return [round(rank) for rank in np.linspace(0, ranked - 1, min(PAGE_ROWS, ranked))]
-
-
 def make_entry(rank: int, place: int, rated: RatedSet, all_scored: Sequence[Scored], scorer: Scorer) -> Entry:
     """The picture at a place of the set with its maps and pixels; `rank` counts from 0."""
     scorer.with_class_maps = scorer.emotions_trained
     scored = all_scored[place]
     maps = scorer.score(scored.path)
     picture = Image.fromarray(decode(scored.path, exif=scorer.exif))
-    picture.thumbnail((2 * TALLEST, 2 * TALLEST), Image.Resampling.LANCZOS)  # a camera's takes 70 MB
+    picture.thumbnail((600, 600), Image.Resampling.LANCZOS)  # a camera's takes 70 MB
     strongest = sorted(scored.emotions, key=scored.emotions.get, reverse=True)[:PAGE_EMOTIONS]
     sample = rated[place]
     scores = [(f"predicted {scored.score:.2f}", scored.score, scorer.scale.ends, scored.distribution)]
@@ -197,15 +165,9 @@ def make_entry(rank: int, place: int, rated: RatedSet, all_scored: Sequence[Scor
         shares = dict(zip(rated.bins, sample.distribution, strict=True)) if has_votes else {}
         ends = (rated.scale.minimum, rated.scale.maximum)
         scores.append((f"rated {sample.score:.2f}", sample.score, ends, shares))
-    return Entry(
-        rank=rank + 1,
-        id=sample.id,
-        scored=scored,
-        scores=scores,
-        image=np.asarray(picture),
-        emotion_map=maps.emotion_map,
-        class_maps={name: maps.class_maps[scorer.emotions.index(name)] for name in strongest},
-    )
+    maps_of = dict(zip(scorer.emotions, maps.class_maps, strict=True)) if strongest else {}
+    class_maps = {name: maps_of[name] for name in strongest}
+    return Entry(rank + 1, sample.id, scored, scores, np.asarray(picture), maps.emotion_map, class_maps)
 
 
 def write_numbers(path: Path, entries: Iterable[Entry]) -> None:
@@ -222,11 +184,7 @@ def write_numbers(path: Path, entries: Iterable[Entry]) -> None:
 
 
 def new_sheet(subject: Subject, words: str, height: int) -> tuple[Figure, int]:
-    """A figure with its title, what is shown and what it means, and at the right the colours of the maps.
-
-    Returns:
-        The figure, and where `height` pixels for its content begin.
-    """
+    """A figure with its header and the colours of the maps; where `height` pixels for its content begin."""
     lines = [words, *subject.notes]
     top = MARGIN + LINE * (len(lines) + 1) + GAP
     figure = figures.new_figure(WIDTH, top + height + MARGIN)
@@ -242,26 +200,24 @@ def new_sheet(subject: Subject, words: str, height: int) -> tuple[Figure, int]:
 
 def draw_sheet(most: Sequence[Entry], least: Sequence[Entry], subject: Subject) -> Figure:
     """The first and the last of the ranking in rows, each above its map and its numbers."""
-    per_row = min(PER_ROW, len(most))
-    cell = min((FULL_WIDTH - GAP * (per_row - 1)) // per_row, LARGEST)
     rows = []  # heading, entries, height of the highest
     for word, entries in (("Highest", most), ("Lowest", least)):
-        for start in range(0, len(entries), per_row):
-            row = entries[start : start + per_row]
-            heading = "" if start else f"{word} {subject.kind}"
-            rows.append((heading, row, max(entry.fit(cell, cell)[1] for entry in row)))
+        for start in range(0, len(entries), PER_ROW):
+            row = entries[start : start + PER_ROW]
+            heading = "" if start else word
+            rows.append((heading, row, max(entry.fit(CELL, CELL)[1] for entry in row)))
     below = BETWEEN + 3 * LINE + 2 * GAP
     height = sum(2 * LINE * bool(heading) + 2 * tall + below for heading, _, tall in rows)
     numbers = f"The {len(most)} highest" + (f" and the {len(least)} lowest" if least else "")
-    words = f"{numbers} of {subject.count:,} pictures by {subject.kind}, each above its {subject.map_title}."
+    words = f"{numbers} of {subject.ranked}, each above its {subject.map_title}."
     figure, top = new_sheet(subject, words, height)
     for heading, row, tall in rows:
         if heading:
             write(figure, MARGIN, top + LINE, heading, size=HEADING, weight="bold")
             top += 2 * LINE
         for number, entry in enumerate(row):
-            size = entry.fit(cell, cell)
-            box = Box(MARGIN + number * (cell + GAP), top + tall - size[1], *size)
+            size = entry.fit(CELL, CELL)
+            box = Box(MARGIN + number * (CELL + GAP), top + tall - size[1], *size)
             picture = resize_image(entry.image, box)
             show(figure, box, picture, f"picture {entry.rank}")
             box = box._replace(top=top + tall + BETWEEN)
@@ -279,15 +235,12 @@ def draw_sheet(most: Sequence[Entry], least: Sequence[Entry], subject: Subject) 
 def draw_page(entries: Sequence[Entry], subject: Subject) -> Figure:
     """One row per picture: itself, its map, the maps of its strongest emotions, predicted against rated."""
     emotions = ("strongest emotion", "second", "third")[: len(entries[0].class_maps)]
-    last = "predicted and rated" if any(len(entry.scores) > 1 for entry in entries) else "predicted"
-    names = ["picture", subject.map_title, *emotions, last]
+    names = ["picture", subject.map_title, *emotions, "scores"]
     column = (FULL_WIDTH - (len(names) - 1) * GAP) // len(names)  # its width
     lefts = [MARGIN + number * (column + GAP) for number in range(len(names))]
-    sizes = [entry.fit(column, min(column, TALLEST)) for entry in entries]
+    sizes = [entry.fit(column, column) for entry in entries]
     heights = [max(tall + 2 * LINE, 2 * SCORE) for _, tall in sizes]
-    words = f"{len(entries)} of {subject.count:,} pictures, at evenly spaced ranks by {subject.kind}."
-    if any(shares for entry in entries for *_, shares in entry.scores):
-        words += " Bars: share of each rating."
+    words = f"{len(entries)} of {subject.ranked}, at evenly spaced ranks. Bars: share of each rating."
     figure, top = new_sheet(subject, words, 2 * LINE + sum(heights))
     for left, name in zip(lefts, names, strict=True):
         write(figure, left, top + LINE, name, size=TEXT, weight="bold")
@@ -295,7 +248,7 @@ def draw_page(entries: Sequence[Entry], subject: Subject) -> Figure:
     for entry, size, height in zip(entries, sizes, heights, strict=True):
         box = Box(0, top, *size)
         picture = resize_image(entry.image, box)
-        shown = [("picture", picture, f"rank {entry.rank:,} of {subject.count:,}")]
+        shown = [("picture", picture, f"rank {entry.rank:,}")]
         shown.append(("map", overlay(picture, entry.emotion_map), ""))
         for name, class_map in entry.class_maps.items():
             caption = f"{name} {100 * entry.scored.emotions[name]:.0f} %"
@@ -306,7 +259,7 @@ def draw_page(entries: Sequence[Entry], subject: Subject) -> Figure:
         most = max((share for *_, shares in entry.scores for share in shares.values()), default=1.0)
         for number, (score, colour) in enumerate(zip(entry.scores, (BLUE, ORANGE), strict=False)):
             box = Box(lefts[-1], top + number * SCORE + LINE, column, CHART)
-            draw_score(figure, box._replace(width=min(column, 270)), *score, most, colour)
+            draw_score(figure, box, *score, most, colour)
         top += height
     return figure
 
@@ -361,10 +314,14 @@ def visualize(options: argparse.Namespace) -> int:
     check_options(options)
     scorer = Scorer(options.checkpoint, options.device, workers=options.workers, maps=True, exact=True)
     name, rated = read_set(options, scorer.network.weights)
-    scored = score_set(scorer, rated)
+    scored, scorer.with_class_maps = [], False
+    for row in tqdm(scorer.score_all(rated.paths), total=len(rated), unit=" images", disable=None):
+        if row.error:
+            tqdm.write(f"visualize_emotion: {printable(row.path)} is left out: {row.error}", file=sys.stderr)
+        scored.append(replace(row, emotion_map=None))  # the maps of a whole set would fill the memory
     places = rank(rated, scored, options.by)
     most, least = choose_ends(len(places), options.count)
-    page = choose_spread(len(places))
+    page = [round(place) for place in np.linspace(0, len(places) - 1, min(PAGE_ROWS, len(places)))]
     shown = sorted({*most, *least, *page})  # from 0: the highest
     entries = {number: make_entry(number, places[number], rated, scored, scorer) for number in shown}
     subject = describe_subject(name, rated, len(places), options.by, scorer)

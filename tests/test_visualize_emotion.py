@@ -5,11 +5,12 @@ import io
 import itertools
 import math
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import small
-from lively import SIZE, STARS, build_lively, write_weights
+from lively import STARS, build_lively, write_weights
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
@@ -17,8 +18,7 @@ from eamb.evaluation.figures import overlay, write_figure
 from eamb.files import as_cell
 from eamb.inference.scorer import Scored, Scorer
 from eamb.network.outputs import Scale
-from eamb.weights import checkpoint
-from scripts import prepare_data
+from eamb.readers.rated import RatedSet
 from scripts import visualize_emotion as script
 
 SHAPES = [(96, 64), (64, 96), (64, 64), (120, 40)]  # width, height
@@ -37,15 +37,15 @@ def built_once():
 def album(tmp_path_factory):
     """A csv set, all of it test: pictures of several shapes, and a file that is none."""
     root = tmp_path_factory.mktemp("album")
-    names = small.write_pictures(root / "images", COUNT)
+    names = [*small.write_pictures(root / "images", COUNT), "broken.png"]
+    rows = ["path,score,split"]
     for number, name in enumerate(names):
-        with Image.open(root / "images" / name) as picture:
-            picture.resize(SHAPES[number % len(SHAPES)]).save(root / "images" / name)
+        rows.append(f"{name},{1 + 4 * (7 * number % 13) / 12:.3f},test")
+        if number < COUNT:
+            with Image.open(root / "images" / name) as picture:
+                picture.resize(SHAPES[number % len(SHAPES)]).save(root / "images" / name)
     (root / "images" / "broken.png").write_text("<html>not found</html>")
-    names = [*names, "broken.png"]
-    ratings = [f"{1 + 4 * (7 * number % 13) / 12:.3f}" for number in range(len(names))]
-    rows = [f"{name},{rating},test" for name, rating in zip(names, ratings, strict=True)]
-    (root / "ratings.csv").write_text("\n".join(["path,score,split", *rows]))
+    (root / "ratings.csv").write_text("\n".join(rows))
     return root
 
 
@@ -68,11 +68,7 @@ def call(weights, output, *words):
 def drawn(monkeypatch):
     """File name -> figure of a run that writes and shows no pixels, only words."""
     figures = {}
-
-    def keep(figure, path):
-        figures[path.name] = figure
-        path.parent.mkdir(parents=True, exist_ok=True)
-
+    keep = lambda figure, path: figures.update({path.name: figure})  # noqa: E731
     monkeypatch.setattr(script.figures, "write_figure", keep)
     for name in ("show", "draw_score"):
         monkeypatch.setattr(script, name, lambda *_: None)
@@ -98,19 +94,10 @@ def entry(rank=1, shape=(60, 90), emotions=None, shares=None, rated=3.5):
     return script.Entry(rank, f"{rank}.jpg", scored, scores, image, emotion_map, class_maps)
 
 
-SUBJECT = script.Subject("PARA test", 3000, "predicted score", "emotion-aware map", ["Predicted: 1 to 5."])
+SUBJECT = script.Subject("PARA test", "9 pictures by rating", "emotion-aware map", ["Predicted: 1 to 5."])
 
 
 # ---- which pictures
-
-
-class Ranked:
-    """As much of a set as ranking reads."""
-
-    name, split = "para", "test"
-
-    def __init__(self, ids, scores):
-        self.ids, self.scores = list(ids), np.array(scores, dtype=np.float64)
 
 
 @pytest.mark.parametrize(
@@ -125,21 +112,23 @@ class Ranked:
 )
 def test_the_ranking_goes_from_the_highest_to_the_lowest(ids, ratings, scores, by, ranking):
     scored = [Scored("", score=score, error=None if score else "no picture") for score in scores]
-    assert script.rank(Ranked(ids, ratings), scored, by) == ranking
+    rated = RatedSet("para", "test", "", list(ids), list(ids), np.array(ratings, dtype=float), STARS)
+    assert script.rank(rated, scored, by) == ranking
+    with pytest.raises(ValueError, match="no picture of para can be ranked, as none has a rating; use --by"):
+        script.rank(replace(rated, scores=np.full(len(ids), math.nan)), scored, "rating")
 
 
 @pytest.mark.parametrize(
-    ("size", "count", "most", "least", "spread"),
+    ("size", "count", "most", "least"),
     [
-        (21, 3, [0, 1, 2], [20, 19, 18], [0, 4, 8, 12, 16, 20]),
-        (6, 3, [0, 1, 2], [5, 4, 3], [0, 1, 2, 3, 4, 5]),
-        (5, 8, [0, 1, 2], [4, 3], [0, 1, 2, 3, 4]),  # no picture is both
-        (1, 8, [0], [], [0]),
+        (9, 3, [0, 1, 2], [8, 7, 6]),
+        (6, 3, [0, 1, 2], [5, 4, 3]),
+        (5, 8, [0, 1, 2], [4, 3]),  # no picture is both
+        (1, 8, [0], []),
     ],
 )
-def test_both_ends_of_the_ranking_are_chosen_and_ranks_spread_over_it(size, count, most, least, spread):
+def test_both_ends_of_the_ranking_are_chosen(size, count, most, least):
     assert tuple(map(list, script.choose_ends(size, count))) == (most, least)
-    assert script.choose_spread(size) == spread
 
 
 # ---- the whole command
@@ -209,12 +198,11 @@ def test_the_figures_show_each_picture_in_its_own_shape_beside_its_own_maps(fini
             exact = (height * image.width / image.height, width * image.height / image.width)
             picture = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
         assert abs(width - exact[0]) <= 0.5 or abs(height - exact[1]) <= 0.5
-        maps = {f"map of {name}": scored.class_maps[i] for i, name in enumerate(scorer.emotions)}
-        expected = (
-            overlay(picture, (maps | {"map": scored.emotion_map})[kind]) if kind != "picture" else picture
-        )
+        expected = {"picture": picture, "map": overlay(picture, scored.emotion_map)}
+        for name, class_map in zip(scorer.emotions, scored.class_maps, strict=True):
+            expected[f"map of {name}"] = overlay(picture, class_map)
         # One picture alone and in a batch differ in the last digits of their maps.
-        assert np.abs(found - expected).max() <= 4
+        assert np.abs(found - expected[kind]).max() <= 4
     assert len(shown) == 2 * (4 + 4) + (2 + 3) * script.PAGE_ROWS
     for rank, result in measured.items():
         strongest = sorted(result.emotions, key=lambda name: -result.emotions[name])[:3]
@@ -239,7 +227,7 @@ def test_a_folder_has_scores_only(album, weights, drawn, tmp_path):
     assert all((album / row["id"]).is_file() for row in rows)
     words = " ".join(texts(drawn["most_least.png"]) + texts(drawn["page.png"]))
     assert "rated" not in words
-    assert "Predicted: mean rating, 1 to 5, in the network's own unit (trained on CSV)." in words
+    assert "Predicted: 1 to 5, in the network's own unit (trained on CSV)." in words
 
 
 def test_names_that_are_no_texts_or_formulas_are_safe_cells(tmp_path):
@@ -253,25 +241,11 @@ def test_names_that_are_no_texts_or_formulas_are_safe_cells(tmp_path):
     assert rows[0]["emotion"] == "'-awe" and float(rows[0]["rating"]) == 3.5
 
 
-def test_copies_made_for_another_size_are_refused(album, weights, tmp_path, capsys):
-    for size in (96, SIZE):
-        words = ["--dataset", "csv", "--data-root", album, "--output", tmp_path / f"{size}"]
-        words += ["--workers", "0", "--splits", "test", f"data.size={size}"]
-        assert prepare_data.main([*map(str, words)]) == 1  # one picture is broken
-    words = ["--dataset", "csv", "--data-root"]
-    assert call(weights, tmp_path / "out", *words, tmp_path / "96") == 2
-    said = capsys.readouterr().err
-    assert f"{tmp_path / '96'} holds copies made with data.size=96, and data.size=64 is asked for" in said
-    options = script.parse([*words, str(tmp_path / f"{SIZE}"), "--output", str(tmp_path / "out")])
-    _, rated = script.read_set(options, checkpoint.load_weights(weights))
-    assert len(rated) == COUNT
-
-
 def test_another_sets_ratings_and_the_networks_own_unit_are_told_apart(album, drawn, tmp_path):
     scale = Scale("score", 1, 10, 5, offset=1, factor=9)
     foreign = export(tmp_path / "ava.safetensors", scale, dataset="ava")
     call(foreign, tmp_path / "out", "--dataset", "csv", "--data-root", album)
-    words = "Predicted: mean rating, 1 to 10, in the network's own unit (trained on AVA). Rated: 1 to 5."
+    words = "Predicted: 1 to 10, in the network's own unit (trained on AVA). Rated: 1 to 5."
     assert words in texts(drawn["most_least.png"])
 
 
@@ -285,12 +259,6 @@ def test_a_branch_that_was_never_trained_names_no_emotion(album, drawn, tmp_path
         assert "emotion-aware map" not in words
     rows = small.read_csv(tmp_path / "out" / "pictures.csv")
     assert {(row["emotion"], row["emotion_probability"]) for row in rows} == {("", "")}
-
-
-def test_the_maps_of_a_whole_set_are_not_kept(album, weights):
-    paths = sorted((album / "images").glob("0_*.png"))
-    rated = script.read_folder(album, STARS).take(range(len(paths)))
-    assert all(row.emotion_map is None for row in script.score_set(Scorer(weights, device="cpu"), rated))
 
 
 # ---- layout
@@ -352,7 +320,7 @@ def test_the_page_names_emotions_and_scores_lie_on_their_own_scales():
     [
         (["--folder", "ALBUM", "--by", "rating"], "--by rating, --data-root and key=value words go with"),
         (["--folder", "ALBUM", "data.size=64"], "key=value words go with --dataset, not --folder"),
-        (["--folder", "EMPTY", "--device", "cpu"], "none of the 1 pictures can be scored, e.g. "),
+        (["--folder", "EMPTY"], "no picture of empty can be ranked, as none has a score"),
         (["--folder", "ALBUM/images/broken.png"], "there is no folder"),
         (["--dataset", "para"], "where is para? --data-root DIR"),
         (["--dataset", "csv", "--data-root", "ALBUM", "--split", "val"], "the val split of csv is empty"),
