@@ -67,12 +67,11 @@ def check_options(options: argparse.Namespace) -> None:
         )
     if output.suffix.lower() != ".csv":
         raise ValueError(f"picks: --output must end in .csv, got {output}")
-    if page and page.exists() and not page.is_dir():
-        raise NotADirectoryError(f"picks: --page needs a folder; {page} is a file")
+    if page and (page.is_file() or (page.is_dir() and any(page.iterdir()) and not options.force)):
+        words = "--page needs a new folder, or with --force one that holds other files"
+        raise FileExistsError(f"picks: {words}; {page} exists")
     if not options.force:
         refuse_existing("picks", output.parent, [output.name])
-        if page:
-            refuse_existing("picks", page, ["index.html", "thumbnails", "maps"])
 
 
 def score_photographs(paths: Sequence[str], scorer: Scorer, page: Path | None) -> Iterator[Photograph]:
