@@ -220,27 +220,6 @@ def test_by_rating_the_ends_are_the_highest_and_the_lowest_rated(album, weights,
     assert texts(drawn["most_least.png"])[:2] == ["CSV test", words]
 
 
-def test_a_folder_has_scores_only(album, weights, drawn, tmp_path):
-    assert call(weights, tmp_path, "--folder", album, "--count", "2") == 1
-    rows = small.read_csv(tmp_path / "pictures.csv")
-    assert {row["rating"] for row in rows} == {""}
-    assert all((album / row["id"]).is_file() for row in rows)
-    words = " ".join(texts(drawn["most_least.png"]) + texts(drawn["page.png"]))
-    assert "rated" not in words
-    assert "Predicted: 1 to 5, in the network's own unit (trained on CSV)." in words
-
-
-def test_names_that_are_no_texts_or_formulas_are_safe_cells(tmp_path):
-    (tmp_path / "\udcff.png").touch()
-    rated = script.read_folder(tmp_path, STARS)
-    assert rated.ids == ["\\xff.png"]
-    first = entry(1, emotions={"-awe": 1.0})._replace(id="=1+1;2.jpg")
-    script.write_numbers(tmp_path / "pictures.csv", [first, entry(2)._replace(id=rated.ids[0])])
-    rows = small.read_csv(tmp_path / "pictures.csv")
-    assert [row["id"] for row in rows] == ["'=1+1;2.jpg", "\\xff.png"]
-    assert rows[0]["emotion"] == "'-awe" and float(rows[0]["rating"]) == 3.5
-
-
 def test_another_sets_ratings_and_the_networks_own_unit_are_told_apart(album, drawn, tmp_path):
     scale = Scale("score", 1, 10, 5, offset=1, factor=9)
     foreign = export(tmp_path / "ava.safetensors", scale, dataset="ava")
@@ -249,16 +228,21 @@ def test_another_sets_ratings_and_the_networks_own_unit_are_told_apart(album, dr
     assert words in texts(drawn["most_least.png"])
 
 
-def test_a_branch_that_was_never_trained_names_no_emotion(album, drawn, tmp_path):
+def test_a_folder_has_scores_only_and_a_branch_that_was_never_trained_names_no_emotion(
+    album, drawn, tmp_path
+):
     weights = export(tmp_path / "raw.safetensors", origin={"emotion_branch": "never trained"})
-    call(weights, tmp_path / "out", "--folder", album)
+    assert call(weights, tmp_path / "out", "--folder", album) == 1
+    assert len(drawn) == 2
     for figure in drawn.values():
         words = texts(figure)
+        assert "Predicted: 1 to 5, in the network's own unit (trained on CSV)." in words
         assert any("was never trained on emotions" in word for word in words)
-        assert not [word for word in words if word.endswith("%")]
+        assert not [word for word in words if word.endswith("%") or "rated" in word]
         assert "emotion-aware map" not in words
     rows = small.read_csv(tmp_path / "out" / "pictures.csv")
-    assert {(row["emotion"], row["emotion_probability"]) for row in rows} == {("", "")}
+    assert {(row["rating"], row["emotion"], row["emotion_probability"]) for row in rows} == {("", "", "")}
+    assert all((album / row["id"]).is_file() for row in rows)
 
 
 # ---- layout
