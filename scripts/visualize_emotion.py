@@ -34,7 +34,6 @@ from eamb.files import as_cell, encodable, printable, write_csv
 from eamb.inference.panels import Box, draw_shares, finish_chart, fit, resize_image, show
 from eamb.inference.photographs import find_pictures
 from eamb.inference.scorer import Scored, Scorer
-from eamb.network.outputs import Scale
 from eamb.readers.decoding import decode
 from eamb.readers.rated import SPLITS, RatedSet, describe
 from eamb.runtime.command import guarded, refuse_existing
@@ -100,14 +99,16 @@ def describe_subject(name: str, rated: RatedSet, count: int, by: str, scorer: Sc
 
 
 def read_set(options: argparse.Namespace, weights: Weights) -> tuple[str, RatedSet]:
-    """The name and the pictures of a rated set's split, or of a folder; the first `limit` of them.
+    """The name and at most `limit` pictures of a rated set, or of a folder, whose ratings are unknown.
 
     Raises:
         ValueError, OSError: no such set or folder.
     """
     if options.folder:
-        rated = read_folder(options.folder, weights.scale)
-        name = printable(rated.name)
+        paths = [picture.path for picture in find_pictures([str(options.folder)])]
+        ids = [encodable(str(Path(path).relative_to(options.folder))) for path in paths]
+        name, unknown = printable(options.folder.resolve().name), np.full(len(ids), np.nan)
+        rated = RatedSet(name, "", "a folder", ids, paths, unknown, weights.scale)
     else:
         words = [*options.settings, f"data.dataset={options.dataset}", f"data.root={options.data_root}"]
         data_options = as_trained(load_config((), words), weights).data.options()
@@ -117,15 +118,6 @@ def read_set(options: argparse.Namespace, weights: Weights) -> tuple[str, RatedS
         print(describe(rated), file=sys.stderr)
     sample = first_by_hash(rated, options.limit or len(rated))
     return name if sample is rated else f"{name}, a sample", sample
-
-
-def read_folder(folder: Path, scale: Scale) -> RatedSet:
-    """The pictures in a folder and below it, as a set whose ratings are unknown; ids are relative paths."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"visualize_emotion: there is no folder {folder}")
-    paths = [picture.path for picture in find_pictures([str(folder)])]
-    ids = [encodable(str(Path(path).relative_to(folder))) for path in paths]
-    return RatedSet(folder.resolve().name, "", "a folder", ids, paths, np.full(len(ids), np.nan), scale)
 
 
 def rank(rated: RatedSet, scored: Sequence[Scored], by: str) -> list[int]:
@@ -144,12 +136,6 @@ def rank(rated: RatedSet, scored: Sequence[Scored], by: str) -> list[int]:
     return sorted(places, key=lambda place: (-values[place], rated.ids[place]))
 
 
-def choose_ends(ranked: int, count: int) -> tuple[range, range]:
-    """The first and the last `count` of so many ranks, the very last first; half each if they would meet."""
-    least = min(count, ranked // 2)
-    return range(min(count, ranked - ranked // 2)), range(ranked - 1, ranked - 1 - least, -1)
-
-
 def make_entry(rank: int, place: int, rated: RatedSet, all_scored: Sequence[Scored], scorer: Scorer) -> Entry:
     """The picture at a place of the set with its maps and pixels; `rank` counts from 0."""
     scorer.with_class_maps = scorer.emotions_trained
@@ -165,8 +151,7 @@ def make_entry(rank: int, place: int, rated: RatedSet, all_scored: Sequence[Scor
         shares = dict(zip(rated.bins, sample.distribution, strict=True)) if has_votes else {}
         ends = (rated.scale.minimum, rated.scale.maximum)
         scores.append((f"rated {sample.score:.2f}", sample.score, ends, shares))
-    maps_of = dict(zip(scorer.emotions, maps.class_maps, strict=True)) if strongest else {}
-    class_maps = {name: maps_of[name] for name in strongest}
+    class_maps = {name: maps.class_maps[scorer.emotions.index(name)] for name in strongest}
     return Entry(rank + 1, sample.id, scored, scores, np.asarray(picture), maps.emotion_map, class_maps)
 
 
@@ -320,7 +305,9 @@ def visualize(options: argparse.Namespace) -> int:
             tqdm.write(f"visualize_emotion: {printable(row.path)} is left out: {row.error}", file=sys.stderr)
         scored.append(replace(row, emotion_map=None))  # the maps of a whole set would fill the memory
     places = rank(rated, scored, options.by)
-    most, least = choose_ends(len(places), options.count)
+    half = len(places) // 2  # so that no picture is among both
+    most = range(min(options.count, len(places) - half))
+    least = range(len(places) - 1, len(places) - 1 - min(options.count, half), -1)
     page = [round(place) for place in np.linspace(0, len(places) - 1, min(PAGE_ROWS, len(places)))]
     shown = sorted({*most, *least, *page})  # from 0: the highest
     entries = {number: make_entry(number, places[number], rated, scored, scorer) for number in shown}

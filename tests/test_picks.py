@@ -25,7 +25,7 @@ from eamb.readers.decoding import decode
 from eamb.selection import picks
 from eamb.selection.exif import CHANGED, DETAILS, Taken, describe_time, parse_time, read_taken
 from eamb.selection.grouping import GAP, SIMILARITY, Photograph, choose, group, similarity, sketch
-from eamb.selection.page import coloured, write_page
+from eamb.selection.page import write_page, write_thumbnail
 from eamb.selection.picks import as_table
 from main import main, parse
 
@@ -465,7 +465,8 @@ def test_thumbnails_keep_the_aspect_and_links_lead_to_the_originals(page, select
     assert policy.startswith("default-src 'none'; img-src 'self' file:;")
 
 
-def test_a_map_has_the_colours_of_the_other_pictures():
-    image = coloured(np.array([[0.0, 1.0]])).convert("RGB")
+def test_a_map_has_the_colours_of_the_other_pictures(tmp_path):
+    thumbnail = write_thumbnail(tmp_path, 1, b"", (2, 1), np.array([[0.0, 1.0]]))
+    image = Image.open(tmp_path / thumbnail["map"])
     ends = [image.getpixel((column, 0)) for column in (0, 1)]
     assert ends == [(0, 0, 4), (252, 255, 164)]  # of inferno

@@ -1,5 +1,7 @@
 """How alike two photographs are, and which belong to one series."""
 
+# A name may hold what Path would change.
+# ruff: noqa: PTH120
 from __future__ import annotations
 
 import os
@@ -112,9 +114,9 @@ def group(photographs: Sequence[Photograph], gap: float = GAP, least: float = SI
     by_name = sorted(photographs, key=lambda photograph: name_key(photograph.path))
     folders, cameras = defaultdict(list), defaultdict(list)
     for photograph in by_name:
-        folders[folder_of(photograph)].append(photograph)
+        folders[os.path.dirname(photograph.path)].append(photograph)
         if photograph.taken.time:
-            cameras[folder_of(photograph), photograph.taken.camera].append(photograph)
+            cameras[os.path.dirname(photograph.path), photograph.taken.camera].append(photograph)
     first: dict[str, str] = {}  # path of a photograph -> path of one that stands for its series
     for members in cameras.values():
         members.sort(key=lambda photograph: photograph.taken.time)  # within a second names decide
@@ -143,10 +145,6 @@ def name_key(path: str) -> tuple:
     return [(int(word), "") if word.isdecimal() else (-1, word) for word in words], path
 
 
-def folder_of(photograph: Photograph) -> str:
-    return os.path.dirname(photograph.path)  # noqa: PTH120 - a name may hold what Path would change
-
-
 # ---- the best of each
 
 
@@ -165,11 +163,11 @@ def choose(photographs: Sequence[Photograph], keep: int, gap: float, least: floa
     for photograph in good:
         series[photograph.series].append(photograph)
         if photograph.taken.time:
-            cameras[folder_of(photograph)].add(photograph.taken.camera)
+            cameras[os.path.dirname(photograph.path)].add(photograph.taken.camera)
     for members in series.values():
         for rank, photograph in enumerate(members, 1):
             photograph.size, photograph.rank, photograph.picked = len(members), rank, rank <= keep
-            mixed = len(cameras[folder_of(photograph)])
+            mixed = len(cameras[os.path.dirname(photograph.path)])
             if len(members) == 1:
                 photograph.notes.append("only one")
             if not photograph.taken.time:

@@ -35,18 +35,13 @@ def write_thumbnail(
     (page / "thumbnails").mkdir(parents=True, exist_ok=True)
     (page / names["picture"]).write_bytes(jpeg)
     if emotion_map is not None:
+        from eamb.evaluation.figures import MAP_COLOURS, colormaps  # matplotlib takes a second to load
+
         names["map"] = f"maps/{number:06d}.png"
         (page / "maps").mkdir(exist_ok=True)
-        coloured(emotion_map).save(page / names["map"])
+        colours = np.rint(255 * colormaps[MAP_COLOURS](emotion_map)[..., :3])  # the browser stretches it
+        Image.fromarray(colours.astype(np.uint8)).save(page / names["map"])
     return {**names, "width": size[0], "height": size[1]}
-
-
-def coloured(emotion_map: np.ndarray) -> Image.Image:
-    """A map, (h, w) in [0, 1], in its colours; the browser stretches it over the thumbnail."""
-    from eamb.evaluation.figures import MAP_COLOURS, colormaps  # matplotlib takes a second to load
-
-    colours = colormaps[MAP_COLOURS](emotion_map)[..., :3]  # (h, w, 3)
-    return Image.fromarray(np.rint(255 * colours).astype(np.uint8))
 
 
 def write_page(page: Path, photographs: Sequence[Photograph], settings: str, table: dict) -> None:
