@@ -151,46 +151,29 @@ def test_damaged_details_are_no_time():
 # ---- grouping
 
 
-def test_a_pause_or_another_view_ends_a_series():
-    shots = [shot("1.jpg", 0), shot("2.jpg", 30), shot("3.jpg", 60.5), shot("4.jpg", 61)]
-    assert series(shots) == [["1.jpg", "2.jpg"], ["3.jpg", "4.jpg"]]
-    assert [one.gap for one in shots] == [None, 30, 30.5, 0.5]
-    shots = [shot("1.jpg", 0), shot("2.jpg", 1), shot("3.jpg", 2, scene=1), shot("4.jpg", 3, scene=1)]
-    assert series(shots) == [["1.jpg", "2.jpg"], ["3.jpg", "4.jpg"]]
-    alike = similarity(SKETCHES[0], SKETCHES[1])
-    assert [one.similarity for one in shots] == pytest.approx([None, 1, alike, 1])
-    for least in (0, alike):
-        assert series(shots, least=least) == [["1.jpg", "2.jpg", "3.jpg", "4.jpg"]]
-
-
-def test_time_decides_and_not_names_but_within_a_second_names_as_people_sort_them():
-    shots = [shot("a10.jpg", 5), shot("a9.jpg", 5), shot("z.jpg", 0), shot("a1.jpg", 40)]
-    group(shots, gap=30)
-    assert [one.gap for one in shots] == [0, 5, None, 35]
-
-
-def test_cameras_have_series_of_their_own_and_so_have_folders():
-    shots = [shot("1.jpg", 0), shot("2.jpg", 1, camera="NIKON D500"), shot("3.jpg", 2), shot("sub/4.jpg", 3)]
-    assert series(shots) == [["1.jpg", "3.jpg"], ["2.jpg"], ["sub/4.jpg"]]
-    assert shots[2].gap == 2
-
-
 @pytest.mark.parametrize(
     ("shots", "expected"),
     [
-        (
-            [("1.jpg",), ("2.jpg",), ("3.jpg", None, 1), ("10.jpg", None, 1), ("11.jpg",)],
-            [["1.jpg", "2.jpg"], ["10.jpg", "3.jpg"], ["11.jpg"]],
-        ),
-        ([("1.jpg", 0), ("1_edited.jpg",), ("2.jpg", 500, 1)], [["1.jpg", "1_edited.jpg"], ["2.jpg"]]),
-        (
-            [("1.jpg", 0), ("1_edited.jpg", None, 1), ("2.jpg", 500, 1)],
-            [["1.jpg"], ["1_edited.jpg", "2.jpg"]],
-        ),
+        ([("1", 0), ("2", 30), ("3", 60.5), ("4", 61)], [["1", "2"], ["3", "4"]]),  # a pause
+        ([("1", 0), ("2", 1), ("3", 2, 1), ("4", 3, 1)], [["1", "2"], ["3", "4"]]),  # another view
+        ([("1", 0), ("2", 1, 0, "NIKON"), ("3", 2), ("sub/4", 3)], [["1", "3"], ["2"], ["sub/4"]]),
+        # Without time neighbours by name count.
+        ([("1",), ("2",), ("3", None, 1), ("10", None, 1), ("11",)], [["1", "2"], ["10", "3"], ["11"]]),
+        ([("1", 0), ("1_edited",), ("2", 500, 1)], [["1", "1_edited"], ["2"]]),
+        ([("1", 0), ("1_edited", None, 1), ("2", 500, 1)], [["1"], ["1_edited", "2"]]),
     ],
 )
-def test_without_time_neighbours_by_name_count(shots, expected):
+def test_what_belongs_to_one_series(shots, expected):
     assert series([shot(*values) for values in shots]) == expected
+
+
+def test_time_decides_and_not_names_but_within_a_second_names_as_people_sort_them():
+    shots = [shot("a10.jpg", 5), shot("a9.jpg", 5), shot("z.jpg", 0), shot("a1.jpg", 40, scene=1)]
+    alike = similarity(SKETCHES[0], SKETCHES[1])
+    for gap, least, count in ((30, 0, 2), (35, 0, 1), (35, alike, 1), (35, alike + 0.01, 2)):
+        assert len(series(shots, gap, least)) == count
+    assert [one.gap for one in shots] == [0, 5, None, 35]
+    assert [one.similarity for one in shots] == pytest.approx([1, 1, None, alike])
 
 
 @pytest.mark.parametrize("seed", range(3))
