@@ -242,7 +242,7 @@ def test_bad_words_are_one_sentence_and_leave_no_trace(case, scored_set, tmp_pat
 
 def test_weights_that_cannot_be_read_are_one_sentence(scored_set, tmp_path, capsys):
     path = tmp_path / "weights.pt"
-    for content, said in ((None, "no file"), (b"<html>", "is not a weights file: it is a web page")):
+    for content, said in ((None, "no file"), (b"<html>", "is not a weights file")):
         if content:
             path.write_bytes(content)
         assert evaluate(path, "csv", scored_set, tmp_path / "out") == 2
