@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import gc
 import os
-import time
-import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -56,38 +54,6 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def name_of_this_start(store: dist.Store, rank: int, world: int) -> str:
-    """A name that the processes of this start share and no earlier start had, to prefix all keys with.
-
-    After a restart torchrun's store still holds the addresses of dead processes (torch 2.14), and connecting
-    to one fails or hangs. torchrun's own restart count will not do, because each machine counts for itself.
-    So process 0 draws the name, and each other process asks for it with a new random key, under which no old
-    answer is stored. The store may also hold the question of a dead process, so process 0 keeps answering
-    until every process has confirmed the name.
-
-    Raises:
-        ConnectionError: a process does not appear within the store's timeout.
-    """
-    drawn = uuid.uuid4().hex
-    if rank:
-        store.set(f"question/{rank}", drawn)
-        store.add(f"asked/{rank}", 1)
-        name = store.get(f"answer/{drawn}").decode()  # waits
-        store.add(f"{name}/confirmed/{rank}", 1)
-        return name
-    end = time.monotonic() + store.timeout.total_seconds()
-    for other in range(1, world):
-        while not store.add(f"{drawn}/confirmed/{other}", 0):
-            if store.add(f"asked/{other}", 0):
-                store.set(f"answer/{store.get(f'question/{other}').decode()}", drawn)
-            if time.monotonic() > end:
-                raise ConnectionError(
-                    f"distributed: process {other} of {world} never came; start it, or look for its own error"
-                )
-            time.sleep(0.02)
-    return drawn
-
-
 @contextmanager
 def session(device_name: str) -> Iterator[torch.device]:
     """Connects the processes that torchrun started, while the context lasts; yields this one's device.
@@ -102,7 +68,11 @@ def session(device_name: str) -> Iterator[torch.device]:
     try:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             store, rank, world = next(dist.rendezvous("env://"))
-            store = dist.PrefixStore(name_of_this_start(store, rank, world), store)
+            # After a restart torchrun's store still holds the addresses of dead processes (torch 2.14), and
+            # connecting to one hangs. torchrun's restart count will not do as a prefix: each machine counts
+            # for itself. So the processes count their starts, all of which come here once a start.
+            start = (store.add("starts", 1) - 1) // world
+            store = dist.PrefixStore(f"start {start}", store)
             backend = "nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=store, rank=rank, world_size=world)
         yield device
@@ -143,11 +113,6 @@ def synchronise_batchnorm(model: nn.Module) -> nn.Module:
     from timm.layers import convert_sync_batchnorm  # torch's own loses the activation inside timm's layers
 
     return convert_sync_batchnorm(model)
-
-
-def without_sync(model: nn.Module, last: bool) -> AbstractContextManager:
-    """A context in which gradients stay within the process, unless this is the last of several batches."""
-    return model.no_sync() if world() > 1 and not last else nullcontext()
 
 
 def total(values: Tensor) -> Tensor:

@@ -46,28 +46,21 @@ class Compute(NamedTuple):
         return normalise(images.contiguous(memory_format=torch.channels_last), self.mean, self.std)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Learning rates and seeds
-
-
 def learning_rate(schedule: str, base: float, epochs: int, epoch: int, fraction: float) -> float:
     """The learning rate at `fraction` (0 to 1) of an epoch (from 0).
 
-    constant: base.
-    ava: the official AVA recipe: base in epochs 0 to 2, then base * 0.5^(epoch - 2).
-    para: the official PARA recipe: base * 0.5^(epoch // 10).
-    series: the official recipe of series photo selection: base * 0.3^(epoch // 25).
+    constant: base. ava, para and series are the official recipes for AVA, PARA and series photo selection.
     one_cycle: from base / 25 up to base over the first fifth of the training, then a half cosine down to
         base / 1e4.
     """
-    if schedule == "constant":
-        return base
-    if schedule == "ava":
-        return base * 0.5 ** max(0, epoch - 2)
-    if schedule == "para":
-        return base * 0.5 ** (epoch // 10)
-    if schedule == "series":
-        return base * 0.3 ** (epoch // 25)
+    by_epoch = {
+        "constant": 1.0,
+        "ava": 0.5 ** max(0, epoch - 2),
+        "para": 0.5 ** (epoch // 10),
+        "series": 0.3 ** (epoch // 25),
+    }
+    if schedule in by_epoch:
+        return base * by_epoch[schedule]
     done, warmup = (epoch + fraction) / epochs, 0.2
     low, position = base / 1e4, (done - warmup) / (1 - warmup)
     if done < warmup:
@@ -85,10 +78,6 @@ def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, epoch, step, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Training
-
-
 @dataclass(frozen=True)
 class Epoch:
     """What stays the same during an epoch.
@@ -97,9 +86,8 @@ class Epoch:
     steps: batches of the whole epoch, even if part of it was trained before an interruption.
     rate: the learning rate at a fraction (0 to 1) of the epoch.
     loss: a scalar from the network's output and the batch, on the device.
-    ids: of all pictures by index, to name them in an error.
-    emotions: the emotion branch's logits (N, E) and maps (N, 1, h, w) for a batch, if already computed; the
-        branch is then not run.
+    ids: of all pictures by index, for an error.
+    emotions: the emotion branch's logits (N, E) and maps (N, 1, h, w) for a batch, if already computed.
     accumulate: batches per optimizer step; the last step of an epoch takes what is left.
     clip: largest gradient norm; 0: no clipping.
     log_every: optimizer steps between two readings of the loss, each of which waits for the device.
@@ -119,10 +107,7 @@ class Epoch:
 
 @dataclass
 class Totals:
-    """The sums of an epoch so far; plain values, so that a checkpoint in mid-epoch can keep them.
-
-    The losses in `unread` are still on the device; `read` adds them to `loss`.
-    """
+    """The sums of an epoch so far; plain values, so that a checkpoint in mid-epoch can keep them."""
 
     step: int = 0
     loss: float = 0.0
@@ -132,14 +117,12 @@ class Totals:
     def __post_init__(self):
         self.unread: list[tuple[str, Tensor, int, str]] = []  # what, its value, number of pictures, where
 
-    def add(self, batch: Batch, loss: Tensor, where: str) -> None:
-        self.unread.append(("loss", loss, len(batch.images), where))
-        self.step += 1
-        self.pictures += len(batch.images)
-        self.broken += [tuple(entry) for entry in batch.broken]
-
     def read(self) -> None:
-        """Raises FloatingPointError: a loss or the norm of the gradients is NaN or infinite."""
+        """Adds the losses that are still on the device.
+
+        Raises:
+            FloatingPointError: a loss or the norm of the gradients is NaN or infinite.
+        """
         unread, self.unread = self.unread, []
         for what, tensor, pictures, where in unread:
             if not math.isfinite(value := tensor.item()):
@@ -191,15 +174,22 @@ def train_one_epoch(
         rate = epoch.rate((step - position) / epoch.steps)
         set_rate(optimizer, rate)
         torch.manual_seed(step_seed(epoch.seed, epoch.number, step, distributed.rank()))
-        with distributed.without_sync(model, last=position + 1 == group):
+        last, count = position + 1 == group, len(batch.images)
+        with model.no_sync() if distributed.world() > 1 and not last else nullcontext():
             loss = forward_loss(model, batch, compute, epoch)
             finite = finite + 0 * loss.detach()
-            weight = loss_weight(len(batch.images), compute.device)
+            # Broken files leave processes with unequal numbers of pictures. Weighted so, the average of the
+            # processes' gradients is the mean over all pictures.
+            everywhere = distributed.total(torch.full((), float(count), device=compute.device))
+            weight = count * distributed.world() / everywhere.clamp(min=1)
             scaler.scale(loss * finite * weight / group).backward()
         names = ", ".join(epoch.ids[i] for i in batch.index.tolist())
         where = f"at step {step + 1} of epoch {epoch.number + 1}, learning rate {rate:g} (pictures {names})"
-        totals.add(batch, loss.detach(), where)
-        if position + 1 < group:
+        totals.unread.append(("loss", loss.detach(), count, where))
+        totals.step += 1
+        totals.pictures += count
+        totals.broken += [tuple(entry) for entry in batch.broken]
+        if not last:
             continue
         if epoch.clip or not scaler.is_enabled():
             scaler.unscale_(optimizer)
@@ -233,18 +223,6 @@ def forward_loss(model: nn.Module, batch: Batch, compute: Compute, epoch: Epoch)
         return epoch.loss(output, batch)
 
 
-def loss_weight(pictures: int, device: torch.device) -> Tensor | float:
-    """The weight of this process's loss that makes the average over processes the mean over all pictures.
-
-    Broken files, or a single incomplete batch, leave processes with unequal numbers of pictures, and the
-    average over processes alone would weight each process equally, not each picture.
-    """
-    if distributed.world() == 1:
-        return 1.0
-    total = distributed.total(torch.full((), float(pictures), device=device))
-    return pictures * distributed.world() / total.clamp(min=1)  # without any picture 0, as all losses are
-
-
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with images and ratings on the device; ratings as float32, which all devices support."""
 
@@ -265,8 +243,8 @@ def allow_tf32(allowed: bool, device: torch.device) -> None:
 class Average:
     """A moving average of a network's weights and statistics over the optimizer's steps (Polyak averaging).
 
-    Each step keeps the share `decay` of the average and takes the rest from the new weights. The first steps
-    keep less, (1 + step) / (10 + step), or the initial random weights would dominate it for long.
+    Each step keeps the share `decay` of the average, the first ones less: (1 + step) / (10 + step), or the
+    initial random weights would dominate it for long.
     """
 
     def __init__(self, network: nn.Module, decay: float):
@@ -282,10 +260,6 @@ class Average:
                 average[name].lerp_(value, 1 - decay)
             else:
                 average[name].copy_(value)
-
-
-# ---------------------------------------------------------------------------------------------------
-# Predicting
 
 
 @dataclass(frozen=True)
@@ -343,20 +317,14 @@ def filled_up(batch: Batch, batch_size: int) -> Batch:
     return batch._replace(images=torch.cat([batch.images, empty]))
 
 
-# ---------------------------------------------------------------------------------------------------
-# Memory
-
-
 def keep_memory(device: torch.device) -> None:
     """Makes glibc keep freed memory, instead of returning each large tensor to the kernel.
 
-    On a CPU that would take a third of a forward pass of Lite, and up to half of a training step (README,
-    Speed). Does nothing for another device or without glibc.
+    On a CPU that would take a third of a forward pass of Lite, and up to half of a training step
+    (docs/performance.md). Does nothing for another device or without glibc.
     """
-    if device.type != "cpu" or not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
+    if device.type == "cpu" and sys.platform.startswith("linux") and hasattr(ctypes.CDLL(None), "mallopt"):
+        mallopt = ctypes.CDLL(None).mallopt
         mallopt(-4, 0)  # M_MMAP_MAX: no tensor is mapped on its own
         mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
         mallopt(-8, 1)  # M_ARENA_MAX

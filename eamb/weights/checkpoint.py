@@ -80,10 +80,10 @@ class Weights:
             ValueError: a hand-made description lacks them.
         """
         size, exif = self.description.get("image_size"), self.description.get("exif")
-        if size is None or exif is None:
+        if not size or exif is None:
             raise ValueError(
                 "checkpoint: the description of these weights must say which pictures they are for, "
-                '"image_size" in pixels and "exif" true or false'
+                f'"image_size" in pixels and "exif" true or false; found {size} and {exif}'
             )
         return size, exif
 
