@@ -217,7 +217,7 @@ BAD_WORDS = {
     ),
     "backbone without a pyramid": (["model.backbone=test_vit"], "backbones: "),
     "wrong scale": (["model.context_scale=0"], "context_scale must be above 0 and at most 1, got 0"),
-    "wrong device": (["train.device=gpu"], "unknown device 'gpu'; use auto, cpu, cuda, cuda:1 or mps"),
+    "wrong device": (["train.device=gpu"], "device 'gpu' is unknown or not here; use auto, cpu, cuda"),
     "missing config": (["--config", "mine.yaml"], "no file mine.yaml; the shipped ones are in configs/"),
     "missing weights": (["--weights", "mine.pt"], "checkpoint: no file mine.pt"),
     "missing branch": (["--emotion-checkpoint", "mine.pt"], "checkpoint: no file mine.pt"),
