@@ -1,7 +1,6 @@
 """The settings of a run: frozen dataclasses, filled from YAML files, then from key=value words.
 
-Later sources win, key by key. An unknown key, a wrong type or a value that is not among the choices is an
-error before anything is built.
+Later sources win, key by key. A wrong key or value is an error before anything is built.
 """
 
 from __future__ import annotations
@@ -67,16 +66,9 @@ class Data(DataOptions):
 
 @dataclass(frozen=True)
 class Model:
-    """The network's shape (`EAMBNet.build_model`) and where its first weights come from.
+    """The network's shape (`EAMBNet.build_model`) and where its first weights come from."""
 
-    network: "eambnet", or "linear", the field's baseline: the whole backbone and one linear layer. For the
-        task series "resnet" or "paunit" (`eamb/network/pair_networks.py`), on any backbone.
-    symmetric: of the pair networks: P(A over B) + P(B over A) = 1; false is the published behaviour.
-    without: parts that an ablation leaves out, as in "emotion,attention" (`EAMBNet.PARTS`).
-    shortcut: not the paper's: the context branch's deepest map enters the head too.
-    """
-
-    network: str = one_of(*NETWORKS)
+    network: str = one_of(*NETWORKS)  # "linear": backbone and one layer; "resnet", "paunit": for pairs
     backbone: str = "resnet50"
     width: int = 256
     guided_width: int = 56
@@ -86,9 +78,9 @@ class Model:
     context_scale: float = 0.5  # how much the two small branches shrink their input
     emotion_scale: float = 0.5
     emotion_batchnorm: str = one_of("frozen", "official")
-    without: str = ""
-    shortcut: bool = False
-    symmetric: bool = True
+    without: str = ""  # parts that an ablation leaves out, as in "emotion,attention" (`EAMBNet.PARTS`)
+    shortcut: bool = False  # not the paper's: the context branch's deepest map enters the head too
+    symmetric: bool = True  # P(A over B) + P(B over A) = 1; false is the published behaviour of pair networks
     emotions: str = ""  # class names, in order, for an official emotion file whose list is not the usual one
     emotion_weights: str = one_of("required", "none")  # "none" allows a branch never trained on emotions
     imagenet: str = "auto"  # "auto", "none" or a local file
@@ -100,19 +92,15 @@ class Loss:
 
     class_weights: "balanced" weights every emotion equally, however rare its votes. Rare emotions are then
         put first more often, but the predicted shares of votes become wrong.
-    class_shift: "sets" allows for how often each of several sets shows a class (`losses.class_shift`).
-    emotion_weight: above 0 the emotion branch, which the paper freezes, is trained too, with this weight.
-    correlation_weight: above 0 the loss of scores gets 1 - PLCC of each batch, times this (not the paper's).
-    preference: of pairs: learn which photograph most people prefer, as published, or the share who do.
     """
 
     emd_r: float = limited(2.0, least=1)
     emd_reduction: str = one_of("image", "batch")
     class_weights: str = one_of("none", "balanced")
-    class_shift: str = one_of("sets", "none")
-    emotion_weight: float = limited(0.0, least=0)
-    correlation_weight: float = limited(0.0, least=0)
-    preference: str = one_of("majority", "share")
+    class_shift: str = one_of("sets", "none")  # for how often each set shows a class (`losses.class_shift`)
+    emotion_weight: float = limited(0.0, least=0)  # the paper freezes the branch; above 0 it is trained too
+    correlation_weight: float = limited(0.0, least=0)  # not the paper's: of 1 - PLCC of each batch
+    preference: str = one_of("majority", "share")  # learn which of a pair most people prefer, or how many do
 
 
 @dataclass(frozen=True)
@@ -132,12 +120,8 @@ class Train:
 
     average: above 0, what is validated and kept is a moving average of the weights: each step multiplies the
         average by this (as in 0.999) and adds the new weights with the rest (Polyak averaging).
-    emotion_maps: a folder where the frozen emotion branch's maps are kept (`eamb/training/emotion_maps.py`).
-    gradient_precision: of what several processes send each other; "bf16" rounds each gradient to 8 bits.
-    sync_batchnorm: BatchNorm over the pictures of all processes, not of each; CUDA only, not measured.
     log_every: optimizer steps between two readings of the loss on CUDA, where each makes the GPU wait; then
         several processes also agree on signals and checkpoints. The figures do not depend on it.
-    compile: the training step through torch.compile. No faster on a CPU (docs/performance.md).
     recompute: compute the inner maps of the backbones' blocks again for the gradient instead of keeping them:
         three quarters to four fifths of the memory, a fifth to two fifths more time, the same numbers.
     """
@@ -154,10 +138,10 @@ class Train:
     validate_on: str = one_of("val", "test")  # the official PARA code scores the test set each epoch
     score_test: bool = True
     average: float = limited(0.0, least=0, below=1)
-    emotion_maps: str = ""
-    gradient_precision: str = one_of("fp32", "bf16")
-    sync_batchnorm: bool = False
-    compile: bool = False
+    emotion_maps: str = ""  # a folder that keeps the frozen branch's maps (eamb/training/emotion_maps.py)
+    gradient_precision: str = one_of("fp32", "bf16")  # of what several processes send each other
+    sync_batchnorm: bool = False  # over the pictures of all processes, not of each; CUDA only, not measured
+    compile: bool = False  # the training step through torch.compile; no faster on a CPU (docs/performance.md)
     recompute: bool = False
 
 
@@ -223,8 +207,7 @@ def load_config(files: Iterable[Path | str] = (), words: Iterable[str] = ()) -> 
 def read_settings(files: Iterable[Path | str], words: Iterable[str]) -> dict[str, Any]:
     """What YAML files and then words say, as flat keys ("train.epochs") with checked values.
 
-    YAML is read as text alone, and what a text means is decided by its key: no file can hold code, and 010 or
-    1:30 are not taken for 8 and 90.
+    YAML is read as text alone, and the key decides what a text means: 1:30 is not taken for 90.
     """
     settings: dict[str, Any] = {}
     for path in map(Path, files):
@@ -249,11 +232,7 @@ def read_settings(files: Iterable[Path | str], words: Iterable[str]) -> dict[str
 
 
 def checked(key: str, text: Any, source: str) -> Any:
-    """The value that the text means for this key.
-
-    Raises:
-        ValueError: an unknown key, or a value that it does not take.
-    """
+    """The value that the text means for this key; an error if the key is unknown or does not take it."""
     if key in SECTIONS:
         raise ValueError(f"config: {source}: '{key}' is a section; write '{key}:' and its keys below")
     if key not in KEYS:

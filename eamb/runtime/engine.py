@@ -49,23 +49,18 @@ class Compute(NamedTuple):
 def learning_rate(schedule: str, base: float, epochs: int, epoch: int, fraction: float) -> float:
     """The learning rate at `fraction` (0 to 1) of an epoch (from 0).
 
-    constant: base. ava, para and series are the official recipes for AVA, PARA and series photo selection.
+    ava, para and series are the official recipes, steps down; constant is base.
     one_cycle: from base / 25 up to base over the first fifth of the training, then a half cosine down to
         base / 1e4.
     """
-    by_epoch = {
-        "constant": 1.0,
-        "ava": 0.5 ** max(0, epoch - 2),
-        "para": 0.5 ** (epoch // 10),
-        "series": 0.3 ** (epoch // 25),
-    }
-    if schedule in by_epoch:
-        return base * by_epoch[schedule]
-    done, warmup = (epoch + fraction) / epochs, 0.2
-    low, position = base / 1e4, (done - warmup) / (1 - warmup)
-    if done < warmup:
-        low, position = base / 25, 1 - done / warmup
-    return low + (base - low) * (1 + math.cos(math.pi * position)) / 2
+    if schedule == "one_cycle":
+        done, warmup = (epoch + fraction) / epochs, 0.2
+        low, position = base / 1e4, (done - warmup) / (1 - warmup)
+        if done < warmup:
+            low, position = base / 25, 1 - done / warmup
+        return low + (base - low) * (1 + math.cos(math.pi * position)) / 2
+    power = {"ava": max(0, epoch - 2), "para": epoch // 10, "series": epoch // 25}.get(schedule, 0)
+    return base * (0.3 if schedule == "series" else 0.5) ** power
 
 
 def set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
@@ -82,27 +77,19 @@ def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
 class Epoch:
     """What stays the same during an epoch.
 
-    number: from 0.
-    steps: batches of the whole epoch, even if part of it was trained before an interruption.
-    rate: the learning rate at a fraction (0 to 1) of the epoch.
-    loss: a scalar from the network's output and the batch, on the device.
-    ids: of all pictures by index, for an error.
     emotions: the emotion branch's logits (N, E) and maps (N, 1, h, w) for a batch, if already computed.
-    accumulate: batches per optimizer step; the last step of an epoch takes what is left.
-    clip: largest gradient norm; 0: no clipping.
-    log_every: optimizer steps between two readings of the loss, each of which waits for the device.
     """
 
-    number: int
-    steps: int
+    number: int  # from 0
+    steps: int  # batches of the whole epoch, even if part of it was trained before an interruption
     seed: int
-    rate: Callable[[float], float]
-    loss: Callable[[Output, Batch], Tensor]
-    ids: Sequence[str]
+    rate: Callable[[float], float]  # the learning rate at a fraction (0 to 1) of the epoch
+    loss: Callable[[Output, Batch], Tensor]  # a scalar from the network's output, on the device
+    ids: Sequence[str]  # of all pictures by index, for an error
     emotions: Callable[[Batch], tuple[Tensor, Tensor]] | None = None
-    accumulate: int = 1
-    clip: float = 0.0
-    log_every: int = 1
+    accumulate: int = 1  # batches per optimizer step; the last step of an epoch takes what is left
+    clip: float = 0.0  # largest gradient norm; 0: no clipping
+    log_every: int = 1  # optimizer steps between two readings of the loss, each of which waits for the device
 
 
 @dataclass
@@ -150,10 +137,9 @@ def train_one_epoch(
     totals: Totals,
     after_step: Callable[[Totals], None] = lambda totals: None,
 ) -> dict[str, float]:
-    """Trains on what the loader gives, from the epoch's batch number `totals.step` on.
+    """Trains on what the loader gives, from the epoch's batch number `totals.step` on; changes `totals`.
 
     Args:
-        totals: changed in place; zero, or those of an interrupted epoch.
         after_step: called after each optimizer step; after every `epoch.log_every`-th nothing is unread.
 
     Returns:
@@ -178,8 +164,7 @@ def train_one_epoch(
         with model.no_sync() if distributed.world() > 1 and not last else nullcontext():
             loss = forward_loss(model, batch, compute, epoch)
             finite = finite + 0 * loss.detach()
-            # Broken files leave processes with unequal numbers of pictures. Weighted so, the average of the
-            # processes' gradients is the mean over all pictures.
+            # Broken files leave processes with unequal numbers of pictures; each picture counts the same.
             everywhere = distributed.total(torch.full((), float(count), device=compute.device))
             weight = count * distributed.world() / everywhere.clamp(min=1)
             scaler.scale(loss * finite * weight / group).backward()
@@ -219,19 +204,17 @@ def forward_loss(model: nn.Module, batch: Batch, compute: Compute, epoch: Epoch)
         emotions = (tuple(v.to(compute.device, non_blocking=True) for v in epoch.emotions(batch)),)
     batch = to_device(batch, compute.device)
     with compute.autocast():
-        output = model(compute.images(batch), *emotions)
-        return epoch.loss(output, batch)
+        return epoch.loss(model(compute.images(batch), *emotions), batch)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with images and ratings on the device; ratings as float32, which all devices support."""
 
-    def move(value):
-        if not isinstance(value, Tensor):
-            return value
-        return (value.float() if value.dtype == torch.float64 else value).to(device, non_blocking=True)
-
-    return batch._make(move(value) for value in batch)._replace(index=batch.index)
+    for name, value in batch._asdict().items():
+        if isinstance(value, Tensor) and name != "index":
+            value = value.float() if value.dtype == torch.float64 else value
+            batch = batch._replace(**{name: value.to(device, non_blocking=True)})
+    return batch
 
 
 def allow_tf32(allowed: bool, device: torch.device) -> None:
@@ -264,18 +247,12 @@ class Average:
 
 @dataclass(frozen=True)
 class Predictions:
-    """The predictions of a set, one row per picture that could be read, in the order of the set.
+    """The predictions of a set, one row per picture that could be read, in the order of the set."""
 
-    index: (n,) int64 rows of the RatedSet.
-    prediction: (n, K) float64, raw as in `Output`; `Scale.value` reads it.
-    emotion: (n, E) float64, probabilities.
-    broken: the pictures that could not be decoded, sorted by id.
-    """
-
-    index: np.ndarray
-    prediction: np.ndarray
-    emotion: np.ndarray
-    broken: list[LeftOut]
+    index: np.ndarray  # (n,) int64 rows of the RatedSet
+    prediction: np.ndarray  # (n, K) float64, raw as in `Output`; `Scale.value` reads it
+    emotion: np.ndarray  # (n, E) float64, probabilities
+    broken: list[LeftOut]  # the pictures that could not be decoded, sorted by id
 
 
 def predict(model: nn.Module, loader: Iterable[Batch], compute: Compute, batch_size: int) -> Predictions:
@@ -289,9 +266,7 @@ def predict(model: nn.Module, loader: Iterable[Batch], compute: Compute, batch_s
     index, prediction, emotion = (np.concatenate([row[i] for row in rows]) for i in range(3))
     order = np.argsort(index)
     broken = sorted(entry for row in rows for entry in row[3])
-    return Predictions(
-        index[order], prediction[order].astype(np.float64), emotion[order].astype(np.float64), broken
-    )
+    return Predictions(index[order], *(part[order].astype(float) for part in (prediction, emotion)), broken)
 
 
 def outputs(
