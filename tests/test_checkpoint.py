@@ -260,7 +260,7 @@ def test_a_file_of_tensors_that_is_not_ours_is_refused_with_the_way_out(tmp_path
 
 
 WRONG = {
-    "are not different names": {"architecture": {"backbone": "a", "emotions": ["awe", "fear", "awe"]}},
+    "each emotion another": {"architecture": {"backbone": "a", "emotions": ["awe", "fear", "awe"]}},
     "1 ratings for 10 outputs": {"architecture": {"backbone": "a", "outputs": 10}, "scale": PARA.as_dict()},
     "'backbone'": {"architecture": {"emotions": []}},
     "the task, the backbone and the emotions must be": {"architecture": {"backbone": "a"}, "task": None},

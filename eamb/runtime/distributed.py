@@ -31,11 +31,7 @@ def is_main() -> bool:
 
 
 def choose_device(name: str) -> torch.device:
-    """'auto', 'cpu', 'cuda', 'cuda:1' or 'mps' -> the device of this process.
-
-    Raises:
-        ValueError: the name is unknown or the device is not there.
-    """
+    """'auto', 'cpu', 'cuda', 'cuda:1' or 'mps' -> this process's; ValueError: unknown or not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -87,12 +83,7 @@ def session(device_name: str) -> Iterator[torch.device]:
 
 
 def wrap(model: nn.Module, device: torch.device, gradient_precision: str = "fp32") -> nn.Module:
-    """The model, averaging its gradients over all processes.
-
-    Args:
-        gradient_precision: "bf16" sends half the bytes; gradients are rounded to 8 bits before the sum, the
-            weights and the optimizer stay in float32.
-    """
+    """The model, averaging its gradients over all processes; "bf16" rounds them to 8 bits before the sum."""
     if world() == 1:
         return model
     wrapped = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
@@ -102,10 +93,7 @@ def wrap(model: nn.Module, device: torch.device, gradient_precision: str = "fp32
 
 
 def synchronise_batchnorm(model: nn.Module) -> nn.Module:
-    """The model with BatchNorm over the pictures of all processes; the same weights.
-
-    Trains on CUDA only: torch has no such layer for a CPU.
-    """
+    """The model with BatchNorm over the pictures of all processes; trains on CUDA only."""
     if world() == 1:
         return model
     from timm.layers import convert_sync_batchnorm  # torch's own loses the activation inside timm's layers

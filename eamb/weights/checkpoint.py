@@ -80,12 +80,12 @@ class Weights:
             ValueError: a hand-made description lacks them.
         """
         size, exif = self.description.get("image_size"), self.description.get("exif")
-        if not size or exif is None:
-            raise ValueError(
-                "checkpoint: the description of these weights must say which pictures they are for, "
-                f'"image_size" in pixels and "exif" true or false; found {size} and {exif}'
-            )
-        return size, exif
+        if size and exif is not None:
+            return size, exif
+        raise ValueError(
+            "checkpoint: the description of these weights must say which pictures they are for, "
+            f'"image_size" in pixels and "exif" true or false; found {size} and {exif}'
+        )
 
     def build(self) -> Network:
         """The network with these weights, in evaluation mode."""
@@ -117,22 +117,19 @@ def weights_hash(tensors: Tensors) -> str:
 
 
 def read_file(path: Path | str) -> tuple[dict, bytes]:
-    """Reads any weights file once, without executing anything in it.
+    """Reads any weights file once, without executing anything in it: its content, and its bytes.
 
-    Returns:
-        What torch.save wrote, or the tensors of safetensors by name (a file of ours has the same entries in
-        both); and the bytes of the file.
+    A safetensors file of ours gives the same entries as one that torch.save wrote.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: it is not a weights file, is damaged, or holds more than tensors and plain values.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise FileNotFoundError(f"checkpoint: no file {path}")
-    raw = path.read_bytes()
+    raw = Path(path).read_bytes()
     try:
-        if path.suffix == ".safetensors":
+        if Path(path).suffix == ".safetensors":
             from safetensors.torch import load
 
             content = load(raw)
@@ -175,12 +172,8 @@ def save_training(path: Path, weights: Weights, state: dict, previous: Path | No
     Raises:
         OSError: the disk is full, or fails otherwise; the file is as it was.
     """
-    content = {
-        "weights": weights.tensors,
-        "description": json.dumps(weights.description),
-        **id_tensors(weights),
-        "state": state,
-    }
+    content = {"weights": weights.tensors, "description": json.dumps(weights.description), "state": state}
+    content |= id_tensors(weights)
     with written_whole(Path(path), previous) as temporary, temporary.open("wb") as file:
         try:
             torch.save(content, file)
@@ -194,11 +187,7 @@ def id_tensors(weights: Weights) -> Tensors:
 
 
 def load_training(path: Path) -> tuple[Weights, dict]:
-    """What `save_training` wrote.
-
-    Raises:
-        ValueError: the file is damaged, or is something else.
-    """
+    """What `save_training` wrote; raises ValueError if the file is damaged or something else."""
     content, _ = read_file(path)
     if "state" not in content:
         raise ValueError(f"checkpoint: {path} holds no training state to resume from")
@@ -235,10 +224,9 @@ def read_description(text: str, path: Path | str) -> dict:
             raise ValueError(f"its format is {plain['format']} and this program reads {FORMAT}")
         architecture, scale = plain["architecture"], plain["scale"] and Scale.from_dict(plain["scale"])
         names = list(architecture.get("emotions", ()))
-        if not all(isinstance(name, str) for name in (plain["task"], architecture["backbone"], *names)):
-            raise ValueError("the task, the backbone and the emotions must be names")
-        if len(set(names)) != len(names):
-            raise ValueError(f"the emotions {names} are not different names")
+        of_names = all(isinstance(name, str) for name in (plain["task"], architecture["backbone"], *names))
+        if not of_names or len(set(names)) != len(names):
+            raise ValueError("the task, the backbone and the emotions must be names, each emotion another")
         if scale and scale.outputs != architecture["outputs"]:
             raise ValueError(f"{scale.outputs} ratings for {architecture['outputs']} outputs")
         return plain
@@ -255,12 +243,10 @@ def load_tensors(
 
     Args:
         source: where the tensors come from, for the error.
-        only: the beginning of the names to fill; all by default.
-        leave: beginnings of names that keep the model's values.
+        only, leave: beginnings of the names to fill, and of those that keep the model's values.
 
     Raises:
-        ValueError: lists missing, unknown and misshapen names, and tensors with values that are NaN or
-            infinite.
+        ValueError: lists missing, unknown and misshapen names, and those with values that are not finite.
     """
     target = model.state_dict()
     wanted = {name for name in target if name.startswith(only) and not name.startswith(leave or "\0")}
@@ -284,16 +270,11 @@ def load_tensors(
 
 
 class Source(NamedTuple):
-    """A file to start from, of ours or of the official code, read once.
-
-    sha256: of its bytes.
-    weights: by our names. For an official file the description has only what names and shapes tell: the task,
-        the backbone, the emotions.
-    """
+    """A file to start from, of ours or of the official code, read once."""
 
     path: Path
-    sha256: str
-    weights: Weights
+    sha256: str  # of its bytes
+    weights: Weights  # of an official file the description has only task, backbone, width and emotions
 
 
 def read_source(path: Path | str, named: tuple[str, ...] = ()) -> Source:
@@ -311,10 +292,9 @@ def read_source(path: Path | str, named: tuple[str, ...] = ()) -> Source:
     if not looks_official(content):
         return Source(path, sha256, weights_in(content, path))
     tensors, emotions = translate_official(content, str(path)), named or EMOTIONS
-    biases = tensors.get("emotion.classifier.bias")
-    if biases is not None and biases.numel() != len(emotions):
+    if (count := len(tensors.get("emotion.classifier.bias", emotions))) != len(emotions):
         raise ValueError(
-            f"checkpoint: {path} has {biases.numel()} emotions, and the list has {len(emotions)} "
+            f"checkpoint: {path} has {count} emotions, and the list has {len(emotions)} "
             f"({', '.join(emotions)}); name the file's, in its order, with model.emotions=NAME,NAME,..."
         )
     task = "aesthetics" if "head.5.bias" in tensors else "emotion"
