@@ -8,7 +8,7 @@ import pytest
 
 from eamb.network.names import SMALLEST_SIDE
 from eamb.readers.options import DataOptions
-from eamb.runtime.config import LIMITS, Config, Data, as_yaml, load_config
+from eamb.runtime.config import KEYS, Config, Data, as_yaml, load_config
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 OFFICIAL = next(path for path in CONFIGS if path.name == "official.yaml")
@@ -110,7 +110,8 @@ def test_a_wrong_word_names_key_expectation_and_value(word, expected):
 
 
 def test_the_limits_themselves_are_allowed():
-    words = [f"{key}={limits['least']}" for key, limits in LIMITS.items() if "least" in limits]
+    least = {key: field.metadata["least"] for key, field in KEYS.items() if "least" in field.metadata}
+    words = [f"{key}={value}" for key, value in least.items()]
     assert len(words) > 15
     assert load_config(words=words).train.average == 0
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import yaml
 
@@ -176,14 +176,8 @@ class Config:
 
 
 SECTIONS = {f.name: f.default_factory for f in fields(Config) if f.name != "task"}
-KEYS = {"task": str} | {  # key -> type
-    f"{section}.{name}": kind
-    for section, cls in SECTIONS.items()
-    for name, kind in get_type_hints(cls).items()
-}
-LIMITS = {"task": fields(Config)[0].metadata} | {
-    f"{section}.{f.name}": f.metadata for section, cls in SECTIONS.items() for f in fields(cls) if f.metadata
-}
+KEYS = {f"{section}.{f.name}": f for section, cls in SECTIONS.items() for f in fields(cls)}  # -> its field
+KEYS["task"] = fields(Config)[0]
 WHOLE = re.compile(r"[+-]?(0|[1-9]\d{0,17})", re.ASCII)
 DECIMAL = re.compile(r"[+-]?((0|[1-9]\d*)\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
@@ -192,8 +186,7 @@ def load_config(files: Iterable[Path | str] = (), words: Iterable[str] = ()) -> 
     """The defaults, changed by YAML files and then by `key=value` words, in their order.
 
     Raises:
-        ValueError: an unknown key (with the nearest name), a wrong type, a value not among the choices; with
-            the file, if it stands in one.
+        ValueError: an unknown key (with the nearest name) or a value that it does not take, with the file.
         FileNotFoundError: no such file.
     """
     sections = {name: {} for name in SECTIONS}
@@ -241,19 +234,19 @@ def checked(key: str, text: Any, source: str) -> Any:
         raise ValueError(f"config: {source}: unknown key '{' '.join(key.split()):.80}'; {hint}")
     if not isinstance(text, str):
         raise ValueError(f"config: {source}: '{key}' takes a single value, got several")
-    kind, limits, value = KEYS[key], LIMITS.get(key, {}), None
-    if kind is str:
+    kind, limits, value = KEYS[key].type, KEYS[key].metadata, None  # the type as it is written above
+    if kind == "str":
         value = text
-    elif kind is bool:
+    elif kind == "bool":
         value = yaml.SafeLoader.bool_values.get(text.lower())
-    elif kind is int:
+    elif kind == "int":
         value = int(text) if WHOLE.fullmatch(text) else None
-    elif kind == float | None and text.lower() in ("null", "~", ""):
+    elif kind == "float | None" and text.lower() in ("null", "~", ""):
         return None
     elif DECIMAL.fullmatch(text) and math.isfinite(float(text)):
         value = float(text)
     if value is None:
-        must = {bool: "true or false", int: "a whole number"}.get(kind, "a number")
+        must = {"bool": "true or false", "int": "a whole number"}.get(kind, "a number")
     elif value not in limits.get("choices", (value,)):
         must = f"one of {', '.join(limits['choices'])}"
     elif value < limits.get("least", value):

@@ -49,12 +49,8 @@ OFFICIAL_NAMES = {  # prefix of an official name -> prefix of ours
 }
 
 OFFICIAL_UNUSED = (  # layers that the official code has and never runs
-    "model_x.layer3",
-    "model_x.layer4",
-    "model_x.fc",
-    "model_s.fc",
-    "CBR4",
-    "emotion_model.backbone.feature4",
+    *("model_x.layer3", "model_x.layer4", "model_x.fc", "model_s.fc"),
+    *("CBR4", "emotion_model.backbone.feature4"),
 )
 
 EMOTION_FILE = ("emotion_module.", "backbone.feature")  # prefixes in a file of the emotion branch alone
