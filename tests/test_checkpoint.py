@@ -277,13 +277,6 @@ def test_a_description_that_does_not_fit_itself_or_is_of_a_later_format_is_refus
         load_weights(path)
 
 
-def test_weights_that_do_not_fit_their_description_are_refused(emotion_weights):
-    tensors = {name: v for name, v in emotion_weights.tensors.items() if name != "emotion.classifier.bias"}
-    missing = r"the set of tensors does not fit .*: missing emotion\.classifier\.bias$"
-    with pytest.raises(ValueError, match=missing):
-        Weights(tensors, emotion_weights.description).build()
-
-
 # ---- tensors into networks
 
 
@@ -306,12 +299,6 @@ def test_nothing_is_written_unless_everything_fits(value):
     with pytest.raises(ValueError, match=r"file\.pt .*: 1\.weight holds values that are NaN or infinite$"):
         load_tensors(network, tensors, "file.pt")
     assert snapshot(network) == before
-
-
-def test_a_long_list_of_problems_is_cut_and_counted():
-    tensors = small().state_dict() | {f"more.{i:02}": torch.zeros(1) for i in range(20)}
-    with pytest.raises(ValueError, match=r"unknown more\.11 \(\+8 more\)$"):
-        load_tensors(small(), tensors, "file.pt")
 
 
 def test_a_part_can_be_filled_and_a_part_be_left():

@@ -4,7 +4,6 @@ import copy
 import math
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from datasets import Batch
 from eamb.readers.rated import LeftOut
 from eamb.runtime import engine
 from eamb.runtime.engine import Compute, Epoch, Totals, learning_rate, step_seed
-from eamb.weights import checkpoint
 from EAMBNet import EAMBNet, build_model
 
 CPU = Compute(torch.device("cpu"), "fp32", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -27,19 +25,16 @@ IDS = [f"picture {i}" for i in range(64)]
 # ---- learning rates and seeds
 
 
-def test_schedules_in_steps():
+def test_learning_rates_in_closed_form():
     ava = [learning_rate("ava", 3e-5, 30, epoch, 0.7) for epoch in (0, 1, 2, 3, 4, 5, 29)]
     assert ava == pytest.approx([3e-5] * 3 + [1.5e-5, 0.75e-5, 0.375e-5, 3e-5 * 0.5**27], rel=1e-12)
     para = [learning_rate("para", 3e-5, 100, epoch, 0.0) for epoch in (0, 9, 10, 19, 20, 99)]
     assert para == [3e-5, 3e-5, 1.5e-5, 1.5e-5, 0.75e-5, 3e-5 * 0.5**9]
     assert {learning_rate("constant", 1e-4, 5, epoch, 0.5) for epoch in range(5)} == {1e-4}
-
-
-def test_one_cycle_starts_at_a_25th_peaks_after_a_fifth_and_ends_near_nothing():
     # Half-way up and half-way down the cosine is the mean of its ends.
-    expected = {(0, 0.0): 1e-3 / 25, (0, 0.5): (1e-3 / 25 + 1e-3) / 2, (1, 0.0): 1e-3}
-    expected |= {(3, 0.0): (1e-3 + 1e-7) / 2, (4, 1.0): 1e-7}
-    for (epoch, fraction), rate in expected.items():
+    one_cycle = {(0, 0.0): 1e-3 / 25, (0, 0.5): (1e-3 / 25 + 1e-3) / 2, (1, 0.0): 1e-3}
+    one_cycle |= {(3, 0.0): (1e-3 + 1e-7) / 2, (4, 1.0): 1e-7}
+    for (epoch, fraction), rate in one_cycle.items():
         assert learning_rate("one_cycle", 1e-3, 5, epoch, fraction) == pytest.approx(rate)
 
 
@@ -133,15 +128,6 @@ def test_accumulated_batches_equal_a_whole_one_and_those_left_at_the_end_count_f
     assert asked == [0, 0, 0.4, 0.4, 0.8]  # one rate a step
 
 
-def test_clipping_bounds_the_norm_of_a_step():
-    free, clipped = Toy(), Toy()
-    start, batch = weights(Toy()), batch_of(pictures(8))
-    fit(free, [batch])
-    fit(clipped, [batch], clip=0.01)
-    assert torch.linalg.vector_norm(weights(free) - start) > 0.0011
-    assert torch.linalg.vector_norm(weights(clipped) - start).item() == pytest.approx(0.1 * 0.01, rel=1e-3)
-
-
 def test_random_numbers_of_a_step_depend_on_seed_epoch_and_step_only():
     class Noisy(Toy):
         def forward(self, images):
@@ -196,35 +182,26 @@ def test_half_precision_scales_its_loss_and_still_learns():
 
 
 def test_cuda_rounds_products_in_training_and_never_in_scoring(monkeypatch, lite):
-    asked, allow = [], engine.allow_tf32
+    asked = []
     monkeypatch.setattr(engine, "allow_tf32", lambda allowed, device: asked.append((allowed, device.type)))
     fit(Toy(), [batch_of(pictures(4))])
     engine.predict(lite, [batch_of(pictures(2, 64))], CPU, batch_size=2)
     assert asked == [(True, "cpu"), (False, "cpu")]
-    products, convolutions = SimpleNamespace(allow_tf32=True), SimpleNamespace(allow_tf32=True)
-    monkeypatch.setattr(torch.backends.cuda, "matmul", products)
-    monkeypatch.setattr(torch.backends, "cudnn", convolutions)
-    for device, allowed in (("cpu", True), ("cuda", False)):
-        allow(False, torch.device(device))
-        assert products.allow_tf32 == convolutions.allow_tf32 == allowed
 
 
 def test_a_compiled_run_has_the_weights_of_an_eager_one(scored_set, tmp_path, monkeypatch):
-    compiled = []
+    compiled, compiler = [], torch.compile
 
     def compile_eagerly(model):
-        compiled.append(model)
+        compiled.append(type(model))
         return compiler(model, backend="eager")  # traced and guarded as any, without minutes of C++
 
-    compiler = torch.compile
     monkeypatch.setattr(torch, "compile", compile_eagerly)
     words = [small.UNTRAINED, "data.limit=16", "train.score_test=false", "data.twins=false"]
     assert small.train("csv", scored_set, tmp_path / "eager", *words) == 0
     assert small.train("csv", scored_set, tmp_path / "compiled", *words, "train.compile=true") == 0
-    assert [type(model) for model in compiled] == [EAMBNet]
-    found, expected = (
-        checkpoint.load_weights(tmp_path / name / "last.pt").tensors for name in ("compiled", "eager")
-    )
+    assert compiled == [EAMBNet]
+    found, expected = (small.tensors(tmp_path / name / "last.pt") for name in ("compiled", "eager"))
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
@@ -326,13 +303,6 @@ def test_predictions_come_in_the_order_of_the_set_with_what_was_broken(lite):
     for shares in (found.prediction, found.emotion):
         assert np.allclose(shares.sum(axis=1), 1)
     torch.testing.assert_close(lite.state_dict(), before, rtol=0, atol=0)
-
-
-def test_outputs_are_float32_and_of_the_batch_only(lite):
-    [(batch, output)] = engine.outputs(lite, [batch_of(pictures(3, 64))], CPU._replace(precision="bf16"), 5)
-    assert len(batch.images) == 3
-    assert [tuple(value.shape) for value in output] == [(3, 5), (3, 8), (3, 1, 8, 8)]
-    assert {value.dtype for value in output} == {torch.float32}
 
 
 # ---- averaged weights and memory
