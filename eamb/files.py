@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# A spreadsheet takes a cell that begins so for a formula, and a formula may start programs.
+# Spreadsheets take a cell that begins so for a formula, which may start programs.
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 MARK = "'"
 MARKED = re.compile(f"{MARK}*[{re.escape(''.join(FORMULA))}]")
@@ -89,8 +89,8 @@ def as_cell(value: str | float | None) -> str | float | None:
 
 
 def encodable(text: str) -> str:
-    r"""The text with what UTF-8 has no place for written out: a byte of a file name like \xff, half a letter,
-    which JSON may have, like \ud800."""
+    r"""The text with what UTF-8 has no place for written out: a byte of a file name like \xff, half a letter
+    of JSON like \ud800."""
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:

@@ -293,11 +293,8 @@ def filled_up(batch: Batch, batch_size: int) -> Batch:
 
 
 def keep_memory(device: torch.device) -> None:
-    """Makes glibc keep freed memory, instead of returning each large tensor to the kernel.
-
-    On a CPU that would take a third of a forward pass of Lite, and up to half of a training step
-    (docs/performance.md). Does nothing for another device or without glibc.
-    """
+    """On a CPU makes glibc keep freed memory, instead of returning each large tensor to the kernel, which
+    would take up to half of a training step (docs/performance.md)."""
     if device.type == "cpu" and sys.platform.startswith("linux") and hasattr(ctypes.CDLL(None), "mallopt"):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-4, 0)  # M_MMAP_MAX: no tensor is mapped on its own
@@ -313,5 +310,5 @@ def peak_memory(device: torch.device) -> float:
         import resource
     except ImportError:
         return math.nan
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9

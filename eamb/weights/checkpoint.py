@@ -164,10 +164,7 @@ def export_weights(path: Path, weights: Weights) -> None:
 
 
 def save_training(path: Path, weights: Weights, state: dict, previous: Path | None = None) -> None:
-    """Writes weights and all else that a resumed training needs (`state`, plain values and tensors).
-
-    Args:
-        previous: as in `written_whole`.
+    """Writes weights and all else that a resumed training needs (`state`); `previous`: as in `written_whole`.
 
     Raises:
         OSError: the disk is full, or fails otherwise; the file is as it was.
