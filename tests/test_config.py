@@ -126,8 +126,7 @@ def test_a_wrong_file_is_one_sentence_that_says_what_is_wrong(tmp_path, text, ex
     path.write_text(text, encoding="utf-8", errors="surrogatepass")
     with pytest.raises(ValueError, match=r"^config: .*bad\.yaml") as caught:
         load_config([path])
-    assert f"{path}{expected}" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert f"{path}{expected}" in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(FileNotFoundError, match=r"no file .*none.yaml; the shipped ones are in configs/"):
         load_config([tmp_path / "none.yaml"])
 

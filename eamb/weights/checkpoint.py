@@ -289,7 +289,8 @@ def read_source(path: Path | str, named: tuple[str, ...] = ()) -> Source:
     if not looks_official(content):
         return Source(path, sha256, weights_in(content, path))
     tensors, emotions = translate_official(content, str(path)), named or EMOTIONS
-    if (count := len(tensors.get("emotion.classifier.bias", emotions))) != len(emotions):
+    biases = tensors.get("emotion.classifier.bias")
+    if biases is not None and (count := biases.numel()) != len(emotions):
         raise ValueError(
             f"checkpoint: {path} has {count} emotions, and the list has {len(emotions)} "
             f"({', '.join(emotions)}); name the file's, in its order, with model.emotions=NAME,NAME,..."
