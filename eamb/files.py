@@ -21,8 +21,7 @@ MARKED = re.compile(f"{MARK}*[{re.escape(''.join(FORMULA))}]")
 def written_whole(path: Path, previous: Path | None = None) -> Iterator[Path]:
     """A temporary name to write to; renamed to `path` when all is on the disk, removed if anything fails.
 
-    Args:
-        previous: the name under which the file that was there before is kept.
+    The file that was there before is kept as `previous`, if that is given.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

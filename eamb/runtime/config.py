@@ -182,6 +182,16 @@ WHOLE = re.compile(r"[+-]?(0|[1-9]\d{0,17})", re.ASCII)
 DECIMAL = re.compile(r"[+-]?((0|[1-9]\d*)\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
+class Texts(yaml.BaseLoader):
+    """Reads YAML as texts, lists and dictionaries alone; a key may be there once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        content, names = super().construct_mapping(node, deep), [key.value for key, _ in node.value]
+        if len(content) < len(names):
+            raise yaml.YAMLError(f"'{max(names, key=names.count)}' is there twice")
+        return content
+
+
 def load_config(files: Iterable[Path | str] = (), words: Iterable[str] = ()) -> Config:
     """The defaults, changed by YAML files and then by `key=value` words, in their order.
 
@@ -200,16 +210,16 @@ def load_config(files: Iterable[Path | str] = (), words: Iterable[str] = ()) -> 
 def read_settings(files: Iterable[Path | str], words: Iterable[str]) -> dict[str, Any]:
     """What YAML files and then words say, as flat keys ("train.epochs") with checked values.
 
-    YAML is read as text alone, and the key decides what a text means: 1:30 is not taken for 90.
+    A key decides what its text means: 1:30 is not taken for 90.
     """
     settings: dict[str, Any] = {}
     for path in map(Path, files):
         if not path.is_file():
             raise FileNotFoundError(f"config: no file {path}; the shipped ones are in configs/")
         try:
-            content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=yaml.BaseLoader)  # noqa: S506
+            content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=Texts)  # noqa: S506
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-            raise ValueError(f"config: {path} is not YAML: {' '.join(str(error).split())}") from error
+            raise ValueError(f"config: {path} cannot be read: {' '.join(str(error).split())}") from error
         if not isinstance(content, dict | None):
             raise ValueError(f"config: {path}: a config holds 'section:' with 'key: value' lines below")
         for name, value in (content or {}).items():

@@ -105,11 +105,7 @@ class Totals:
         self.unread: list[tuple[str, Tensor, int, str]] = []  # what, its value, number of pictures, where
 
     def read(self) -> None:
-        """Adds the losses that are still on the device.
-
-        Raises:
-            FloatingPointError: a loss or the norm of the gradients is NaN or infinite.
-        """
+        """Adds the losses that are still on the device; FloatingPointError: one, or a norm, is not finite."""
         unread, self.unread = self.unread, []
         for what, tensor, pictures, where in unread:
             if not math.isfinite(value := tensor.item()):

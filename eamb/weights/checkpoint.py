@@ -275,10 +275,7 @@ class Source(NamedTuple):
 
 
 def read_source(path: Path | str, named: tuple[str, ...] = ()) -> Source:
-    """Reads a file to start from.
-
-    Args:
-        named: the emotions of an official file, which does not name them; empty for EMOTIONS.
+    """Reads a file to start from; `named`: the emotions of an official file, if they are not EMOTIONS.
 
     Raises:
         FileNotFoundError: no such file.

@@ -71,11 +71,8 @@ def unwrapped(content: dict) -> dict:
 def translate_official(content: dict, source: str) -> Tensors:
     """Official names -> ours, without the unused layers.
 
-    Args:
-        source: where the tensors come from, for the error.
-
     Raises:
-        ValueError: lists unknown names, and copies of one tensor that differ.
+        ValueError: lists unknown names, and copies of one tensor that differ, in `source`.
     """
     state = unwrapped(content)
     before = "emotion_model." if any(key.startswith(EMOTION_FILE) for key in state) else ""
