@@ -134,7 +134,7 @@ def results(root: Path) -> dict[str, np.ndarray]:
     for name, accumulate in (("", 1), ("accumulated_", 2)):
         found |= {f"{name}{what}": value for what, value in fit(good, accumulate).items()}
     found["largest"] = distributed.largest([distributed.rank(), 5 - distributed.rank()], COMPUTE.device)
-    found["ranks"] = distributed.gather(distributed.rank())
+    found["ranks"] = distributed.gather((distributed.rank(), distributed.broadcast(distributed.rank())))
     return found
 
 
@@ -232,7 +232,7 @@ def test_two_halves_of_a_batch_train_as_the_whole(one, two, prefix):
 
 
 def test_values_are_gathered_by_rank_and_a_loss_that_is_no_number_reaches_the_weights_of_none(one, two):
-    assert [found["ranks"] for found in (one, *two)] == [[0], [0, 1], [0, 1]]
+    assert [found["ranks"] for found in (one, *two)] == [[(0, 0)], [(0, 0), (1, 0)], [(0, 0), (1, 0)]]
     assert [found["largest"] for found in (one, *two)] == [[0, 5], [1, 5], [1, 5]]
     assert np.array_equal(two[0]["spoilt"], two[1]["spoilt"])
     assert np.isfinite(two[0]["spoilt"]).all()

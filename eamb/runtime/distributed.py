@@ -136,3 +136,8 @@ def gather(value: Any) -> list[Any]:
     values = [None] * world()
     dist.all_gather_object(values, value)
     return values
+
+
+def broadcast(value: Any) -> Any:
+    """The first process's value, on every process."""
+    return gather(value)[0]

@@ -102,7 +102,7 @@ def prepare(
             maps = EmotionMaps(folder, rated)
             chunks = [maps.missing[i : i + CHUNK] for i in range(0, len(maps.missing), CHUNK)]
         # One list for all: a process that looked later would see what another has written since.
-        chunks = distributed.gather(chunks)[0]
+        chunks = distributed.broadcast(chunks)
         share = chunks[distributed.rank() :: distributed.world()]
         count, hidden = sum(map(len, share)), not (share and distributed.is_main())
         with tqdm(total=count, desc="emotion maps", unit="picture", mininterval=2, disable=hidden) as bar:

@@ -74,11 +74,7 @@ class Weights:
 
     @property
     def size_and_exif(self) -> tuple[int, bool]:
-        """The side of the pictures in pixels, and whether they are turned by their EXIF orientation.
-
-        Raises:
-            ValueError: a hand-made description lacks them.
-        """
+        """The pictures' side in pixels, and whether EXIF turns them; ValueError: the description lacks them."""
         size, exif = self.description.get("image_size"), self.description.get("exif")
         if size and exif is not None:
             return size, exif
