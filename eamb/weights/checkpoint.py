@@ -74,7 +74,7 @@ class Weights:
 
     @property
     def size_and_exif(self) -> tuple[int, bool]:
-        """The pictures' side in pixels, and whether EXIF turns them; ValueError: the description lacks them."""
+        """The pictures' side in pixels, and whether EXIF turns them; ValueError: not in the description."""
         size, exif = self.description.get("image_size"), self.description.get("exif")
         if size and exif is not None:
             return size, exif
