@@ -12,7 +12,8 @@ from torchvision.models import resnet50
 
 from eamb.network.backbones import LITE0
 from eamb.network.outputs import EMOTIONS
-from eamb.weights.checkpoint import load_official_weights
+from eamb.weights.checkpoint import load_tensors
+from eamb.weights.official import translate_official
 from EAMBNet import build_model
 
 torch.set_num_threads(1)  # these networks are too small for more, and two processes run at once
@@ -103,7 +104,7 @@ def official_emotion(official_state) -> dict[str, torch.Tensor]:
 def paper_network(official_state):
     """The paper's network with the official weights, in evaluation mode. Copy it to change it."""
     network = build_model("resnet50", outputs=10)
-    load_official_weights(network, official_state)
+    load_tensors(network, translate_official(official_state, "official"), "official")
     return network.eval()
 
 

@@ -11,10 +11,10 @@ import small
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import resnet_shapes
 from PIL import Image
 from timm.layers import create_conv2d
 from torch import nn
+from torchvision.models import resnet50
 
 from eamb.network import backbones
 from eamb.network.backbones import (
@@ -124,7 +124,9 @@ def test_lite_takes_a_local_file_with_timms_names_and_no_other(lite_package, tmp
 
 
 def test_resnet50_takes_a_local_file_of_torchvision(paper_network, tmp_path):
-    network, shapes = copy.deepcopy(paper_network), resnet_shapes()
+    network = copy.deepcopy(paper_network)
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in resnet50().state_dict().items()}
     # Each tensor is full of its own number; takes no room in a file.
     state = {name: torch.tensor(float(i)).expand(shape) for i, (name, shape) in enumerate(shapes.items())}
     torch.save(state, tmp_path / "resnet.pth")

@@ -67,15 +67,14 @@ def test_a_file_of_another_version_is_refused(form, precision):
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"emotions": ["joy", "joy"]}, r"the emotions \['joy', 'joy'\] are not different names"),
-        ({"emotions": [1, 2]}, r"the emotions \[1, 2\] are not different names"),
-        ({"backbone": None}, "the backbone None is not a name"),
+        ({"emotions": ["joy", "joy"]}, "the task, the backbone and the emotions must be names, each emot"),
+        ({"backbone": None}, "the task, the backbone and the emotions must be names"),
     ],
 )
 def test_a_description_that_does_not_fit_itself_is_refused(changes, error):
     weights = replace(WEIGHTS, description={**DESCRIPTION, "architecture": ARCHITECTURE | changes})
     text = metadata(weights, {"precision": "fp32"})
-    with pytest.raises(ValueError, match=f"the description in x.onnx is damaged: {error}"):
+    with pytest.raises(ValueError, match=f"description in x.onnx is damaged or of another version: {error}"):
         parse_metadata(text, "x.onnx")
 
 

@@ -217,7 +217,7 @@ BAD_WORDS = {
     ),
     "backbone without a pyramid": (["model.backbone=test_vit"], "backbones: "),
     "wrong scale": (["model.context_scale=0"], "context_scale must be above 0 and at most 1, got 0"),
-    "wrong device": (["train.device=gpu"], "unknown device 'gpu'; use auto, cpu, cuda, cuda:1 or mps"),
+    "wrong device": (["train.device=gpu"], "device 'gpu' is unknown or not here; use auto, cpu, cuda"),
     "missing config": (["--config", "mine.yaml"], "no file mine.yaml; the shipped ones are in configs/"),
     "missing weights": (["--weights", "mine.pt"], "checkpoint: no file mine.pt"),
     "missing branch": (["--emotion-checkpoint", "mine.pt"], "checkpoint: no file mine.pt"),
@@ -242,7 +242,7 @@ def test_bad_words_are_one_sentence_and_leave_no_trace(case, scored_set, tmp_pat
 
 def test_weights_that_cannot_be_read_are_one_sentence(scored_set, tmp_path, capsys):
     path = tmp_path / "weights.pt"
-    for content, said in ((None, "no file"), (b"<html>", "is not a weights file: it is a web page")):
+    for content, said in ((None, "no file"), (b"<html>", "is not a weights file")):
         if content:
             path.write_bytes(content)
         assert evaluate(path, "csv", scored_set, tmp_path / "out") == 2

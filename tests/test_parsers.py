@@ -35,7 +35,7 @@ from eamb.network.outputs import Scale
 from eamb.readers.iae import IAE_EMOTIONS
 from eamb.readers.para import PARA_BINS, PARA_EMOTIONS
 from eamb.readers.rated import SPLIT_WORDS, SPLITS, DataOptions, RatedSet, emotion_name
-from eamb.runtime.config import KEYS, LIMITS, load_config
+from eamb.runtime.config import KEYS, load_config
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "50"))
 many = settings(
@@ -595,7 +595,7 @@ def check_settings(content: bytes, path) -> None:
     defaults = load_config()
     for key in KEYS:
         value = value_of(config, key)
-        limits = LIMITS.get(key, {})
+        limits = KEYS[key].metadata
         assert value in limits.get("choices", [value])
         assert not isinstance(value, float) or np.isfinite(value)
         assert "least" not in limits or value >= limits["least"]
@@ -604,18 +604,18 @@ def check_settings(content: bytes, path) -> None:
 
 def setting(key: str, text: str):
     """What a value means, as a reader who does not know YAML would say; raises ValueError if nothing."""
-    kind = KEYS[key]
-    if kind is bool:
+    kind = KEYS[key].type
+    if kind == "bool":
         return {**dict.fromkeys(("true", "yes", "on"), True), "false": False, "no": False, "off": False}[
             text.lower()
         ]
-    if kind is int:
+    if kind == "int":
         if not re.fullmatch("[+-]?(0|[1-9][0-9]*)", text):
             raise ValueError(text)
         return int(text)
-    if kind is str:
+    if kind == "str":
         return text
-    if text.lower() in ("null", "~", "") and kind is not float:
+    if text.lower() in ("null", "~", "") and kind != "float":
         return None
     return number(text, -1e308, 1e308)
 

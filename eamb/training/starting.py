@@ -53,9 +53,6 @@ def read_sources(task: Task, weights: str | None, emotion_checkpoint: str | None
     sources = Sources(*read)
     if not (source := sources.weights):
         return sources
-    if source.problems:
-        listed = "; ".join(source.problems[:12])
-        raise ValueError(f"training: {source.path} does not fit the official network: {listed}")
     learned = source.weights.task
     if learned == "emotion" and task.name == "aesthetics":
         raise ValueError(
