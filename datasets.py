@@ -155,10 +155,11 @@ def _scale(table: Table, split: str, options: DataOptions) -> Scale:
     target = rating.target if options.target == "auto" else options.target
     common = (rating.minimum, rating.maximum, threshold, rating.inclusive)
     no_votes = target == "distribution" and _shares(table.votes) is None
+    other = "score" if rating.scored else "label"
     if no_votes or (target == "score" and not rating.scored):
         raise ValueError(
             f"datasets: data.target={target} needs {'vote counts' if no_votes else 'scores'} and the {split} "
-            f"split of {table.name} ({table.protocol[split]}) has none; use data.target={'score' if rating.scored else 'label'}."
+            f"split of {table.name} ({table.protocol[split]}) has none; use data.target={other}."
         )
     if target == "distribution":
         return Scale(target, *common, bins=table.bins)
