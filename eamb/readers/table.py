@@ -200,7 +200,7 @@ class Sheet:
     ) -> np.ndarray:
         """(n,) float64, each in [minimum, maximum]."""
         values = np.array([as_number(cell) for cell in self.cells[column]])
-        good = (values >= minimum) & (values <= maximum) & ~(whole & (values % 1 != 0))
+        good = (values >= minimum) & (values <= maximum) & ~(whole & (values != np.round(values)))
         if not good.all():
             kind = "whole number" if whole else "number"
             raise self.error(~good, column, f"a {kind} from {minimum:g} to {maximum:g}")
