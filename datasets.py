@@ -14,19 +14,18 @@ import ctypes
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from eamb.network.outputs import EMOTIONS, Scale
 from eamb.readers import splitting
 from eamb.readers.decoding import DecodeError, decode, stack
-from eamb.readers.pairs import PairedSet
 from eamb.readers.prepared import check_copies, read_manifest
 from eamb.readers.rated import SPLITS, DataOptions, LeftOut, RatedSet, hash_fractions
 from eamb.readers.registry import DATASETS, SINGLE
@@ -172,7 +171,7 @@ def _scale(table: Table, split: str, options: DataOptions) -> Scale:
 def check_classes(rated: RatedSet) -> None:
     """Raises ValueError if a split has no vote for an emotion: nothing can be learned about it."""
     votes = np.nansum(rated.emotions, axis=0)  # (E,)
-    empty = [name for name, count in zip(rated.emotion_classes, votes, strict=True) if not count]
+    empty = [rated.emotion_classes[k] for k in np.flatnonzero(votes == 0)]
     if empty:
         raise ValueError(
             f"datasets: the {rated.split} split of {rated.name} has no picture of {' and '.join(empty)}, "
@@ -300,10 +299,8 @@ class Draw(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """One decoded picture: image (3, H, W) uint8."""
-
     index: int
-    image: Tensor
+    image: Tensor  # (3, H, W) uint8
 
 
 class Batch(NamedTuple):
@@ -321,6 +318,7 @@ class Batch(NamedTuple):
     broken: list[LeftOut]
 
 
+@dataclass(eq=False)
 class PictureSet(Dataset):
     """The decoded pictures of a split, by Draw (or by plain index, as epoch 0).
 
@@ -335,19 +333,16 @@ class PictureSet(Dataset):
         ValueError: the pictures are copies made for another size, or with another use of EXIF.
     """
 
-    def __init__(
-        self,
-        rated: RatedSet,
-        size: int | tuple[int, int] | None,
-        exif: bool = True,
-        flip_seed: int | None = None,
-        skip_broken: bool = False,
-        crop: bool = False,
-    ):
-        for copies in rated.copies:
-            check_copies(copies, size, exif)
-        self.rated, self.size, self.exif, self.crop = rated, size, exif, crop
-        self.flip_seed, self.skip_broken = flip_seed, skip_broken
+    rated: RatedSet
+    size: int | tuple[int, int] | None
+    exif: bool = True
+    flip_seed: int | None = None
+    skip_broken: bool = False
+    crop: bool = False
+
+    def __post_init__(self):
+        for copies in self.rated.copies:
+            check_copies(copies, self.size, self.exif)
 
     def __len__(self) -> int:
         return len(self.rated)
@@ -399,6 +394,7 @@ def coin(seed: int, epoch: int, index: int) -> bool:
     return bool(bits >> 63)
 
 
+@dataclass(eq=False)
 class TrainOrder(Sampler):
     """Batches of one epoch in random order, a function of (seed, epoch).
 
@@ -410,23 +406,20 @@ class TrainOrder(Sampler):
         start_step: steps of this epoch that a resumed run has done already; `len` counts them too.
     """
 
-    def __init__(
-        self,
-        count: int,
-        batch_size: int,
-        seed: int,
-        epoch: int,
-        start_step: int = 0,
-        rank: int = 0,
-        world: int = 1,
-    ):
-        if batch_size < 1 or batch_size % world or count < world:
+    count: int
+    batch_size: int
+    seed: int
+    epoch: int
+    start_step: int = 0
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self):
+        if self.batch_size < 1 or self.batch_size % self.world or self.count < self.world:
             raise ValueError(
-                f"datasets: batches of {batch_size} out of {count} training pictures cannot be divided over "
-                f"{world} processes."
+                f"datasets: batches of {self.batch_size} out of {self.count} training pictures cannot be "
+                f"divided over {self.world} processes."
             )
-        self.count, self.batch_size, self.seed, self.epoch = count, batch_size, seed, epoch
-        self.start_step, self.rank, self.world = start_step, rank, world
 
     def __len__(self) -> int:
         return max(1, self.count // self.batch_size)
@@ -438,7 +431,7 @@ class TrainOrder(Sampler):
             yield [Draw(self.epoch, int(index)) for index in batch[self.rank :: self.world]]
 
 
-class TestOrder(Sampler):
+class TestOrder(BatchSampler):
     """Every picture exactly once over all processes, in order: rank r takes r, r + world, ...
 
     Args:
@@ -448,40 +441,23 @@ class TestOrder(Sampler):
     __test__ = False  # pytest would take the name for a test case's
 
     def __init__(self, count: int, batch_size: int, rank: int = 0, world: int = 1):
-        self.indices = range(rank, count, world)
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        for start in range(0, len(self.indices), self.batch_size):
-            yield [Draw(0, index) for index in self.indices[start : start + self.batch_size]]
+        super().__init__(range(rank, count, world), batch_size, drop_last=False)
 
 
 class Loader(DataLoader):
     """A DataLoader of Batch that raises the error of a broken file in the main process, as one sentence."""
 
     def __iter__(self) -> Iterator[Batch]:
-        if self.num_workers:
-            return_freed_memory()
+        # Forked workers would share the memory that `engine.keep_memory` has kept, and this process would
+        # copy each page before it writes there: gigabytes, and seconds, in the first step of each epoch.
+        libc = ctypes.CDLL(None) if self.num_workers and sys.platform.startswith("linux") else None
+        if hasattr(libc, "malloc_trim"):
+            libc.malloc_trim(0)
         for batch in super().__iter__():
             if batch.broken and not self.dataset.skip_broken:
                 reason = batch.broken[0].reason
                 raise DecodeError(f"{reason} Repair it, or leave such files out with --skip-broken.")
             yield batch
-
-
-def return_freed_memory() -> None:
-    """Returns to the system what `engine.keep_memory` has kept. Does nothing without glibc.
-
-    Forked workers would share it, and this process would have to copy each page before it writes there:
-    gigabytes, and seconds, in the first step of each epoch.
-    """
-    if sys.platform.startswith("linux"):
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim:
-            trim(0)
 
 
 def make_loader(
@@ -506,12 +482,11 @@ class PairPictures(PictureSet):
     scores, the preferences. A pair with a photograph that cannot be decoded is left out.
     """
 
-    rated: PairedSet
-
     def __len__(self) -> int:
-        return len(self.rated.pairs)
+        return len(self.rated.pairs)  # of a PairedSet
 
     def __getitem__(self, draw: Draw | int) -> tuple[int, Picture | LeftOut, Picture | LeftOut]:
+        """The pair's row, and its photographs."""
         epoch, pair = draw if isinstance(draw, tuple) else (0, draw)
         read, photographs = super().__getitem__, self.rated.pairs[pair].tolist()
         return pair, read(Draw(epoch, photographs[0])), read(Draw(epoch, photographs[1]))

@@ -18,7 +18,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import datasets
 from datasets import (
     Draw,
     PictureSet,
@@ -351,16 +350,18 @@ def test_a_file_that_cannot_be_read_has_no_twin(tmp_path):
 
 
 def test_para_columns_become_scores_and_emotion_votes(tmp_path):
-    sets = load_dataset("PARA", make_para(tmp_path))
-    train, val, test = sets.values()
+    train, val, test = load_dataset("PARA", make_para(tmp_path)).values()
     assert len(train) + len(val) == 60 and len(test) == 5 and not set(train.ids) & set(val.ids)
     assert test.ids[0] == "session0/p60_.jpg" and test.paths[0] == str(tmp_path / "imgs" / test.ids[0])
     assert test.scores.tolist() == [1.6, 1.61, 1.62, 1.63, 1.64]
     assert test.scale == Scale("score", 1, 5, 3, offset=1, factor=4)
-    assert test.emotion_classes[0] == "neutral"
-    assert test.emotions[1].tolist() == [0.6, 0, 0, 0, 0.2, 0, 0, 0.2]
-    assert test.distributions is None and test[0].distribution is None
+    assert test.emotions[1].tolist() == [0.6, 0, 0, 0, 0.2, 0, 0, 0.2] and test.distributions is None
     assert "PARA-GiaaTest.csv" in test.protocol and "5 % of" in val.protocol
+    start = "para test: 5 pictures (official PARA-GiaaTest.csv), scores 1.6 to 1.64, mean 1.62, 8 emotions, 0"
+    assert describe(test).startswith(start)
+    (tmp_path / "annotation" / "PARA-GiaaTrain.csv").unlink()  # which the test split does not need
+    assert len(load_dataset("para", tmp_path, ("test",))["test"]) == 5
+    refused("PARA-GiaaTrain.csv", "para", tmp_path, ("val",), error=FileNotFoundError)
 
 
 def test_para_targets(tmp_path):
@@ -377,13 +378,6 @@ def test_para_targets(tmp_path):
     )
     assert sets["train"].scale.bins == PARA_BINS
     assert sets["test"].distributions[1].tolist() == pytest.approx([1 / 4, 0, 0, 1 / 4, 1 / 2, 0, 0, 0, 0])
-
-
-def test_para_reads_only_the_csv_it_needs(tmp_path):
-    root = make_para(tmp_path)
-    (root / "annotation" / "PARA-GiaaTrain.csv").unlink()
-    assert len(load_dataset("para", root, ("test",))["test"]) == 5
-    refused("PARA-GiaaTrain.csv", "para", root, ("val",), error=FileNotFoundError)
 
 
 @pytest.mark.parametrize("listed", [False, True])
@@ -609,14 +603,6 @@ def test_fi_is_split_80_5_15_by_the_hash_of_the_id_from_any_folder_above(tmp_pat
     ]
 
 
-def test_fi_folders_with_words_of_the_same_emotion_are_its_class(tmp_path):
-    make_fi(tmp_path, emotions=["Sad", "sadness", "Angry"])
-    train = load_dataset("fi", tmp_path)["train"]
-    assert train.emotion_classes == ("anger", "sadness")
-    assert train.emotions.argmax(1).tolist() == [not i.startswith("Angry") for i in train.ids]
-    assert "(emotions by name; it has no amusement and no awe and no contentment" in train.protocol
-
-
 def test_fi_may_have_splits_of_its_own(tmp_path):
     for start, split in ((0, "Train"), (10, "test")):
         make_fi(tmp_path, f"{split}/{{emotion}}/{{i}}.jpg", count=3, start=start)
@@ -799,18 +785,6 @@ def alone(para_and_fi):
     return [load_dataset(name, root) for name, root in zip(("para", "fi"), para_and_fi, strict=True)]
 
 
-def test_one_set_is_what_loading_it_alone_gives(para_and_fi, alone):
-    one, few = (load_datasets(["para"], para_and_fi[:1], limit=limit) for limit in (0, 7))
-    assert describe(one["test"]).startswith(
-        "para test: 5 pictures (official PARA-GiaaTest.csv), scores 1.6 to 1.64, mean 1.62, 8 emotions, 0"
-    )
-    for split, rated in alone[0].items():
-        assert describe(rated) == describe(one[split]) and rated.paths == one[split].paths
-        assert not one[split].united
-    assert few["train"].ids == first_by_hash(alone[0]["train"], 7).ids and len(few["train"]) == 7
-    assert len(few["test"]) == 5
-
-
 def test_classes_are_united_by_name_and_what_a_set_lacks_is_nan(para_and_fi, alone):
     sets = load_datasets(["PARA", "fi"], para_and_fi)
     assert list(sets) == ["train", "val", "test"]
@@ -974,24 +948,6 @@ def test_csv_count_columns_by_option_are_sorted_by_rating(tmp_path):
     assert named.bins == (1, 2, 4)
 
 
-def test_csv_split_column_in_the_words_people_use(tmp_path):
-    words = ["Training", "validation", "test", "train", "dev"]
-    rows = [[f"{i}.png", i, word] for i, word in enumerate(words)]
-    sets = load_dataset("csv", make_csv(tmp_path, ["path", "mos", "set"], rows))
-    assert [s.ids for s in sets.values()] == [["0.png", "3.png"], ["1.png", "4.png"], ["2.png"]]
-    edit_cell(tmp_path / "ratings.csv", 4, "set", "holdout")
-    refused("ratings.csv row 4: 'set' is 'holdout', expected train, val or test", "csv", tmp_path)
-
-
-def test_csv_one_table_per_split(tmp_path):
-    make_csv(tmp_path, rows=[[f"{i}.png", i] for i in range(1, 31)], name="train.csv")
-    make_csv(tmp_path, rows=[[f"t{i}.png", i] for i in range(1, 6)], name="test.csv")
-    sets = load_dataset("csv", tmp_path)
-    assert len(sets["test"]) == 5 and len(sets["train"]) + len(sets["val"]) == 30
-    (tmp_path / "test.csv").write_text("path,rating\nt1.png,3\n")
-    refused("test.csv has no column 'score'", "csv", tmp_path)
-
-
 def test_csv_emotions_by_name_or_by_counts(tmp_path):
     words = ["fear", "AWE", "pure joy", "Sad", "sadness"] * 6
     root = make_csv(tmp_path, ["path", "emotion"], [[f"{i}.png", word] for i, word in enumerate(words)])
@@ -1081,7 +1037,7 @@ def test_csv_that_is_no_table_or_of_unknown_columns(tmp_path):
 # What stands in the correct file, what stands there now, and what is said about it.
 CHANGES = {
     "para": ("annotation/PARA-GiaaTest.csv", [
-        ("session1,1.61", "session1,5.5", "row 3: 'aestheticScore_mean' is '5.5', expected a number from 1 to"),
+        ("session1,1.61", "session1,5.5", "row 3: 'aestheticScore_mean' is '5.5', expected a number"),
         ("session1,1.61", "session1,", "row 3: 'aestheticScore_mean' is empty, expected a number"),
         ("1.61,3", "1.61,-1", "row 3: 'imgEmotion_neutral' is '-1', expected a whole number from 0 to 100"),
         ("p61_.jpg", "p60_.jpg", "row 3: 'imageName' is 'p60_.jpg', expected each picture once"),
@@ -1090,7 +1046,7 @@ CHANGES = {
         ("Score_mean", "", "For your own columns use --dataset csv data.score_column=NAME."),
     ]),
     "para twins": ("annotation/identical_images.txt", [
-        ("p1_.jpg ", "p1_.jpg p2_.jpg\n", "identical_images.txt row 2 has one name, expected two or more of one"),
+        ("p1_.jpg ", "p1_.jpg p2_.jpg\n", "identical_images.txt row 2 has one name, expected two or"),
     ]),
     "ava": ("AVA.txt", [
         ("8 41 56", "8 4156 56", "row 3: 'votes_5' is '4156', expected a whole number from 0 to 1000"),
@@ -1167,9 +1123,7 @@ def test_demo_is_made_when_it_is_not_there(tmp_path, monkeypatch):
 # ---- orders ----------------------------------------------------------------------------------------
 
 
-@given(
-    st.integers(1, 200), st.integers(1, 8), st.sampled_from([1, 2, 4]), st.integers(0, 5), st.integers(0, 9)
-)
+@given(*(st.integers(*ends) for ends in ((1, 200), (1, 8), (1, 4), (0, 5), (0, 9))))
 @settings(max_examples=20, deadline=None)
 def test_steps_see_the_same_pictures_on_any_number_of_processes(count, per_rank, world, seed, epoch):
     size, count = per_rank * world, max(count, world)
@@ -1183,14 +1137,9 @@ def test_steps_see_the_same_pictures_on_any_number_of_processes(count, per_rank,
     assert len(drawn) == (count // size * size or count)
     assert len(alone) == len(TrainOrder(count, size, seed, epoch))
     assert all(draw.epoch == epoch for batch in alone for draw in batch)
-
-
-@given(st.integers(1, 100), st.integers(1, 10), st.integers(0, 12))
-@settings(max_examples=15, deadline=None)
-def test_a_resumed_epoch_is_the_rest_of_the_whole_one(count, size, done):
-    whole = TrainOrder(count, size, seed=1, epoch=2)
-    resumed = TrainOrder(count, size, seed=1, epoch=2, start_step=done)
-    assert list(resumed) == list(whole)[done:] and len(resumed) == len(whole)
+    # A resumed epoch is the rest of the whole one.
+    resumed = TrainOrder(count, size, seed, epoch, start_step=per_rank)
+    assert list(resumed) == alone[per_rank:] and len(resumed) == len(alone)
 
 
 def test_order_changes_with_epoch_and_seed_only_and_refuses_what_cannot_be_divided():
@@ -1208,9 +1157,9 @@ def test_order_changes_with_epoch_and_seed_only_and_refuses_what_cannot_be_divid
 @given(st.integers(0, 60), st.integers(1, 9), st.integers(1, 4))
 @settings(max_examples=20, deadline=None)
 def test_every_picture_is_evaluated_exactly_once(count, size, world):
-    orders = [TestOrder(count, size, rank, world) for rank in range(world)]
-    for rank, order in enumerate(orders):
-        assert [draw.index for batch in order for draw in batch] == list(range(rank, count, world))
+    for rank in range(world):
+        order = TestOrder(count, size, rank, world)
+        assert [index for batch in order for index in batch] == list(range(rank, count, world))
         assert len(list(order)) == len(order) and all(len(batch) <= size for batch in order)
 
 
@@ -1254,15 +1203,12 @@ def test_flips_mirror_half_of_the_pictures_by_seed_epoch_and_index(tmp_path):
     assert 20 < sum(mirrored) < 60 and mirrored[:40] != mirrored[40:]
 
 
-def test_workers_give_the_same_batches_and_leave_the_random_state_alone(tmp_path, monkeypatch):
-    calls = []  # kept memory is given back before workers share it
-    monkeypatch.setattr(datasets, "return_freed_memory", lambda: calls.append(1))
+def test_workers_give_the_same_batches_and_leave_the_random_state_alone(tmp_path):
     pictures = PictureSet(rated_set(tmp_path, emotions=True), 6, flip_seed=1)
     state = torch.get_rng_state()
     alone = batches(pictures, TrainOrder(13, 4, 0, 3))
-    assert not calls
     shared = batches(pictures, TrainOrder(13, 4, 0, 3), 2)
-    assert torch.get_rng_state().equal(state) and len(calls) == 1
+    assert torch.get_rng_state().equal(state)
     assert len(alone) == len(shared) == 3
     for one, other in zip(alone, shared, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))

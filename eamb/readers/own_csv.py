@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from eamb.readers.table import Rating, Read, Sheet, Table, as_number, joined, me
 PATH_COLUMNS = ("path", "image", "image_name", "image_id", "name", "file", "filename", "picture", "photo")
 SCORE_COLUMNS = ("score", "mos", "mean", "rating", "average", "mean_score", "mean_rating", "average_score")
 SPLIT_COLUMNS = ("split", "set", "subset")
-COUNT_COLUMN = re.compile(r"(scores?|counts?|votes?|ratings?|bin|c|n|p)[_ ]?(\d+(?:\.\d+)?)", re.IGNORECASE)
+COUNT_COLUMN = re.compile(r"(scores?|counts?|votes?|ratings?|bin|c|n|p)[_ ]?(\d+(\.\d+)?)", re.IGNORECASE)
 
 
 def parse_csv(root: Path, splits: tuple[str, ...], options: DataOptions, read: Read) -> Table:
@@ -37,10 +36,7 @@ def parse_csv(root: Path, splits: tuple[str, ...], options: DataOptions, read: R
         "split": _find_column(first, options.split_column, SPLIT_COLUMNS, "split", needed=False),
     }
     classes = _emotion_classes(files, emotions, read)
-    parts = []
-    for split, sheet in sheets.items():
-        sheet.need([*filter(None, columns.values()), *bins, *emotions])
-        parts.append(_csv_part(sheet, split, columns, bins, emotions, classes))
+    parts = [_csv_part(*part, columns, bins, emotions, classes) for part in sheets.items()]
     table = joined(parts)
     low, high = (table.bins[0], table.bins[-1]) if bins else round_outwards(table.scores)
     low = low if options.minimum is None else options.minimum
@@ -101,18 +97,14 @@ def _count_columns(sheet: Sheet, options: DataOptions) -> dict[str, float]:
                 f"low=1,high=5; got {options.count_columns}."
             )
     elif not options.score_column:
-        families = defaultdict(dict)
-        for column in sheet.columns:
-            if match := COUNT_COLUMN.fullmatch(column):
-                families[match[1].lower()][column] = float(match[2])
-        numbered = [members for members in families.values() if len(members) > 1]
-        columns = numbered[0] if numbered else {}
+        matches = {column: COUNT_COLUMN.fullmatch(column) for column in sheet.columns}
+        columns = {column: float(match[2]) for column, match in matches.items() if match}
+        columns = columns if len(columns) > 1 else {}
         steps = np.diff(sorted(columns.values()))
-        if len(numbered) > 1 or not np.allclose(steps, steps[:1]):
+        if (steps == 0).any() or not np.allclose(steps, steps[:1]):
             raise ValueError(
-                f"datasets: {sheet.path.name}: which columns are the counts of votes? "
-                f"({', '.join(name for members in numbered for name in members)} could be.) Set "
-                "data.count_columns=a,b,c or data.score_column=NAME."
+                f"datasets: {sheet.path.name}: which columns are the counts of votes? ({', '.join(columns)} "
+                "could be.) Set data.count_columns=a,b,c or data.score_column=NAME."
             )
     return dict(sorted(columns.items(), key=lambda item: item[1]))
 
@@ -136,14 +128,10 @@ def _emotion_classes(files: dict[str, Path], columns: list[str], read: Read) -> 
 
 
 def _csv_part(
-    sheet: Sheet,
-    split: str,
-    columns: dict[str, str],
-    bins: dict[str, float],
-    emotions: list[str],
-    classes: tuple[str, ...],
+    split: str, sheet: Sheet, columns: dict, bins: dict, emotions: list[str], classes: tuple
 ) -> Table:
     """The rows of one file, without their Rating. split: of all rows, or "" for a file of several."""
+    sheet.need([*filter(None, columns.values()), *bins, *emotions])
     ids = sheet.ids(columns["path"])
     votes, scores, words = None, np.full(len(ids), np.nan), "emotions only"
     if bins:
