@@ -201,12 +201,11 @@ def load_datasets(
     own. Byte-identical pictures of different sets are not looked for.
 
     Args:
-        names, roots: of the same length, in the same order; no set twice.
+        names, roots: in the same order; no set twice. readers: of the sets, if they exist already.
         limit: most training pictures of each set, the first by the hashes of their ids; 0: all.
-        readers: of the sets, if they exist already.
 
     Raises:
-        ValueError, FileNotFoundError: one sentence that names the set, or file, row and column.
+        ValueError, FileNotFoundError: as `load_dataset`.
     """
     options, names = options or DataOptions(), [name.lower() for name in names]
     if len(names) != len(roots) or not names or len(set(names)) < len(names):

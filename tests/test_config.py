@@ -185,7 +185,7 @@ def test_a_file_that_is_not_yaml_or_not_there_is_named(content, tmp_path):
 def test_data_options_are_a_part_of_the_settings():
     data = load_config(words=["data.validation=0.2", "data.folds=4", "data.fold=3", "data.size=128"]).data
     assert data.options() == DataOptions(validation=0.2, folds=4, fold=3)
-    with pytest.raises(ValueError, match=r"^datasets: data\.fold is from 0 to 3, got 4"):
+    with pytest.raises(ValueError, match=r"^datasets: data\.folds is 2 or more, .*; got 4 and 4"):
         load_config(words=["data.fold=4", "data.folds=4"]).data.options()
 
 

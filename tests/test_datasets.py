@@ -475,7 +475,7 @@ def test_options_that_cannot_be():
     for words, options in {
         "between 0 and 1, got 1.5": {"validation": 1.5},
         "got 'rank'": {"target": "rank"},
-        "got 'wide'": {"score_range": "wide"},
+        "got 'auto' and 'wide'": {"score_range": "wide"},
         f"{folds} 1 and 0": {"folds": 1},
         f"{folds} -2 and 0": {"folds": -2},
         f"{folds} 5 and 5": {"folds": 5, "fold": 5},

@@ -57,11 +57,11 @@ class DataOptions:
     def __post_init__(self):
         if not 0 < self.validation < 1:
             raise ValueError(f"datasets: data.validation is a share between 0 and 1, got {self.validation}.")
-        for name, choices in (("target", TARGETS), ("score_range", SCORE_RANGES)):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"datasets: data.{name} is one of {', '.join(choices)}, got '{getattr(self, name)}'."
-                )
+        if self.target not in TARGETS or self.score_range not in SCORE_RANGES:
+            raise ValueError(
+                f"datasets: data.target is one of {', '.join(TARGETS)} and data.score_range one of "
+                f"{', '.join(SCORE_RANGES)}; got '{self.target}' and '{self.score_range}'."
+            )
         if self.folds < 0 or self.folds == 1 or not 0 <= self.fold < max(1, self.folds):
             raise ValueError(
                 "datasets: data.folds is 2 or more, or 0 for none, and data.fold from 0 to one less; got "

@@ -140,9 +140,8 @@ def as_number(text: str) -> float:
 class Sheet:
     """One table file as columns of text, checked as they are read. Rows are numbered as an editor shows them.
 
-    Columns are separated by comma, semicolon or tab, whichever is most frequent in the header. Every row must
-    have as many cells as it, because a lost or doubled cell would shift the others. That is why csv.reader
-    reads it: pandas fills up short rows and ignores misplaced quotes.
+    Columns are separated by comma, semicolon or tab, whichever is most frequent in the header. csv.reader
+    reads it because pandas fills up short rows and ignores misplaced quotes.
 
     Args:
         names: of the columns, for a file without a header whose cells are separated by blanks.
@@ -293,16 +292,11 @@ def find_files(
 ) -> list[str | None]:
     """The path of each file, by its name below one of `places`, as written or with a picture ending added.
 
-    Each folder is listed once; asking about each file would take long.
-
-    Args:
-        what, area: for the error: "pictures of ava", and its first word.
-
     Raises:
-        FileNotFoundError: not one of them exists, so the folder is wrong.
+        FileNotFoundError: none of `what` ("pictures of ava") exists, so the folder is wrong.
     """
 
-    @functools.cache
+    @functools.cache  # asking about each file would take long
     def files_in(folder: str) -> set[str]:
         """Without links that lead nowhere; none if there is no such folder."""
         try:
@@ -329,11 +323,10 @@ def find_files(
 
 
 def find_pictures(table: Table) -> tuple[Table, list[str]]:
-    """The table without the pictures that have no file, and the paths of the others. Errors: `find_files`."""
+    """The table without the pictures that have no file, which are left out, and the paths of the others."""
     paths = find_files(table.names, table.places, f"pictures of {table.name}")
     there = np.array([path is not None for path in paths], dtype=bool)  # (n,)
     present = table.take(np.flatnonzero(there))
-    present.left_out = {split: list(rows) for split, rows in table.left_out.items()}
     for i in np.flatnonzero(~there):
         row = LeftOut(table.ids[i], f"no picture file {table.names[i]}")
         present.left_out.setdefault(str(table.split[i]), []).append(row)
