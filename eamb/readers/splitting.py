@@ -89,10 +89,10 @@ def fold_split(
     folds = np.empty(len(ids), dtype=int)
     folds[distinct] = np.arange(len(distinct)) % options.folds
     split = np.full(len(ids), "test", dtype="<U5")
-    rest = np.flatnonzero(folds[leaders] != options.fold)
-    groups = [np.searchsorted(rest, np.intersect1d(rest, group)).tolist() for group in twins]
-    groups = [group for group in groups if group]
-    split[rest] = hash_split([ids[i] for i in rest], {"val": options.validation}, groups)
+    in_rest = folds[leaders] != options.fold
+    rest = np.flatnonzero(in_rest)
+    groups = [[int(np.searchsorted(rest, i)) for i in group if in_rest[i]] for group in twins]
+    split[rest] = hash_split([ids[i] for i in rest], {"val": options.validation}, list(filter(None, groups)))
     return split
 
 
