@@ -153,12 +153,12 @@ def _scale(table: Table, split: str, options: DataOptions) -> Scale:
     threshold = rating.threshold if options.threshold is None else options.threshold
     target = rating.target if options.target == "auto" else options.target
     common = (rating.minimum, rating.maximum, threshold, rating.inclusive)
-    no_votes = target == "distribution" and _shares(table.votes) is None
-    other = "score" if rating.scored else "label"
-    if no_votes or (target == "score" and not rating.scored):
+    lacks_votes = target == "distribution" and _shares(table.votes) is None
+    if lacks_votes or (target == "score" and not rating.scored):
+        what, other = ("vote counts", "score") if rating.scored else ("scores or vote counts", "label")
         raise ValueError(
-            f"datasets: data.target={target} needs {'vote counts' if no_votes else 'scores'} and the {split} "
-            f"split of {table.name} ({table.protocol[split]}) has none; use data.target={other}."
+            f"datasets: data.target={target} needs {what} and the {split} split of {table.name} "
+            f"({table.protocol[split]}) has none; use data.target={other}."
         )
     if target == "distribution":
         return Scale(target, *common, bins=table.bins)

@@ -530,7 +530,12 @@ def test_iae_classes_are_labels_and_emotions_go_by_name(tmp_path):
     assert val.scale == Scale("label", 0, 1, 0.5) and val.high().tolist() == [False, True, True, False]
     named = [val.emotion_classes[k] for k in val.emotions.argmax(1)]
     assert named == ["contentment", "sadness", "awe", "amusement"]
-    refused("data.target=score needs scores and the train split of iae", "iae", tmp_path, target="score")
+    refused(
+        "data.target=score needs scores or vote counts and the train split of iae",
+        "iae",
+        tmp_path,
+        target="score",
+    )
     (tmp_path / "test_aes_list.txt").unlink()  # which the task emotion does not need
     test = load_dataset("iae", tmp_path, ("test",))["test"]
     assert np.isnan(test.scores).all() and test.ids == ["11", "10", "9", "8"]

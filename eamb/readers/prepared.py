@@ -61,17 +61,13 @@ class Manifest:
     def check_sources(self, root: str | Path, paths: Sequence[str]) -> tuple[tuple[Copies, ...], list[str]]:
         """The copies, and for each of `paths` the hash of its source, if no source has changed."""
         command, names = self.command(root), relative_names(root, paths)
-        if foreign := [name for name in names if name not in self.pictures]:
-            raise ValueError(
-                f"datasets: {root} holds prepared copies, and '{foreign[0]}' is not one of them; move it "
-                f"away, or make the copies again: {command}"
-            )
-        used = self.labels | {name: self.pictures[name] for name in names}
+        used = self.labels | {name: self.pictures.get(name) for name in names}
         folder = os.path.join(self.source, "")  # noqa: PTH118
-        if changed := [name for name, source in used.items() if not source.is_unchanged(folder + name)]:
+        wrong = [name for name, source in used.items() if not (source and source.is_unchanged(folder + name))]
+        if wrong:
             raise ValueError(
-                f"datasets: {root} holds copies of {self.source}, where {len(changed)} files have changed "
-                f"since, first '{changed[0]}'; make those copies again: {command}"
+                f"datasets: {root} holds copies of {self.source}, and {len(wrong)} files are not copied or "
+                f"have changed there since, first '{wrong[0]}'; remove what is yours and run again: {command}"
             )
         return (Copies(str(root), self.size, self.exif, command),), [self.pictures[n].sha256 for n in names]
 
