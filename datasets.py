@@ -210,8 +210,8 @@ def load_datasets(
     options, names = options or DataOptions(), [name.lower() for name in names]
     if len(names) != len(roots) or not names or len(set(names)) < len(names):
         raise ValueError(
-            "datasets: --data-root must be given once per --dataset, in the same order, and no set twice; got "
-            f"{len(names)} of --dataset ({', '.join(names)}) and {len(roots)} of --data-root."
+            "datasets: --data-root must be given once per --dataset, in the same order, and no set twice; "
+            f"got {len(names)} of --dataset ({', '.join(names)}) and {len(roots)} of --data-root."
         )
     repeats = [1] * len(names)
     if options.repeat and "train" in splits:

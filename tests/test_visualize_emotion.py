@@ -315,10 +315,8 @@ def test_copies_made_for_another_size_are_refused(album, weights, tmp_path, caps
     words = ["--dataset", "csv", "--data-root"]
     assert call(weights, tmp_path / "out", *words, tmp_path / "96") == 2
     said = capsys.readouterr().err
-    assert (
-        f"{tmp_path / '96'} holds copies made with data.size=96 data.exif=true, and data.size=64 data.exif=true is asked for"
-        in said
-    )
+    have, want = (f"data.size={size} data.exif=true" for size in (96, 64))
+    assert f"{tmp_path / '96'} holds copies made with {have}, and {want} is asked for" in said
     options = script.parse([*words, str(tmp_path / f"{SIZE}"), "--output", str(tmp_path / "out")])
     _, rated = script.read_set(options, checkpoint.load_weights(weights))
     assert len(rated) == COUNT
