@@ -134,6 +134,8 @@ def test_a_wrong_file_is_one_sentence_that_says_what_is_wrong(tmp_path, text, ex
 def test_data_options_are_a_part_of_the_settings():
     data = load_config(words=["data.validation=0.2", "data.folds=4", "data.fold=3", "data.size=128"]).data
     assert data.options() == DataOptions(validation=0.2, folds=4, fold=3)
+    with pytest.raises(ValueError, match=r"^datasets: data\.folds is 2 or more, .*; got 4 and 4"):
+        load_config(words=["data.fold=4", "data.folds=4"]).data.options()
 
 
 def test_a_root_of_several_sets_may_hold_the_separator_of_paths():

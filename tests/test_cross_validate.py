@@ -101,7 +101,7 @@ def test_folds_of_another_run_are_not_taken_for_this_one(folds, fi_set, weights_
 def test_bad_input_is_an_error_before_anything_is_trained(fi_set, weights_file, tmp_path, capsys):
     own = write_csv(tmp_path / "own", {"emotion": ["awe" if i % 2 else "fear" for i in range(24)]})
     cases = [
-        (["--dataset", "csv", "--data-root", own], "csv has a split of its own here"),
+        (["--dataset", "csv", "--data-root", own], "csv came with splits"),
         (["--folds", "0"], "--folds must be 2 or more, got 0"),
         (["train.epoch=3"], "error: config: command line: unknown key 'train.epoch'"),
     ]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from small import write_table
 
-from datasets import Draw, PairPictures, TrainOrder, make_loader
+from datasets import Draw, PairPictures, PictureSet, TrainOrder, make_loader
 from eamb.readers import pairs
 from eamb.readers.decoding import DecodeError
 from eamb.readers.pairs import PAIR_COLUMNS, describe_pairs, load_pairs
@@ -53,7 +53,7 @@ def test_photo_triage_is_read_by_its_own_rules(tmp_path):
 
 ROWS = [("s", "p/00_a.png", "p/00_b.png", 1), ("s", "p/00_a.png", "p/00_c.png", 0)]
 BAD = [  # a row behind ROWS, and what is said of it
-    ("t 3 4 1.5", "'preference' is '1.5', expected a value from 0 to 1"),
+    ("t 3 4 1.5", "'preference' is '1.5', expected a number from 0 to 1"),
     ("t 3 4 yes", "'preference' is 'yes', expected a number"),
     ("t 3 3 1", "'second' is 'p/01_a.png', expected another"),
     ("s 1 0 1", "'first' is 'p/00_b.png', expected each pair"),
@@ -152,7 +152,7 @@ def test_a_batch_has_first_photographs_then_second_ones(root):
         assert batch.index.tolist() == [*pairs[:, 0], *pairs[:, 1]]
         assert batch.images.shape == (8, 3, 64, 64)
         assert batch.scores.tolist() == rated.preference[[draw.index for draw in draws]].tolist()
-        single = pictures.read(Draw(0, int(pairs[2, 1])))
+        single = PictureSet(rated, 64)[Draw(0, int(pairs[2, 1]))]
         assert torch.equal(batch.images[6], single.image)
 
 
