@@ -60,7 +60,7 @@ from eamb.evaluation.intervals import bootstrap_intervals
 from eamb.evaluation.predicting import as_trained
 from eamb.evaluation.report import versions, without_nan
 from eamb.files import written_whole
-from eamb.inference.scorer import SHIPPED, load_aesthetics
+from eamb.inference.scorer import SHIPPED, check_scores
 from eamb.network import backbones
 from eamb.network.outputs import Scale
 from eamb.readers.rated import LeftOut, RatedSet, describe
@@ -68,7 +68,7 @@ from eamb.runtime import engine
 from eamb.runtime.command import guarded
 from eamb.runtime.config import Config, load_config
 from eamb.runtime.distributed import choose_device
-from eamb.weights.checkpoint import weights_hash
+from eamb.weights.checkpoint import load_weights, weights_hash
 from EAMBNet import EAMBNet, resize
 
 MAPS = {
@@ -147,7 +147,8 @@ def explain(options: argparse.Namespace) -> int:
     for name, value, smallest in given:
         if value < smallest:
             raise ValueError(f"explain: {name} must be at least {smallest}, got {value}")
-    weights = load_aesthetics(options.checkpoint)
+    weights = load_weights(options.checkpoint or SHIPPED)
+    check_scores(weights, options.checkpoint)
     config = as_trained(config, weights)
     data = config.data
     whole_split = load_dataset(data.dataset, data.root, (options.split,), data.options())[options.split]
