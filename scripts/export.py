@@ -202,9 +202,9 @@ def differences(weights: checkpoint.Weights, expected: Output, output: Output, p
         limit = limits.get(name, sys.float_info.max)
         if different > limit:
             raise ValueError(
-                f"export: the exported network's {name} differs from PyTorch's by {different:.1e} (inf: it is "
-                f"not a number, or of another shape), allowed is {limit:.0e}; nothing was written. Check that "
-                "the checkpoint scores with PyTorch; for int8 --calibrate with more pictures"
+                f"export: the exported network's {name} differs from PyTorch's by {different:.1e}, allowed "
+                f"is {limit:.0e} (inf: it is not a number, or of another shape); nothing was written. Check "
+                "that the checkpoint scores with PyTorch; for int8 --calibrate with more pictures"
             )
         result[name] = different
     return result
