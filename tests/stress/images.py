@@ -10,9 +10,8 @@ once, each in its own process, bound by file permissions even if root started it
 the same in all three; two scores of one file, and those of good pictures with and without bad neighbours,
 must be equal within 1e-5 of the range. No process may take more than --memory.
 
-The soak watches one long run: memory may grow by 50 MB at most after the first 1,000 pictures, and the last
-tenth may take at most 10 % more processor time than the first. It reads Linux's /proc. Exit code 1: something
-is wrong.
+The soak compares a long run with one over the first 1,000 pictures: its memory may peak 50 MB higher at most,
+and each further picture may take at most 10 % more processor time. Exit code 1: something is wrong.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ import multiprocessing
 import os
 import random
 import struct
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,7 +32,7 @@ from pathlib import Path
 from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from datasets import PictureSet, TestOrder, make_loader
 from eamb.files import encodable
@@ -42,7 +40,7 @@ from eamb.network.outputs import Scale
 from eamb.readers.demo import PHOTOGRAPHS, open_photograph
 from eamb.readers.rated import RatedSet
 from main import main as eambnet
-from tests.small import ROOT, bound_by_permissions, read_csv
+from tests.small import bound_by_permissions, read_csv
 
 Row = tuple[float | None, str]  # score as a share of its range, reason why there is none
 Rows = dict[str, Row]  # by path
@@ -50,7 +48,7 @@ Rows = dict[str, Row]  # by path
 Contents = dict[str | bytes, bytes | Callable[[str], object]]
 ALONE = "good pictures alone"  # the name of that run
 DECODERS = 2  # processes of the loader
-SLOWER = 1.1  # most processor time of a soak's last tenth, relative to its first
+GROWTH, SLOWER = 50, 1.1  # a soak's most MB above its first pictures; most processor time, relative to theirs
 
 
 def encoded(picture: Image.Image, kind: str, **options) -> bytes:
@@ -61,9 +59,7 @@ def encoded(picture: Image.Image, kind: str, **options) -> bytes:
 
 def photographs() -> list[Image.Image]:
     pictures = [open_photograph(photograph).convert("RGB") for photograph in PHOTOGRAPHS]
-    for picture in pictures:
-        picture.thumbnail((160, 160))
-    return pictures
+    return [ImageOps.contain(picture, (160, 160)) for picture in pictures]
 
 
 def refused(picture: Image.Image) -> Contents:
@@ -123,13 +119,13 @@ def scored(picture: Image.Image) -> Contents:
 
 def plain(picture: Image.Image) -> Contents:
     """Plain pictures with odd metadata or an odd name, which are scored."""
-    exif = {orientation: Image.Exif() for orientation in (*range(10), 65535)}
-    for orientation, tags in exif.items():
-        tags[0x0112] = orientation
-    damaged = [b"", b"MM\0*\xff\xff\xff\xff", b"II*\0\x08\0\0\0" + b"Exif\0\0II*\0\x08\0\0\0" * 8]
-    damaged += [b"MM\0*\0\0\0\x08\0\1\x01\x12\0\2\xff\xff\xff\xff"]
-    damaged += [b"II*\0\x08\0\0\0\xff\xff" + b"\1" * 60, *(exif[1].tobytes()[6:n] for n in (14, 20))]
-    every = [*exif.values(), *(b"Exif\0\0" + tags for tags in damaged)]
+    every = [
+        b"Exif\0\0" + tags
+        for tags in (b"", b"MM\0*\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff" + b"\1" * 60)
+    ]
+    for orientation in (*range(10), 65535):
+        every.append(Image.Exif())
+        every[-1][0x0112] = orientation
     files = {f"exif{number}.jpg": encoded(picture, "JPEG", exif=tags) for number, tags in enumerate(every)}
     names = [" ", "it's", 'a "b", c', "two\nlines", "two\r\nlines", "tab\there", "😀", "-rf", "--output"]
     names += ["=1+1", "@b", "$(touch x)", "`x`;x|x", "a[1]*?", "a\\b", "%s%n", "\x1b[31m", "\u202e"]
@@ -190,10 +186,8 @@ def damaged(pictures: list[Image.Image], chance: random.Random) -> Iterator[tupl
                 content[place : place + length] = bytes(min(length, len(content) - place))
             elif how == "doubled":
                 content[place:place] = content[-length:]
-            elif how == "lost":
-                del content[place : place + length]
             else:
-                del content[place + 1 :]
+                del content[place + 1 : place + 1 + length if how == "lost" else None]
         yield f"{how}.{ending}", bytes(content)
 
 
@@ -248,21 +242,23 @@ def loaded(paths: list[str]) -> Rows:
     return rows
 
 
-def with_peak(function: Callable, arguments: tuple) -> tuple[object, float]:
-    """What a function returns, and the peak memory in GB of this process or a child."""
+def measured(function: Callable, arguments: tuple) -> tuple[object, float, float]:
+    """What a function returns, peak GB of this process or a child, processor seconds of this process."""
     # Of decoding processes: spawned ones would be root again.
     multiprocessing.set_start_method("fork", force=True)
+    before = time.process_time()
     with bound_by_permissions():
         result = function(*arguments)
     unit = 1 if sys.platform == "darwin" else 1024
-    return result, max(getrusage(who).ru_maxrss for who in (RUSAGE_SELF, RUSAGE_CHILDREN)) * unit / 1e9
+    peak = max(getrusage(who).ru_maxrss for who in (RUSAGE_SELF, RUSAGE_CHILDREN)) * unit / 1e9
+    return result, peak, time.process_time() - before
 
 
-def in_new_process(function: Callable, *arguments, seconds: float) -> tuple[object, float]:
-    """As `with_peak`, in a new process; raises its exception, BrokenProcessPool or TimeoutError."""
+def in_new_process(function: Callable, *arguments, seconds: float) -> tuple[object, float, float]:
+    """As `measured`, in a new process; raises its exception, BrokenProcessPool or TimeoutError."""
     pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
     try:
-        return pool.submit(with_peak, function, arguments).result(seconds)
+        return pool.submit(measured, function, arguments).result(seconds)
     finally:
         for process in multiprocessing.active_children():
             process.kill()
@@ -297,15 +293,16 @@ def hostile(folder: Path, fates: dict[str, str], memory: float, words: list[str]
     }
     rows, problems = {}, []
     for name, run in runs.items():
-        started = time.monotonic()
         try:
-            rows[name], peak = in_new_process(*run, seconds=120 + len(fates))
+            rows[name], peak, spent = in_new_process(*run, seconds=120 + len(fates))
         except Exception as error:
             problems.append(f"{name}: {error!r}")
             continue
         reasons = sum(bool(reason) for _, reason in rows[name].values())
-        took = f"{time.monotonic() - started:.0f} s, {peak:.2f} GB at most"
-        print(f"{name}: {len(rows[name])} rows, {reasons} with a reason, {took}", flush=True)
+        print(
+            f"{name}: {len(rows[name])} rows, {reasons} with a reason, {spent:.0f} s, {peak:.2f} GB",
+            flush=True,
+        )
         if peak > memory:
             problems.append(f"{name}: took {peak:.2f} GB, allowed are {memory:g}")
     return problems + problems_of({encodable(path): fate for path, fate in fates.items()}, rows)
@@ -313,46 +310,30 @@ def hostile(folder: Path, fates: dict[str, str], memory: float, words: list[str]
 
 def soak(folder: Path, count: int, words: list[str], start: int = 1000) -> list[str]:
     """What is wrong with a run over `count` links to 300 pictures, three of them broken."""
-    pictures, targets, links, output = photographs(), folder / "targets", folder / "links", folder / "s.csv"
+    pictures, targets, problems, spent = photographs(), folder / "targets", [], {}
     targets.mkdir()
-    links.mkdir()
     for number in range(300):
         content = encoded(pictures[number % len(pictures)].rotate(number), "JPEG", quality=90)
         end = len(content) // 2 if number % 100 == 50 else None
         (targets / f"{number}.jpg").write_bytes(content[:end])
-    for number in range(count):
-        (links / f"{number:07d}.jpg").symlink_to(targets / f"{number % 300}.jpg")
-    command = ["predict", links, "--output", output, "--device", "cpu", *words]
-    process = subprocess.Popen([sys.executable, ROOT / "main.py", *map(str, command)])
-    moments, tick, page = [], os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
-    rows = 0
-    # Until all rows are there: when the process ends, torch's clean-up loads 110 MB more of its library.
-    while process.poll() is None and rows < count:
-        time.sleep(0.05)
-        rows = output.read_bytes().count(b"\n") - 1 if output.exists() else 0
-        ticks = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-        memory = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * page / 1e6
-        if rows > 0 and memory:
-            moments.append((rows, sum(map(int, ticks)) / tick, memory))
-    code = process.wait()
-    names = [(Path(row["path"]).name, bool(row["error"])) for row in read_csv(output)]
-    if names != [(f"{number:07d}.jpg", number % 100 == 50) for number in range(count)] or code != 1:
-        return [f"{len(names)} rows of {count}, or wrong ones; exit code {code}"]
-    return slowdown_and_growth(moments, count, start)
-
-
-def slowdown_and_growth(moments: list[tuple[int, float, float]], count: int, start: int = 1000) -> list[str]:
-    """What is wrong with processor time and memory after so many rows (rows, seconds, MB); prints both."""
-    rows, seconds, memory = np.array(moments).T
-    before = memory[rows <= start].max()
-    growth = memory.max() - before
-    spent = np.diff(np.interp([0, 0.1 * count, 0.9 * count, count], rows, seconds))[[0, 2]]
-    first, last = 1000 * spent / (0.1 * count)
-    print(f"memory: {before:.0f} MB within {start:,} pictures, {growth:+.0f} MB in the others")
-    print(f"processor time a picture: {first:.1f} ms in the first tenth, {last:.1f} ms in the last")
-    problems = [f"memory grew by {growth:.0f} MB after {start:,} pictures"] if growth > 50 else []
-    if last > SLOWER * first > 0:  # 0: the first tenth ended before it was measured twice
-        problems.append(f"the last tenth took {last / first:.2f} times as long as the first")
+    for size in (start, count):
+        links = folder / f"{size} links"
+        links.mkdir()
+        for number in range(size):
+            (links / f"{number:07d}.jpg").symlink_to(targets / f"{number % 300}.jpg")
+        run = (predicted, [str(links)], f"{folder}/{size}.csv", words)
+        rows, peak, seconds = in_new_process(*run, seconds=120 + size)
+        broken = [number for number, (_, reason) in enumerate(rows.values()) if reason]
+        if len(rows) != size or broken != list(range(50, size, 100)):
+            problems.append(f"{len(rows)} rows of {size}, {len(broken)} with a reason, or wrong ones")
+        spent[size] = 1000 * peak, 1000 * seconds
+        print(f"{size} pictures: {1000 * peak:.0f} MB at most, {seconds:.0f} s of processor time")
+    growth, time_more = (long - short for short, long in zip(*spent.values(), strict=True))
+    before, after = spent[start][1] / start, time_more / (count - start)  # ms a picture
+    if growth > GROWTH:
+        problems.append(f"memory grew by {growth:.0f} MB after {start} pictures")
+    if after > SLOWER * before:
+        problems.append(f"later pictures take {after:.1f} ms each, the first {start} took {before:.1f}")
     return problems
 
 
@@ -364,12 +345,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--memory", type=float, default=4.0, help="GB a process may take (default 4)")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
         if options.soak:
-            problems = soak(folder, options.soak, [])
+            problems = soak(Path(name), options.soak, [])
         else:
-            fates = make_files(folder / "files", options.files, options.seed)
-            problems = hostile(folder, fates, options.memory, [])
+            fates = make_files(Path(name, "files"), options.files, options.seed)
+            problems = hostile(Path(name), fates, options.memory, [])
     for problem in problems[:50]:
         print("WRONG:", ascii(problem))
     print(f"{len(problems)} wrong")
