@@ -56,7 +56,7 @@ def find_pictures(
             pictures.setdefault(os.path.join(real_folder(parent), name), PictureFile(file, folder))
     written = tuple(os.path.join(os.path.realpath(folder), "") for folder in maps)
     pictures = {place: picture for place, picture in pictures.items() if not place.startswith(written)}
-    beside = ", ".join(f"{count} {printable(kind)}" for kind, count in passed_over.most_common())
+    beside = ", ".join(f"{count} {printable(kind)}" for kind, count in (+passed_over).most_common())
     if not pictures:
         named = f"{printable(', '.join(arguments[:3]))}; passed over: {beside or 'nothing'}"
         raise ValueError(f"predict: no picture ({' '.join(PICTURE_ENDINGS)}) in {named}")
