@@ -127,13 +127,10 @@ class Shard(NamedTuple):
     count: int
 
     def take(self, pictures: dict[str, PictureFile]) -> list[PictureFile]:
-        """Every count-th picture in the order of where the files really lie, however they were named.
+        """Every count-th of the pictures (by where they really lie) in the order of those places.
 
-        The parts together are all pictures, each once, if all are made of the same files. They stay in the
-        order in which they were named.
-
-        Args:
-            pictures: by where the file really lies.
+        All parts of the same files together are all pictures, each once, however they were named. They stay
+        in the order in which they were named.
         """
         part = set(sorted(pictures)[self.number - 1 :: self.count])
         return [picture for place, picture in pictures.items() if place in part]
@@ -144,11 +141,7 @@ class Shard(NamedTuple):
 
 
 def choose_shard(text: str | None) -> Shard | None:
-    """From --shard, as in "2/8"; None for all pictures.
-
-    Raises:
-        ValueError: it is no such part.
-    """
+    """The part that --shard names, as in "2/8"; None for all pictures. Raises ValueError for no such part."""
     if text is None:
         return None
     number, _, count = text.partition("/")
@@ -160,8 +153,7 @@ def choose_shard(text: str | None) -> Shard | None:
 def torchrun_shard(options: argparse.Namespace) -> Shard | None:
     """The part of a process that torchrun started among several; None for any other process.
 
-    Raises:
-        ValueError: all would do one part, or each would read a piece of one list.
+    Raises ValueError where all would do one part, or each would read a piece of one list.
     """
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count == 1:

@@ -98,9 +98,7 @@ def check_options(options: argparse.Namespace, output: Path | None, folder: Path
     if folder is not None and folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"predict: --maps needs a folder; {folder} is a file")
     if options.resume and (output is None or options.force):
-        raise ValueError(
-            "predict: --resume goes on with the rows in --output FILE, and --force overwrites them"
-        )
+        raise ValueError("predict: --resume goes on with the rows in --output FILE, --force overwrites them")
     for path in (output, folder) if not (options.force or options.resume) else ():
         if path is not None and path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise FileExistsError(
@@ -118,10 +116,7 @@ def remaining(
 ) -> Iterator[tuple[PictureFile, Scored]]:
     """The pictures behind those that have rows, scored.
 
-    The last score of an interrupted run is computed once more.
-
-    Raises:
-        ValueError: it is another.
+    Raises ValueError if the last score of an interrupted run, computed once more, is another.
     """
     first = max((number for number, row in enumerate(rows) if row["score"] is not None), default=len(rows))
     results = scorer.score_all((picture.path for picture in pictures), first, maps.keep if maps else None)

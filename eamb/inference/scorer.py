@@ -33,7 +33,6 @@ from eamb.runtime.distributed import choose_device
 from eamb.weights.checkpoint import Weights, load_weights
 
 ODDS = Scale("score", -np.inf, np.inf, 0.0)  # of a pair network, which has no scale
-SCORING = ("aesthetics", "series")  # tasks whose networks a Scorer runs
 SHIPPED = Path(__file__).parents[2] / "checkpoints" / "eambnet_lite_para.safetensors"
 
 
@@ -122,12 +121,10 @@ class Scorer:
         self.workers = min(8, torch.get_num_threads()) if all_cores else Data(workers=workers).worker_count()
         if exported:
             self.network = Exported(checkpoint, precision, streams=self.workers)
-            weights = self.network.weights
-            check_scores(weights, checkpoint, SCORING)
         else:
-            weights = load_weights(checkpoint or SHIPPED)
-            check_scores(weights, checkpoint, SCORING)
-            self.network = TorchNetwork(weights, device, precision or "fp32")
+            self.network = TorchNetwork(load_weights(checkpoint or SHIPPED), device, precision or "fp32")
+        weights = self.network.weights
+        check_scores(weights, checkpoint, ("aesthetics", "series"))
         self.scale, self.emotions = weights.scale or ODDS, weights.emotions
         self.emotions_trained = weights.emotion_branch == "trained"
         if maps and (exported or not self.emotions):
@@ -179,13 +176,11 @@ class Scorer:
                     reasons.append(error.reason)
             return Decoded(batch_paths, reasons, stack(images) if images else None)
 
-        def score_batch(batch: Decoded) -> list[Scored]:
-            return self._score(batch, batch_size)
-
         if self.on_cpu:
-            results = in_threads(lambda batch: score_batch(decode_batch(batch)), batches, threads)
+            results = in_threads(lambda batch: self._score(decode_batch(batch), batch_size), batches, threads)
         else:  # one thread alone may ask another device for work, while others decode
-            results = map(score_batch, in_threads(decode_batch, batches, threads))
+            decoded = in_threads(decode_batch, batches, threads)
+            results = (self._score(batch, batch_size) for batch in decoded)
         yield from itertools.islice(itertools.chain.from_iterable(results), first % batch_size, None)
 
     def _read(self, path: str, on_decoded: Callable | None = None) -> Tensor:
