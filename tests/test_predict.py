@@ -192,43 +192,40 @@ def test_no_text_is_a_formula_and_pandas_reads_the_same_paths_again(lively_weigh
 def test_large_jpegs_are_decoded_whole_only_if_asked(lively_weights, lively_model, tmp_path):
     large = tmp_path / "large.jpg"
     blotches(1).resize((8 * 4 * SIZE, 8 * 4 * SIZE)).save(large, quality=60)
-    scores = []
-    for words in ([], ["--exact"]):
+    scaled, exact = (Scorer(lively_weights, "cpu", exact=exact).score(large).score for exact in (False, True))
+    assert exact == pytest.approx(direct_score(lively_model, large), abs=2e-5)
+    assert 1e-4 < abs(scaled - exact) < 0.2
+    for words, score in (((), scaled), (("--exact",), exact)):
         assert call(large, lively_weights, "--output", tmp_path / "s.csv", "--force", *words) == 0
-        scores.append(float(read_csv(tmp_path / "s.csv")[0]["score"]))
-    assert scores[1] == pytest.approx(direct_score(lively_model, large), abs=4e-5)
-    assert 1e-4 < abs(scores[0] - scores[1]) < 0.2
+        assert float(read_csv(tmp_path / "s.csv")[0]["score"]) == pytest.approx(score, abs=2e-5)
 
 
 # ---- parts for several processes
 
 
-def test_the_rows_of_all_parts_are_the_rows_of_the_whole(scored, album, lively_weights, tmp_path):
+@pytest.mark.parametrize("by_torchrun", [False, True])
+def test_the_rows_of_all_parts_are_those_of_the_whole(
+    scored, album, lively_weights, tmp_path, monkeypatch, capsys, by_torchrun
+):
     rows = []
     for number in (1, 2):
-        words = ("--output", tmp_path / f"{number}.csv", "--emotions", "--shard", f"{number}/2")
-        call(album, lively_weights, *words)
-        rows += read_csv(tmp_path / f"{number}.csv")
-    whole = sorted(scored[1], key=lambda row: row["path"])
-    for ours, row in zip(whole, sorted(rows, key=lambda row: row["path"]), strict=True):
-        assert (ours["path"], ours["error"]) == (row["path"], row["error"])
+        output, words = tmp_path / f"scores.{number}of2.csv", ("--output", tmp_path / "scores.csv")
+        if by_torchrun:
+            monkeypatch.setenv("WORLD_SIZE", "2")
+            monkeypatch.setenv("RANK", str(number - 1))
+        else:
+            words = ("--output", output, "--shard", f"{number}/2")
+        # A broken picture must not end the process with 1: torchrun would end the others.
+        assert call(album, lively_weights, *words, "--emotions") == (not by_torchrun)
+        rows += read_csv(output)
+    parts = {row["path"]: row for row in rows}
+    assert len(parts) == len(rows) == len(scored[1])
+    for ours in scored[1]:
+        row = parts[ours["path"]]
+        assert ours["error"] == row["error"]
         # Kernels of another batch size may add in another order.
         assert float(ours["score"] or 0) == pytest.approx(float(row["score"] or 0), abs=1e-5 * 4)
-
-
-def test_torchrun_gives_each_process_its_part_and_its_file(
-    album, lively_weights, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    names = []
-    for rank in (0, 1):
-        monkeypatch.setenv("RANK", str(rank))
-        # A broken picture must not end the process with 1: torchrun would end the others.
-        assert call(album, lively_weights, "--output", tmp_path / "scores.csv") == 0
-        names += [row["path"] for row in read_csv(tmp_path / f"scores.{rank + 1}of2.csv")]
-    assert sorted(names) == sorted(f"{album}/{name}".replace("\udcff", r"\xff") for name in ALBUM)
-    assert not (tmp_path / "scores.csv").exists()
-    for words in ([album, "--shard", "1/2"], ["-"]):
+    for words in ([album, "--shard", "1/2"], ["-"]) if by_torchrun else ():
         assert "torchrun gives each of 2 processes its part" in refused(capsys, words, lively_weights)
 
 
@@ -453,17 +450,14 @@ def test_a_branch_that_was_never_trained_names_no_emotion(lively_model, album, t
     origin = {"emotion_branch": "never trained"}
     file = write_weights(tmp_path / "w.safetensors", lively_model, origin=origin)
     options = ("--maps", tmp_path / "maps", "--maps-raw", "--output", tmp_path / "s.csv", "--emotions")
-    assert call(album / "sub", file, *options) == 0
+    assert call(album / "b.jpg", file, *options) == 0
     assert capsys.readouterr().err.count("was never trained on emotions; its emotions are left out") == 1
-    for row in read_csv(tmp_path / "s.csv"):
-        assert {row[name] for name in row if name.startswith("emotion")} == {""}
-        assert row["score"]
-    for _, _, explanation in drawn:
-        assert explanation.class_maps is None and not explanation.emotions
-        assert explanation.map_title == "map of an emotion branch never trained on emotions"
-        assert explanation.emotion_map.shape == (8, 8)
-    # The maps of classes would have no meaning.
-    assert contents(tmp_path / "maps").keys() == {"b.jpg.eam.npy", "c.webp.eam.npy"}
+    [row] = read_csv(tmp_path / "s.csv")
+    assert row["score"] and {row[name] for name in row if name.startswith("emotion")} == {""}
+    [(_, _, explanation)] = drawn
+    assert explanation.class_maps is None and not explanation.emotions
+    assert explanation.map_title == "map of an emotion branch never trained on emotions"
+    assert contents(tmp_path / "maps").keys() == {"b.jpg.eam.npy"}  # those of classes would have no meaning
 
 
 def test_pictures_of_one_name_and_the_longest_names_get_maps_of_their_own(

@@ -5,7 +5,6 @@ import os
 import time
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,19 +15,13 @@ from tests.small import bound_by_permissions
 from tests.stress import images, training
 
 
-@pytest.fixture
-def here(monkeypatch):
-    """All runs are in this process."""
-
-    def call(function, *arguments, seconds):
+def test_hostile_files_are_scored_or_have_a_reason(tmp_path, monkeypatch):
+    def here(function, *arguments, seconds):
         with bound_by_permissions():
-            return function(*arguments), 0.0, 0.0
+            return function(*arguments), 0.0
 
-    monkeypatch.setattr(images, "in_new_process", call)
+    monkeypatch.setattr(images, "in_new_process", here)
     monkeypatch.setattr(images, "DECODERS", 0)
-
-
-def test_hostile_files_are_scored_or_have_a_reason(here, tmp_path):
     words = ["--checkpoint", str(write_checkpoint(tmp_path))]
     fates = images.make_files(tmp_path / "files", 130, seed=0, large=False)
     assert set(fates.values()) == {"good", "scored", "refused", "either"}
@@ -65,30 +58,6 @@ def test_a_crash_and_a_hang_are_told(monkeypatch):
         images.in_new_process(time.sleep, 1000, seconds=1)
 
 
-def test_a_short_soak_is_run(here, tmp_path):
-    words = ["--checkpoint", str(write_checkpoint(tmp_path)), "--workers", "2", "--batch-size", "4"]
-    assert images.soak(tmp_path, 160, words, start=20) == []
-
-
-@pytest.mark.parametrize(
-    ("gigabytes", "seconds", "said"),
-    [
-        (0.84, 4.1, []),
-        (0.9, 4.1, ["memory grew by 100 MB after 50 pictures"]),
-        (0.84, 4.5, ["later pictures take 23.3 ms each, the first 50 took 20.0"]),
-    ],
-)
-def test_growth_and_slowdown_are_told(tmp_path, monkeypatch, gigabytes, seconds, said):
-    taken = iter([(0.8, 1.0), (gigabytes, seconds)])
-
-    def run(function, paths, *words, seconds):
-        numbers = range(len([*Path(paths[0]).iterdir()]))
-        return {number: (None, "no" if number % 100 == 50 else "") for number in numbers}, *next(taken)
-
-    monkeypatch.setattr(images, "in_new_process", run)
-    assert images.soak(tmp_path, 200, [], start=50) == said
-
-
 def test_a_training_that_is_killed_equals_one_that_is_not(capsys):
     words = ["--kills", "1", "--processes", "1", "--epochs", "1"]
     assert training.main([*words, "train.score_test=false", "data.workers=0", "data.limit=32"]) == 0
@@ -119,4 +88,3 @@ def test_values_of_other_kinds_differ():
 def test_the_whole_checks():
     assert images.main([]) == 0
     assert training.main([]) == 0
-    assert images.main(["--soak", "20000"]) == 0

@@ -2,16 +2,13 @@
 
     python -m tests.stress.images   # 5,000 files
     python -m tests.stress.images --files 50000 --seed 1
-    python -m tests.stress.images --soak 100000   # links to 300 pictures, 1 in 100 broken
 
 The files are made from the embedded photographs: one of each kind by hand, the rest damaged at random, one in
 ten a good picture. `predict` runs twice, with different batches and threads, and the loader of trainings
 once, each in its own process, bound by file permissions even if root started it. Each file must have one row,
 the same in all three; two scores of one file, and those of good pictures with and without bad neighbours,
 must be equal within 1e-5 of the range. No process may take more than --memory.
-
-The soak compares a long run with one over the first 1,000 pictures: its memory may peak 50 MB higher at most,
-and each further picture may take at most 10 % more processor time. Exit code 1: something is wrong.
+Exit code 1: something is wrong.
 """
 
 from __future__ import annotations
@@ -24,7 +21,6 @@ import random
 import struct
 import sys
 import tempfile
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -48,7 +44,6 @@ Rows = dict[str, Row]  # by path
 Contents = dict[str | bytes, bytes | Callable[[str], object]]
 ALONE = "good pictures alone"  # the name of that run
 DECODERS = 2  # processes of the loader
-GROWTH, SLOWER = 50, 1.1  # a soak's most MB above its first pictures; most processor time, relative to theirs
 
 
 def encoded(picture: Image.Image, kind: str, **options) -> bytes:
@@ -242,23 +237,21 @@ def loaded(paths: list[str]) -> Rows:
     return rows
 
 
-def measured(function: Callable, arguments: tuple) -> tuple[object, float, float]:
-    """What a function returns, peak GB of this process or a child, processor seconds of this process."""
+def with_peak(function: Callable, arguments: tuple) -> tuple[object, float]:
+    """What a function returns, and the peak memory in GB of this process or a child."""
     # Of decoding processes: spawned ones would be root again.
     multiprocessing.set_start_method("fork", force=True)
-    before = time.process_time()
     with bound_by_permissions():
         result = function(*arguments)
     unit = 1 if sys.platform == "darwin" else 1024
-    peak = max(getrusage(who).ru_maxrss for who in (RUSAGE_SELF, RUSAGE_CHILDREN)) * unit / 1e9
-    return result, peak, time.process_time() - before
+    return result, max(getrusage(who).ru_maxrss for who in (RUSAGE_SELF, RUSAGE_CHILDREN)) * unit / 1e9
 
 
-def in_new_process(function: Callable, *arguments, seconds: float) -> tuple[object, float, float]:
-    """As `measured`, in a new process; raises its exception, BrokenProcessPool or TimeoutError."""
+def in_new_process(function: Callable, *arguments, seconds: float) -> tuple[object, float]:
+    """As `with_peak`, in a new process; raises its exception, BrokenProcessPool or TimeoutError."""
     pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
     try:
-        return pool.submit(measured, function, arguments).result(seconds)
+        return pool.submit(with_peak, function, arguments).result(seconds)
     finally:
         for process in multiprocessing.active_children():
             process.kill()
@@ -294,62 +287,26 @@ def hostile(folder: Path, fates: dict[str, str], memory: float, words: list[str]
     rows, problems = {}, []
     for name, run in runs.items():
         try:
-            rows[name], peak, spent = in_new_process(*run, seconds=120 + len(fates))
+            rows[name], peak = in_new_process(*run, seconds=120 + len(fates))
         except Exception as error:
             problems.append(f"{name}: {error!r}")
             continue
         reasons = sum(bool(reason) for _, reason in rows[name].values())
-        print(
-            f"{name}: {len(rows[name])} rows, {reasons} with a reason, {spent:.0f} s, {peak:.2f} GB",
-            flush=True,
-        )
+        print(f"{name}: {len(rows[name])} rows, {reasons} with a reason, {peak:.2f} GB", flush=True)
         if peak > memory:
             problems.append(f"{name}: took {peak:.2f} GB, allowed are {memory:g}")
     return problems + problems_of({encodable(path): fate for path, fate in fates.items()}, rows)
-
-
-def soak(folder: Path, count: int, words: list[str], start: int = 1000) -> list[str]:
-    """What is wrong with a run over `count` links to 300 pictures, three of them broken."""
-    pictures, targets, problems, spent = photographs(), folder / "targets", [], {}
-    targets.mkdir()
-    for number in range(300):
-        content = encoded(pictures[number % len(pictures)].rotate(number), "JPEG", quality=90)
-        end = len(content) // 2 if number % 100 == 50 else None
-        (targets / f"{number}.jpg").write_bytes(content[:end])
-    for size in (start, count):
-        links = folder / f"{size} links"
-        links.mkdir()
-        for number in range(size):
-            (links / f"{number:07d}.jpg").symlink_to(targets / f"{number % 300}.jpg")
-        run = (predicted, [str(links)], f"{folder}/{size}.csv", words)
-        rows, peak, seconds = in_new_process(*run, seconds=120 + size)
-        broken = [number for number, (_, reason) in enumerate(rows.values()) if reason]
-        if len(rows) != size or broken != list(range(50, size, 100)):
-            problems.append(f"{len(rows)} rows of {size}, {len(broken)} with a reason, or wrong ones")
-        spent[size] = 1000 * peak, 1000 * seconds
-        print(f"{size} pictures: {1000 * peak:.0f} MB at most, {seconds:.0f} s of processor time")
-    growth, time_more = (long - short for short, long in zip(*spent.values(), strict=True))
-    before, after = spent[start][1] / start, time_more / (count - start)  # ms a picture
-    if growth > GROWTH:
-        problems.append(f"memory grew by {growth:.0f} MB after {start} pictures")
-    if after > SLOWER * before:
-        problems.append(f"later pictures take {after:.1f} ms each, the first {start} took {before:.1f}")
-    return problems
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--files", type=int, default=5000, help="in all (default 5000)")
     parser.add_argument("--seed", type=int, default=0, help="of the damage (default 0)")
-    parser.add_argument("--soak", type=int, metavar="N", help="score N pictures instead, and watch")
     parser.add_argument("--memory", type=float, default=4.0, help="GB a process may take (default 4)")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
-        if options.soak:
-            problems = soak(Path(name), options.soak, [])
-        else:
-            fates = make_files(Path(name, "files"), options.files, options.seed)
-            problems = hostile(Path(name), fates, options.memory, [])
+        fates = make_files(Path(name, "files"), options.files, options.seed)
+        problems = hostile(Path(name), fates, options.memory, [])
     for problem in problems[:50]:
         print("WRONG:", ascii(problem))
     print(f"{len(problems)} wrong")
