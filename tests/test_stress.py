@@ -80,8 +80,8 @@ def test_one_changed_value_is_told(score_run, copied_run):
 def test_values_of_other_kinds_differ():
     one = {"a": [torch.zeros(2), 1]}
     assert training.unequal("x", one, {"a": [torch.zeros(2), 1]}) == []
-    for other in ([torch.zeros(2), 0], [torch.zeros(2).double(), 1], [torch.zeros(2)]):
-        assert len(training.unequal("x", one, {"a": other})) == 1
+    assert len(training.unequal("x", one, {"a": [torch.zeros(2).double(), 0]})) == 2
+    assert len(training.unequal("x", one, {"a": [torch.zeros(2)]})) == 1
 
 
 @pytest.mark.slow

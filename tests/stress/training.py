@@ -123,8 +123,7 @@ def kill(processes: list[BaseProcess], output: Path, seconds: float, chance: ran
 
 def kill_and_compare(trainings: Trainings, kills: int, chance: random.Random) -> list[str]:
     """Kills trainings `kills` times; returns what differs from an undisturbed one."""
-    whole = trainings.folder / f"{trainings.count}_undisturbed"
-    started = time.monotonic()
+    whole, started = trainings.folder / f"{trainings.count}_undisturbed", time.monotonic()
     finish(trainings.start(whole))
     seconds = time.monotonic() - started
     counts, different = Counter(), []
