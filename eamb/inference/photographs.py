@@ -62,7 +62,7 @@ def find_pictures(
         raise ValueError(f"predict: no picture ({' '.join(PICTURE_ENDINGS)}) in {named}")
     if not any(os.path.lexists(picture.path) for picture in pictures.values()):
         first = printable(next(iter(pictures.values())).path)
-        raise FileNotFoundError(f"predict: no such file or folder: {first} (of {len(pictures)} named)")
+        raise FileNotFoundError(f"predict: no such file or folder: {first}")
     if beside:
         print(f"passed over in folders: {beside}", file=sys.stderr)
     return shard.take(pictures) if shard else list(pictures.values())
