@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import small
 import torch
+from lively import build_lively, write_weights
 from torch import nn
 from torchvision.models import resnet50
 
+from eamb.inference.scorer import Scorer
 from eamb.network.backbones import LITE0
 from eamb.network.outputs import EMOTIONS
 from eamb.weights.checkpoint import load_tensors
@@ -135,6 +137,22 @@ def lite_network():
         for _ in range(3):
             network(torch.randn(4, 3, 96, 96))
     return network.eval()
+
+
+@pytest.fixture(scope="session")
+def lively_model():
+    """`lively.build_lively`, which must not be changed."""
+    return build_lively()
+
+
+@pytest.fixture(scope="session")
+def lively_weights(lively_model, tmp_path_factory):
+    return write_weights(tmp_path_factory.mktemp("weights") / "stars.safetensors", lively_model)
+
+
+@pytest.fixture(scope="session")
+def lively_scorer(lively_weights):
+    return Scorer(lively_weights, device="cpu")
 
 
 # ---- tiny sets, and runs on them that are trained once through main.py and must not be changed

@@ -227,4 +227,4 @@ def test_bad_input_is_one_sentence_and_exit_2(words, message, network_file, scor
 
 def test_an_emotion_network_gives_no_score(emotion_run, scored_set, tmp_path, capsys):
     assert explain_csv(scored_set, tmp_path / "out", "--checkpoint", emotion_run / "best.pt") == 2
-    assert "holds an emotion network alone, which gives no score" in capsys.readouterr().err
+    assert "was trained with --task emotion and gives a single picture no score" in capsys.readouterr().err

@@ -54,7 +54,7 @@ from eamb.evaluation.intervals import bootstrap_intervals
 from eamb.evaluation.predicting import as_trained
 from eamb.evaluation.report import without_nan, write_columns
 from eamb.files import written_whole
-from eamb.inference.scorer import SHIPPED, load_aesthetics
+from eamb.inference.scorer import SHIPPED, check_scores
 from eamb.network import backbones
 from eamb.network.outputs import Scale
 from eamb.readers.rated import RatedSet, describe
@@ -62,6 +62,7 @@ from eamb.runtime import engine
 from eamb.runtime.command import guarded
 from eamb.runtime.config import Config, load_config
 from eamb.runtime.distributed import choose_device
+from eamb.weights.checkpoint import load_weights
 from EAMBNet import EAMBNet, resize
 
 MAPS = {
@@ -129,7 +130,8 @@ def explain(options: argparse.Namespace) -> int:
     config = load_config([], [*options.settings, *words])
     if options.pictures < 2 or options.seed < 0 or config.evaluate.bootstrap < 1:
         raise ValueError("explain: at least 2 --pictures, --seed 0 or more, evaluate.bootstrap 1 or more")
-    weights = load_aesthetics(options.checkpoint)
+    weights = load_weights(options.checkpoint or SHIPPED)
+    check_scores(weights, options.checkpoint)
     config = as_trained(config, weights)
     data, scale, repeats = config.data, weights.scale, config.evaluate.bootstrap
     whole_split = load_dataset(data.dataset, data.root, (options.split,), data.options())[options.split]
