@@ -62,7 +62,7 @@ def evaluate_predictions(
         write_csv(folder / ID_CHECK, [("id", "reason"), *rows])
     else:
         (folder / ID_CHECK).unlink(missing_ok=True)
-    publish(report, rated, folder)
+    publish(report, rated, task, folder)
     return report
 
 

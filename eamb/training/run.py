@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,8 +20,8 @@ from eamb.evaluation.predicting import predict_set
 from eamb.evaluation.report import versions
 from eamb.network import backbones
 from eamb.network.backbones import recompute_blocks
-from eamb.readers.pairs import PairedSet, describe_pairs
-from eamb.readers.rated import LeftOut, RatedSet, describe
+from eamb.network.names import PAIR_NETWORKS
+from eamb.readers.rated import LeftOut, RatedSet
 from eamb.runtime import distributed, engine
 from eamb.training import emotion_maps
 from eamb.training.interruption import Signals, Stopped, ignore_first_signal, locked
@@ -60,7 +61,7 @@ def train(
         Stopped: SIGTERM or SIGINT came; last.pt holds all that was done.
     """
     config, output = task.config, output or default_output(task)
-    with Signals() as signals, distributed.session(config.train.device) as device, locked(output):
+    with distributed.session(config.train.device) as device, locked(output):
         engine.keep_memory(device)
         resume = resume and bool(checkpoints(output))
         if not (force or resume):
@@ -79,44 +80,37 @@ def train(
             sources = read_sources(task, weights, emotion_checkpoint)
             data = load_data(task)
             network, origin = build_network(task, data["train"], sources)
-        run = Run(task, output, device, data, network, origin, signals)
+        run = Run(task, output, device, data, network, origin)
         if state:
             run.resume(last, state)
         if distributed.is_main():
             run.records.open(config, data, last, run.epoch)
-        signals.begun = True
-        try:
-            run.emotion_maps = keep_emotion_maps(run)
+        with run.signals, closing(run.records):
+            if config.train.emotion_maps and task.has_emotion_branch:
+                run.emotion_maps = emotion_maps.prepare(config, run.network, run.data["train"], run.compute)
             for epoch in range(run.epoch, config.train.epochs):
-                with signals.deferred():
+                with run.signals.deferred():
                     trained = train_epoch(run, epoch)
                 validated = validate(run)
-                with signals.deferred():
+                with run.signals.deferred():
                     run.record(epoch, trained, validated)
             return finish(run)
-        finally:
-            run.records.close()
 
 
 def default_output(task: Task) -> Path:
     """runs/<task>_<dataset>_<backbone>, for pairs with _<network> appended."""
-    config = task.config
-    network = f"_{config.model.network}" if task.unit == "pairs" else ""
-    return Path("runs") / f"{task.name}_{config.data.dataset}_{config.model.backbone}{network}"
+    data, model = task.config.data, task.config.model
+    network = f"_{model.network}" if model.network in PAIR_NETWORKS else ""
+    return Path("runs") / f"{task.name}_{data.dataset}_{model.backbone}{network}"
 
 
 def check_processes(task: Task, device: torch.device, output: Path) -> None:
     """Refuses what would fail or hang only once several processes train together."""
     config = task.config
-    if config.train.sync_batchnorm and device.type != "cuda":
+    if config.train.sync_batchnorm and (device.type != "cuda" or config.data.skip_broken):
         raise ValueError(
-            f"training: train.sync_batchnorm needs CUDA, this run is on {device.type}: torch cannot share "
-            "BatchNorm between its processes; leave it out, and each uses the statistics of its own pictures"
-        )
-    if config.train.sync_batchnorm and config.data.skip_broken:
-        raise ValueError(
-            "training: train.sync_batchnorm does not go with --skip-broken: a process whose pictures are all "
-            "broken would keep the others waiting; take the broken files out of the table, or leave out one"
+            f"training: train.sync_batchnorm needs CUDA (this run is on {device.type}) and does not go with "
+            "--skip-broken: a process whose pictures are all broken would keep the others waiting"
         )
     if len(set(distributed.gather(bool(checkpoints(output))))) > 1:
         raise ValueError(
@@ -132,7 +126,7 @@ def load_data(task: Task) -> dict[str, RatedSet]:
     data = task.load(("train", "val", "test") if needs_test else ("train", "val"))
     if distributed.is_main():
         for rated in data.values():
-            print((describe_pairs if isinstance(rated, PairedSet) else describe)(rated), flush=True)
+            print(task.describe(rated), flush=True)
     return data
 
 
@@ -151,10 +145,10 @@ class Best:
     def update(self, epoch: int, metrics: dict[str, float]) -> bool:
         value = metrics[self.measure]
         better = value < self.value if self.measure in ("kl", "log_loss") else value > self.value
-        if better or (math.isnan(self.value) and not (math.isnan(value) and self.epoch >= 0)):
+        first = math.isnan(self.value) and (self.epoch < 0 or not math.isnan(value))
+        if better or first:
             self.value, self.epoch = value, epoch
-            return True
-        return False
+        return better or first
 
 
 class Run:
@@ -168,14 +162,13 @@ class Run:
         data: dict[str, RatedSet],
         network: Network,
         origin: dict,
-        signals: Signals,
     ):
         config, labels = task.config, {split: rated.labels_sha256 for split, rated in data.items()}
         if task.learns_emotions:
             emotions = network.arguments["emotions"]
             data = {split: with_emotions(rated, emotions) for split, rated in data.items()}
         self.task, self.config, self.output, self.device = task, config, output, device
-        self.data, self.origin, self.signals = data, origin, signals
+        self.data, self.origin, self.signals = data, origin, Signals()
         rated = data["train"]
         scores = rated.scores[~np.isnan(rated.scores)]
         quantiles = np.quantile(scores, np.linspace(0, 1, 1001)) if len(scores) else []
@@ -236,10 +229,6 @@ class Run:
         """The network that is validated and kept: the average of the weights if there is one."""
         return self.average.network if self.average else self.network
 
-    @property
-    def place(self) -> str:
-        return f"epoch {self.epoch + 1}, step {self.totals.step}"
-
     def weights(self, network: Network) -> Weights:
         """The weights of the network in training or of the kept one, with description and training ids."""
         ids = np.union1d(self.origin["training_ids"], self.data["train"].id_hashes)
@@ -258,7 +247,6 @@ class Run:
             self.average.steps = state["average_steps"]
         self.epoch, self.best = state["epoch"], Best(**state["best"])
         self.totals = engine.Totals(**state["totals"][distributed.rank()])
-        self.records.newest = self.place
         if distributed.is_main():
             print(f"resumed {last} at epoch {self.epoch + 1}, step {self.totals.step + 1}", flush=True)
 
@@ -281,7 +269,7 @@ class Run:
         }
         if self.average:
             state |= {"average": self.average.network.state_dict(), "average_steps": self.average.steps}
-        self.records.save(self.weights(self.network), state, self.place)
+        self.records.save(self.weights(self.network), state)
 
     def save_if_due(self) -> None:
         """Called after each optimizer step."""
@@ -290,13 +278,11 @@ class Run:
 
     def save_or_stop(self, due: bool) -> None:
         """Writes last.pt if it is due or any process got a signal, which then ends the run in all of them."""
-        due = due and distributed.is_main() and self.records.newest != self.place
         due, number = distributed.largest([int(due), self.signals.number], self.device)
         if due or number:
             self.save()
         if number:
             distributed.wait_for_all()  # torchrun ends the rest as soon as one has ended
-            self.signals.done = True
             raise Stopped(number)
 
     def record(self, epoch: int, trained: dict[str, float], validated: dict[str, float]) -> None:
@@ -312,23 +298,6 @@ class Run:
             print(f"epoch {epoch + 1}/{self.config.train.epochs}  {shown}{best}", flush=True)
         self.epoch, self.totals = epoch + 1, engine.Totals()
         self.save()
-
-
-def keep_emotion_maps(run: Run) -> emotion_maps.EmotionMaps | None:
-    """The training pictures' maps in `train.emotion_maps`, computed if need be; None: not wanted."""
-    config = run.config
-    if not config.train.emotion_maps or not run.task.has_emotion_branch:
-        return None
-    return emotion_maps.prepare(
-        Path(config.train.emotion_maps),
-        run.network,
-        run.data["train"],
-        run.compute,
-        size=config.data.size,
-        exif=config.data.exif,
-        workers=config.data.worker_count(),
-        batch_size=config.evaluate.batch_size,
-    )
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -406,14 +375,13 @@ def finish(run: Run) -> dict[str, float]:
     sets one each to test/SET/, and SET_ is put before its metrics."""
     from eamb.evaluation.figures import save_curves
 
-    if any(distributed.gather(run.records.unsaved)):
+    if not distributed.gather(run.records.saved)[0]:
         raise OSError(
-            f"training: the run has ended, and {run.records.last} could not be written (the newest "
-            f"checkpoint: {run.records.newest}); make room, then go on from there with --resume"
+            f"training: the run has ended, and {run.records.last} could not be written; make room, then go "
+            "on from the one before with --resume"
         )
     if distributed.is_main():
         (run.output / PREVIOUS).unlink(missing_ok=True)
-        run.records.close()
         with warn_on_failure("curves.png was not written"):
             save_curves(run.output / "metrics.jsonl", run.output / "curves.png")
     best = checkpoint.load_weights(run.records.best_file)
