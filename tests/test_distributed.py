@@ -27,9 +27,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from datasets import Batch, PictureSet, TestOrder, TrainOrder, load_dataset, make_loader
 from eamb.readers.rated import DataOptions, LeftOut, RatedSet
 from eamb.runtime import distributed, engine
-from eamb.runtime.config import load_config
-from eamb.training.run import check_processes
-from eamb.training.tasks import choose_task
 from EAMBNet import build_model
 
 COUNT = 13  # pictures: two processes get 7 and 6, the last batches are not full
@@ -312,21 +309,12 @@ def test_synchronised_batchnorm_has_the_same_weights_names_and_activations(monke
         assert torch.equal(converted(images).prediction, model(images).prediction)
 
 
-def test_synchronised_batchnorm_is_refused_on_a_cpu_and_with_broken_pictures(root, tmp_path, capsys):
+def test_synchronised_batchnorm_is_refused_on_a_cpu(root, tmp_path, capsys):
     words = ["data.twins=false", UNTRAINED, "train.sync_batchnorm=true"]
     assert train("csv", root, tmp_path / "run", *words) == 2
     said = capsys.readouterr().err
-    assert "train.sync_batchnorm needs CUDA, this run is on cpu: torch cannot share BatchNorm" in said
+    assert "train.sync_batchnorm needs CUDA (this run is on cpu) and does not go with --skip-broken" in said
     assert not (tmp_path / "run").exists()
-    config = load_config(words=["train.sync_batchnorm=true", "data.skip_broken=true"])
-    with pytest.raises(ValueError, match=r"train\.sync_batchnorm does not go with --skip-broken: a process"):
-        check_processes(choose_task(config), torch.device("cuda"), tmp_path)
-
-
-def test_processes_that_do_not_share_the_output_folder_are_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(distributed, "gather", lambda value: [value, not value])
-    with pytest.raises(ValueError, match=r"last\.pt is there for some processes and not for others"):
-        check_processes(choose_task(load_config()), torch.device("cpu"), tmp_path)
 
 
 # ---- alone; devices; a start's name

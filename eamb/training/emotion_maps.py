@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets import Batch, PictureSet, TestOrder, make_loader
+from datasets import PictureSet, TestOrder, make_loader
 from eamb.files import written_whole
 from eamb.readers.rated import RatedSet
 from eamb.runtime import distributed
@@ -92,48 +92,30 @@ def prepare(config: Config, network: EAMBNet, rated: RatedSet, compute: Compute)
         # One list for all: a process that looked later would see what another has written since.
         share = distributed.broadcast(chunks)[distributed.rank() :: distributed.world()]
         hidden = not (share and distributed.is_main())
-        bar = tqdm(share, desc="emotion maps", unit=f" x {CHUNK} pictures", mininterval=2, disable=hidden)
-        for chunk in bar:
+        allow_tf32(False, compute.device)  # kept maps are exact, whatever computes them
+        for chunk in tqdm(share, desc="emotion maps", unit=f" x {CHUNK} pictures", disable=hidden):
             pictures = PictureSet(rated.take(chunk), data.size, data.exif, skip_broken=True)
             order, on_gpu = TestOrder(len(pictures), batch_size), compute.device.type == "cuda"
-            loader = make_loader(pictures, order, data.worker_count(), pin_memory=on_gpu)
-            keys = [picture_key(rated, index) for index in chunk]
-            write_records(folder, network, loader, keys, compute, batch_size)
+            keys, rows = [picture_key(rated, index) for index in chunk], []
+            for batch in make_loader(pictures, order, data.worker_count(), pin_memory=on_gpu):
+                sides = []
+                for images in (batch.images, batch.images.flip(3)):
+                    filled = filled_up(batch._replace(images=images), batch_size)
+                    logits, maps = run_branch(network, compute.images(filled))
+                    sides.append((logits[: len(images)], maps[: len(images), 0]))  # (n, E), (n, h, w)
+                logits, maps = (torch.stack(values, dim=1).numpy() for values in zip(*sides, strict=True))
+                for index, *values in zip(batch.index.tolist(), logits, maps, strict=True):
+                    rows.append((keys[index], checksum(*values), *values))
+            if rows:
+                shapes = [("logits", "<f4", logits.shape[1:]), ("maps", "<f4", maps.shape[1:])]
+                records = np.array(rows, np.dtype([("key", "S32"), ("check", "<u4"), *shapes]))
+                name = hashlib.sha256(b"".join(keys)).hexdigest()[:16]
+                with written_whole(folder / f"{name}.npy") as path, path.open("wb") as file:
+                    np.save(file, records)
     except OSError as error:
         raise OSError(f"emotion_maps: {error}; make room, or leave out train.emotion_maps") from error
     distributed.wait_for_all()  # until all have written
     return EmotionMaps(folder, rated)
-
-
-def write_records(
-    folder: Path,
-    network: EAMBNet,
-    loader: Iterable[Batch],
-    keys: Sequence[bytes],
-    compute: Compute,
-    size: int,
-) -> None:
-    """Computes the maps of a loader's pictures, one per key, in batches of `size`, and writes one file."""
-    allow_tf32(False, compute.device)  # kept maps are exact, whatever computes them
-    rows = []
-    for batch in loader:
-        sides = []
-        for images in (batch.images, batch.images.flip(3)):
-            filled = filled_up(batch._replace(images=images), size)
-            logits, maps = run_branch(network, compute.images(filled))
-            sides.append((logits[: len(images)], maps[: len(images), 0]))  # (n, E), (n, h, w)
-        logits, maps = (torch.stack(values, dim=1).numpy() for values in zip(*sides, strict=True))
-        rows += [
-            (keys[index], checksum(*values), *values)
-            for index, *values in zip(batch.index.tolist(), logits, maps, strict=True)
-        ]
-    if not rows:
-        return
-    logits, maps = rows[0][2:]  # (2, E), (2, h, w)
-    columns = [("key", "S32"), ("check", "<u4"), ("logits", "<f4", logits.shape), ("maps", "<f4", maps.shape)]
-    name = hashlib.sha256(b"".join(keys)).hexdigest()[:16]
-    with written_whole(folder / f"{name}.npy") as path, path.open("wb") as file:
-        np.save(file, np.array(rows, np.dtype(columns)))
 
 
 @torch.inference_mode()

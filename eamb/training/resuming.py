@@ -30,7 +30,8 @@ def load_stopped(output: Path) -> tuple[Path, Weights, dict]:
         if problems and distributed.is_main():
             print(f"warning: {problems[0]}; the one before it is used, {path}", file=sys.stderr, flush=True)
         return path, weights, state
-    raise ValueError(f"{'; '.join(problems)}; start over with --force")
+    why = "; ".join(problems) or f"training: {output} holds no checkpoint for this process; all must share it"
+    raise ValueError(f"{why}; start over with --force")
 
 
 def check_same_run(

@@ -49,8 +49,7 @@ def train(
     """Trains as the task's settings say; returns the test metrics, or the best validation's without a test.
 
     Args:
-        emotion_checkpoint: weights of the emotion branch, ours or the official code's.
-        weights: a whole network to start from, ours or the official code's.
+        emotion_checkpoint, weights: files of the emotion branch and of a whole network to start from.
         output: the run's folder; the default is `default_output`.
         resume: go on where the run in `output` stopped, or start one if there is none.
         force: start anew over the run in `output`.
@@ -63,22 +62,30 @@ def train(
     config, output = task.config, output or default_output(task)
     with distributed.session(config.train.device) as device, locked(output):
         engine.keep_memory(device)
-        resume = resume and bool(checkpoints(output))
+        resume = distributed.broadcast(resume and bool(checkpoints(output)))
         if not (force or resume):
             refuse_another_run(output)
-        check_processes(task, device, output)
+        if config.train.sync_batchnorm and (device.type != "cuda" or config.data.skip_broken):
+            raise ValueError(
+                f"training: train.sync_batchnorm needs CUDA (this run is on {device.type}) and does not go "
+                "with --skip-broken: a process whose pictures are all broken would keep the others waiting"
+            )
         if resume:
             last, stopped, state = load_stopped(output)
-            data = load_data(task)
+        else:
+            last = state = None
+            sources = read_sources(task, weights, emotion_checkpoint)
+        needs_test = config.train.score_test or config.train.validate_on == "test"
+        data = task.load(("train", "val", "test") if needs_test else ("train", "val"))
+        if distributed.is_main():
+            print(*map(task.describe, data.values()), sep="\n", flush=True)
+        if resume:
             files = {"weights": weights, "emotion_checkpoint": emotion_checkpoint}
             check_same_run(last, config, data, stopped, state, files)
             network = stopped.build().to(memory_format=torch.channels_last)
             ids = {"training_ids": stopped.training_ids, "emotion_training_ids": stopped.emotion_training_ids}
             origin = stopped.description["origin"] | ids
         else:
-            last = state = None
-            sources = read_sources(task, weights, emotion_checkpoint)
-            data = load_data(task)
             network, origin = build_network(task, data["train"], sources)
         run = Run(task, output, device, data, network, origin)
         if state:
@@ -102,36 +109,6 @@ def default_output(task: Task) -> Path:
     data, model = task.config.data, task.config.model
     network = f"_{model.network}" if model.network in PAIR_NETWORKS else ""
     return Path("runs") / f"{task.name}_{data.dataset}_{model.backbone}{network}"
-
-
-def check_processes(task: Task, device: torch.device, output: Path) -> None:
-    """Refuses what would fail or hang only once several processes train together."""
-    config = task.config
-    if config.train.sync_batchnorm and (device.type != "cuda" or config.data.skip_broken):
-        raise ValueError(
-            f"training: train.sync_batchnorm needs CUDA (this run is on {device.type}) and does not go with "
-            "--skip-broken: a process whose pictures are all broken would keep the others waiting"
-        )
-    if len(set(distributed.gather(bool(checkpoints(output))))) > 1:
-        raise ValueError(
-            f"training: {output / 'last.pt'} is there for some processes and not for others; --output must "
-            "be a folder that all machines share"
-        )
-
-
-def load_data(task: Task) -> dict[str, RatedSet]:
-    """The splits that the run uses; prints a line on each."""
-    settings = task.config.train
-    needs_test = settings.score_test or settings.validate_on == "test"
-    data = task.load(("train", "val", "test") if needs_test else ("train", "val"))
-    if distributed.is_main():
-        for rated in data.values():
-            print(task.describe(rated), flush=True)
-    return data
-
-
-# ---------------------------------------------------------------------------------------------------
-# The run
 
 
 @dataclass
@@ -199,8 +176,7 @@ class Run:
         if config.train.compile:
             # Only the training step: checkpoints and scoring use the network itself, under its own names.
             self.model = torch.compile(self.model)
-        decay = config.train.average
-        self.average = engine.Average(self.network, decay) if decay else None
+        self.average = engine.Average(self.network, config.train.average) if config.train.average else None
         self.optimizer = make_optimizer(config, self.network)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
         mean, std = backbones.normalisation(config.model.backbone)
@@ -213,16 +189,9 @@ class Run:
 
     def order(self, epoch: int) -> TrainOrder:
         """The batches of an epoch that this process has still to do."""
-        settings = self.config.train
-        return TrainOrder(
-            self.data["train"].draws,
-            settings.batch_size,
-            settings.seed,
-            epoch,
-            start_step=self.totals.step,
-            rank=distributed.rank(),
-            world=distributed.world(),
-        )
+        draws, settings, done = self.data["train"].draws, self.config.train, self.totals.step
+        processes = distributed.rank(), distributed.world()
+        return TrainOrder(draws, settings.batch_size, settings.seed, epoch, done, *processes)
 
     @property
     def kept(self) -> Network:
@@ -300,28 +269,18 @@ class Run:
         self.save()
 
 
-# ---------------------------------------------------------------------------------------------------
-# Epochs
-
-
 def train_epoch(run: Run, epoch: int) -> dict[str, float]:
     """Trains what is left of an epoch, then writes last.pt; returns what `engine.train_one_epoch` does."""
     config, rated, task = run.config, run.data["train"], run.task
-    order = run.order(epoch)
-    on_gpu = run.device.type == "cuda"
+    order, on_gpu = run.order(epoch), run.device.type == "cuda"
     loader = make_loader(task.pictures(rated), order, config.data.worker_count(), pin_memory=on_gpu)
     loader.worker_init_fn = ignore_first_signal
     start, started = time.monotonic(), run.totals.step
     schedule, base = config.optimizer.schedule, config.optimizer.learning_rate
-    bar = tqdm(
-        total=len(order),
-        initial=started,
-        desc=f"epoch {epoch + 1}/{config.train.epochs}",
-        unit="step",
-        disable=not distributed.is_main(),
-        mininterval=2,
-    )
-    with bar:
+    name, hidden = f"epoch {epoch + 1}/{config.train.epochs}", not distributed.is_main()
+    with tqdm(
+        total=len(order), initial=started, desc=name, unit="step", disable=hidden, mininterval=2
+    ) as bar:
 
         def after_step(totals: engine.Totals) -> None:
             if run.average:

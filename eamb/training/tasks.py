@@ -5,7 +5,6 @@ From top to bottom: what a task is; aesthetics, emotion and series; what they sh
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -37,8 +36,15 @@ LossFunction = Callable[[Output, Batch], Tensor]
 Evaluated = tuple[Report, Predictions]
 
 
-class Task(ABC):
+class Task:
     """What the rest of the program asks about the task of a run: one of Aesthetics, Emotion and Series.
+
+    Each of them adds
+        build(scale, emotions): the network, with random weights.
+        loss(rated): the training loss, of the network's output and the batch.
+        best_measure(scale): the validation metric that chooses the weights to keep.
+        validate(predictions, rated, description): metrics without intervals; description is the network's.
+        evaluate(network, weights, rated, compute): predicts each picture of a set once, and reports.
 
     name: the value of the setting `task`.
     unit, draws: what a batch counts, and what an epoch draws from.
@@ -137,10 +143,6 @@ class Task(ABC):
         flips = self.config.train.seed if data.flip else None
         return self.draws(rated, data.size, data.exif, flips, data.skip_broken, data.crop)
 
-    @abstractmethod
-    def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:
-        """The network, with random weights."""
-
     def start_from(self, network: Network, source: Source, scale: Scale, other_branch: bool) -> str:
         """Fills the network from given weights, without its emotion branch if that gets others.
 
@@ -149,22 +151,6 @@ class Task(ABC):
         """
         load_tensors(network, source.weights.tensors, str(source.path))
         return ""
-
-    @abstractmethod
-    def loss(self, rated: RatedSet) -> LossFunction:
-        """The training loss, of the network's output and the batch."""
-
-    @abstractmethod
-    def best_measure(self, scale: Scale) -> str:
-        """The validation metric that chooses the weights to keep."""
-
-    @abstractmethod
-    def validate(self, predictions: Predictions, rated: RatedSet, description: dict) -> dict[str, float]:
-        """Metrics without intervals; `description` is the network's."""
-
-    @abstractmethod
-    def evaluate(self, network: nn.Module, weights: Weights, rated: RatedSet, compute: Compute) -> Evaluated:
-        """Predicts each picture of a set once, and reports."""
 
 
 def choose_task(config: Config) -> Task:
