@@ -1,13 +1,10 @@
 """The frozen emotion branch's output for each picture and its mirror image, computed once and kept in files.
 
-The branch never changes while the rest is trained, so its logits and maps need not be computed in every epoch
-of every run. They are computed and kept in float32, so that in fp32 a training which reads them equals one
-that computes them. In bf16 and fp16 it does not: a training that computes them runs the branch in that
-precision too, which moves a map by up to .03 (bf16, .004 on average); the maps in files are exact.
+The maps are exact, in float32: in fp32 a training that reads them equals one that computes them. In bf16 and
+fp16 it does not, because there the branch runs in that precision too (in bf16 a map moves by up to .03).
 
 The folder has a subfolder for each branch, named by the hash of its weights and input, with files of up to
-CHUNK pictures, each written whole or not at all. A picture is known by its set, id, file size and time of
-change: a changed file is computed again.
+CHUNK pictures. A picture is known by its set, id, file size and time of change.
 """
 
 from __future__ import annotations
@@ -140,7 +137,7 @@ def picture_key(rated: RatedSet, index: int) -> bytes:
 
 
 def branch_key(network: EAMBNet, size: int, exif: bool, compute: Compute) -> str:
-    """Hash of everything on which the branch's output for a picture file depends."""
+    """Hash of all that decides the branch's output for a picture file."""
     tensors = {name: value for name, value in network.state_dict().items() if name.startswith("emotion.")}
     inputs = [checkpoint.weights_hash(tensors), network.emotion_scale, size, exif, compute.mean, compute.std]
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]

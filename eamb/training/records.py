@@ -70,11 +70,8 @@ class Records:
         self.tensorboard = None
 
     def open(self, config: Config, data: dict[str, RatedSet], resumed: Path | None, epoch: int) -> None:
-        """Clears the folder for a new run, or goes on with the records of a resumed one at an epoch (from 0).
-
-        Args:
-            resumed: the checkpoint to resume from, if any.
-        """
+        """Clears the folder for a new run, or goes on with the records of one that is resumed from a
+        checkpoint, at an epoch (from 0)."""
         from torch.utils.tensorboard import SummaryWriter
 
         clear(self.output, UNFINISHED if resumed else (*UNFINISHED, *NAMES))
@@ -89,14 +86,14 @@ class Records:
                 write_left_out(self.output / f"left_out_{split}.csv", rated)
         self.tensorboard = SummaryWriter(self.output / "tensorboard", purge_step=epoch)
 
+    def write_log(self) -> None:
+        with written_whole(self.output / "metrics.jsonl") as temporary:
+            temporary.write_text("".join(self.log))
+
     def close(self) -> None:
         if self.tensorboard:
             with warn_on_failure("TensorBoard lacks the last epochs"):
                 self.tensorboard.close()
-
-    def write_log(self) -> None:
-        with written_whole(self.output / "metrics.jsonl") as temporary:
-            temporary.write_text("".join(self.log))
 
     def add_epoch(self, epoch: int, figures: dict[str, float], best: Weights | None) -> None:
         """Adds an epoch's metrics to the log, and keeps its weights for best.pt if they are the best."""

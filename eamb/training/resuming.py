@@ -39,8 +39,7 @@ def check_same_run(
 ) -> None:
     """Refuses to resume with other settings, processes, pictures, ratings, copies or first weights.
 
-    Args:
-        files: "weights" and "emotion_checkpoint", as on the command line; None if not given again.
+    `files` are "weights" and "emotion_checkpoint", as on the command line; None if not given again.
     """
     differences = changed_settings(state["config"], config.as_dict())
     if state["world"] != distributed.world():

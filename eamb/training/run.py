@@ -45,8 +45,8 @@ def train(
     output: Path | None = None,
     resume: bool = False,
     force: bool = False,
-) -> dict[str, float]:
-    """Trains as the task's settings say; returns the test metrics, or the best validation's without a test.
+) -> None:
+    """Trains as the task's settings say.
 
     Args:
         emotion_checkpoint, weights: files of the emotion branch and of a whole network to start from.
@@ -101,7 +101,7 @@ def train(
                 validated = validate(run)
                 with run.signals.deferred():
                     run.record(epoch, trained, validated)
-            return finish(run)
+            finish(run)
 
 
 def default_output(task: Task) -> Path:
@@ -177,6 +177,7 @@ class Run:
             # Only the training step: checkpoints and scoring use the network itself, under its own names.
             self.model = torch.compile(self.model)
         self.average = engine.Average(self.network, config.train.average) if config.train.average else None
+        self.kept = self.average.network if self.average else self.network  # what is validated and kept
         self.optimizer = make_optimizer(config, self.network)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
         mean, std = backbones.normalisation(config.model.backbone)
@@ -192,11 +193,6 @@ class Run:
         draws, settings, done = self.data["train"].draws, self.config.train, self.totals.step
         processes = distributed.rank(), distributed.world()
         return TrainOrder(draws, settings.batch_size, settings.seed, epoch, done, *processes)
-
-    @property
-    def kept(self) -> Network:
-        """The network that is validated and kept: the average of the weights if there is one."""
-        return self.average.network if self.average else self.network
 
     def weights(self, network: Network) -> Weights:
         """The weights of the network in training or of the kept one, with description and training ids."""
@@ -241,9 +237,7 @@ class Run:
         self.records.save(self.weights(self.network), state)
 
     def save_if_due(self) -> None:
-        """Called after each optimizer step."""
-        minutes = self.config.train.checkpoint_minutes
-        self.save_or_stop(time.monotonic() - self.saved_at > 60 * minutes)
+        self.save_or_stop(time.monotonic() - self.saved_at > 60 * self.config.train.checkpoint_minutes)
 
     def save_or_stop(self, due: bool) -> None:
         """Writes last.pt if it is due or any process got a signal, which then ends the run in all of them."""
@@ -329,9 +323,8 @@ def validate(run: Run) -> dict[str, float]:
     return run.task.validate(predictions, rated, run.description)
 
 
-def finish(run: Run) -> dict[str, float]:
-    """Draws the curves and evaluates the best weights once on test. The report goes to test/; with several
-    sets one each to test/SET/, and SET_ is put before its metrics."""
+def finish(run: Run) -> None:
+    """Draws the curves and evaluates the best weights once on test; of several sets each to test/SET/."""
     from eamb.evaluation.figures import save_curves
 
     if not distributed.gather(run.records.saved)[0]:
@@ -349,14 +342,12 @@ def finish(run: Run) -> dict[str, float]:
         shown = f"epoch {chosen['epoch'] + 1}, {chosen['measure']} {chosen['value']:.4f}"
         print(f"\n{run.output}: best.pt ({shown}) last.pt metrics.jsonl curves.png", flush=True)
     if not run.config.train.score_test:
-        return chosen
+        return
     checkpoint.load_tensors(run.network, best.tensors, str(run.records.best_file))
-    test, metrics = run.data["test"], {}
+    test = run.data["test"]
     for rated in test.parts or (test,):
         report = evaluate(run.network, best, rated, run.task, run.compute)
         folder = run.output / "test" / (rated.name if test.parts else "")
         if distributed.is_main():
             report.write(folder)
             print(f"\n{report}\n\n{folder}: {report.files}", flush=True)
-        metrics |= {f"{rated.name}_{name}" if test.parts else name: v for name, v in report.metrics.items()}
-    return metrics

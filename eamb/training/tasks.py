@@ -112,7 +112,13 @@ class Task:
         loaded = load_datasets(data.names, data.roots, splits, data.options(), limit, readers)
         loaded = {split: labelled(rated, self.name) for split, rated in loaded.items()}
         if not held_out:
-            train = with_validation(loaded["train"], loaded.pop("val"))
+            train, val, columns = loaded["train"], loaded.pop("val"), {}
+            for name in ("scores", "distributions", "emotions"):
+                parts = [getattr(rated, name) for rated in (train, val)]
+                columns[name] = None if any(part is None for part in parts) else np.concatenate(parts)
+            for name in ("ids", "paths", "left_out"):
+                columns[name] = [*getattr(train, name), *getattr(val, name)]
+            train = replace(train, protocol=f"{train.protocol}; and {val.protocol}", **columns)
             loaded["train"] = first_by_hash(train, data.limit or len(train))
         train = loaded["train"]
         if self.learns_emotions and train.emotions is None:
@@ -314,17 +320,6 @@ class Series(Task):
 
 # ---------------------------------------------------------------------------------------------------
 # What they share
-
-
-def with_validation(train: RatedSet, val: RatedSet) -> RatedSet:
-    """Both as one training set."""
-    columns = {}
-    for name in ("scores", "distributions", "emotions"):
-        parts = [getattr(rated, name) for rated in (train, val)]
-        columns[name] = None if any(part is None for part in parts) else np.concatenate(parts)
-    for name in ("ids", "paths", "left_out"):
-        columns[name] = [*getattr(train, name), *getattr(val, name)]
-    return replace(train, protocol=f"{train.protocol}; and {val.protocol}", **columns)
 
 
 def left_out_parts(config: Config) -> tuple[str, ...]:
