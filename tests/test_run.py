@@ -48,19 +48,6 @@ def test_ids_of_all_training_pictures_travel_exactly(score_run, emotion_run, sco
                 assert np.array_equal(ids, expected)
 
 
-def test_the_demo_set_trains(tmp_path, capsys):
-    few = ("data.limit=16", "evaluate.batch_size=64", *SHORT)
-    assert train("DEMO", tmp_path / "demo", tmp_path / "run", *few) == 0
-    weights = checkpoint.load_weights(tmp_path / "run" / "best.pt")
-    assert weights.scale.bins == tuple(range(1, 11))
-    assert weights.description["protocol"].endswith(", 16 of it by hash of the id")
-    assert len(weights.training_ids) == 16
-    said = capsys.readouterr().out
-    assert "demo train: 16 pictures" in said
-    assert "epoch 1/1  train_loss" in said
-    assert not (tmp_path / "run" / "test").exists()
-
-
 def test_best_is_the_largest_or_the_smallest_divergence_and_something_even_where_it_is_undefined():
     nan = math.nan
     for measure, values, better, expected in (

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import STILL, UNTRAINED, evaluate, parameters, read_csv, read_log, same, tensors, train, write_csv
+from small import STILL, evaluate, parameters, read_csv, read_log, same, tensors, train, write_csv
 
 from datasets import load_dataset
 from eamb.files import file_hash
@@ -82,15 +82,6 @@ def test_the_official_drift_moves_statistics_and_no_parameter(scored_set, emotio
     assert not same(tensors(emotion_run / "best.pt"), tensors(tmp_path / "run" / "best.pt"), "emotion.")
 
 
-@pytest.mark.parametrize("words", [["--task", "emotion"], ["model.network=linear"]])
-def test_a_branch_is_given_only_to_a_training_that_freezes_one(
-    words, scored_set, emotion_run, tmp_path, capsys
-):
-    branch = ["--emotion-checkpoint", emotion_run / "best.pt"]
-    assert train("csv", scored_set, tmp_path / "run", *words, *branch) == 2
-    assert "--emotion-checkpoint is for --task aesthetics and a network with" in capsys.readouterr().err
-
-
 # ---- whole networks
 
 
@@ -137,31 +128,6 @@ def test_given_weights_over_another_emotion_branch(score_run, emotion_run, score
     found = parameters(tmp_path / "run" / "last.pt")
     assert same(parameters(emotion_run / "last.pt"), found, "emotion.")
     assert same(parameters(score_run / "best.pt"), found, "fusion.")
-
-
-@pytest.mark.parametrize(
-    "run, words, said",
-    [
-        (
-            "emotion_run",
-            [],
-            "cannot start one for aesthetics; an emotion branch alone is given with --emotion",
-        ),
-        ("score_run", ["model.width=24"], "has model.width=16 and this run model.width=24; give the former"),
-        (
-            "score_run",
-            ["model.without=detail", UNTRAINED],
-            "has model.without= and this run model.without=de",
-        ),
-    ],
-)
-def test_weights_of_another_network_say_how_it_differs(
-    run, words, said, scored_set, tmp_path, capsys, request
-):
-    weights = request.getfixturevalue(run) / "best.pt"
-    assert train("csv", scored_set, tmp_path / "run", "--weights", weights, *words) == 2
-    assert said in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
 
 
 def test_an_emotion_training_starts_from_the_branch_of_a_whole_network(score_run, scored_set, tmp_path):
