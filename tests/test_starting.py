@@ -163,8 +163,7 @@ def test_a_classifier_keeps_the_emotions_that_both_know_and_says_so(emotion_run,
     root = write_csv(tmp_path / "set", {"emotion": moods}, seed=3)
     words = ["--task", "emotion", "--weights", emotion_run / "best.pt", *STILL]
     assert train("csv", root, tmp_path / "run", *words) == 0
-    said = f"best.pt knows the emotions {', '.join(EMOTIONS)}, this run sadness, calm; its last layer keeps"
-    assert said in capsys.readouterr().out
+    assert "best.pt knows other emotions than this run; its last layer keeps" in capsys.readouterr().out
     assert checkpoint.load_weights(tmp_path / "run" / "best.pt").emotions == ("sadness", "calm")
     before, after = parameters(emotion_run / "best.pt"), parameters(tmp_path / "run" / "last.pt")
     changed = {name for name in before if before[name].shape != after[name].shape}

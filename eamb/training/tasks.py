@@ -263,8 +263,8 @@ class Emotion(Task):
                 old, rows = tensors[name], zip(ours, network.state_dict()[name], strict=True)
                 tensors[name] = torch.stack([old[theirs.index(e)] if e in theirs else row for e, row in rows])
         load_tensors(network, tensors, str(source.path))
-        lists = f"{source.path} knows the emotions {', '.join(theirs)}, this run {', '.join(ours)}"
-        return "" if theirs == ours else f"{lists}; its last layer keeps what both know."
+        note = f"{source.path} knows other emotions than this run; its last layer keeps what both know."
+        return "" if theirs == ours else note
 
     def loss(self, rated: RatedSet) -> LossFunction:
         return emotion_loss(self.config.loss, rated)
