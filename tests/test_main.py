@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from small import UNTRAINED, command, evaluate, read_csv, train
+from small import UNTRAINED, command, read_csv, train
 
 import main as program
 from eamb.evaluation import evaluate as evaluate_module
@@ -213,14 +213,6 @@ def test_bad_sets_are_one_sentence_and_leave_no_trace(words, said, tmp_path, cap
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_that_cannot_be_read_are_one_sentence(scored_set, tmp_path, capsys):
-    path = tmp_path / "weights.pt"
-    path.write_bytes(b"<html>")
-    assert evaluate(path, "csv", scored_set, tmp_path / "out") == 2
-    assert_one_sentence(capsys.readouterr().err, "is not a weights file: it is a web page")
-    assert not (tmp_path / "out").exists()
-
-
 def test_from_a_shell_bad_input_is_one_line_and_status_2(tmp_path):
     words = ["--dataset", "CSV", "--data-root", "nowhere", "--output", "run"]
     done = command(program.__file__, *words, folder=tmp_path)
@@ -242,20 +234,13 @@ def test_from_a_shell_bad_input_is_one_line_and_status_2(tmp_path):
     ],
 )
 def test_what_a_user_did_or_can_mend_is_a_sentence(error, code, said, capsys):
-    def command(options):
-        raise error
+    def command(raised):
+        raise raised
 
-    assert guarded(command, None, "stopped here") == code
+    assert guarded(command, error, "stopped here") == code
     assert capsys.readouterr().err == f"{said}\n"
-
-
-def test_our_own_mistakes_keep_their_traceback(monkeypatch):
-    def fail(config, **options):
-        raise TypeError("ours")
-
-    monkeypatch.setattr(run, "train", fail)
     with pytest.raises(TypeError, match="ours"):
-        main(["--dataset", "demo"])
+        guarded(command, TypeError("ours"))
 
 
 def test_what_was_trained_scores_photographs(score_run, scored_set, tmp_path):
