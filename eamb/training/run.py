@@ -51,8 +51,7 @@ def train(
     Args:
         emotion_checkpoint, weights: files of the emotion branch and of a whole network to start from.
         output: the run's folder; the default is `default_output`.
-        resume: go on where the run in `output` stopped, or start one if there is none.
-        force: start anew over the run in `output`.
+        resume, force: go on where the run in `output` stopped, if there is one; or start anew over it.
 
     Raises:
         ValueError, FileNotFoundError: bad settings or data, in one sentence.
@@ -70,11 +69,8 @@ def train(
                 f"training: train.sync_batchnorm needs CUDA (this run is on {device.type}) and does not go "
                 "with --skip-broken: a process whose pictures are all broken would keep the others waiting"
             )
-        if resume:
-            last, stopped, state = load_stopped(output)
-        else:
-            last = state = None
-            sources = read_sources(task, weights, emotion_checkpoint)
+        last, stopped, state = load_stopped(output) if resume else (None, None, None)
+        sources = None if resume else read_sources(task, weights, emotion_checkpoint)
         needs_test = config.train.score_test or config.train.validate_on == "test"
         data = task.load(("train", "val", "test") if needs_test else ("train", "val"))
         if distributed.is_main():
@@ -88,7 +84,7 @@ def train(
         else:
             network, origin = build_network(task, data["train"], sources)
         run = Run(task, output, device, data, network, origin)
-        if state:
+        if resume:
             run.resume(last, state)
         if distributed.is_main():
             run.records.open(config, data, last, run.epoch)
