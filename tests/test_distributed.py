@@ -25,9 +25,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from datasets import Batch, PictureSet, TestOrder, TrainOrder, load_dataset, make_loader
 from eamb.readers.rated import DataOptions, LeftOut, RatedSet
 from eamb.runtime import distributed, engine
-from eamb.runtime.config import load_config
-from eamb.training.run import check_processes
-from eamb.training.tasks import choose_task
 from EAMBNet import build_model
 
 COUNT = 13  # pictures: two processes get 7 and 6, the last batches are not full
@@ -263,18 +260,12 @@ def test_synchronised_batchnorm_has_the_same_weights_names_and_activations(monke
         assert torch.equal(converted(images).prediction, model(images).prediction)
 
 
-@pytest.mark.parametrize(
-    "words, device, said",
-    [
-        (["train.sync_batchnorm=true"], "cpu", "needs CUDA, this run is on cpu: torch cannot share"),
-        (["train.sync_batchnorm=true", "data.skip_broken=true"], "cuda", "does not go with --skip-broken"),
-        ([], "cpu", r"last\.pt is there for some processes and not for others"),
-    ],
-)
-def test_what_cannot_work_with_several_processes_is_refused(words, device, said, monkeypatch, tmp_path):
-    monkeypatch.setattr(distributed, "gather", lambda value: [value, not value])
-    with pytest.raises(ValueError, match=said):
-        check_processes(choose_task(load_config(words=words)), torch.device(device), tmp_path)
+def test_synchronised_batchnorm_is_refused_on_a_cpu(root, tmp_path, capsys):
+    words = ["data.twins=false", UNTRAINED, "train.sync_batchnorm=true"]
+    assert train("csv", root, tmp_path / "run", *words) == 2
+    said = capsys.readouterr().err
+    assert "train.sync_batchnorm needs CUDA (this run is on cpu) and does not go with --skip-broken" in said
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "cuda:99", "cpu:1", "meta"])

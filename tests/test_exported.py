@@ -47,7 +47,10 @@ def changed(precision="fp32", **changes):
         ("[]", "the metadata of x.onnx are damaged"),
         ("{}", "the metadata of x.onnx are damaged"),
         (changed("fp4"), r"the metadata of x.onnx are damaged \(precision fp4\)"),
-        (changed(format=2), "x.onnx is damaged or of another version: its format is 2 and this program reads 1"),
+        (
+            changed(format=2),
+            "x.onnx is damaged or of another version: its format is 2 and this program reads 1",
+        ),
         (changed(architecture={"backbone": None}), "the task, the backbone and the emotions must be names"),
     ],
 )

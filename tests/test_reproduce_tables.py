@@ -377,7 +377,7 @@ WRONG = {
     "seeds": (["demo", "--seeds", "0,0"], "--seeds takes different whole numbers, as in 0,1,2, got '0,0'"),
     "a seed as a word": (["demo", "train.seed=1"], "leave 'train.seed=1' out; sets, seeds and parts"),
     "unknown key": (["demo", "train.epoch=1"], "unknown key 'train.epoch'; did you mean 'train.epochs'?"),
-    "maps that drift": (["demo", "--official", "train.emotion_maps=M"], "keeps the maps of a frozen branch"),
+    "maps that drift": (["demo", "--official", "train.emotion_maps=M"], "train.emotion_maps=M means nothing"),
 }
 
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from eamb.evaluation.report import FILES, Report, versions
 from eamb.network import backbones
-from eamb.readers.pairs import PairedSet, describe_pairs
-from eamb.readers.rated import RatedSet, describe, write_left_out
+from eamb.readers.pairs import PairedSet
+from eamb.readers.rated import RatedSet, write_left_out
 from eamb.runtime import distributed, engine
 from eamb.runtime.command import refuse_existing
 from eamb.weights.checkpoint import Weights
@@ -40,7 +40,7 @@ def evaluate_checkpoint(
         engine.keep_memory(device)
         report = evaluate(network, weights, rated, task, engine.Compute(device, "fp32", mean, std))
         if distributed.is_main():
-            publish(report, rated, folder)
+            publish(report, rated, task, folder)
     return report
 
 
@@ -52,13 +52,12 @@ def report_folder(output: Path | None, rated: RatedSet, sha256: str, force: bool
     return folder
 
 
-def publish(report: Report, rated: RatedSet, folder: Path) -> None:
+def publish(report: Report, rated: RatedSet, task: Task, folder: Path) -> None:
     """Writes the report's files into the folder and prints it."""
     report.write(folder)
     if rated.left_out:
         write_left_out(folder / "left_out.csv", rated)
-    described = describe_pairs(rated) if isinstance(rated, PairedSet) else describe(rated)
-    print(f"{described}\n\n{report}\n\n{folder}: {report.files}")
+    print(f"{task.describe(rated)}\n\n{report}\n\n{folder}: {report.files}")
 
 
 def evaluate(

@@ -73,7 +73,7 @@ def evaluate_predictions(
     (folder / ID_CHECK).unlink(missing_ok=True)
     if rows := [row for kind in misfits.values() for row in kind]:
         write_csv(folder / ID_CHECK, [("id", "reason"), *rows])
-    publish(report, rated, folder)
+    publish(report, rated, task, folder)
     return report
 
 
