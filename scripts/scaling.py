@@ -82,7 +82,7 @@ def measure_steps(name: str, size: int, path: str, options: argparse.Namespace) 
             if number == 1:  # the first round was a warm-up
                 seconds.clear()
             with clock("loader"):
-                batch = pictures.collate(pictures.__getitems__([0] * options.pictures))
+                batch = pictures.collate([pictures[0] for _ in range(options.pictures)])
             for kind, model in models.items():
                 model.zero_grad(set_to_none=True)
                 with clock(f"forward_{kind}"):

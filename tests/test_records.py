@@ -186,7 +186,7 @@ def test_force_starts_over_and_leaves_nothing_of_the_old_run(copied_run, scored_
     [
         (["--emotion-checkpoint", "nowhere.pt"], "checkpoint: no file nowhere.pt"),
         (["data.score_column=beauty"], "has no column 'beauty'"),
-        (["model.backbone=resnet5"], "'resnet5' is neither"),
+        (["model.backbone=resnet5"], "timm cannot give 'resnet5'"),
     ],
 )
 def test_bad_input_with_force_overwrites_nothing(words, said, copied_run, scored_set, capsys):
@@ -202,5 +202,8 @@ def test_a_batch_that_cannot_be_divided_overwrites_nothing(copied_run, scored_se
     for name, function in {**alone, "wrap": lambda model, *_: model}.items():
         monkeypatch.setattr(distributed, name, function)
     assert train("csv", scored_set, copied_run, UNTRAINED, "--force") == 2
-    assert "a batch of 8 pictures cannot be divided over 3 processes" in capsys.readouterr().err
+    assert (
+        "batches of 8 out of 16 training pictures cannot be divided over 3 processes"
+        in capsys.readouterr().err
+    )
     assert contents(copied_run) == before

@@ -114,7 +114,7 @@ def test_ablations_train_and_are_evaluated(without, scored_set, tmp_path, capsys
         assert b"emotion" not in first.splitlines()[0]
         options = ["predict", str(scored_set / "images"), "--checkpoint", str(run / "best.pt")]
         assert main([*options, "--maps", str(tmp_path / "maps"), "--workers", "0"]) == 2
-        assert "have no emotion branch, so there are no maps" in capsys.readouterr().err
+        assert "maps need a .pt or .safetensors file with an emotion branch" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -199,8 +199,13 @@ def load_config(files: Iterable[Path | str] = (), words: Iterable[str] = ()) -> 
         ValueError: an unknown key (with the nearest name) or a value that it does not take, with the file.
         FileNotFoundError: no such file.
     """
+    return from_settings(read_settings(files, words))
+
+
+def from_settings(settings: dict[str, Any]) -> Config:
+    """The defaults, changed by flat keys with checked values."""
     sections = {name: {} for name in SECTIONS}
-    for key, value in read_settings(files, words).items():
+    for key, value in settings.items():
         section, _, name = key.rpartition(".")
         sections.setdefault(section, {})[name] = value
     task = sections.pop("", {})
