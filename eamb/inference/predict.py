@@ -19,7 +19,7 @@ from eamb.files import printable
 from eamb.inference.exported import ENDINGS
 from eamb.inference.maps import MapFolder
 from eamb.inference.photographs import PictureFile, Shard, choose_shard, find_pictures, torchrun_shard
-from eamb.inference.rows import FORMATS, as_row, column_names, open_rows, read_rows
+from eamb.inference.rows import FORMATS, NOTE, as_row, column_names, open_rows, read_rows
 from eamb.inference.scorer import Scored, Scorer, check_scores, is_exported
 
 
@@ -68,7 +68,7 @@ def predict(options: argparse.Namespace) -> int:
         results = maps.write_all(results, min(cores, (len(pictures) - len(rows)) // 8))
     else:
         results = (scored for _, scored in results)
-    failed = sum(bool(row["error"]) for row in rows)
+    failed = sum(not (row["error"] or NOTE).startswith(NOTE) for row in rows)
     mode = "a" if options.resume else "w" if options.force else "x"
     hidden = None if output is None else False  # None: where standard error is no terminal but, say, a log
     words = {"desc": "predict", "unit": " images", "mininterval": 0.5, "disable": hidden}

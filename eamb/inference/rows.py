@@ -22,6 +22,7 @@ from eamb.network.outputs import Scale
 SCORE_COLUMNS = ("score", "score_min", "score_max", "score_std", "percentile")
 COLUMNS = ("path", *SCORE_COLUMNS, "emotion", "emotion_probability", "error")  # of every table
 FORMATS = (".csv", ".jsonl")
+NOTE = "note: "  # in the column of errors, before what is wrong with a file that was scored nevertheless
 
 
 def column_names(scale: Scale, emotions: Sequence[str]) -> list[str]:
@@ -32,6 +33,7 @@ def column_names(scale: Scale, emotions: Sequence[str]) -> list[str]:
 def as_row(scored: Scored, columns: Sequence[str]) -> dict[str, str | float | None]:
     """The values of the columns, numbers with six significant digits, None where there is nothing to say."""
     values = {name: getattr(scored, name) for name in COLUMNS}
+    values["error"] = scored.error or (scored.note and NOTE + scored.note)
     values |= {f"emotion_{name}": value for name, value in scored.emotions.items()}
     values |= {f"p_{value:g}": share for value, share in scored.distribution.items()}
     return {name: as_cell(values.get(name)) for name in columns}

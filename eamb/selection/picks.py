@@ -93,6 +93,7 @@ def score_photographs(paths: Sequence[str], scorer: Scorer, page: Path | None) -
     for number, scored in enumerate(scorer.score_all(paths, on_decoded=keep_preview), 1):
         taken, small, size, jpeg = previews.pop(scored.path, (Taken(), None, None, None))
         photograph = Photograph(scored.path, taken, small)
+        photograph.notes += [scored.note] if scored.note else []
         photograph.scored = replace(scored, emotion_map=None, class_maps=None)  # which would fill the memory
         if page and not scored.error:
             emotion_map = scored.emotion_map if scorer.emotions_trained else None
