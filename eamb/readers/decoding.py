@@ -61,9 +61,8 @@ TURNED_BACK = {6: 8, 8: 6}  # the orientation whose turn undoes another's; the o
 # The header of a JPEG's scan: marker, length of the header, channels. Videos and other data that phones
 # append to a picture do not match it.
 SCAN = re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e][\x01-\x04]")
-FRAME = re.compile(
-    rb"\xff[\xc0-\xc2]\x00[\x0b\x0e\x11\x14]\x08.{4}[\x01-\x04]", re.DOTALL
-)  # of a JPEG's size
+# That of its frame: marker, length, 8 bits, height and width, channels.
+FRAME = re.compile(rb"\xff[\xc0-\xc2]\x00[\x0b\x0e\x11\x14]\x08.{4}[\x01-\x04]", re.DOTALL)
 MOST_SCANS = 100  # real JPEGs have 1 to 10; a file of a megabyte can hold scans for an hour of work
 
 MARGIN = 4  # a JPEG is decoded no smaller than this many times the wanted side
@@ -121,15 +120,15 @@ def decode(
     try:
         with ExitStack() as opened:
             try:
-                image = _loaded(path, side, exif, opened)
+                image, tags = _loaded(path, side, exif, opened)
             except Exception as error:
                 opened.close()
-                image = _loaded(path, side, exif, opened, _mended(path, side, error))
-                if note and image.format == "JPEG":
+                image, tags = _loaded(path, side, exif, opened, _mended(path, side, error))
+                if note and image.format != "PNG":
                     note("the file lacks its end marker; its pixels are all there")
             picture = _rgb(_upright(image) if exif else image)
             if look:
-                look(picture, _exif(image))
+                look(picture, tags)
             return _resized(picture, size, crop)
     # PIL raises nearly anything on damaged files, SyntaxError and struct.error included.
     except Exception as error:
@@ -138,14 +137,15 @@ def decode(
 
 def _loaded(
     path: str | Path, side: int | None, exif: bool, opened: ExitStack, content: bytes | None = None
-) -> Image.Image:
-    """The pixels of a file, or of `content` in its place, until `opened` is closed.
+) -> tuple[Image.Image, Image.Exif]:
+    """The pixels and tags of a file, or of `content` in its place, until `opened` is closed.
 
     Args:
         side: a JPEG may be decoded as small as this.
         exif: a TIFF is turned as its EXIF says.
     """
-    image = opened.enter_context(_opened(path, content))
+    image = _opened(path, content)
+    opened.callback(image.close)
     if image.format == "TIFF":
         _choose_page(image)
         _check_layout(image)
@@ -159,20 +159,20 @@ def _loaded(
             raise ValueError(f"a JPEG of more than {MOST_SCANS} scans is refused; it would take minutes")
         if side:  # libjpeg leaves out what the resize would average away
             image.draft(None, (side, side))
-        if (
-            "progressive" not in image.info
-        ):  # of which libjpeg holds every coefficient, however small it decodes
-            pixels = image.width * image.height
+        # Of a progressive one libjpeg holds every coefficient, however small it decodes.
+        pixels = pixels if "progressive" in image.info else image.width * image.height
     if pixels > LARGE:
         opened.enter_context(one_large)
     orientation = _exif(image).get(ExifTags.Base.Orientation) if image.format == "TIFF" else None
     image.load()  # which turns a TIFF
-    if image.mode == "I;16" and image.format == "TIFF" and image.tag_v2.get(BITS) == (12,):
-        return image.point(lambda value: value * (65535 / 4095) + 0)
-    if image.mode == "I;16" and image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == 0:
-        return image.point(lambda value: value * -1 + 65535)
+    tags = _exif(image)
+    if image.format == "TIFF" and image.mode == "I;16":
+        if image.tag_v2.get(BITS) == (12,):
+            image = image.point(lambda value: value * (65535 / 4095) + 0)
+        elif image.tag_v2.get(PHOTOMETRIC) == 0:  # 0 is white
+            image = image.point(lambda value: value * -1 + 65535)
     turn = None if exif else TURNS.get(TURNED_BACK.get(orientation, orientation))
-    return image.transpose(Image.Transpose[turn]) if turn else image
+    return (image.transpose(Image.Transpose[turn]) if turn else image), tags
 
 
 def _opened(path: str | Path, content: bytes | None) -> Image.Image:
@@ -210,9 +210,9 @@ def _check_layout(image: Image.Image) -> None:
     """Refuses the layouts of a TIFF's pixels that Pillow would read wrong without a word."""
     tags = image.tag_v2
     separate, plain = tags.get(PLANES) == 2, tags.get(COMPRESSION, 1) == 1
-    eight_bits = {*tags.get(BITS, (1,))} == {8}
     if separate and plain:
-        wrong = not eight_bits or tags.get(PHOTOMETRIC) == 0 or tags.get(FILL_ORDER) == 2
+        bits = {*tags.get(BITS, (1,))}
+        wrong = bits not in ({1}, {8}) or tags.get(PHOTOMETRIC) == 0 or tags.get(FILL_ORDER) == 2
     else:
         wrong = separate and image.mode in ("LA", "La", "PA")
     if wrong:
@@ -235,18 +235,16 @@ def _mended(path: str | Path, side: int | None, error: Exception) -> bytes:
         bare = _bare_png(content)
         if len(bare) < len(content) and b"IDAT" in bare:
             return bare
-    elif content.startswith(JPEG) and "truncated" in str(error):
+    elif content.startswith(JPEG) and "truncated" in str(error) and _has_all_scans(content):
         noise = np.random.default_rng(0).integers(0, 255, (9, 64), dtype=np.uint8)  # without 255
         after = b"".join(bytes((255, 207 + k)) * (k > 0) + row.tobytes() for k, row in enumerate(noise))
         content = content.rstrip(b"\0").removesuffix(b"\xff")  # zeros: a download that was never finished
-        with ExitStack() as opened:
-            if not _has_all_scans(content):
-                raise error
-            whole, followed = (
-                _loaded(path, side, True, opened, content + more + JPEG_END) for more in (b"", after)
-            )
-            if whole.tobytes() == followed.tobytes():
-                return content + JPEG_END
+        sums = set()
+        for followed in (content, content + after):
+            with ExitStack() as opened:
+                sums.add(zlib.crc32(_loaded(path, side, True, opened, followed + JPEG_END)[0].tobytes()))
+        if len(sums) == 1:
+            return content + JPEG_END
     raise error
 
 
