@@ -123,7 +123,7 @@ def decode(
                 image, tags = _loaded(path, side, exif, opened)
             except Exception as error:
                 opened.close()
-                image, tags = _loaded(path, side, exif, opened, _mended(path, side, error))
+                image, tags = _loaded(path, side, exif, opened, _mended(path, error))
                 if note and image.format != "PNG":
                     note("the file lacks its end marker; its pixels are all there")
             picture = _rgb(_upright(image) if exif else image)
@@ -221,7 +221,7 @@ def _check_layout(image: Image.Image) -> None:
         raise ValueError("signed pixels in this order of bytes are not read; convert it to 8 or 16 bits")
 
 
-def _mended(path: str | Path, side: int | None, error: Exception) -> bytes:
+def _mended(path: str | Path, error: Exception) -> bytes:
     """A file's content without what keeps its pixels from being read; raises `error` if nothing does.
 
     Of a PNG the chunks that hold no pixels go: Pillow refuses a file for damaged or long ones. A JPEG gets
@@ -242,7 +242,7 @@ def _mended(path: str | Path, side: int | None, error: Exception) -> bytes:
         sums = set()
         for followed in (content, content + after):
             with ExitStack() as opened:
-                sums.add(zlib.crc32(_loaded(path, side, True, opened, followed + JPEG_END)[0].tobytes()))
+                sums.add(zlib.crc32(_loaded(path, None, True, opened, followed + JPEG_END)[0].tobytes()))
         if len(sums) == 1:
             return content + JPEG_END
     raise error
