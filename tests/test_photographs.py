@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from eamb.inference.photographs import Shard, choose_shard, find_pictures
+from eamb.readers.decoding import PICTURE_ENDINGS
 
 ALBUM = ["a.PNG", "b.jpg", "broken.jpg", "\udcff.jpg", "sub/b.jpg", "sub/c.webp"]
 OTHERS = [".hidden.jpg", ".cache/d.jpg", "notes.txt", "raw.CR2"]
@@ -42,6 +43,14 @@ def test_a_folder_is_sorted_and_what_it_holds_beside_pictures_is_counted(album, 
 def test_paths_stay_as_they_were_given_and_a_file_named_twice_is_found_once(album):
     assert found("./b.jpg", "sub/", "broken.jpg") == ["./b.jpg", "sub/b.jpg", "sub/c.webp", "broken.jpg"]
     assert found("sub/b.jpg", "sub", str(album / "sub"), "again/sub/c.webp") == ["sub/b.jpg", "sub/c.webp"]
+
+
+def test_a_folder_gives_every_kind_that_can_be_decoded(tmp_path, capsys):
+    names = sorted(f"a{ending}" for ending in PICTURE_ENDINGS)
+    assert {"a.jfif", "a.jpe", "a.jp2", "a.mpo", "a.ppm"} < {*names}
+    touch(tmp_path, *names, "a.JP2", "a.pdf")
+    assert found(str(tmp_path)) == [f"{tmp_path}/{name}" for name in sorted([*names, "a.JP2"])]
+    assert capsys.readouterr().err == "passed over in folders: 1 .pdf\n"
 
 
 def test_a_link_to_a_picture_is_a_picture_of_its_own_and_files_come_before_folders(album):

@@ -144,6 +144,14 @@ def test_a_camera_is_make_model_and_number(make, model, serial, camera):
     assert read_taken(exif).camera == camera
 
 
+def test_the_time_of_digitization_counts_before_that_of_the_last_change():
+    details = {0x9003: None, 0x9004: "2024:05:03 12:00:00", 0x9292: "25"}
+    exif = SimpleNamespace(get={CHANGED: "2024:05:03 13:00:00"}.get, get_ifd=lambda tag: details)
+    assert describe_time(read_taken(exif).time) == "2024-05-03 12:00:00.250"
+    details[0x9003] = "2024:05:03 11:00:00"
+    assert describe_time(read_taken(exif).time) == "2024-05-03 11:00:00"
+
+
 def test_damaged_details_are_no_time():
     assert read_taken(SimpleNamespace(get={}.get, get_ifd=None)) == Taken()
 

@@ -103,6 +103,17 @@ def test_each_picture_has_its_own_score_in_the_order_of_a_sorted_folder(scored, 
     assert np.ptp(direct) > 0.2, "the scores are too alike to tell rows apart"
 
 
+def test_a_jpeg_without_its_end_marker_is_scored_with_a_note(album, lively_weights, tmp_path):
+    files = [tmp_path / "cut.jpg", tmp_path / "whole.jpg"]
+    Image.open(album / "b.jpg").convert("RGB").save(files[1])
+    files[0].write_bytes(files[1].read_bytes()[:-2])
+    for _ in range(2):
+        assert call(files, lively_weights, "--output", tmp_path / "s.csv", "--resume") == 0
+        cut, whole = read_csv(tmp_path / "s.csv")
+        assert cut["score"] == whole["score"] and whole["error"] == ""
+        assert cut["error"] == "note: the file lacks its end marker; its pixels are all there"
+
+
 def test_columns_are_as_documented_and_the_named_emotion_is_the_most_probable_one(scored):
     rows = [row for row in scored[1] if not row["error"]]
     documented = "path score score_min score_max score_std percentile emotion emotion_probability error"
