@@ -99,7 +99,7 @@ def decode(
         look: called with the picture as RGB, before it is resized, and its EXIF. An exception that it raises
             counts as one of decoding.
         crop: keep the aspect ratio: the largest centred part with that of `size` is cut out and resized.
-        note: called with what is wrong with a file that could be decoded nevertheless.
+        note: called with what is wrong with a file that can be decoded nevertheless.
 
     Returns:
         (H, W, 3) uint8.
@@ -120,12 +120,10 @@ def decode(
     try:
         with ExitStack() as opened:
             try:
-                image, tags = _loaded(path, side, exif, opened)
+                image, tags = _loaded(path, side, exif, opened, note=note)
             except Exception as error:
                 opened.close()
                 image, tags = _loaded(path, side, exif, opened, _mended(path, error))
-                if note and image.format != "PNG":
-                    note("the file lacks its end marker; its pixels are all there")
             picture = _rgb(_upright(image) if exif else image)
             if look:
                 look(picture, tags)
@@ -136,7 +134,12 @@ def decode(
 
 
 def _loaded(
-    path: str | Path, side: int | None, exif: bool, opened: ExitStack, content: bytes | None = None
+    path: str | Path,
+    side: int | None,
+    exif: bool,
+    opened: ExitStack,
+    content: bytes | None = None,
+    note: Callable[[str], object] | None = None,
 ) -> tuple[Image.Image, Image.Exif]:
     """The pixels and tags of a file, or of `content` in its place, until `opened` is closed.
 
@@ -155,7 +158,11 @@ def _loaded(
     if pixels > limit:
         raise ValueError(f"more than {limit:,} pixels, refused as a decompression bomb")
     if image.format in ("JPEG", "MPO"):
-        if len(SCAN.findall(content or Path(path).read_bytes())) > MOST_SCANS:
+        data = content or Path(path).read_bytes()
+        scans = [scan.end() for scan in SCAN.finditer(data)]
+        if note and data.rfind(JPEG_END) < max(scans, default=0):
+            note("the file lacks its end marker; its pixels are all there")
+        if len(scans) > MOST_SCANS:
             raise ValueError(f"a JPEG of more than {MOST_SCANS} scans is refused; it would take minutes")
         if side:  # libjpeg leaves out what the resize would average away
             image.draft(None, (side, side))
