@@ -7,7 +7,7 @@ import threading
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -223,7 +223,7 @@ def test_a_jpeg_that_lacks_only_its_end_marker_is_read_with_a_note(tmp_path, wor
     for missing in (2, 1):
         path.write_bytes(content[:-missing])
         assert (decode(path, note=notes.append) == expected).all()
-    assert notes == ["the file lacks its end marker; its pixels are all there"] * 2
+    assert notes == ["the file lacks its end marker"] * 2
     scans = [place for place in range(len(content)) if content.startswith(b"\xff\xda", place)][1:]
     restarts = [
         place for place in range(len(content)) if content[place] == 255 and 0xD0 <= content[place + 1] < 0xD8
@@ -232,9 +232,6 @@ def test_a_jpeg_that_lacks_only_its_end_marker_is_read_with_a_note(tmp_path, wor
         path.write_bytes(content[:cut])
         with pytest.raises(DecodeError, match="truncated"):
             decode(path)
-        path.write_bytes(content[:cut] + bytes(len(content) - cut))  # a download that was never finished
-        with suppress(DecodeError):  # libjpeg may take the zeros for pixels
-            decode(path, note=pytest.fail)
 
 
 def test_one_list_of_endings_for_all_that_pillow_knows():

@@ -161,7 +161,7 @@ def _loaded(
         data = content or Path(path).read_bytes()
         scans = [scan.end() for scan in SCAN.finditer(data)]
         if note and data.rfind(JPEG_END) < max(scans, default=0):
-            note("the file lacks its end marker; its pixels are all there")
+            note("the file lacks its end marker")
         if len(scans) > MOST_SCANS:
             raise ValueError(f"a JPEG of more than {MOST_SCANS} scans is refused; it would take minutes")
         if side:  # libjpeg leaves out what the resize would average away
