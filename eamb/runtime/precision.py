@@ -1,4 +1,4 @@
-"""Which precision a device computes in: bf16 is fast where the hardware has it, and very slow where it is emulated."""
+"""Which precision a device computes in: bf16 is fast where the hardware has it, and slow where it is emulated."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ def computes_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 itself.
 
     On CUDA from compute capability 8.0 (Ampere) on. On a CPU if it has avx512_bf16 or amx_bf16 and
-    ONEDNN_MAX_CPU_ISA does not hide them; torch's own query also says yes where oneDNN only converts. Elsewhere
-    no: fp32 is always right.
+    ONEDNN_MAX_CPU_ISA does not hide them; torch's own query also says yes where oneDNN only converts.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
