@@ -1,4 +1,4 @@
-"""Which precision a device computes in: bf16 is fast where the hardware has it, and slow where it is emulated."""
+"""Which precision a device computes in: bf16 is fast where the hardware has it, slow where it is emulated."""
 
 from __future__ import annotations
 
