@@ -20,17 +20,15 @@ from eamb.network.outputs import EMOTIONS, Output, as_prediction, check_size, no
 PARTS = ("emotion", "detail", "context", "guided_fusion", "attention")  # an ablation leaves some of them out
 
 
-# ---------------------------------------------------------------------------------------------------
-# Blocks
+# ---- Blocks
 
 
 class ConvBNReLU(nn.Sequential):
-    """3x3 convolution with bias, BatchNorm, ReLU; keeps the size."""
+    """Convolution, BatchNorm, ReLU; keeps the size."""
 
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__(
-            nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
-        )
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, bias: bool = True):
+        conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=bias)
+        super().__init__(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
 def resize(x: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
@@ -54,14 +52,8 @@ class GuidedFusion(nn.Module):
 
     def __init__(self, channels: int, hidden: int):
         super().__init__()
-        self.key = self._project(channels, hidden)
-        self.query = self._project(channels, hidden)
-
-    @staticmethod
-    def _project(inputs: int, outputs: int) -> nn.Sequential:
-        return nn.Sequential(
-            nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
-        )
+        self.key = ConvBNReLU(channels, hidden, kernel=1, bias=False)
+        self.query = ConvBNReLU(channels, hidden, kernel=1, bias=False)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         size = x.shape[2:]
@@ -95,26 +87,18 @@ class Head(nn.Sequential):
     """Pooled features (N, width) -> logits (N, K). The first PReLU follows a ReLU and never acts."""
 
     def __init__(self, width: int, hidden: int, outputs: int, dropout: float):
-        super().__init__(
-            nn.PReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(width, hidden),
-            nn.PReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, outputs),
-        )
+        first, second = nn.Linear(width, hidden), nn.Linear(hidden, outputs)
+        super().__init__(nn.PReLU(), nn.Dropout(dropout), first, nn.PReLU(), nn.Dropout(dropout), second)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Emotion branch
+# ---- Emotion branch
 
 
 class EmotionBranch(nn.Module):
     """A top-down pyramid whose pooled features are classified into emotions.
 
-    For ResNet-50 the widths are exactly the paper's, 1024 -> 512 -> 256 -> 256. A pyramid that is narrower
-    than `width` at its finest level gets 1x1 lateral convolutions to `width`, and the whole path has that
-    width.
+    For ResNet-50 the widths are the paper's, 1024 -> 512 -> 256 -> 256. Where a pyramid's finest level is
+    narrower than `width`, 1x1 lateral convolutions give the whole path that width.
     """
 
     def __init__(self, backbone: str, emotions: int, width: int):
@@ -187,8 +171,7 @@ class EmotionNetwork(nn.Module):
         return self.emotion.class_activation_maps(features)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Fusion of detail, context and emotion
+# ---- Fusion of detail, context and emotion
 
 
 class PlainFusion(nn.Module):
@@ -254,11 +237,10 @@ class EAMBNet(nn.Module):
         outputs: 1 for a sigmoid, K for a softmax over K rating bins.
         emotions: class names of the emotion branch, in the order of its logits.
         width: channels of the fused map, and of the emotion path of narrow backbones (Lite: 128).
-        context_scale, emotion_scale: how much the two branches shrink their input; 1/2 in the paper.
+        context_scale, emotion_scale: how much the two branches shrink their input.
         emotion_batchnorm: "frozen", or "official": the emotion branch's BatchNorm statistics change in
             training, as in the released code.
-        train_emotion: train the emotion branch too, by a loss on its logits; its map still carries no
-            gradient.
+        train_emotion: train the emotion branch too, by its logits; its map still carries no gradient.
         without: some of PARTS, for ablations; not both "detail" and "context".
         shortcut: the head also gets the context branch's deepest map, through the backbone's last layers.
 
@@ -297,14 +279,10 @@ class EAMBNet(nn.Module):
         self.emotion = None
         if "emotion" not in without:
             self.emotion = EmotionBranch(backbone, len(emotions), width).requires_grad_(train_emotion)
-        self.fusion = Fusion(
-            detail=self.detail.channels[1] if self.detail else 0,
-            context=self.context.channels[1:] if self.context else (),
-            width=width,
-            guided=guided_width,
-            hidden=guided_hidden,
-            plain="guided_fusion" in without,
-        )
+        detail = self.detail.channels[1] if self.detail else 0
+        context = self.context.channels[1:] if self.context else ()
+        plain = "guided_fusion" in without
+        self.fusion = Fusion(detail, context, width, guided_width, guided_hidden, plain)
         self.attention = CBAM(width) if "attention" not in without else nn.Identity()
         self.emotion_merge = ConvBNReLU(2 * width, width)
         self.tail = Tail(backbone) if shortcut else None
@@ -318,15 +296,10 @@ class EAMBNet(nn.Module):
         return self
 
     def forward(self, images: Tensor, emotions: tuple[Tensor, Tensor] | None = None) -> Output:
-        """(N, 3, H, W) -> Output.
-
-        Args:
-            emotions: the frozen emotion branch's logits (N, E) and map (N, 1, h, w), if already computed; the
-                branch is then not run.
-        """
+        """(N, 3, H, W) -> Output. Given the frozen branch's `emotions(images)`, the branch is not run."""
         check_size(images)
         small = shrink(images, self.context_scale)  # (N, 3, H/2, W/2)
-        logits, emotion_map = emotions or self.emotions(images, small)  # (N, E), (N, 1, H/8, W/8)
+        logits, emotion_map = emotions or self.emotions(images)  # (N, E), (N, 1, H/8, W/8)
 
         detail = self.detail(images)[1] if self.detail else None  # (N, 512, H/8, W/8)
         context = self.context(small)[1:] if self.context else ()
@@ -341,18 +314,12 @@ class EAMBNet(nn.Module):
         prediction = as_prediction(self.head(pooled))  # (N, K)
         return Output(prediction, logits, emotion_map)
 
-    def emotions(self, images: Tensor, small: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The emotion branch's logits (N, E) and map (N, 1, h, w) for pictures (N, 3, H, W).
-
-        Args:
-            small: the pictures shrunk for the context branch, if already computed.
-        """
+    def emotions(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The emotion branch's logits (N, E) and map (N, 1, h, w) for pictures (N, 3, H, W)."""
         if not self.emotion:
             return no_emotions(images)
-        if small is None or self.emotion_scale != self.context_scale:
-            small = shrink(images, self.emotion_scale)  # (N, 3, H/2, W/2)
         with torch.set_grad_enabled(self.train_emotion and torch.is_grad_enabled()):
-            logits, features = self.emotion(small)
+            logits, features = self.emotion(shrink(images, self.emotion_scale))
         return logits, self.emotion.emotion_map(logits, features)
 
     def class_activation_maps(self, images: Tensor) -> Tensor:
@@ -404,15 +371,13 @@ def check_arguments(arguments: dict) -> None:
             raise ValueError(f"EAMBNet: dropout must be from 0 to below 1, got {value}")
         if name == "emotion_batchnorm" and value not in ("frozen", "official"):
             raise ValueError(f"EAMBNet: emotion_batchnorm must be frozen or official, got '{value}'")
-    emotions, without = arguments.get("emotions", EMOTIONS), arguments.get("without", ())
+    emotions, without = arguments.get("emotions", EMOTIONS), set(arguments.get("without", ()))
     if len(set(emotions)) != len(emotions) or not (emotions or "emotion" in without):
         raise ValueError(f"EAMBNet: emotions must be different names, got {emotions}")
-    for part in without:
-        if part not in PARTS:
-            raise ValueError(f"EAMBNet: without must name some of {', '.join(PARTS)}, got '{part}'")
-    if {"detail", "context"} <= set(without):
+    if unknown := ", ".join(without - set(PARTS)):
+        raise ValueError(f"EAMBNet: without must name some of {', '.join(PARTS)}, got '{unknown}'")
+    if {"detail", "context"} <= without:
         raise ValueError("EAMBNet: a network needs its detail or its context branch, got without both")
-    if "context" in without and arguments["shortcut"]:
-        raise ValueError("EAMBNet: the shortcut needs the context branch; a network without it has none")
-    if "emotion" in without and arguments["train_emotion"]:
-        raise ValueError("EAMBNet: a network without an emotion branch cannot train it")
+    for name, part in (("shortcut", "context"), ("train_emotion", "emotion")):
+        if part in without and arguments[name]:
+            raise ValueError(f"EAMBNet: {name} needs the {part} branch, got without it")

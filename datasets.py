@@ -5,40 +5,36 @@
     pictures = PictureSet(splits["train"], size=224, flip_seed=0)
     loader = make_loader(pictures, TrainOrder(len(pictures), batch_size=32, seed=0, epoch=0), workers=2)
 
-From top to bottom: loading one set; uniting several; pictures and batches; orders; loaders. The files of each
-set are read by a module of eamb/readers/. Emotions are matched by name, never by index.
+The files of each set are read by a module of eamb/readers/. Emotions are matched by name, never by index.
 """
 
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from eamb.network.outputs import EMOTIONS, Scale
 from eamb.readers import splitting
 from eamb.readers.decoding import DecodeError, decode, stack
-from eamb.readers.pairs import PairedSet
 from eamb.readers.prepared import check_copies, read_manifest
-from eamb.readers.rated import SPLITS, DataOptions, LeftOut, RatedSet, hash_fractions, take_rows
+from eamb.readers.rated import SPLITS, DataOptions, LeftOut, RatedSet, hash_fractions
 from eamb.readers.registry import DATASETS, SINGLE
 from eamb.readers.splitting import find_twins, split_by_hash
 from eamb.readers.table import Table, find_pictures, read_once
 
 
 def load_dataset(
-    name: str,
-    root: str | Path,
-    splits: Sequence[str] = SPLITS,
-    options: DataOptions | None = None,
+    name: str, root: str | Path, splits: Sequence[str] = SPLITS, options: DataOptions | None = None
 ) -> dict[str, RatedSet]:
     """Reads and checks the given splits: split -> RatedSet.
 
@@ -47,38 +43,31 @@ def load_dataset(
         root: the set's folder. The demo set is made there if it has no labels.csv yet.
 
     Raises:
-        ValueError, FileNotFoundError: one sentence that names file, row and column.
+        ValueError, FileNotFoundError: one sentence that names file, row and column; prepared copies that are
+            incomplete or out of date.
     """
-    return SetReader(name, root, options).load(splits)
+    return load_datasets([name], [root], splits, options)
 
 
 class SetReader:
-    """Reads a data set; each of its label files is opened only once.
+    """Reads a data set; each of its label files is opened only once, and kept in memory with the reader.
 
-        reader = SetReader("para", "/data/PARA")
-        test = reader.load(("test",))["test"]
-        twins = reader.twins_in_training()  # opens the training files, and no other again
-
-    Arguments and errors are those of `load_dataset`. What was read stays in memory with the reader.
+    Arguments and errors are those of `load_dataset`.
     """
 
     def __init__(self, name: str, root: str | Path, options: DataOptions | None = None):
-        if name.lower() not in SINGLE:
+        self.name, self.root, self.options = name.lower(), Path(root).expanduser(), options or DataOptions()
+        self.read = read_once()
+        if self.name not in SINGLE:
             raise ValueError(
                 f"datasets: there is no set '{name}'; the sets are {', '.join(SINGLE)} (csv: your own)."
             )
-        self.name, self.root, self.options = name.lower(), Path(root).expanduser(), options or DataOptions()
-        self.read = read_once()
 
     def load(self, splits: Sequence[str] = SPLITS) -> dict[str, RatedSet]:
         return load_datasets([self.name], [self.root], splits, self.options, readers=[self])
 
     def table(self, splits: Sequence[str]) -> tuple[Table, list[str]]:
-        """The rows whose pictures exist, before they are split, and the path of each picture.
-
-        Raises:
-            ValueError, FileNotFoundError: as `load_dataset`; prepared copies are incomplete or out of date.
-        """
+        """The rows whose pictures exist, before they are split, and the path of each picture."""
         manifest = self.read(read_manifest, self.root)
         if manifest:
             manifest.check_complete(self.root)
@@ -93,9 +82,8 @@ class SetReader:
             raise FileNotFoundError(
                 f"datasets: there is no folder {self.root}; --data-root must name the {self.name} folder."
             )
-        unknown = [split for split in splits if split not in SPLITS]
-        if unknown or not splits:
-            raise ValueError(f"datasets: splits are train, val and test; got {', '.join(unknown) or 'none'}.")
+        if not splits or set(splits) - set(SPLITS):
+            raise ValueError(f"datasets: splits are train, val and test; got {', '.join(splits) or 'none'}.")
         return DATASETS[self.name].load_reader()(self.root, tuple(splits), self.options, self.read)
 
     def twins_in_training(self) -> set[str]:
@@ -103,9 +91,6 @@ class SetReader:
 
         By the set's own list of identical pictures if it has one, else by content. AVA, and sets without a
         list that have more than TWIN_LIMIT pictures, are not searched: empty.
-
-        Raises:
-            ValueError, FileNotFoundError: as `load_dataset`; the training files are read too.
         """
         if self.name == "ava":  # above the limit, and reading its labels takes seconds
             return set()
@@ -168,32 +153,25 @@ def _scale(table: Table, split: str, options: DataOptions) -> Scale:
     threshold = rating.threshold if options.threshold is None else options.threshold
     target = rating.target if options.target == "auto" else options.target
     common = (rating.minimum, rating.maximum, threshold, rating.inclusive)
-    if target == "distribution":
-        if _shares(table.votes) is None:
-            raise ValueError(
-                f"datasets: data.target=distribution needs vote counts and the {split} split of {table.name} "
-                f"({table.protocol[split]}) has none; use data.target=score."
-            )
-        return Scale("distribution", *common, bins=table.bins)
-    if target == "label":
-        return Scale("label", *common)
-    if not rating.scored:
+    lacks_votes = target == "distribution" and _shares(table.votes) is None
+    if lacks_votes or (target == "score" and not rating.scored):
+        what, other = ("vote counts", "score") if rating.scored else ("scores or vote counts", "label")
         raise ValueError(
-            f"datasets: {table.name} has high/low labels and no scores; data.target=score needs scores."
+            f"datasets: data.target={target} needs {what} and the {split} split of {table.name} "
+            f"({table.protocol[split]}) has none; use data.target={other}."
         )
-    if options.score_range == "official":
-        return Scale("score", *common, offset=0.0, factor=rating.maximum)
-    return Scale("score", *common, offset=rating.minimum, factor=rating.maximum - rating.minimum)
+    if target == "distribution":
+        return Scale(target, *common, bins=table.bins)
+    if target == "label":
+        return Scale(target, *common)
+    offset = 0.0 if options.score_range == "official" else rating.minimum
+    return Scale("score", *common, offset=offset, factor=rating.maximum - offset)
 
 
 def check_classes(rated: RatedSet) -> None:
-    """Refuses a split in which an emotion has no vote: nothing can be learned about it.
-
-    Raises:
-        ValueError: names the emotions.
-    """
+    """Raises ValueError if a split has no vote for an emotion: nothing can be learned about it."""
     votes = np.nansum(rated.emotions, axis=0)  # (E,)
-    empty = [name for name, count in zip(rated.emotion_classes, votes, strict=True) if not count]
+    empty = [rated.emotion_classes[k] for k in np.flatnonzero(votes == 0)]
     if empty:
         raise ValueError(
             f"datasets: the {rated.split} split of {rated.name} has no picture of {' and '.join(empty)}, "
@@ -223,32 +201,33 @@ def load_datasets(
     own. Byte-identical pictures of different sets are not looked for.
 
     Args:
-        names, roots: of the same length, in the same order; no set twice.
+        names, roots: in the same order; no set twice. readers: of the sets, if they exist already.
         limit: most training pictures of each set, the first by the hashes of their ids; 0: all.
-        readers: of the sets, if they exist already.
 
     Raises:
-        ValueError, FileNotFoundError: one sentence that names the set, or file, row and column.
+        ValueError, FileNotFoundError: as `load_dataset`.
     """
     options, names = options or DataOptions(), [name.lower() for name in names]
-    if len(names) != len(roots) or not names:
+    if len(names) != len(roots) or not names or len(set(names)) < len(names):
         raise ValueError(
-            "datasets: --data-root must be given once per --dataset, in the same order; got "
-            f"{len(names)} of --dataset and {len(roots)} of --data-root."
+            "datasets: --data-root must be given once per --dataset, in the same order, and no set twice; "
+            f"got {len(names)} of --dataset ({', '.join(names)}) and {len(roots)} of --data-root."
         )
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(
-            f"datasets: {twice[0]} is given twice; sets are united by name, so each can be given once."
-        )
-    repeats = _repeats(options.repeat, names) if "train" in splits else ()
+    repeats = [1] * len(names)
+    if options.repeat and "train" in splits:
+        words = options.repeat.split(",")
+        if not len(words) == len(names) > 1 or not all(re.fullmatch(r" *0*[1-9]\d* *", w) for w in words):
+            raise ValueError(
+                "datasets: data.repeat is a whole number from 1 on for each of several sets, as 1,10; got "
+                f"'{options.repeat}' for {len(names)} ({', '.join(names)})."
+            )
+        repeats = [int(word) for word in words]
     readers = readers or [SetReader(name, root, options) for name, root in zip(names, roots, strict=True)]
     tables = [reader.table(splits) for reader in readers]
     if options.folds and all(table.has_own_split for table, _ in tables):
-        have = "have splits of their own" if len(tables) > 1 else "has a split of its own"
         raise ValueError(
-            f"datasets: {' and '.join(table.name for table, _ in tables)} {have} here; data.folds="
-            f"{options.folds} is for sets without one (fi, or a csv without a split column)."
+            f"datasets: {' and '.join(names)} came with splits; data.folds={options.folds} is for sets "
+            "without them (fi, or a csv without a split column)."
         )
     loaded = [split_sets(table, paths, splits, options) for table, paths in tables]
     for sets in loaded if limit and "train" in splits else ():
@@ -257,21 +236,6 @@ def load_datasets(
         return loaded[0]
     united = {split: [sets[split] for sets in loaded] for split in splits}
     return {split: unite(sets, repeats if split == "train" else ()) for split, sets in united.items()}
-
-
-def _repeats(text: str, names: Sequence[str]) -> tuple[int, ...]:
-    """From data.repeat, "1,10": how often each set's training pictures are shown; () for once each."""
-    if not text:
-        return ()
-    words = [word.strip() for word in text.split(",")]
-    if len(names) < 2 or len(words) != len(names):
-        raise ValueError(
-            "datasets: data.repeat is one number per set, of several sets; "
-            f"got '{text}' for {len(names)} ({', '.join(names)})."
-        )
-    if not all(word.isdecimal() and int(word) for word in words):
-        raise ValueError(f"datasets: data.repeat is whole numbers from 1 on, as 1,10; got '{text}'.")
-    return tuple(int(word) for word in words)
 
 
 def unite(sets: Sequence[RatedSet], repeats: Sequence[int] = ()) -> RatedSet:
@@ -292,11 +256,9 @@ def unite(sets: Sequence[RatedSet], repeats: Sequence[int] = ()) -> RatedSet:
                 f"datasets: the {rated.split} split of {rated.name} has no emotions; "
                 "sets are united for their emotions only. Give it alone."
             )
-    repeats = tuple(repeats) or (1,) * len(sets)
-    parts = list(zip(sets, repeats, strict=True))
+    parts = list(zip(sets, repeats or [1] * len(sets), strict=True))
     names = dict.fromkeys(name for rated in sets for name in rated.emotion_classes)
     classes = (*(e for e in EMOTIONS if e in names), *(name for name in names if name not in EMOTIONS))
-    emotions = [np.tile(over_classes(rated, classes), (times, 1)) for rated, times in parts]
     protocols = [
         f"{rated.name} {len(rated):,}{f' x{times}' if times > 1 else ''}: {rated.protocol}"
         for rated, times in parts
@@ -310,7 +272,9 @@ def unite(sets: Sequence[RatedSet], repeats: Sequence[int] = ()) -> RatedSet:
         paths=[path for rated, times in parts for path in rated.paths * times],
         scores=np.full(len(ids), np.nan),
         scale=sets[0].scale,
-        emotions=np.concatenate(emotions),
+        emotions=np.concatenate(
+            [over_classes(rated, classes) for rated, times in parts for _ in range(times)]
+        ),
         emotion_classes=classes,
         left_out=[LeftOut(f"{rated.name}:{i}", reason) for rated in sets for i, reason in rated.left_out],
         united=True,
@@ -334,13 +298,8 @@ class Draw(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """One decoded picture: image (3, H, W) uint8; score, distribution and emotion as in Sample."""
-
     index: int
-    image: Tensor
-    score: float
-    distribution: np.ndarray | None
-    emotion: np.ndarray | None
+    image: Tensor  # (3, H, W) uint8
 
 
 class Batch(NamedTuple):
@@ -358,6 +317,7 @@ class Batch(NamedTuple):
     broken: list[LeftOut]
 
 
+@dataclass(eq=False)
 class PictureSet(Dataset):
     """The decoded pictures of a split, by Draw (or by plain index, as epoch 0).
 
@@ -372,45 +332,34 @@ class PictureSet(Dataset):
         ValueError: the pictures are copies made for another size, or with another use of EXIF.
     """
 
-    def __init__(
-        self,
-        rated: RatedSet,
-        size: int | tuple[int, int] | None,
-        exif: bool = True,
-        flip_seed: int | None = None,
-        skip_broken: bool = False,
-        crop: bool = False,
-    ):
-        for copies in rated.copies:
-            check_copies(copies, size, exif)
-        self.rated, self.size, self.exif, self.crop = rated, size, exif, crop
-        self.flip_seed, self.skip_broken = flip_seed, skip_broken
+    rated: RatedSet
+    size: int | tuple[int, int] | None
+    exif: bool = True
+    flip_seed: int | None = None
+    skip_broken: bool = False
+    crop: bool = False
+
+    def __post_init__(self):
+        for copies in self.rated.copies:
+            check_copies(copies, self.size, self.exif)
 
     def __len__(self) -> int:
         return len(self.rated)
 
     def __getitem__(self, draw: Draw | int) -> Picture | LeftOut:
-        picture = self.read(draw)
-        if isinstance(picture, LeftOut) and not self.skip_broken:
-            raise broken_error(picture)
-        return picture
+        """The picture, or the reason why it cannot be decoded.
 
-    def __getitems__(self, draws: Sequence[Draw | int]) -> list[Picture | LeftOut]:
-        # Never raises: torch would wrap an error of a worker process in its traceback. The loader raises it.
-        return [self.read(draw) for draw in draws]
-
-    def read(self, draw: Draw | int) -> Picture | LeftOut:
-        """The picture, or the reason why it cannot be decoded."""
+        Never raises: torch would wrap an error of a worker process in its traceback. The loader raises it.
+        """
         epoch, index = draw if isinstance(draw, tuple) else (0, draw)
-        sample = self.rated[index]
         try:
-            image = decode(sample.path, self.size, self.exif, crop=self.crop)  # (H, W, 3)
+            image = decode(self.rated.paths[index], self.size, self.exif, crop=self.crop)  # (H, W, 3)
         except DecodeError as error:
-            return LeftOut(sample.id, str(error))
+            return LeftOut(self.rated.ids[index], str(error))
         tensor = torch.from_numpy(image).permute(2, 0, 1)  # (3, H, W)
         if self.flip_seed is not None and coin(self.flip_seed, epoch, index):
             tensor = tensor.flip(2)  # 30 times as fast as numpy's [:, ::-1]
-        return Picture(index, tensor, sample.score, sample.distribution, sample.emotion)
+        return Picture(index, tensor)
 
     def collate(self, pictures: Sequence[Picture | LeftOut]) -> Batch:
         """Stacks what was decoded and lists what was not; a batch may come out empty."""
@@ -418,22 +367,18 @@ class PictureSet(Dataset):
         index = np.array([picture.index for picture in good], dtype=np.int64)
         height, width = (self.size, self.size) if isinstance(self.size, int) else self.size or (1, 1)
         images = [picture.image for picture in good]
+        distributions, emotions = (
+            None if values is None else torch.from_numpy(values[index]).float()
+            for values in (self.rated.distributions, self.rated.emotions)
+        )
         return Batch(
             index=torch.from_numpy(index),
             images=stack(images) if good else torch.empty(0, 3, height, width, dtype=torch.uint8),
             scores=torch.from_numpy(self.rated.scores[index]),
-            distributions=_float_tensor(take_rows(self.rated.distributions, index)),
-            emotions=_float_tensor(take_rows(self.rated.emotions, index)),
+            distributions=distributions,
+            emotions=emotions,
             broken=[picture for picture in pictures if isinstance(picture, LeftOut)],
         )
-
-
-def broken_error(picture: LeftOut) -> DecodeError:
-    return DecodeError(f"{picture.reason} Repair it, or leave such files out with --skip-broken.")
-
-
-def _float_tensor(values: np.ndarray | None) -> Tensor | None:
-    return None if values is None else torch.from_numpy(values).float()
 
 
 def coin(seed: int, epoch: int, index: int) -> bool:
@@ -448,6 +393,7 @@ def coin(seed: int, epoch: int, index: int) -> bool:
     return bool(bits >> 63)
 
 
+@dataclass(eq=False)
 class TrainOrder(Sampler):
     """Batches of one epoch in random order, a function of (seed, epoch).
 
@@ -455,29 +401,24 @@ class TrainOrder(Sampler):
     every world-th of the global batch. The incomplete batch at the end is dropped, unless it is the only one.
 
     Args:
-        count: number of pictures.
         batch_size: of all processes together.
         start_step: steps of this epoch that a resumed run has done already; `len` counts them too.
     """
 
-    def __init__(
-        self,
-        count: int,
-        batch_size: int,
-        seed: int,
-        epoch: int,
-        start_step: int = 0,
-        rank: int = 0,
-        world: int = 1,
-    ):
-        if batch_size < 1 or batch_size % world:
+    count: int
+    batch_size: int
+    seed: int
+    epoch: int
+    start_step: int = 0
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self):
+        if self.batch_size < 1 or self.batch_size % self.world or self.count < self.world:
             raise ValueError(
-                f"datasets: a batch of {batch_size} pictures cannot be divided over {world} processes."
+                f"datasets: batches of {self.batch_size} out of {self.count} training pictures cannot be "
+                f"divided over {self.world} processes."
             )
-        if count < world:
-            raise ValueError(f"datasets: {count} training pictures are too few for {world} processes.")
-        self.count, self.batch_size, self.seed, self.epoch = count, batch_size, seed, epoch
-        self.start_step, self.rank, self.world = start_step, rank, world
 
     def __len__(self) -> int:
         return max(1, self.count // self.batch_size)
@@ -489,7 +430,7 @@ class TrainOrder(Sampler):
             yield [Draw(self.epoch, int(index)) for index in batch[self.rank :: self.world]]
 
 
-class TestOrder(Sampler):
+class TestOrder(BatchSampler):
     """Every picture exactly once over all processes, in order: rank r takes r, r + world, ...
 
     Args:
@@ -499,39 +440,23 @@ class TestOrder(Sampler):
     __test__ = False  # pytest would take the name for a test case's
 
     def __init__(self, count: int, batch_size: int, rank: int = 0, world: int = 1):
-        self.indices = range(rank, count, world)
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        for start in range(0, len(self.indices), self.batch_size):
-            yield [Draw(0, index) for index in self.indices[start : start + self.batch_size]]
+        super().__init__(range(rank, count, world), batch_size, drop_last=False)
 
 
 class Loader(DataLoader):
     """A DataLoader of Batch that raises the error of a broken file in the main process, as one sentence."""
 
     def __iter__(self) -> Iterator[Batch]:
-        if self.num_workers:
-            return_freed_memory()
+        # Forked workers would share the memory that `engine.keep_memory` has kept, and this process would
+        # copy each page before it writes there: gigabytes, and seconds, in the first step of each epoch.
+        libc = ctypes.CDLL(None) if self.num_workers and sys.platform.startswith("linux") else None
+        if hasattr(libc, "malloc_trim"):
+            libc.malloc_trim(0)
         for batch in super().__iter__():
             if batch.broken and not self.dataset.skip_broken:
-                raise broken_error(batch.broken[0])
+                reason = batch.broken[0].reason
+                raise DecodeError(f"{reason} Repair it, or leave such files out with --skip-broken.")
             yield batch
-
-
-def return_freed_memory() -> None:
-    """Returns to the system what `engine.keep_memory` has kept. Does nothing without glibc.
-
-    Forked workers would share it, and this process would have to copy each page before it writes there:
-    gigabytes, and seconds, in the first step of each epoch.
-    """
-    if sys.platform.startswith("linux"):
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim:
-            trim(0)
 
 
 def make_loader(
@@ -556,18 +481,14 @@ class PairPictures(PictureSet):
     scores, the preferences. A pair with a photograph that cannot be decoded is left out.
     """
 
-    rated: PairedSet
-
     def __len__(self) -> int:
-        return len(self.rated.pairs)
+        return len(self.rated.pairs)  # of a PairedSet
 
     def __getitem__(self, draw: Draw | int) -> tuple[int, Picture | LeftOut, Picture | LeftOut]:
+        """The pair's row, and its photographs."""
         epoch, pair = draw if isinstance(draw, tuple) else (0, draw)
-        first, second = (self.read(Draw(epoch, int(photograph))) for photograph in self.rated.pairs[pair])
-        return pair, first, second
-
-    def __getitems__(self, draws: Sequence[Draw | int]) -> list[tuple]:
-        return [self[draw] for draw in draws]
+        read, photographs = super().__getitem__, self.rated.pairs[pair].tolist()
+        return pair, read(Draw(epoch, photographs[0])), read(Draw(epoch, photographs[1]))
 
     def collate(self, pairs: Sequence[tuple[int, Picture | LeftOut, Picture | LeftOut]]) -> Batch:
         broken = [picture for _, *both in pairs for picture in both if isinstance(picture, LeftOut)]

@@ -25,44 +25,33 @@ def emd(p: Tensor, q: Tensor, r: float = 2) -> Tensor:
     Returns:
         (N,), in [0, 1].
     """
-    gap = cumulative_gap(p, q, r)  # (N, K)
+    gap = cumulative_gap(p, q)  # (N, K)
     # The root's gradient is infinite at 0; vector_norm's is 0 there, without an epsilon that biases the rest.
     return torch.linalg.vector_norm(gap, ord=r, dim=1) / gap.shape[1] ** (1 / r)  # (N,)
 
 
 def emd_loss(p: Tensor, q: Tensor, r: float = 2, reduction: str = "image") -> Tensor:
-    """EMD of a batch, a scalar.
+    """EMD of a batch (N, K), whose rows sum to 1; a scalar.
 
     Args:
-        p, q: (N, K), rows sum to 1.
         reduction: "image" takes the root per image, then the mean over images. "batch" takes the mean over
             images and bins, then the root, as the official code does; an image's weight depends on its batch.
     """
     if reduction == "image":
         return emd(p, q, r).mean()
     if reduction == "batch":
-        gap = cumulative_gap(p, q, r)  # (N, K)
+        gap = cumulative_gap(p, q)  # (N, K)
         return torch.linalg.vector_norm(gap, ord=r) / gap.numel() ** (1 / r)
     raise ValueError(f"losses: reduction must be 'image' or 'batch', not {reduction!r}.")
 
 
 def score_loss(p: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of probabilities, a scalar.
-
-    Args:
-        p: (N, 1), in [0, 1].
-        target: (N,), in [0, 1]: the score as `Scale.probability` gives it.
-    """
+    """Mean squared error of probabilities (N, 1) and scores (N,), as `Scale.probability` gives them."""
     return functional.mse_loss(*one_column(p, target))
 
 
 def correlation_loss(p: Tensor, target: Tensor) -> Tensor:
-    """1 - PLCC of a batch, a scalar from 0 to 2; 1 if one side does not vary.
-
-    Args:
-        p: (N, 1).
-        target: (N,).
-    """
+    """1 - PLCC of a batch, (N, 1) and (N,), a scalar from 0 to 2; 1 if one side does not vary."""
     p, target = one_column(p, target)
     p, target = p - p.mean(), target - target.mean()
     # The product of two norms is not differentiable at 0, its value for a batch of one picture.
@@ -71,13 +60,9 @@ def correlation_loss(p: Tensor, target: Tensor) -> Tensor:
 
 
 def label_loss(p: Tensor, high: Tensor) -> Tensor:
-    """Binary cross-entropy of high/low labels, a scalar.
+    """Binary cross-entropy of the probability (N, 1) of "high" and labels (N,), 1 for high and 0; a scalar.
 
     Takes probabilities, which `functional.binary_cross_entropy` refuses under autocast.
-
-    Args:
-        p: (N, 1), the probability of "high".
-        high: (N,), 1 where the picture counts as high, else 0.
     """
     # The gradient of log(p) is 1/p, in p's own type: float16 overflows above 65,504.
     smallest = 2.0**-15 if p.dtype == torch.float16 else 1e-12
@@ -95,11 +80,7 @@ def pair_loss(odds: Tensor, target: Tensor) -> Tensor:
             second ones; column 0 is a photograph's odds as the first of a pair, column 1 as the second.
         target: (n,), in [0, 1]: P(the first is preferred), or labels 0 and 1.
     """
-    if target.ndim != 1 or odds.shape != (2 * len(target), 2):
-        raise ValueError(
-            f"losses: expected odds (2n, 2) and targets (n,), got {tuple(odds.shape)} and "
-            f"{tuple(target.shape)}."
-        )
+    check_shapes(odds, target, "(2n, 2) and (n,)", target.ndim == 1 and odds.shape == (2 * len(target), 2))
     first, second = at_least_float32(odds).chunk(2)  # (n, 2) each
     logits = first[:, 0] - second[:, 1]  # (n,)
     return functional.binary_cross_entropy_with_logits(logits, at_least_float32(target).to(logits))
@@ -117,7 +98,7 @@ def emotion_loss(logits: Tensor, votes: Tensor, class_weights: Tensor | None = N
             A row of only zeros or only NaN is a picture without votes.
         class_weights: (E,), the weight of a vote for each class; the mean is then weighted too.
     """
-    check_shapes("emotion logits", logits, "votes", votes)
+    check_shapes(logits, votes, "(N, E)", logits.ndim == 2 and logits.shape == votes.shape)
     logits, votes = at_least_float32(logits), at_least_float32(votes)
     counts = votes.nan_to_num(nan=0.0)
     total = counts.sum(dim=1, keepdim=True)  # (N, 1)
@@ -152,29 +133,23 @@ def class_shift(shares: dict[str, float], reference: dict[str, float]) -> dict[s
     return {name: shift.get(name, average) for name in shares}
 
 
-def cumulative_gap(p: Tensor, q: Tensor, r: float) -> Tensor:
+def cumulative_gap(p: Tensor, q: Tensor) -> Tensor:
     """Difference of the two cumulative distributions, (N, K)."""
-    check_shapes("predicted distributions", p, "rated ones", q)
-    if r < 1:
-        raise ValueError(f"losses: the exponent r of the EMD must be 1 or more, not {r}.")
+    check_shapes(p, q, "(N, K)", p.ndim == 2 and p.shape == q.shape)
     return (at_least_float32(p) - at_least_float32(q)).cumsum(dim=1)
 
 
 def one_column(p: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Both as (N,). An (N, 1) against an (N,) would silently broadcast to (N, N)."""
-    if p.ndim != 2 or p.shape[1] != 1 or target.shape != p.shape[:1]:
-        raise ValueError(
-            f"losses: expected predictions (N, 1) and targets (N,), got {tuple(p.shape)} and "
-            f"{tuple(target.shape)}. A head with several outputs predicts a distribution: use emd_loss."
-        )
+    check_shapes(p, target, "(N, 1) and (N,)", p.shape == (*target.shape, 1) and target.ndim == 1)
     return at_least_float32(p[:, 0]), at_least_float32(target)
 
 
-def check_shapes(name: str, first: Tensor, other_name: str, second: Tensor) -> None:
-    if first.ndim != 2 or first.shape != second.shape:
+def check_shapes(predicted: Tensor, target: Tensor, expected: str, right: bool) -> None:
+    if not right:
         raise ValueError(
-            f"losses: {name} and {other_name} must have one shape (N, K), got {tuple(first.shape)} and "
-            f"{tuple(second.shape)}. The head and the data set must have the same classes or bins."
+            f"losses: predictions and targets must be {expected}, got {tuple(predicted.shape)} and "
+            f"{tuple(target.shape)}; the network and the data set must have the same outputs."
         )
 
 

@@ -8,10 +8,14 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eamb.network.names import NETWORKS, TASKS
 from eamb.readers.registry import DATASETS
 from eamb.runtime.command import guarded
+
+if TYPE_CHECKING:
+    from eamb.runtime.config import Config
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,37 +51,26 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--dataset",
-        type=str.lower,
-        choices=DATASETS,
-        action="append",
-        help="the data set; may be repeated for --task emotion",
-    )
-    parser.add_argument(
-        "--data-root", metavar="DIR", action="append", help="its folder (docs/data.md), one per --dataset"
-    )
-    parser.add_argument("--config", metavar="FILE", action="append", default=[], help="YAML; may be repeated")
-    parser.add_argument("--skip-broken", action="store_true", help="leave out files that cannot be decoded")
-    parser.add_argument("settings", metavar="key=value", nargs="*", help="settings, as in train.epochs=3")
+    add = parser.add_argument
+    sets = "the data set; may be repeated for --task emotion"
+    add("--dataset", type=str.lower, choices=DATASETS, action="append", help=sets)
+    add("--data-root", metavar="DIR", action="append", help="its folder (docs/data.md), one per --dataset")
+    add("--config", metavar="FILE", action="append", default=[], help="YAML; may be repeated")
+    add("--skip-broken", action="store_true", help="leave out files that cannot be decoded")
+    add("settings", metavar="key=value", nargs="*", help="settings, as in train.epochs=3")
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--task", type=str.lower, choices=TASKS)
-    parser.add_argument(
-        "--network",
-        choices=NETWORKS,
-        help="linear: a pooled backbone and one layer; for --task series: resnet (any backbone, pooled) or "
-        "paunit (attention units)",
-    )
+    add = parser.add_argument
+    networks = "linear: a pooled backbone and one layer; for --task series: resnet (any backbone, pooled) or "
+    add("--task", type=str.lower, choices=TASKS)
+    add("--network", choices=NETWORKS, help=networks + "paunit (attention units)")
     add_data_options(parser)
-    parser.add_argument("--emotion-checkpoint", metavar="FILE", help="weights of the emotion branch")
-    parser.add_argument("--weights", metavar="FILE", help="start from this network (fine-tuning)")
-    parser.add_argument(
-        "--output", metavar="DIR", type=Path, help="default: runs/<task>_<dataset>_<backbone>"
-    )
-    parser.add_argument("--force", action="store_true", help="start anew over an existing run")
-    parser.add_argument("--resume", action="store_true", help="go on where the run in --output stopped")
+    add("--emotion-checkpoint", metavar="FILE", help="weights of the emotion branch")
+    add("--weights", metavar="FILE", help="start from this network (fine-tuning)")
+    add("--output", metavar="DIR", type=Path, help="default: runs/<task>_<dataset>_<backbone>")
+    add("--force", action="store_true", help="start anew over an existing run")
+    add("--resume", action="store_true", help="go on where the run in --output stopped")
     parser.set_defaults(run=run_train)
 
 
@@ -96,72 +89,60 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     scored.add_argument("--checkpoint", metavar="FILE", type=Path, help="weights that score the pictures")
     scored.add_argument("--predictions", metavar="FILE", type=Path, help="scores made by any program")
     add_data_options(parser)
-    parser.add_argument("--split", type=str.lower, choices=("train", "val", "test"), default="test")
-    parser.add_argument(
-        "--output", metavar="DIR", type=Path, help="default: runs/evaluate_<dataset>_<split>_<hash>"
-    )
-    parser.add_argument("--force", action="store_true", help="overwrite an existing report")
+    add = parser.add_argument
+    add("--split", type=str.lower, choices=("train", "val", "test"), default="test")
+    add("--output", metavar="DIR", type=Path, help="default: runs/evaluate_<dataset>_<split>_<hash>")
+    add("--force", action="store_true", help="overwrite an existing report")
     parser.set_defaults(run=run_evaluate)
 
 
 def add_predict(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("paths", metavar="PATH", nargs="*", help="files, folders, globs; - reads a list")
-    parser.add_argument("--output", metavar="FILE", type=Path, help="scores.csv or scores.jsonl")
-    parser.add_argument("--maps", metavar="DIR", type=Path, help="write a panel that explains each score")
-    parser.add_argument("--maps-raw", action="store_true", help="with --maps: the maps as .npy files too")
-    parser.add_argument("--emotions", action="store_true", help="one column per emotion")
-    parser.add_argument("--resume", action="store_true", help="go on where the run in --output stopped")
-    parser.add_argument(
-        "--engine", choices=("torch", "openvino"), help="openvino runs what scripts/export.py wrote"
+    add = parser.add_argument
+    engines = "openvino runs what scripts/export.py wrote"
+    exact = "decode large JPEGs whole, as evaluate does; several times slower"
+    shard = (
+        "score part I, from 1, of N equal parts of the pictures; torchrun sets it by itself, and each "
+        "process writes a file of its own: scores.IofN.csv"
     )
-    parser.add_argument(
-        "--exact",
-        action="store_true",
-        help="decode large JPEGs whole, as evaluate does; several times slower",
-    )
-    parser.add_argument(
-        "--shard",
-        metavar="I/N",
-        help="score part I, from 1, of N equal parts of the pictures; torchrun sets it by itself, and each "
-        "process writes a file of its own: scores.IofN.csv",
-    )
+    add("paths", metavar="PATH", nargs="*", help="files, folders, globs; - reads a list")
+    add("--output", metavar="FILE", type=Path, help="scores.csv or scores.jsonl")
+    add("--maps", metavar="DIR", type=Path, help="write a panel that explains each score")
+    add("--maps-raw", action="store_true", help="with --maps: the maps as .npy files too")
+    add("--emotions", action="store_true", help="one column per emotion")
+    add("--resume", action="store_true", help="go on where the run in --output stopped")
+    add("--engine", choices=("torch", "openvino"), help=engines)
+    add("--exact", action="store_true", help=exact)
+    add("--shard", metavar="I/N", help=shard)
     add_scoring_options(parser)
-    parser.set_defaults(run=run_scoring)
 
 
 def add_select(parser: argparse.ArgumentParser) -> None:
     parser.description = "Finds the series in folders of photographs and picks the best of each."
-    parser.add_argument("paths", metavar="FOLDER", nargs="*", help="or files, globs; - reads a list")
-    parser.add_argument("--keep", metavar="N", type=int, default=1, help="how many of each series, default 1")
-    parser.add_argument("--output", metavar="FILE", type=Path, default=Path("picks.csv"), help="picks.csv")
-    parser.add_argument(
-        "--page", metavar="DIR", type=Path, help="write a page to review and change the picks"
-    )
-    parser.add_argument(
-        "--gap", metavar="SECONDS", type=float, default=30, help="a longer pause ends a series; default 30"
-    )
-    parser.add_argument(
-        "--similarity", metavar="X", type=float, default=0.6, help="0 to 1, lower ends a series; default 0.6"
-    )
+    add = parser.add_argument
+    gap, similarity = "a longer pause ends a series; default 30", "0 to 1, lower ends a series; default 0.6"
+    add("paths", metavar="FOLDER", nargs="*", help="or files, globs; - reads a list")
+    add("--keep", metavar="N", type=int, default=1, help="how many of each series, default 1")
+    add("--output", metavar="FILE", type=Path, default=Path("picks.csv"), help="picks.csv")
+    add("--page", metavar="DIR", type=Path, help="write a page to review and change the picks")
+    add("--gap", metavar="SECONDS", type=float, default=30, help=gap)
+    add("--similarity", metavar="X", type=float, default=0.6, help=similarity)
     add_scoring_options(parser)
-    parser.set_defaults(run=run_scoring)
 
 
 def add_scoring_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="default: the shipped weights")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
-    parser.add_argument(
-        "--precision", choices=("fp32", "bf16", "fp16", "int8"), help="default: fp32, or the exported file's"
+    add = parser.add_argument
+    precision = "default: fp32, or the exported file's"
+    workers = (
+        "threads; on a CPU each decodes and scores with its share of the cores, on a GPU they decode ahead; "
+        "-1: chosen for the machine"
     )
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=-1,
-        help="threads; on a CPU each decodes and scores with its share of the cores, on a GPU they decode "
-        "ahead; -1: chosen for the machine",
-    )
-    parser.add_argument("--force", action="store_true", help="overwrite an existing output")
+    add("--checkpoint", metavar="FILE", type=Path, help="default: the shipped weights")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
+    add("--precision", choices=("fp32", "bf16", "fp16", "int8"), help=precision)
+    add("--batch-size", type=int, default=16)
+    add("--workers", type=int, default=-1, help=workers)
+    add("--force", action="store_true", help="overwrite an existing output")
+    parser.set_defaults(run=run_scoring)
 
 
 def run_train(options: argparse.Namespace) -> int:
@@ -169,30 +150,21 @@ def run_train(options: argparse.Namespace) -> int:
     from eamb.training.run import train
     from eamb.training.tasks import choose_task
 
+    task = choose_task(read_config(options)[0])
+    names = ("emotion_checkpoint", "weights", "output", "resume", "force")
     try:
-        train(
-            choose_task(read_config(options)),
-            emotion_checkpoint=options.emotion_checkpoint,
-            weights=options.weights,
-            output=options.output,
-            resume=options.resume,
-            force=options.force,
-        )
+        train(task, **{name: getattr(options, name) for name in names})
     except Stopped as stopped:
         if os.environ.get("RANK", "0") == "0":
-            how = "go on with" if stopped.begun else "it had not begun; start it with"
-            command = command_line(options.words, resume=stopped.begun)
-            print(f"{stopped}; {how}\n{command}", file=sys.stderr, flush=True)
+            print(f"{stopped}; go on with\n{resuming_command(options.words)}", file=sys.stderr, flush=True)
         return stopped.code
     return 0
 
 
-def command_line(words: list[str], resume: bool) -> str:
-    """The command line that resumes the training started with these words, or starts it again."""
+def resuming_command(words: list[str]) -> str:
+    """The command line that resumes the training started with these words."""
     program = sys.argv[0] if sys.argv[0].endswith("main.py") else "main.py"
-    if resume:
-        words = [*(word for word in words if word not in ("--force", "--resume")), "--resume"]
-    words = [program, *words]
+    words = [program, *(word for word in words if word not in ("--force", "--resume")), "--resume"]
     local, world = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
     if world == 1:
         return shlex.join(["python", *words])
@@ -204,18 +176,17 @@ def run_evaluate(options: argparse.Namespace) -> int:
     from eamb.evaluation.evaluate import evaluate_checkpoint
     from eamb.evaluation.external import evaluate_predictions
     from eamb.evaluation.predicting import as_trained
-    from eamb.runtime.config import read_settings
     from eamb.training.tasks import choose_task
     from eamb.weights.checkpoint import load_weights
 
-    config, target = read_config(options), (options.split, options.output, options.force)
+    config, given = read_config(options)
+    target = (options.split, options.output, options.force)
     if len(config.data.names) > 1:
         raise ValueError(f"evaluation: one data set at a time, not {' and '.join(config.data.names)}")
     if options.predictions:
         evaluate_predictions(options.predictions, choose_task(config), *target)
     else:
         weights = load_weights(options.checkpoint)
-        given = read_settings(options.config, key_value_words(options))
         evaluate_checkpoint(weights, choose_task(as_trained(config, weights, given)), *target)
     return 0
 
@@ -228,43 +199,40 @@ def run_scoring(options: argparse.Namespace) -> int:
     return command(options)
 
 
-def read_config(options: argparse.Namespace):
-    """The data set's own config, or the given ones, changed by the command line's words and options."""
-    from eamb.runtime.config import load_config
-    from eamb.training.tasks import choose_task
+def read_config(options: argparse.Namespace) -> tuple[Config, dict[str, object]]:
+    """The data set's own config, or the given ones, changed by the command line; and what the user gave.
 
-    if len(options.data_root or ()) > 1 and len(options.data_root) != len(options.dataset or ()):
+    What the user gave is by flat key, as in "train.epochs".
+    """
+    from eamb.runtime.config import from_settings, read_settings
+    from eamb.training.tasks import recipe
+
+    sets, roots = options.dataset or (), options.data_root or ()
+    if len(roots) > 1 and len(roots) != len(sets):
         raise ValueError(
-            f"main: --data-root is given {len(options.data_root)} times and --dataset "
-            f"{len(options.dataset or ())} times; give one per set, in the same order"
+            f"main: --data-root is given {len(roots)} times and --dataset {len(sets)} times; give one per "
+            "set, in the same order"
         )
-    words = key_value_words(options)
-    config = load_config(options.config, words)
-    for name in config.data.names:
-        if name not in DATASETS:
-            named = f", not '{name}'" if name else ""
-            raise ValueError(f"main: which data set? --dataset {{{','.join(DATASETS)}}}{named}")
-    first = DATASETS[config.data.names[0]]
-    if not options.config:
-        config = load_config(
-            [Path(__file__).parent / "configs" / f"{choose_task(config).recipe}.yaml"], words
-        )
-    dataset, root = config.data.dataset.lower(), config.data.root or first.folder
-    if not root:
-        raise ValueError(f"main: where is {dataset}? --data-root DIR")
-    return replace(config, data=replace(config.data, dataset=dataset, root=root))
-
-
-def key_value_words(options: argparse.Namespace) -> list[str]:
-    """The settings on the command line as key=value, the options last."""
-    given = {
-        "data.dataset": options.dataset and "+".join(options.dataset),
-        "data.root": options.data_root and "\n".join(options.data_root),
+    words = {
+        "data.dataset": "+".join(sets) or None,
+        "data.root": "\n".join(roots) if roots else None,
         "data.skip_broken": "true" if options.skip_broken else None,
         "task": getattr(options, "task", None),  # only train has this and the next
         "model.network": getattr(options, "network", None),
     }
-    return [*options.settings, *(f"{key}={value}" for key, value in given.items() if value is not None)]
+    words = [*options.settings, *(f"{key}={value}" for key, value in words.items() if value is not None)]
+    given = read_settings(options.config, words)
+    dataset = given.get("data.dataset", "").lower()
+    for name in dataset.split("+"):
+        if name not in DATASETS:
+            raise ValueError(f"main: which data set? --dataset {{{','.join(DATASETS)}}}, got '{name}'")
+    first = dataset.split("+")[0]
+    own = Path(__file__).parent / "configs" / f"{recipe(given.get('task'), first)}.yaml"
+    config = from_settings(given if options.config else read_settings([own], ()) | given)
+    root = config.data.root or DATASETS[first].folder
+    if not root:
+        raise ValueError(f"main: where is {dataset}? --data-root DIR")
+    return replace(config, data=replace(config.data, dataset=dataset, root=root)), given
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """How good predictions are: pure functions on arrays, all in float64.
 
 Scores are in the unit of the data set. A metric that is undefined for its input (a correlation with a
-constant) is NaN with a warning that names it; wrong input (NaN, unequal lengths) is a `ValueError`.
+constant) is NaN; wrong input (NaN, unequal lengths) is a `ValueError`.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -16,18 +16,12 @@ from scipy import optimize, special, stats
 
 SMALLEST_PROBABILITY = 1e-12  # a softmax in float32 can give an exact 0, whose logarithm is infinite
 RIDGE = 1e-3  # keeps strengths finite where all people agree; moves odds of 3 to 1 by some thousandths
-TERMS = {  # how reports write the names of metrics, where it is not the name itself
+# How reports write the names of metrics, where it is not the name itself.
+TERMS = {name: name.upper() for name in ("srcc", "plcc", "krcc", "rmse", "mae", "auc", "kl")} | {
     "n": "pictures",
-    "srcc": "SRCC",
-    "plcc": "PLCC",
-    "krcc": "KRCC",
-    "rmse": "RMSE",
-    "mae": "MAE",
-    "auc": "AUC",
     "emd1": "EMD (r = 1)",
     "emd2": "EMD (r = 2)",
     "macro_f1": "macro F1",
-    "kl": "KL",
     "kl_prior": "KL of the prior",
     "kl_ratio": "KL / KL of the prior",
     "cross_entropy": "cross-entropy",
@@ -41,107 +35,80 @@ TERMS = {  # how reports write the names of metrics, where it is not the name it
 }
 
 
-# ---- Correlations ------------------------------------------------------------------------------------------
-
-
 def srcc(predicted: ArrayLike, rated: ArrayLike) -> float:
     """Spearman's rank correlation of (n,) with (n,), in [-1, 1]; ties share their mean rank."""
-    predicted, rated = _pair(predicted, rated)
-    if _undefined("SRCC", predicted, rated):
-        return np.nan
-    return _correlation(stats.rankdata(predicted), stats.rankdata(rated))
+    return _correlation(
+        "SRCC", predicted, rated, lambda x, y: np.corrcoef(stats.rankdata([x, y], axis=1))[0, 1]
+    )
 
 
 def plcc(predicted: ArrayLike, rated: ArrayLike) -> float:
     """Pearson's linear correlation of (n,) with (n,), in [-1, 1]; no logistic curve is fitted first."""
-    predicted, rated = _pair(predicted, rated)
-    return np.nan if _undefined("PLCC", predicted, rated) else _correlation(predicted, rated)
+    return _correlation("PLCC", predicted, rated, lambda x, y: np.corrcoef(x, y)[0, 1])
 
 
 def krcc(predicted: ArrayLike, rated: ArrayLike) -> float:
     """Kendall's rank correlation (tau-b, corrected for ties) of (n,) with (n,), in [-1, 1]."""
-    predicted, rated = _pair(predicted, rated)
-    if _undefined("KRCC", predicted, rated):
+    return _correlation("KRCC", predicted, rated, lambda x, y: stats.kendalltau(x, y).statistic)
+
+
+def _correlation(name: str, predicted: ArrayLike, rated: ArrayLike, function: Callable) -> float:
+    predicted, rated = pair = _pair(predicted, rated)
+    # Equal distributions can have means that differ in the last bits, which would be ranked.
+    if len(rated) < 2 or any(np.ptp(values) <= 1e-13 * np.abs(values).max() for values in pair):
+        problem = "is undefined (NaN): it needs two pictures, unequal predictions and unequal ratings"
+        warnings.warn(f"metrics: {name} {problem}.", stacklevel=3)
         return np.nan
-    # The method concerns the p-value only, which is not used: take the cheap one, which needs n > 2.
-    method = "asymptotic" if len(predicted) > 2 else "auto"
-    return float(stats.kendalltau(predicted, rated, method=method).statistic)
-
-
-def _correlation(x: np.ndarray, y: np.ndarray) -> float:
-    x, y = x - x.mean(), y - y.mean()
-    # Squares of very small or very large values would under- or overflow.
-    x, y = x / np.abs(x).max(), y / np.abs(y).max()
-    return float(np.clip(x @ y / np.sqrt((x @ x) * (y @ y)), -1, 1))
-
-
-# ---- Errors, accuracy, distances ---------------------------------------------------------------------------
+    return float(function(predicted, rated))
 
 
 def rmse(predicted: ArrayLike, rated: ArrayLike) -> float:
     """Root of the mean squared error, in the unit of the scores."""
     predicted, rated = _pair(predicted, rated)
-    return float(np.sqrt(_mean("RMSE", (predicted - rated) ** 2)))
+    return float(np.sqrt(((predicted - rated) ** 2).mean()))
 
 
 def mae(predicted: ArrayLike, rated: ArrayLike) -> float:
     """Mean absolute error, in the unit of the scores."""
     predicted, rated = _pair(predicted, rated)
-    return _mean("MAE", np.abs(predicted - rated))
+    return float(np.abs(predicted - rated).mean())
 
 
 def accuracy(predicted: ArrayLike, rated: ArrayLike, threshold: float, inclusive: bool = False) -> float:
-    """Share of pictures that prediction and rating put on the same side of the threshold.
+    """Share of pictures whose prediction and rating (n,), in one unit, lie on the same side of the threshold.
 
-    Args:
-        predicted: (n,), in the unit of the threshold.
-        rated: (n,) exact means, as they were read.
-        inclusive: a score at the threshold counts as high too.
+    `inclusive`: a score at the threshold counts as high too.
     """
     # Thresholds compare exact means: float32(3.0 / 5) is above 0.6 and would flip 48 of PARA's 3,000 labels.
     predicted, rated = _pair(predicted, rated)
     high = np.greater_equal if inclusive else np.greater
-    return _mean("accuracy", high(predicted, threshold) == high(rated, threshold))
-
-
-def majority_accuracy(high: ArrayLike) -> float:
-    """Accuracy of always predicting the more frequent of high and low; high: (n,), 0 or 1."""
-    share = _mean("majority accuracy", np.asarray(high))
-    return max(share, 1 - share)
+    return float((high(predicted, threshold) == high(rated, threshold)).mean())
 
 
 def auc(predicted: ArrayLike, high: ArrayLike) -> float:
-    """Area under the ROC curve: how often a high picture is scored above a low one, ties count half.
+    """Area under the ROC curve of predictions (n,) for labels (n,), 1 or True where the picture is high.
 
-    Args:
-        predicted: (n,).
-        high: (n,), 1 or True where the picture is high.
+    How often a high picture is scored above a low one; ties count half.
     """
     predicted, high = _pair(predicted, high)
     highs = np.count_nonzero(high)
     lows = len(high) - highs
-    if highs == 0 or lows == 0:
-        _warn(f"AUC is undefined (NaN): it needs high and low pictures, here are {highs} and {lows}.")
+    if min(highs, lows) == 0:
+        problem = f"it needs high and low pictures, here are {highs} and {lows}"
+        warnings.warn(f"metrics: AUC is undefined (NaN): {problem}.", stacklevel=2)
         return np.nan
     rank_sum = stats.rankdata(predicted)[high != 0].sum()
     return float((rank_sum - highs * (highs + 1) / 2) / (highs * lows))
 
 
 def emd(predicted: ArrayLike, rated: ArrayLike, r: float = 2) -> np.ndarray:
-    """Earth mover's distance between rating distributions, one value per image: `losses.emd` in float64.
-
-    Args:
-        predicted, rated: (n, K), rows sum to 1.
-
-    Returns:
-        (n,), in [0, 1].
-    """
+    """Earth mover's distance between rating distributions, `losses.emd` in float64: (n, K) twice -> (n,)."""
     return (_cumulative_gap(predicted, rated) ** r).mean(axis=1) ** (1 / r)
 
 
 def _cumulative_gap(predicted: ArrayLike, rated: ArrayLike) -> np.ndarray:
     """(n, K), |P_k - Q_k| between cumulative distributions."""
-    predicted, rated = _distribution_pair(predicted, rated)
+    predicted, rated = _distributions(predicted, rated)
     return np.abs((predicted - rated).cumsum(axis=1))
 
 
@@ -155,8 +122,7 @@ def aesthetic_metrics(
     """All figures that the field reports for predicted scores.
 
     Args:
-        predicted: (n,), in the unit of the data set; for high/low labels the probability of "high".
-        rated: (n,) exact means, in the same unit; for labels 0 or 1.
+        predicted, rated: (n,), in one unit; for high/low labels the probability of "high", and 0 or 1.
         threshold: above it a picture counts as high.
         predicted_distributions, rated_distributions: (n, K), rows sum to 1; both or neither.
 
@@ -166,29 +132,21 @@ def aesthetic_metrics(
         labels (all 0 or 1, with the threshold between), whose rmse is the root of the Brier score.
     """
     predicted, rated = np.asarray(predicted), np.asarray(rated)
-    values = {
-        "n": predicted.size,
-        "srcc": srcc(predicted, rated),
-        "plcc": plcc(predicted, rated),
-        "krcc": krcc(predicted, rated),
-        "rmse": rmse(predicted, rated),
-        "mae": mae(predicted, rated),
-        "accuracy": accuracy(predicted, rated, threshold),
-        "accuracy_inclusive": accuracy(predicted, rated, threshold, inclusive=True),
-        "threshold": float(threshold),
-    }
+    values = {"n": rated.size}
+    values |= {measure.__name__: measure(predicted, rated) for measure in (srcc, plcc, krcc, rmse, mae)}
+    values["accuracy"] = accuracy(predicted, rated, threshold)
+    values["accuracy_inclusive"] = accuracy(predicted, rated, threshold, inclusive=True)
+    values["threshold"] = float(threshold)
     if len(rated) and 0 < threshold < 1 and ((rated == 0) | (rated == 1)).all():  # labels
         values["auc"] = auc(predicted, rated)
-    if predicted_distributions is not None or rated_distributions is not None:
+    if predicted_distributions is not None:
         gap = _cumulative_gap(predicted_distributions, rated_distributions)
-        if len(gap) != len(predicted):
-            raise ValueError(f"metrics: {len(predicted)} predicted scores against {len(gap)} distributions.")
-        values["emd1"] = _mean("EMD", gap.mean(axis=1))
-        values["emd2"] = _mean("EMD", np.sqrt((gap**2).mean(axis=1)))
+        values["emd1"] = float(gap.mean())
+        values["emd2"] = float(np.sqrt((gap**2).mean(axis=1)).mean())
     return values
 
 
-# ---- Emotions ----------------------------------------------------------------------------------------------
+# ---- Emotions
 
 
 def emotion_metrics(probabilities: ArrayLike, votes: ArrayLike, classes: Sequence[str]) -> dict[str, float]:
@@ -210,57 +168,48 @@ def emotion_metrics(probabilities: ArrayLike, votes: ArrayLike, classes: Sequenc
         calibration_error (expected, 15 equal bins of the top probability), and the accuracies of always
         predicting the most frequent class (majority) and of guessing (chance).
     """
-    probabilities, votes, offered = offered_shares(probabilities, votes, classes)
+    probabilities, votes, offered = _offered_shares(probabilities, votes, classes)
     predicted, truth = top_classes(probabilities, votes)  # (n,) each
-    counts = _confusion(truth, predicted, len(classes))
-    hits, support, either = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0) + counts.sum(axis=1)
-    recall = np.divide(hits, support, out=np.full(len(classes), np.nan), where=support > 0)  # (E,)
+    correct = predicted == truth  # (n,)
+    groups = (truth[correct], truth, predicted)
+    hits, support, named = (np.bincount(numbers, minlength=len(classes)) for numbers in groups)  # (E,) each
+    with np.errstate(invalid="ignore"):  # 0 / 0 for classes that do not occur
+        recall, f1 = hits / support, 2 * hits / (support + named)  # (E,) each
     prior = np.empty_like(votes)  # (n, E), the same for all pictures that were offered the same classes
     patterns = offered @ (1 << np.arange(len(classes)))  # (n,) whole numbers
     for pattern in np.unique(patterns):
-        rows = patterns == pattern
-        prior[rows] = emotion_prior(votes[rows])
+        prior[patterns == pattern] = votes[patterns == pattern].mean(axis=0)
     cross_entropy, entropy = _cross_entropy(votes, probabilities), _cross_entropy(votes, votes)
-    kl_prior = _cross_entropy(votes, prior) - entropy
-    prior_is_exact = kl_prior < 1e-12  # equal rows leave a rounding error instead of 0
-    if prior_is_exact:
-        _warn("KL ratio is undefined (NaN): all pictures have the same votes, the constant prior is exact.")
+    kl, kl_prior = cross_entropy - entropy, _cross_entropy(votes, prior) - entropy
+    kl_ratio = kl / kl_prior if kl_prior > 1e-12 else np.nan  # equal votes leave a rounding error, not 0
     return {
         "n": len(votes),
-        "accuracy": float((predicted == truth).mean()),
-        "macro_f1": float((2 * hits[either > 0] / either[either > 0]).mean()),
+        "accuracy": float(correct.mean()),
+        "macro_f1": float(np.nanmean(f1)),
         **{f"recall_{classes[k]}": float(recall[k]) for k in np.flatnonzero(offered.any(axis=0))},
-        "kl": cross_entropy - entropy,
+        "kl": kl,
         "kl_prior": kl_prior,
-        "kl_ratio": np.nan if prior_is_exact else (cross_entropy - entropy) / kl_prior,
+        "kl_ratio": kl_ratio,
         "cross_entropy": cross_entropy,
-        "calibration_error": _calibration_error(probabilities.max(axis=1), predicted == truth),
+        "calibration_error": _calibration_error(probabilities.max(axis=1), correct),
         "majority": float((votes == votes.max(axis=1, keepdims=True)).mean(axis=0).max()),
         "chance": float((1 / offered.sum(axis=1)).mean()),
     }
 
 
-def offered_shares(
+def _offered_shares(
     probabilities: ArrayLike, votes: ArrayLike, classes: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Predictions and votes, checked, as shares among the classes that were offered for each picture.
-
-    Args:
-        probabilities, votes, classes: as `emotion_metrics` takes them.
+    """Checks what `emotion_metrics` takes, and divides it by its sum over each picture's offered classes.
 
     Returns:
-        Probabilities and vote shares (n, E), whose rows sum to 1, 0 where a class was not offered; and
-        whether it was, (n, E) bool.
+        Probabilities and vote shares (n, E), rows sum to 1, 0 where not offered; offered, (n, E) bool.
     """
     votes = np.asarray(votes, dtype=np.float64)
     offered = ~np.isnan(votes)
-    probabilities, votes = _distribution_pair(probabilities, _shares(np.where(offered, votes, 0.0)))
-    if len(classes) != votes.shape[1]:
-        raise ValueError(
-            f"metrics: {len(classes)} emotion classes are named, but there are {votes.shape[1]} columns."
-        )
-    if len(votes) == 0:
-        raise ValueError("metrics: there is no picture with emotion votes to score.")
+    probabilities, votes = _distributions(probabilities, _shares(np.where(offered, votes, 0.0)))
+    if votes.shape[1] != len(classes) or not len(votes):
+        raise ValueError(f"metrics: {len(classes)} classes need as many columns of votes, not {votes.shape}.")
     partly = ~offered.all(axis=1)  # (n,) pictures for which a class was not offered
     # The lower bound makes the offered classes equal where all of them are 0, instead of dividing by 0.
     rest = np.where(offered[partly], np.maximum(probabilities[partly], SMALLEST_PROBABILITY), 0.0)
@@ -271,20 +220,17 @@ def offered_shares(
 
 def confusion_matrix(probabilities: ArrayLike, votes: ArrayLike, classes: Sequence[str]) -> np.ndarray:
     """(E, E) numbers of pictures, true class by predicted class; arguments as for `emotion_metrics`."""
-    probabilities, votes, _ = offered_shares(probabilities, votes, classes)
+    probabilities, votes, _ = _offered_shares(probabilities, votes, classes)
     predicted, truth = top_classes(probabilities, votes)  # (n,) each
-    return _confusion(truth, predicted, len(classes))
-
-
-def _confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    return np.bincount(classes * truth + predicted, minlength=classes**2).reshape(classes, classes)
+    numbers = len(classes) * truth + predicted  # (n,), of the cells
+    return np.bincount(numbers, minlength=len(classes) ** 2).reshape(len(classes), -1)
 
 
 def top_classes(probabilities: np.ndarray, votes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Class numbers predicted and true, (n,) and (n,), from (n, E) and (n, E).
+    """Class numbers predicted and true, (n,) each, from (n, E) each.
 
-    The true class is the one with the most votes. Of several with equally many it is the predicted one if
-    that is among them, else the first.
+    The true class is the one with the most votes; of several the predicted one if it is among them, else the
+    first.
     """
     predicted = probabilities.argmax(axis=1)  # (n,)
     leads = votes[np.arange(len(votes)), predicted] == votes.max(axis=1)  # (n,)
@@ -292,9 +238,8 @@ def top_classes(probabilities: np.ndarray, votes: np.ndarray) -> tuple[np.ndarra
 
 
 def _cross_entropy(votes: np.ndarray, probabilities: np.ndarray) -> float:
-    """Mean over pictures of -sum(votes * log(probabilities)), (n, E) and (n or 1, E)."""
-    logarithms = np.log(np.maximum(probabilities, SMALLEST_PROBABILITY))
-    return float(-(votes * logarithms).sum(axis=1).mean())
+    """Mean over pictures of -sum(votes * log(probabilities)), (n, E) each."""
+    return float(-(votes * np.log(np.maximum(probabilities, SMALLEST_PROBABILITY))).sum(axis=1).mean())
 
 
 def _calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
@@ -303,36 +248,26 @@ def _calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
     return float(np.abs(np.bincount(bins, weights=confidence - correct)).sum() / len(confidence))
 
 
-def emotion_prior(votes: ArrayLike) -> np.ndarray:
-    """The constant prediction: the mean vote shares (E,) of votes (n, E), shares or counts."""
-    return _shares(votes).mean(axis=0)
-
-
 def positive_emotion_accuracy(emotions: ArrayLike, high: ArrayLike, classes: Sequence[str]) -> float:
     """Accuracy of the rule "a picture with a positive emotion is a high one", a baseline for IAE.
 
-    Args:
-        emotions: (n, E), votes, one-hot labels or predicted probabilities; a picture is positive if the
-            positive emotions have more than the negative ones, and neutral counts for neither.
-        high: (n,), 0 or 1.
-        classes: E names, in the order of the columns.
+    A picture is positive if the positive emotions have more of its votes or probabilities (n, E) than the
+    negative ones; neutral counts for neither. `high` is (n,), 0 or 1.
     """
     emotions = _shares(emotions)  # (n, E)
     positive = np.isin(classes, ["amusement", "awe", "contentment", "excitement"])  # (E,), Mikels et al. 2005
     negative = ~positive & ~np.isin(classes, ["neutral"])
     says_high = emotions[:, positive].sum(axis=1) > emotions[:, negative].sum(axis=1)  # (n,)
-    return _mean("positive-emotion rule", says_high == np.asarray(high))
+    return float((says_high == np.asarray(high)).mean())
 
 
-# ---- Pairs and series --------------------------------------------------------------------------------------
+# ---- Pairs and series
 
 
 def pair_probability(odds: ArrayLike, pairs: np.ndarray) -> np.ndarray:
-    """P(the first of each pair is preferred), (m,) in [0, 1].
+    """P(the first of each pair is preferred), (m,) in [0, 1], for pairs (m, 2) of rows of the odds.
 
-    Args:
-        odds: (n, 2) predictions of a pair network, or (n, 1) of anything that scores photographs.
-        pairs: (m, 2) rows of `odds`.
+    The odds are (n, 2) predictions of a pair network, or (n, 1) of anything that scores photographs.
     """
     odds = np.asarray(odds, np.float64)
     return special.expit(odds[pairs[:, 0], 0] - odds[pairs[:, 1], -1])
@@ -355,10 +290,8 @@ def pair_metrics(probability: ArrayLike, preference: ArrayLike) -> dict[str, flo
     """
     probability, preference = _pair(probability, preference)
     both_sides = [np.stack([share, 1 - share], axis=1) for share in (preference, probability)]  # (m, 2) each
-    if len(preference) and np.min(both_sides) < 0:
-        raise ValueError("metrics: probabilities and preferences of pairs are from 0 to 1")
-    majority = both_sides[0].max(axis=1)  # (m,)
-    decided = preference != 0.5
+    _refuse(np.minimum(*both_sides) < 0, "pairs have a probability or preference that is not from 0 to 1")
+    majority, decided = both_sides[0].max(axis=1), preference != 0.5  # (m,) each
     values = {
         "pairs": len(preference),
         "accuracy": pair_accuracy(probability, preference),
@@ -376,52 +309,47 @@ def pair_metrics(probability: ArrayLike, preference: ArrayLike) -> dict[str, flo
 
 
 def pair_accuracy(probability: np.ndarray, preference: np.ndarray) -> float:
-    """Share of the decided pairs, (m,) each, whose preferred photograph is predicted; a probability of 0.5
-    counts half. NaN, with a warning, if no pair is decided."""
+    """Share of the decided pairs whose preferred photograph is predicted; probabilities of 0.5 count half."""
     right = np.where(probability == 0.5, 0.5, (probability > 0.5) == (preference > 0.5))  # (m,)
-    return _mean("accuracy", right[preference != 0.5])
+    return float(right[preference != 0.5].mean())
 
 
 def bradley_terry(count: int, pairs: ArrayLike, preference: ArrayLike) -> np.ndarray:
     """Strengths (count,) of photographs, mean 0, from comparisons: P(a over b) = 1 / (1 + exp(s_b - s_a)).
 
-    The maximum-likelihood fit (Bradley & Terry 1952) with a small ridge, by Newton's method; the
-    log-likelihood is concave, so there is one solution.
-
-    Args:
-        pairs: (m, 2) rows of photographs. preference: (m,) share of the first of each, in [0, 1].
+    The maximum-likelihood fit (Bradley & Terry 1952) with a small ridge. `pairs` are (m, 2) photographs,
+    `preference` (m,) is the share of people who prefer the first of each, in [0, 1].
     """
-    pairs, preference = np.asarray(pairs, np.int64).reshape(-1, 2), np.asarray(preference, np.float64)
-    sides = np.eye(count)[pairs[:, 0]] - np.eye(count)[pairs[:, 1]]  # (m, count), 1 and -1
-
-    def loss_and_gradient(strengths: np.ndarray) -> tuple[float, np.ndarray]:
-        odds = sides @ strengths  # (m,)
-        loss = (np.logaddexp(0, odds) - preference * odds).sum() + RIDGE / 2 * strengths @ strengths
-        return float(loss), sides.T @ (special.expit(odds) - preference) + RIDGE * strengths
-
-    def hessian(strengths: np.ndarray) -> np.ndarray:
-        share = special.expit(sides @ strengths)
-        return sides.T @ (sides * (share * (1 - share))[:, None]) + RIDGE * np.eye(count)
-
-    options = {"method": "trust-exact", "jac": True, "hess": hessian, "tol": 1e-10}
-    best = optimize.minimize(loss_and_gradient, np.zeros(count), **options).x
-    return best - best.mean()
+    pairs = np.asarray(pairs, np.int64).reshape(-1, 2)
+    strengths = _fit_odds(np.eye(count)[pairs[:, 0]] - np.eye(count)[pairs[:, 1]], preference)
+    return strengths - strengths.mean()
 
 
 def fit_steepness(differences: ArrayLike, preference: ArrayLike) -> float:
     """The factor that turns differences of scores (m,) into the log odds that fit preferences (m,) best.
 
-    Finite even where the scores are always right, thanks to the ridge of `bradley_terry`; below 0 where they
-    are mostly wrong.
+    Finite even where the scores are always right, thanks to the ridge; below 0 where they are mostly wrong.
     """
     differences, preference = _pair(differences, preference)
     scale = float(np.abs(differences).max()) or 1.0
+    return float(_fit_odds(differences[:, None] / scale, preference)[0]) / scale
 
-    def loss(factor: float) -> float:
-        odds = factor * differences / scale
-        return float((np.logaddexp(0, odds) - preference * odds).sum() + RIDGE / 2 * factor**2)
 
-    return float(optimize.minimize_scalar(loss).x) / scale
+def _fit_odds(features: np.ndarray, share: ArrayLike) -> np.ndarray:
+    """The weights (k,) with which features (m, k) give the log odds of shares (m,): a logistic regression."""
+    ridge, share = RIDGE * np.eye(features.shape[1]), np.asarray(share, np.float64)
+
+    def loss_and_gradient(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        odds = features @ weights  # (m,)
+        loss = (np.logaddexp(0, odds) - share * odds).sum() + weights @ ridge @ weights / 2
+        return loss, features.T @ (special.expit(odds) - share) + ridge @ weights
+
+    def hessian(weights: np.ndarray) -> np.ndarray:
+        p = special.expit(features @ weights)  # (m,)
+        return features.T @ (features * (p * (1 - p))[:, None]) + ridge
+
+    options = {"method": "trust-exact", "jac": True, "hess": hessian, "tol": 1e-10}
+    return optimize.minimize(loss_and_gradient, np.zeros(features.shape[1]), **options).x
 
 
 def series_ranks(
@@ -433,103 +361,60 @@ def series_ranks(
         series: (m,) of each pair. pairs: (m, 2) photographs. probability, preference: (m,).
 
     Returns:
-        Per series, in the order of the names, (S,) each: krcc (Kendall's tau) and best (1 if the photograph
-        ranked first by the prediction is also first by the preferences, else 0; if the prediction ranks
-        several first, the share of them that are). Both are NaN where people rank all alike.
+        For each series, (S,) in the order of the names: krcc (Kendall's tau), and best: of the photographs
+        that the prediction ranks first, the share that people rank first. NaN where people rank all alike.
     """
     names, groups = np.unique(np.asarray(series), return_inverse=True)
-    ranks = np.full((len(names), 2), np.nan)
+    krcc, best = np.full(len(names), np.nan), np.full(len(names), np.nan)
     for group in range(len(names)):
-        rows = np.flatnonzero(groups == group)
+        rows = groups == group
         photographs, places = np.unique(pairs[rows], return_inverse=True)
-        places = places.reshape(-1, 2)
-        predicted, preferred = (
-            bradley_terry(len(photographs), places, values[rows]).round(9)
-            for values in (probability, preference)
-        )
-        if preferred.max() > preferred.min():
-            differ = predicted.max() > predicted.min()
-            ranks[group, 0] = stats.kendalltau(predicted, preferred).statistic if differ else 0.0
-            ranks[group, 1] = (preferred[predicted == predicted.max()] == preferred.max()).mean()
-    return {"krcc": ranks[:, 0], "best": ranks[:, 1]}
+        fits = (bradley_terry(len(photographs), places, shares[rows]) for shares in (probability, preference))
+        predicted, preferred = (strengths.round(9) for strengths in fits)
+        if np.ptp(preferred) > 0:
+            krcc[group] = stats.kendalltau(predicted, preferred).statistic if np.ptp(predicted) > 0 else 0.0
+            best[group] = (preferred[predicted == predicted.max()] == preferred.max()).mean()
+    return {"krcc": krcc, "best": best}
 
 
-# ---- Checks ------------------------------------------------------------------------------------------------
+# ---- Checks
 
 
 def _pair(predicted: ArrayLike, rated: ArrayLike, dimensions: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    predicted, rated = _finite(predicted, "predicted", dimensions), _finite(rated, "rated", dimensions)
-    if predicted.shape != rated.shape:
+    predicted, rated = np.asarray(predicted, np.float64), np.asarray(rated, np.float64)
+    if predicted.shape != rated.shape or rated.ndim != dimensions:
         raise ValueError(
-            f"metrics: the predictions have the shape {predicted.shape}, the ratings {rated.shape}; both "
-            "need one row per picture, in the same order, and the same bins or classes."
+            f"metrics: predictions {predicted.shape} do not fit ratings {rated.shape}; both need the shape "
+            f"{('(n,)', '(n, K)')[dimensions - 1]}, one row per picture, in the same order."
         )
+    _refuse(
+        ~np.isfinite(predicted) | ~np.isfinite(rated), "rows hold NaN or infinity; leave these pictures out"
+    )
     return predicted, rated
 
 
-def _distribution_pair(predicted: ArrayLike, rated: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    pair = _pair(predicted, rated, dimensions=2)
-    for name, values in zip(("predicted", "rated"), pair, strict=True):
-        total = values.sum(axis=1)  # (n,)
+def _distributions(predicted: ArrayLike, rated: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    predicted, rated = _pair(predicted, rated, dimensions=2)
+    for values in (predicted, rated):
         # Ten bins printed with four digits are off by up to 5e-4.
-        bad = np.flatnonzero((values < 0).any(axis=1) | (np.abs(total - 1) > 1e-3))
-        if len(bad):
-            raise ValueError(
-                f"metrics: {len(bad)} of {len(values)} {name} rows are no distributions; row {bad[0]}, "
-                f"counted from 0, has the sum {total[bad[0]]:g} and the minimum {values[bad[0]].min():g}. "
-                "Divide counts by their sum."
-            )
-    return pair
-
-
-def _finite(values: ArrayLike, name: str, dimensions: int) -> np.ndarray:
-    """As float64, checked: (n,) or (n, K), no NaN, no infinity."""
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim != dimensions:
-        expected = ("(n,)", "(n, K)")[dimensions - 1]
-        raise ValueError(f"metrics: the {name} values must have the shape {expected}, not {values.shape}.")
-    finite = np.isfinite(values)
-    if not finite.all():
-        bad = np.flatnonzero(~finite if dimensions == 1 else ~finite.all(axis=1))
-        raise ValueError(
-            f"metrics: {len(bad)} of {len(values)} {name} rows are NaN or infinite (first: row {bad[0]}, "
-            "counted from 0). Leave these pictures out, or find what made them."
-        )
-    return values
+        bad = (values < 0).any(axis=1) | (np.abs(values.sum(axis=1) - 1) > 1e-3)  # (n,)
+        _refuse(bad, "rows are no distributions, from 0 up with the sum 1; divide counts by their sum")
+    return predicted, rated
 
 
 def _shares(votes: ArrayLike) -> np.ndarray:
     """Votes (n, E) with every row divided by its sum."""
-    votes = _finite(votes, "vote", 2)
+    votes = np.asarray(votes, np.float64)
     total = votes.sum(axis=1, keepdims=True)  # (n, 1)
-    bad = np.flatnonzero((votes < 0).any(axis=1) | (total[:, 0] <= 0))
-    if len(bad):
-        raise ValueError(
-            f"metrics: {len(bad)} of {len(votes)} vote rows have no votes or negative ones (first: row "
-            f"{bad[0]}, counted from 0). Leave these pictures out."
-        )
+    good = (votes >= 0) & (total > 0) & np.isfinite(total)  # (n, E)
+    _refuse(~good, "vote rows have no votes, or negative or infinite ones; leave these pictures out")
     return votes / total
 
 
-def _undefined(metric: str, predicted: np.ndarray, rated: np.ndarray) -> bool:
-    """Whether a correlation is undefined for this input; if so, it warns."""
-    if len(predicted) < 2:
-        _warn(f"{metric} is undefined (NaN): it needs two pictures, here is {len(predicted)}.")
-        return True
-    for name, values in (("predicted", predicted), ("rated", rated)):
-        # Equal distributions can have means that differ in the last bits, which would be ranked.
-        if np.ptp(values) <= 1e-13 * np.abs(values).max():
-            _warn(f"{metric} is undefined (NaN): all {len(values)} {name} values are {values[0]:g}.")
-            return True
-    return False
-
-
-def _mean(metric: str, values: np.ndarray) -> float:
-    if len(values) == 0:
-        _warn(f"{metric} is undefined (NaN): there is no picture.")
-        return np.nan
-    return float(values.mean())
-
-
-def _warn(message: str) -> None:
-    warnings.warn(f"metrics: {message}", stacklevel=4)
+def _refuse(bad: np.ndarray, problem: str) -> None:
+    """Raises a ValueError if any of (n,) or (n, K) is true."""
+    if bad.any():
+        rows = np.unique(np.nonzero(bad)[0])
+        raise ValueError(
+            f"metrics: {len(rows)} of {len(bad)} {problem} (first: row {rows[0]}, counted from 0)."
+        )

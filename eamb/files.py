@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import csv
-import errno
 import hashlib
 import io
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# A spreadsheet takes a cell that begins so for a formula, and a formula may start programs.
+# Spreadsheets take a cell that begins so for a formula, which may start programs.
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 MARK = "'"
 MARKED = re.compile(f"{MARK}*[{re.escape(''.join(FORMULA))}]")
-SEPARATORS = (";", "\t")  # that other countries use in the place of the comma
 
 
 @contextmanager
 def written_whole(path: Path, previous: Path | None = None) -> Iterator[Path]:
     """A temporary name to write to; renamed to `path` when all is on the disk, removed if anything fails.
 
-    Args:
-        previous: the name under which the file that was there before is kept.
+    The file that was there before is kept as `previous`, if that is given.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -37,24 +34,16 @@ def written_whole(path: Path, previous: Path | None = None) -> Iterator[Path]:
         temporary.replace(path)
         if os.name == "posix":  # elsewhere a folder cannot be opened
             folder = os.open(path.parent, os.O_RDONLY)
-            try:  # so that the renaming outlasts a power cut
-                os.fsync(folder)
-            except OSError as error:  # shared folders often cannot
-                if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-                    raise
-            finally:
-                os.close(folder)
+            with suppress(OSError):  # shared folders often cannot
+                os.fsync(folder)  # so that the renaming outlasts a power cut
+            os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def write_csv(path: Path, rows: Iterable[Iterable]) -> None:
@@ -66,10 +55,10 @@ def write_csv(path: Path, rows: Iterable[Iterable]) -> None:
 def csv_line(cells: Iterable) -> str:
     """A row of a csv file with its line end; texts are `safe`, None is an empty cell.
 
-    Texts are quoted where a program that guesses the separator might cut one.
+    Texts are quoted where a program that guesses the separator might cut one at a semicolon or tab.
     """
     cells = [safe(cell) if isinstance(cell, str) else cell for cell in cells]
-    ambiguous = any(mark in cell for cell in cells if isinstance(cell, str) for mark in SEPARATORS)
+    ambiguous = any(isinstance(cell, str) and (";" in cell or "\t" in cell) for cell in cells)
     line = io.StringIO(newline="")
     csv.writer(line, quoting=csv.QUOTE_NONNUMERIC if ambiguous else csv.QUOTE_MINIMAL).writerow(cells)
     return line.getvalue()
@@ -99,8 +88,8 @@ def as_cell(value: str | float | None) -> str | float | None:
 
 
 def encodable(text: str) -> str:
-    r"""The text with what UTF-8 has no place for written out: a byte of a file name like \xff, half a letter,
-    which JSON may have, like \ud800."""
+    r"""The text with what UTF-8 has no place for written out: a byte of a file name like \xff, half a letter
+    of JSON like \ud800."""
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:

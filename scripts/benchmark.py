@@ -307,7 +307,7 @@ def make_loader(side: int, count: int, path: Path, ours: bool) -> Callable[[], N
     def run() -> None:
         for _ in range(0, count, 10):
             if ours:
-                pictures.collate(pictures.__getitems__([0] * 10))
+                pictures.collate([pictures[0] for _ in range(10)])
             else:
                 torch.stack([with_pillow() for _ in range(10)])
 

@@ -5,14 +5,13 @@
 
 The last set named is divided into folds; the others are used in every training. There is one training a fold
 (OUTPUT/fold_0 ...); one that was stopped goes on, and one that is done is not run again. Every picture of the
-set is predicted once, by the network that was not trained on it. Intervals are bootstrapped over all
-pictures; differences are paired.
+set is predicted once, by the network that was not trained on it.
 
 The linear probe, on the same folds, is logistic regression on the last map of the same backbone with its
 ImageNet weights, frozen, averaged over its positions: at the network's input size and at the emotion
 branch's. Its regularisation is chosen within the training folds.
 
-Writes cross_validation.json and predictions.csv (ids and predictions, no labels).
+Writes cross_validation.json (intervals over all pictures; differences are paired) and predictions.csv.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -57,12 +57,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE", action="append", required=True, help="YAML")
-    parser.add_argument("--dataset", action="append", required=True, type=str.lower)
-    parser.add_argument("--data-root", metavar="DIR", action="append", required=True)
-    parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--output", type=Path, metavar="DIR", required=True)
-    parser.add_argument("settings", metavar="key=value", nargs="*", help="as in train.epochs=3")
+    add = parser.add_argument
+    add("--config", metavar="FILE", action="append", required=True, help="YAML")
+    add("--dataset", action="append", required=True, type=str.lower)
+    add("--data-root", metavar="DIR", action="append", required=True)
+    add("--folds", type=int, default=5)
+    add("--output", type=Path, metavar="DIR", required=True)
+    add("settings", metavar="key=value", nargs="*", help="as in train.epochs=3")
     return parser.parse_intermixed_args(arguments)
 
 
@@ -71,20 +72,17 @@ def cross_validate(options: argparse.Namespace) -> int:
     words = [*options.settings, "task=emotion", f"data.dataset={'+'.join(options.dataset)}"]
     words += ["data.root=" + "\n".join(options.data_root), f"data.folds={options.folds}"]
     config = load_config(options.config, [*words, "train.score_test=false"])
-    if config.data.folds < 2:
-        raise ValueError(f"cross_validate: --folds must be 2 or more, got {config.data.folds}")
+    if options.folds < 2:
+        raise ValueError(f"cross_validate: --folds must be 2 or more, got {options.folds}")
     last_set(config, fold=0)  # to refuse a set that cannot be divided before anything is trained
-    parts, shares, classes = [], [], ()
-    for fold in range(config.data.folds):
-        fold_config = replace(config, data=replace(config.data, fold=fold))
-        part, classes, predicted = train_fold(fold_config, options.output / f"fold_{fold}")
-        parts.append(part)
-        shares.append(predicted)
-    features = imagenet_features(config, parts)
+    done = [train_fold(config, fold, options.output / f"fold_{fold}") for fold in range(options.folds)]
+    parts, shares = [part for part, _ in done], np.concatenate([predicted for _, predicted in done])
+    classes = parts[0].emotion_classes
     truth = [part.emotions.argmax(axis=1) for part in parts]  # (n_k,) each
+    features = imagenet_features(config, parts)
     probes = {f"probe_{size}": probe(values, truth) for size, values in features.items()}  # (n,) each
     folds = np.repeat(range(len(parts)), [len(part) for part in parts])  # (n,)
-    shares, votes = np.concatenate(shares), np.concatenate([part.emotions for part in parts])  # (n, E)
+    votes = np.concatenate([part.emotions for part in parts])  # (n, E)
     content = compare_with_probes(shares, votes, classes, probes, folds)
     content |= {"dataset": parts[0].name, "protocol": [part.protocol for part in parts]}
     content |= {"config": config.without_folders(), "versions": versions()}
@@ -112,10 +110,11 @@ def last_set(config: Config, fold: int) -> tuple[Config, RatedSet]:
     return replace(config, data=data), rated
 
 
-def train_fold(config: Config, folder: Path) -> tuple[RatedSet, tuple[str, ...], np.ndarray]:
-    """Trains and predicts a fold, or reads its predictions: pictures, class names, shares (n, E)."""
+def train_fold(config: Config, fold: int, folder: Path) -> tuple[RatedSet, np.ndarray]:
+    """Trains and predicts a fold, or reads its predictions: the pictures and their shares (n, E)."""
     done = folder / "evaluation" / "predictions.csv"
-    test_config, rated = last_set(config, config.data.fold)
+    config = replace(config, data=replace(config.data, fold=fold))
+    test_config, rated = last_set(config, fold)
     if done.is_file():
         before = load_config([folder / "config.yaml"]).as_dict()
         if changed := changed_settings(before, config.as_dict()):
@@ -128,12 +127,11 @@ def train_fold(config: Config, folder: Path) -> tuple[RatedSet, tuple[str, ...],
         weights = checkpoint.load_weights(folder / "best.pt")
         task = choose_task(as_trained(test_config, weights))
         evaluate_checkpoint(weights, task, "test", done.parent, force=True)
-    rows = pd.read_csv(done, dtype=str, keep_default_na=False).to_dict("records")
-    rows = {original(row["id"]): row for row in rows}
-    columns = [name for name in next(iter(rows.values())) if name.startswith("emotion_")]
-    classes = tuple(name.removeprefix("emotion_") for name in columns)
-    rated = with_emotions(rated.take([i in rows for i in rated.ids]), classes)
-    return rated, classes, np.array([[float(rows[i][name]) for name in columns] for i in rated.ids])
+    rows = pd.read_csv(done, dtype={"id": str}, keep_default_na=False, float_precision="round_trip")
+    rows = rows.set_index(rows["id"].map(original)).filter(regex="^emotion_")
+    rated = rated.take([i in rows.index for i in rated.ids])
+    classes = tuple(name.removeprefix("emotion_") for name in rows)
+    return with_emotions(rated, classes), rows.loc[rated.ids].to_numpy(np.float64)
 
 
 def imagenet_features(config: Config, parts: list[RatedSet]) -> dict[int, list[np.ndarray]]:
@@ -147,11 +145,10 @@ def imagenet_features(config: Config, parts: list[RatedSet]) -> dict[int, list[n
     features = {size: [] for size in (full, round(full * config.model.emotion_scale))}
     for part in parts:
         pictures = PictureSet(part, full, exif=config.data.exif)
-        loader = make_loader(pictures, TestOrder(len(part), batch_size=32), config.data.worker_count())
         rows = {size: [] for size in features}
-        with torch.inference_mode():
-            for batch in loader:
-                images = normalise(batch.images, mean, std)  # (N, 3, H, W)
+        for batch in make_loader(pictures, TestOrder(len(part), 32), config.data.worker_count()):
+            images = normalise(batch.images, mean, std)  # (N, 3, H, W)
+            with torch.inference_mode():
                 for size, pooled in rows.items():
                     pooled.append(network(shrink(images, size / full)).mean(dim=(2, 3)))  # (N, C)
         for size, pooled in rows.items():
@@ -202,9 +199,6 @@ def compare_with_probes(
         shares, votes: (n, E). probes: name -> class numbers (n,). folds: (n,) fold of each picture.
     """
 
-    def figures(shares: np.ndarray, votes: np.ndarray) -> dict[str, float]:
-        return metrics.emotion_metrics(shares, votes, classes)
-
     predicted, truth = metrics.top_classes(shares, votes)  # (n,) each
     names = ["network", *probes]
     correct = np.stack([numbers == truth for numbers in (predicted, *probes.values())], axis=1)
@@ -214,13 +208,13 @@ def compare_with_probes(
         means = dict(zip(names, correct.mean(axis=0).tolist(), strict=True))
         return means | {f"network - {name}": means["network"] - means[name] for name in names[1:]}
 
-    by_fold = pd.DataFrame(correct, columns=names).groupby(folds).mean().to_dict("records")
+    figures = partial(metrics.emotion_metrics, classes=classes)
     return {
         "metrics": figures(shares, votes),
         "intervals_95": bootstrap_intervals(figures, (shares, votes)),
         "accuracies": accuracies(correct),
         "accuracies_95": bootstrap_intervals(accuracies, (correct,)),
-        "accuracies_by_fold": by_fold,
+        "accuracies_by_fold": pd.DataFrame(correct, columns=names).groupby(folds).mean().to_dict("records"),
         "chance": 1 / len(classes),
         "emotions": list(classes),
         "confusion": metrics.confusion_matrix(shares, votes, classes).tolist(),

@@ -3,9 +3,8 @@
     python scripts/draw_layers.py [--output layers.png]
 
 Each box is a file at the top or a sub-package of eamb/, in its layer. An arrow leads from what imports to
-what is imported; it is faint where other arrows lead there too. The imports are read from the
-source, without running it; those for type checkers alone don't count. An arrow that does not lead downwards
-breaks the layers: exit code 1.
+what is imported; it is faint where other arrows lead there too. Imports for type checkers alone don't count.
+An arrow that does not lead downwards breaks the layers: exit code 1.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ LAYERS = (  # lowest first; each imports only from layers below its own
     ("eamb.evaluation",),
     ("eamb.training", "eamb.inference"),
     ("eamb.selection",),
-    ("main", "hubconf", "scripts"),
+    ("main", "scripts"),
 )
 BOXES = {box: height for height, layer in enumerate(LAYERS) for box in layer}  # and the height of its layer
 Edges = dict[str, set[str]]  # box -> the boxes that it imports from
@@ -35,10 +34,9 @@ Edges = dict[str, set[str]]  # box -> the boxes that it imports from
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--output", type=Path, metavar="FILE", default=ROOT / "docs" / "layers.png")
-    options = parser.parse_args(arguments)
-    edges = read_edges(ROOT)
-    draw(edges, options.output)
-    print(f"{options.output}: {len(edges)} boxes, {sum(map(len, edges.values()))} arrows")
+    output, edges = parser.parse_args(arguments).output, read_edges(ROOT)
+    draw(edges, output)
+    print(f"{output}: {len(edges)} boxes, {sum(map(len, edges.values()))} arrows")
     for box, other in wrong_edges(edges):
         print(f"{box} imports {other}, which is not below it", file=sys.stderr)
     return 1 if wrong_edges(edges) else 0
@@ -48,31 +46,25 @@ def read_edges(root: Path) -> Edges:
     """What each box imports from others, read from its files."""
     edges = {}
     for box in BOXES:
-        place = root / box.replace(".", "/")
-        files = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
-        names = {name for file in files if file.is_file() for name in imported(file)}
-        if any(file.is_file() for file in files):
-            edges[box] = {other for name in names if (other := box_of(name))} - {box}
+        place = box.replace(".", "/")
+        files = [*root.glob(f"{place}.py"), *root.glob(f"{place}/**/*.py")]
+        names = {f"{name}." for file in files for name in imported(file)}
+        if files:
+            edges[box] = {other for other in BOXES for name in names if name.startswith(f"{other}.")} - {box}
     return edges
 
 
 def imported(file: Path) -> Iterator[str]:
     """The modules that a file imports anywhere, but not for type checkers alone."""
-    waiting: list[ast.AST] = [ast.parse(file.read_text(encoding="utf-8"))]
-    while waiting:
-        node = waiting.pop()
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in list(ast.walk(tree)):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            waiting.extend(node.orelse)
-            continue
-        waiting.extend(ast.iter_child_nodes(node))
+            node.body = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def box_of(module: str) -> str | None:
-    return next((box for box in BOXES if f"{module}.".startswith(f"{box}.")), None)
 
 
 def wrong_edges(edges: Edges) -> list[tuple[str, str]]:
@@ -96,29 +88,27 @@ def draw(edges: Edges, output: Path) -> None:
     axes.set(xlim=(0, 9), ylim=(-0.4, len(LAYERS) - 0.6))
     axes.axis("off")
     names = {}
-    for height, layer in enumerate(LAYERS):
-        shown = [box for box in layer if box in edges]
-        for i, box in enumerate(shown):
-            # Boxes alone in their layer stand in turn left and right of the middle, so that arrows pass.
-            shift = 0 if len(shown) > 1 else 0.8 if height % 2 else -0.8
-            colour = "#dbe7f5" if box.startswith("eamb.") else "#f7e3c4"
-            ending = "/" if (ROOT / box.replace(".", "/")).is_dir() else ".py"
-            frame = {"boxstyle": "round,pad=0.5", "facecolor": colour, "edgecolor": "#555555"}
-            style = {"ha": "center", "va": "center", "fontsize": 11, "bbox": frame, "zorder": 3}
-            text = box.removeprefix("eamb.") + ending
-            names[box] = axes.text(4.5 + 4 * (i - (len(shown) - 1) / 2) + shift, height, text, **style)
+    for box in edges:
+        layer = [other for other in LAYERS[BOXES[box]] if other in edges]
+        # Boxes alone in their layer stand in turn left and right of the middle, so that arrows pass.
+        shift = 0 if len(layer) > 1 else 0.8 if BOXES[box] % 2 else -0.8
+        x = 4.5 + 4 * (layer.index(box) - (len(layer) - 1) / 2) + shift
+        text = box.removeprefix("eamb.") + ("/" if (ROOT / box.replace(".", "/")).is_dir() else ".py")
+        colour = "#dbe7f5" if box.startswith("eamb.") else "#f7e3c4"
+        frame = {"boxstyle": "round,pad=0.5", "facecolor": colour, "edgecolor": "#555555"}
+        style = {"ha": "center", "va": "center", "fontsize": 11, "zorder": 3}
+        names[box] = axes.text(x, BOXES[box], text, bbox=frame, **style)
     figure.draw_without_rendering()  # gives the frames their sizes, which the arrows need
-    for box, others in edges.items():
-        for other in sorted(others):
-            (x, y), (to_x, to_y) = names[box].get_position(), names[other].get_position()
-            frames = {"patchA": names[box].get_bbox_patch(), "patchB": names[other].get_bbox_patch()}
-            if other in reachable(edges, others - {other}):
-                bend = "arc3,rad=" + ("0.12" if to_x <= x else "-0.12")
-                style = {"color": "#bbbbbb", "linewidth": 0.6, "connectionstyle": bend}
-            else:
-                style = {"color": "#222222", "linewidth": 1.4}
-            style |= {"arrowstyle": "-|>", "mutation_scale": 12, "shrinkA": 0, "shrinkB": 0}
-            axes.annotate("", (to_x, to_y), (x, y), arrowprops=style | frames, zorder=1)
+    arrows = [(box, other) for box in edges for other in sorted(edges[box])]
+    for box, other in arrows:
+        start, end = names[box].get_position(), names[other].get_position()
+        style = {"arrowstyle": "-|>", "mutation_scale": 12, "shrinkA": 0, "shrinkB": 0}
+        style |= {"patchA": names[box].get_bbox_patch(), "patchB": names[other].get_bbox_patch()}
+        style |= {"color": "#222222", "linewidth": 1.4}
+        if other in reachable(edges, edges[box] - {other}):
+            bend = "arc3,rad=" + ("0.12" if end[0] <= start[0] else "-0.12")
+            style |= {"color": "#bbbbbb", "linewidth": 0.6, "connectionstyle": bend}
+        axes.annotate("", end, start, arrowprops=style, zorder=1)
     figure.savefig(output, dpi=100)
 
 

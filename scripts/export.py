@@ -25,8 +25,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable
-from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -36,8 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from eamb.files import written_whole
-from eamb.inference import exported
-from eamb.inference.exported import ENDINGS, INPUT, KEY, Exported, metadata, openvino
+from eamb.inference.exported import ENDINGS, INPUT, KEY, Exported, metadata, openvino, pack
 from eamb.network import backbones
 from eamb.network.outputs import Output
 from eamb.readers.decoding import decode, normalise
@@ -85,6 +83,9 @@ def export(options: argparse.Namespace) -> int:
         raise FileExistsError(f"export: {options.output} exists; --force overwrites it")
     if options.int8 != bool(options.calibrate):
         raise ValueError("export: --int8 and --calibrate PHOTOS belong together; about 300 training pictures")
+    for name in ("onnx", "nncf") if options.int8 else ("onnx",):
+        if find_spec(name) is None:
+            raise ValueError(f"export: {name} is not installed; pip install onnx openvino nncf")
     weights = checkpoint.load_weights(options.checkpoint)
     whole = Whole(weights.build(), weights.description["architecture"]["backbone"]).eval()
     size, exif = weights.size_and_exif
@@ -93,49 +94,46 @@ def export(options: argparse.Namespace) -> int:
     if options.int8:
         network, precision = quantize(graph, read_pictures(options.calibrate, size, exif)), "int8"
 
-    def content(about: dict) -> bytes:
+    def write(path: Path, about: dict) -> None:
         text = metadata(weights, about)
         if options.int8:
-            return exported.pack(network, text)
+            pack(path, network, text)
+            return
         del graph.metadata_props[:]
         graph.metadata_props.add(key=KEY, value=text)
-        return graph.SerializeToString()
+        path.write_bytes(graph.SerializeToString())
 
     about = {"precision": precision, "pictures": len(pictures)}
-    draft = Exported(content(about), name=str(options.output))
-    about["differences"] = largest_differences(draft, whole, pictures)
-    refuse_different(about["differences"], precision, weights.emotion_branch == "trained")
     with written_whole(options.output) as temporary:
-        temporary.write_bytes(content(about))
+        write(temporary, about)
+        batches = [batch for size in (1, 2, 5) for batch in pictures.split(size)]  # the batch is dynamic
+        with torch.inference_mode():
+            expected, output = (
+                Output(*map(torch.cat, zip(*map(run, batches), strict=True)))
+                for run in (whole, Exported(temporary).run)
+            )
+        about["differences"] = differences(weights, expected, output, precision)
+        write(temporary, about)
     listed = ", ".join(f"{name} {value:.1e}" for name, value in about["differences"].items())
     print(f"{options.output}: {precision}, {options.output.stat().st_size / 1e6:.1f} MB")
     print(f"largest differences from PyTorch on {len(pictures)} pictures: {listed}")
     return 0
 
 
-def read_pictures(paths: list[Path], size: int | tuple[int, int], exif: bool) -> Tensor:
-    """Files -> (n, 3, H, W) uint8."""
+def read_pictures(paths: list[Path], size: int, exif: bool) -> Tensor:
+    """Files -> (n, 3, size, size) uint8."""
     return torch.stack([torch.from_numpy(decode(path, size, exif)).permute(2, 0, 1) for path in paths])
 
 
-def embedded_pictures(size: int | tuple[int, int]) -> Tensor:
-    """The photographs inside installed packages, (n, 3, H, W) uint8."""
-    height, width = (size, size) if isinstance(size, int) else size
-    pictures = [np.array(open_photograph(one).resize((width, height))) for one in PHOTOGRAPHS]
+def embedded_pictures(size: int) -> Tensor:
+    """The photographs inside installed packages, (n, 3, size, size) uint8."""
+    pictures = [np.array(open_photograph(one).resize((size, size))) for one in PHOTOGRAPHS]
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-
-
-def needed(name: str, packages: str):
-    """A package that only exporting needs."""
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise ValueError(f"export: {name} is not installed; pip install {packages}") from error
 
 
 def trace(whole: nn.Module, pictures: Tensor):
     """The network as an ONNX graph (onnx.ModelProto), for pictures of one size and any number."""
-    onnx, file = needed("onnx", "onnx"), io.BytesIO()
+    file = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         # Of sizes that become constants, as they should; and that there is a newer exporter, which needs one
         # more package.
@@ -150,6 +148,8 @@ def trace(whole: nn.Module, pictures: Tensor):
             opset_version=17,
             dynamo=False,
         )
+    import onnx
+
     graph = onnx.load_model_from_string(file.getvalue())
     onnx.checker.check_model(graph)
     return graph
@@ -162,75 +162,52 @@ def quantize(graph, pictures: Tensor):
         pictures: (n, 3, H, W) uint8, whose activations say their ranges.
     """
     os.environ.setdefault("NNCF_CI", "1")  # or it reports its use to its makers
-    nncf = needed("nncf", "nncf")
+    import nncf
+
     batches = [batch.numpy() for batch in pictures.contiguous().split(4)]
     model = openvino().Core().read_model(graph.SerializeToString())
     return nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))
 
 
-def largest_differences(exported: Exported, whole: nn.Module, pictures: Tensor) -> dict[str, float]:
-    """The largest `differences` from PyTorch in batches of 1, 2 and 5, for the batch is dynamic."""
-
-    def joined(run: Callable, size: int) -> Output:
-        with torch.inference_mode():
-            return Output(*map(torch.cat, zip(*map(run, pictures.split(size)), strict=True)))
-
-    expected = joined(whole, 5)
-    each = [differences(exported.weights, expected, joined(exported.run, size)) for size in (1, 2, 5)]
-    return {name: max(one[name] for one in each) for name in each[0]}
-
-
-def differences(weights: checkpoint.Weights, expected: Output, output: Output) -> dict[str, float]:
-    """The largest difference in each field of Output, and in what is read from them.
+def differences(weights: checkpoint.Weights, expected: Output, output: Output, precision: str) -> dict:
+    """The largest difference in each field of Output, and in what is read from them, by name.
 
     "score" is a share of its scale (of an emotion network a probability, of a pair network that of a pair),
     "emotion_probability" of any emotion; "mean_map" is no largest difference but the mean over the maps, as
-    single places of a map say little. Infinite where one is not a number or the shapes differ.
+    single places of a map say little.
+
+    Raises:
+        ValueError: one is above its limit, is not a number, or the shapes differ. Of an emotion branch that
+            was never trained int8 may give other emotions: `predict` shows none of them.
     """
-
-    def largest(ours: Tensor, theirs: Tensor) -> float:
-        if ours.shape != theirs.shape or not (ours.isfinite().all() and theirs.isfinite().all()):
-            return math.inf
-        return (ours - theirs).abs().max().item() if ours.numel() else 0.0
-
-    values = {name: largest(*pair) for name, *pair in zip(Output._fields, expected, output, strict=True)}
-    score = values["prediction"]
+    values = {name: list(pair) for name, *pair in zip(Output._fields, expected, output, strict=True)}
+    values["score"] = values["prediction"]
     if weights.task == "series":  # odds off by d change a pair's probability by at most 2d / 4
-        score = values["prediction"] / 2
+        values["score"] = [odds / 2 for odds in values["prediction"]]
     elif weights.scale:
         low, high = weights.scale.ends
-        scores = (torch.from_numpy(weights.scale.value(one.prediction.numpy())) for one in (expected, output))
-        score = largest(*scores) / (high - low)
-    probabilities = (one.emotion_logits.softmax(dim=1) for one in (expected, output))
-    mean_map = math.inf
-    if math.isfinite(values["emotion_map"]):
-        mean_map = (expected.emotion_map - output.emotion_map).abs().mean().item()
-    return values | {"score": score, "emotion_probability": largest(*probabilities), "mean_map": mean_map}
-
-
-def refuse_different(values: dict[str, float], precision: str, trained: bool = True) -> None:
-    """Raises if the exported network gives what is not a number, or is too far from PyTorch.
-
-    Args:
-        trained: the emotion branch was. Else int8 may give it other emotions: `predict` shows none of them,
-            and what they do to the score is in the score.
-    """
+        scores = [torch.from_numpy(weights.scale.value(one.numpy())) for one in values["prediction"]]
+        values["score"] = [score / (high - low) for score in scores]
+    values["emotion_probability"] = [logits.softmax(dim=1) for logits in values["emotion_logits"]]
+    values["mean_map"] = values["emotion_map"]
     limits = dict.fromkeys(Output._fields, TOLERANCE)
     if precision == "int8":
-        limits = INT8_LIMITS if trained else {"score": INT8_LIMITS["score"]}
-    for name, difference in values.items():
-        if not math.isfinite(difference):
+        limits = INT8_LIMITS if weights.emotion_branch == "trained" else {"score": INT8_LIMITS["score"]}
+    result = {}
+    for name, (ours, theirs) in values.items():
+        different = math.inf
+        if ours.shape == theirs.shape and ours.isfinite().all() and theirs.isfinite().all():
+            reduce = torch.mean if name == "mean_map" else torch.max
+            different = reduce((ours - theirs).abs()).item() if ours.numel() else 0.0
+        limit = limits.get(name, sys.float_info.max)
+        if different > limit:
             raise ValueError(
-                f"export: the exported network's {name} is not a number, or not of PyTorch's shape, for some "
-                "picture; nothing was written. Check that the checkpoint scores with PyTorch; in int8 "
-                "--calibrate with other pictures"
+                f"export: the exported network's {name} differs from PyTorch's by {different:.1e}, allowed "
+                f"is {limit:.0e} (inf: it is not a number, or of another shape); nothing was written. Check "
+                "that the checkpoint scores with PyTorch; for int8 --calibrate with more pictures"
             )
-        if difference > limits.get(name, math.inf):
-            raise ValueError(
-                f"export: the exported network's {name} differs from PyTorch's by {difference:.1e}, allowed "
-                f"is {limits[name]:.0e}; nothing was written. In int8 --calibrate with more pictures, like "
-                "those of --check, or export in fp32"
-            )
+        result[name] = different
+    return result
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from PIL import Image, features
 from tqdm import tqdm
@@ -39,30 +39,15 @@ from eamb.runtime.command import guarded
 from eamb.runtime.config import load_config
 
 
-class Task(NamedTuple):
-    """One picture to copy. source: text, as decoding reports it."""
-
-    source: str
-    target: Path
-    size: int
-    exif: bool
-    quality: int
-
-
 def prepare(options: argparse.Namespace) -> int:
     """0 if every picture has its copy, 1 if some could not be decoded."""
     config = load_config((), [*options.settings, f"data.workers={options.workers}"])
     root, output = options.data_root.expanduser(), options.output.expanduser()
     splits = [] if options.splits == ",".join(SPLITS) else ["--splits", options.splits]
     program = {"pillow": Image.__version__, "libjpeg_turbo": features.version("libjpeg_turbo") or "none"}
+    words, size, exif = [*splits, *options.settings], config.data.size, config.data.exif
     asked = Manifest(
-        dataset=options.dataset,
-        source=str(root.resolve()),
-        words=[*splits, *options.settings],
-        size=config.data.size,
-        exif=config.data.exif,
-        quality=options.quality,
-        program=program,
+        options.dataset, str(root.resolve()), words, size, exif, options.quality, program=program
     )
     manifest = start(asked, root, output)
     data = config.data.options()
@@ -76,22 +61,25 @@ def prepare(options: argparse.Namespace) -> int:
                 "below the root and name them relative to it"
             )
     labels = {path for pattern in patterns for path in root.glob(pattern) if path.is_file()}
-    with saving(manifest, output, len(names)):
+    with saving(manifest, output):
         copy_labels(manifest, root, output, sorted(path.relative_to(root).as_posix() for path in labels))
         forget(manifest.pictures, names, output)
-        tasks = [
-            Task(str(root / name), output / name, asked.size, asked.exif, asked.quality)
-            for name in names
-            if not is_done(manifest.pictures.get(name), root / name, output / name)
-        ]
-        copy_pictures(manifest, output, tasks, config.data.worker_count())
+        pictures = manifest.pictures
+        todo = [name for name in names if not is_done(pictures.get(name), root / name, output / name)]
+        copy = partial(make_copy, root, output, size, exif, options.quality)
+        saved = time.monotonic()
+        with closing(results(copy, todo, config.data.worker_count())) as made:  # ends its processes
+            for name, source in tqdm(made, total=len(todo), unit=" pictures", disable=None):
+                pictures[name] = source
+                if time.monotonic() - saved > 30:  # what is not in the manifest is made again
+                    save(manifest, output)
+                    saved = time.monotonic()
         manifest.complete = True
-    broken = {name: source.error for name, source in manifest.pictures.items() if source.error}
-    for name, reason in list(broken.items())[:5]:
-        print(f"no copy of {name}: {reason}", file=sys.stderr)
+    broken = [(name, source.error) for name, source in pictures.items() if source.error]
     if broken:
-        print(f"{len(broken)} pictures have no copy; {output / MANIFEST} names them", file=sys.stderr)
-    print(f"{len(manifest.pictures) - len(broken)} copies in {output}, {len(tasks)} pictures processed now")
+        first = f"no copy of {broken[0][0]}: {broken[0][1]}"
+        print(f"{first}; {len(broken)} in all, named in {output / MANIFEST}", file=sys.stderr)
+    print(f"{len(pictures) - len(broken)} copies in {output}, {len(todo)} pictures processed now")
     return 1 if broken else 0
 
 
@@ -102,31 +90,23 @@ def start(asked: Manifest, root: Path, output: Path) -> Manifest:
         ValueError, FileExistsError: the folder holds something else, or one folder is inside the other.
     """
     source, target = root.resolve(), output.resolve()
-    if source in (target, *target.parents) or target in source.parents:
+    if source in (target, *target.parents) or target in source.parents or read_manifest(root):
         raise ValueError(
-            f"prepare_data: {output} and {root} must lie beside each other, not one in the other"
+            f"prepare_data: {output} and {root} must lie beside each other, not one in the other, and the "
+            "second must hold the pictures themselves, not copies"
         )
-    if read_manifest(root):
-        raise ValueError(f"prepare_data: {root} holds copies already; make copies of the pictures themselves")
     before = read_manifest(output)
     if not before:
         if output.is_dir() and any(output.iterdir()):
             raise FileExistsError(f"prepare_data: {output} holds other files; choose a new folder")
         return asked
     for key in ("dataset", "source", "size", "exif", "quality", "words"):
-        have, want = getattr(before, key), getattr(asked, key)
-        if have != want:
+        if getattr(before, key) != getattr(asked, key):
             raise ValueError(
-                f"prepare_data: {output} holds copies with {key} {have}, and {want} is asked for; choose "
-                "another folder, or delete this one"
+                f"prepare_data: {output} holds copies with {key} {getattr(before, key)}, and "
+                f"{getattr(asked, key)} is asked for; choose another folder, or delete this one"
             )
-    remove_unfinished(output)  # of a run that was killed
     return before
-
-
-def remove_unfinished(output: Path) -> None:
-    for unfinished in output.rglob(".*.tmp"):
-        unfinished.unlink(missing_ok=True)
 
 
 def is_done(entry: Source | None, source: Path, target: Path) -> bool:
@@ -143,26 +123,21 @@ def forget(entries: dict[str, Source], names: Iterable[str], output: Path) -> No
 
 
 @contextmanager
-def saving(manifest: Manifest, output: Path, count: int) -> Iterator[None]:
-    """Writes the manifest before and after the work, whatever happens; on a full disk, says what is done."""
+def saving(manifest: Manifest, output: Path) -> Iterator[None]:
+    """Writes the manifest before and after the work, whatever happens."""
     manifest.complete = False
     try:
         save(manifest, output)
         try:
             yield
-        except BaseException:
-            with suppress(OSError):  # the first error is the one to report
-                remove_unfinished(output)  # on a full disk the manifest needs their room
-            raise
         finally:
+            for unfinished in output.rglob(".*.tmp"):  # on a full disk the manifest needs their room
+                unfinished.unlink(missing_ok=True)
             save(manifest, output)
     except OSError as error:
-        written = read_manifest(output)  # the next run will go by what is on the disk
-        entered = written.pictures if written else {}
-        finished = sum(entered.get(name) == source for name, source in manifest.pictures.items())
         raise OSError(
-            f"prepare_data: {output}: {error.strerror or error}; {finished} of {count} pictures are done and "
-            "kept. Run the same command again when that is solved"
+            f"prepare_data: {output}: {error.strerror or error}; the pictures that are done are kept. Run "
+            "the same command again when that is solved"
         ) from error
 
 
@@ -185,44 +160,33 @@ def copy_labels(manifest: Manifest, root: Path, output: Path, names: list[str]) 
             manifest.labels[name] = source
 
 
-def copy_pictures(manifest: Manifest, output: Path, tasks: list[Task], workers: int) -> None:
-    """Enters each copy into the manifest, which is saved now and then."""
-    saved = time.monotonic()
-    with closing(results(tasks, workers)) as made:  # so that no process goes on writing, whatever happens
-        for task, source in tqdm(made, total=len(tasks), unit=" pictures", disable=None):
-            manifest.pictures[task.target.relative_to(output).as_posix()] = source
-            if time.monotonic() - saved > 30:  # what is not in the manifest is made again
-                save(manifest, output)
-                saved = time.monotonic()
-
-
-def results(tasks: list[Task], workers: int) -> Iterator[tuple[Task, Source]]:
-    if not workers or len(tasks) < 2:
-        yield from map(make_copy, tasks)
+def results(copy: Callable, names: list[str], workers: int) -> Iterator[tuple[str, Source]]:
+    if not workers or len(names) < 2:
+        yield from map(copy, names)
         return
     # Ctrl-C is for the main process, which ends the others.
     with multiprocessing.Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-        yield from pool.imap_unordered(make_copy, tasks, chunksize=8)
+        yield from pool.imap_unordered(copy, names, chunksize=8)
 
 
-def make_copy(task: Task) -> tuple[Task, Source]:
+def make_copy(root: Path, output: Path, size: int, exif: bool, quality: int, name: str) -> tuple[str, Source]:
     """Writes the copy; the Source has an error if the picture cannot be decoded.
 
     Raises:
         OSError: the copy cannot be written.
     """
-    source = Source("", 0, 0)
+    picture, source = str(root / name), Source("", 0, 0)
     try:
-        source = describe(task.source)
-        pixels = decode(task.source, task.size, task.exif)  # (size, size, 3)
+        source = describe(picture)
+        pixels = decode(picture, size, exif)  # (size, size, 3)
     except (OSError, DecodeError) as error:
-        task.target.unlink(missing_ok=True)
-        reason = error.reason if isinstance(error, DecodeError) else explain_failure(task.source, error)
-        return task, source._replace(error=reason)
-    with written_whole(task.target) as unfinished:
+        (output / name).unlink(missing_ok=True)
+        reason = error.reason if isinstance(error, DecodeError) else explain_failure(picture, error)
+        return name, source._replace(error=reason)
+    with written_whole(output / name) as unfinished:
         # subsampling=0: full resolution for colour too
-        Image.fromarray(pixels).save(unfinished, "JPEG", quality=task.quality, subsampling=0)
-    return task, source
+        Image.fromarray(pixels).save(unfinished, "JPEG", quality=quality, subsampling=0)
+    return name, source
 
 
 def describe(path: str | Path) -> Source:

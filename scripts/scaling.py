@@ -1,4 +1,4 @@
-"""Where the time of a training step goes on 1, 2, 4 processes, and what many GPUs would add to it.
+"""Where the time of a training step goes on 1, 2, 4 processes.
 
     python scripts/scaling.py --output scaling.json       # the paper's network and EAMB-Net Lite
     python scripts/scaling.py --quick                     # Lite on 1 and 2 processes
@@ -82,7 +82,7 @@ def measure_steps(name: str, size: int, path: str, options: argparse.Namespace) 
             if number == 1:  # the first round was a warm-up
                 seconds.clear()
             with clock("loader"):
-                batch = pictures.collate(pictures.__getitems__([0] * options.pictures))
+                batch = pictures.collate([pictures[0] for _ in range(options.pictures)])
             for kind, model in models.items():
                 model.zero_grad(set_to_none=True)
                 with clock(f"forward_{kind}"):
@@ -144,25 +144,6 @@ def as_table(rows: list[dict]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def expectation(network: str, size: float) -> str:
-    """All-reduce times that assumed links would give for `size` bytes of float32 gradients.
-
-    On a ring of n every process sends 2 (n - 1) / n of the bytes, while it receives as much.
-    """
-    lines = [f"{network}: {size / 1e6:.0f} MB of fp32 gradients, {size / 2e6:.0f} MB as bf16"]
-    for processes, link, speed in (
-        (8, "NVLink", 200),
-        (8, "PCIe 4", 20),
-        (64, "8 nodes, 400 Gbit/s a GPU", 40),
-        (64, "8 nodes, 100 Gbit/s a node", 10),
-    ):
-        full = size * 2 * (processes - 1) / processes / (speed * 1e6)
-        lines.append(
-            f"  {processes} GPUs, {link} ({speed} GB/s assumed): {full:.2f} ms, bf16 {full / 2:.2f} ms"
-        )
-    return "\n".join(lines)
-
-
 def scaling(options: argparse.Namespace) -> int:
     distributed.choose_device(options.device)  # a wrong one is refused here, not in each process
     with tempfile.TemporaryDirectory() as folder:
@@ -172,8 +153,6 @@ def scaling(options: argparse.Namespace) -> int:
     each = f"{options.threads} thread(s) and {options.pictures} picture(s) a process"
     print(f"{platform.processor() or platform.machine()}, {each}, milliseconds")
     print(as_table(rows))
-    for name, size in {row["network"]: row["gradient_bytes"] for row in rows}.items():
-        print(expectation(name, size))
     if options.output:
         with written_whole(options.output) as temporary:
             report = {"torch": torch.__version__, "rows": rows}

@@ -17,28 +17,26 @@ picture resized to SIDE x SIDE pixels.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
-import textwrap
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import metrics
 from eamb.evaluation.external import match_ids, why_correlations_only
-from eamb.evaluation.figures import FAINT, INK, new_figure, write, write_figure
+from eamb.evaluation.figures import TITLE, new_plot, write_figure
 from eamb.evaluation.intervals import bootstrap_intervals
 from eamb.evaluation.ratings import truth
 from eamb.evaluation.report import without_nan, write_columns
-from eamb.inference.panels import Box, fit, resize_image, show
 from eamb.readers.decoding import DecodeError, decode
 from eamb.readers.para import PARA_FILES
 from eamb.readers.rated import SPLITS, RatedSet
@@ -53,12 +51,12 @@ SIDE = 64
 GRAY = 2  # of 255: mean difference of a pixel's largest and smallest channel, below which a picture is gray
 DARK, BRIGHT = 64, 160  # of 255: mean luminance below the one, or from the other on
 LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue, as in JPEG (ITU-R BT.601)
-REMARKED = ("b/w", "dark", "bright", "raters disagree")  # groups named on the sheet, beside semantic classes
-ESTIMATED = ("srcc", "mae", "bias", "srcc_difference", "mae_difference")  # with intervals
-PER_ROW, CELL, GAP, MARGIN, LINE = 10, 168, 14, 30, 19  # of the sheet, in pixels
-TITLE, TEXT, LETTERS = 15, 10, 23  # points; LETTERS of TEXT have room below a picture
+SHOWN = ("n", "mean_rating", "sd_rating", "srcc", "plcc", "rmse", "bias", "accuracy")
+DIFFERENCES = ("srcc_difference", "mae_difference")
+ESTIMATED = ("srcc", "mae", "bias", *DIFFERENCES)  # with intervals
+PER_ROW = 10  # pictures of the sheet
 REMARKS = """\
-sd: of the ratings in the group; where they differ less, correlations are lower for any network.
+sd_rating: where the ratings of a group differ less, correlations are lower for any network.
 bias: predicted minus rated. A cautious network is too high on low ratings and too low on high ones.
 *: the 95 % interval does not contain 0. About one in 20 does so by chance, without any real difference."""
 
@@ -83,33 +81,23 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def show_subgroups(options: argparse.Namespace) -> int:
-    """Measures everything, then writes.
-
-    Raises:
-        ValueError, OSError: bad arguments or data, in one sentence; nothing was written then.
-    """
+    """Measures everything, then writes."""
     if options.worst < 1 or options.resamples < 1:
-        raise ValueError(
-            f"subgroups: --worst and --resamples are at least 1, got {options.worst}, {options.resamples}"
-        )
+        raise ValueError("subgroups: --worst and --resamples are at least 1")
     if not options.force:
         refuse_existing("subgroups", options.output, FILES)
     words = [*options.settings, f"data.dataset={options.dataset}", f"data.root={options.data_root}"]
     rated = choose_task(load_config((), words)).load_split(options.split)
     rated, predictions, notes = read_files(options.predictions, rated)
-    everything, *others = all_groups = make_groups(rated, Path(options.data_root).expanduser(), notes)
-    groups = [everything, *(group for group in others if SMALLEST <= group.member.sum() < len(rated))]
-    if len(groups) < 2:
-        raise ValueError(
-            f"subgroups: no group of pictures has {SMALLEST} or more of the {len(rated)} that are predicted "
-            "and rated (all of them are no group); take a larger split"
-        )
-    if rest := [f"{group.name} ({group.member.sum():,})" for group in others if group not in groups]:
-        notes.append(f"left out, fewer than {SMALLEST} pictures or all: {', '.join(rest)}")
+    everything = Group("all", "all", "", np.ones(len(rated), dtype=bool))
+    groups = make_groups(rated, Path(options.data_root).expanduser())
     scores, threshold = truth(rated, rated.scale.kind == "label")
-    lines = []
+    lines = group_lines(everything, predictions, scores, threshold, options.resamples)
     for group in groups:
-        lines += group_lines(group, predictions, scores, threshold, options.resamples)
+        if SMALLEST <= group.member.sum() < len(rated):
+            lines += group_lines(group, predictions, scores, threshold, options.resamples)
+        else:
+            notes.append(f"left out, fewer than {SMALLEST} or all: {group.name} ({group.member.sum():,})")
     name, first = next(iter(predictions.items()))
     # Stable: of equal errors the first in the set comes first.
     worst = np.argsort(-np.abs(first - scores), kind="stable")[: options.worst]
@@ -118,54 +106,39 @@ def show_subgroups(options: argparse.Namespace) -> int:
         "predicted": first[worst].tolist(),
         "rated": scores[worst].tolist(),
         "error": (first - scores)[worst].tolist(),
-        "groups": ["; ".join(g.name for g in all_groups[1:] if g.member[place]) for place in worst],
+        "groups": ["; ".join(group.name for group in groups if group.member[place]) for place in worst],
     }
-    figure = draw_sheet(worst, rated, columns, all_groups, f"{rated.name.upper()} {rated.split}, {name}")
+    title = f"{rated.name.upper()} {rated.split}, {name}: the {len(worst)} largest absolute errors"
+    figure = draw_sheet([rated.paths[place] for place in worst], columns, title)
     # Four decimals: intervals are wider, and no single rating can be found by subtracting groups.
-    table = {
-        key: [round(float(value), 4) if isinstance(value, float) else value for value in values]
-        for key, values in pd.DataFrame(lines).items()
-    }
-    write_columns(options.output / FILES[0], without_nan(table))
+    write_columns(options.output / FILES[0], without_nan(pd.DataFrame(lines).round(4).to_dict("list")))
     write_columns(options.output / FILES[1], columns)
     write_figure(figure, options.output / FILES[2])
-    limits = [f"{group.name}: {group.limits}" for group in groups if group.limits]
-    print(report(lines, threshold), *limits, *notes, REMARKS, sep="\n")
+    print(*tables(lines), f"accuracy: of ratings above {threshold:g}", *notes, REMARKS, sep="\n")
     print(f"\n{options.output}: {', '.join(FILES)}; only {FILES[0]} is free of pictures and single ratings")
     return 0
 
 
 def read_files(paths: Sequence[Path], rated: RatedSet) -> tuple[RatedSet, dict[str, np.ndarray], list[str]]:
-    """The m pictures that all files predict, name of a file -> its predictions (m,), and notes on the rest.
-
-    Raises:
-        ValueError, FileNotFoundError: files of the same name, of other pictures, or in another unit.
-    """
-    predictions, notes = {}, []
+    """The m pictures that all files predict, name of a file -> its predictions (m,), a note on the rest."""
+    predictions = {}
     for path in paths:
         name = path.name.partition(".")[0]
         if name == "predictions":  # results/NAME/predictions.csv.gz is called by its folder
             name = path.resolve().parent.name
         if name in predictions:
-            raise ValueError(
-                f"subgroups: two files of predictions would be called {name}; rename one or its folder"
-            )
-        matched, misfits = match_ids(path, rated)
+            raise ValueError(f"subgroups: two files of predictions are called {name}; rename one")
+        matched, _ = match_ids(path, rated)
         if reason := why_correlations_only(matched["prediction"].to_numpy(), rated):
             raise ValueError(f"subgroups: {path}: {reason}")
         predictions[name] = np.full(len(rated), np.nan)
         predictions[name][matched["position"]] = matched["prediction"]
-        if extra := len(misfits["extra"]):
-            notes.append(f"{name}: {extra:,} ids are not in this split, not used")
     everywhere = ~np.isnan(list(predictions.values())).any(axis=0)  # (n,)
-    if missing := int((~everywhere).sum()):
-        example = rated.ids[int(np.argmin(everywhere))]
-        notes.append(f"not predicted in every file, left out: {missing:,} pictures, e.g. {example}")
+    notes = [f"not predicted in every file, left out: {(~everywhere).sum():,} pictures"]
     return rated.take(everywhere), {name: v[everywhere] for name, v in predictions.items()}, notes
 
 
-@dataclass(frozen=True, eq=False)
-class Group:
+class Group(NamedTuple):
     """Some pictures of a set: kind and limits say in words what they have in common; member: (n,) bool."""
 
     kind: str
@@ -174,8 +147,8 @@ class Group:
     member: np.ndarray
 
 
-def make_groups(rated: RatedSet, root: Path, notes: list[str]) -> list[Group]:
-    """All groups of any size, the first of all pictures; adds a note on files that cannot be decoded."""
+def make_groups(rated: RatedSet, root: Path) -> list[Group]:
+    """All groups of any size; a file that cannot be decoded is in none of colour or brightness."""
     semantic, deviation = [], np.full(len(rated), np.nan)  # (n,) of votes, as aestheticScore_std
     if rated.name == "para":
         sheet = Sheet(root / "annotation" / PARA_FILES["test" if rated.split == "test" else "train"])
@@ -191,8 +164,7 @@ def make_groups(rated: RatedSet, root: Path, notes: list[str]) -> list[Group]:
     luminance, gap = measure_pictures(rated.paths)
     middle = (luminance >= DARK) & (luminance < BRIGHT)
     limit = f"{GRAY} of 255 between a pixel's channels, mean over pixels"
-    groups = [
-        Group("all", "all", "", np.ones(len(rated), dtype=bool)),
+    return [
         *semantic,
         Group("colour", "b/w", f"less than {limit}", gap < GRAY),
         Group("colour", "colour", f"at least {limit}", gap >= GRAY),
@@ -202,25 +174,20 @@ def make_groups(rated: RatedSet, root: Path, notes: list[str]) -> list[Group]:
         *thirds("rating", ("rated low", "rated middle", "rated high"), rated.scores),
         *thirds("sd of votes", ("raters agree", "raters between", "raters disagree"), deviation),
     ]
-    if broken := [i for i, value in zip(rated.ids, luminance, strict=True) if np.isnan(value)]:
-        words = "in no group of colour or brightness, cannot be decoded"
-        notes.append(f"{words}: {len(broken):,} pictures, e.g. {broken[0]}")
-    return groups
 
 
 def measure_pictures(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean luminance, and mean difference of a pixel's largest and smallest channel: (n,) each, 0 to 255.
-
-    NaN for a file that cannot be decoded.
-    """
-    values = np.full((len(paths), 2), np.nan)
-    for row, path in zip(values, tqdm(paths, unit=" images", disable=None), strict=True):
+    """Mean luminance, and mean difference of a pixel's largest and smallest channel: (n,) each, 0 to 255; NaN
+    for a file that cannot be decoded."""
+    values = np.full((2, len(paths)), np.nan)
+    for place, path in enumerate(tqdm(paths, unit=" images", disable=None)):
         try:
             pixels = decode(path, SIDE)  # (SIDE, SIDE, 3)
-        except DecodeError:
+        except DecodeError as error:
+            tqdm.write(f"in no group of colour or brightness: {error}", file=sys.stderr)
             continue
-        row[:] = (pixels @ np.array(LUMINANCE)).mean(), np.ptp(pixels, axis=2).mean()
-    return values[:, 0], values[:, 1]
+        values[:, place] = (pixels @ np.array(LUMINANCE)).mean(), np.ptp(pixels, axis=2).mean()
+    return values[0], values[1]
 
 
 def thirds(kind: str, names: Sequence[str], values: np.ndarray) -> list[Group]:
@@ -238,111 +205,79 @@ def thirds(kind: str, names: Sequence[str], values: np.ndarray) -> list[Group]:
 def group_lines(
     group: Group, predictions: dict[str, np.ndarray], scores: np.ndarray, threshold: float, resamples: int
 ) -> list[dict]:
-    """The lines of groups.csv for one group, one for each file; an undefined figure is NaN.
+    """The lines of groups.csv for a group, one for each file of predictions (n,); NaN: undefined."""
 
-    Args:
-        predictions: name of a file -> (n,). scores: (n,).
-    """
-    names = list(predictions)
+    def estimates(rated: np.ndarray, *arrays: np.ndarray) -> dict[tuple[str, str], float]:
+        """(file, figure) -> value; a difference is the first file's figure minus this one's."""
+        values, first = {}, {}
+        for name, predicted in zip(predictions, arrays, strict=True):
+            figures = {"srcc": metrics.srcc(predicted, rated), "mae": metrics.mae(predicted, rated)}
+            first = first or figures
+            figures["bias"] = float((predicted - rated).mean())
+            for key in ("srcc", "mae") if first is not figures else ():
+                figures[f"{key}_difference"] = first[key] - figures[key]
+            values |= {(name, key): value for key, value in figures.items()}
+        return values
+
     arrays = tuple(values[group.member] for values in (scores, *predictions.values()))  # (members,) each
-    rated, *predicted = arrays
+    rated, lines = arrays[0], []
     common = {"kind": group.kind, "group": group.name, "limits": group.limits, "n": len(rated)}
     common |= {"mean_rating": rated.mean(), "sd_rating": rated.std()}
-    unknown, lines = (np.nan, np.nan), []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an undefined correlation is an empty cell
-        figures = estimates(names, *arrays)
-        intervals = bootstrap_intervals(lambda *a: estimates(names, *a), arrays, resamples)
-        for name, values in zip(names, predicted, strict=True):
-            line = common | {"predictions": name, "plcc": metrics.plcc(values, rated)}
-            line |= {"rmse": metrics.rmse(values, rated)}
-            line |= {"accuracy": metrics.accuracy(values, rated, threshold)}
+        figures, intervals = estimates(*arrays), bootstrap_intervals(estimates, arrays, resamples)
+        for name, values in zip(predictions, arrays[1:], strict=True):
+            plcc, rmse = metrics.plcc(values, rated), metrics.rmse(values, rated)
+            accuracy = metrics.accuracy(values, rated, threshold)
+            line = common | {"predictions": name, "plcc": plcc, "rmse": rmse, "accuracy": accuracy}
             for key in ESTIMATED:
-                low, high = intervals.get((name, key), unknown)
+                low, high = intervals.get((name, key), (np.nan, np.nan))
                 line |= {key: figures.get((name, key), np.nan), f"{key}_low": low, f"{key}_high": high}
             lines.append(line)
     return lines
 
 
-def estimates(names: Sequence[str], rated: np.ndarray, *arrays: np.ndarray) -> dict[tuple[str, str], float]:
-    """(file, figure) -> value of what has an interval; a difference is the first file's minus this one's."""
-    values = {}
-    for name, predicted in zip(names, arrays, strict=True):
-        values[name, "srcc"] = metrics.srcc(predicted, rated)
-        values[name, "mae"] = metrics.mae(predicted, rated)
-        values[name, "bias"] = float((predicted - rated).mean())
-    for name in names[1:]:
-        for key in ("srcc", "mae"):
-            values[name, f"{key}_difference"] = values[names[0], key] - values[name, key]
-    return values
-
-
-def report(lines: Sequence[dict], threshold: float) -> str:
+def tables(lines: Sequence[dict]) -> list[str]:
     """A table for each file, and one for each comparison with the first."""
 
-    def with_interval(line: dict, key: str, sign: str = "") -> str:
-        """0.860 (0.848 to 0.872)"""
-        value, low, high = (f"{line[name]:{sign}.3f}" for name in (key, f"{key}_low", f"{key}_high"))
-        return f"{value} ({low} to {high})"
+    def cell(line: dict, key: str) -> str:
+        if key not in ESTIMATED:
+            return f"{line[key]:,}" if key == "n" else f"{line[key]:.3f}"
+        low, high = line[f"{key}_low"], line[f"{key}_high"]
+        star = " *" if key in DIFFERENCES and (low > 0 or high < 0) else ""
+        return f"{line[key]:.3f} ({low:.3f} to {high:.3f}){star}"
 
-    def with_star(line: dict, key: str) -> str:
-        beyond = line[f"{key}_low"] > 0 or line[f"{key}_high"] < 0
-        return with_interval(line, key, "+") + (" *" if beyond else "  ")
-
-    parts = []
-    names = list(dict.fromkeys(line["predictions"] for line in lines))
+    parts, names = [], list(dict.fromkeys(line["predictions"] for line in lines))
     for name in names:
-        rows, differences = {}, {}
-        for line in lines:
-            if line["predictions"] == name:
-                rows[line["group"]] = {
-                    "n": f"{line['n']:,}",
-                    "rated": f"{line['mean_rating']:.3f}",
-                    "sd": f"{line['sd_rating']:.3f}",
-                    "SRCC": with_interval(line, "srcc"),
-                    "PLCC": f"{line['plcc']:.3f}",
-                    "RMSE": f"{line['rmse']:.3f}",
-                    "bias": with_interval(line, "bias", "+"),
-                    f"accuracy > {threshold:g}": f"{100 * line['accuracy']:.1f} %",
-                }
-                differences[line["group"]] = {
-                    "n": f"{line['n']:,}",
-                    "SRCC": with_star(line, "srcc_difference"),
-                    "MAE": with_star(line, "mae_difference"),
-                }
-        parts.append(f"{name}\n{pd.DataFrame.from_dict(rows, orient='index').to_string()}\n")
-        if name != names[0]:
-            table = pd.DataFrame.from_dict(differences, orient="index").to_string()
-            parts.append(f"{names[0]} minus {name}, paired\n{table}\n")
-    return "\n".join(parts)
+        mine = {line["group"]: line for line in lines if line["predictions"] == name}
+        kinds = {name: SHOWN} | (
+            {} if name == names[0] else {f"{names[0]} minus {name}, paired": DIFFERENCES}
+        )
+        for title, keys in kinds.items():
+            cells = [[cell(line, key) for key in keys] for line in mine.values()]
+            parts.append(f"{title}\n{pd.DataFrame(cells, list(mine), keys).to_string()}\n")
+    return parts
 
 
-def draw_sheet(
-    worst: np.ndarray, rated: RatedSet, columns: dict[str, list], groups: Sequence[Group], name: str
-) -> Figure:
-    """The pictures of worst.csv in rows, each with its scores and what is remarkable about it below."""
-    top, height = MARGIN + 3 * LINE, CELL + 4 * LINE + GAP
-    rows = math.ceil(len(worst) / PER_ROW)
-    figure = new_figure(2 * MARGIN + PER_ROW * (CELL + GAP) - GAP, top + rows * height + MARGIN)
-    title = f"{name}: the {len(worst)} largest absolute errors among {len(rated):,} pictures"
-    write(figure, MARGIN, MARGIN + LINE, title, size=TITLE, weight="bold")
-    marked = [group for group in groups if group.kind == "semantic" or group.name in REMARKED]
-    for number, place in enumerate(worst):
-        row, column = divmod(number, PER_ROW)
-        box = Box(MARGIN + column * (CELL + GAP), top + row * height, CELL, CELL)
+def draw_sheet(paths: Sequence[str], columns: dict[str, list], title: str) -> Figure:
+    """The pictures of worst.csv in rows, each below its scores."""
+    rows = -(-len(paths) // PER_ROW)
+    figure = new_plot(180 * PER_ROW, 60 + 220 * rows)
+    figure.suptitle(title, x=0.01, ha="left", **TITLE)
+    places = figure.subplots(rows, PER_ROW, squeeze=False).ravel()
+    for axes in places:
+        axes.axis("off")
+    for axes, path, predicted, real in zip(
+        places, paths, columns["predicted"], columns["rated"], strict=False
+    ):
+        axes.set_title(f"predicted {predicted:.2f}\nrated {real:.2f}", fontsize=9)
         try:
-            image = decode(rated.paths[place])
+            image = Image.fromarray(decode(path))
         except DecodeError:
-            write(figure, box.left, box.bottom, "cannot be decoded", TEXT, color=FAINT)
-        else:  # as large as the box allows, at its bottom
-            width, tall = fit(image.shape[1] / image.shape[0], CELL, CELL)
-            fitted = Box(box.left, box.bottom - tall, width, tall)
-            show(figure, fitted, resize_image(image, fitted), f"picture {number}")
-        words = ", ".join(group.name for group in marked if group.member[place])
-        lines = [(f"{key} {columns[key][number]:.2f}", INK) for key in ("predicted", "rated")]
-        lines += [(text, FAINT) for text in textwrap.wrap(words, LETTERS)]
-        for count, (text, colour) in enumerate(lines, start=1):
-            write(figure, box.left, box.bottom + LINE * count, text, TEXT, color=colour)
+            axes.text(0.5, 0.5, "cannot be decoded", ha="center")
+        else:
+            image.thumbnail((360, 360))
+            axes.imshow(image)
     return figure
 
 

@@ -7,10 +7,15 @@ import numpy as np
 import pytest
 import small
 import torch
+from lively import build_lively, write_weights
+from torch import nn
+from torchvision.models import resnet50
 
+from eamb.inference.scorer import Scorer
 from eamb.network.backbones import LITE0
 from eamb.network.outputs import EMOTIONS
-from eamb.weights.checkpoint import load_official_weights
+from eamb.weights.checkpoint import load_tensors
+from eamb.weights.official import translate_official
 from EAMBNet import build_model
 
 torch.set_num_threads(1)  # these networks are too small for more, and two processes run at once
@@ -18,62 +23,47 @@ torch.set_num_threads(1)  # these networks are too small for more, and two proce
 CBR = {1: (512, 56), 2: (512, 56), 3: (1024, 56), 4: (2048, 56), 5: (56, 256), 6: (512, 256), 7: (512, 256)}
 
 
-def convolution(name: str, inputs: int, outputs: int, kernel: int, bias: bool = True) -> dict:
-    shapes = {f"{name}.weight": (outputs, inputs, kernel, kernel)}
-    return shapes | ({f"{name}.bias": (outputs,)} if bias else {})
-
-
-def batchnorm(name: str, channels: int) -> dict:
-    vectors = ("weight", "bias", "running_mean", "running_var")
-    return {f"{name}.{part}": (channels,) for part in vectors} | {f"{name}.num_batches_tracked": ()}
-
-
-def linear(name: str, inputs: int, outputs: int) -> dict:
-    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
-
-
-def resnet_shapes() -> dict:
-    from torchvision.models import resnet50
-
+def shapes_of(name: str, layer: type, *arguments, **options) -> dict[str, tuple[int, ...]]:
+    """name.tensor -> shape."""
     with torch.device("meta"):
-        return {name: tuple(value.shape) for name, value in resnet50().state_dict().items()}
+        tensors = layer(*arguments, **options).state_dict()
+    return {f"{name}.{part}": tuple(value.shape) for part, value in tensors.items()}
 
 
-def sequential(backbone: dict, stem: str, later: dict[str, str]) -> dict:
+def resnet_shapes(stem: str, later: dict[str, str]) -> dict:
     """A ResNet's shapes under the official names: conv1, bn1, layer1 by number, later layers by name."""
     names = {"conv1": f"{stem}.0", "bn1": f"{stem}.1", "layer1": f"{stem}.4", **later}
-    parts = {name: name.partition(".") for name in backbone}
-    return {
-        f"{names[first]}.{rest}": backbone[name] for name, (first, _, rest) in parts.items() if first in names
-    }
+    parts = {tuple(name.split(".", 2)[1:]): shape for name, shape in shapes_of("resnet", resnet50).items()}
+    return {f"{names[first]}.{rest}": shape for (first, rest), shape in parts.items() if first in names}
 
 
 def emotion_shapes() -> dict:
     """The official emotion network, by the names in its own file, the layer that is never used included."""
-    later = {f"layer{i}": f"backbone.feature{i}" for i in (2, 3, 4)}
-    shapes = sequential(resnet_shapes(), "backbone.feature1", later)
+    shapes = resnet_shapes("backbone.feature1", {f"layer{i}": f"backbone.feature{i}" for i in (2, 3, 4)})
     for i, (inputs, outputs) in enumerate([(1024, 512), (512, 256), (256, 256)], start=1):
-        shapes |= convolution(f"emotion_module.conv{i}.0", inputs, outputs, 3)
-        shapes |= batchnorm(f"emotion_module.conv{i}.1", outputs)
-    return shapes | linear("emotion_module.fc_layer", 256, 8)
+        shapes |= shapes_of(f"emotion_module.conv{i}.0", nn.Conv2d, inputs, outputs, 3)
+        shapes |= shapes_of(f"emotion_module.conv{i}.1", nn.BatchNorm2d, outputs)
+    return shapes | shapes_of("emotion_module.fc_layer", nn.Linear, 256, 8)
 
 
 def official_shapes(outputs: int) -> dict:
     """Every tensor of the official network by its official name; without the copies `model_x`, `model_s`."""
-    backbone = resnet_shapes()
     shapes = {f"emotion_model.{name}": shape for name, shape in emotion_shapes().items()}
-    shapes |= sequential(backbone, "feature1_x", {"layer2": "feature2_x"})
-    shapes |= sequential(backbone, "feature1_s", {f"layer{i}": f"feature{i}_s" for i in (2, 3, 4)})
-    for i, (inputs, width) in CBR.items():
-        shapes |= convolution(f"CBR{i}.conv", inputs, width, 3) | batchnorm(f"CBR{i}.bn", width)
-    shapes |= convolution("up1.conv", 2048, 256, 1) | batchnorm("up1.bn", 256)
+    shapes |= resnet_shapes("feature1_x", {"layer2": "feature2_x"})
+    shapes |= resnet_shapes("feature1_s", {f"layer{i}": f"feature{i}_s" for i in (2, 3, 4)})
+    layers = {f"CBR{i}": (inputs, width, 3) for i, (inputs, width) in CBR.items()} | {"up1": (2048, 256, 1)}
+    for name, arguments in layers.items():
+        shapes |= shapes_of(f"{name}.conv", nn.Conv2d, *arguments)
+        shapes |= shapes_of(f"{name}.bn", nn.BatchNorm2d, arguments[1])
     for name in ("SADEM1.f_x", "SADEM1.f_y", "SADEM2.f_x", "SADEM2.f_y"):
-        shapes |= convolution(f"{name}.0", 56, 16, 1, bias=False) | batchnorm(f"{name}.1", 16)
-    shapes |= convolution("CBAM.mlp.0", 256, 16, 1, bias=False)
-    shapes |= convolution("CBAM.mlp.2", 16, 256, 1, bias=False)
-    shapes |= convolution("CBAM.conv", 2, 1, 7, bias=False)
-    shapes |= {"head.0.weight": (1,), "head.3.weight": (1,)}
-    return shapes | linear("head.2", 256, 128) | linear("head.5", 128, outputs)
+        shapes |= shapes_of(f"{name}.0", nn.Conv2d, 56, 16, 1, bias=False)
+        shapes |= shapes_of(f"{name}.1", nn.BatchNorm2d, 16)
+    layers = {"CBAM.mlp.0": (256, 16, 1), "CBAM.mlp.2": (16, 256, 1), "CBAM.conv": (2, 1, 7)}
+    for name, arguments in layers.items():
+        shapes |= shapes_of(name, nn.Conv2d, *arguments, bias=False)
+    for name in ("head.0", "head.3"):
+        shapes |= shapes_of(name, nn.PReLU)
+    return shapes | shapes_of("head.2", nn.Linear, 256, 128) | shapes_of("head.5", nn.Linear, 128, outputs)
 
 
 def rule_made(name: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -116,7 +106,7 @@ def official_emotion(official_state) -> dict[str, torch.Tensor]:
 def paper_network(official_state):
     """The paper's network with the official weights, in evaluation mode. Copy it to change it."""
     network = build_model("resnet50", outputs=10)
-    load_official_weights(network, official_state)
+    load_tensors(network, translate_official(official_state, "official"), "official")
     return network.eval()
 
 
@@ -125,13 +115,10 @@ def enliven(network: torch.nn.Module) -> torch.nn.Module:
     torch.manual_seed(1)
     for layer in network.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
-            for values, low, high in (
-                (layer.running_mean, -0.5, 0.5),
-                (layer.running_var, 0.5, 2),
-                (layer.weight.data, 0.5, 1.5),
-                (layer.bias.data, -0.5, 0.5),
-            ):
-                values.uniform_(low, high)
+            layer.running_mean.uniform_(-0.5, 0.5)
+            layer.running_var.uniform_(0.5, 2)
+            layer.weight.data.uniform_(0.5, 1.5)
+            layer.bias.data.uniform_(-0.5, 0.5)
     return network.eval()
 
 
@@ -150,6 +137,22 @@ def lite_network():
         for _ in range(3):
             network(torch.randn(4, 3, 96, 96))
     return network.eval()
+
+
+@pytest.fixture(scope="session")
+def lively_model():
+    """`lively.build_lively`, which must not be changed."""
+    return build_lively()
+
+
+@pytest.fixture(scope="session")
+def lively_weights(lively_model, tmp_path_factory):
+    return write_weights(tmp_path_factory.mktemp("weights") / "stars.safetensors", lively_model)
+
+
+@pytest.fixture(scope="session")
+def lively_scorer(lively_weights):
+    return Scorer(lively_weights, device="cpu")
 
 
 # ---- tiny sets, and runs on them that are trained once through main.py and must not be changed

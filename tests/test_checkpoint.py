@@ -4,23 +4,25 @@ import copy
 import json
 import pickle
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from conftest import build_lite, official_shapes, rule_made
+from conftest import build_lite
 from safetensors import safe_open
 from safetensors.torch import save_file
+from small import same
 
 from eamb.network.backbones import LITE0
 from eamb.network.outputs import EMOTIONS, Scale
 from eamb.weights import checkpoint
 from eamb.weights.checkpoint import (
+    Source,
     Weights,
     describe,
     export_weights,
     load_emotion_branch,
-    load_official_weights,
     load_tensors,
     load_training,
     load_weights,
@@ -28,22 +30,17 @@ from eamb.weights.checkpoint import (
     save_training,
     weights_hash,
 )
-from eamb.weights.official import OFFICIAL_UNUSED
+from eamb.weights.official import OFFICIAL_UNUSED, translate_official
 from EAMBNet import EmotionNetwork
 
 PARA = Scale("score", 1.0, 5.0, 3.0, offset=1.0, factor=4.0)
-
-
-@pytest.fixture(autouse=True)
-def same_numbers_in_every_run():
-    torch.manual_seed(0)
 
 
 def snapshot(network) -> str:
     return weights_hash(network.state_dict())
 
 
-# ---- our own files ------------------------------------------------------------------------------------
+# ---- our own files
 
 
 @pytest.fixture(scope="module")
@@ -80,138 +77,76 @@ def test_a_network_comes_back_with_all_that_belongs_to_it(lite_network, lite_wei
     assert found.training_ids.dtype == np.int64
     assert found.tensors.keys() == lite_weights.tensors.keys()
     assert weights_hash(found.tensors) == weights_hash(lite_weights.tensors)
-
-    network = found.build()
+    network, images = found.build(), torch.randn(2, 3, 64, 64)
     assert not network.training
     assert network.arguments == lite_network.arguments
-    images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         for ours, theirs in zip(network(images), lite_network(images), strict=True):
             assert torch.equal(ours, theirs)
 
 
-def test_an_emotion_network_comes_back(emotion_weights, tmp_path):
-    found = load_weights(write(tmp_path / "emotion.safetensors", emotion_weights))
-    assert (found.task, found.scale) == ("emotion", None)
-    network = found.build()
-    assert isinstance(network, EmotionNetwork)
+def test_an_emotion_network_comes_back_and_any_program_can_read_its_file(emotion_weights, tmp_path):
+    path = write(tmp_path / "emotion.safetensors", emotion_weights)
+    found, network = load_weights(path), load_weights(path).build()
+    assert (found.task, found.scale, type(network)) == ("emotion", None, EmotionNetwork)
     assert snapshot(network) == weights_hash(emotion_weights.tensors)
-
-
-def test_exported_metadata_can_be_read_by_any_program(lite_weights, tmp_path):
-    export_weights(tmp_path / "lite.safetensors", lite_weights)
-    with safe_open(tmp_path / "lite.safetensors", framework="np") as file:
-        metadata = file.metadata()
-        assert file.get_tensor("training_ids").tolist() == lite_weights.training_ids.tolist()
-    assert metadata["format"] == "pt"
-    assert json.loads(metadata["eambnet"])["scale"] == PARA.as_dict()
+    with safe_open(path, framework="np") as file:
+        assert file.metadata()["format"] == "pt"
+        assert json.loads(file.metadata()["eambnet"])["task"] == "emotion"
+        assert file.get_tensor("training_ids").tolist() == [1, 2, 3]
 
 
 def test_a_training_comes_back_with_its_state(lite_weights, tmp_path):
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1, momentum=0.9)
-    optimizer.param_groups[0]["params"][0].sum().backward()
-    optimizer.step()
-    state = {"epoch": 3, "parts": [{"step": 4, "loss": 0.5}], "optimizer": optimizer.state_dict()}
+    state = {"epoch": 3, "parts": [{"step": 4, "loss": 0.5}], "optimizer": {0: {"buffer": torch.ones(2)}}}
     save_training(tmp_path / "last.pt", lite_weights, state)
     weights, found = load_training(tmp_path / "last.pt")
-    assert (found["epoch"], found["parts"]) == (3, state["parts"])
-    buffer = found["optimizer"]["state"][0]["momentum_buffer"]
-    assert torch.equal(buffer, torch.ones(2))
+    assert torch.equal(found.pop("optimizer")[0]["buffer"], torch.ones(2))
+    assert found == {"epoch": 3, "parts": state["parts"]}
     assert weights_hash(weights.tensors) == weights_hash(lite_weights.tensors)
 
 
-def test_resuming_from_a_file_without_training_state_is_refused(emotion_weights, tmp_path):
-    content = {"weights": {}, "description": "{}"}
-    torch.save(content, tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match=r"weights\.pt holds no training state to resume from"):
-        load_training(tmp_path / "weights.pt")
-
-
-def test_a_state_dict_that_is_not_ours_is_refused_with_the_way_out(tmp_path):
-    torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "other.pt")
-    save_file({"fc.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-    for ending in ("pt", "safetensors"):
-        for read in (load_weights, read_source):
-            said = rf"other\.{ending} was not written by this program .*--weights"
-            with pytest.raises(ValueError, match=said):
-                read(tmp_path / f"other.{ending}")
-
-
-def test_a_file_of_a_later_format_is_refused(emotion_weights, tmp_path):
-    later = Weights(emotion_weights.tensors, {**emotion_weights.description, "format": 2})
-    with pytest.raises(ValueError, match=r"later\.pt has format 2 and this program reads 1"):
-        load_weights(write(tmp_path / "later.pt", later))
-
-
-def test_weights_that_do_not_fit_their_description_are_refused(emotion_weights):
-    tensors = {name: v for name, v in emotion_weights.tensors.items() if name != "emotion.classifier.bias"}
-    missing = r"the set of tensors does not fit .*: missing emotion\.classifier\.bias$"
-    with pytest.raises(ValueError, match=missing):
-        Weights(tensors, emotion_weights.description).build()
-    architecture = {**emotion_weights.description["architecture"], "emotions": EMOTIONS[:7]}
-    seven = {**emotion_weights.description, "architecture": architecture}
-    with pytest.raises(ValueError, match=r"emotion\.classifier\.bias is \(8,\), the network's is \(7,\)"):
-        Weights(emotion_weights.tensors, seven).build()
-
-
-# ---- hashes -------------------------------------------------------------------------------------------
-
-
-def test_weights_hash_changes_with_one_value_one_name_one_shape():
+def test_weights_hash_changes_with_one_value_one_name_one_shape_and_with_nothing_else():
     tensors = {"a": torch.zeros(2, 3), "b": torch.tensor(0), "c": torch.ones(1, dtype=torch.float16)}
-    changed = {name: value.clone() for name, value in tensors.items()}
-    changed["a"][1, 2] = 1e-45  # the smallest float32
     others = [
-        changed,
-        {**tensors, "b": torch.tensor(1)},
-        {"z" if name == "c" else name: value for name, value in tensors.items()},
+        {**tensors, "a": torch.tensor([[0, 0, 0], [0, 0, 1e-45]])},  # the smallest float32
         {**tensors, "a": torch.zeros(3, 2)},
         {**tensors, "b": torch.tensor(0, dtype=torch.int32)},
+        {"z" if name == "c" else name: value for name, value in tensors.items()},
     ]
     assert len({weights_hash(values) for values in [tensors, *others]}) == 1 + len(others)
-
-
-def test_weights_hash_is_the_same_whatever_the_order_and_the_layout_in_memory():
     tensors = {"a": torch.randn(2, 3, 4, 4), "b": torch.randn(5)}
     layout = tensors["a"].contiguous(memory_format=torch.channels_last).requires_grad_()
     assert weights_hash({"b": tensors["b"], "a": layout}) == weights_hash(tensors)
 
 
-# ---- writing whole or not at all ----------------------------------------------------------------------
+@pytest.mark.parametrize("about", [{}, {"image_size": 224}, {"exif": False}])
+def test_weights_that_do_not_say_for_which_pictures_are_refused_in_a_sentence(about):
+    with pytest.raises(ValueError, match='must say which pictures they are for, "image_size" in pixels'):
+        _ = Weights({}, about).size_and_exif
+    assert Weights({}, {"image_size": 96, "exif": False}).size_and_exif == (96, False)
 
 
-@pytest.mark.parametrize("ending", ["pt", "safetensors"])
-def test_what_cannot_be_saved_leaves_the_last_file(emotion_weights, tmp_path, ending):
-    path = write(tmp_path / f"last.{ending}", emotion_weights)
-    before = path.read_bytes()
-    with pytest.raises((pickle.PicklingError, AttributeError, TypeError)):
-        if ending == "pt":
-            save_training(path, emotion_weights, {"schedule": lambda epoch: epoch})
-        else:
-            export_weights(path, Weights(emotion_weights.tensors, {"path": tmp_path}))  # no JSON
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
+# ---- writing whole or not at all
 
 
 def test_a_disk_that_fails_is_named_and_keeps_the_last_checkpoint(emotion_weights, tmp_path):
     resource = pytest.importorskip("resource")  # not on Windows
-    path = write(tmp_path / "last.pt", emotion_weights)
-    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    path, limits = write(tmp_path / "last.pt", emotion_weights), resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = path.read_bytes()
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
     try:
         with pytest.raises(OSError, match="File too large"):  # torch's own is a RuntimeError
             save_training(path, emotion_weights, {}, tmp_path / "previous.pt")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
+    assert (list(tmp_path.iterdir()), path.read_bytes()) == ([path], before)
 
 
 def test_a_changed_bit_anywhere_is_found_or_changes_nothing(tmp_path):
     network = torch.nn.Linear(40, 30)
-    description = {"format": 1, "task": "emotion", "architecture": {"emotions": ["awe"]}, "scale": None}
-    weights = Weights(network.state_dict(), description)
-    save_training(tmp_path / "last.pt", weights, {"epoch": 3})
+    architecture = {"backbone": LITE0, "emotions": ["awe"]}
+    description = {"format": 1, "task": "emotion", "architecture": architecture, "scale": None}
+    save_training(tmp_path / "last.pt", Weights(network.state_dict(), description), {"epoch": 3})
     content, found = (tmp_path / "last.pt").read_bytes(), 0
     for place in range(0, len(content), len(content) // 75):
         damaged = bytearray(content)
@@ -223,12 +158,12 @@ def test_a_changed_bit_anywhere_is_found_or_changes_nothing(tmp_path):
             assert f"{tmp_path / 'bad.pt'} is" in str(error)
             found += 1
         else:  # between the parts of the file
-            assert weights_hash(again.tensors) == weights_hash(weights.tensors)
+            assert weights_hash(again.tensors) == snapshot(network)
             assert (again.description, state) == (description, {"epoch": 3})
     assert found > 50
 
 
-# ---- files that are refused ---------------------------------------------------------------------------
+# ---- files that are refused
 
 
 class Payload:
@@ -252,31 +187,22 @@ def test_code_in_a_file_is_refused_and_not_executed(tmp_path, save):
         pickle.loads(path.read_bytes())
     assert marker.exists()  # the payload works where it is let loose
     marker.unlink()
-    said = r"evil\.pt is not a weights file: .*code, which is never executed"
-    for read in (checkpoint.read_file, load_weights, load_training, read_source):
-        with pytest.raises(ValueError, match=said):
+    for read in (load_weights, load_training, read_source):
+        with pytest.raises(ValueError, match=r"evil\.pt is not a weights file: .*code, which is never exec"):
             read(path)
     assert not marker.exists()
 
 
-UNREADABLE = {
-    b"<!DOCTYPE html>\n<html><body>404</body></html>": "it is a web page; download the file itself",
-    b"\n <html></html>": "it is a web page",
-    b"\xef\xbb\xbf<html></html>": "it is a web page",
-    b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n": "a Git LFS pointer; .*lfs pull",
-    b"": "it is empty",
-    b'{"message": "Not Found"}': "it is cut off, damaged or something else",
-}
-
-
 @pytest.mark.parametrize("ending", ["pt", "pth", "safetensors"])
-@pytest.mark.parametrize("content", UNREADABLE)
-def test_what_is_no_weights_file_is_refused_in_one_sentence(tmp_path, content, ending):
+@pytest.mark.parametrize("content", [b"<html></html>", b"version https://git-lfs.github.com/spec/v1\n", b""])
+def test_what_is_no_weights_file_or_not_there_is_refused_in_one_sentence(tmp_path, content, ending):
     path = tmp_path / f"file.{ending}"
+    for read in (load_weights, read_source):
+        with pytest.raises(FileNotFoundError, match=rf"checkpoint: no file .*file\.{ending}"):
+            read(path)
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=UNREADABLE[content]) as error:
+    with pytest.raises(ValueError, match=r"^checkpoint: \S+ is not a weights file: .* a web page") as error:
         load_weights(path)
-    assert str(error.value).startswith(f"checkpoint: {path} is not a weights file: ")
     assert "\n" not in str(error.value)
 
 
@@ -288,171 +214,114 @@ def test_a_cut_off_file_is_refused_wherever_it_is_cut(tmp_path, kind):
         save_file(tensors, whole)
     else:
         torch.save(tensors, whole, _use_new_zipfile_serialization=kind == "pt")
-    content = whole.read_bytes()
-    assert checkpoint.read_file(whole).content.keys() == tensors.keys()
+    found, content = checkpoint.read_file(whole)
+    assert (found.keys(), content) == (tensors.keys(), whole.read_bytes())
     for length in range(1, len(content), max(1, len(content) // 30)):
         path.write_bytes(content[:length])
-        with pytest.raises(ValueError, match="is not a weights file: it is cut off"):
+        with pytest.raises(ValueError, match="is not a weights file: it is empty, cut off"):
             checkpoint.read_file(path)
 
 
-def test_a_file_that_holds_no_dictionary_is_refused(tmp_path):
+def test_a_file_of_tensors_that_is_not_ours_is_refused_with_the_way_out(tmp_path):
     torch.save([torch.zeros(2)], tmp_path / "list.pt")
-    with pytest.raises(ValueError, match=r"list\.pt must hold a dictionary of tensors, got list"):
+    with pytest.raises(ValueError, match=r"list\.pt is not a weights file"):
         load_weights(tmp_path / "list.pt")
-
-
-@pytest.mark.parametrize("ending", ["pt", "safetensors"])
-def test_a_file_that_is_not_there_is_named(tmp_path, lite_network, ending):
-    path = tmp_path / f"absent.{ending}"
-    for call in (
-        load_weights,
-        checkpoint.read_file,
-        load_training if ending == "pt" else load_weights,
-        lambda path: load_official_weights(lite_network, path),
-        lambda path: load_emotion_branch(lite_network, read_source(path)),
-    ):
-        with pytest.raises(FileNotFoundError, match=rf"checkpoint: no file .*absent\.{ending}"):
-            call(path)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_weights_that_are_no_numbers_are_refused_by_name(value):
-    network, tensors = small(), {name: v.clone() for name, v in small().state_dict().items()}
-    before = snapshot(network)
-    tensors["1.weight"][0, 1] = value
-    with pytest.raises(ValueError, match=r"file\.pt .*: 1\.weight holds values that are NaN or infinite$"):
-        load_tensors(network, tensors, "file.pt")
-    assert snapshot(network) == before
+    torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "other.pt")
+    save_file({"fc.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    for ending in ("pt", "safetensors"):
+        for read in (load_weights, read_source):
+            with pytest.raises(ValueError, match=rf"other\.{ending} was not written by this program .*--we"):
+                read(tmp_path / f"other.{ending}")
+    with pytest.raises(ValueError, match=r"other\.pt holds no training state to resume from"):
+        load_training(tmp_path / "other.pt")
 
 
 WRONG = {
-    "are not different names": {"architecture": {"backbone": "a", "emotions": ["awe", "fear", "awe"]}},
+    "each emotion another": {"architecture": {"backbone": "a", "emotions": ["awe", "fear", "awe"]}},
     "1 ratings for 10 outputs": {"architecture": {"backbone": "a", "outputs": 10}, "scale": PARA.as_dict()},
-    "is damaged: 'backbone'": {"architecture": {"emotions": []}},
-    "is damaged: 'architecture'": {"architecture": None},
-    "the task None is not a name": {"architecture": {"backbone": "a"}, "task": None},
+    "'backbone'": {"architecture": {"emotions": []}},
+    "the task, the backbone and the emotions must be": {"architecture": {"backbone": "a"}, "task": None},
+    "its format is 2 and this program reads 1": {"format": 2, "architecture": {"backbone": "a"}},
 }
 
 
 @pytest.mark.parametrize("said", WRONG)
 @pytest.mark.parametrize("ending", ["pt", "safetensors"])
-def test_a_description_that_does_not_fit_itself_is_refused(said, ending, tmp_path):
+def test_a_description_that_does_not_fit_itself_or_is_of_a_later_format_is_refused(said, ending, tmp_path):
     description = {"format": 1, "task": "aesthetics", "scale": None, **WRONG[said]}
-    if description["architecture"] is None:
-        del description["architecture"]
     path = write(tmp_path / f"wrong.{ending}", Weights({"x": torch.zeros(1)}, description))
-    with pytest.raises(ValueError, match=f"the description in .*wrong.{ending} .*{said}"):
+    with pytest.raises(ValueError, match=f"description in .*wrong.{ending} is damaged or of another.*{said}"):
         load_weights(path)
 
 
-# ---- tensors into networks ----------------------------------------------------------------------------
+# ---- tensors into networks
 
 
 def small() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
 
 
-def test_nothing_is_written_unless_everything_fits():
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_nothing_is_written_unless_everything_fits(value):
     network = small()
     before = snapshot(network)
-    tensors = {
-        "0.weight": torch.zeros(3, 2),
-        "0.bias": torch.zeros(4),
-        "1.weight": "text",
-        "2.bias": torch.zeros(1),
-    }
+    tensors = {"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(4), "1.weight": "x", "2": torch.zeros(1)}
     with pytest.raises(ValueError) as error:
         load_tensors(network, tensors, "file.pt")
     assert str(error.value) == (
-        "checkpoint: file.pt does not fit the network: missing 1.bias; unknown 2.bias; "
+        "checkpoint: file.pt does not fit the network: missing 1.bias; unknown 2; "
         "0.bias is (4,), the network's is (3,); 1.weight is not a tensor but str, the network's is (1, 3)"
     )
+    tensors = small().state_dict() | {"1.weight": torch.tensor([[0, value, 0]])}
+    with pytest.raises(ValueError, match=r"file\.pt .*: 1\.weight holds values that are NaN or infinite$"):
+        load_tensors(network, tensors, "file.pt")
     assert snapshot(network) == before
 
 
-def test_a_long_list_of_problems_is_cut_and_counted():
-    tensors = small().state_dict() | {f"more.{i:02}": torch.zeros(1) for i in range(20)}
-    with pytest.raises(ValueError, match=r"unknown more\.11 \(\+8 more\)$"):
-        load_tensors(small(), tensors, "file.pt")
-
-
 def test_a_part_can_be_filled_and_a_part_be_left():
-    network, tensors = small(), {name: torch.ones_like(v) for name, v in small().state_dict().items()}
-    before = copy.deepcopy(network.state_dict())
-    load_tensors(network, {"1.weight": tensors["1.weight"], "1.bias": tensors["1.bias"]}, "x", only="1.")
-    assert torch.equal(network[0].weight, before["0.weight"])
-    assert (network[1].weight == 1).all()
-
-    network = small()
-    before = copy.deepcopy(network.state_dict())
-    load_tensors(network, tensors | {"1.bias": torch.zeros(7)}, "x", leave=("1.",))
-    assert (network[0].weight == 1).all()
-    assert torch.equal(network[1].weight, before["1.weight"])
-
-
-# ---- state dicts of the official code -----------------------------------------------------------------
+    ones = {name: torch.ones_like(value) for name, value in small().state_dict().items()}
+    second = {name: value for name, value in ones.items() if name.startswith("1.")}
+    for tensors, options in (
+        (second, {"only": "1."}),
+        (ones | {"0.bias": torch.zeros(7)}, {"leave": ("0.",)}),
+    ):
+        network = small()
+        before = copy.deepcopy(network.state_dict())
+        load_tensors(network, tensors, "x", **options)
+        assert same(network.state_dict(), before, only="0.")
+        assert same(network.state_dict(), ones, only="1.")
 
 
-@pytest.fixture(scope="module")
-def target(paper_network):
-    """A paper network to load into; each test that changes it fills it with zeros first."""
-    return copy.deepcopy(paper_network)
-
-
-@pytest.fixture
-def blank(target):
-    with torch.no_grad():
-        for value in target.state_dict().values():
-            value.zero_()
-    return target
-
-
-def is_blank(network) -> bool:
-    return not any(value.any() for value in network.state_dict().values())
-
-
-def equal(network, other, only: str = "") -> bool:
-    state = other.state_dict()
-    return all(torch.equal(v, state[k]) for k, v in network.state_dict().items() if k.startswith(only))
+# ---- state dicts of the official code
 
 
 def copies(state: dict) -> dict:
     """The same tensors once more, as the official class registers them."""
-    parts = {"0": "conv1", "1": "bn1", "4": "layer1"}
-    found = {}
-    for branch, layers in (("x", (2,)), ("s", (2, 3, 4))):
-        for name, value in state.items():
-            stem, _, rest = name.removeprefix(f"feature1_{branch}.").partition(".")
-            if name.startswith(f"feature1_{branch}."):
-                found[f"model_{branch}.{parts[stem]}.{rest}"] = value
-            for layer in layers:
-                if name.startswith(f"feature{layer}_{branch}."):
-                    found[f"model_{branch}.layer{layer}.{name.partition('.')[2]}"] = value
-    unused = {"model_x.layer3.0.conv1.weight": (256, 512, 1, 1), "model_x.layer4.2.bn3.bias": (2048,)}
-    unused |= {f"model_{branch}.fc.weight": (1000, 2048) for branch in "xs"}
-    return found | {name: torch.zeros(()).expand(shape) for name, shape in unused.items()}
-
-
-def without_first(state: dict) -> dict:
-    return {name: v for name, v in state.items() if not name.startswith(("feature", "emotion_model."))}
+    names = {f"feature{i}_{x}": f"model_{x}.layer{i}" for i, x in ((2, "x"), (2, "s"), (3, "s"), (4, "s"))}
+    for i, ours in ((0, "conv1"), (1, "bn1"), (4, "layer1")):
+        names |= {f"feature1_{x}.{i}": f"model_{x}.{ours}" for x in "xs"}
+    found = {"model_x.layer4.2.bn3.bias": torch.zeros(2048), "model_s.fc.bias": torch.zeros(1000)}  # unused
+    for old, new in names.items():
+        found |= {new + name[len(old) :]: v for name, v in state.items() if name.startswith(f"{old}.")}
+    return found
 
 
 @pytest.mark.parametrize("form", ["module.", "both copies", "second copies", "no unused"])
-def test_a_whole_official_network_lands_in_every_place(blank, paper_network, official_state, form):
+def test_a_whole_official_network_lands_in_every_place(paper_network, official_state, form):
     state = official_state
     if form == "module.":
         state = {"model": {f"module.{name}": value for name, value in state.items()}, "epoch": 12}
     elif form == "both copies":
         state = state | copies(state)
     elif form == "second copies":
-        emotion = {name: v for name, v in state.items() if name.startswith("emotion_model.")}
-        state = without_first(state) | emotion | copies(state)
+        state = {name: value for name, value in state.items() if not name.startswith("feature")}
+        state |= copies(official_state)
     elif form == "no unused":
         state = {name: v for name, v in state.items() if not name.startswith(OFFICIAL_UNUSED)}
         assert len(state) < len(official_state)
-    load_official_weights(blank, state)
-    assert equal(blank, paper_network)
+    found = translate_official(state, "x")
+    assert found.keys() == paper_network.state_dict().keys()
+    assert same(found, paper_network.state_dict())
 
 
 def test_each_official_tensor_has_a_place_of_its_own(paper_network, official_state):
@@ -468,160 +337,75 @@ def test_each_official_tensor_has_a_place_of_its_own(paper_network, official_sta
     }
     for official, ours in places.items():
         assert torch.equal(state[ours], official_state[official]), official
-    used = {
-        name for name in official_state if not name.startswith(("CBR4.", "emotion_model.backbone.feature4."))
-    }
-    assert len(used) == len(state)
+    unused = ("CBR4.", "emotion_model.backbone.feature4.")
+    assert len([name for name in official_state if not name.startswith(unused)]) == len(state)
 
 
-@pytest.mark.parametrize("form", ["path", "bare"])
-def test_the_public_emotion_checkpoint_fills_the_emotion_branch_alone(
-    blank, paper_network, official_emotion, tmp_path, form
-):
-    source = official_emotion
-    if form == "path":
-        names = {f"module.{name}": value for name, value in official_emotion.items()}
-        torch.save({"model": names, "epoch": 3, "best": 0.6}, tmp_path / "emotion_model.pth")
-        source = tmp_path / "emotion_model.pth"
-    load_official_weights(blank, source)
-    assert equal(blank, paper_network, only="emotion.")
-    assert not blank.detail.conv1.weight.any()
-    assert not blank.head[5].weight.any()
-
-
-def test_both_heads_load_and_neither_into_the_other(blank, official_state):
-    para = official_state | {name: rule_made(name, official_shapes(1)[name]) for name in HEAD}
-    with pytest.raises(ValueError) as error:
-        load_official_weights(blank, para)
-    assert str(error.value) == (
-        "checkpoint: the given state dict does not fit the network: "
-        "head.5.bias is (1,), the network's is (10,); head.5.weight is (1, 128), the network's is (10, 128)"
-    )
-    assert is_blank(blank)
-    blank.head[5], ten = torch.nn.Linear(128, 1), blank.head[5]
-    try:
-        load_official_weights(blank, para)
-        assert torch.equal(blank.head[5].weight, para["head.5.weight"])
-    finally:
-        blank.head[5] = ten
-
-
-HEAD = ("head.5.weight", "head.5.bias")
-
-
-@pytest.mark.parametrize("alone", [False, True], ids=["whole network", "emotion file"])
-def test_missing_unknown_and_misshapen_names_are_listed_and_nothing_is_written(
-    blank, official_state, official_emotion, alone
-):
-    state = dict(official_emotion if alone else official_state)
-    prefix = "" if alone else "emotion_model."
-    missing, misshapen = f"{prefix}backbone.feature1.0.weight", f"{prefix}emotion_module.conv2.0.bias"
-    del state[missing]
-    state[misshapen] = torch.zeros(3)
-    state[f"{prefix}emotion_module.conv4.0.bias"] = torch.zeros(3)
-    state[f"{prefix}emotion_module.conv1.7.bias"] = torch.zeros(3)
-    state["surprise"] = torch.zeros(3)
-    state[f"{prefix}emotion_module.fc_layer.bias"] = [1, 2, 3]
-    with pytest.raises(ValueError) as error:
-        load_official_weights(blank, {"model": state})
-    problems = str(error.value).partition(" does not fit the network: ")[2].split("; ")
-    assert sorted(problems) == sorted(
-        [
-            f"missing {missing}",
-            f"unknown {prefix}emotion_module.conv4.0.bias",
-            f"unknown {prefix}emotion_module.conv1.7.bias",
-            "unknown surprise",
-            f"{misshapen} is (3,), the network's is (256,)",
-            f"{prefix}emotion_module.fc_layer.bias is not a tensor but list, the network's is (8,)",
-        ]
-    )
-    assert is_blank(blank)
-
-
-def test_names_of_our_own_are_unknown_to_the_official_code(blank, official_state):
-    with pytest.raises(ValueError, match=r"unknown emotion\.classifier\.bias$"):
-        load_official_weights(blank, official_state | {"emotion.classifier.bias": torch.zeros(8)})
-    with pytest.raises(ValueError, match=r"unknown detail\.conv1\.weight"):
-        load_official_weights(blank, blank.state_dict())
-
-
-def test_two_copies_of_one_tensor_must_be_equal(blank, official_state):
+def test_unknown_names_values_that_are_no_tensors_and_unequal_copies_are_listed(official_state):
     state = official_state | copies(official_state)
     other = state["model_s.bn1.weight"]
     for unequal in (other + 1e-6, other[:3], other.double()):
-        with pytest.raises(ValueError, match=r"feature1_s\.1\.weight and model_s\.bn1\.weight .* differ"):
-            load_official_weights(blank, state | {"model_s.bn1.weight": unequal})
-    assert is_blank(blank)
+        with pytest.raises(ValueError, match=r"model_s\.bn1\.weight differs from another copy of context\.b"):
+            translate_official(state | {"model_s.bn1.weight": unequal}, "x")
+    wrong = {"surprise": other, "emotion.classifier.bias": other, "CBR11.conv.bias": other, "CBR1.bn": [1]}
+    with pytest.raises(ValueError) as error:
+        translate_official(official_state | wrong, "official.pth")
+    assert str(error.value) == (
+        "checkpoint: official.pth does not fit the official network: unknown surprise; unknown "
+        "emotion.classifier.bias; unknown CBR11.conv.bias; CBR1.bn is not a tensor"
+    )
 
 
-def test_the_emotion_network_takes_its_part_of_either_file(paper_network, official_state, official_emotion):
-    network = EmotionNetwork("resnet50", EMOTIONS, emotion_scale=0.5, width=256)
-    for source in (official_state, official_emotion):
-        torch.nn.init.zeros_(network.emotion.classifier.weight)
-        load_official_weights(network, source)
-        assert equal(network.emotion, paper_network.emotion)
+# ---- emotion checkpoints
 
 
-# ---- emotion checkpoints ------------------------------------------------------------------------------
+def official(state: dict) -> Source:
+    """What a file with this state dict is read as."""
+    with mock.patch.object(checkpoint, "read_file", lambda path: (state, b"")):
+        return read_source("official.pth")
 
 
-def test_our_emotion_network_fills_the_emotion_branch(emotion_weights, tmp_path):
+def test_the_public_emotion_checkpoint_and_the_whole_network_fill_the_emotion_branch_alone(
+    paper_network, official_state, official_emotion, tmp_path
+):
+    names = {f"module.{name}": value for name, value in official_emotion.items()}
+    torch.save({"model": names, "epoch": 3, "best": 0.6}, tmp_path / "emotion_model.pth")
+    network = copy.deepcopy(paper_network)
+    for value in network.state_dict().values():
+        value.zero_()
+    branch = EmotionNetwork("resnet50", EMOTIONS, emotion_scale=0.5, width=256)
+    load_emotion_branch(network, read_source(tmp_path / "emotion_model.pth"))
+    found = load_emotion_branch(branch, official(official_state))
+    for each in (network, branch):
+        assert same(each.state_dict(), paper_network.state_dict(), only="emotion.")
+    assert not any(v.any() for name, v in network.state_dict().items() if not name.startswith("emotion."))
+    assert (found.emotions, found.emotion_training_ids.tolist()) == (EMOTIONS, [])
+
+
+@pytest.mark.parametrize("kind, ids", [("emotion", [1, 2, 3]), ("whole", [7, 8])])
+def test_our_networks_give_their_branch_and_the_pictures_that_trained_it(
+    kind, ids, emotion_weights, lite_weights, tmp_path
+):
+    weights = emotion_weights if kind == "emotion" else lite_weights
     network = build_lite()
     before = copy.deepcopy(network.state_dict())
-    known = load_emotion_branch(network, read_source(write(tmp_path / "emotion.pt", emotion_weights)))
+    found = load_emotion_branch(network, read_source(write(tmp_path / "file.pt", weights)))
     for name, value in network.state_dict().items():
-        expected = emotion_weights.tensors if name.startswith("emotion.") else before
+        expected = weights.tensors if name.startswith("emotion.") else before
         assert torch.equal(value, expected[name]), name
-    assert known.emotion_training_ids.tolist() == [1, 2, 3]
-    assert (known.task, known.emotions) == ("emotion", EMOTIONS)
-
-
-def test_our_whole_network_gives_its_branch_and_the_pictures_that_trained_it(
-    lite_network, lite_weights, tmp_path
-):
-    network = build_lite()
-    known = load_emotion_branch(network, read_source(write(tmp_path / "lite.safetensors", lite_weights)))
-    assert equal(network.emotion, lite_network.emotion)
-    assert known.emotion_training_ids.tolist() == [7, 8]
-    assert not equal(network.detail, lite_network.detail)  # its BatchNorm has seen pictures
-
-
-def test_a_whole_official_network_given_as_emotion_checkpoint_gives_its_branch(
-    blank, paper_network, official_state, tmp_path
-):
-    part = ("emotion_model.", "head.", "CBAM.")  # the rest takes a second to write
-    state = {name: v for name, v in official_state.items() if name.startswith(part)}
-    torch.save(state, tmp_path / "eambnet.pth")
-    known = load_emotion_branch(blank, read_source(tmp_path / "eambnet.pth"))
-    assert equal(blank, paper_network, only="emotion.")
-    assert not blank.context.conv1.weight.any()
-    assert (known.emotions, known.emotion_training_ids.tolist()) == (EMOTIONS, [])
+    assert (found.emotion_training_ids.tolist(), found.emotions) == (ids, EMOTIONS)
 
 
 def test_a_branch_of_another_backbone_or_other_emotions_is_refused_before_anything_is_written(
-    blank, emotion_weights, official_emotion, tmp_path
+    emotion_weights, official_emotion, tmp_path
 ):
-    branch = read_source(write(tmp_path / "emotion.pt", emotion_weights))
-    networks = [blank, build_lite(emotions=("neutral", "disgust")), build_lite(width=32)]
-    before = [snapshot(network) for network in networks[1:]]
-    said = (
-        r"emotion\.pt has the backbone tf_efficientnet_lite0; .* is resnet50",
-        r"knows the emotions amusement, .* in this order; the network's are neutral, disgust",
-        r"emotion\.classifier\.weight is \(8, 128\), the network's is \(8, 32\)",
-    )
-    for network, match in zip(networks, said, strict=True):
-        with pytest.raises(ValueError, match=match):
-            load_emotion_branch(network, branch)
-    with pytest.raises(ValueError, match="has the backbone resnet50; the network's is tf_efficientnet_lite0"):
-        load_official_weights(networks[1], official_emotion)
-    assert is_blank(blank)
-    assert [snapshot(network) for network in networks[1:]] == before
-
-
-@pytest.mark.parametrize(
-    "about", [{}, {"image_size": "224", "exif": True}, {"image_size": 224}, {"exif": False}]
-)
-def test_weights_that_do_not_say_for_which_pictures_are_refused_in_a_sentence(about):
-    with pytest.raises(ValueError, match='must say which pictures they are for, "image_size" in pixels'):
-        _ = Weights({}, about).size_and_exif
-    assert Weights({}, {"image_size": 96, "exif": False}).size_and_exif == (96, False)
+    ours = read_source(write(tmp_path / "emotion.pt", emotion_weights))
+    for network, source, said in (
+        (build_lite(), official(official_emotion), "the backbone resnet50; the network's: tf_efficientnet"),
+        (build_lite(emotions=("neutral", "awe")), ours, r"emotions \['amuse.*; the network's: \('neutral'"),
+        (build_lite(width=32), ours, r"emotion\.classifier\.weight is \(8, 128\), the network's is \(8, 32"),
+    ):
+        before = snapshot(network)
+        with pytest.raises(ValueError, match=said):
+            load_emotion_branch(network, source)
+        assert snapshot(network) == before

@@ -4,11 +4,8 @@ import csv
 import hashlib
 import io
 import json
-import multiprocessing
-import os
 import re
 import sys
-import warnings
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +18,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import datasets
 from datasets import (
     Draw,
     PictureSet,
@@ -44,7 +40,6 @@ from eamb.readers.own_csv import round_outwards
 from eamb.readers.para import PARA_BINS, PARA_EMOTIONS
 from eamb.readers.rated import SPLITS, DataOptions, LeftOut, RatedSet, describe, emotion_name, write_left_out
 from eamb.readers.splitting import fold_split, hash_split, identical_files
-from eamb.runtime import engine
 
 # ---- making sets ----------------------------------------------------------------------------------
 
@@ -197,7 +192,8 @@ def refused(words, *arguments, error=ValueError, load=load_dataset, **options):
 
 def para_with_twins(root):
     make_para(root)
-    (root / "annotation" / "identical_images.txt").write_text("p1_.jpg p60_.jpg")
+    (root / "annotation" / "identical_images.txt").write_text("p1_.jpg p60_.jpg\n")
+    return root
 
 
 def csv_by_split(root):
@@ -235,17 +231,6 @@ def test_each_file_of_labels_is_opened_once(tmp_path, monkeypatch, name):
     assert opened == [1] * files
 
 
-def test_each_folder_is_listed_once_and_no_file_is_asked_for(tmp_path, monkeypatch):
-    root = make_para(tmp_path)
-    listed, asked = [], []
-    scandir, stat = os.scandir, os.stat
-    monkeypatch.setattr(os, "scandir", lambda path: (listed.append(str(path).rstrip("/")), scandir(path))[1])
-    monkeypatch.setattr(os, "stat", lambda path, **o: (asked.append(str(path)), stat(path, **o))[1])
-    load_dataset("para", root, options=DataOptions(twins=False))
-    assert sorted(listed) == [str(root / "imgs" / "session0"), str(root / "imgs" / "session1")]
-    assert not [path for path in asked if path.endswith(".jpg")]
-
-
 # ---- RatedSet --------------------------------------------------------------------------------------
 
 
@@ -271,7 +256,7 @@ def test_the_hash_of_ratings_depends_on_each_and_not_on_the_order(tmp_path, colu
 
 
 def test_take_keeps_the_columns_together(tmp_path):
-    rated = rated_set(tmp_path, 10, distributions=True, emotions=True)
+    rated = rated_set(tmp_path, 10, emotions=True)
     some = rated.take([7, 2])
     assert some.ids == ["7.png", "2.png"] and some[0].path == rated.paths[7]
     assert some.scores.tolist() == rated.scores[[7, 2]].tolist() and some.emotions.shape == (2, 2)
@@ -352,35 +337,31 @@ def test_identical_files_are_found_as_comparing_everything_finds_them(tmp_path_f
     assert sorted(identical_files([str(path) for path in paths], suspects)) == sorted(expected)
 
 
-@pytest.mark.parametrize("step", ["_size", "_middle", "_digest"])
-def test_a_file_that_cannot_be_read_has_no_twin(tmp_path, monkeypatch, step):
-    paths, whole = [str(tmp_path / name) for name in "abc"], getattr(splitting, step)
+def test_a_file_that_cannot_be_read_has_no_twin(tmp_path):
+    paths = [str(tmp_path / name) for name in "abc"]
     for path in paths:
         Path(path).write_bytes(b"x" * 9000)
-
-    def closed(path):
-        if path == paths[1]:
-            raise PermissionError(13, "Permission denied", path)
-        return whole(path)
-
-    monkeypatch.setattr(splitting, step, closed)
-    assert identical_files(paths, np.ones(3, dtype=bool)) == [[0, 2]]
+    Path(paths[1]).chmod(0)
+    with small.bound_by_permissions():
+        assert identical_files(paths, np.ones(3, dtype=bool)) == [[0, 2]]
 
 
 # ---- PARA ------------------------------------------------------------------------------------------
 
 
 def test_para_columns_become_scores_and_emotion_votes(tmp_path):
-    sets = load_dataset("PARA", make_para(tmp_path))
-    train, val, test = sets.values()
+    train, val, test = load_dataset("PARA", make_para(tmp_path)).values()
     assert len(train) + len(val) == 60 and len(test) == 5 and not set(train.ids) & set(val.ids)
     assert test.ids[0] == "session0/p60_.jpg" and test.paths[0] == str(tmp_path / "imgs" / test.ids[0])
     assert test.scores.tolist() == [1.6, 1.61, 1.62, 1.63, 1.64]
     assert test.scale == Scale("score", 1, 5, 3, offset=1, factor=4)
-    assert test.emotion_classes[0] == "neutral"
-    assert test.emotions[1].tolist() == [0.6, 0, 0, 0, 0.2, 0, 0, 0.2]
-    assert test.distributions is None and test[0].distribution is None
+    assert test.emotions[1].tolist() == [0.6, 0, 0, 0, 0.2, 0, 0, 0.2] and test.distributions is None
     assert "PARA-GiaaTest.csv" in test.protocol and "5 % of" in val.protocol
+    start = "para test: 5 pictures (official PARA-GiaaTest.csv), scores 1.6 to 1.64, mean 1.62, 8 emotions, 0"
+    assert describe(test).startswith(start)
+    (tmp_path / "annotation" / "PARA-GiaaTrain.csv").unlink()  # which the test split does not need
+    assert len(load_dataset("para", tmp_path, ("test",))["test"]) == 5
+    refused("PARA-GiaaTrain.csv", "para", tmp_path, ("val",), error=FileNotFoundError)
 
 
 def test_para_targets(tmp_path):
@@ -397,13 +378,6 @@ def test_para_targets(tmp_path):
     )
     assert sets["train"].scale.bins == PARA_BINS
     assert sets["test"].distributions[1].tolist() == pytest.approx([1 / 4, 0, 0, 1 / 4, 1 / 2, 0, 0, 0, 0])
-
-
-def test_para_reads_only_the_csv_it_needs(tmp_path):
-    root = make_para(tmp_path)
-    (root / "annotation" / "PARA-GiaaTrain.csv").unlink()
-    assert len(load_dataset("para", root, ("test",))["test"]) == 5
-    refused("PARA-GiaaTrain.csv", "para", root, ("val",), error=FileNotFoundError)
 
 
 @pytest.mark.parametrize("listed", [False, True])
@@ -451,32 +425,6 @@ def test_twins_are_not_looked_for_in_huge_sets_and_that_is_said(tmp_path, monkey
     assert SetReader("ava", tmp_path / "not opened").twins_in_training() == set()
 
 
-BAD_CELLS = {
-    ("aestheticScore_mean", "5.5"): "'5.5', expected a value from 1 to 5",
-    ("aestheticScore_mean", ""): "empty, expected a number",
-    ("imgEmotion_awe", "-1"): "'-1', expected a whole number of votes, 0 or more",
-    ("imageName", "p60_.jpg"): "'p60_.jpg', expected each picture once, but row 2 has",
-    ("sessionId", ""): "empty, expected a text",
-}
-
-
-def test_bad_cells_are_named_by_file_row_and_column(tmp_path):
-    path = make_para(tmp_path) / "annotation" / "PARA-GiaaTest.csv"
-    good = path.read_text()
-    for (column, value), words in BAD_CELLS.items():
-        path.write_text(good)
-        edit_cell(path, 3, column, value)
-        refused(f"PARA-GiaaTest.csv row 3: '{column}' is {words}", "para", tmp_path, ("test",))
-    path.write_text(good.replace("aestheticScore_mean", "score"))
-    words = "PARA-GiaaTest.csv has no column 'aestheticScore_mean' (found: imageName, sessionId, score, "
-    refused(words, "para", tmp_path, ("test",))
-    refused("For your own columns use --dataset csv data.score_column=NAME.", "para", tmp_path, ("test",))
-    path.write_text(good)
-    (path.parent / "identical_images.txt").write_text("p1_.jpg p2_.jpg\np3_.jpg\n")
-    words = "identical_images.txt row 2 has one name, expected two or more of one picture"
-    refused(words, "para", tmp_path)
-
-
 # ---- pictures that are not there -------------------------------------------------------------------
 
 
@@ -499,15 +447,12 @@ def test_a_link_that_cannot_be_followed_costs_one_picture_and_not_its_folder(tmp
 
 
 def test_a_missing_training_picture_is_listed_once_on_the_side_of_its_hash(tmp_path):
-    root = make_para(tmp_path)
-    whole = load_dataset("para", root, ("train", "val"))
-    gone = {split: whole[split].ids[-1] for split in ("train", "val")}
-    for name in gone.values():
-        (root / "imgs" / name).unlink()
-    sets = load_dataset("para", root, ("train", "val"))
-    assert {split: [row.id for row in sets[split].left_out] for split in gone} == {
-        split: [name] for split, name in gone.items()
-    }
+    whole = load_dataset("para", make_para(tmp_path), ("train", "val"))
+    gone = {split: [rated.ids[-1]] for split, rated in whole.items()}
+    for [name] in gone.values():
+        (tmp_path / "imgs" / name).unlink()
+    sets = load_dataset("para", tmp_path, ("train", "val"))
+    assert {split: [row.id for row in rated.left_out] for split, rated in sets.items()} == gone
 
 
 def test_wrong_folders_sets_splits_and_options_are_refused(tmp_path):
@@ -522,22 +467,19 @@ def test_wrong_folders_sets_splits_and_options_are_refused(tmp_path):
     refused(words, "csv", make_csv(tmp_path), score_column="beauty")
 
 
-@pytest.mark.parametrize(
-    ("words", "options"),
-    [
-        ("between 0 and 1, got 1.5", {"validation": 1.5}),
-        ("got 'rank'", {"target": "rank"}),
-        ("got 'wide'", {"score_range": "wide"}),
-        ("data.folds is 2 or more, or 0 for no folds; got 1", {"folds": 1}),
-        ("got -2", {"folds": -2}),
-        ("data.fold is from 0 to 4, got 5", {"folds": 5, "fold": 5}),
-        ("data.fold is from 0 to 4, got -1", {"folds": 5, "fold": -1}),
-        ("data.fold is 0 without data.folds, got 1", {"fold": 1}),
-    ],
-)
-def test_options_that_cannot_be(words, options):
-    with pytest.raises(ValueError, match=words):
-        DataOptions(**options)
+def test_options_that_cannot_be():
+    folds = "data.folds is 2 or more, or 0 for none, and data.fold from 0 to one less; got"
+    for words, options in {
+        "between 0 and 1, got 1.5": {"validation": 1.5},
+        "got 'rank'": {"target": "rank"},
+        "got 'auto' and 'wide'": {"score_range": "wide"},
+        f"{folds} 1 and 0": {"folds": 1},
+        f"{folds} -2 and 0": {"folds": -2},
+        f"{folds} 5 and 5": {"folds": 5, "fold": 5},
+        f"{folds} 0 and 1": {"fold": 1},
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            DataOptions(**options)
 
 
 # ---- AVA -------------------------------------------------------------------------------------------
@@ -564,8 +506,6 @@ def test_ava_csv_counts_from_score2_and_ids_may_lack_the_ending(tmp_path, folder
     assert [len(s) for s in sets.values()] == [39, 4, 6] and sets["val"].ids == ["40", "41", "42", "43"]
     assert sets["val"].scores.tolist() == [(1 + 3 * 10) / 4] * 4
     assert sets["val"].paths[0] == str(tmp_path / "image" / "40.jpg")
-    edit_cell(tmp_path / folder / "test.csv", 3, "score11", "4")
-    refused("test.csv row 3: 'MOS' is '7.75', expected the mean of its votes, 8.2", "ava", tmp_path)
 
 
 def test_ava_needs_its_files_and_takes_validation_from_training(tmp_path):
@@ -579,20 +519,6 @@ def test_ava_needs_its_files_and_takes_validation_from_training(tmp_path):
     assert len(sets["train"]) + len(sets["val"]) == 59 and "5 % of train.csv" in sets["val"].protocol
 
 
-@pytest.mark.parametrize(
-    ("cell", "words"),
-    [
-        (" 4156 ", "row 3: 'votes_5' is '4156', expected at most 1000 votes in votes_1 to votes_10"),
-        (" 4.5 ", "row 3: 'votes_5' is '4.5', expected a whole number"),
-        (" 41", "row 3 has 14 cells, expected 15"),  # joined with the next
-    ],
-)
-def test_ava_votes_that_cannot_be(tmp_path, cell, words):
-    rows = [*AVA_ROWS[:2], AVA_ROWS[2].replace(" 41 ", cell), *AVA_ROWS[3:]]
-    (make_ava(tmp_path) / "AVA.txt").write_text("\n".join(rows))
-    refused(words, "ava", tmp_path)
-
-
 # ---- IAE -------------------------------------------------------------------------------------------
 
 
@@ -602,7 +528,16 @@ def test_iae_classes_are_labels_and_emotions_go_by_name(tmp_path):
     assert val.scale == Scale("label", 0, 1, 0.5) and val.high().tolist() == [False, True, True, False]
     named = [val.emotion_classes[k] for k in val.emotions.argmax(1)]
     assert named == ["contentment", "sadness", "awe", "amusement"]
-    refused("iae has high/low labels and no scores", "iae", tmp_path, target="score")
+    refused(
+        "data.target=score needs scores or vote counts and the train split of iae",
+        "iae",
+        tmp_path,
+        target="score",
+    )
+    (tmp_path / "test_aes_list.txt").unlink()  # which the task emotion does not need
+    test = load_dataset("iae", tmp_path, ("test",))["test"]
+    assert np.isnan(test.scores).all() and test.ids == ["11", "10", "9", "8"]
+    assert test.emotion_classes[test.emotions[0].argmax()] == "amusement"
 
 
 def test_iae_mean_scores_are_high_from_five_on(tmp_path):
@@ -612,22 +547,6 @@ def test_iae_mean_scores_are_high_from_five_on(tmp_path):
     assert val.high().tolist() == [False, True, True, False] and val.scores[2] == 7.3
     scored = load_dataset("iae", root, options=DataOptions(target="score"))["val"]
     assert scored.scale == Scale("score", 1, 10, 5, inclusive=True, offset=1, factor=9)
-
-
-def test_iae_without_aesthetic_lists_serves_the_emotion_task(tmp_path):
-    test = load_dataset("iae", make_iae(tmp_path, labels=None), ("test",))["test"]
-    assert np.isnan(test.scores).all() and test.ids == ["11", "10", "9", "8"]
-    assert test.emotion_classes[test.emotions[0].argmax()] == "amusement"
-
-
-def test_iae_lists_must_name_the_same_pictures_and_known_codes(tmp_path):
-    root = make_iae(tmp_path)
-    (root / "test_emo_list.txt").write_text("8 1\n9 1\n10 1\n99 1\n")
-    refused("test_emo_list.txt and the aesthetic list of its split must name", "iae", root, ("test",))
-    refused("2 are in one of them only, first '11'", "iae", root, ("test",))
-    (root / "test_emo_list.txt").write_text("8 1\n9 8\n10 1\n11 1\n")
-    refused("test_emo_list.txt row 2: 'label' is '8', expected one of 0, 1", "iae", root)
-    refused("train_aes_list.txt", "iae", root / "images", ("train",), error=FileNotFoundError)
 
 
 @pytest.mark.parametrize("columns", [10, 11])
@@ -640,7 +559,7 @@ def test_iae_ratings_of_h5_give_means_and_distributions(tmp_path, monkeypatch, c
     assert val.scores.tolist() == ratings[4:8].mean(1).tolist()
     assert val.distributions @ val.bins == pytest.approx(val.scores) and val.bins == (1, 4, 7, 10)
     assert val.high().tolist() == (ratings[4:8].mean(1) >= 5).tolist()
-    assert "mean ratings of scores.h5" in val.protocol and "labels differ" in val.protocol
+    assert "mean ratings of scores.h5" in val.protocol
     monkeypatch.setattr(iae.importlib.util, "find_spec", lambda name: None)
     val = load_dataset("iae", tmp_path)["val"]
     assert "scores.h5 not read (it needs h5py)" in val.protocol and val.scores.tolist() == [0, 1, 1, 0]
@@ -649,47 +568,35 @@ def test_iae_ratings_of_h5_give_means_and_distributions(tmp_path, monkeypatch, c
 # ---- FI --------------------------------------------------------------------------------------------
 
 
-FI_LAYOUTS = ["{emotion}/{i}.jpg", "{emotion}{i}.jpg", "images/{emotion}/{i}.png"]
-FI_LAYOUTS += ["data/pretrained_data/{emotion}{i}.jpg", "{emotion} ({i}).JPG"]
+FI_LAYOUTS = ["{emotion}/{i}.jpg", "{emotion}{i}.jpg", "{emotion}/{i}.png", "{emotion} ({i}).JPG"]
 
 
 @pytest.mark.parametrize("layout", FI_LAYOUTS)
 def test_fi_is_a_folder_a_class_or_a_name_a_class(tmp_path, layout):
     root = make_fi(tmp_path, layout, count=3)
-    (root / ".hidden").mkdir()
-    (root / ".hidden" / "1.jpg").write_bytes(b"")
-    (root / "notes").mkdir()  # without pictures
-    (root / "notes" / "read.me").write_text("joy1.jpg")
+    for name in (".hidden/1.jpg", "notes/read.me"):
+        (root / name).parent.mkdir()
+        (root / name).write_bytes(b"")
     sets = load_dataset("fi", root)
     assert sum(map(len, sets.values())) == 24 and sets["train"].emotion_classes == EMOTIONS
     for rated in sets.values():
         for sample in rated:
             assert EMOTIONS[sample.emotion.argmax()] in sample.id and sample.emotion.sum() == 1
             assert Path(sample.path).is_file()
-        assert rated.name == "fi" and np.isnan(rated.scores).all() and rated.distributions is None
+        assert np.isnan(rated.scores).all() and rated.distributions is None
         assert rated.scale == Scale("score", 0, 1, 0.5, offset=0, factor=1)
 
 
-def test_fi_is_split_80_5_15_by_the_hash_of_the_id_from_any_folder_above(tmp_path):
-    make_fi(tmp_path, "data/set/{emotion}{i}.jpg", count=9)
-    for root in (tmp_path, tmp_path / "data", tmp_path / "data" / "set"):
-        sets = load_dataset("fi", root)
-        ids = [i for rated in sets.values() for i in rated.ids]
-        assert len(ids) == 72 and set(sets["test"].ids) == {i for i in ids if fraction(i) < 0.15}
-        assert set(sets["val"].ids) == {i for i in ids if 0.15 <= fraction(i) < 0.2}
+def test_fi_is_split_80_5_15_by_the_hash_of_the_id(tmp_path):
+    sets = load_dataset("fi", make_fi(tmp_path / "set", "{emotion}{i}.jpg", count=9))
+    ids = [i for rated in sets.values() for i in rated.ids]
+    assert len(ids) == 72 and set(sets["test"].ids) == {i for i in ids if fraction(i) < 0.15}
+    assert set(sets["val"].ids) == {i for i in ids if 0.15 <= fraction(i) < 0.2}
     assert [rated.protocol for rated in sets.values()] == [
         "folder set (emotions by name) without 15 % and 5 %, by hash of the id",
         "5 % of folder set (emotions by name), by hash of the id",
         "15 % of folder set (emotions by name), by hash of the id",
     ]
-
-
-def test_fi_folders_with_words_of_the_same_emotion_are_its_class(tmp_path):
-    make_fi(tmp_path, emotions=["Sad", "sadness", "Angry"])
-    train = load_dataset("fi", tmp_path)["train"]
-    assert train.emotion_classes == ("anger", "sadness")
-    assert train.emotions.argmax(1).tolist() == [not i.startswith("Angry") for i in train.ids]
-    assert "(emotions by name; it has no amusement and no awe and no contentment" in train.protocol
 
 
 def test_fi_may_have_splits_of_its_own(tmp_path):
@@ -701,12 +608,8 @@ def test_fi_may_have_splits_of_its_own(tmp_path):
     make_fi(tmp_path, "valid/{emotion}/{i}.jpg", count=1, start=20)
     assert [len(rated) for rated in load_dataset("fi", tmp_path).values()] == [24, 8, 24]
     (tmp_path / "test").rename(tmp_path / "later")
-    words = f"the test split is asked for and {tmp_path} has only folders of train and val"
-    refused(words, "fi", tmp_path, error=FileNotFoundError)
+    refused("the test split of fi is empty", "fi", tmp_path)
     assert len(load_dataset("fi", tmp_path, ("val",))["val"]) == 8
-    make_fi(tmp_path, emotions=["awe"])
-    words = f"{tmp_path} has pictures by emotion, and so has its folder Train; which are meant?"
-    refused(words, "fi", tmp_path, ("val",))
 
 
 @pytest.mark.parametrize("name", ["joy/1.jpg", "joy1.jpg", "Joy_1.PNG"])
@@ -716,35 +619,19 @@ def test_fi_pictures_of_an_unknown_emotion_are_named(tmp_path, name):
     refused(words, "fi", tmp_path)
 
 
-def test_fi_needs_two_classes_in_one_place_and_none_empty(tmp_path):
-    refused("found nothing.", "fi", tmp_path)
-    (tmp_path / "joy").mkdir()
+def test_fi_needs_two_classes(tmp_path):
     refused("should hold a folder per emotion (amusement, awe,", "fi", tmp_path)
-    refused("found joy.", "fi", tmp_path)
-    make_fi(tmp_path / "one", emotions=["awe"])
-    refused("has pictures of awe only; an emotion set needs two classes", "fi", tmp_path)
-    make_fi(tmp_path / "two", count=1)
-    one, two = tmp_path / "one", tmp_path / "two"
-    refused(f"{one} and {two} both have pictures by emotion; --data-root must", "fi", tmp_path)
-    (two / "fear" / "0.jpg").unlink()
-    words = f"{two / 'fear'} has no picture: fear is an empty class. Fill the folder or remove it."
-    refused(words, "fi", two)
-    (two / "fear").rmdir()
-    assert "fear" not in load_dataset("fi", two, ("train",))["train"].emotion_classes
+    make_fi(tmp_path, emotions=["awe"])
+    refused("of two emotions or more; it has awe.", "fi", tmp_path)
 
 
 def test_fi_a_link_that_leads_in_a_circle_costs_what_it_stands_for(tmp_path):
     root = make_fi(tmp_path)
-    whole = {split: set(rated.ids) for split, rated in load_dataset("fi", root).items()}
     link = root / "awe" / "1.jpg"
     link.unlink()
     link.symlink_to(link)
-    sets = load_dataset("fi", root)
-    assert {split: {*r.ids, *(i for i, _ in r.left_out)} for split, r in sets.items()} == whole
-    assert [i for rated in sets.values() for i, _ in rated.left_out] == ["awe/1.jpg"]
-    (root / "awe").rename(tmp_path / ".awe")
-    (root / "awe").symlink_to(root / "awe")
-    refused("awe has no picture: awe is an empty class", "fi", root)
+    sets = load_dataset("fi", root).values()
+    assert [i for rated in sets for i, _ in rated.left_out] == ["awe/1.jpg"] and sum(map(len, sets)) == 39
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names must be UTF-8 here")
@@ -758,8 +645,6 @@ def test_fi_names_that_are_no_utf8_are_written_as_text_and_move_no_other_picture
     assert before.pop("awe/1.jpg") and after == before
     assert decode(rated.paths[rated.ids.index("awe/\\xff.jpg")]).shape == (6, 8, 3)
     assert len(rated.sha256) == 64 and len(rated.id_hashes) == len(rated)
-    write_pictures(root, ["awe/\\xff.jpg"])
-    refused("has two files whose names are written 'awe/\\xff.jpg'; rename one.", "fi", root)
 
 
 # ---- EmoSet ----------------------------------------------------------------------------------------
@@ -769,56 +654,23 @@ def test_emoset_labels_go_by_name(tmp_path):
     sets = load_dataset("EmoSet", make_emoset(tmp_path))
     assert [len(rated) for rated in sets.values()] == [16, 8, 8]
     for rated in sets.values():
-        assert rated.emotion_classes == EMOTIONS and rated.name == "emoset" and np.isnan(rated.scores).all()
+        assert rated.emotion_classes == EMOTIONS and np.isnan(rated.scores).all()
         assert [EMOTIONS[k] for k in rated.emotions.argmax(1)] == [i.split("_")[0] for i in rated.ids]
         assert rated.scale == Scale("score", 0, 1, 0.5, offset=0, factor=1)
     assert sets["test"].paths[0] == str(tmp_path / "image/amusement/amusement_24.jpg")
     assert sets["test"].protocol == "official test.json"
 
 
-def test_emoset_reads_only_the_files_it_needs_and_either_form_of_entry(tmp_path):
+def test_emoset_reads_the_files_it_needs_and_either_form_of_entry(tmp_path):
+    refused("there is no file", "emoset", tmp_path, error=FileNotFoundError)
     whole = load_dataset("emoset", make_emoset(tmp_path), ("test",))["test"]
-    (tmp_path / "train.json").unlink(), (tmp_path / "val.json").unlink()
+    (tmp_path / "val.json").unlink()
+    write_json(tmp_path / "train.json", emoset_entries(0, 6))
     write_json(tmp_path / "test.json", [[label, *rest] for label, _, *rest in emoset_entries(24)])
     short = load_dataset("emoset", tmp_path, ("test",))["test"]
     assert short.sha256 == whole.sha256 and short.paths == whole.paths
+    (tmp_path / "train.json").unlink()
     refused("train.json does not exist", "emoset", tmp_path, ("val",), error=FileNotFoundError)
-
-
-BAD_ENTRIES = {
-    '["awe", "a.jpg"]': 'is ["awe", "a.jpg"], expected [label, id, picture, annotation] or',
-    '["awe", 7, "a.jpg", ""]': "expected [label, id",
-    '["joy", "1", "a.jpg", ""]': "expected a label of info.json (amusement, ",
-    '["awe", "awe_25", "a.jpg", ""]': "expected each picture once, but entry 2 has 'awe_25' too",
-    '["awe", "a", "image/awe/awe_25.jpg", ""]': "but entry 2 has 'image/awe/awe_25.jpg' too",
-}
-BAD_CLASSES = {
-    "{": "info.json is not readable JSON: Expecting",
-    '{"label2idx": {}}': "info.json should name its classes in 'label2idx'",
-    '{"label2idx": {"awe": 0, "joy": 1}}': "info.json: label2idx: 'joy' is not a known emotion; these are",
-    '{"label2idx": {"sad": 0, "Sadness": 1}}': "label2idx: 'sad' is there twice, under two names",
-}
-
-
-def test_emoset_files_are_checked_and_named(tmp_path):
-    refused("there is no file", "emoset", tmp_path, error=FileNotFoundError)
-    for info, words in BAD_CLASSES.items():
-        (tmp_path / "info.json").write_text(info)
-        refused(words, "emoset", tmp_path)
-    make_emoset(tmp_path)
-    for entry, words in BAD_ENTRIES.items():
-        entries = emoset_entries(24)
-        entries[4] = json.loads(entry)
-        write_json(tmp_path / "test.json", entries)
-        refused("test.json entry 5 is ", "emoset", tmp_path, ("test",))
-        refused(words, "emoset", tmp_path, ("test",))
-    write_json(tmp_path / "train.json", emoset_entries(0, 6))
-    words = "train.json has no picture of fear and sadness, an empty class of info.json"
-    refused(words, "emoset", tmp_path, ("train",))
-    (tmp_path / "test.json").write_text("{}")
-    refused("test.json should be a list of [label, id", "emoset", tmp_path, ("test",))
-    (tmp_path / "test.json").unlink()
-    refused("test.json does not exist", "emoset", tmp_path, error=FileNotFoundError)
 
 
 def test_emoset_text_that_is_no_letter_is_left_out_with_its_reason(tmp_path):
@@ -853,23 +705,6 @@ def test_folds_part_a_set_and_each_class_evenly(folds, kinds, random):
         assert np.ptp(rows.sum(0)) <= 1
 
 
-def test_validation_of_a_fold_is_a_share_of_the_rest_by_hash():
-    ids = names(4000)
-    for fold in (0, 2):
-        split = fold_split(ids, np.arange(4000) % 8, DataOptions(folds=4, fold=fold, validation=0.2))
-        rest = np.flatnonzero(split != "test")
-        assert len(rest) == 3000
-        assert (split[rest] == hash_split([ids[i] for i in rest], {"val": 0.2})).all()
-
-
-@pytest.mark.parametrize("fold", range(3))
-def test_twins_are_in_one_fold_and_on_one_side_of_it(fold):
-    groups = [[i, i + 1] for i in range(0, 60, 2)]  # each of two classes
-    options = DataOptions(folds=3, fold=fold, validation=0.3)
-    split = fold_split(names(120), np.arange(120) % 4, options, groups)
-    assert (split[:60:2] == split[1:60:2]).all() and {*split[:60]} == {"train", "val", "test"}
-
-
 def test_folds_of_fi_are_by_emotion_and_keep_twins(tmp_path):
     root, twins = make_fi(tmp_path, count=6), {"fear/5.jpg", "awe/5.jpg", "anger/0.jpg"}
     for name in twins:
@@ -891,21 +726,13 @@ def test_folds_of_fi_are_by_emotion_and_keep_twins(tmp_path):
     ]
 
 
-def test_twins_are_looked_for_among_all_pictures_of_a_fold(tmp_path):
-    root, options = make_fi(tmp_path, count=15), DataOptions(folds=2)
-    sets = load_dataset("fi", root, options=options)
-    last = [max(sets[split].ids, key=fraction) for split in ("train", "test")]
-    (root / last[0]).write_bytes((root / last[1]).read_bytes())
-    assert any(set(last) <= set(r.ids) for r in load_dataset("fi", root, options=options).values())
-
-
 def test_folds_of_a_csv_of_scores_and_of_a_set_with_splits(tmp_path):
     root = make_csv(tmp_path)
     tests = [load_dataset("csv", root, ("test",), DataOptions(folds=4, fold=k))["test"] for k in range(4)]
     assert sorted(i for test in tests for i in test.ids) == sorted(f"pics/{i}.png" for i in range(40))
     assert [len(test) for test in tests] == [10] * 4
     assert tests[1].protocol == "fold 2 of 4 of ratings.csv (scores in score), by hash of the id"
-    words = "para has a split of its own here; data.folds=5 is for sets without one (fi, or a csv"
+    words = "para came with splits; data.folds=5 is for sets without them (fi, or a csv"
     refused(words, "para", make_para(tmp_path / "para"), folds=5)
 
 
@@ -921,18 +748,6 @@ def para_and_fi(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(para_and_fi):
     return [load_dataset(name, root) for name, root in zip(("para", "fi"), para_and_fi, strict=True)]
-
-
-def test_one_set_is_what_loading_it_alone_gives(para_and_fi, alone):
-    one, few = (load_datasets(["para"], para_and_fi[:1], limit=limit) for limit in (0, 7))
-    assert describe(one["test"]).startswith(
-        "para test: 5 pictures (official PARA-GiaaTest.csv), scores 1.6 to 1.64, mean 1.62, 8 emotions, 0"
-    )
-    for split, rated in alone[0].items():
-        assert describe(rated) == describe(one[split]) and rated.paths == one[split].paths
-        assert not one[split].united
-    assert few["train"].ids == first_by_hash(alone[0]["train"], 7).ids and len(few["train"]) == 7
-    assert len(few["test"]) == 5
 
 
 def test_classes_are_united_by_name_and_what_a_set_lacks_is_nan(para_and_fi, alone):
@@ -955,13 +770,6 @@ def test_classes_are_united_by_name_and_what_a_set_lacks_is_nan(para_and_fi, alo
         assert rated.id_hashes.tolist() == sorted([*para.id_hashes, *fi.id_hashes])
         some = rated.take(range(len(para)))
         assert some.id_hashes.tolist() == para.id_hashes.tolist() and some.parts == () and some.united
-
-
-def test_other_classes_follow_the_common_ones_as_they_appear(tmp_path):
-    rated = rated_set(tmp_path, 3, emotions=True)
-    one, two = (replace(rated, emotion_classes=each) for each in (("tender", "fear"), ("bored", "awe")))
-    assert unite([one, two]).emotion_classes == ("awe", "fear", "tender", "bored")
-    assert unite([two, one]).emotion_classes == ("awe", "fear", "bored", "tender")
 
 
 def test_repeated_pictures_count_once_in_every_hash(para_and_fi):
@@ -993,7 +801,7 @@ def test_limit_and_repeats_hold_for_each_set_and_folds_for_those_that_can(para_a
 
 def test_folds_of_sets_that_all_have_splits_are_refused_and_left_out_ids_say_their_set(para_and_fi, tmp_path):
     root = make_emoset(tmp_path)
-    words = "para and emoset have splits of their own here; data.folds=3 is for sets without one"
+    words = "para and emoset came with splits; data.folds=3 is for sets without them"
     refused(words, ["para", "emoset"], [para_and_fi[0], root], load=load_datasets, folds=3)
     (root / "image/awe/awe_25.jpg").unlink()
     test = load_datasets(["fi", "emoset"], [para_and_fi[1], root], ("test",))["test"]
@@ -1001,15 +809,19 @@ def test_folds_of_sets_that_all_have_splits_are_refused_and_left_out_ids_say_the
     assert [row.id for row in test.left_out] == ["emoset:awe_25"]
 
 
+UNITED = "in the same order, and no set twice; got"
+REPEAT = "data.repeat is a whole number from 1 on for each of several sets, as 1,10; got"
+
+
 @pytest.mark.parametrize(
     ("names", "count", "repeat", "words"),
     [
-        (["para", "fi"], 1, "", "in the same order; got 2 of --dataset and 1 of --data-root"),
-        ([], 0, "", "got 0 of --dataset and 0 of --data-root"),
-        (["fi", "FI"], 2, "", "fi is given twice"),
-        (["para", "fi"], 2, "10", "one number per set, of several sets; got '10' for 2 (para, fi)"),
-        (["para"], 1, "10", "one number per set, of several sets; got '10' for 1 (para)"),
-        (["para", "fi"], 2, "1,0", "data.repeat is whole numbers from 1 on, as 1,10; got '1,0'"),
+        (["para", "fi"], 1, "", f"{UNITED} 2 of --dataset (para, fi) and 1 of --data-root"),
+        ([], 0, "", f"{UNITED} 0 of --dataset"),
+        (["fi", "FI"], 2, "", f"{UNITED} 2 of --dataset (fi, fi)"),
+        (["para", "fi"], 2, "10", f"{REPEAT} '10' for 2 (para, fi)"),
+        (["para"], 1, "10", f"{REPEAT} '10' for 1 (para)"),
+        (["para", "fi"], 2, "1,0", f"{REPEAT} '1,0'"),
         (["para", "coco"], 2, "", "there is no set 'coco'"),
     ],
 )
@@ -1019,10 +831,12 @@ def test_sets_that_cannot_be_united(para_and_fi, names, count, repeat, words):
     load_datasets(["fi"], para_and_fi[1:], ("test",), DataOptions(repeat=repeat))
 
 
-def test_a_set_without_emotions_cannot_be_united(para_and_fi, tmp_path):
-    roots = [para_and_fi[1], make_para(tmp_path, emotions=False)]
-    words = "the train split of para has no emotions; sets are united for their emotions only"
-    refused(words, ["fi", "para"], roots, load=load_datasets)
+def test_only_emotions_are_united_and_other_classes_follow_the_common_ones(tmp_path):
+    rated = rated_set(tmp_path, 3, emotions=True)
+    one, two = (replace(rated, emotion_classes=each) for each in (("tender", "fear"), ("bored", "awe")))
+    assert unite([one, two]).emotion_classes == ("awe", "fear", "tender", "bored")
+    words = "the train split of csv has no emotions; sets are united for their emotions only"
+    refused(words, [one, rated_set(tmp_path)], load=unite)
 
 
 # ---- csv -------------------------------------------------------------------------------------------
@@ -1088,30 +902,15 @@ def test_csv_count_columns_by_option_are_sorted_by_rating(tmp_path):
     options = DataOptions(count_columns="good=5, bad=1, x3")
     train = load_dataset("csv", root, options=options)["train"]
     assert train.bins == (1, 3, 5) and train.scores[0] == (1 + 15) / 4
-    refused("'good' has no rating", "csv", root, count_columns="good,bad")
-    refused("two columns or more", "csv", root, count_columns="good=1,bad=1")
+    for columns in ("good,bad", "good=1,bad=1", "x3"):
+        refused(f"two columns or more, each with another rating, as c1,c2 or low=1,high=5; got {columns}",
+                "csv", root, count_columns=columns)  # fmt: skip
     make_csv(tmp_path, ["path", "c1", "c2", "c4"], [[f"{i}.png", 1, 2, 3] for i in range(30)])
-    refused("has columns c1, c2, c4: is one missing between them?", "csv", root)
+    refused(
+        "which columns are the counts of votes? (c1, c2, c4 could be.) Set data.count_columns", "csv", root
+    )
     named = load_dataset("csv", root, options=DataOptions(count_columns="c1,c2,c4"))["train"]
     assert named.bins == (1, 2, 4)
-
-
-def test_csv_split_column_in_the_words_people_use(tmp_path):
-    words = ["Training", "validation", "test", "train", "dev"]
-    rows = [[f"{i}.png", i, word] for i, word in enumerate(words)]
-    sets = load_dataset("csv", make_csv(tmp_path, ["path", "mos", "set"], rows))
-    assert [s.ids for s in sets.values()] == [["0.png", "3.png"], ["1.png", "4.png"], ["2.png"]]
-    edit_cell(tmp_path / "ratings.csv", 4, "set", "holdout")
-    refused("ratings.csv row 4: 'set' is 'holdout', expected train, val or test", "csv", tmp_path)
-
-
-def test_csv_one_table_per_split(tmp_path):
-    make_csv(tmp_path, rows=[[f"{i}.png", i] for i in range(1, 31)], name="train.csv")
-    make_csv(tmp_path, rows=[[f"t{i}.png", i] for i in range(1, 6)], name="test.csv")
-    sets = load_dataset("csv", tmp_path)
-    assert len(sets["test"]) == 5 and len(sets["train"]) + len(sets["val"]) == 30
-    (tmp_path / "test.csv").write_text("path,rating\nt1.png,3\n")
-    refused("test.csv has no column 'score'", "csv", tmp_path)
 
 
 def test_csv_emotions_by_name_or_by_counts(tmp_path):
@@ -1128,15 +927,6 @@ def test_csv_emotions_by_name_or_by_counts(tmp_path):
     assert train.emotion_classes == ("awe", "fear") and train.emotions[0].tolist() == [0.25, 0.75]
 
 
-def test_csv_columns_of_one_emotion_are_both_named(tmp_path):
-    header = ["path", "score", "emotion_sad", "emotion_awe", "emotion_sadness"]
-    make_csv(tmp_path, header, [[f"{i}.png", i, 1, 1, 1] for i in range(30)])
-    words = "ratings.csv: the columns 'emotion_sad' and 'emotion_sadness' are both sadness"
-    refused(words, "csv", tmp_path)
-    options = DataOptions(emotion_columns="emotion_awe, emotion_sad")
-    assert load_dataset("csv", tmp_path, options=options)["train"].emotion_classes == ("awe", "sadness")
-
-
 def test_csv_classes_do_not_depend_on_the_splits_asked_for(tmp_path):
     kinds = {"train": ("awe", "fear", "calm"), "val": ("awe", "sad"), "test": ("fear",)}
     for number, (split, words) in enumerate(kinds.items()):
@@ -1145,27 +935,24 @@ def test_csv_classes_do_not_depend_on_the_splits_asked_for(tmp_path):
     for splits in (SPLITS, ("test",), ("val",)):
         for rated in load_dataset("csv", tmp_path, splits).values():
             assert rated.emotion_classes == ("awe", "fear", "sadness", "calm")
-    (tmp_path / "train.csv").unlink(), (tmp_path / "val.csv").unlink()
-    assert load_dataset("csv", tmp_path, ("test",))["test"].emotion_classes == EMOTIONS
 
 
-def test_csv_score_outside_the_given_range_names_the_row(tmp_path):
+def test_csv_scores_have_the_range_that_is_given_or_that_of_the_data(tmp_path):
     root = make_csv(tmp_path)
-    words = (
-        "ratings.csv row 33: 'score' is '4.061538461538461', expected a value from 0 to 4 (8 more like it)"
-    )
+    words = "ratings.csv row 33: 'score' is '4.061538461538461', expected a number from 0 to 4."
     refused(words, "csv", root, minimum=0, maximum=4)
     refused("data.minimum must be below", "csv", root, minimum=9)
     wide = load_dataset("csv", root, options=DataOptions(minimum=0, maximum=10, threshold=6))["train"].scale
     assert (wide.minimum, wide.maximum, wide.threshold, wide.factor) == (0, 10, 6, 10)
-
-
-def test_csv_which_table(tmp_path):
-    refused("found none", "csv", tmp_path, error=FileNotFoundError)
-    make_csv(tmp_path, name="a.csv"), make_csv(tmp_path, name="b.csv")
-    refused("found a.csv, b.csv. Choose with data.table=NAME", "csv", tmp_path, error=FileNotFoundError)
-    assert load_dataset("csv", tmp_path, ("test",), DataOptions(table="b.csv"))
-    refused("there is no file", "csv", tmp_path, error=FileNotFoundError, table="c.csv")
+    cases = {
+        (1.3, 4.8): (1, 5),
+        (3.9, 88.4): (0, 90),
+        (-1.7, 1.2): (-2, 2),
+        (3.0,): (3, 4),
+        (np.nan,): (0, 1),
+    }
+    for scores, expected in cases.items():
+        assert round_outwards(np.array(scores)) == expected
 
 
 @pytest.mark.parametrize("separator", [";", "\t"])
@@ -1177,46 +964,89 @@ def test_csv_of_a_spreadsheet(tmp_path, separator):
     assert sum(len(s) for s in load_dataset("csv", tmp_path).values()) == 9
 
 
-ODD = ("1_0", "\u0663", "0x3", "infinity", "True", "3,5", "1e309", "3 4")
+BAD_TABLES = {
+    b"": "r.csv has no rows.",
+    b"path,score\n\n": "r.csv has no rows.",
+    b'path,score\n\n"a': "row 3: unexpected end of data.",
+    b'path,score\na.png,"3"5\n': "row 2: ',' expected after '\"'.",
+    b"path,score\na.png,1,2,3\n": "row 2 has 4 cells, expected 2.",
+    b"path,score,x\na.png,1\n": "row 2 has 2 cells, expected 3.",
+    b"path,score\na.png,1\n\npath, score\n": "row 4: 'score' is 'score', expected a number",
+    b"path,score,score\na.png,1,2\n": "its header has 'score' twice.",
+    b"path,score\nb\xe4.png,2\n": "can't decode byte 0xe4 in position 12: invalid",
+    "path,score\na.png,1\n".encode("utf-16-le"): "it has zero bytes; save it as text in UTF-8.",
+    b"path,image_name,score\na,a,1\n": "which column is the path? (path and image_name could be.)",
+    b"where,score\na,1\n": "is the path? (found where, score.) Set data.path_column=NAME.",
+    b"path,mos,score\na,1,1\n": "which column is the score? (mos and score could be.)",
+    b"path,beauty\na,1\n": "is the score? (found path, beauty.) Set data.score_column=NAME.",
+    b"path,c1,c2,votes1,votes2\na,1,1,1,1\n": "the counts of votes? (c1, c2, votes1, votes2 could be.)",
+    b"path,score,emotion_sad,emotion_sadness\na,1,1,1\n": "emotion_sad, emotion_sadness are one emotion",
+    b"path,c1,c2\na,0,0\n": "row 2: 'c1' is '0', expected at least one vote in c1 to c2",
+    b"path,score\na,1e30\n": "row 2: 'score' is '1e30', expected a number from -1e+15",
+}
+for text in ("1_0", "\u0663", "0x3", "infinity", "True", "3,5", "1e309", "3 4"):
+    BAD_TABLES[f'path,score\na,"{text}"\n'.encode()] = f"row 2: 'score' is '{text}', expected a number"
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"", "r.csv is not a readable table: it is empty."),
-        (b"path,score\n\n", "r.csv has no rows."),
-        (b'path,score\n\n"a', "row 3: unexpected end of data."),
-        (b'path,score\na.png,"3"5\n', "row 2: ',' expected after '\"'."),
-        (b"path,score\na.png,1,2,3\n", "row 2 has 4 cells, expected 2."),
-        (b"path,score,x\na.png,1\n", "row 2 has 2 cells, expected 3."),
-        (b"path,score\na.png,1\n\npath, score\n", "row 4 is the header again."),
-        (b"path,score,score\na.png,1,2\n", "its header has 'score' twice."),
-        (b"path,score\na.png,1\nb\xe4.png,2\n", "row 3 is not UTF-8; save it in this encoding."),
-        (b"path,score\na.png,3\x005\n", "row 2 has a zero byte; save it as plain text in UTF-8."),
-        ("path,score\na.png,1\n".encode("utf-16-le"), "row 1 has a zero byte"),
-        (b"path,image_name,score\na,a,1\n", "which column is the path? (path and image_name could be.)"),
-        (b"where,score\na,1\n", "is the path? (found where, score.) Set data.path_column=NAME."),
-        (b"path,mos,score\na,1,1\n", "which column is the score? (mos and score could be.)"),
-        (b"path,beauty\na,1\n", "is the score? (found path, beauty.) Set data.score_column=NAME."),
-        (b"path,c1,c2,votes1,votes2\na,1,1,1,1\n", "columns numbered after c and votes"),
-        *(
-            (f'path,score\na,"{text}"\n'.encode(), f"row 2: 'score' is '{text}', expected a number")
-            for text in ODD
-        ),
-        (b"path,score\na,1e30\n", "row 2: 'score' is '1e30', expected a value from -1e+15"),
-    ],
-)
-def test_csv_that_is_no_table_or_of_unknown_columns(tmp_path, content, words):
-    (tmp_path / "r.csv").write_bytes(content)
-    refused(words, "csv", tmp_path)
+def test_csv_that_is_no_table_or_of_unknown_columns(tmp_path):
+    refused("found none", "csv", tmp_path, error=FileNotFoundError)
+    for content, words in BAD_TABLES.items():
+        (tmp_path / "r.csv").write_bytes(content)
+        refused(words, "csv", tmp_path)
+    make_csv(tmp_path, name="b.csv")
+    refused("found b.csv, r.csv. Choose with data.table=NAME", "csv", tmp_path, error=FileNotFoundError)
+    assert load_dataset("csv", tmp_path, ("test",), DataOptions(table="b.csv"))
+    refused("there is no file", "csv", tmp_path, error=FileNotFoundError, table="c.csv")
 
 
-@pytest.mark.parametrize(
-    ("scores", "expected"),
-    [([1.3, 4.8], (1, 5)), ([3.9, 88.4], (0, 90)), ([-1.7, 1.2], (-2, 2)), ([3.0], (3, 4)), ([], (0, 1))],
-)
-def test_range_of_a_csv_is_rounded_outwards(scores, expected):
-    assert round_outwards(np.array(scores)) == expected
+# What stands in the correct file, what stands there now, and what is said about it.
+CHANGES = {
+    "para": ("annotation/PARA-GiaaTest.csv", [
+        ("session1,1.61", "session1,5.5", "row 3: 'aestheticScore_mean' is '5.5', expected a number"),
+        ("session1,1.61", "session1,", "row 3: 'aestheticScore_mean' is empty, expected a number"),
+        ("1.61,3", "1.61,-1", "row 3: 'imgEmotion_neutral' is '-1', expected a whole number from 0 to 100"),
+        ("p61_.jpg", "p60_.jpg", "row 3: 'imageName' is 'p60_.jpg', expected each picture once"),
+        ("p61_.jpg,session1", "p61_.jpg,", "row 3: 'sessionId' is empty, expected a text"),
+        ("Score_mean", "", "no column 'aestheticScore_mean' (found: imageName, sessionId, aesthetic, img"),
+        ("Score_mean", "", "For your own columns use --dataset csv data.score_column=NAME."),
+    ]),
+    "ava": ("AVA.txt", [
+        ("8 41 56", "8 4156 56", "row 3: 'votes_5' is '4156', expected a whole number from 0 to 1000"),
+        ("8 41 56", "8 900 900", "row 3: 'votes_1' is '0', expected 1 to 1000 votes in votes_1 to votes_10"),
+        ("8 41 56", "8 4.5 56", "row 3: 'votes_5' is '4.5', expected a whole number"),
+        ("8 41 56", "8 4156", "row 3 has 14 cells, expected 15"),  # joined with the next
+    ]),
+    "iae": ("test_emo_list.txt", [
+        ("11 0", "99 0", "test_emo_list.txt and the aesthetic list of its split must name"),
+        ("11 0", "99 0", "2 are in one of them only, first '11'"),
+        ("10 2", "10 8", "test_emo_list.txt row 2: 'label' is '8', expected one of 0, 1"),
+    ]),
+    "emoset": ("test.json", [
+        ('["awe", "awe_25", "image/awe/awe_25.jpg", ', '["awe", ', "test.json entry 2 is ["),
+        ('"awe_25", ', "7, ", "expected [label, id, picture, annotation] or"),
+        ('"awe", "awe_25"', '"joy", "awe_25"', "expected a label of info.json (amusement, "),
+        ('"awe", "awe_25"', '"awe", "amusement_24"', "expected each picture once"),
+        ("image/awe/awe_25", "image/amusement/amusement_24", "expected each picture once"),
+        ("[", "", "test.json is not readable JSON"),
+    ]),
+    "emoset info": ("info.json", [
+        ("{", "", "info.json is not readable JSON: "),
+        ("label2idx", "labels", "info.json should name its classes in 'label2idx'"),
+        ('"awe"', '"joy"', "info.json: label2idx: 'joy' should be, once, one of amusement, "),
+        ('"awe"', '"sad"', "label2idx: 'sadness' should be, once, one of"),
+    ]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_damaged_labels_are_named_by_file_row_and_column(tmp_path, case):
+    name, (file, changes) = case.split()[0], CHANGES[case]
+    path = READ[name][0](tmp_path) / file
+    correct = path.read_text()
+    for old, new, words in changes:
+        assert old in correct
+        path.write_text(correct.replace(old, new, 1))
+        refused(words, name, tmp_path)
 
 
 @given(st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=9))
@@ -1242,7 +1072,7 @@ def make_demo(root):
 
 
 def test_demo_is_made_when_it_is_not_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "make_demo", make_demo)
+    monkeypatch.setattr(demo, "write_data_set", make_demo)
     sets = load_dataset("demo", tmp_path / "new")
     test = sets["test"]
     assert [s.ids for s in sets.values()] == [["0.png"], ["1.png"], ["2.png"]]
@@ -1255,9 +1085,7 @@ def test_demo_is_made_when_it_is_not_there(tmp_path, monkeypatch):
 # ---- orders ----------------------------------------------------------------------------------------
 
 
-@given(
-    st.integers(1, 200), st.integers(1, 8), st.sampled_from([1, 2, 4]), st.integers(0, 5), st.integers(0, 9)
-)
+@given(*(st.integers(*ends) for ends in ((1, 200), (1, 8), (1, 4), (0, 5), (0, 9))))
 @settings(max_examples=20, deadline=None)
 def test_steps_see_the_same_pictures_on_any_number_of_processes(count, per_rank, world, seed, epoch):
     size, count = per_rank * world, max(count, world)
@@ -1271,34 +1099,26 @@ def test_steps_see_the_same_pictures_on_any_number_of_processes(count, per_rank,
     assert len(drawn) == (count // size * size or count)
     assert len(alone) == len(TrainOrder(count, size, seed, epoch))
     assert all(draw.epoch == epoch for batch in alone for draw in batch)
+    # A resumed epoch is the rest of the whole one.
+    resumed = TrainOrder(count, size, seed, epoch, start_step=per_rank)
+    assert list(resumed) == alone[per_rank:] and len(resumed) == len(alone)
 
 
-@given(st.integers(1, 100), st.integers(1, 10), st.integers(0, 12))
-@settings(max_examples=15, deadline=None)
-def test_a_resumed_epoch_is_the_rest_of_the_whole_one(count, size, done):
-    whole = TrainOrder(count, size, seed=1, epoch=2)
-    resumed = TrainOrder(count, size, seed=1, epoch=2, start_step=done)
-    assert list(resumed) == list(whole)[done:] and len(resumed) == len(whole)
-
-
-def test_order_changes_with_epoch_and_seed_only_and_refuses_what_cannot_be_divided():
-    first = list(TrainOrder(50, 10, seed=0, epoch=0))
-    assert first == list(TrainOrder(50, 10, seed=0, epoch=0))
-    assert first != list(TrainOrder(50, 10, seed=1, epoch=0))
-    indices = [[draw.index for batch in TrainOrder(50, 10, 0, epoch) for draw in batch] for epoch in (0, 1)]
-    assert indices[0] != indices[1] and sorted(indices[0]) == sorted(indices[1]) == list(range(50))
-    with pytest.raises(ValueError, match="a batch of 10 pictures cannot be divided over 4 processes"):
-        TrainOrder(100, 10, 0, 0, world=4)
-    with pytest.raises(ValueError, match="3 training pictures are too few for 4 processes"):
-        TrainOrder(3, 4, 0, 0, world=4)
+def test_order_changes_with_epoch_and_seed_and_refuses_what_cannot_be_divided():
+    orders = [str(list(TrainOrder(50, 10, seed, epoch))) for seed in (0, 1) for epoch in (0, 1)]
+    assert len(set(orders)) == 4 and orders[0] == str(list(TrainOrder(50, 10, seed=0, epoch=0)))
+    for count, size in ((100, 10), (3, 4)):
+        words = f"batches of {size} out of {count} training pictures cannot be divided over 4 processes"
+        with pytest.raises(ValueError, match=words):
+            TrainOrder(count, size, 0, 0, world=4)
 
 
 @given(st.integers(0, 60), st.integers(1, 9), st.integers(1, 4))
 @settings(max_examples=20, deadline=None)
 def test_every_picture_is_evaluated_exactly_once(count, size, world):
-    orders = [TestOrder(count, size, rank, world) for rank in range(world)]
-    for rank, order in enumerate(orders):
-        assert [draw.index for batch in order for draw in batch] == list(range(rank, count, world))
+    for rank in range(world):
+        order = TestOrder(count, size, rank, world)
+        assert [index for batch in order for index in batch] == list(range(rank, count, world))
         assert len(list(order)) == len(order) and all(len(batch) <= size for batch in order)
 
 
@@ -1342,39 +1162,16 @@ def test_flips_mirror_half_of_the_pictures_by_seed_epoch_and_index(tmp_path):
     assert 20 < sum(mirrored) < 60 and mirrored[:40] != mirrored[40:]
 
 
-def test_workers_give_the_same_batches_and_leave_the_random_state_alone(tmp_path, monkeypatch):
-    calls = []  # kept memory is given back before workers share it
-    monkeypatch.setattr(datasets, "return_freed_memory", lambda: calls.append(1))
+def test_workers_give_the_same_batches_and_leave_the_random_state_alone(tmp_path):
     pictures = PictureSet(rated_set(tmp_path, emotions=True), 6, flip_seed=1)
     state = torch.get_rng_state()
     alone = batches(pictures, TrainOrder(13, 4, 0, 3))
-    assert not calls
     shared = batches(pictures, TrainOrder(13, 4, 0, 3), 2)
-    assert torch.get_rng_state().equal(state) and len(calls) == 1
+    assert torch.get_rng_state().equal(state)
     assert len(alone) == len(shared) == 3
     for one, other in zip(alone, shared, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
         assert one.emotions.equal(other.emotions)
-
-
-def freed_megabytes():
-    def resident():
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-    engine.keep_memory(torch.device("cpu"))
-    used, wall = np.ones(8_000_000), np.ones(1)  # 64 MB, with something behind  # noqa: F841
-    del used
-    before = resident()
-    datasets.return_freed_memory()
-    return before - resident()
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is kept with glibc alone")
-def test_what_was_kept_goes_back_to_the_kernel():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python 3.12 warns of a fork beside threads; the child uses none
-        with multiprocessing.get_context("fork").Pool(1) as pool:
-            assert pool.apply(freed_megabytes) > 56
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -1389,8 +1186,6 @@ def test_broken_files_are_one_clear_sentence_or_left_out_and_listed(tmp_path, wo
         f"decoding: {tmp_path / '2.png'} cannot be decoded: the file is empty. "
         "Repair it, or leave such files out with --skip-broken."
     )
-    with pytest.raises(DecodeError):
-        PictureSet(rated, 4)[2]
     first, second, third = batches(PictureSet(rated, 4, skip_broken=True), TestOrder(6, 2), workers)
     assert first.index.tolist() == [0] and [row.id for row in first.broken] == ["1.png"]
     assert "web page" in first.broken[0].reason

@@ -9,8 +9,6 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from eamb.readers import decoding
@@ -36,14 +34,11 @@ def test_every_mode_comes_out_as_rgb(tmp_path, mode, size):
     assert pixels.shape == {None: (6, 8, 3), 5: (5, 5, 3), (7, 3): (7, 3, 3)}[size]
 
 
-@pytest.mark.parametrize("name", ["deep.png", "deep.tif"])
+@pytest.mark.parametrize("name", ["deep.png", "deep.tif", "deep.pgm"])
 def test_every_sixteen_bit_value_is_rounded_to_the_nearest(tmp_path, name):
-    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    values = np.arange(65536, dtype=np.uint16).reshape(1024, 64)
     pixels = decode(saved(tmp_path, Image.fromarray(values), name))
     assert (pixels == np.rint(values / 257)[:, :, None]).all()
-    values = np.array([[0, 257, 65535, 200, 128]], dtype=">u2")
-    (tmp_path / "deep.pgm").write_bytes(b"P5 5 1 65535\n" + values.tobytes())
-    assert decode(tmp_path / "deep.pgm")[0, :, 0].tolist() == [0, 1, 255, 1, 0]
 
 
 def test_transparency_is_laid_over_white(tmp_path):
@@ -53,7 +48,7 @@ def test_transparency_is_laid_over_white(tmp_path):
 
 
 def test_palette_transparency_does_not_warn_in_threads_and_others_are_heard(tmp_path):
-    image = random_image().quantize(4)
+    image = random_image(size=(8, 600)).quantize(4)
     path = saved(tmp_path, image, transparency=bytes([0, 255, 255, 255]))
     with warnings.catch_warnings(), ThreadPoolExecutor(4) as pool:
         warnings.simplefilter("error")
@@ -88,13 +83,11 @@ def test_damaged_exif_does_not_lose_the_picture(tmp_path):
     assert decode(path).shape == (6, 8, 3)
 
 
-@given(st.integers(1, 40), st.integers(1, 40))
-@settings(max_examples=15, deadline=None)
-def test_resizing_is_exactly_pils(tmp_path_factory, height, width):
+@pytest.mark.parametrize("size", [(1, 40), (40, 1), (17, 31), (33, 7), (5, 32)])
+def test_resizing_is_exactly_pils(tmp_path, size):
     image = random_image(3, (31, 17))
-    path = saved(tmp_path_factory.mktemp("resize"), image)
-    expected = image.resize((width, height), Image.Resampling.BILINEAR)
-    assert (decode(path, (height, width)) == np.asarray(expected)).all()
+    expected = image.resize(size, Image.Resampling.BILINEAR)
+    assert (decode(saved(tmp_path, image), size[::-1]) == np.asarray(expected)).all()
 
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 50
@@ -125,58 +118,33 @@ def test_files_that_are_no_pictures_are_named_with_their_reason(tmp_path, name, 
     assert caught.value.reason.startswith(reason) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["cut.jpg", "cut.png"])
-def test_truncated_files_are_errors_not_gray_pictures(tmp_path, name):
-    path = saved(tmp_path, random_image(size=(64, 64)), name)
-    path.write_bytes(path.read_bytes()[:-600])
-    with pytest.raises(DecodeError, match=f"{name} cannot be decoded: .*truncated"):
-        decode(path)
-
-
-def test_decompression_bombs(tmp_path, monkeypatch):
-    path = saved(tmp_path, random_image())
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)  # 48 pixels: PIL warns, we do not
-    assert decode(path).shape == (6, 8, 3)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
-    with pytest.raises(DecodeError, match="more than 40 pixels"):
-        decode(path)
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16"])
-def test_conversions_in_bands_are_those_of_the_whole(tmp_path, monkeypatch, mode):
-    image = random_image(5, (7, 50))
-    if mode == "I;16":
-        image = Image.fromarray(np.asarray(image)[..., 0].astype(np.uint16) * 300)
-    else:
-        image.putalpha(random_image(6, (7, 50)).convert("L"))
-        image = image.quantize(9) if mode == "P" else image.convert(mode)
-    path = saved(tmp_path, image)
-    whole = decode(path)
-    monkeypatch.setattr(decoding, "ROWS", 16)
-    assert (decode(path) == whole).all()
-
-
 def test_a_jpeg_of_endless_scans_is_refused(tmp_path):
     path = saved(tmp_path, random_image(), "scans.jpg", progressive=True)
     content = path.read_bytes()
     last = content[content.rindex(b"\xff\xda") : -2]
-    for more, refused in ((80, False), (MOST_SCANS, True)):
-        path.write_bytes(content[:-2] + more * last + content[-2:])
-        if refused:
-            with pytest.raises(DecodeError, match="a JPEG of more than 100 scans is refused"):
-                decode(path)
-        else:
-            assert decode(path).shape == (6, 8, 3)
+    path.write_bytes(content[:-2] + 80 * last + content[-2:])
+    assert decode(path).shape == (6, 8, 3)
+    path.write_bytes(content[:-2] + MOST_SCANS * last + content[-2:])
+    with pytest.raises(DecodeError, match="a JPEG of more than 100 scans is refused"):
+        decode(path)
+
+
+def test_what_phones_put_behind_a_picture_is_no_scan(tmp_path):
+    path = saved(tmp_path, random_image(), "motion.jpg")
+    alone = decode(path)
+    tail = np.random.default_rng(0).integers(0, 256, 12_000_000, dtype=np.uint8).tobytes()
+    assert tail.count(b"\xff\xda") > 100  # by chance
+    path.write_bytes(path.read_bytes() + tail)
+    assert np.array_equal(decode(path), alone)
 
 
 def test_a_pipe_a_folder_and_floating_point_pixels_are_errors(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
-    with pytest.raises(DecodeError, match=r"pipe\.jpg cannot be decoded: a pipe or device, not a file"):
-        decode(tmp_path / "pipe.jpg")
-    with pytest.raises(DecodeError, match="a folder, not a picture"):
-        decode(tmp_path)
-    with pytest.raises(DecodeError, match="floating-point pixels have no agreed range"):
-        decode(saved(tmp_path, Image.fromarray(np.ones((4, 4), np.float32)), "f.tif"))
+    saved(tmp_path, Image.fromarray(np.ones((4, 4), np.float32)), "f.tif")
+    odd = {"pipe.jpg": "a folder, a pipe or", "": "a folder, a pipe or", "f.tif": "floating-point pixels"}
+    for name, words in odd.items():
+        with pytest.raises(DecodeError, match=f"{name} cannot be decoded: {words}"):
+            decode(tmp_path / name)
 
 
 @pytest.mark.parametrize(("large", "seconds", "meets"), [(47, 0.2, False), (48, 60, True)])
@@ -222,25 +190,18 @@ def decoded_sides(monkeypatch):
 )
 def test_a_jpeg_is_decoded_as_small_as_the_margin_allows(tmp_path, decoded_sides, times, expected):
     path = saved(tmp_path, landscape(times * SMALL, times * SMALL + 40), "large.jpg")
-    decode(path, SMALL)
-    decode(path, SMALL, exact=False)
-    decode(path, exact=False)
-    assert decoded_sides == [times * SMALL, expected * SMALL, times * SMALL]
-
-
-def test_the_margin_holds_for_the_longer_side_of_any_shape(tmp_path, decoded_sides):
-    path = saved(tmp_path, landscape(BIG, BIG), "large.jpg")
-    for shape in ((SMALL, SMALL // 2), (SMALL // 2, SMALL)):
-        assert decode(path, shape, exact=False).shape == (*shape, 3)
-    assert decoded_sides == [4 * SMALL] * 2
+    for size, exact in ((SMALL, True), (SMALL, False), ((SMALL, SMALL // 2), False), (None, False)):
+        decode(path, size, exact=exact)
+    assert decoded_sides == [times * SMALL, expected * SMALL, expected * SMALL, times * SMALL]
 
 
 @pytest.mark.parametrize(("orientation", "mode"), [(1, "RGB"), (3, "L"), (6, "CMYK"), (7, "RGB"), (8, "L")])
-def test_pixels_of_large_jpegs_are_nearly_the_exact_ones(tmp_path, orientation, mode):
+@pytest.mark.parametrize("progressive", [False, True])
+def test_pixels_of_large_jpegs_are_nearly_the_exact_ones(tmp_path, orientation, mode, progressive):
     exif = Image.Exif()
     exif[0x0112] = orientation
     picture = landscape(BIG, BIG + 64).convert(mode)
-    path = saved(tmp_path, picture, "large.jpg", exif=exif, quality=95)
+    path = saved(tmp_path, picture, "large.jpg", exif=exif, quality=95, progressive=progressive)
     for shape in (SMALL, (SMALL, SMALL + 8)):
         exact, near = decode(path, shape).astype(int), decode(path, shape, exact=False)
         assert 0 < np.abs(near - exact).max() < 8  # 0: nothing was left out, and nothing saved
@@ -249,63 +210,44 @@ def test_pixels_of_large_jpegs_are_nearly_the_exact_ones(tmp_path, orientation, 
     assert turned or orientation == 1
 
 
-def test_other_formats_are_always_exact_and_progressive_jpegs_nearly(tmp_path):
-    picture = landscape(BIG, BIG)
-    path = saved(tmp_path, picture, compress_level=1)
+def test_other_formats_are_always_exact(tmp_path):
+    path = saved(tmp_path, landscape(BIG, BIG), compress_level=1)
     assert (decode(path, SMALL, exact=False) == decode(path, SMALL)).all()
-    path = saved(tmp_path, picture, "large.jpg", progressive=True)
-    assert np.abs(decode(path, SMALL, exact=False) - decode(path, SMALL).astype(int)).max() < 8
 
 
-@pytest.mark.parametrize("progressive", [False, True])
-def test_large_jpegs_are_checked_as_always(tmp_path, monkeypatch, progressive):
-    whole = saved(tmp_path, landscape(BIG, BIG), "large.jpg", progressive=progressive)
-    cut = tmp_path / "cut.jpg"
-    cut.write_bytes(whole.read_bytes()[:-3000])
-    messages = []
-    for exact in (True, False):
-        with pytest.raises(DecodeError, match=r"cut\.jpg cannot be decoded: .*truncated") as caught:
-            decode(cut, SMALL, exact=exact)
-        messages.append(caught.value.reason.partition("(")[0])
-    assert messages[0] == messages[1]
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("name", ["cut.jpg", "progressive.jpg", "cut.png"])
+def test_truncated_files_and_bombs_are_errors_not_gray_pictures(tmp_path, monkeypatch, name, exact):
+    path = saved(tmp_path, landscape(BIG, BIG), name, progressive=name == "progressive.jpg")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", BIG * BIG - 1)  # PIL warns, we do not
+    assert decode(path, SMALL, exact=exact).shape == (SMALL, SMALL, 3)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(DecodeError, match="more than 2,000 pixels"):
-        decode(whole, SMALL, exact=False)
+        decode(path, SMALL, exact=exact)
+    monkeypatch.undo()
+    path.write_bytes(path.read_bytes()[:-3000])
+    with pytest.raises(DecodeError, match=f"{name} cannot be decoded: .*truncated"):
+        decode(path, SMALL, exact=exact)
 
 
 # ---- batches ---------------------------------------------------------------------------------------
 
 
-def test_a_stack_holds_each_picture_with_its_channels_last():
+def test_a_stack_holds_each_picture_and_normalise_is_its_formula_in_the_same_memory_format():
     pictures = [torch.randint(0, 256, (4, 5, 3), dtype=torch.uint8).permute(2, 0, 1) for _ in range(3)]
     batch = stack(pictures)
     assert batch.shape == (3, 3, 4, 5) and batch.is_contiguous(memory_format=torch.channels_last)
     assert all(torch.equal(one, other) for one, other in zip(batch, pictures, strict=True))
-
-
-def test_normalise_is_its_formula_and_keeps_the_memory_format():
-    images = torch.randint(0, 256, (2, 3, 5, 4), dtype=torch.uint8)
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
     m, d = (torch.tensor(each).double().view(3, 1, 1) for each in (mean, std))
-    expected = (images.double() / 255 - m) / d
-    before = images.clone()
-    out = normalise(images, mean, std)
-    assert out.dtype == torch.float32 and torch.allclose(out.double(), expected, atol=1e-6)
-    assert images.equal(before) and out.is_contiguous()
-    last = normalise(images.contiguous(memory_format=torch.channels_last), mean, std)
-    assert last.is_contiguous(memory_format=torch.channels_last) and last.equal(out)
+    expected, before = (batch.double() / 255 - m) / d, batch.clone()
+    last, first = normalise(batch, mean, std), normalise(batch.contiguous(), mean, std)
+    assert last.dtype == torch.float32 and torch.allclose(last.double(), expected, atol=1e-6)
+    assert batch.equal(before) and last.equal(first)
+    assert last.is_contiguous(memory_format=torch.channels_last) and first.is_contiguous()
 
 
-def test_what_phones_put_behind_a_picture_is_no_scan(tmp_path):
-    path = saved(tmp_path, random_image(), "motion.jpg")
-    alone = decode(path)
-    tail = np.random.default_rng(0).integers(0, 256, 12_000_000, dtype=np.uint8).tobytes()
-    assert tail.count(b"\xff\xda") > 100  # by chance
-    path.write_bytes(path.read_bytes() + tail)
-    assert np.array_equal(decode(path), alone)
-
-
-@pytest.mark.parametrize("size", [(40, 20), (20, 40), (30, 30)])
+@pytest.mark.parametrize("size", [(40, 20), (20, 40)])
 def test_a_crop_is_the_middle_of_the_resized_picture(tmp_path, size):
     image = random_image(size=size).resize((size[0] * 8, size[1] * 8), Image.Resampling.BICUBIC)
     pixels = decode(saved(tmp_path, image), 10, crop=True)
@@ -314,8 +256,6 @@ def test_a_crop_is_the_middle_of_the_resized_picture(tmp_path, size):
     left, upper = ((side - 10) // 2 for side in whole.size)
     expected = np.asarray(whole.crop((left, upper, left + 10, upper + 10)), int)
     assert abs(pixels.astype(int) - expected).max() <= 1
-    if size == (30, 30):
-        assert (pixels == decode(tmp_path / "picture.png", 10)).all()
 
 
 def test_a_crop_of_another_shape_is_of_that_shape(tmp_path):

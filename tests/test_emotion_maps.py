@@ -1,6 +1,7 @@
 """Kept emotion maps: the branch's own output, read again, never for another picture or another branch."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ from small import BACKBONE, write_csv
 
 from datasets import PictureSet, load_dataset
 from eamb.runtime import distributed
+from eamb.runtime.config import load_config
 from eamb.runtime.engine import Compute
 from eamb.training import emotion_maps
-from eamb.training.emotion_maps import EmotionMaps, branch_key, prepare, read_records
+from eamb.training.emotion_maps import EmotionMaps, branch_key, prepare
 from EAMBNet import build_model
 
 COMPUTE = Compute(torch.device("cpu"), "fp32", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -54,10 +56,10 @@ def computed(monkeypatch):
 @pytest.fixture
 def maps_of(network, tmp_path):
     """Prepares the maps of a set, in a folder that stays the same."""
+    words = ["data.workers=0", "evaluate.batch_size=4", f"train.emotion_maps={tmp_path / 'maps'}"]
 
     def maps_of(rated, network=network, size=64):
-        options = {"size": size, "exif": True, "workers": 0, "batch_size": 4}
-        return prepare(tmp_path / "maps", network, rated, COMPUTE, **options)
+        return prepare(load_config(words=[*words, f"data.size={size}"]), network, rated, COMPUTE)
 
     return maps_of
 
@@ -84,15 +86,11 @@ def test_only_what_is_missing_is_computed_and_in_any_company_the_same(rated, map
     assert computed() == 2 * 10
     again = maps_of(rated)
     assert computed() == 0
-    [folder] = {path.parent for path in parts.files}
-    for path in folder.iterdir():
+    for path in parts.folder.iterdir():
         path.unlink()
-    whole = maps_of(rated)
+    whole = maps_of(rated).read(range(16), [True] * 16)
     for maps in (parts, again):  # in other files, the same bits
-        for one, other in zip(
-            maps.read(range(16), [True] * 16), whole.read(range(16), [True] * 16), strict=True
-        ):
-            assert torch.equal(one, other)
+        assert all(map(torch.equal, maps.read(range(16), [True] * 16), whole))
 
 
 def test_a_changed_picture_and_another_branch_are_computed_anew(rated, maps_of, computed, tmp_path):
@@ -123,21 +121,19 @@ def test_the_branch_is_another_with_each_thing_that_decides_its_output(network):
     assert key() == keys[0]
 
 
-# ---- damaged files and pictures, full disks
+# ---- damaged files and pictures, full disks, several processes
 
 
-def test_a_file_that_is_cut_off_is_computed_anew(rated, maps_of, tmp_path, computed):
+@pytest.mark.parametrize("damage", [lambda content: content[:-100], lambda _: b"<html>", lambda _: b""])
+def test_a_damaged_file_is_computed_anew(damage, rated, maps_of, tmp_path, computed):
     maps_of(rated)
     [path] = (tmp_path / "maps").rglob("*.npy")
     content = path.read_bytes()
-    path.write_bytes(content[:-100])
+    path.write_bytes(damage(content))
     computed()
     assert len(maps_of(rated).missing) == 0
     assert computed() == 2 * len(rated)
     assert path.read_bytes() == content
-    for other in (b"<html>", b""):
-        path.write_bytes(other)
-        assert read_records(path) is None
 
 
 def test_a_changed_byte_is_noticed_when_it_is_read(rated, maps_of, tmp_path):
@@ -155,68 +151,31 @@ def test_a_picture_that_cannot_be_decoded_has_no_map_and_stops_nothing(rated, ma
     maps = maps_of(rated)
     assert maps.missing.tolist() == [7]
     assert maps.read([6, 8], [False, True])[0].shape == (2, 8)
-    message = rf"there is no map of {rated.ids[7]} \({rated.paths[7]}\); it could not"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"there is no map of {rated.ids[7]} \({rated.paths[7]}\)"):
         maps.read([7], [False])
 
 
-def test_a_full_disk_is_an_error_that_says_what_to_do(rated, maps_of, tmp_path, monkeypatch):
+def test_what_cannot_be_written_is_an_error_that_says_what_to_do(rated, maps_of, tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(emotion_maps.np, "save", full)
-    with pytest.raises(
-        OSError, match=r"No space left on device.*; make room, or leave out train\.emotion_maps"
-    ):
-        maps_of(rated)
+    with monkeypatch.context() as patch:
+        patch.setattr(emotion_maps.np, "save", full)
+        with pytest.raises(OSError, match=r"No space left .*; make room, or leave out train\.emotion_maps"):
+            maps_of(rated)
     assert list((tmp_path / "maps").rglob("*.npy")) == []
-
-
-# ---- several processes
-
-
-@pytest.fixture
-def as_process(monkeypatch):
-    """Makes this the process of a rank, of two; returns what the first has told all."""
-    told = []
-
-    def as_process(rank: int) -> list:
-        def broadcast(value):
-            if rank == 0:
-                told.append(value)
-            return told[-1]
-
-        values = {"rank": lambda: rank, "world": lambda: 2, "gather": lambda value: [value, value]}
-        for name, function in (values | {"broadcast": broadcast}).items():
-            monkeypatch.setattr(distributed, name, function)
-        return told
-
-    return as_process
-
-
-def test_a_process_that_comes_late_shares_the_list_of_the_first(
-    rated, maps_of, as_process, monkeypatch, computed
-):
-    monkeypatch.setattr(emotion_maps, "CHUNK", 3)  # 6 files for two processes
-    as_process(0)
-    assert maps_of(rated).missing.tolist() == [3, 4, 5, 9, 10, 11, 15]
-    as_process(1)
-    assert maps_of(rated).missing.tolist() == []
-    assert computed() == 2 * len(rated)  # none twice
-
-
-def test_a_folder_that_machines_do_not_share_is_refused(rated, maps_of, as_process, monkeypatch):
-    as_process(0)
-    others = np.arange(4).tobytes()  # another machine lacks four
-    monkeypatch.setattr(
-        distributed, "gather", lambda value: [value, others if isinstance(value, bytes) else value]
-    )
-    with pytest.raises(ValueError, match=r"different maps for different processes; train\.emotion_m"):
-        maps_of(rated)
-
-
-def test_a_folder_that_cannot_be_made_is_an_error(rated, maps_of, tmp_path, computed):
+    shutil.rmtree(tmp_path / "maps")
     (tmp_path / "maps").write_text("a file, no folder")
     with pytest.raises(OSError, match=r"maps.*; make room, or leave out train\.emotion_maps"):
         maps_of(rated)
-    assert computed() == 0
+
+
+def test_a_process_that_comes_late_shares_the_list_of_the_first(rated, maps_of, monkeypatch, computed):
+    monkeypatch.setattr(emotion_maps, "CHUNK", 3)  # 6 files for two processes
+    told, alone = [], {"world": lambda: 2, "wait_for_all": lambda: None}
+    alone["broadcast"] = lambda value: told.append(value) or told[0]
+    for rank, missing in ((0, [3, 4, 5, 9, 10, 11, 15]), (1, [])):
+        for name, function in {**alone, "rank": lambda rank=rank: rank}.items():
+            monkeypatch.setattr(distributed, name, function)
+        assert maps_of(rated).missing.tolist() == missing
+    assert computed() == 2 * len(rated)  # none twice

@@ -1,6 +1,5 @@
 """Predicted emotions against votes: by name, among those of the set, and when they are not measured."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from eamb.evaluation import ratings
 from eamb.network.backbones import normalisation
 from eamb.network.outputs import EMOTIONS
 from eamb.readers.decoding import normalise
-from eamb.runtime.config import Config, Data
+from eamb.runtime.config import Config, Data, Evaluate
 from eamb.runtime.engine import Compute, Predictions
 from eamb.training.tasks import choose_task
 from eamb.weights import checkpoint
@@ -52,26 +51,21 @@ def test_the_order_in_which_a_set_lists_its_emotions_does_not_matter(emotion_run
     assert read_json(tmp_path / "out" / "metrics.json")["metrics"] == expected
 
 
-def test_a_set_with_other_emotions_is_refused_before_anything_is_predicted(
-    emotion_run, tmp_path, monkeypatch, capsys
+def test_a_set_without_labels_that_the_network_knows_is_refused_before_anything_is_predicted(
+    emotion_run, score_run, counts_set, tmp_path, monkeypatch, capsys
 ):
-    root = write_csv(tmp_path / "set", {"emotion": ["calm" if i % 3 else "wild" for i in range(24)]})
     monkeypatch.setattr(emotions_module, "predict_set", None)
-    assert evaluate(emotion_run / "best.pt", "csv", root, tmp_path / "out") == 2
-    said = f"the network knows {', '.join(EMOTIONS)}; csv has calm, wild too"
-    assert said in capsys.readouterr().err
+    monkeypatch.setattr(ratings, "predict_set", None)
+    other = write_csv(tmp_path / "other", {"emotion": ["calm" if i % 3 else "wild" for i in range(24)]})
+    known = write_csv(tmp_path / "known", {"emotion": [EMOTIONS[i % 8] for i in range(24)]})
+    for run, root, words in (
+        (emotion_run, other, f"the network knows {', '.join(EMOTIONS)}; csv has calm, wild too"),
+        (emotion_run, counts_set, "no picture of csv test has a label for the task emotion"),
+        (score_run, known, "no picture of csv test has a label for the task aesthetics"),
+    ):
+        assert evaluate(run / "best.pt", "csv", root, tmp_path / "out") == 2
+        assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-def test_a_set_without_emotions_is_refused_for_an_emotion_network(emotion_run, counts_set, tmp_path, capsys):
-    assert evaluate(emotion_run / "best.pt", "csv", counts_set, tmp_path / "out") == 2
-    assert "csv test has no emotions; the task emotion needs them" in capsys.readouterr().err
-
-
-def test_a_set_without_ratings_is_refused_for_scores(score_run, tmp_path, capsys):
-    root = write_csv(tmp_path / "set", {"emotion": [EMOTIONS[i % 8] for i in range(24)]})
-    assert evaluate(score_run / "best.pt", "csv", root, tmp_path / "out") == 2
-    assert "no picture of csv test has a label for the task aesthetics" in capsys.readouterr().err
 
 
 def test_scores_and_emotions_come_from_one_run_of_the_network(score_run, scored_set, tmp_path, capsys):
@@ -93,25 +87,20 @@ def test_scores_and_emotions_come_from_one_run_of_the_network(score_run, scored_
     assert emotions["high_and_low"] == {"labels": by_label, "predictions": by_prediction}
 
 
-def test_a_branch_that_was_never_trained_is_not_measured_and_this_is_said(
-    untrained_run, scored_set, tmp_path, capsys
+def test_what_cannot_be_measured_is_not_and_this_is_said(
+    untrained_run, score_run, scored_set, tmp_path, capsys
 ):
-    assert evaluate(untrained_run / "best.pt", "csv", scored_set, tmp_path) == 0
-    assert "emotions not measured: the emotion branch was never trained" in capsys.readouterr().out
-    for folder in (untrained_run / "test", tmp_path):
-        assert "emotions" not in read_json(folder / "metrics.json")
-        assert list(read_csv(folder / "predictions.csv")[0]) == ["id", "prediction"]
-
-
-def test_emotions_that_the_network_does_not_know_are_not_measured_and_named(score_run, tmp_path, capsys):
-    columns = {
-        "score": [1 + i % 5 for i in range(24)],
-        "emotion": ["calm" if i % 3 else "awe" for i in range(24)],
-    }
-    root = write_csv(tmp_path / "set", columns)
-    assert evaluate(score_run / "best.pt", "csv", root, tmp_path / "out") == 0
-    assert "emotions" not in read_json(tmp_path / "out" / "metrics.json")
-    assert "emotions not measured: the network does not know calm" in capsys.readouterr().out
+    words = ["calm" if i % 3 else "awe" for i in range(24)]
+    calm = write_csv(tmp_path / "set", {"score": [1 + i % 5 for i in range(24)], "emotion": words})
+    for run, root, said in (
+        (untrained_run, scored_set, "emotions not measured: the emotion branch was never trained"),
+        (score_run, calm, "emotions not measured: the network does not know calm"),
+    ):
+        assert evaluate(run / "best.pt", "csv", root, tmp_path / "out") == 0
+        assert said in capsys.readouterr().out
+        assert "emotions" not in read_json(tmp_path / "out" / "metrics.json")
+    assert "emotions" not in read_json(untrained_run / "test" / "metrics.json")
+    assert list(read_csv(untrained_run / "test" / "predictions.csv")[0]) == ["id", "prediction"]
 
 
 def test_a_set_with_fewer_emotions_is_measured_among_its_own(emotion_run, tmp_path):
@@ -142,16 +131,13 @@ def test_a_network_without_emotions_is_measured_without_them(scored_set, tmp_pat
     weights = checkpoint.Weights({}, description | {"scale": rated.scale.as_dict()})
     none = Predictions(np.arange(4), np.full((4, 1), 0.5), np.empty((4, 0)), [])
     monkeypatch.setattr(ratings, "predict_set", lambda *a, **k: none)
-    config = Config(data=Data(dataset="csv", root=str(scored_set)))
-    config = replace(config, evaluate=replace(config.evaluate, bootstrap=0))
+    config = Config(data=Data(dataset="csv", root=str(scored_set)), evaluate=Evaluate(bootstrap=0))
     compute = Compute(torch.device("cpu"), "fp32", (0.0,) * 3, (1.0,) * 3)
-    with pytest.warns(UserWarning, match="all 4 predicted values are 3"):
+    with pytest.warns(UserWarning, match="(SRCC|PLCC|KRCC) is undefined"):
         report = evaluate_module.evaluate(torch.nn.Identity(), weights, rated, choose_task(config), compute)
     report.write(tmp_path)
-    assert list(read_csv(tmp_path / "predictions.csv")[0]) == ["id", "prediction"]
     found = read_json(tmp_path / "metrics.json")
     assert found["metrics"]["mae"] == pytest.approx(np.abs(rated.scores - 3).mean())
-    assert "emotions" not in found
     assert [name for name in found if "emotion" in name] == []
     said = [note for note in found["notes"] if "emotion" in note]
     assert said == ["emotions not measured: the network has no emotion branch"]

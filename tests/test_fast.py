@@ -7,8 +7,9 @@ from small import BACKBONE
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from eamb.network.backbones import DepthwiseConv2d, build_pyramid
-from eamb.network.fast import fold, fold_batchnorm, folding_pairs, prepare_for_inference
+from eamb.network.backbones import DepthwiseConv2d
+from eamb.network.fast import fold_batchnorm, prepare_for_inference
+from eamb.network.pair_networks import SeriesNetwork
 from EAMBNet import EmotionNetwork, LinearNetwork, build_model
 
 LITE = {"backbone": "tf_efficientnet_lite0", "width": 32}
@@ -18,40 +19,13 @@ FORMS = {
     "no context": lambda: build_model(BACKBONE, width=16, without=("context", "emotion")),
     "no detail": lambda: build_model(BACKBONE, width=16, without=("detail",)),
     "linear": lambda: LinearNetwork(BACKBONE, 1, 0.2),
+    "pairs": lambda: SeriesNetwork(BACKBONE, "paunit", symmetric=False),
     "emotion": lambda: EmotionNetwork(BACKBONE, ("a", "b", "c"), 0.5, 16),
 }
 
 
 def norms(network: nn.Module) -> int:
     return sum(isinstance(layer, _BatchNorm) for layer in network.modules())
-
-
-def test_folding_by_hand():
-    conv, norm = nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1, eps=0).eval()
-    values = (conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    for value, number in zip(values, (3.0, 1.0, 5.0, 4.0, 10.0, 7.0), strict=True):
-        value.data.fill_(number)
-    rest = fold(conv, norm)
-    # (3 x + 1 - 5) / 2 * 10 + 7 = 15 x - 13
-    assert (conv.weight.item(), conv.bias.item()) == (15, -13)
-    assert isinstance(rest, nn.Identity)
-
-
-@pytest.mark.parametrize("name", ["resnet50", "tf_efficientnet_lite0"])
-def test_a_folded_pyramid_has_no_batchnorm_and_gives_the_same_maps(name):
-    torch.manual_seed(0)
-    network = enliven(build_pyramid(name, levels=2))
-    images = torch.randn(2, 3, 64, 96)
-    with torch.no_grad():
-        before = network(images)
-        fold_batchnorm(network, torch.zeros(1, 3, 64, 64))
-        after = network(images)
-    assert norms(network) == 0
-    fast = [layer for layer in network.modules() if isinstance(layer, DepthwiseConv2d)]
-    assert bool(fast) == (name != "resnet50")  # the layers that train fast are folded too
-    assert all(layer.bias is not None for layer in fast)
-    for a, b in zip(before, after, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * a.abs().max().item())
 
 
 class Odd(nn.Module):
@@ -71,15 +45,12 @@ class Odd(nn.Module):
 
 def test_what_may_not_be_folded_stays():
     network, images = enliven(Odd()), torch.randn(2, 3, 8, 8)
-    assert folding_pairs(network, images) == [(network.plain, network.norm4)]
     with torch.no_grad():
         before = network(images)
         fold_batchnorm(network, images)
         torch.testing.assert_close(network(images), before, rtol=1e-5, atol=1e-5)
     assert norms(network) == 3
-    with pytest.raises(RuntimeError):
-        folding_pairs(network, torch.randn(1, 4, 8, 8))
-    assert not any(layer._forward_hooks for layer in network.modules())
+    assert isinstance(network.norm4, nn.Identity)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -92,6 +63,8 @@ def test_the_fast_form_gives_the_same_output_in_float32(form):
             assert found.dtype == torch.float32
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     assert norms(fast) == 0
+    layers = [layer for layer in fast.modules() if isinstance(layer, DepthwiseConv2d)]
+    assert all(layer.bias is not None for layer in layers)  # the layers that train fast are folded too
 
 
 def test_the_fast_form_is_a_copy_that_cannot_be_trained(lite_network):
@@ -101,7 +74,6 @@ def test_the_fast_form_is_a_copy_that_cannot_be_trained(lite_network):
     assert any(parameter.requires_grad for parameter in lite_network.parameters())
     assert not any(parameter.requires_grad for parameter in fast.parameters())
     assert fast.arguments == lite_network.arguments
-    assert not fast.train().training
     with pytest.raises(ValueError, match="precision must be fp32, bf16, fp16, got 'int8'"):
         prepare_for_inference(lite_network, "int8")
 

@@ -22,25 +22,34 @@ from eamb.evaluation.figures import (
     save_scatter,
 )
 
+UNUSED = Path("unused.png")
+COUNTS = np.array([[30, 9, 1], [0, 0, 0], [2, 0, 1234]])
+NAMES = ("awe", "fear", "sadness")
 
-def read(path):
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Figures that were about to be written."""
+    kept = []
+    monkeypatch.setattr(figures, "write_figure", lambda figure, path: kept.append(figure))
+    return kept
 
 
-@pytest.mark.parametrize("shape", [(300, 450), (450, 300), (64, 600), (20, 14)])
-@pytest.mark.parametrize(("row", "column"), [(3, 22), (27, 27)])
-def test_a_hot_cell_of_the_map_lies_at_its_pixels_of_the_picture(shape, row, column):
-    laid = overlay(grey_image(*shape), spot_map(row, column)).astype(int).sum(axis=2)
+def texts(labels):
+    return [label.get_text() for label in labels]
+
+
+@pytest.mark.parametrize("shape", [(300, 450), (64, 600), (20, 14)])
+@pytest.mark.parametrize("cell", [(3, 22), (27, 27)])
+def test_a_hot_cell_of_the_map_lies_at_its_pixels_of_the_picture(shape, cell):
+    laid = overlay(grey_image(*shape), spot_map(*cell)).astype(int).sum(axis=2)
     hottest = np.unravel_index(laid.argmax(), shape)
-    # The centre of cell (row, column) of 28 x 28, in pixels; half a cell is the tolerance, or half a pixel.
-    expected = ((row + 0.5) / 28 * shape[0], (column + 0.5) / 28 * shape[1])
-    assert abs(hottest[0] + 0.5 - expected[0]) <= max(shape[0] / 56, 0.5)
-    assert abs(hottest[1] + 0.5 - expected[1]) <= max(shape[1] / 56, 0.5)
+    far = np.zeros(shape, dtype=bool)
+    for axis, (side, place) in enumerate(zip(shape, cell, strict=True)):
+        # The centre of one of 28 cells, in pixels; half a cell is the tolerance, or half a pixel.
+        assert abs(hottest[axis] + 0.5 - (place + 0.5) / 28 * side) <= max(side / 56, 0.5)
+        far |= np.abs(np.indices(shape)[axis] - hottest[axis]) > max(2 * side / 28, 2)
     # Further away than one cell from the hot one nothing is lit.
-    reach = [max(2 * side / 28, 2) for side in shape]
-    far = np.abs(np.arange(shape[0])[:, None] - hottest[0]) > reach[0]
-    far = far | (np.abs(np.arange(shape[1])[None] - hottest[1]) > reach[1])
     assert len(np.unique(laid[far])) == 1 and laid[far].max() < laid.max()
 
 
@@ -52,29 +61,15 @@ def test_the_overlay_is_colour_and_grey_by_opacity():
     assert high == pytest.approx(0.25 * np.array([252.0, 254.6, 164.5]) + 0.75 * 128, abs=1)
 
 
-def test_the_picture_stays_recognisable_under_the_map():
-    image = np.repeat(np.random.default_rng(0).integers(0, 256, (64, 64, 1), dtype=np.uint8), 3, axis=2)
-    for value in (0.0, 0.5, 1.0):
-        laid = overlay(image, np.full((7, 7), value)).sum(axis=2)
-        assert np.corrcoef(laid.ravel(), image[..., 0].ravel())[0, 1] > 0.99
-
-
 def test_a_map_is_resized_with_aligned_pixel_centres():
     # Twice as large: the new centres lie a quarter and three quarters of the way between the old ones.
-    resized = resize_map(np.array([[0.0, 1.0]]), 1, 4)
-    assert resized[0] == pytest.approx([0, 0.25, 0.75, 1])
+    assert resize_map(np.array([[0.0, 1.0]]), 1, 4)[0] == pytest.approx([0, 0.25, 0.75, 1])
 
 
-@pytest.mark.parametrize(
-    ("emotion_map", "message"),
-    [
-        (np.zeros((1, 7, 7)), r"map has the shape \(h, w\); this one has \(1, 7, 7\)"),
-        (np.full((7, 7), np.nan), r"lies in \[0, 1\]; this one spans nan to nan"),
-    ],
-)
-def test_wrong_maps_are_refused(emotion_map, message):
-    with pytest.raises(ValueError, match=f"^figures: .*{message}$"):
-        overlay(grey_image(8, 8), emotion_map)
+@pytest.mark.parametrize("wrong", [np.zeros((1, 7, 7)), np.full((7, 7), np.nan), np.full((7, 7), 1.1)])
+def test_wrong_maps_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"^figures: an emotion map is \(h, w\) in \[0, 1\]; this one is"):
+        overlay(grey_image(8, 8), wrong)
 
 
 def write_lines(path, records):
@@ -82,44 +77,23 @@ def write_lines(path, records):
     return path
 
 
-def lines_of(figure):
-    """{title: {label: (epochs, values)}} of a figure of curves."""
+def test_every_train_and_val_number_is_drawn_and_nothing_else(tmp_path, drawn):
+    rest = {"learning_rate": 1e-3, "seconds": 9, "val_n": 5, "val_recall_awe": 0.5}
+    records = [
+        {"epoch": 0, "train_loss": 0.3, "val_loss": 0.4, "val_srcc": 0.5, "val_kl": None, **rest},
+        {"epoch": 1, "train_loss": 0.2, "val_loss": 0.3, "val_srcc": [0.6], "val_kl": 0.6, **rest},
+    ]
+    save_curves(write_lines(tmp_path / "metrics.jsonl", records), UNUSED)
     curves = {}
-    for axes in figure.axes:
+    for axes in drawn[0].axes:
         lines = {line.get_label(): tuple(map(list, line.get_data())) for line in axes.get_lines()}
         curves[axes.get_title(loc="left")] = lines
-    return curves
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """Figures that were about to be written."""
-    kept = []
-    monkeypatch.setattr(figures, "write_figure", lambda figure, path: kept.append(figure))
-    return kept
-
-
-def test_every_train_and_val_number_is_drawn_and_nothing_else(tmp_path, drawn):
-    rest = {"learning_rate": 1e-3, "seconds": 9}
-    records = [
-        {"epoch": 0, "train_loss": 0.3, "val_loss": 0.4, "val_srcc": 0.5, **rest},
-        {"epoch": 1, "train_loss": 0.2, "val_loss": 0.3, "val_srcc": 0.6, **rest},
-    ]
-    save_curves(write_lines(tmp_path / "metrics.jsonl", records), tmp_path / "curves.png")
-    assert lines_of(drawn[0]) == {
+    assert curves == {
         "loss": {"train": ([0, 1], [0.3, 0.2]), "val": ([0, 1], [0.4, 0.3])},
-        "SRCC": {"val": ([0, 1], [0.5, 0.6])},
+        "SRCC": {"val": ([0], [0.5])},
+        "KL": {"val": ([1], [0.6])},
         "learning rate": {"learning": ([0, 1], [1e-3, 1e-3])},
     }
-
-
-def test_what_is_no_number_is_no_point_of_a_curve(tmp_path, drawn):
-    records = [
-        {"epoch": 0, "val_kl": None, "val_accuracy": 0.2},
-        {"epoch": 1, "val_kl": 0.4, "val_accuracy": None, "val_kl_interval": [0.3, 0.5]},
-    ]
-    save_curves(write_lines(tmp_path / "metrics.jsonl", records), tmp_path / "curves.png")
-    assert lines_of(drawn[0]) == {"accuracy": {"val": ([0], [0.2])}, "KL": {"val": ([1], [0.4])}}
 
 
 @pytest.mark.parametrize("count", [1, 76, 1500])
@@ -127,7 +101,7 @@ def test_scatter_has_equal_axes_that_hold_every_pair(drawn, count):
     generator = np.random.default_rng(0)
     rated = generator.uniform(1, 5, count)
     predicted = rated + generator.normal(0, 0.5, count)
-    save_scatter(predicted, rated, Path("unused.png"), "mean rating, 1 to 5", "SRCC .85")
+    save_scatter(predicted, rated, UNUSED, "mean rating, 1 to 5", "SRCC .85")
     axes = drawn[0].axes[0]
     assert axes.get_xlim() == axes.get_ylim() and axes.get_aspect() == 1
     low, high = axes.get_xlim()
@@ -135,23 +109,15 @@ def test_scatter_has_equal_axes_that_hold_every_pair(drawn, count):
     across, up = "rated (mean rating, 1 to 5)", "predicted (mean rating, 1 to 5)"
     assert (axes.get_xlabel(), axes.get_ylabel()) == (across, up)
     assert axes.get_title(loc="left") == "SRCC .85"
-
-
-def test_scatter_puts_ratings_across_and_predictions_up(drawn):
-    save_scatter([2.0, 3.0], [4.0, 5.0], Path("unused.png"), "unit", "")
-    (dots,) = drawn[0].axes[0].collections
-    assert dots.get_offsets().tolist() == [[4.0, 2.0], [5.0, 3.0]]
-    values = np.random.default_rng(0).normal(3, 0.5, 1200)  # a density counts every pair
-    save_scatter(values, values[::-1], Path("unused.png"), "unit", "")
-    assert drawn[1].axes[0].collections[0].get_array().sum() == 1200
-
-
-COUNTS = np.array([[30, 9, 1], [0, 0, 0], [2, 0, 1234]])
-NAMES = ("awe", "fear", "sadness")
+    [dots] = axes.collections
+    if count > 1000:  # a density counts every pair
+        assert dots.get_array().sum() == count
+    else:
+        assert np.array_equal(dots.get_offsets(), np.stack([rated, predicted], axis=1))
 
 
 def test_every_cell_of_a_confusion_matrix_says_its_share_of_the_row_and_its_count(drawn):
-    save_confusion(COUNTS, NAMES, Path("unused.png"), "FI: accuracy .96")
+    save_confusion(COUNTS, NAMES, UNUSED, "FI: accuracy .96")
     axes = drawn[0].axes[0]
     cells = {text.get_position(): text.get_text() for text in axes.texts}  # (column, row)
     assert [[cells[column, row] for column in range(3)] for row in range(3)] == [
@@ -162,25 +128,21 @@ def test_every_cell_of_a_confusion_matrix_says_its_share_of_the_row_and_its_coun
     colours = np.ma.filled(axes.images[0].get_array(), np.nan)
     assert colours[[0, 2]] == pytest.approx(COUNTS[[0, 2]] / COUNTS[[0, 2]].sum(1, keepdims=True))
     assert np.isnan(colours[1]).all()
-    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["awe (40)", "fear (0)", "sadness (1,236)"]
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == list(NAMES)
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true (pictures)")
+    assert texts(axes.get_yticklabels()) == ["awe (40)", "fear (0)", "sadness (1,236)"]
+    assert texts(axes.get_xticklabels()) == list(NAMES)
     assert drawn[0].get_suptitle() == "FI: accuracy .96"
 
 
 def test_a_confusion_matrix_has_readable_cells(drawn):
-    save_confusion(np.full((10, 10), 12345), ["contentment"] * 10, Path("unused.png"), "")
+    save_confusion(np.full((10, 10), 12345), ["contentment"] * 10, UNUSED, "")
     FigureCanvasAgg(drawn[0]).draw()
-    axes = drawn[0].axes[0]
-    cell = axes.get_window_extent().width / 10
-    for text in axes.texts:
-        assert text.get_window_extent().width < 0.9 * cell
-        assert text.get_fontsize() * drawn[0].dpi / 72 >= 11
+    cell = drawn[0].axes[0].get_window_extent().width / 10
+    assert max(text.get_window_extent().width for text in drawn[0].axes[0].texts) < 0.9 * cell
 
 
 def test_emotion_bars_count_high_and_low_pictures_of_every_emotion(drawn):
     groups = {"labels": ([5, 20, 0], [1, 2, 1300]), "predictions": ([6, 19, 1], [0, 3, 1299])}
-    save_emotion_bars(groups, NAMES, Path("unused.png"), "IAE test")
+    save_emotion_bars(groups, NAMES, UNUSED, "IAE test")
     titles = [axes.get_title(loc="left") for axes in drawn[0].axes]
     assert titles == ["labels (1,328 pictures)", "predictions (1,328 pictures)"]
     for axes, numbers in zip(drawn[0].axes, groups.values(), strict=True):
@@ -189,19 +151,17 @@ def test_emotion_bars_count_high_and_low_pictures_of_every_emotion(drawn):
         for place, (left, right) in enumerate(zip(high, low, strict=True)):
             assert place - 0.5 < left.get_x() < left.get_x() + left.get_width() <= right.get_x()
             assert right.get_x() + right.get_width() < place + 0.5
-        assert {text.get_text() for text in axes.texts} == {f"{n:,}" for part in numbers for n in part}
+        assert set(texts(axes.texts)) == {f"{n:,}" for part in numbers for n in part}
     first, last = drawn[0].axes
-    assert [text.get_text() for text in first.get_legend().get_texts()] == ["high", "low"]
-    assert [tick.get_text() for tick in last.get_xticklabels()] == list(NAMES)
+    assert texts(first.get_legend().get_texts()) == ["high", "low"]
+    assert texts(last.get_xticklabels()) == list(NAMES)
     assert first.get_ylim() == last.get_ylim()  # so that the panels can be compared
-    assert drawn[0].get_suptitle() == "IAE test"
 
 
 def test_a_reliability_figure_has_a_dot_where_people_agree_with_the_prediction(drawn):
     probability = np.array([0.85, 0.85, 0.15, 0.55])
-    save_reliability(probability, np.array([1.0, 0.5, 0.25, 0.6]), Path("unused.png"), "pairs")
-    [axes] = drawn[0].axes
-    dots = axes.collections[0].get_offsets()
+    save_reliability(probability, np.array([1.0, 0.5, 0.25, 0.6]), UNUSED, "pairs")
+    dots = drawn[0].axes[0].collections[0].get_offsets()
     # 0.15 from the other side is 0.85: three pairs at each of the two, and 0.55 with its own other side.
     np.testing.assert_allclose(dots, [[0.15, 0.25], [0.45, 0.4], [0.55, 0.6], [0.85, 0.75]])
 
@@ -213,27 +173,15 @@ def test_figures_are_written_as_png_whatever_their_titles_hold(tmp_path):
     save_reliability(np.array([0.5]), np.array([1.0]), tmp_path / "r.png", "a $ title")
     save_confusion(COUNTS, ["$", "a_b", "日"], tmp_path / "c.png", "$x")
     save_emotion_bars({"$": ([1, 0], [0, 0])}, ["$", "a"], tmp_path / "b.png", "$x")
-    assert read(tmp_path / "new" / "curves.png").shape == (300, 800, 3)
-    assert read(tmp_path / "scatter.png").shape == read(tmp_path / "r.png").shape == (700, 700, 3)
-    assert min(read(tmp_path / "c.png").shape[:2]) > 400
-    assert min(read(tmp_path / "b.png").shape[:2]) > 300
-
-
-def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path, monkeypatch):
-    def full_disk(self, file, **keywords):
-        Path(file).write_bytes(b"half a file")
-        raise OSError("No space left on device")
-
-    (tmp_path / "scatter.png").write_bytes(b"old")
-    monkeypatch.setattr(FigureCanvasAgg, "print_png", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        save_scatter([1, 2], [1, 2], tmp_path / "scatter.png", "rating", "")
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"scatter.png": b"old"}
+    sizes = {"new/curves.png": (800, 300), "scatter.png": (700, 700), "r.png": (700, 700)}
+    for name, size in (sizes | {"c.png": (700, 454), "b.png": (700, 340)}).items():
+        with Image.open(tmp_path / name) as picture:
+            assert (picture.size, picture.format) == (size, "PNG")
 
 
 def test_the_architecture_is_drawn(tmp_path, monkeypatch):
     output = tmp_path / "architecture.png"
     monkeypatch.setattr(sys, "argv", ["draw_architecture", "--output", str(output)])
     runpy.run_path(str(ROOT / "scripts" / "draw_architecture.py"), run_name="__main__")
-    assert output.stat().st_size < 300_000
-    assert read(output).shape[1] > 2000
+    with Image.open(output) as picture:
+        assert picture.width > 2000

@@ -1,21 +1,16 @@
-"""Two processes that hear a signal, lose one or start again; a full disk; locks. With real processes."""
+"""Two processes that hear a signal, lose one or start again; locks. With real processes."""
 
 import errno
 import fcntl
 import multiprocessing
 import os
-import shlex
-import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
-import torch
-from small import ROOT, UNTRAINED, WORDS, command, train
+from small import UNTRAINED, command, contents, train
 
 from eamb.training import interruption, tasks
 from eamb.weights import checkpoint
@@ -113,79 +108,11 @@ def test_torchrun_starts_anew_without_a_checkpoint_and_goes_on_from_one(pair, un
     assert differences(undisturbed, output) == []
 
 
-# ---- one process: a full disk, and a signal before the run has begun
-
-LONG = ["train.epochs=3", "train.checkpoint_minutes=0", "train.score_test=false", UNTRAINED]
-
-FILLED_UP = """
-import shutil, subprocess, sys
-from pathlib import Path
-import torch
-from main import main
-
-disk, size, copy, *words = sys.argv[1:]
-torch.set_num_threads(1)
-subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], check=True)
-first = main([*words, "--output", f"{disk}/run"])
-shutil.copytree(f"{disk}/run", f"{copy}/first")
-subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
-second = main([*words, "--output", f"{disk}/run", "--resume"])
-shutil.copytree(f"{disk}/run", f"{copy}/second")
-print(first, second)
-"""
-
-
-@pytest.fixture(scope="module")
-def whole(scored_set, tmp_path_factory):
-    """The folder of a training of one process."""
-    output, threads = tmp_path_factory.mktemp("whole") / "run", torch.get_num_threads()
-    torch.set_num_threads(1)  # as the process that is compared has it: the last digits depend on it
-    assert train("csv", scored_set, output, *LONG) == 0
-    torch.set_num_threads(threads)
-    return output
-
-
-def with_own_mounts(*words: object) -> subprocess.CompletedProcess:
-    """Runs a command that may mount what nobody else sees, by root's right or a user namespace's."""
-    options = ["--mount"] if os.geteuid() == 0 else ["--mount", "--map-root-user"]
-    arguments = ["unshare", *options, *map(str, words)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300)
-
-
-def test_a_small_disk_that_fills_up_costs_checkpoints_and_not_the_run(whole, scored_set, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ("mount", "-t", "tmpfs", "tmpfs", disk)
-    if shutil.which("unshare") is None or with_own_mounts(*mount).returncode:
-        pytest.skip("nothing can be mounted here; test_training's full disk is one that only says so")
-    size = 5 * (whole / "last.pt").stat().st_size // 2  # room for two; while one is written there are three
-    words = ["train", *WORDS, "--dataset", "csv", "--data-root", scored_set, *LONG]
-    done = with_own_mounts(sys.executable, "-c", FILLED_UP, disk, size, tmp_path, *words)
-    assert done.stdout.splitlines()[-1:] == ["2 0"], done.stderr
-    warning = f"No space left on device: {disk / 'run' / 'last.pt'} was not written; the newest checkpoint: "
-    assert done.stderr.count(warning) > 1, done.stderr
-    assert "make room, then go on from there with --resume" in done.stderr
-    checkpoint.load_training(tmp_path / "first" / "last.pt")  # whole
-    assert differences(whole, tmp_path / "second") == []
-
-
-def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.mark.parametrize("word", ["--force", "--resume"])
-def test_a_run_that_is_stopped_before_it_began_touches_nothing_and_says_how_to_begin_it(
-    word, whole, scored_set, tmp_path, monkeypatch, capsys
-):
-    output = shutil.copytree(whole, tmp_path / "run")
-    before = contents(output)
+def test_a_run_that_is_stopped_before_it_began_touches_nothing(copied_run, scored_set, monkeypatch):
+    before = contents(copied_run)
     monkeypatch.setattr(tasks, "load_datasets", lambda *words: os.kill(os.getpid(), signal.SIGINT))
-    assert train("csv", scored_set, output, *LONG, word) == 130
-    assert contents(output) == before
-    how, line = capsys.readouterr().err.splitlines()[-2:]
-    assert how == "stopped by SIGINT; it had not begun; start it with"
-    assert [word for word in shlex.split(line) if word in ("--force", "--resume")] == [word]
+    assert train("csv", scored_set, copied_run, UNTRAINED, "--force") == 130
+    assert contents(copied_run) == before
 
 
 # ---- locks
@@ -200,7 +127,7 @@ def lock_and_wait(output: Path, ready) -> None:
 
 
 def test_a_lock_holds_between_threads_and_processes_and_ends_with_its_process_however(tmp_path):
-    output, refused = tmp_path / "run", []
+    output, refused = tmp_path / "runs" / "run", []
 
     def try_to_lock() -> None:
         try:
@@ -213,7 +140,7 @@ def test_a_lock_holds_between_threads_and_processes_and_ends_with_its_process_ho
         thread = threading.Thread(target=try_to_lock)
         thread.start()
         thread.join()
-    assert not output.exists()  # it was new and stays empty
+    assert not output.parent.exists()  # both were new and stay empty
     context = multiprocessing.get_context("fork")
     ready = context.Event()
     process = context.Process(target=lock_and_wait, args=[output, ready])

@@ -7,25 +7,21 @@ browser is spoken to by the WebDriver protocol over plain http, so that no packa
 import csv
 import io
 import json
+import re
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from eamb.inference.scorer import Scored
+from eamb.selection import picks
 from eamb.selection.exif import CHANGED
-from eamb.selection.grouping import choose
-from eamb.selection.page import write_page
-from eamb.selection.picks import as_row, as_table, score_photographs, write_rows
+from main import main
 
 pytestmark = pytest.mark.slow
 
@@ -33,6 +29,8 @@ FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --d
 FLAGS += " --disable-component-update --disable-sync --window-size=1300,900"
 LEFT, UP, RIGHT, DOWN, ENTER, SPACE, TAB = "\ue012", "\ue013", "\ue014", "\ue015", "\ue007", " ", "\ue004"
 NASTY = 'a,"b" <script>alert(1)<!-- & \'\n😀 \udcff.jpg'
+PICKED = "return cards.filter(isPicked).map((card) => Number(card.dataset.row))"
+CURRENT = "return Number(document.activeElement.dataset.row ?? -1)"
 
 
 class NameScorer:
@@ -51,58 +49,48 @@ class NameScorer:
 def folder(tmp_path_factory):
     """A page and the picks.csv that was written with it: three series of 3, 1 and 2 photographs."""
     folder = tmp_path_factory.mktemp("page")
+    (folder / "photos").mkdir()
     for number, name in enumerate(["1.jpg", "2.jpg", NASTY, "b.jpg", "c.jpg", "d.jpg"]):
         scene = (0, 0, 0, 1, 2, 2)[number]
         colours = np.random.default_rng(scene).integers(0, 256, (5, 6, 3), dtype=np.uint8)
         exif = Image.Exif()
         exif[CHANGED] = f"2024:05:03 12:0{scene}:0{number}"
         picture = Image.fromarray(colours).resize((600, 800 if scene else 400), Image.Resampling.BICUBIC)
-        (folder / "photos").mkdir(exist_ok=True)
         picture.save(folder / "photos" / name, exif=exif)
-    paths = sorted(map(str, (folder / "photos").iterdir()))
-    photographs = choose(list(score_photographs(paths, NameScorer(), folder / "page")), 1, 30, 0.6)
-    write_rows(map(as_row, photographs), folder / "picks.csv")
-    write_page(folder / "page", photographs, "keep 1 & more", as_table(photographs))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(picks, "Scorer", lambda *settings: NameScorer())
+        words = ["--output", str(folder / "picks.csv"), "--page", str(folder / "page")]
+        assert main(["select", str(folder / "photos"), *words]) == 0
     return folder
 
 
 class Browser:
     """A window of Chromium, spoken to by WebDriver commands."""
 
-    def __init__(self, address: str, downloads: Path, profile: Path):
-        self.address, self.downloads = address, downloads
-        options = {"args": [*FLAGS.split(), f"--user-data-dir={profile}"]}
-        options["prefs"] = {"download.default_directory": str(downloads)}
+    def __init__(self, driver, folder):
+        self.address, self.downloads = driver, folder / "downloads"
+        options = {"args": [*FLAGS.split(), f"--user-data-dir={folder / 'profile'}"]}
+        options["prefs"] = {"download.default_directory": str(self.downloads)}
         if chromium := shutil.which("chromium"):
             options["binary"] = chromium
-        wanted = {
-            "browserName": "chrome",
-            "goog:chromeOptions": options,
-            "goog:loggingPrefs": {"browser": "ALL"},
-        }
+        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
         self.address += "/session/" + self.ask("/session", capabilities={"alwaysMatch": wanted})["sessionId"]
 
-    def ask(self, command: str, method: str = "POST", **values):
+    def ask(self, command, method="POST", **values):
         data = json.dumps(values).encode() if method == "POST" else None
         asked = urllib.request.Request(self.address + command, data, method=method)  # noqa: S310
         with urllib.request.urlopen(asked, timeout=60) as answer:  # noqa: S310
             return json.load(answer)["value"]
 
-    def script(self, words: str):
+    def script(self, words):
         return self.ask("/execute/sync", script=words, args=[])
 
-    def press(self, *keys: str):
+    def press(self, *keys):
         for key in keys:
             strokes = [{"type": kind, "value": key} for kind in ("keyDown", "keyUp")]
             self.ask("/actions", actions=[{"type": "key", "id": "keyboard", "actions": strokes}])
 
-    def current(self) -> int:
-        return int(self.script("return document.activeElement.dataset.row ?? -1"))
-
-    def picked(self) -> list[int]:
-        return self.script("return cards.filter(isPicked).map((card) => Number(card.dataset.row))")
-
-    def saved(self) -> str:
+    def saved(self):
         """Presses s and returns what was downloaded."""
         target = self.downloads / "picks.csv"
         target.unlink(missing_ok=True)
@@ -114,69 +102,46 @@ class Browser:
         raise AssertionError("nothing was saved within ten seconds")
 
 
-@contextmanager
-def driver() -> Iterator[str]:
-    program = shutil.which("chromedriver")
-    assert program, "this test needs chromedriver: apt-get install chromium chromium-driver"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen([program, f"--port={port}"], stdout=subprocess.DEVNULL)
-    try:
-        for _ in range(100):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=5).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
-
-
 @pytest.fixture
 def browser(folder, tmp_path):
-    with driver() as address:
-        window = Browser(address, tmp_path / "downloads", tmp_path / "profile")
+    program = shutil.which("chromedriver")
+    assert program, "this test needs chromedriver: apt-get install chromium chromium-driver"
+    process = subprocess.Popen([program, "--port=0"], stdout=subprocess.PIPE, text=True)
+    try:
+        found = (re.search(r"successfully on port (\d+)", line) for line in process.stdout)
+        window = Browser(f"http://127.0.0.1:{next(filter(None, found))[1]}", tmp_path)
         window.ask("/url", url=(folder / "page" / "index.html").as_uri())
         yield window
         window.ask("", method="DELETE")
+    finally:
+        process.terminate()
+        process.communicate()
 
 
 def test_keys_lead_through_the_page_and_change_picks(browser):
-    assert browser.picked() == [0, 3, 4]
-    places = [browser.current()]
+    assert browser.script(PICKED) == [0, 3, 4]
+    places = []
     for key in (RIGHT, RIGHT, RIGHT, DOWN, DOWN, RIGHT, DOWN, UP, UP, UP, LEFT):
         browser.press(key)
-        places.append(browser.current())
-    #                  right  2  stays down      right stays up       stays stays
-    assert places == [0, 1, 2, 2, 3, 4, 5, 5, 3, 0, 0, 0]
-    browser.press(RIGHT, ENTER)
-    assert browser.picked() == [0, 1, 3, 4]
-    browser.press(LEFT, SPACE)
-    assert browser.picked() == [1, 3, 4]
-    browser.press(SPACE)
-    assert browser.picked() == [0, 1, 3, 4]
+        places.append(browser.script(CURRENT))
+    #               right  2  stays down      right stays up       stays stays
+    assert places == [1, 2, 2, 3, 4, 5, 5, 3, 0, 0, 0]
+    for keys, picked in (((RIGHT, ENTER), [0, 1, 3, 4]), ((LEFT, SPACE), [1, 3, 4]), (SPACE, [0, 1, 3, 4])):
+        browser.press(*keys)
+        assert browser.script(PICKED) == picked
     assert browser.script("return document.getElementById('status').textContent") == "4 picked, 1 changed"
-    assert browser.script(
-        "return getComputedStyle(cards[1]).borderColor === getComputedStyle(cards[0]).borderColor"
-    )
+    browser.script("cards[2].click()")
+    assert browser.script(PICKED) == [0, 1, 2, 3, 4]
 
 
 def test_one_stop_of_the_tab_key_leads_to_the_pictures_and_the_focus_is_visible(browser):
     browser.press(DOWN, TAB)
-    assert browser.current() == -1
+    assert browser.script(CURRENT) == -1
     assert browser.script("return cards.map((card) => card.tabIndex)") == [-1, -1, -1, 0, -1, -1]
     browser.script("document.body.tabIndex = -1; document.body.focus()")
     browser.press(TAB, TAB, TAB)
-    assert browser.current() == 3
+    assert browser.script(CURRENT) == 3
     assert browser.script("return getComputedStyle(document.activeElement).outlineStyle") == "solid"
-
-
-def test_a_click_picks_too(browser):
-    browser.script("cards[2].click()")
-    assert browser.picked() == [0, 2, 3, 4]
 
 
 def test_what_is_saved_is_the_csv_with_the_other_picks(browser, folder):
@@ -187,7 +152,7 @@ def test_what_is_saved_is_the_csv_with_the_other_picks(browser, folder):
     picked, note = (expected[0].index(name) for name in ("picked", "note"))
     changed = list(csv.reader(io.StringIO(browser.saved(), newline="")))
     assert [changed[2][picked], changed[4][picked]] == ["1", "0"]
-    assert changed[2][note] == f"{expected[2][note]}; changed by hand"
+    assert changed[4][note] == f"{expected[4][note]}; changed by hand"
     for row in (2, 4):
         for column in (picked, note):
             changed[row][column] = expected[row][column]
@@ -211,15 +176,11 @@ def test_the_map_lies_over_its_picture(browser):
     assert {map_[3] for map_ in browser.script(sides)[1::2]} == {0}
 
 
-def test_names_are_text_and_nothing_is_complained_about(browser):
+def test_names_are_text_nothing_is_complained_about_and_the_original_opens(browser):
     with pytest.raises(urllib.error.HTTPError):  # there is no alert
         browser.ask("/alert/text", method="GET")
     names = browser.script("return [...document.querySelectorAll('.thumbnail')].map((image) => image.alt)")
     assert names[0] == NASTY.replace("\n", r"\n").replace("\udcff", r"\xff")
     assert browser.ask("/se/log", type="browser") == []
-
-
-def test_the_original_opens(browser):
-    links = browser.script("return [...document.querySelectorAll('.original')].map((link) => link.href)")
-    browser.ask("/url", url=links[0])
+    browser.ask("/url", url=browser.script("return document.querySelector('.original').href"))
     assert browser.script("return document.images[0].naturalWidth") == 600

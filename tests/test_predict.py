@@ -27,10 +27,7 @@ from eamb.inference.maps import MapFolder, panel_drawers
 from eamb.inference.photographs import find_pictures
 from eamb.inference.scorer import Scorer
 from eamb.network.outputs import EMOTIONS, Scale
-from eamb.readers import decoding
 from eamb.readers.decoding import decode
-from eamb.weights import checkpoint
-from EAMBNet import EmotionNetwork
 from main import main
 
 TEN_BINS = Scale("distribution", 1.0, 10.0, 5.0, bins=tuple(float(rating) for rating in range(1, 11)))
@@ -52,19 +49,9 @@ def built_once():
         yield
 
 
-@pytest.fixture(scope="module")
-def model():
-    return build_lively()
-
-
-@pytest.fixture(scope="module")
-def weights(model, tmp_path_factory):
-    return write_weights(tmp_path_factory.mktemp("weights") / "stars.safetensors", model)
-
-
-@pytest.fixture(scope="module")
-def scorer(weights):
-    return Scorer(weights, device="cpu")
+@pytest.fixture
+def small_panels(monkeypatch):
+    monkeypatch.setattr(panels, "save_panel", save_small_panel)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +67,7 @@ def album(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def scored(album, weights, tmp_path_factory):
+def scored(album, lively_weights, tmp_path_factory):
     """What one run over the album wrote: its exit code, the csv's rows, the folder of maps, the messages."""
     folder = tmp_path_factory.mktemp("out")
     messages = io.StringIO()
@@ -88,7 +75,7 @@ def scored(album, weights, tmp_path_factory):
         patch.setattr(sys, "stderr", messages)
         patch.setattr(panels, "save_panel", save_small_panel)
         maps = ("--maps", folder / "maps", "--maps-raw")
-        code = call(album, weights, "--output", folder / "new/scores.csv", *maps, "--emotions")
+        code = call(album, lively_weights, "--output", folder / "new/scores.csv", *maps, "--emotions")
     return code, read_csv(folder / "new/scores.csv"), folder / "maps", messages.getvalue()
 
 
@@ -99,37 +86,28 @@ def call(paths, weights, *options):
     return main(["predict", *map(str, paths), "--checkpoint", str(weights), *fixed, *map(str, options)])
 
 
-@pytest.fixture
-def inside(album, monkeypatch):
-    monkeypatch.chdir(album)
+def refused(capsys, paths, checkpoint_file, *options):
+    """The message of a call that exits with 2."""
+    assert call(paths, checkpoint_file, *options) == 2
+    return capsys.readouterr().err
 
 
 # ---- rows
 
 
-def test_rows_come_in_the_order_of_a_sorted_folder(scored, album):
-    _, rows, _, _ = scored
+def test_each_picture_has_its_own_score_in_the_order_of_a_sorted_folder(scored, album, lively_model):
+    rows = scored[1]
     assert [row["path"] for row in rows] == [f"{album}/{name}".replace("\udcff", r"\xff") for name in ALBUM]
+    direct = [direct_score(lively_model, album / name) for name in GOOD]
+    assert [float(row["score"]) for row in rows if not row["error"]] == pytest.approx(direct, abs=4e-5)
+    assert np.ptp(direct) > 0.2, "the scores are too alike to tell rows apart"
 
 
-def test_each_row_has_its_own_pictures_score(scored, album, model):
-    _, rows, _, _ = scored
-    by_path = {row["path"].replace(r"\xff", "\udcff"): row for row in rows if not row["error"]}
-    scores = {path: float(row["score"]) for path, row in by_path.items()}
-    direct = {f"{album}/{name}": direct_score(model, album / name) for name in GOOD}
-    assert scores == pytest.approx(direct, abs=4e-5)
-    assert np.ptp(list(direct.values())) > 0.2, "the scores are too alike to tell rows apart"
-
-
-def test_columns_are_as_documented(scored):
-    _, rows, _, _ = scored
+def test_columns_are_as_documented_and_the_named_emotion_is_the_most_probable_one(scored):
+    rows = [row for row in scored[1] if not row["error"]]
     documented = "path score score_min score_max score_std percentile emotion emotion_probability error"
     assert list(rows[0]) == documented.split() + [f"emotion_{name}" for name in EMOTIONS]
     assert (rows[0]["score_min"], rows[0]["score_max"], rows[0]["score_std"]) == ("1.0", "5.0", "")
-
-
-def test_the_named_emotion_is_the_most_probable_one(scored):
-    rows = [row for row in scored[1] if not row["error"]]
     for row in rows:
         probabilities = {name: float(row[f"emotion_{name}"]) for name in EMOTIONS}
         assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
@@ -140,16 +118,13 @@ def test_the_named_emotion_is_the_most_probable_one(scored):
 
 def test_a_broken_file_is_a_row_with_its_reason_and_exit_code_1(scored):
     code, rows, _, messages = scored
-    broken, empty = rows[2], rows[3]
-    assert "web page" in broken["error"]
-    assert empty["error"] == "the file is empty"
-    assert {value for key, value in broken.items() if key not in ("path", "error")} == {""}
-    assert code == 1
-    assert "5 of 7 pictures scored" in messages
+    assert code == 1 and "5 of 7 pictures scored" in messages
+    assert "web page" in rows[2]["error"] and rows[3]["error"] == "the file is empty"
+    assert {value for key, value in rows[2].items() if key not in ("path", "error")} == {""}
 
 
-def test_json_lines_say_the_same_as_csv(scored, album, weights, tmp_path):
-    assert call(album, weights, "--output", tmp_path / "scores.JSONL", "--emotions") == 1
+def test_json_lines_say_the_same_as_csv(scored, album, lively_weights, tmp_path):
+    assert call(album, lively_weights, "--output", tmp_path / "scores.JSONL", "--emotions") == 1
     lines = (tmp_path / "scores.JSONL").read_text(encoding="utf-8").splitlines()
     for line, row in zip(map(json.loads, lines), scored[1], strict=True):
         assert {key: "" if value is None else str(value) for key, value in line.items()} == row
@@ -168,24 +143,10 @@ def test_rating_bins_become_columns_that_give_score_and_deviation(album, tmp_pat
     assert float(row["score_std"]) == pytest.approx(np.sqrt((shares * (bins - mean) ** 2).sum()), abs=1e-4)
 
 
-def test_a_row_is_on_the_disk_before_the_next_picture_is_asked_for(album, weights, tmp_path, monkeypatch):
-    whole = Scorer.score_all
-
-    def interrupted(self, paths, *rest):
-        results = whole(self, paths, *rest)
-        yield next(results)
-        yield next(results)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Scorer, "score_all", interrupted)
-    assert call(album, weights, "--output", tmp_path / "scores.csv") == 130
-    assert [Path(row["path"]).name for row in read_csv(tmp_path / "scores.csv")] == ["a.PNG", "b.jpg"]
-
-
-def test_the_table_on_standard_output_is_aligned_and_on_one_line_a_picture(weights, tmp_path, capsys):
+def test_the_table_on_standard_output_is_aligned_and_on_one_line_a_picture(lively_weights, tmp_path, capsys):
     blotches(0).save(tmp_path / "two\nlines.jpg")
     (tmp_path / "z.jpg").touch()
-    assert call(tmp_path, weights) == 1
+    assert call(tmp_path, lively_weights) == 1
     header, first, second = capsys.readouterr().out.splitlines()
     assert header.split() == ["score", "percentile", "emotion", "path"]
     assert first.index(f"{tmp_path}/two\\nlines.jpg") == header.index("path")
@@ -193,7 +154,7 @@ def test_the_table_on_standard_output_is_aligned_and_on_one_line_a_picture(weigh
     assert second.endswith("z.jpg: the file is empty")
 
 
-def test_no_text_is_a_formula_and_pandas_reads_the_same_paths_again(weights, tmp_path, monkeypatch):
+def test_no_text_is_a_formula_and_pandas_reads_the_same_paths_again(lively_weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     named = [*("-x.jpg", "=1+1.jpg", "+a.jpg", "@b.jpg", "\tc.jpg", "\rd.jpg", "\n=e.jpg"), "plain.jpg"]
     others = ['a "b", c.jpg', "two\r\nlines.jpg", "😀.jpg", "ä.jpg", "'.jpg", " =.jpg", "sub,;\t.jpg"]
@@ -202,7 +163,7 @@ def test_no_text_is_a_formula_and_pandas_reads_the_same_paths_again(weights, tmp
     names = [name for name in named + others if not {"\r", "\n"} & set(name)]
     listed = io.BytesIO("".join(f"{name}\n" for name in names).encode())
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(listed, encoding="utf-8"))
-    assert call(["-", "*[de].jpg", "two*"], weights, "--output", "scores.csv") == 0
+    assert call(["-", "*[de].jpg", "two*"], lively_weights, "--output", "scores.csv") == 0
     for row in read_csv(Path("scores.csv")):
         assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) for cell in row.values())
     table = pd.read_csv("scores.csv")
@@ -211,33 +172,44 @@ def test_no_text_is_a_formula_and_pandas_reads_the_same_paths_again(weights, tmp
     assert table.score.dtype == float
 
 
+def test_large_jpegs_are_decoded_whole_only_if_asked(lively_weights, lively_model, tmp_path):
+    large = tmp_path / "large.jpg"
+    blotches(1).resize((8 * 4 * SIZE, 8 * 4 * SIZE)).save(large, quality=60)
+    scaled, exact = (Scorer(lively_weights, "cpu", exact=exact).score(large).score for exact in (False, True))
+    assert exact == pytest.approx(direct_score(lively_model, large), abs=2e-5)
+    assert 1e-4 < abs(scaled - exact) < 0.2
+    for words, score in (((), scaled), (("--exact",), exact)):
+        assert call(large, lively_weights, "--output", tmp_path / "s.csv", "--force", *words) == 0
+        assert float(read_csv(tmp_path / "s.csv")[0]["score"]) == pytest.approx(score, abs=2e-5)
+
+
 # ---- parts for several processes
 
 
-def test_the_rows_of_all_parts_are_the_rows_of_the_whole(scored, album, weights, tmp_path):
-    whole, rows = {row["path"]: row for row in scored[1]}, []
+@pytest.mark.parametrize("by_torchrun", [False, True])
+def test_the_rows_of_all_parts_are_those_of_the_whole(
+    scored, album, lively_weights, tmp_path, monkeypatch, capsys, by_torchrun
+):
+    rows = []
     for number in (1, 2):
-        call(album, weights, "--output", tmp_path / f"{number}.csv", "--emotions", "--shard", f"{number}/2")
-        rows += read_csv(tmp_path / f"{number}.csv")
-    assert sorted(row["path"] for row in rows) == sorted(whole)
-    for row in rows:
-        assert row["error"] == whole[row["path"]]["error"]
-        if row["score"]:
-            assert float(row["score"]) == pytest.approx(float(whole[row["path"]]["score"]), abs=1e-5 * 4)
-
-
-def test_torchrun_gives_each_process_its_part_and_its_file(album, weights, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    names = []
-    for rank in (0, 1):
-        monkeypatch.setenv("RANK", str(rank))
+        output, words = tmp_path / f"scores.{number}of2.csv", ("--output", tmp_path / "scores.csv")
+        if by_torchrun:
+            monkeypatch.setenv("WORLD_SIZE", "2")
+            monkeypatch.setenv("RANK", str(number - 1))
+        else:
+            words = ("--output", output, "--shard", f"{number}/2")
         # A broken picture must not end the process with 1: torchrun would end the others.
-        assert call(album, weights, "--output", tmp_path / "scores.csv") == 0
-        names += [row["path"] for row in read_csv(tmp_path / f"scores.{rank + 1}of2.csv")]
-    assert sorted(names) == sorted(f"{album}/{name}".replace("\udcff", r"\xff") for name in ALBUM)
-    assert not (tmp_path / "scores.csv").exists()
-    assert "torchrun gives each process its part" in refused(capsys, [album], weights, "--shard", "1/2")
-    assert "2 processes cannot all read the list" in refused(capsys, ["-"], weights)
+        assert call(album, lively_weights, *words, "--emotions") == (not by_torchrun)
+        rows += read_csv(output)
+    parts = {row["path"]: row for row in rows}
+    assert len(parts) == len(rows) == len(scored[1])
+    for ours in scored[1]:
+        row = parts[ours["path"]]
+        assert ours["error"] == row["error"]
+        # Kernels of another batch size may add in another order.
+        assert float(ours["score"] or 0) == pytest.approx(float(row["score"] or 0), abs=1e-5 * 4)
+    for words in ([album, "--shard", "1/2"], ["-"]) if by_torchrun else ():
+        assert "torchrun gives each of 2 processes its part" in refused(capsys, words, lively_weights)
 
 
 # ---- going on where a run was interrupted
@@ -256,170 +228,132 @@ def photos(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module", params=["csv", "jsonl"])
+def uninterrupted(request, photos, lively_weights, tmp_path_factory):
+    output = tmp_path_factory.mktemp("whole") / f"scores.{request.param}"
+    assert call(photos, lively_weights, "--output", output, "--emotions") == 1
+    return output
+
+
 def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.fixture(scope="module", params=["csv", "jsonl"])
-def uninterrupted(request, photos, weights, tmp_path_factory):
-    output = tmp_path_factory.mktemp("whole") / f"scores.{request.param}"
-    assert call(photos, weights, "--output", output, "--emotions") == 1
-    return output
-
-
-def test_a_run_cut_at_any_byte_goes_on_to_the_same_bytes(uninterrupted, photos, weights, tmp_path):
+def test_a_run_cut_at_any_byte_goes_on_to_the_same_bytes(uninterrupted, photos, lively_weights, tmp_path):
     whole, output = uninterrupted.read_bytes(), tmp_path / uninterrupted.name
-    assert call(photos, weights, "--output", output, "--emotions", "--resume") == 1  # there is no file yet
+    assert (
+        call(photos, lively_weights, "--output", output, "--emotions", "--resume") == 1
+    )  # there is no file yet
     assert output.read_bytes() == whole
     cuts = [0, 1, 50, *range(200, len(whole), 1399), len(whole) - 1, len(whole)]
     lines = [place + 1 for place, byte in enumerate(whole) if byte == 10]
     for cut in sorted({*cuts, *lines}):
         output.write_bytes(whole[:cut])
-        assert call(photos, weights, "--output", output, "--emotions", "--resume") == 1
+        assert call(photos, lively_weights, "--output", output, "--emotions", "--resume") == 1
         assert output.read_bytes() == whole, cut
 
 
-def counting(decoded):
-    """`decode` that lists the files it is given."""
-    return lambda path, *rest: decoded.append(path) or decode(path, *rest)
-
-
-def test_only_the_rest_is_computed(uninterrupted, photos, weights, tmp_path, monkeypatch, capsys):
+def test_only_the_rest_is_computed(uninterrupted, photos, lively_weights, tmp_path, monkeypatch, capsys):
     lines = uninterrupted.read_bytes().splitlines(keepends=True)
-    output = tmp_path / uninterrupted.name
+    output, decoded = tmp_path / uninterrupted.name, []
     output.write_bytes(b"".join(lines[:-2]))
-    decoded = []
-    monkeypatch.setattr(scorer_module, "decode", counting(decoded))
-    assert call(photos, weights, "--output", output, "--emotions", "--resume") == 1
+    monkeypatch.setattr(scorer_module, "decode", lambda *words: decoded.append(1) or decode(*words))
+    assert call(photos, lively_weights, "--output", output, "--emotions", "--resume") == 1
     assert 0 < len(decoded) <= 2 * 3  # the batch of the last row with a score, and the last one
     assert "8 of 10 pictures scored" in capsys.readouterr().err
 
 
-def test_maps_are_gone_on_with_too(photos, weights, tmp_path, monkeypatch):
-    def killed(path, *rest):
-        save_small_panel(path, *rest)
-        if path.name.startswith("3"):
+def fail_for(name, error):
+    def save(path, *rest):
+        if path.name == name:
             path.with_name(f".{path.name}.1.tmp").touch()
-            raise KeyboardInterrupt
+            raise error
+        save_small_panel(path, *rest)
 
-    def scored(folder, *options):
+    return save
+
+
+def test_maps_are_gone_on_with_too(photos, lively_weights, tmp_path, monkeypatch, small_panels):
+    def run(folder, *options):
         words = ("--output", folder / "s.csv", "--maps", folder / "maps", "--maps-raw", "--emotions")
-        return call(photos, weights, *words, *options)
+        return call(photos, lively_weights, *words, *options)
 
-    monkeypatch.setattr(panels, "save_panel", save_small_panel)
-    assert scored(tmp_path / "whole") == 1
-    monkeypatch.setattr(panels, "save_panel", killed)
-    assert scored(tmp_path / "cut") == 130
-    assert len(contents(tmp_path / "cut")) < len(contents(tmp_path / "whole"))
-    monkeypatch.setattr(panels, "save_panel", save_small_panel)
-    assert scored(tmp_path / "cut", "--resume") == 1
+    assert run(tmp_path / "whole") == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(panels, "save_panel", fail_for("3.png.png", KeyboardInterrupt()))
+        assert run(tmp_path / "cut") == 130
+    # A row is on the disk, and so is its panel, before the next picture is asked for.
+    assert [Path(row["path"]).name for row in read_csv(tmp_path / "cut/s.csv")] == ["0.png", "1.png", "2.png"]
+    assert run(tmp_path / "cut", "--resume") == 1
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
-def test_maps_in_the_folder_of_the_pictures_are_no_pictures(weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(panels, "save_panel", save_small_panel)
-    for seed in range(3):
-        blotches(seed).save(tmp_path / f"{seed}.png")
+def test_maps_in_the_folder_of_the_pictures_are_no_pictures(lively_weights, tmp_path, small_panels):
+    blotches(0).save(tmp_path / "0.png")
     words = ("--output", tmp_path / "s.csv", "--maps", tmp_path / "maps")
-    assert call(tmp_path, weights, *words) == 0
-    assert call(tmp_path, weights, *words, "--resume") == 0
-    assert len(read_csv(tmp_path / "s.csv")) == 3
+    assert call(tmp_path, lively_weights, *words) == 0
+    assert call(tmp_path, lively_weights, *words, "--resume") == 0
+    assert len(read_csv(tmp_path / "s.csv")) == 1
 
 
-EMOTIONS_TOO, OTHER_COLUMNS = ("--emotions",), "has other columns than this run would write"
+TOO = ("--emotions",)
 
 
 @pytest.mark.parametrize(
     ("uninterrupted", "change", "options", "words"),
     [
-        ("csv", lambda rows: rows, (), OTHER_COLUMNS),
-        ("csv", lambda rows: [b"my,own,table"], EMOTIONS_TOO, OTHER_COLUMNS),
-        (
-            "csv",
-            lambda rows: rows[:3] + rows[4:],
-            EMOTIONS_TOO,
-            "row 3 of .* is of .*3.png, and picture 3 is",
-        ),
-        ("csv", lambda rows: rows + rows[-1:], EMOTIONS_TOO, "has 11 rows and there are 10 pictures"),
+        ("csv", lambda rows: rows, (), "row 1 of .* has other columns than this run would write"),
+        ("csv", lambda rows: [b"my,own,table"], TOO, "row 1 of .* has other columns"),
+        ("csv", lambda rows: rows[:3] + rows[4:], TOO, "row 3 of .* is of .*3.png, and picture 3 is"),
+        ("csv", lambda rows: rows + rows[-1:], TOO, "row 11 of .* is of .*, and picture 11 is none"),
         ("csv", lambda rows: rows, ("--force",), "--resume goes on with the rows in --output"),
         ("csv", lambda rows: rows, ("--emotions", "--maps", "maps"), "is missing, though its picture has"),
-        ("csv", lambda rows: [rows[0], rows[1][:-20], *2000 * rows[2:]], EMOTIONS_TOO, "row 1 .* is damaged"),
-        (
-            "csv",
-            lambda rows: [rows[0], rows[1].replace(b",1.", b",x.", 1)],
-            EMOTIONS_TOO,
-            "row 1 .* is damaged",
-        ),
-        ("jsonl", lambda rows: [b'{"path": "0.png", "score": 1}\n', *rows], EMOTIONS_TOO, OTHER_COLUMNS),
-        ("jsonl", lambda rows: [b"my own notes\n", *rows], EMOTIONS_TOO, "row 1 of .* is damaged"),
-        ("jsonl", lambda rows: [b"[1, 2]\n", *rows], EMOTIONS_TOO, "row 1 of .* is damaged"),
+        ("csv", lambda rows: [rows[0], rows[1][:-20], *rows[2:]], TOO, "row 1 .* is damaged"),
+        ("csv", lambda rows: [rows[0], rows[1].replace(b",1.", b",x.", 1)], TOO, "row 1 .* is damaged"),
+        ("jsonl", lambda rows: [*rows, b'{"path": "0.png", "score": 1}\n'], TOO, "row 11 .* other columns"),
+        ("jsonl", lambda rows: [b"my own notes\n", *rows], TOO, "row 1 of .* is damaged"),
+        ("jsonl", lambda rows: [b"[1, 2]\n", *rows], TOO, "row 1 of .* is damaged"),
     ],
     indirect=["uninterrupted"],
 )
 def test_rows_of_another_run_are_refused_and_stay(
-    uninterrupted, photos, weights, tmp_path, capsys, change, options, words
+    uninterrupted, photos, lively_weights, tmp_path, capsys, monkeypatch, change, options, words
 ):
+    monkeypatch.chdir(tmp_path)
     output = tmp_path / uninterrupted.name
-    rows = uninterrupted.read_bytes().replace(b"\r\n,x", b"?").splitlines(keepends=True)
-    rows = [row.replace(b"?", b"\r\n,x") for row in rows]
+    rows = re.split(rb"(?<=\n)(?!,x)", uninterrupted.read_bytes())[:-1]
     output.write_bytes(b"".join(change(rows)))
     before = output.read_bytes()
-    options = [tmp_path / word if word == "maps" else word for word in options]
-    assert re.search(words, refused(capsys, photos, weights, "--output", output, "--resume", *options))
+    assert re.search(words, refused(capsys, photos, lively_weights, "--output", output, "--resume", *options))
     assert output.read_bytes() == before
 
 
-def test_rows_of_other_weights_are_refused(uninterrupted, photos, model, tmp_path, capsys):
+def test_rows_of_other_weights_are_refused(uninterrupted, photos, tmp_path, capsys):
     output = tmp_path / uninterrupted.name
     output.write_bytes(uninterrupted.read_bytes())
-    bias = {"head.5.bias": model.state_dict()["head.5.bias"] + 1}
+    model = build_lively()
+    model.head[5].bias.data += 1
     file = write_weights(tmp_path / "other.safetensors", model)
-    description = checkpoint.load_weights(file).description
-    checkpoint.export_weights(file, checkpoint.Weights(model.state_dict() | bias, description))
     message = refused(capsys, photos, file, "--output", output, "--emotions", "--resume")
     assert re.search(r"gives .*6\.png the score .*, and now it is .*; go on with the same weights", message)
     assert output.read_bytes() == uninterrupted.read_bytes()
 
 
-# ---- large pictures
-
-
-def test_large_jpegs_are_decoded_whole_only_if_asked(weights, model, tmp_path):
-    large = tmp_path / "large.jpg"
-    blotches(1).resize((8 * 4 * SIZE, 8 * 4 * SIZE)).save(large, quality=60)
-    scores = {}
-    for exact in (False, True):
-        scores[exact] = Scorer(weights, device="cpu", exact=exact).score(large).score
-        assert call(large, weights, "--output", tmp_path / f"{exact}.csv", *["--exact"] * exact) == 0
-        [row] = read_csv(tmp_path / f"{exact}.csv")
-        assert float(row["score"]) == pytest.approx(scores[exact], abs=2e-5)
-    assert scores[True] == pytest.approx(direct_score(model, large), abs=2e-5)
-    assert 1e-4 < abs(scores[False] - scores[True]) < 0.2
-
-
 # ---- maps
 
 
-def test_maps_keep_sub_folders_and_endings(scored):
-    maps = scored[2]
-    names = sorted(str(path.relative_to(maps)) for path in maps.rglob("*") if path.is_file())
-    endings = ("png", "eam.npy", "cam.npy")
-    assert names == sorted(["emotions.txt", *(f"{name}.{ending}" for name in GOOD for ending in endings)])
-
-
-def test_raw_maps_are_the_networks_own(scored, album, model):
-    maps = scored[2]
+def test_raw_maps_are_the_networks_own_in_the_pictures_sub_folders(scored, album, lively_model):
+    maps, endings = scored[2], ("png", "eam.npy", "cam.npy")
+    assert contents(maps).keys() == {"emotions.txt", *(f"{name}.{end}" for name in GOOD for end in endings)}
     assert (maps / "emotions.txt").read_text() == "".join(f"{name}\n" for name in EMOTIONS)
     for name in GOOD:
         image = as_input(decode(album / name, SIZE))
         with torch.no_grad():
-            emotion_map, class_maps = model(image).emotion_map[0, 0], model.class_activation_maps(image)[0]
-        eam, cam = (np.load(maps / f"{name}.{ending}.npy") for ending in ("eam", "cam"))
-        assert eam.dtype == cam.dtype == np.float32
-        assert (eam.shape, cam.shape) == ((8, 8), (8, 8, 8))
-        assert np.abs(eam - emotion_map.numpy()).max() < 1e-5
-        assert np.abs(cam - class_maps.numpy()).max() < 1e-5
-        assert np.ptp(eam) > 0.1
+            expected = lively_model(image).emotion_map[0, 0], lively_model.class_activation_maps(image)[0]
+        for ending, values in zip(("eam", "cam"), expected, strict=True):
+            written = torch.from_numpy(np.load(maps / f"{name}.{ending}.npy"))
+            torch.testing.assert_close(written, values, atol=1e-5, rtol=0)
+            assert written.max() - written.min() > 0.1
 
 
 @pytest.fixture
@@ -430,13 +364,13 @@ def drawn(monkeypatch):
     return calls
 
 
-def test_a_panel_explains_the_row(album, weights, tmp_path, drawn):
+def test_a_panel_explains_the_row(album, lively_weights, tmp_path, drawn):
     options = ("--maps", tmp_path / "maps", "--output", tmp_path / "s.csv", "--emotions")
-    assert call(album / "sub/b.jpg", weights, *options) == 0
+    assert call(album / "sub/b.jpg", lively_weights, *options) == 0
     [(path, image, explanation)] = drawn
     [row] = read_csv(tmp_path / "s.csv")
     assert path == tmp_path / "maps" / "b.jpg.png"
-    assert (explanation.aspect, image.shape) == (96 / 80, (448, 538, 3))  # as large as it is shown
+    assert image.shape == (448, 538, 3)  # as large as it is shown
     assert (explanation.title, explanation.map_title) == ("b.jpg", "emotion-aware map")
     score, share = float(row["score"]), float(row["percentile"])
     assert explanation.score == f"{score:.2f} of 1 to 5, above {share:.0f} % of the training ratings"
@@ -450,52 +384,24 @@ def test_a_panel_explains_the_row(album, weights, tmp_path, drawn):
     assert not explanation.distribution
 
 
-def fail_for(name, error):
-    def save(path, *rest):
-        if path.name == name:
-            raise error
-        save_small_panel(path, *rest)
-
-    return save
-
-
-def test_a_panel_that_cannot_be_drawn_is_a_note_in_its_row(album, weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(panels, "save_panel", fail_for("b.jpg.png", ValueError("no map")))
+def test_a_panel_that_cannot_be_drawn_is_a_note_in_its_row_and_a_full_disk_ends_the_run(
+    album, lively_weights, tmp_path, monkeypatch, capsys
+):
     words = ("--output", tmp_path / "s.csv", "--maps", tmp_path / "maps")
-    for resume in ((), ("--resume",)):
-        assert call([album / "a.PNG", album / "b.jpg"], weights, *words, *resume) == 1
+    files = [album / "a.PNG", album / "b.jpg"]
+    monkeypatch.setattr(panels, "save_panel", fail_for("b.jpg.png", OSError("no space left")))
+    assert refused(capsys, files, lively_weights, *words).endswith("no space left\n")
+    assert [Path(row["path"]).name for row in read_csv(tmp_path / "s.csv")] == ["a.PNG"]
+    monkeypatch.setattr(panels, "save_panel", fail_for("b.jpg.png", ValueError("no map")))
+    for _ in range(2):
+        assert call(files, lively_weights, *words, "--resume") == 1
         good, bad = read_csv(tmp_path / "s.csv")
         assert (good["error"], bad["error"]) == ("", "its panel could not be drawn: no map")
         assert float(bad["score"]) > 0
 
 
-def test_a_full_disk_ends_the_run_behind_the_last_panel(album, weights, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(panels, "save_panel", fail_for("b.jpg.png", OSError("no space left")))
-    words = ("--output", tmp_path / "s.csv", "--maps", tmp_path / "maps")
-    assert refused(capsys, [album / "a.PNG", album / "b.jpg"], weights, *words).endswith("no space left\n")
-    assert [Path(row["path"]).name for row in read_csv(tmp_path / "s.csv")] == ["a.PNG"]
-
-
-def test_panels_are_drawn_from_the_pictures_that_were_scored(album, weights, tmp_path, monkeypatch):
-    decoded = []
-    monkeypatch.setattr(panels, "save_panel", save_small_panel)
-    monkeypatch.setattr(scorer_module, "decode", counting(decoded))
-    monkeypatch.setattr(decoding, "decode", counting(decoded))
-    assert call(album / "sub", weights, "--maps", tmp_path, "--exact") == 0
-    assert len(decoded) == 2
-
-
-def test_a_large_jpeg_is_drawn_sharp_though_it_was_scored_small(weights, tmp_path, drawn):
-    dots = np.random.default_rng(0).integers(0, 256, (1076, 1076, 3), dtype=np.uint8)
-    Image.fromarray(dots).save(tmp_path / "dots.jpg")
-    assert call(tmp_path / "dots.jpg", weights, "--maps", tmp_path / "maps") == 0
-    [(_, image, _)] = drawn
-    with Image.open(tmp_path / "dots.jpg") as picture:
-        assert np.array_equal(image, picture.resize((538, 538), Image.Resampling.LANCZOS))
-
-
-def test_processes_draw_what_a_thread_draws_survive_ctrl_c_and_end(album, weights, tmp_path):
-    scorer = Scorer(weights, device="cpu", maps=True)
+def test_processes_draw_what_a_thread_draws_survive_ctrl_c_and_end(album, lively_weights, tmp_path):
+    scorer = Scorer(lively_weights, device="cpu", maps=True)
     pictures = find_pictures([str(album / name) for name in ("a.PNG", "empty.jpg")])
     for processes in (1, 2):
         maps = MapFolder(tmp_path / str(processes), scorer, raw=False)
@@ -512,52 +418,39 @@ def test_processes_draw_what_a_thread_draws_survive_ctrl_c_and_end(album, weight
     assert not multiprocessing.active_children()
 
 
-def test_a_branch_that_was_never_trained_names_no_emotion(model, album, tmp_path, drawn, capsys):
+def test_a_branch_that_was_never_trained_names_no_emotion(lively_model, album, tmp_path, drawn, capsys):
     origin = {"emotion_branch": "never trained"}
-    file = write_weights(tmp_path / "w.safetensors", model, origin=origin)
+    file = write_weights(tmp_path / "w.safetensors", lively_model, origin=origin)
     options = ("--maps", tmp_path / "maps", "--maps-raw", "--output", tmp_path / "s.csv", "--emotions")
-    assert call(album / "sub", file, *options) == 0
+    assert call(album / "b.jpg", file, *options) == 0
     assert capsys.readouterr().err.count("was never trained on emotions; its emotions are left out") == 1
-    for row in read_csv(tmp_path / "s.csv"):
-        assert {row[name] for name in row if name.startswith("emotion")} == {""}
-        assert row["score"]
-    for _, _, explanation in drawn:
-        assert explanation.class_maps is None and not explanation.emotions
-        assert explanation.map_title == "map of an emotion branch never trained on emotions"
-        assert explanation.emotion_map.shape == (8, 8)
-    names = sorted(path.name for path in (tmp_path / "maps").iterdir())
-    assert names == ["b.jpg.eam.npy", "c.webp.eam.npy"]  # their classes would have no meaning
+    [row] = read_csv(tmp_path / "s.csv")
+    assert row["score"] and {row[name] for name in row if name.startswith("emotion")} == {""}
+    [(_, _, explanation)] = drawn
+    assert explanation.class_maps is None and not explanation.emotions
+    assert explanation.map_title == "map of an emotion branch never trained on emotions"
+    assert contents(tmp_path / "maps").keys() == {"b.jpg.eam.npy"}  # those of classes would have no meaning
 
 
-def test_pictures_of_one_name_get_maps_of_their_own(inside, scorer):
-    maps = MapFolder(Path("maps"), scorer, raw=False)
-    pictures = find_pictures(["b.jpg", "sub", "."])
-    names = [maps.name(picture) for picture in pictures]
-    assert names[:3] == ["b.jpg", "b.jpg.2", "c.webp"]
-    assert len(set(names)) == len(names) == len(ALBUM)
-
-
-def test_the_longest_names_get_maps_too(weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(panels, "save_panel", save_small_panel)
-    (tmp_path / "in").mkdir()
-    for seed, name in enumerate(["x" * 246 + "0.jpg", "x" * 246 + "1.jpg", "ä" * 125 + ".jpg"]):
-        blotches(seed).save(tmp_path / "in" / name)
-    assert call(tmp_path / "in", weights, "--maps", tmp_path / "maps", "--maps-raw") == 0
-    written = {path.name for path in (tmp_path / "maps").glob("*.png")}
-    assert written == {"x" * 230 + ".png", "x" * 230 + ".2.png", "ä" * 115 + ".png"}
-    assert len(list((tmp_path / "maps").glob("*.cam.npy"))) == 3
+def test_pictures_of_one_name_and_the_longest_names_get_maps_of_their_own(
+    lively_weights, tmp_path, small_panels
+):
+    names = ["x" * 246 + "0.jpg", "x" * 246 + "1.jpg", "ä" * 125 + ".jpg", "b.jpg", "sub/b.jpg", "sub/c.jpg"]
+    (tmp_path / "sub").mkdir()
+    for seed, name in enumerate(names):
+        blotches(seed).save(tmp_path / name)
+    words = ("--maps", tmp_path / "maps", "--maps-raw")
+    assert call([tmp_path / "b.jpg", tmp_path / "sub", tmp_path], lively_weights, *words) == 0
+    stems = ["x" * 230, "x" * 230 + ".2", "ä" * 115, "b.jpg", "b.jpg.2", "c.jpg"]
+    panels_written = {name.removesuffix(".png") for name in contents(tmp_path / "maps") if "png" in name}
+    assert panels_written == set(stems)
+    assert len(list((tmp_path / "maps").glob("*.cam.npy"))) == len(stems)
 
 
 # ---- bad arguments
 
 
-def refused(capsys, paths, checkpoint_file, *options):
-    """The message of a call that exits with 2."""
-    assert call(paths, checkpoint_file, *options) == 2
-    return capsys.readouterr().err
-
-
-def test_what_exists_is_refused_before_any_work(album, weights, tmp_path, capsys):
+def test_what_exists_is_refused_before_any_work(album, lively_weights, tmp_path, capsys):
     output = tmp_path / "scores.csv"
     output.write_text("precious")
     # The weights do not exist either: a message about them would mean that work had begun.
@@ -565,7 +458,7 @@ def test_what_exists_is_refused_before_any_work(album, weights, tmp_path, capsys
     assert "--force" in refused(capsys, album, "no.safetensors", "--maps", tmp_path)
     assert "no file" in refused(capsys, album, "no.safetensors", "--output", output, "--force")
     assert output.read_text() == "precious"
-    assert call(album / "b.jpg", weights, "--output", output, "--force") == 0
+    assert call(album / "b.jpg", lively_weights, "--output", output, "--force") == 0
     assert len(read_csv(output)) == 1
 
 
@@ -583,26 +476,16 @@ def test_what_exists_is_refused_before_any_work(album, weights, tmp_path, capsys
         (["b.jpg"], ("--maps-raw",), "--maps-raw writes beside the panels of --maps; add --maps DIR"),
     ],
 )
-def test_bad_arguments_exit_with_2_and_a_sentence(inside, weights, capsys, album, paths, options, words):
+def test_bad_arguments_are_a_sentence(album, lively_weights, capsys, monkeypatch, paths, options, words):
+    monkeypatch.chdir(album)
     (album / "empty").mkdir(exist_ok=True)
     before = sorted(album.rglob("*"))
-    assert words in refused(capsys, paths, weights, *options)
+    assert words in refused(capsys, paths, lively_weights, *options)
     assert sorted(album.rglob("*")) == before
 
 
-def test_an_emotion_network_gives_no_score(album, tmp_path, capsys):
-    network = EmotionNetwork(small.BACKBONE, EMOTIONS, emotion_scale=0.5, width=16)
-    file = write_weights(tmp_path / "emotion.safetensors", network, None)
-    assert "emotion network alone" in refused(capsys, album, file)
-
-
-@pytest.mark.parametrize(
-    ("module", "heavy"),
-    [
-        ("predict", {"matplotlib", "pandas", "scipy", "sklearn", "openvino"}),
-        ("maps, eamb.inference.panels", {"torch"}),
-    ],
-)
-def test_scoring_and_drawing_load_only_what_they_need(module, heavy):
-    code = f"import sys, eamb.inference.{module}; sys.exit(bool({heavy} & sys.modules.keys()))"
-    assert small.command("-c", code, folder=small.ROOT).returncode == 0
+def test_scoring_and_drawing_load_only_what_they_need():
+    needless = {"predict": {"matplotlib", "pandas", "scipy", "sklearn", "openvino"}, "panels": {"torch"}}
+    for module, names in needless.items():
+        code = f"import sys, eamb.inference.{module}; sys.exit(bool({names} & sys.modules.keys()))"
+        assert small.command("-c", code, folder=small.ROOT).returncode == 0

@@ -14,7 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import main
 from eamb.evaluation import figures
-from eamb.evaluation.report import Report
 from eamb.files import file_hash
 from eamb.network.backbones import LITE0
 from eamb.readers import demo
@@ -215,8 +214,8 @@ def made(words):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NPROC", "1")
         patch.setattr(script, "Popen", InProcess)
-        patch.setattr(Report, "all_plots", {})  # drawn elsewhere
-        patch.setattr(figures, "save_curves", lambda *_: None)
+        for name in ("save_curves", "save_scatter", "save_confusion", "save_emotion_bars"):  # drawn elsewhere
+            patch.setattr(figures, name, lambda *_, **__: None)
         patch.setattr(run_module, "validate", interrupted)
         code = run(*words)
         files = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
@@ -378,7 +377,7 @@ WRONG = {
     "seeds": (["demo", "--seeds", "0,0"], "--seeds takes different whole numbers, as in 0,1,2, got '0,0'"),
     "a seed as a word": (["demo", "train.seed=1"], "leave 'train.seed=1' out; sets, seeds and parts"),
     "unknown key": (["demo", "train.epoch=1"], "unknown key 'train.epoch'; did you mean 'train.epochs'?"),
-    "maps that drift": (["demo", "--official", "train.emotion_maps=M"], "keeps the maps of a frozen branch"),
+    "maps that drift": (["demo", "--official", "train.emotion_maps=M"], "train.emotion_maps=M means nothing"),
 }
 
 

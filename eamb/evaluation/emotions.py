@@ -10,7 +10,7 @@ from torch import nn
 import metrics
 from datasets import over_classes
 from eamb.evaluation.intervals import bootstrap_intervals
-from eamb.evaluation.predicting import decoded, is_cross_set, predict_set
+from eamb.evaluation.predicting import has_votes, is_cross_set, predict_set
 from eamb.evaluation.report import Report, rounded
 from eamb.readers.rated import RatedSet
 from eamb.runtime import engine
@@ -21,11 +21,7 @@ from eamb.weights.checkpoint import Weights
 def evaluate_emotions(
     network: nn.Module, weights: Weights, rated: RatedSet, config: Config, compute: engine.Compute
 ) -> tuple[Report, engine.Predictions]:
-    """The report on an emotion network, and its predictions.
-
-    Raises:
-        ValueError: the set has an emotion that the network does not know.
-    """
+    """The report on an emotion network, and its predictions; errors as `with_emotions`."""
     rated = with_emotions(rated, weights.emotions)
     predictions = predict_set(network, rated, config, compute, show=True)
     report = measure_emotions(predictions, rated, weights.description, config.evaluate.bootstrap)
@@ -37,77 +33,60 @@ def evaluate_emotions(
 def measure_emotions(
     predictions: engine.Predictions, rated: RatedSet, description: dict, bootstrap: int = 0
 ) -> Report:
-    """The report on predicted emotions.
+    """The report on predicted emotions, with each set's `losses.class_shift` as in training, against votes,
+    among the classes that the set offers.
 
     Args:
         description: the network's.
         bootstrap: resamples for the intervals; 0: none.
     """
-    rated = decoded(predictions, rated)
-    return compare_emotions(*shift_emotions(predictions, rated, description), bootstrap)
-
-
-def shift_emotions(
-    predictions: engine.Predictions, rated: RatedSet, description: dict
-) -> tuple[engine.Predictions, RatedSet]:
-    """The predictions with each set's `losses.class_shift` added as in training, not normalised, and the set
-    with its emotions in the network's order."""
-    rated = with_emotions(rated, tuple(description["architecture"]["emotions"]))
+    rated = with_emotions(rated.take(predictions.index), description["architecture"]["emotions"])
     shifts = description.get("class_shift", {})  # set -> class -> what is added to its logit; others: 0
-    return replace(predictions, emotion=predictions.emotion * np.exp(rated.per_set(shifts))), rated
-
-
-def compare_emotions(predictions: engine.Predictions, rated: RatedSet, bootstrap: int) -> Report:
-    """Emotions against votes, among the classes that the set offers.
-
-    Args:
-        rated: with its emotions in the network's order (`with_emotions`).
-    """
-    voted = ~np.isnan(rated.emotions).all(axis=1)  # (n,) pictures with votes
+    shares = predictions.emotion * np.exp(rated.per_set(shifts))  # (n, E)
     offered = ~np.isnan(rated.emotions).all(axis=0)  # (E,)
     classes = [name for name, there in zip(rated.emotion_classes, offered, strict=True) if there]
-    votes, shares = rated.emotions[:, offered], predictions.emotion[:, offered]  # (n, C) each
+    votes, shares = rated.emotions[:, offered], shares[:, offered]  # (n, C) each
     shares = rounded(shares / shares.sum(axis=1, keepdims=True))
+    voted = has_votes(rated)
+    arrays = (shares[voted], votes[voted])
 
     def figures(probabilities: np.ndarray, votes: np.ndarray) -> dict[str, float]:
         return metrics.emotion_metrics(probabilities, votes, classes)
 
-    arrays = (shares[voted], votes[voted])
     strongest = np.array(classes)[shares.argmax(axis=1)]  # (n,)
     columns = {"id": np.array(rated.ids), "prediction": strongest}
     columns |= {f"emotion_{name}": shares[:, i] for i, name in enumerate(classes)}
     report = Report(f"{rated.name} {rated.split}, emotions", figures(*arrays), columns)
     counts = metrics.confusion_matrix(*arrays, classes)  # (C, C)
     report.facts |= {"emotions": classes, "confusion": counts.tolist()}
-    report.plots["confusion.png"] = {"counts": counts, "classes": classes}
+    words = "{}: accuracy {accuracy:.3f}, macro F1 {macro_f1:.3f}, n = {n:,}"
+    title = words.format(report.title, **report.metrics)
+    report.plots["confusion.png"] = {"counts": counts, "classes": classes, "title": title}
     if bootstrap:
         report.intervals = bootstrap_intervals(figures, arrays, bootstrap)
     return report
 
 
-def add_emotions(report: Report, predictions: engine.Predictions, rated: RatedSet, bootstrap: int) -> None:
-    """Adds the report on the emotions of the same run, and which emotions go with high scores."""
-    voted = ~np.isnan(rated.emotions).all(axis=1)  # (n,) pictures with votes
-    if not voted.any():
-        return
-    report.emotions = compare_emotions(predictions, rated, bootstrap)
-    if report.high is None:
-        return
-    classes = report.emotions.facts["emotions"]
+def count_high_and_low(report: Report, rated: RatedSet, high: np.ndarray) -> None:
+    """Adds how many pictures of each emotion are high and low, by labels and as predicted (`high`, (n,))."""
+    voted, classes = has_votes(rated), report.emotions.facts["emotions"]
     votes = np.nan_to_num(rated.emotions[voted], nan=-1.0)  # (m, E); -1: never the strongest
     true = np.array(rated.emotion_classes)[votes.argmax(axis=1)]  # (m,)
     predicted = report.emotions.predictions["prediction"][voted]  # (m,)
-    panels = {"labels": (true, rated.high()[voted]), "predictions": (predicted, report.high[voted])}
+    panels = {"labels": (true, rated.high()[voted]), "predictions": (predicted, high[voted])}
     groups = {
-        panel: [[int((names[side] == name).sum()) for name in classes] for side in (high, ~high)]
-        for panel, (names, high) in panels.items()
+        panel: [[int((names[side] == name).sum()) for name in classes] for side in (upper, ~upper)]
+        for panel, (names, upper) in panels.items()
     }
     report.emotions.facts["high_and_low"] = groups
-    report.plots["emotion_bars.png"] = {"groups": groups, "classes": classes}
+    title = f"{report.title}: high and low pictures by emotion"
+    report.plots["emotion_bars.png"] = {"groups": groups, "classes": classes, "title": title}
 
 
 def why_not_measured(weights: Weights, rated: RatedSet) -> str:
-    """Why the emotions of this network cannot be measured on a set with emotions; "" if they can."""
+    """Why the emotions of this network cannot be measured on a set; "" if they can, or if it has none."""
+    if rated.emotions is None:
+        return ""
     if not weights.emotions:
         return "emotions not measured: the network has no emotion branch"
     if weights.emotion_branch != "trained":
@@ -117,11 +96,8 @@ def why_not_measured(weights: Weights, rated: RatedSet) -> str:
 
 
 def with_emotions(rated: RatedSet, emotions: tuple[str, ...]) -> RatedSet:
-    """The set with its emotions in the network's order, matched by name; NaN for those it lacks.
-
-    Raises:
-        ValueError: the set has an emotion that the network does not know.
-    """
+    """The set with its emotions in the network's order, matched by name; NaN for those it lacks. It is a
+    ValueError if it has one that the network does not know."""
     unknown = [name for name in rated.emotion_classes if name not in emotions]
     if unknown:
         raise ValueError(

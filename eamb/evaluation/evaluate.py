@@ -10,8 +10,8 @@ from torch import nn
 
 from eamb.evaluation.report import FILES, Report, versions
 from eamb.network import backbones
-from eamb.readers.pairs import PairedSet, describe_pairs
-from eamb.readers.rated import RatedSet, describe, write_left_out
+from eamb.readers.pairs import PairedSet
+from eamb.readers.rated import RatedSet, write_left_out
 from eamb.runtime import distributed, engine
 from eamb.runtime.command import refuse_existing
 from eamb.weights.checkpoint import Weights
@@ -26,13 +26,11 @@ def evaluate_checkpoint(
     """Evaluates the weights of a checkpoint on one split of a set; prints and writes the report.
 
     Args:
-        task: the task of the weights, with settings from `as_trained`.
+        task: of the weights, with settings from `as_trained`.
         output: the report's folder; the default is below runs/.
-        force: overwrite an existing report.
 
     Raises:
-        ValueError, FileNotFoundError: no such data, or weights and data don't go together; in one sentence.
-        FileExistsError: there is a report already.
+        ValueError, OSError: no such data, data that don't go with the weights, or a report without `force`.
     """
     rated = task.load_split(split)
     folder = report_folder(output, rated, weights.sha256, force)
@@ -42,66 +40,58 @@ def evaluate_checkpoint(
         engine.keep_memory(device)
         report = evaluate(network, weights, rated, task, engine.Compute(device, "fp32", mean, std))
         if distributed.is_main():
-            publish(report, rated, folder)
+            publish(report, rated, task, folder)
     return report
 
 
 def report_folder(output: Path | None, rated: RatedSet, sha256: str, force: bool) -> Path:
-    """`output`, or a folder named for the set, the split and the hash of the weights or predictions.
-
-    Raises:
-        FileExistsError: there is a report in it already, and no `force`.
-    """
+    """`output`, or a folder named for the set and the hash; an error if it has a report, without `force`."""
     folder = output or Path("runs") / f"evaluate_{rated.name}_{rated.split}_{sha256[:8]}"
     if not force:
         refuse_existing("evaluation", folder, FILES)
     return folder
 
 
-def publish(report: Report, rated: RatedSet, folder: Path) -> None:
+def publish(report: Report, rated: RatedSet, task: Task, folder: Path) -> None:
     """Writes the report's files into the folder and prints it."""
     report.write(folder)
     if rated.left_out:
         write_left_out(folder / "left_out.csv", rated)
-    described = describe_pairs(rated) if isinstance(rated, PairedSet) else describe(rated)
-    print(f"{described}\n\n{report}\n\n{folder}: {report.files}")
+    print(f"{task.describe(rated)}\n\n{report}\n\n{folder}: {report.files}")
 
 
 def evaluate(
     network: nn.Module, weights: Weights, rated: RatedSet, task: Task, compute: engine.Compute
 ) -> Report:
-    """Predicts every picture of the set once and reports, with intervals, leak check and all provenance.
-
-    Raises:
-        ValueError: an emotion network does not know all of the set's emotions.
-    """
+    """Predicts every picture of the set once and reports, with intervals, leak check and all provenance;
+    ValueError if an emotion network does not know all of the set's emotions."""
     report, predictions = task.evaluate(network, weights, rated, compute)
     if predictions.broken:
         report.notes.append(f"pictures that cannot be decoded, left out: {len(predictions.broken)}")
     leaked = leaks(rated, weights)
     report.notes += [f"{name.replace('_', ' ')}: {count}" for name, count in leaked.items()]
-    report.facts |= leaked | {
-        "task": task.name,
-        "dataset": rated.name,
-        "split": rated.split,
-        "protocol": rated.protocol,
-        "split_sha256": rated.sha256,
+    report.facts |= {
+        **leaked,
+        **about(rated, task.name),
         "weights_sha256": weights.sha256,
         "trained_on": weights.description["dataset"],
         "origin": weights.description.get("origin", {}),
         "broken": [list(entry) for entry in predictions.broken],
-        "left_out": len(rated.left_out),
         "training": weights.description.get("config", {}),
-        "versions": versions(),
     }
     return report
 
 
-def leaks(rated: RatedSet, weights: Weights) -> dict[str, int]:
-    """How many of the pictures the network, or its emotion branch, was trained on, by their ids' hashes.
+def about(rated: RatedSet, task: str) -> dict:
+    """What metrics.json says about the set, and the versions."""
+    described = {"task": task, "dataset": rated.name, "split": rated.split, "protocol": rated.protocol}
+    counted = {"split_sha256": rated.sha256, "left_out": len(rated.left_out)}
+    return {**described, **counted, "versions": versions()}
 
-    Empty for pairs and a network trained on ratings: their ids cannot be compared.
-    """
+
+def leaks(rated: RatedSet, weights: Weights) -> dict[str, int]:
+    """How many of the pictures the network, or its emotion branch, was trained on, by their ids' hashes; {}
+    for pairs and a network trained on ratings, whose ids cannot be compared."""
     if isinstance(rated, PairedSet) and weights.scale:
         return {}
     trained = {"test_pictures_trained_on": weights.training_ids}

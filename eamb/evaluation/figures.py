@@ -1,7 +1,7 @@
 """Figures: maps over photographs, training curves, predictions against ratings, preferences, emotions.
 
-Drawn on matplotlib's Figure object without pyplot, so nothing global changes and no display is needed. Every
-file is written whole or not at all.
+Drawn on matplotlib's Figure object without pyplot, so nothing global changes and no display is needed. `path`
+is the PNG to write; every file is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -20,31 +20,29 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from eamb.files import written_whole
+from metrics import TERMS
 
 DOTS_PER_INCH = 100
 INK, FAINT, GRID = "#202124", "#70757d", "#e3e5e8"
 BLUE, ORANGE = "#2f6db5", "#d9822b"
 MAP_COLOURS = "inferno"  # perceptually uniform: equal steps of the map look equally large
-
-
-# ---- emotion-aware maps --------------------------------------------------------------------------
+TITLE = {"fontsize": 13, "color": INK, "parse_math": False}  # "$" is a plain character
+NAMES = {"fontsize": 11, "color": INK, "parse_math": False}
+SLANTED = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+LEGEND = {"frameon": False, "loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 2, "borderaxespad": 0}
+# Metrics without a curve: they do not show progress.
+NO_CURVE = {"n", "pictures", "broken", "threshold", "majority", "chance", "kl_prior", "pairs", "series"}
+NO_CURVE |= {"log_loss_prior", "agreement"}
 
 
 def resize_map(emotion_map: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize a map bilinearly, pixel centres aligned (align_corners=False).
-
-    Args:
-        emotion_map: (h, w), in [0, 1].
-
-    Returns:
-        (height, width) float32, in [0, 1].
-    """
+    """Resize a map (h, w) in [0, 1] bilinearly, pixel centres aligned: (height, width) float32 in [0, 1]; a
+    ValueError if it has another shape or range."""
     values = np.asarray(emotion_map, dtype=np.float32)
-    if values.ndim != 2 or not values.size:
-        raise ValueError(f"figures: an emotion map has the shape (h, w); this one has {values.shape}")
     low, high = float(values.min()), float(values.max())
-    if not (low >= -1e-4 and high <= 1 + 1e-4):  # NaN fails this too
-        raise ValueError(f"figures: an emotion map lies in [0, 1]; this one spans {low:.3g} to {high:.3g}")
+    if values.ndim != 2 or not (low >= -1e-4 and high <= 1 + 1e-4):  # NaN fails this too
+        spans = f"{values.shape} with values from {low:.3g} to {high:.3g}"
+        raise ValueError(f"figures: an emotion map is (h, w) in [0, 1]; this one is {spans}")
     resized = Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized).clip(0, 1)
 
@@ -71,50 +69,31 @@ def colour_ramp(height: int, width: int) -> np.ndarray:
     return overlay(np.full((height, width, 3), 128, dtype=np.uint8), np.linspace(0, 1, width)[None])
 
 
-# ---- training curves -----------------------------------------------------------------------------
-
-
 def save_curves(metrics: Path, path: Path) -> None:
-    """Draw every train_* and val_* number of a metrics.jsonl against the epoch, and the learning rate.
-
-    Args:
-        metrics: one JSON object a line, with "epoch".
-        path: the PNG to write.
-    """
+    """Draw the train_* and val_* numbers of a metrics.jsonl against the epoch, and the learning rate."""
     records = [json.loads(line) for line in Path(metrics).read_text(encoding="utf-8").splitlines()]
     numbers = [{k: v for k, v in record.items() if isinstance(v, int | float)} for record in records]
-    names = list(dict.fromkeys(key for record in numbers for key in record))
-    drawn = dict.fromkeys(name.split("_", 1)[1] for name in names if name.startswith(("train_", "val_")))
-    # One recall per emotion would crowd out what matters more; the others do not show progress.
-    left_out = {"n", "pictures", "broken", "threshold", "majority", "chance", "kl_prior"}
-    left_out |= {"pairs", "series", "log_loss_prior", "agreement"}
-    drawn = [name for name in drawn if name not in left_out and not name.startswith("recall_")]
-    drawn += ["learning_rate"] if "learning_rate" in names else []
+    keys = list(dict.fromkeys(key for record in numbers for key in record))
+    names = dict.fromkeys(key.split("_", 1)[1] for key in keys if key.startswith(("train_", "val_")))
+    # One recall per emotion would crowd out what matters more.
+    drawn = [name for name in names if name not in NO_CURVE and not name.startswith("recall_")]
+    drawn += ["learning_rate"] if "learning_rate" in keys else []
     columns, rows = min(len(drawn), 3), math.ceil(len(drawn) / 3)
     figure = new_plot(400 * columns, 300 * rows)
     for place, name in enumerate(drawn, start=1):
         axes = figure.add_subplot(rows, columns, place)
-        keys = {"learning_rate": BLUE}
-        if name != "learning_rate":
-            keys = {f"train_{name}": BLUE, f"val_{name}": ORANGE}
-        for key, colour in keys.items():
+        for key, colour in ((f"train_{name}", BLUE), (f"val_{name}", ORANGE), (name, BLUE)):
             points = [(record["epoch"], record[key]) for record in numbers if key in record]
             if points:
                 label = key.split("_")[0]
                 axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=4, label=label)
-        short = name in ("srcc", "plcc", "krcc", "rmse", "mae", "emd", "kl")
-        title = name.upper() if short else name.replace("_", " ")
-        axes.set_title(title, fontsize=12, loc="left", color=INK)
+        axes.set_title(TERMS.get(name, name.replace("_", " ")), fontsize=12, loc="left", color=INK)
         axes.set_xlabel("epoch", color=FAINT)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.margins(x=0.04)
         if name != "learning_rate":
-            axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
+            axes.legend(**LEGEND)
         clean(axes)
     write_figure(figure, path)
-
-
-# ---- predictions against ratings and preferences --------------------------------------------------
 
 
 def save_scatter(predicted: np.ndarray, rated: np.ndarray, path: Path, unit: str, title: str) -> None:
@@ -122,33 +101,25 @@ def save_scatter(predicted: np.ndarray, rated: np.ndarray, path: Path, unit: str
 
     Args:
         predicted, rated: (n,), in the set's unit.
-        path: the PNG to write.
         unit: what the numbers are, such as "mean rating, 1 to 5".
-        title: as in "PARA test: SRCC .85, PLCC .90, n = 3,000".
     """
     low, high = min(np.min(predicted), np.min(rated)), max(np.max(predicted), np.max(rated))
     room = 0.04 * (high - low) or 0.5
-    figure, axes = new_square((low - room, high + room), 0, f"rated ({unit})", f"predicted ({unit})", title)
+    axes = new_square((low - room, high + room), f"rated ({unit})", f"predicted ({unit})", title)
     if len(rated) <= 1000:
         axes.scatter(rated, predicted, s=22, color=BLUE, alpha=0.5, linewidths=0)
     else:  # a density, as so many dots would hide each other
-        style = {"gridsize": 48, "mincnt": 1, "bins": "log", "cmap": "viridis", "linewidths": 0.2}
-        cells = axes.hexbin(rated, predicted, **style)
-        bar = figure.colorbar(cells, ax=axes, shrink=0.6, pad=0.02, format="{x:.0f}")
-        bar.set_label("pictures in a cell", color=FAINT)
-        bar.ax.tick_params(length=0, which="both", labelcolor=FAINT)
-        bar.outline.set_visible(False)
-    write_figure(figure, path)
+        cells = axes.hexbin(rated, predicted, gridsize=48, mincnt=1, bins="log", linewidths=0.2)
+        axes.figure.colorbar(cells, shrink=0.6, format="{x:.0f}", label="pictures in a cell")
+    write_figure(axes.figure, path)
 
 
 def save_reliability(probability: np.ndarray, preference: np.ndarray, path: Path, title: str) -> None:
-    """Draw how often people preferred a photograph against how often the prediction says they do.
-
-    Each pair counts from both sides, so that the figure does not depend on which photograph is named first.
+    """Draw how often people preferred a photograph against how often the prediction says they do. Each pair
+    counts from both sides, so that it does not matter which photograph is named first.
 
     Args:
         probability, preference: (m,) P(the first of a pair is preferred), in [0, 1], predicted and real.
-        path: the PNG to write.
     """
     predicted = np.concatenate([probability, 1 - probability])  # (2m,)
     real = np.concatenate([preference, 1 - preference])
@@ -157,34 +128,22 @@ def save_reliability(probability: np.ndarray, preference: np.ndarray, path: Path
     filled = pairs > 0
     means = [np.bincount(bins, values)[filled] / pairs[filled] for values in (predicted, real)]
     across = "predicted share of people who prefer the photograph"
-    figure, axes = new_square((0, 1), 0.03, across, "real share (the larger a dot, the more pairs)", title)
+    axes = new_square((-0.03, 1.03), across, "real share (the larger a dot, the more pairs)", title)
     axes.plot(*means, color=BLUE, linewidth=1.5)
     axes.scatter(*means, s=20 + 400 * pairs[filled] / pairs.max(), color=BLUE, alpha=0.6, linewidths=0)
-    write_figure(figure, path)
+    write_figure(axes.figure, path)
 
 
-def new_square(
-    ends: tuple[float, float], room: float, across: str, up: str, title: str
-) -> tuple[Figure, Axes]:
-    """A figure with equal axes, labelled `across` and `up`, and a dashed line where both are equal.
-
-    Args:
-        ends: the ends of the line.
-        room: how far the axes reach beyond them.
-    """
-    figure = new_plot(700, 700)
-    axes = figure.add_subplot()
-    axes.plot(ends, ends, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-    limits = (ends[0] - room, ends[1] + room)
+def new_square(limits: tuple[float, float], across: str, up: str, title: str) -> Axes:
+    """Equal axes with these limits, labelled `across` and `up`, and a dashed line where both are equal."""
+    axes = new_plot(700, 700).add_subplot()
+    axes.plot(limits, limits, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     axes.set(xlim=limits, ylim=limits, aspect="equal")
-    axes.set_xlabel(across, color=INK, fontsize=12, parse_math=False)
-    axes.set_ylabel(up, color=INK, fontsize=12, parse_math=False)
-    axes.set_title(title, fontsize=13, loc="left", color=INK, parse_math=False)
+    axes.set_xlabel(across, **NAMES)
+    axes.set_ylabel(up, **NAMES)
+    axes.set_title(title, loc="left", **TITLE)
     clean(axes)
-    return figure, axes
-
-
-# ---- emotions ------------------------------------------------------------------------------------
+    return axes
 
 
 def save_confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title: str) -> None:
@@ -193,8 +152,6 @@ def save_confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title
     Args:
         counts: (E, E) pictures, rows true, columns predicted. A row of zeros stays grey.
         classes: (E,) names.
-        path: the PNG to write.
-        title: as in "FI, fold 0: accuracy .53 (chance .13), n = 150".
     """
     cell = 78  # pixels
     totals = counts.sum(axis=1)  # (E,)
@@ -206,22 +163,15 @@ def save_confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title
     for (row, column), count in np.ndenumerate(counts):
         share = shares[row, column]
         words = f"{100 * share:.0f} %\n{count:,.0f}" if count else "0"
-        colour = "white" if share > 0.65 else INK if count else FAINT
-        weight = "bold" if row == column else "normal"  # the diagonal is the recall
-        axes.text(column, row, words, ha="center", va="center", fontsize=10, color=colour, weight=weight)
+        colour = "white" if share > 0.65 else INK
+        axes.text(column, row, words, ha="center", va="center", fontsize=10, color=colour)
     names = [f"{name} ({total:,.0f})" for name, total in zip(classes, totals, strict=True)]
-    axes.set_yticks(range(len(classes)), names, fontsize=11, color=INK, parse_math=False)
-    name_columns(axes, classes, cell)
-    axes.set_xlabel("predicted", fontsize=12, color=FAINT)
-    axes.set_ylabel("true (pictures)", fontsize=12, color=FAINT)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=13, color=INK, parse_math=False)
-    bar = figure.colorbar(cells, ax=axes, shrink=0.5, pad=0.02)
-    bar.set_ticks([0, 0.5, 1], labels=["0 %", "50 %", "100 %"], color=FAINT)
-    bar.set_label("share of the row", color=FAINT)
-    bar.outline.set_visible(False)
-    axes.spines[:].set_visible(False)
-    for side in (axes, bar.ax):
-        side.tick_params(length=0)
+    axes.set_yticks(range(len(classes)), names, **NAMES)
+    axes.set_xticks(range(len(classes)), classes, **NAMES, **SLANTED)
+    axes.set_xlabel("predicted", color=FAINT)
+    axes.set_ylabel("true (pictures)", color=FAINT)
+    figure.suptitle(title, x=0.01, ha="left", **TITLE)
+    figure.colorbar(cells, shrink=0.5, label="share of the row", format="{x:.0%}")
     write_figure(figure, path)
 
 
@@ -233,36 +183,21 @@ def save_emotion_bars(
     Args:
         groups: for each panel, such as "labels" and "predictions", the numbers (E,) of high and of low ones.
         classes: (E,) names.
-        path: the PNG to write.
     """
-    slot = 120  # pixels of an emotion's two bars
-    figure = new_plot(max(slot * len(classes) + 80, 700), 60 + 280 * len(groups))
+    figure = new_plot(max(120 * len(classes) + 80, 700), 60 + 280 * len(groups))
     rows = figure.subplots(len(groups), sharex=True, sharey=True, squeeze=False)[:, 0]
     for axes, (name, numbers) in zip(rows, groups.items(), strict=True):
         sides = ((-0.2, "high", BLUE), (0.2, "low", ORANGE))
         for values, (offset, label, colour) in zip(numbers, sides, strict=True):
             bars = axes.bar(np.arange(len(classes)) + offset, values, 0.38, color=colour, label=label)
             axes.bar_label(bars, fmt="{:,.0f}", fontsize=9, color=FAINT, padding=2)
-        words = f"{name} ({np.sum(numbers):,} pictures)"
-        axes.set_title(words, fontsize=12, loc="left", color=INK, parse_math=False)
+        axes.set_title(f"{name} ({np.sum(numbers):,} pictures)", loc="left", **NAMES)
         axes.margins(x=0.02, y=0.15)
-        axes.yaxis.set_major_formatter("{x:,.0f}")
         clean(axes)
-        axes.grid(visible=False, axis="x")
-    name_columns(rows[-1], classes, slot)
-    rows[0].legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=13, color=INK, parse_math=False)
+    rows[-1].set_xticks(range(len(classes)), classes, **NAMES, **SLANTED)
+    rows[0].legend(**LEGEND)
+    figure.suptitle(title, x=0.01, ha="left", **TITLE)
     write_figure(figure, path)
-
-
-def name_columns(axes: Axes, classes: Sequence[str], room: int) -> None:
-    """Write class names below the columns 0 to E - 1, slanted if one is wider than `room` pixels."""
-    slanted = 9 * max(map(len, classes)) > room  # a letter takes 9
-    style = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
-    axes.set_xticks(range(len(classes)), classes, fontsize=11, color=INK, parse_math=False, **style)
-
-
-# ---- figures and files ---------------------------------------------------------------------------
 
 
 def new_figure(width: int, height: int) -> Figure:
@@ -280,17 +215,16 @@ def new_plot(width: int, height: int) -> Figure:
 def add_axes(figure: Figure, box: tuple[int, int, int, int], label: str) -> Axes:
     """Axes at (left, top, width, height) in pixels from the figure's upper left corner."""
     left, top, width, height = box
-    total_width, total_height = (side * DOTS_PER_INCH for side in figure.get_size_inches())
-    bottom = total_height - top - height
-    corner = (left / total_width, bottom / total_height)
-    return figure.add_axes((*corner, width / total_width, height / total_height), label=label)
+    across, down = figure.get_size_inches() * DOTS_PER_INCH
+    shares = (left / across, 1 - (top + height) / down, width / across, height / down)
+    return figure.add_axes(shares, label=label)
 
 
 def write(figure: Figure, left: int, baseline: int, text: str, size: int, **style: str) -> None:
     """Write a line of text at a position in pixels from the upper left corner; "$" is a plain character."""
-    width, height = (side * DOTS_PER_INCH for side in figure.get_size_inches())
-    style = {"color": INK} | style
-    figure.text(left / width, 1 - baseline / height, text, fontsize=size, parse_math=False, **style)
+    across, down = figure.get_size_inches() * DOTS_PER_INCH
+    style = {"color": INK, "parse_math": False, **style}
+    figure.text(left / across, 1 - baseline / down, text, fontsize=size, **style)
 
 
 def clean(axes: Axes) -> None:
@@ -302,11 +236,7 @@ def clean(axes: Axes) -> None:
 
 
 def write_figure(figure: Figure, path: Path, **settings: int) -> None:
-    """Write a PNG, whole or not at all.
-
-    Args:
-        settings: Pillow's, for compression.
-    """
+    """Write a PNG, whole or not at all; `settings` are Pillow's, for compression."""
     with written_whole(Path(path)) as unfinished, warnings.catch_warnings():
         # File names may hold letters that matplotlib's font lacks; they become boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")

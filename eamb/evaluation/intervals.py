@@ -32,20 +32,15 @@ def bootstrap_intervals(
         undefined are left out of its interval; with fewer than two pictures all are NaN, with a warning.
     """
     arrays = tuple(np.asarray(array) for array in arrays)
-    counts = {array.shape[:1] for array in arrays}
-    if len(counts) != 1 or () in counts:
-        shapes = ", ".join(str(array.shape) for array in arrays) or "none"
-        raise ValueError(f"metrics: intervals need arrays with one row per picture, got the shapes {shapes}.")
-    random = np.random.default_rng(seed)
-    units = range(len(arrays[0]))  # what is drawn: a row, or the rows of a group
+    rows = [len(array) for array in (*arrays, *([] if groups is None else [groups]))]
+    if len(set(rows)) != 1:
+        raise ValueError(f"metrics: intervals need one row per picture in everything, got {rows} rows.")
+    units = range(rows[0])  # what is drawn: a row, or the rows of a group
     if groups is not None:
         _, numbers = np.unique(np.asarray(groups), return_inverse=True)  # (n,)
-        if len(numbers) != len(units):
-            raise ValueError(
-                f"metrics: intervals need a group for each row, got {len(numbers)} for {len(units)} rows."
-            )
         order = np.argsort(numbers, kind="stable")
         units = np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
+    random = np.random.default_rng(seed)
     fixed = ("n", "pairs", "series", "threshold", "chance", "log_loss_prior")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # resamples would only repeat the warnings of the whole set
@@ -59,7 +54,6 @@ def bootstrap_intervals(
             row[:] = [resampled.get(name, np.nan) for name in names]
         low, high = np.nanquantile(values, [0.025, 0.975], axis=0)  # (names,) each
     if len(units) < 2:
-        what = "picture(s)" if groups is None else "group(s)"
-        message = f"metrics: intervals are undefined (NaN): {len(units)} {what} can't be resampled."
+        message = "metrics: intervals are undefined (NaN): one picture or group can't be resampled."
         warnings.warn(message, stacklevel=2)
     return {name: (float(a), float(b)) for name, a, b in zip(names, low, high, strict=True)}

@@ -25,7 +25,7 @@ def as_trained(config: Config, weights: Weights, given: dict[str, object] | None
     Raises:
         ValueError: a given setting contradicts the weights.
     """
-    described = weights.description
+    described, data = weights.description, config.data
     (size, exif), crop = weights.size_and_exif, described.get("crop", False)
     fixed = {"task": weights.task, "data.size": size, "data.exif": exif, "data.crop": crop}
     architecture = {"network": described.get("network", "eambnet")} | described["architecture"]
@@ -37,45 +37,39 @@ def as_trained(config: Config, weights: Weights, given: dict[str, object] | None
                 f"evaluation: {key}={value} does not go with these weights, whose {key} is {fixed[key]}; "
                 "leave it out"
             )
-    data = replace(config.data, size=size, exif=exif, crop=crop)
+    kept = {}  # settings of the training, used unless others are given
     if weights.scale and described["dataset"] == data.dataset and data.threshold is None:
-        data = replace(data, threshold=weights.scale.threshold)
-    trained = described.get("config", {}).get("data", {})
-    keys = []
+        kept["threshold"] = weights.scale.threshold
+    trained, names = described.get("config", {}).get("data", {}), ()
     if data.dataset == "csv" and "csv" in described["dataset"].split("+"):  # how the csv is read
-        keys += ["table", "images", "path_column", "score_column", "count_columns", "emotion_columns"]
-        keys.append("split_column")
+        names += ("table", "images", *(name for name in trained if "_column" in name))
     if data.dataset in described.get("dealt", ()) and not data.folds:  # which part was left for the test
-        keys += ["folds", "fold"]
-    data = replace(data, **{key: trained[key] for key in keys if key in trained and not getattr(data, key)})
+        names += ("folds", "fold")
+    kept |= {name: trained[name] for name in names if name in trained and not getattr(data, name)}
+    data = replace(data, size=size, exif=exif, crop=crop, **kept)
     model = replace(config.model, backbone=described["architecture"]["backbone"])
     return replace(config, task=weights.task, data=data, model=model)
 
 
 def is_cross_set(weights: Weights, rated: RatedSet) -> bool:
-    """Whether the network was trained on another set than this one.
-
-    Every csv is called csv; those differ if the ratings go beyond the scale of the weights.
-    """
+    """Whether the network was trained on another set than this one. Every csv is called csv; those differ if
+    the ratings go beyond the scale of the weights."""
     trained = weights.scale or rated.scale  # an emotion network has no scale
     inside = trained.minimum <= rated.scale.minimum and rated.scale.maximum <= trained.maximum
     return rated.name not in weights.description["dataset"].split("+") or not inside
 
 
-def labelled(rated: RatedSet, task: str) -> RatedSet:
-    """The pictures that have what the task needs: a rating, or emotion votes. The others are left out.
+def has_votes(rated: RatedSet) -> np.ndarray:
+    """(n,) bool, the pictures with an emotion."""
+    return (
+        np.zeros(len(rated), dtype=bool) if rated.emotions is None else ~np.isnan(rated.emotions).all(axis=1)
+    )
 
-    Raises:
-        ValueError: there is none.
-    """
-    if task == "aesthetics":
-        usable = ~np.isnan(rated.scores)
-    elif rated.emotions is None:
-        raise ValueError(
-            f"evaluation: {rated.name} {rated.split} has no emotions; the task emotion needs them"
-        )
-    else:
-        usable = ~np.isnan(rated.emotions).all(axis=1)
+
+def labelled(rated: RatedSet, task: str) -> RatedSet:
+    """The pictures that have what the task needs: a rating, or emotion votes. The others are left out; a
+    ValueError if those are all."""
+    usable = ~np.isnan(rated.scores) if task == "aesthetics" else has_votes(rated)
     if not usable.any():
         raise ValueError(
             f"evaluation: no picture of {rated.name} {rated.split} has a label for the task {task}"
@@ -91,31 +85,24 @@ def predict_set(
 ) -> engine.Predictions:
     """Predicts every picture of the set once, over all processes, in the order of the set. Always in fp32.
 
-    The network is prepared for inference, in every process from the same BatchNorm statistics.
-
     Args:
         show: a progress bar.
+
+    Raises:
+        ValueError: no picture can be decoded.
     """
-    distributed.share_buffers(network)
-    fast = prepare_for_inference(network)
-    data = config.data
+    distributed.share_buffers(network)  # BatchNorm statistics are the same in every process
+    fast, data = prepare_for_inference(network), config.data
     pictures = PictureSet(rated, data.size, data.exif, skip_broken=data.skip_broken, crop=data.crop)
     order = TestOrder(len(rated), config.evaluate.batch_size, distributed.rank(), distributed.world())
     loader = make_loader(pictures, order, data.worker_count(), pin_memory=compute.device.type == "cuda")
     hidden = not (show and distributed.is_main())
     batches = tqdm(loader, desc=f"{rated.name} {rated.split}", unit="batch", disable=hidden, mininterval=2)
-    return engine.predict(fast, batches, compute._replace(precision="fp32"), config.evaluate.batch_size)
-
-
-def decoded(predictions: engine.Predictions, rated: RatedSet) -> RatedSet:
-    """The pictures that were predicted, in the order of the predictions.
-
-    Raises:
-        ValueError: no picture could be decoded.
-    """
+    compute = compute._replace(precision="fp32")
+    predictions = engine.predict(fast, batches, compute, config.evaluate.batch_size)
     if not len(predictions.index):
         raise ValueError(
             f"evaluation: none of the {len(rated)} pictures of {rated.name} {rated.split} can be decoded, "
             f"e.g. {predictions.broken[0].reason}"
         )
-    return rated.take(predictions.index)
+    return predictions

@@ -11,7 +11,6 @@ import metrics
 from eamb.evaluation.intervals import bootstrap_intervals
 from eamb.evaluation.predicting import predict_set
 from eamb.evaluation.report import Report, rounded
-from eamb.network.outputs import Scale
 from eamb.readers.pairs import PairedSet, load_pairs
 from eamb.runtime import engine
 from eamb.runtime.config import Config
@@ -19,73 +18,46 @@ from eamb.weights.checkpoint import Weights
 
 
 def evaluate_pairs(
-    network: nn.Module, rated: PairedSet, config: Config, compute: engine.Compute
-) -> tuple[Report, engine.Predictions]:
-    """The report on a pair network, and its predictions."""
-    predictions = predict_set(network, rated, config, compute, show=True)
-    return measure_pairs(predictions, rated, config.evaluate.bootstrap), predictions
-
-
-def evaluate_pairs_by_score(
     network: nn.Module, weights: Weights, rated: PairedSet, config: Config, compute: engine.Compute
 ) -> tuple[Report, engine.Predictions]:
-    """The report on pairs of a network that scores single photographs, and its predictions.
+    """The report on a pair network, or on one that scores single photographs, and its predictions.
 
-    How steeply a preference rises with the difference of two scores is fitted to the validation pairs.
+    With scores, how steeply a preference rises with their difference is fitted to the validation pairs.
     """
+    data, scale, bootstrap = config.data, weights.scale, config.evaluate.bootstrap
     predictions = predict_set(network, rated, config, compute, show=True)
-    steepness, words = fit_to_validation(network, weights, config, compute)
-    words += "; these are the pairs measured here" if rated.split == "val" else ""
-    scored = as_scores(predictions, weights.scale)
-    scored = replace(scored, prediction=steepness * scored.prediction)
-    report = measure_pairs(scored, rated, config.evaluate.bootstrap)
+    if not scale:
+        return measure_pairs(predictions, rated, bootstrap), predictions
+    steepness, words = 0.0, "no validation pair says that people prefer the higher score"
+    try:
+        validation = load_pairs(data.dataset, data.root, ("val",), data.options())["val"]
+    except (ValueError, OSError) as error:  # a test split can be scored without the files of the others
+        words = str(error)
+    else:
+        fitted = predict_set(network, validation, config, compute, show=True)
+        validation = validation.take(fitted.index)
+        if len(validation.pairs):
+            first, second = scale.value(fitted.prediction)[validation.pairs.T]  # (m,) each
+            steepness = metrics.fit_steepness(first - second, validation.preference)
+    if steepness > 0:
+        words = f"fitted to {len(validation.pairs)} validation pairs; accuracy and ranks do not depend on it"
+    else:
+        steepness, words = 1.0, f"not fitted ({words}): log-loss and calibration mean nothing"
+    odds = steepness * scale.value(predictions.prediction)[:, None]  # (n, 1)
+    report = measure_pairs(replace(predictions, prediction=odds), rated, bootstrap)
     report.title += ", by the score of single photographs"
     report.facts["odds_of_a_point"] = steepness
     report.notes.append(f"a difference of 1 in the score counts as odds of exp({steepness:.3g}), {words}")
     return report, predictions
 
 
-def fit_to_validation(
-    network: nn.Module, weights: Weights, config: Config, compute: engine.Compute
-) -> tuple[float, str]:
-    """The log odds for a difference of 1 in the score, above 0, and a note on where they come from.
-
-    1 where there are no validation pairs, or people prefer the lower score in them.
-    """
-    data = config.data
-    try:
-        validation = load_pairs(data.dataset, data.root, ("val",), data.options())["val"]
-    except (ValueError, OSError) as error:  # a test split can be scored without the files of the others
-        return 1.0, f"not fitted ({error}): log-loss and calibration mean nothing"
-    scored = as_scores(predict_set(network, validation, config, compute, show=True), weights.scale)
-    validation = validation.take(scored.index)
-    if not len(validation.pairs):
-        return 1.0, "not fitted (no validation pair can be decoded): log-loss and calibration mean nothing"
-    first, second = scored.prediction[validation.pairs.T, 0]  # (m,) each
-    steepness = metrics.fit_steepness(first - second, validation.preference)
-    if steepness <= 0:
-        return 1.0, "not fitted (in the validation pairs people prefer the lower score)"
-    return steepness, (
-        f"fitted to {len(validation.pairs)} validation pairs; accuracy, AUC and ranks do not depend on it"
-    )
-
-
-def as_scores(predictions: engine.Predictions, scale: Scale) -> engine.Predictions:
-    """Predictions whose (n, 1) column is the score, in the unit of the ratings."""
-    return replace(predictions, prediction=scale.value(predictions.prediction)[:, None])
-
-
 def measure_pairs(predictions: engine.Predictions, rated: PairedSet, bootstrap: int = 0) -> Report:
-    """The report on predicted preferences.
-
-    Raises:
-        ValueError: no pair has two photographs that could be decoded.
-    """
+    """The report on predicted preferences; a ValueError if no pair has two photographs that were decoded."""
     rated = rated.take(predictions.index)
     if not len(rated.pairs):
         raise ValueError(
-            f"evaluation: of no pair of {rated.name} {rated.split} can both photographs be decoded"
-            f"{', e.g. ' + predictions.broken[0].reason if predictions.broken else ''}"
+            f"evaluation: of no pair of {rated.name} {rated.split} can both photographs be decoded, "
+            f"e.g. {predictions.broken[0].reason}"
         )
     probability = metrics.pair_probability(predictions.prediction, rated.pairs)  # (m,)
     low = rounded(np.minimum(probability, 1 - probability))  # the smaller side: 1 - 2e-9 must not become 1
@@ -94,7 +66,9 @@ def measure_pairs(predictions: engine.Predictions, rated: PairedSet, bootstrap: 
     columns = {"series": rated.pair_series, "first": ids[:, 0], "second": ids[:, 1]}
     columns |= {"preference": rated.preference, "prediction": probability}
     report = compare_pairs(f"{rated.name} {rated.split}", columns, bootstrap)
-    report.plots["reliability.png"] = {"probability": probability, "preference": rated.preference}
+    title = "{}\naccuracy {accuracy:.3f}, {pairs:,} pairs".format(report.title, **report.metrics)
+    arguments = {"probability": probability, "preference": rated.preference, "title": title}
+    report.plots["reliability.png"] = arguments
     return report
 
 

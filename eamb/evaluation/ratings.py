@@ -9,9 +9,9 @@ from torch import nn
 
 import metrics
 from datasets import SetReader
-from eamb.evaluation.emotions import add_emotions, shift_emotions, why_not_measured
+from eamb.evaluation import emotions
 from eamb.evaluation.intervals import bootstrap_intervals
-from eamb.evaluation.predicting import decoded, is_cross_set, predict_set
+from eamb.evaluation.predicting import has_votes, is_cross_set, predict_set
 from eamb.evaluation.report import Report, rounded
 from eamb.readers.rated import RatedSet
 from eamb.runtime import engine
@@ -27,17 +27,13 @@ def evaluate_scores(
     compute: engine.Compute,
     reader: SetReader,
 ) -> tuple[Report, engine.Predictions]:
-    """The report on a network that scores pictures, with emotions where it predicts them; its predictions.
-
-    Args:
-        reader: the set's, to look for identical pictures in training.
-    """
-    has_emotions, reason = rated.emotions is not None, why_not_measured(weights, rated)
+    """The report on a network that scores pictures, with emotions where it predicts them; its predictions."""
     predictions = predict_set(network, rated, config, compute, show=True)
     twins, notes = find_twins(rated, reader)
-    description = weights.description if has_emotions and not reason else None
+    reason = emotions.why_not_measured(weights, rated)
+    description = None if reason else weights.description
     report = measure_scores(predictions, rated, config.evaluate.bootstrap, weights, description, twins)
-    report.notes += [*notes, reason] if has_emotions and reason else notes
+    report.notes += [*notes, *([reason] if reason else [])]
     return report, predictions
 
 
@@ -55,23 +51,22 @@ def measure_scores(
         bootstrap: resamples for the intervals; 0: none.
         weights: the network's, if they may have been trained on another set; None if on this one.
         description: the network's, if its emotions are to be measured.
-        twins: ids of pictures that are in training too: scores are measured without them as well.
-
-    Raises:
-        ValueError: no picture could be decoded.
+        twins: as in `compare_scores`.
     """
-    rated = decoded(predictions, rated)
-    if description:
-        predictions, rated = shift_emotions(predictions, rated, description)
+    kept = rated.take(predictions.index)
     scale = weights.scale if weights else rated.scale
     cross = weights is not None and is_cross_set(weights, rated)
-    labels = scale.kind == "label" and not cross
-    columns = {"id": np.array(rated.ids), "prediction": rounded(scale.value(predictions.prediction))}
+    columns = {"id": np.array(kept.ids), "prediction": rounded(scale.value(predictions.prediction))}
     shares = rounded(predictions.prediction)  # (n, K)
     columns |= {f"p_{value:g}": shares[:, i] for i, value in enumerate(scale.bins)}
-    report = compare_scores(columns, rated, bootstrap, labels, cross, twins)
-    if description:
-        add_emotions(report, predictions, rated, bootstrap)
+    labels = scale.kind == "label" and not cross
+    report = compare_scores(columns, kept, bootstrap, labels, cross, twins)
+    if description and has_votes(kept).any():
+        report.emotions = emotions.measure_emotions(predictions, rated, description, bootstrap)
+        if not cross:
+            classes, predicted = description["architecture"]["emotions"], columns["prediction"]
+            high = predicted > 0.5 if labels else kept.scale.is_high(predicted)
+            emotions.count_high_and_low(report, emotions.with_emotions(kept, classes), high)
     if cross:
         trained_on = weights.description["dataset"]
         report.title += f" (cross-set: trained on {trained_on}, correlations only)"
@@ -94,8 +89,7 @@ def compare_scores(
         correlations_only: the prediction is in another unit than the ratings.
         twins: ids of pictures that are in training too: all is measured without them as well.
     """
-    predicted = columns["prediction"]
-    scores, threshold = truth(rated, labels)
+    predicted, (scores, threshold) = columns["prediction"], truth(rated, labels)
     arrays = [predicted, scores]
     bins = [f"p_{value:g}" for value in rated.bins]
     if bins and bins == [name for name in columns if name.startswith("p_")]:
@@ -103,50 +97,40 @@ def compare_scores(
 
     def figures(*arrays: np.ndarray) -> dict[str, float]:
         result = metrics.aesthetic_metrics(arrays[0], arrays[1], threshold, *arrays[2:])
-        kept = ("n", "srcc", "plcc", "krcc") if correlations_only else result
-        return {name: result[name] for name in kept}
+        return {name: result[name] for name in ("n", "srcc", "plcc", "krcc")} if correlations_only else result
 
     report = Report(f"{rated.name} {rated.split}", figures(*arrays), columns)
     if bootstrap:
         report.intervals = bootstrap_intervals(figures, tuple(arrays), bootstrap)
     if not correlations_only:
-        report.high = predicted > 0.5 if labels else rated.scale.is_high(predicted)
         if not labels:
-            report.plots["scatter.png"] = {"predicted": predicted, "rated": scores, "unit": "rating"}
-        add_baselines(report, rated)
+            title = "{}\nSRCC {srcc:.3f}, PLCC {plcc:.3f}, n = {n:,}".format(report.title, **report.metrics)
+            arguments = {"predicted": predicted, "rated": scores, "unit": "rating", "title": title}
+            report.plots["scatter.png"] = arguments
+        high, voted = rated.high(), has_votes(rated)
+        majority = report.facts["majority_accuracy"] = float(max(np.mean(high), 1 - np.mean(high)))
+        report.notes.append(f"accuracy of always naming the majority: {majority:.4f}")
+        if rated.name == "iae" and voted.any():
+            votes = np.nan_to_num(rated.emotions[voted])
+            rule = metrics.positive_emotion_accuracy(votes, high[voted], rated.emotion_classes)
+            report.facts["positive_emotion_accuracy"] = rule
+            report.notes.append(f"accuracy of the rule 'positive emotion = high': {rule:.4f}")
     single = ~np.isin(columns["id"], list(twins))  # (n,)
     if 0 < single.sum() < len(rated):
         rest = {name: values[single] for name, values in columns.items()}
         rest = compare_scores(rest, rated.take(single), bootstrap, labels, correlations_only)
-        count, words = int((~single).sum()), {"srcc": "SRCC", "plcc": "PLCC", "accuracy": "accuracy"}
-        facts = {"count": count, "metrics": rest.metrics, "intervals_95": rest.intervals}
-        report.facts["without_twins"] = facts
-        shown = [f"{word} {rest.metrics[name]:.4f}" for name, word in words.items() if name in rest.metrics]
+        count, shown = int((~single).sum()), "n {n}, SRCC {srcc:.4f}, PLCC {plcc:.4f}".format(**rest.metrics)
         report.notes.append(
-            f"without test pictures that have an identical one in training ({count}): "
-            f"n {rest.metrics['n']}, {', '.join(shown)}"
+            f"without test pictures that have an identical one in training ({count}): {shown}"
         )
+        report.facts["without_twins"] = {"count": count, "metrics": rest.metrics}
+        report.facts["without_twins"]["intervals_95"] = rest.intervals
     return report
 
 
 def truth(rated: RatedSet, labels: bool) -> tuple[np.ndarray, float]:
     """What predictions are compared with, (n,) ratings, or 0 and 1 for labels; and the threshold of high."""
-    if labels:
-        return rated.high().astype(np.float64), 0.5
-    return rated.scores, rated.scale.threshold
-
-
-def add_baselines(report: Report, rated: RatedSet) -> None:
-    """Adds the accuracies of rules that use no picture."""
-    high = rated.high()
-    report.facts["majority_accuracy"] = metrics.majority_accuracy(high)
-    report.notes.append(f"accuracy of always naming the majority: {report.facts['majority_accuracy']:.4f}")
-    votes = np.empty((len(rated), 0)) if rated.emotions is None else np.nan_to_num(rated.emotions)
-    voted = votes.sum(axis=1) > 0  # (n,) pictures with an emotion; classes that the set lacks have no votes
-    if rated.name == "iae" and voted.any():
-        rule = metrics.positive_emotion_accuracy(votes[voted], high[voted], rated.emotion_classes)
-        report.facts["positive_emotion_accuracy"] = rule
-        report.notes.append(f"accuracy of the rule 'positive emotion = high': {rule:.4f}")
+    return (rated.high().astype(float), 0.5) if labels else (rated.scores, rated.scale.threshold)
 
 
 def find_twins(rated: RatedSet, reader: SetReader) -> tuple[set[str], list[str]]:

@@ -16,15 +16,12 @@ import numpy as np
 import metrics
 from eamb.files import write_csv, written_whole
 
-# File -> the function of eamb.evaluation.figures that draws it, and what its title adds to the report's.
+# File -> the function of eamb.evaluation.figures that draws it.
 PLOTS = {
-    "scatter.png": ("save_scatter", "\nSRCC {srcc:.3f}, PLCC {plcc:.3f}, n = {n:,}"),
-    "confusion.png": ("save_confusion", ": accuracy {accuracy:.3f}, macro F1 {macro_f1:.3f}, n = {n:,}"),
-    "emotion_bars.png": ("save_emotion_bars", ": high and low pictures by emotion"),
-    "reliability.png": (
-        "save_reliability",
-        "\naccuracy {accuracy:.3f}, log-loss {log_loss:.3f}, {pairs:,} pairs",
-    ),
+    "scatter.png": "save_scatter",
+    "confusion.png": "save_confusion",
+    "emotion_bars.png": "save_emotion_bars",
+    "reliability.png": "save_reliability",
 }
 FILES = ("predictions.csv", "metrics.json", *PLOTS)
 
@@ -35,8 +32,7 @@ class Report:
 
     predictions: columns of predictions.csv, each (n,), in the order of the set.
     facts: everything in metrics.json except metrics, intervals and notes.
-    plots: file name -> arguments of its function in PLOTS, except path and title.
-    high: (n,) bool, the pictures predicted to be high; None where no threshold applies.
+    plots: file name -> arguments of its function in PLOTS, except path.
     emotions: the report on the emotions that an aesthetic network predicts, if the set has emotion labels.
     """
 
@@ -47,7 +43,6 @@ class Report:
     facts: dict = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     plots: dict[str, dict] = field(default_factory=dict)
-    high: np.ndarray | None = None
     emotions: Report | None = None
 
     def __str__(self) -> str:
@@ -55,22 +50,9 @@ class Report:
         return f"{text}\n\n{self.emotions}" if self.emotions else text
 
     @property
-    def all_plots(self) -> dict[str, tuple[Report, dict]]:
-        """File name -> report and arguments, for this report and that on emotions, in the order of FILES."""
-        parts = [self, self.emotions] if self.emotions else [self]
-        places = [(name, part) for name in PLOTS for part in parts if name in part.plots]
-        return {name: (part, part.plots[name]) for name, part in places}
-
-    @property
     def files(self) -> str:
-        return " ".join(["predictions.csv", "metrics.json", *self.all_plots])
-
-    @property
-    def columns(self) -> dict[str, np.ndarray]:
-        """The columns of predictions.csv: the score, then the emotions."""
-        emotions = self.emotions.predictions if self.emotions else {}
-        renamed = {"emotion" if name == "prediction" else name: part for name, part in emotions.items()}
-        return self.predictions | {name: part for name, part in renamed.items() if name != "id"}
+        plots = self.plots | (self.emotions.plots if self.emotions else {})
+        return " ".join([*FILES[:2], *(name for name in PLOTS if name in plots)])
 
     def content(self) -> dict:
         """What metrics.json holds."""
@@ -79,16 +61,19 @@ class Report:
 
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        write_columns(folder / "predictions.csv", self.columns)
+        columns, plots = self.predictions, self.plots
+        if self.emotions:
+            emotions = dict(self.emotions.predictions)
+            columns = columns | {"emotion": emotions.pop("prediction")} | emotions
+            plots = plots | self.emotions.plots
+        write_columns(folder / "predictions.csv", columns)
         text = json.dumps(without_nan(self.content()), indent=1, allow_nan=False)
         with written_whole(folder / "metrics.json") as path:
             path.write_text(text + "\n", encoding="utf-8")
-        for name, (part, arguments) in self.all_plots.items():
+        for name, arguments in plots.items():
             from eamb.evaluation import figures  # matplotlib takes a second to load
 
-            function, words = PLOTS[name]
-            title = part.title + words.format(**part.metrics)
-            getattr(figures, function)(**arguments, path=folder / name, title=title)
+            getattr(figures, PLOTS[name])(**arguments, path=folder / name)
 
 
 def without_nan(value):
@@ -101,20 +86,13 @@ def without_nan(value):
 
 
 def write_columns(path: Path, columns: dict[str, Sequence]) -> None:
-    """Writes columns of equal length as a csv.
-
-    Numbers are written in full, so that whoever reads the file gets the same numbers; texts are made `safe`
-    for spreadsheets, which `eamb.files.original` undoes.
-    """
+    """Writes columns of equal length as a csv: numbers in full, texts `safe` as in `eamb.files`."""
     write_csv(path, chain([columns], zip(*columns.values(), strict=True)))
 
 
 def rounded(values: np.ndarray) -> np.ndarray:
-    """(...) float64 with eight significant digits; a float32 has fewer.
-
-    Predictions are rounded before anything is measured, not when they are written, so that the metrics are
-    exactly those of predictions.csv; rounding halves the file.
-    """
+    """(...) float64 with eight significant digits; a float32 has fewer. Done before anything is measured, so
+    that the metrics are exactly those of predictions.csv."""
     return np.array([float(f"{value:.8g}") for value in values.ravel()]).reshape(values.shape)
 
 
@@ -143,20 +121,15 @@ def table(values: dict[str, float], intervals: dict[str, tuple[float, float]] | 
 def versions(folder: Path = Path(__file__).parents[2]) -> dict[str, str | bool]:
     """Versions of the packages that can change a metric, and the program's git revision.
 
-    The revision is "unknown" unless `folder` is the top of a git checkout: a repository further up is not the
-    program's. `dirty` tells whether tracked files have changed since.
+    The revision is "unknown" if `folder` is no git checkout. `dirty`: tracked files have changed since.
     """
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(folder), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
     result = {name: version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")}
+    # Naming .git: a repository further up is not the program's.
+    command = ["git", f"--git-dir={folder / '.git'}", f"--work-tree={folder}"]
+    options = {"capture_output": True, "text": True, "check": True}
     try:
-        top, revision = git("rev-parse", "--show-toplevel", "HEAD").splitlines()
-        if Path(top).resolve() == folder.resolve():
-            dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
-            return {**result, "revision": revision, "dirty": dirty}
+        revision = subprocess.run([*command, "rev-parse", "HEAD"], **options).stdout.strip()
+        dirty = subprocess.run([*command, "status", "--porcelain", "--untracked-files=no"], **options).stdout
     except (OSError, subprocess.CalledProcessError):  # there is no git, or no checkout
-        pass
-    return {**result, "revision": "unknown"}
+        return {**result, "revision": "unknown"}
+    return {**result, "revision": revision, "dirty": bool(dirty)}

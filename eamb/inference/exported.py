@@ -30,7 +30,6 @@ PLACE = ["framework", KEY]  # where OpenVINO puts what ONNX has under the key
 PARTS = ("network.xml", "network.bin")  # of a zip
 ENDINGS = {"fp32": ".onnx", "int8": ".int8"}  # of the file, by precision
 INPUT = "images"  # uint8 (N, 3, H, W), RGB
-ANEW = "the file or its weights are damaged; export a sound checkpoint with scripts/export.py"
 
 
 def metadata(weights: checkpoint.Weights, export: dict) -> str:
@@ -39,10 +38,7 @@ def metadata(weights: checkpoint.Weights, export: dict) -> str:
     Args:
         export: what the file adds: "precision" and how it was compared.
     """
-    ids = {
-        checkpoint.IDS: weights.training_ids,
-        checkpoint.EMOTION_IDS: weights.emotion_training_ids,
-    }
+    ids = {checkpoint.IDS: weights.training_ids, checkpoint.EMOTION_IDS: weights.emotion_training_ids}
     texts = {name: base64.b64encode(values.astype("<i8")).decode() for name, values in ids.items()}
     return json.dumps({"description": weights.description, "export": export, **texts})
 
@@ -55,29 +51,20 @@ def parse_metadata(text: str, path: Path | str) -> tuple[checkpoint.Weights, dic
     """
     try:
         values = json.loads(text)
-        described, export = values["description"], values["export"]
+        described, export = json.dumps(values["description"]), values["export"]
         ids = [
             np.frombuffer(base64.b64decode(values[name]), "<i8").astype(np.int64)
             for name in (checkpoint.IDS, checkpoint.EMOTION_IDS)
         ]
-        form, precision = described["format"], export["precision"]
+        if export["precision"] not in ENDINGS:
+            raise ValueError(f"precision {export['precision']}")
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"exported: the metadata of {path} are damaged; export it anew") from error
-    if form != checkpoint.FORMAT or precision not in ENDINGS:
-        raise ValueError(
-            f"exported: {path} has format {form} in {precision} and this program reads {checkpoint.FORMAT} "
-            f"in {' or '.join(ENDINGS)}; use the version of the program that wrote it"
-        )
-    plain = checkpoint.read_description(json.dumps(described), path)
-    return checkpoint.Weights({}, plain, *ids), export
+        raise ValueError(f"exported: the metadata of {path} are damaged ({error}); export it anew") from error
+    return checkpoint.Weights({}, checkpoint.read_description(described, path), *ids), export
 
 
 def openvino():
-    """The package, imported only here.
-
-    Raises:
-        ValueError: it is not installed.
-    """
+    """The package, imported only here; raises ValueError where it is not installed."""
     try:
         import openvino
     except ImportError as error:
@@ -88,14 +75,11 @@ def openvino():
 
 
 class Exported:
-    """A network in an ONNX file of ours, compiled for the CPU.
+    """A network in a file that scripts/export.py wrote, compiled for the CPU.
 
     Args:
-        source: the file, or its bytes.
         precision: "fp32" or "int8", which the file must have; None takes whichever it has.
-        threads: as torch uses, by default.
-        streams: calls that may run at a time, each with its part of the threads.
-        name: of the file, for errors, if bytes are given.
+        streams: calls that may run at a time, each with its part of torch's threads.
 
     Attributes:
         weights: the description that travels with the file, and no tensors.
@@ -104,72 +88,55 @@ class Exported:
     Raises:
         FileNotFoundError: no such file.
         ValueError: no OpenVINO, a damaged file, one that scripts/export.py did not write, another precision;
-            weights, or output for a black picture, that are not numbers or other than the description says.
+            output for a black picture that is not numbers or other than the description says.
     """
 
-    def __init__(
-        self,
-        source: Path | str | bytes,
-        precision: str | None = None,
-        threads: int | None = None,
-        name: str = "",
-        streams: int = 1,
-    ):
-        vino, path = openvino(), Path(name if isinstance(source, bytes) else source)
-        if not (isinstance(source, bytes) or path.is_file()):
-            raise FileNotFoundError(f"exported: no file {path}")
-        core = vino.Core()
-        model = read_model(core, source if isinstance(source, bytes) else path.read_bytes(), path)
-        if not model.has_rt_info(PLACE):
+    def __init__(self, path: Path | str, precision: str | None = None, streams: int = 1):
+        core, content = openvino().Core(), Path(path).read_bytes()
+        try:
+            if content.startswith(b"PK"):
+                with zipfile.ZipFile(io.BytesIO(content)) as parts:
+                    model = core.read_model(*(parts.read(name) for name in PARTS))
+            else:
+                model = core.read_model(content)
+            text = model.get_rt_info(PLACE).value
+        except (RuntimeError, zipfile.BadZipFile, KeyError) as error:  # of whatever is wrong with it
             raise ValueError(
-                f"exported: {path} was not written by scripts/export.py (it does not say what its output "
-                "means); export a checkpoint with python scripts/export.py CHECKPOINT OUT"
-            )
-        self.weights, self.export = parse_metadata(model.get_rt_info(PLACE).value, path)
+                f"exported: {path} was not written by scripts/export.py, is cut off or damaged; export a "
+                "checkpoint with python scripts/export.py CHECKPOINT OUT"
+            ) from error
+        self.weights, self.export = parse_metadata(text, path)
         if precision not in (None, self.export["precision"]):
             raise ValueError(
                 f"exported: {path} computes in {self.export['precision']}, asked for was {precision}; "
                 "export it anew, with --int8 for int8 and without for fp32"
             )
-        for node in model.get_ops():  # what activations like ReLU6 would hide
-            values = node.data if node.get_type_name() == "Constant" else np.empty(0)
-            if values.dtype.kind == "f" and not np.isfinite(values).all():
-                raise ValueError(
-                    f"exported: {node.get_friendly_name()} in {path} holds values that are NaN or infinite; "
-                    f"{ANEW}"
-                )
         settings = {
             "NUM_STREAMS": max(1, streams),
-            "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "INFERENCE_PRECISION_HINT": "f32",  # on newer CPUs it would choose bf16 by itself
         }
-        self.network = core.compile_model(model, "CPU", settings)
-        self.check_black_picture(path)
+        scale, emotions = self.weights.scale, len(self.weights.emotions)
+        values = 2 if self.weights.task == "series" else scale.outputs if scale else emotions
+        try:
+            size, _ = self.weights.size_and_exif
+            self.network = core.compile_model(model, "CPU", settings)
+            output = self.run(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+            shapes = [(1, values), (1, emotions), (1, 1, *output.emotion_map.shape[-2:])]
+            for name, value, shape in zip(Output._fields, output, shapes, strict=True):
+                if tuple(value.shape) != shape or not value.isfinite().all():
+                    raise ValueError(f"{name} is not a number, or {tuple(value.shape)} and not {shape}")
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = " ".join(str(error).split())[:400]
+            raise ValueError(
+                f"exported: {path} cannot score a black picture as its description says ({reason}); the file "
+                "or its weights are damaged; export a sound checkpoint with scripts/export.py"
+            ) from error
 
     def run(self, images: torch.Tensor) -> Output:
         """(N, 3, H, W) uint8, RGB -> Output, float32; any thread may call it."""
         output = self.network.create_infer_request().infer(np.ascontiguousarray(images.numpy()))
         return Output(*(torch.from_numpy(output[name].copy()) for name in Output._fields))
-
-    def check_black_picture(self, path: Path) -> None:
-        """Raises ValueError unless one black picture gives numbers, as many as the description says."""
-        try:
-            scale, emotions, (size, _) = self.weights.scale, self.weights.emotions, self.weights.size_and_exif
-            output = self.run(torch.zeros(1, 3, size, size, dtype=torch.uint8))
-        except (RuntimeError, KeyError, ValueError) as error:
-            reason = " ".join(str(error).split())[:400]
-            raise ValueError(f"exported: {path} cannot score a black picture ({reason}); {ANEW}") from error
-        count, height_width = len(emotions), tuple(output.emotion_map.shape[-2:])
-        values = 2 if self.weights.task == "series" else scale.outputs if scale else count
-        described = [(1, values), (1, count), (1, 1, *height_width)]
-        for name, value, shape in zip(Output._fields, output, described, strict=True):
-            if tuple(value.shape) != shape:
-                raise ValueError(
-                    f"exported: {path} gives {name} as {tuple(value.shape)}, its description says {shape}; "
-                    f"{ANEW}"
-                )
-            if not value.isfinite().all():
-                raise ValueError(f"exported: {path} gives {name} that is not a number; {ANEW}")
 
     def outputs(self, loader: Iterable, batch_size: int) -> Iterator[tuple]:
         """Each batch with the network's output for it, as `engine.outputs`."""
@@ -178,26 +145,10 @@ class Exported:
             yield batch, Output(*(value[: len(batch.images)] for value in output))
 
 
-def read_model(core, content: bytes, path: Path):
-    try:
-        if content.startswith(b"PK"):
-            with zipfile.ZipFile(io.BytesIO(content)) as parts:
-                return core.read_model(*(parts.read(name) for name in PARTS))
-        return core.read_model(content)
-    except (RuntimeError, zipfile.BadZipFile, KeyError) as error:  # of whatever is wrong with it
-        raise ValueError(
-            f"exported: {path} is no exported network, is cut off or damaged; export it anew with "
-            "python scripts/export.py CHECKPOINT OUT"
-        ) from error
-
-
-def pack(network, metadata: str) -> bytes:
-    """OpenVINO's own form, two files, as one: an uncompressed zip, whose checksums tell a damaged one."""
+def pack(path: Path, network, metadata: str) -> None:
+    """Writes OpenVINO's own form, two files, as one: a zip, whose checksums tell a damaged one."""
     network.set_rt_info(metadata, PLACE)
-    file = io.BytesIO()
-    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(file, "w") as parts:
-        xml, binary = (Path(folder, name) for name in PARTS)
-        openvino().serialize(network, xml, binary)
-        for part in (xml, binary):
-            parts.write(part, part.name)
-    return file.getvalue()
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path, "w") as parts:
+        openvino().serialize(network, *(Path(folder, name) for name in PARTS))
+        for name in PARTS:
+            parts.write(Path(folder, name), name)

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,19 +39,13 @@ class MapFolder:
     def __init__(self, folder: Path, scorer: Scorer, raw: bool):
         # Here, as matplotlib takes a second to load, and the processes that draw do without torch.
         from eamb.inference import panels
-        from eamb.readers import decoding
 
-        self.folder, self.scorer, self.raw = folder, scorer, raw
-        self.panels, self.decode = panels, decoding.decode
-        # Large JPEGs are scored from a smaller decoding: is it large enough for a panel?
-        self.sharp = scorer.exact or decoding.MARGIN * scorer.size >= panels.TALLEST
+        self.folder, self.scorer, self.raw, self.panels = folder, scorer, raw, panels
         self.names: set[str] = set()
-        self.pictures: dict[str, tuple[np.ndarray, float]] = {}  # decoded and not yet drawn, by path
+        self.pictures: dict[str, np.ndarray] = {}  # decoded and not yet drawn, by path
 
     def keep(self, path: str, picture: Image.Image, exif: Image.Exif) -> None:
         """Takes a picture from the thread that decodes it (`on_decoded` of `Scorer.score_all`)."""
-        if not self.sharp:
-            picture = Image.fromarray(self.decode(path, exif=self.scorer.exif))
         self.pictures[path] = self.panels.shrink(picture)
 
     def write_all(self, results: Iterable[tuple[PictureFile, Scored]], processes: int) -> Iterator[Scored]:
@@ -68,26 +61,25 @@ class MapFolder:
         with panel_drawers(processes) as drawers:
             for picture, scored in results:
                 image = self.pictures.pop(picture.path, None)
-                drawing = None if scored.error else self.write(picture, scored, *image, drawers)
+                drawing = None if scored.error else self.write(picture, scored, image, drawers)
                 waiting.append((scored, drawing))
                 if len(waiting) > 2 * processes:
                     yield with_outcome(*waiting.popleft())
             while waiting:
                 yield with_outcome(*waiting.popleft())
 
-    def write(
-        self, picture: PictureFile, scored: Scored, image: np.ndarray, aspect: float, drawers: Executor
-    ) -> Future:
+    def write(self, picture: PictureFile, scored: Scored, image: np.ndarray, drawers: Executor) -> Future:
         """Writes the arrays and begins to draw the panel."""
         name = self.name(picture)
-        if self.raw:
-            write_array(self.folder / f"{name}.eam.npy", scored.emotion_map)
-        if self.raw and scored.class_maps is not None:
-            write_array(self.folder / f"{name}.cam.npy", scored.class_maps)
-            if len(self.names) == 1:  # the first picture
-                with written_whole(self.folder / "emotions.txt") as unfinished:
-                    lines = (f"{emotion}\n" for emotion in scored.emotions)
-                    unfinished.write_text("".join(lines), encoding="utf-8")
+        arrays = {"eam": scored.emotion_map, "cam": scored.class_maps} if self.raw else {}
+        for ending, values in arrays.items():
+            if values is not None:
+                path = self.folder / f"{name}.{ending}.npy"
+                with written_whole(path) as unfinished, unfinished.open("wb") as file:
+                    np.save(file, values)
+        if self.raw and scored.emotions and len(self.names) == 1:  # the first picture
+            with written_whole(self.folder / "emotions.txt") as unfinished:
+                unfinished.write_text("\n".join([*scored.emotions, ""]), encoding="utf-8")
         score = f"{scored.score:.2f} of {scored.score_min:g} to {scored.score_max:g}"
         if scored.percentile is not None:
             score += f", above {scored.percentile:.0f} % of the training ratings"
@@ -102,7 +94,6 @@ class MapFolder:
             class_maps=scored.class_maps,
             training_ratings=self.scorer.quantiles,
             distribution=scored.distribution,
-            aspect=aspect,
         )
         return drawers.submit(self.panels.save_panel, self.folder / f"{name}.png", image, explanation)
 
@@ -120,7 +111,8 @@ class MapFolder:
                 path.unlink()
         for picture, error in written:
             name = self.name(picture)
-            for path in (self.folder / f"{name}.png", self.folder / f"{name}.eam.npy")[: 1 + self.raw]:
+            for ending in ("png", "eam.npy") if self.raw else ("png",):
+                path = self.folder / f"{name}.{ending}"
                 if not (error or path.is_file()):
                     raise ValueError(
                         f"predict: {path} is missing, though its picture has a row; --resume needs the "
@@ -140,11 +132,6 @@ class MapFolder:
         return name
 
 
-def write_array(path: Path, values: np.ndarray) -> None:
-    with written_whole(path) as unfinished, unfinished.open("wb") as file:
-        np.save(file, values)
-
-
 def with_outcome(scored: Scored, drawing: Future | None) -> Scored:
     """The score when its panel is on the disk, with the reason as `error` if it could not be drawn.
 
@@ -155,46 +142,26 @@ def with_outcome(scored: Scored, drawing: Future | None) -> Scored:
         if drawing:
             drawing.result()
     except BrokenProcessPool as error:
-        raise OSError(
-            "predict: a process that draws panels was ended from outside, perhaps for want of memory; "
-            "--resume goes on, with a smaller --workers in less memory"
-        ) from error
+        words = "a process that draws panels was ended, perhaps for want of memory; --resume goes on"
+        raise OSError(f"predict: {words}, with a smaller --workers in less memory") from error
     except ValueError as error:
         return replace(scored, error=f"its panel could not be drawn: {error}")
     return scored
 
 
-# ---- processes that draw
-
-
-@contextmanager
-def panel_drawers(processes: int) -> Iterator[Executor]:
+def panel_drawers(processes: int) -> Executor:
     """What draws panels: so many processes, which do not get Ctrl-C; below 2 a thread of this one."""
     if processes < 2:
-        drawers = ThreadPoolExecutor(1)
-    else:
-        spawn = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half
-        drawers = ProcessPoolExecutor(processes, spawn, start_drawing)
-    try:
-        if processes > 1 and hasattr(signal, "pthread_sigmask"):  # not on Windows
-            # A terminal sends Ctrl-C to all processes; these are ended by this one. They inherit the mask.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            try:
-                for _ in range(processes):
-                    drawers.submit(os.getpid)  # starts one
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        yield drawers
-    finally:
-        drawers.shutdown(cancel_futures=True)
+        return ThreadPoolExecutor(1)
+    spawn = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half
+    return ProcessPoolExecutor(processes, spawn, start_drawing)
 
 
 def start_drawing() -> None:
-    """What a process does first: loads matplotlib, and sees to it that it ends with its parent."""
-    import eamb.inference.panels  # noqa: F401
+    """A process that draws leaves Ctrl-C to its parent, and ends with it even if that is killed."""
 
     def end_with_parent() -> None:
-        multiprocessing.parent_process().join()  # also if it is killed: nothing else would tell this process
+        multiprocessing.parent_process().join()
         os._exit(1)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)

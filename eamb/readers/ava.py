@@ -20,11 +20,8 @@ AVA_CSV_COLUMNS = tuple(f"score{rating + 1}" for rating in range(1, 11))
 
 def parse_ava(root: Path, splits: tuple[str, ...], options: DataOptions, read: Read) -> Table:
     """train.csv, val.csv and test.csv in root or root/splits, else AVA.txt with the official test list."""
-    folders = [root, root / "splits"]
-    complete = [f for f in folders if (f / "train.csv").is_file() and (f / "test.csv").is_file()]
-    partial = [f for f in folders if any((f / f"{split}.csv").is_file() for split in SPLITS)]
-    use_text = not complete and ((root / "AVA.txt").is_file() or not partial)
-    table = _ava_from_text(root, read) if use_text else _ava_from_csv([*complete, *partial][0], splits, read)
+    folders = [f for f in (root, root / "splits") if any((f / f"{split}.csv").is_file() for split in SPLITS)]
+    table = _ava_from_csv(folders[0], splits, read) if folders else _ava_from_text(root, read)
     table.places = [root / "images", root / "image", root]
     return table
 
@@ -40,7 +37,7 @@ def _ava_from_text(root: Path, read: Read) -> Table:
     sheet = read(Sheet, path, AVA_TEXT_COLUMNS)
     ids, votes = sheet.ids("image_id"), sheet.counts(AVA_TEXT_COLUMNS[2:12], AVA_VOTES)
     test = read(Sheet, test_list, ("id",)).ids("id", ending=".jpg")
-    table = _ava_table(ids, votes, np.where(pd.Index(ids).isin(test), "test", "train"))
+    table = ava_table(ids, votes, np.where(pd.Index(ids).isin(test), "test", "train"))
     table.protocol = {"train": "AVA.txt without the official test list", "test": "official test list"}
     unrated = sorted(set(test) - set(ids))
     table.left_out = {"test": [LeftOut(i, f"in {test_list.name} but not rated in AVA.txt") for i in unrated]}
@@ -53,17 +50,12 @@ def _ava_from_csv(folder: Path, splits: tuple[str, ...], read: Read) -> Table:
         sheet = read(Sheet, path)
         sheet.need(["image_id", *AVA_CSV_COLUMNS], " AVA's csv splits have image_id, score2, ..., score11.")
         ids = sheet.ids("image_id", ending=".jpg")
-        parts.append(_ava_table(ids, sheet.counts(AVA_CSV_COLUMNS, AVA_VOTES), np.full(len(ids), split)))
-        if "MOS" in sheet.columns:
-            scores = parts[-1].scores
-            wrong = abs(sheet.numbers("MOS") - scores) > 0.006  # means may be rounded to two decimals
-            if wrong.any():
-                raise sheet.error(wrong, "MOS", f"the mean of its votes, {scores[wrong][0]:.4g}")
+        parts.append(ava_table(ids, sheet.counts(AVA_CSV_COLUMNS, AVA_VOTES), np.full(len(ids), split)))
         parts[-1].protocol = {split: path.name}
     return joined(parts)
 
 
-def _ava_table(ids: list[str], votes: np.ndarray, split: np.ndarray) -> Table:
+def ava_table(ids: list[str], votes: np.ndarray, split: np.ndarray) -> Table:
     return Table(
         name="ava",
         ids=ids,

@@ -1,14 +1,11 @@
 """From a picture file to pixels: the one decoder for training, evaluation and prediction.
 
-    pixels = decode("photo.jpg", size=224)  # (224, 224, 3) uint8
-    pixels = decode("photo.jpg", size=224, exact=False)  # large JPEGs several times faster
-
-From top to bottom: decoding; why a file cannot be decoded; batches of pixels.
+pixels = decode("photo.jpg", size=224)  # (224, 224, 3) uint8
+pixels = decode("photo.jpg", size=224, exact=False)  # large JPEGs several times faster
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 import threading
@@ -16,12 +13,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -44,16 +40,17 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 if find_spec("PIL.AvifImagePlugin"):  # since Pillow 11.3
     FORMATS += ("AVIF",)
 
-ORIENTATION_TAG = 0x0112
-TRANSPOSES = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+# For the EXIF orientations 2 to 8. ImageOps.exif_transpose also writes EXIF, which fails for damaged ones.
+TURNS = (
+    "FLIP_LEFT_RIGHT",
+    "ROTATE_180",
+    "FLIP_TOP_BOTTOM",
+    "TRANSPOSE",
+    "ROTATE_270",
+    "TRANSVERSE",
+    "ROTATE_90",
+)
+TURNS = dict(enumerate(TURNS, 2))
 
 # The header of a JPEG's scan: marker, length of the header, channels. Videos and other data that phones
 # append to a picture do not match it.
@@ -61,7 +58,7 @@ SCAN = re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e][\x01-\x04]")
 MOST_SCANS = 100  # real JPEGs have 1 to 10; a file of a megabyte can hold scans for an hour of work
 
 MARGIN = 4  # a JPEG is decoded no smaller than this many times the wanted side
-ROWS = 256  # converted at a time, where a conversion needs several times the picture's memory
+PILLOW_IS_SILENT = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # a filter of warnings about odd files
 LARGE = 50_000_000  # pixels; more are decoded by one thread at a time, so that memory stays bounded
 one_large = threading.Lock()
 
@@ -74,20 +71,16 @@ def decode(
     look: Callable[[Image.Image, Image.Exif], object] | None = None,
     crop: bool = False,
 ) -> np.ndarray:
-    """A picture file as RGB.
-
-    Grayscale, CMYK, palette and 16-bit pictures become RGB; transparency is laid over white, as viewers
-    and web pages show it (the colour under transparent pixels is arbitrary, mostly black).
+    """A picture file as RGB; transparency is laid over white, as viewers and web pages show it.
 
     Args:
         size: side of a square or (height, width); resized with antialiasing exactly as PIL's BILINEAR
             does, whatever the aspect ratio. None keeps the picture's own size.
         exif: turn the picture as its EXIF orientation says.
         exact: False lets a large JPEG be decoded at 1/2, 1/4 or 1/8 of its side, MARGIN times `size` or more,
-            before it is resized: several times faster, pixels differ by a few levels. Not for training and
-            evaluation, whose numbers are those of exact pixels.
-        look: called with the picture as RGB, before it is resized, and its EXIF; for thumbnails and the like,
-            so that no file is decoded twice. An exception that it raises counts as one of decoding.
+            before it is resized: several times faster, pixels differ by a few levels.
+        look: called with the picture as RGB, before it is resized, and its EXIF. An exception that it raises
+            counts as one of decoding.
         crop: keep the aspect ratio: the largest centred part with that of `size` is cut out and resized.
 
     Returns:
@@ -99,12 +92,16 @@ def decode(
     if str(path).lower().endswith(RAW_ENDINGS):
         # PIL would open many of these as TIFF and return the small preview inside.
         raise _decode_error(path, "a raw camera file; convert it to JPEG first")
-    _check_file(path)
-    _silence_pillow()
+    if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113 - Path's may raise
+        raise _decode_error(path, "a folder, a pipe or a device, not a file")  # a pipe could wait for ever
+    # Not by `warnings.catch_warnings`, which is not safe with threads.
+    if PILLOW_IS_SILENT not in warnings.filters:
+        warnings.filterwarnings("ignore", module=PILLOW_IS_SILENT[3].pattern)
     try:
         with Image.open(path, formats=FORMATS) as image:
-            if image.format in ("JPEG", "MPO"):
-                _check_scans(Path(path))
+            scans = len(SCAN.findall(Path(path).read_bytes())) if image.format in ("JPEG", "MPO") else 0
+            if scans > MOST_SCANS:
+                raise ValueError(f"a JPEG of more than {MOST_SCANS} scans is refused; it would take minutes")
             if not (exact or size is None):
                 # libjpeg leaves out what the resize would average away; other formats ignore it. The longer
                 # side for both: whether the picture is turned afterwards is not known yet.
@@ -121,42 +118,18 @@ def decode(
         raise _decode_error(path, explain_failure(path, error)) from error
 
 
-def _check_file(path: str | Path) -> None:
-    # Not by Path's methods, which raise where a folder may not be entered or a name is too long.
-    if os.path.isdir(path):  # noqa: PTH112
-        raise _decode_error(path, "a folder, not a picture, or one that cannot be listed")
-    if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113
-        raise _decode_error(path, "a pipe or device, not a file")  # opening it could wait for ever
-
-
-def _check_scans(path: Path) -> None:
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        if sum(1 for _ in islice(SCAN.finditer(content), MOST_SCANS + 1)) > MOST_SCANS:
-            raise ValueError(f"a JPEG of more than {MOST_SCANS} scans is refused; it would take minutes")
-
-
-def _silence_pillow() -> None:
-    """Switches off its warnings about odd files, for good.
-
-    `warnings.catch_warnings` is not safe with threads: it could leave every warning off.
-    """
-    entry = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
-    if entry not in warnings.filters:
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
 def _exif(image: Image.Image) -> Image.Exif:
     try:
         exif = image.getexif()
-        exif.get(ORIENTATION_TAG)
+        exif.get(ExifTags.Base.Orientation)
     except Exception:  # damaged EXIF in a picture that is otherwise fine
         return Image.Exif()
     return exif
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    orientation = _exif(image).get(ORIENTATION_TAG)
-    return image.transpose(TRANSPOSES[orientation]) if orientation in TRANSPOSES else image
+    turn = TURNS.get(_exif(image).get(ExifTags.Base.Orientation))
+    return image.transpose(Image.Transpose[turn]) if turn else image
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -168,10 +141,10 @@ def _rgb(image: Image.Image) -> Image.Image:
     if not (sixteen_bits or image.has_transparency_data):
         return image.convert("RGB")
     whole = Image.new("RGB", image.size)
-    for top in range(0, image.height, ROWS):
-        band = image.crop((0, top, image.width, min(top + ROWS, image.height)))
+    for top in range(0, image.height, 256):  # by bands, because it takes several times a picture's memory
+        band = image.crop((0, top, image.width, min(top + 256, image.height)))
         if sixteen_bits:
-            values = np.asarray(band).astype(np.int64).clip(0, 65535)
+            values = np.asarray(band).clip(0, 65535).astype(np.uint32)
             band = Image.fromarray(((values + 128) // 257).astype(np.uint8))
         else:
             band = Image.alpha_composite(Image.new("RGBA", band.size, "white"), band.convert("RGBA"))

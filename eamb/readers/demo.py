@@ -1,8 +1,7 @@
 """The embedded data set: photographs inside installed packages, degraded in known ways, with computed labels.
 
 Nobody rated these pictures. Every vote and every emotion is a formula of the kind and the severity of the
-degradation, so that the demo and the tests run anywhere, offline, with a known truth. The labels say nothing
-about beauty.
+degradation, so that the demo and the tests run anywhere, offline, with a known truth.
 
     python -m eamb.readers.demo [--root data/demo]
 """
@@ -10,43 +9,39 @@ about beauty.
 from __future__ import annotations
 
 import argparse
-import csv
 import io
-import math
 import tempfile
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
-from itertools import pairwise
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
+import pandas as pd
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
+from scipy.special import ndtr
 
 from eamb.network.outputs import EMOTIONS
-from eamb.readers.ava import AVA_BINS, AVA_RATING
+from eamb.readers.ava import ava_table
 from eamb.readers.rated import SPLITS, DataOptions
-from eamb.readers.table import Read, Sheet, Table, means
+from eamb.readers.table import Read, Sheet, Table
 
-TITLE = "EAMB-Net demo data set"
-VERSION = f"{TITLE}, version 1"  # first line of README.txt; raise it whenever a picture or a label changes
-VOTES = 100
-LONGER_SIDE = 320  # pixels
-BINS = range(1, 11)
-SCORE_COLUMNS = [f"score{rating}" for rating in BINS]
-CELL_WIDTH, CELL_HEIGHT, GAP, HEADER = 128, 96, 4, 190  # of the contact sheet, in pixels
+SCORE_COLUMNS = [f"score{rating}" for rating in range(1, 11)]
 
 
 class Photograph(NamedTuple):
-    """A photograph that lies inside an installed package; all pictures made from it share its split."""
+    """A photograph inside an installed package; all pictures made from it share its split.
+
+    focus: centre of the close view, as fractions of width and height from 0.3 to 0.7.
+    """
 
     name: str
     package: str
     file: str
     split: str
-    focus: tuple[float, float]  # centre of the close view, as a fraction of width and height
+    focus: tuple[float, float]
     credit: str
 
 
@@ -65,32 +60,6 @@ PHOTOGRAPHS = (
                "vultilion, flickr.com/photos/vultilion/6056698931; CC BY 2.0"),
     Photograph("rocket", "skimage", "data/rocket.jpg", "test", (0.50, 0.62), "SpaceX; public domain"),
 )  # fmt: skip
-
-# The close view takes every other severity: 8 photographs x (25 whole + 13 close) = 304 pictures.
-VIEWS = {"whole": (1, 2, 3, 4), "close": (2, 4)}
-
-
-def open_photograph(photograph: Photograph) -> Image.Image:
-    """Read a photograph from its package's folder; never downloads, as skimage.data may."""
-    spec = find_spec(photograph.package)
-    path = Path(spec.origin if spec else "").parent / photograph.file
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"demo: the photograph {photograph.file} is missing from the installed package "
-            f"{photograph.package}; install the versions in requirements.txt"
-        )
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
-
-
-def take_view(picture: Image.Image, view: str, focus: tuple[float, float]) -> Image.Image:
-    """Cut the view out and shrink it to LONGER_SIDE; a crop that would leave the picture is moved inward."""
-    if view == "close":
-        width, height = (round(0.6 * side) for side in picture.size)
-        left = min(max(round(focus[0] * picture.width - width / 2), 0), picture.width - width)
-        top = min(max(round(focus[1] * picture.height - height / 2), 0), picture.height - height)
-        picture = picture.crop((left, top, left + width, top + height))
-    return ImageOps.contain(picture, (LONGER_SIDE, LONGER_SIDE), Image.Resampling.LANCZOS)
 
 
 def blur(picture: Image.Image, radius: float) -> Image.Image:
@@ -120,239 +89,123 @@ def compress(picture: Image.Image, quality: float) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
-class Degradation(NamedTuple):
-    """One kind of damage. strengths are for severity 1 to 4; loss is the rating lost with each severity."""
-
-    apply: Callable[[Image.Image, float], Image.Image]
-    strengths: tuple[float, float, float, float]
-    loss: float
-    mild: str  # emotion at severity 1 and 2, always a pleasant one
-    severe: str  # emotion at severity 3 and 4, always an unpleasant one
-
-
-def cast_green(picture: Image.Image, stops: float) -> Image.Image:
-    """The cast of bad fluorescent light: more green, less red and blue, at about equal brightness."""
-    return expose(picture, -stops, 0.4 * stops, -stops)
-
-
+# Kind of damage -> function, its strength at severity 1 to 4, the rating lost with each severity, and the
+# emotion at severity 1 and 2, a pleasant one, and at 3 and 4, an unpleasant one.
 KINDS = {
-    "blur": Degradation(blur, (1.0, 2.0, 3.5, 6.0), 1.30, "contentment", "sadness"),
-    "noise": Degradation(add_noise, (14, 28, 48, 80), 1.05, "excitement", "anger"),
-    "overexposure": Degradation(expose, (0.7, 1.4, 2.2, 3.2), 1.10, "amusement", "disgust"),
-    "underexposure": Degradation(expose, (-1.0, -2.0, -3.0, -4.2), 0.90, "awe", "fear"),
-    "cast": Degradation(cast_green, (0.4, 0.8, 1.3, 2.0), 0.80, "amusement", "disgust"),
-    "compression": Degradation(compress, (24, 12, 6, 3), 1.20, "contentment", "anger"),
+    "blur": (blur, (1.0, 2.0, 3.5, 6.0), 1.30, "contentment", "sadness"),
+    "noise": (add_noise, (14, 28, 48, 80), 1.05, "excitement", "anger"),
+    "overexposure": (expose, (0.7, 1.4, 2.2, 3.2), 1.10, "amusement", "disgust"),
+    "underexposure": (expose, (-1.0, -2.0, -3.0, -4.2), 0.90, "awe", "fear"),
+    # Bad fluorescent light: more green, less red and blue, at about equal brightness.
+    "cast": (lambda p, s: expose(p, -s, 0.4 * s, -s), (0.4, 0.8, 1.3, 2.0), 0.80, "amusement", "disgust"),
+    "compression": (compress, (24, 12, 6, 3), 1.20, "contentment", "anger"),
 }
 
 
-def vote_counts(rating: float) -> list[int]:
-    """Spread VOTES votes over the ten ratings, normally around `rating`; the two ends take the tails."""
-    deviation = 1.4  # standard deviation of the votes, in ratings
-    edges = [-math.inf, *(bin_ + 0.5 for bin_ in BINS[:-1]), math.inf]
-    below = [0.5 * (1 + math.erf((edge - rating) / (deviation * math.sqrt(2)))) for edge in edges]
+def open_photograph(photograph: Photograph) -> Image.Image:
+    """Read a photograph from its package's folder; never downloads, as skimage.data may."""
+    with Image.open(Path(find_spec(photograph.package).origin).parent / photograph.file) as picture:
+        return picture.convert("RGB")
+
+
+def degrade(picture: Image.Image, kind: str, severity: int) -> tuple[Image.Image, str, list[int]]:
+    """The damaged picture, its emotion and its 100 votes, normally distributed around its mean rating."""
+    mean, deviation, emotion = 8.0, 1.4, "awe"  # of the undamaged picture, on the scale 1 to 10
+    if severity:
+        apply, strengths, loss, mild, severe = KINDS[kind]
+        picture, mean = apply(picture, strengths[severity - 1]), mean - loss * severity
+        emotion = mild if severity <= 2 else severe
+    edges = np.array([-np.inf, *np.arange(1.5, 10), np.inf])  # of the ratings; the two ends take the tails
     # Rounded, so that two machines' last bits cannot break a tie differently.
-    exact = [round(VOTES * (high - low), 9) for low, high in pairwise(below)]
-    counts = [math.floor(share) for share in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])
-    for i in by_remainder[: VOTES - sum(counts)]:  # largest remainders first, lower rating first among equals
-        counts[i] += 1
-    return counts
-
-
-def label(kind: str, severity: int) -> tuple[str, list[int]]:
-    """Emotion and vote counts of a picture: a formula of the degradation, equal for every photograph."""
-    clean = 8.0  # mean rating of an undamaged picture, on the scale 1 to 10
-    if kind == "none":
-        return "awe", vote_counts(clean)
-    degradation = KINDS[kind]
-    emotion = degradation.mild if severity <= 2 else degradation.severe
-    return emotion, vote_counts(clean - degradation.loss * severity)
-
-
-class Variant(NamedTuple):
-    """One picture of the data set."""
-
-    photograph: Photograph
-    view: str
-    kind: str
-    severity: int
-
-    @property
-    def image(self) -> str:
-        """File name below images/."""
-        return f"{self.photograph.name}_{self.view}_{self.kind}_{self.severity}.jpg"
-
-
-def plan() -> Iterator[Variant]:
-    """Every picture of the data set, in the order of labels.csv."""
-    for photograph in PHOTOGRAPHS:
-        for view, severities in VIEWS.items():
-            yield Variant(photograph, view, "none", 0)
-            for kind in KINDS:
-                for severity in severities:
-                    yield Variant(photograph, view, kind, severity)
+    exact = np.round(100 * np.diff(ndtr((edges - mean) / deviation)), 9)
+    counts = np.floor(exact).astype(int)
+    largest_remainders = np.argsort(counts - exact, kind="stable")  # lower rating first among equals
+    counts[largest_remainders[: 100 - counts.sum()]] += 1
+    return picture, emotion, counts.tolist()
 
 
 def make_demo(root: Path) -> Path:
-    """Make the data set at `root`, unless it is there already, complete and of this version.
+    """Make the data set at `root`, unless it is there: labels.csv, images/, contact_sheet.png and README.txt.
 
-    It is built in a temporary folder beside `root`, which is then renamed: an interrupted run leaves nothing
-    half-made, and several processes may call this at once.
-
-    Returns:
-        root, with labels.csv, images/, contact_sheet.png and README.txt.
+    An interrupted run leaves nothing half-made, and several processes may call this at once.
     """
     root = Path(root)
-    if is_complete(root):
+    if (root / "labels.csv").is_file():
         return root
-    # Only an older or damaged demo, or an empty folder, is replaced.
-    if root.exists() and not (starts_with(root, TITLE) or (root.is_dir() and not any(root.iterdir()))):
+    if root.exists() and any(root.iterdir()):
         raise FileExistsError(f"demo: {root} exists and holds something else; name a new folder with --root")
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as folder:
-        fresh = Path(folder) / "fresh"
-        write_data_set(fresh)
+        write_data_set(Path(folder, "fresh"))
         try:
-            if root.exists() and not is_complete(root):
-                root.rename(Path(folder) / "replaced")
-            fresh.rename(root)
+            Path(folder, "fresh").rename(root)
         except OSError:
-            if not is_complete(root):  # otherwise another process was faster, with the same files
+            if not (root / "labels.csv").is_file():  # otherwise another process was faster
                 raise
     return root
 
 
+def write_data_set(folder: Path) -> None:
+    (folder / "images").mkdir(parents=True)
+    rows, sheet = [], Image.new("RGB", (13 * 132, 8 * 100), "white")  # the sheet: photographs by degradations
+    for photograph, (view, severities) in product(PHOTOGRAPHS, (("whole", (1, 2, 3, 4)), ("close", (2, 4)))):
+        picture = open_photograph(photograph)
+        if view == "close":
+            width, height = (round(0.6 * side) for side in picture.size)
+            left = round(photograph.focus[0] * picture.width - width / 2)
+            top = round(photograph.focus[1] * picture.height - height / 2)
+            picture = picture.crop((left, top, left + width, top + height))
+        picture = ImageOps.contain(picture, (320, 320), Image.Resampling.LANCZOS)
+        for column, (kind, severity) in enumerate([("none", 0), *product(KINDS, severities)]):
+            image = f"{photograph.name}_{view}_{kind}_{severity}.jpg"
+            damaged, emotion, votes = degrade(picture, kind, severity)
+            damaged.save(folder / "images" / image, quality=92)
+            rows.append([image, photograph.split, photograph.name, kind, severity, emotion, *votes])
+            if view == "whole" and severity % 2 == 0:
+                cell = ImageOps.fit(damaged, (128, 96), centering=photograph.focus)
+                text = f"{kind} {severity}\nmean {np.average(np.arange(1, 11), weights=votes):.2f}\n{emotion}"
+                ImageDraw.Draw(cell).text((4, 4), text, "white", stroke_width=1, stroke_fill="black")
+                sheet.paste(cell, (132 * (column // 2), 100 * PHOTOGRAPHS.index(photograph)))
+    columns = ["image", "split", "source", "degradation", "severity", "emotion", *SCORE_COLUMNS]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "labels.csv", index=False, lineterminator="\n")
+    sheet.save(folder / "contact_sheet.png")
+    credits = "\n".join(f"  {p.name:<11} {p.split:<6} {p.credit} (in {p.package})" for p in PHOTOGRAPHS)
+    text = f"""EAMB-Net demo data set, version 1
+
+THE LABELS ARE SYNTHETIC. Nobody rated these {len(rows)} pictures. The 100 votes (score1 to score10) and the
+emotion of each are computed from the kind and the severity of its degradation, equal for every photograph.
+A network trained on them has learned to see blur, noise and the like, and nothing about beauty.
+
+Photographs, as they ship inside the packages scikit-image (skimage) and scikit-learn (sklearn):
+{credits}
+All were cropped, resized and degraded.
+"""
+    (folder / "README.txt").write_text(text, encoding="utf-8")
+
+
 def parse_demo(root: Path, splits: tuple[str, ...], options: DataOptions, read: Read) -> Table:
     """labels.csv; the set is made first if it is not there."""
-    if not (root / "labels.csv").is_file():
-        make_demo(root)
-    sheet = read(Sheet, root / "labels.csv")
+    sheet = read(Sheet, make_demo(root) / "labels.csv")
     sheet.need(["image", "split", "emotion", *SCORE_COLUMNS], " Delete the folder to make it again.")
-    ids, votes = sheet.ids("image"), sheet.counts(SCORE_COLUMNS)
-    return Table(
+    split = np.array(SPLITS)[sheet.codes("split", SPLITS).argmax(1)]
+    return replace(
+        ava_table(sheet.ids("image"), sheet.counts(SCORE_COLUMNS), split),
         name="demo",
-        ids=ids,
-        names=ids,
         places=[root / "images"],
-        split=np.array(SPLITS)[sheet.codes("split", SPLITS).argmax(1)],
         protocol=dict.fromkeys(SPLITS, "synthetic labels, split by source photograph"),
-        scores=means(votes, AVA_BINS),
-        rating=AVA_RATING,
-        votes=votes,
-        bins=AVA_BINS,
         emotions=sheet.codes("emotion", EMOTIONS),
         emotion_classes=EMOTIONS,
     )
 
 
-def is_complete(root: Path) -> bool:
-    """Whether `root` holds this version with every file."""
-    files = [root / "labels.csv", *(root / "images" / variant.image for variant in plan())]
-    return starts_with(root, VERSION) and all(file.is_file() for file in files)
-
-
-def starts_with(root: Path, title: str) -> bool:
-    """Whether the README.txt in `root` begins with `title`."""
-    readme = root / "README.txt"
-    return readme.is_file() and readme.read_text(encoding="utf-8", errors="replace").startswith(title)
-
-
-def write_data_set(folder: Path) -> None:
-    """Write all files of the data set into a new folder."""
-    (folder / "images").mkdir(parents=True)
-    rows = [["image", "split", "source", "degradation", "severity", "emotion", *SCORE_COLUMNS]]
-    views: dict[tuple[str, str], Image.Image] = {}
-    for variant in plan():
-        photograph, view, kind, severity = variant
-        if (photograph.name, view) not in views:
-            views[photograph.name, view] = take_view(open_photograph(photograph), view, photograph.focus)
-        picture = views[photograph.name, view]
-        if severity:
-            picture = KINDS[kind].apply(picture, KINDS[kind].strengths[severity - 1])
-        picture.save(folder / "images" / variant.image, quality=92)
-        emotion, counts = label(kind, severity)
-        rows.append([variant.image, photograph.split, photograph.name, kind, severity, emotion, *counts])
-    with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
-    draw_contact_sheet(folder / "images").save(folder / "contact_sheet.png")
-    (folder / "README.txt").write_text(readme(), encoding="utf-8")
-
-
-def readme() -> str:
-    """Text of README.txt; its first line marks the version."""
-    splits = Counter(variant.photograph.split for variant in plan())
-    shares = ", ".join(f"{count} {split}" for split, count in splits.items())
-    sources = "\n".join(f"  {p.name:<11} {p.split:<6} {p.credit} (in {p.package})" for p in PHOTOGRAPHS)
-    return f"""{VERSION}
-
-THE LABELS ARE SYNTHETIC. Nobody rated these pictures. The {VOTES} votes and the emotion of each picture are
-computed from the kind and the severity of its degradation, the same for every photograph.
-A network trained on them has learned to see blur, noise and the like, and nothing about beauty. They are for
-demonstrations and tests only.
-
-{splits.total()} pictures ({shares}), split by photograph.
-labels.csv         image, split, source (the photograph), degradation, severity 0 to 4, emotion,
-                   score1 ... score10 (how many of the {VOTES} votes gave each rating)
-images/            JPEG, longer side {LONGER_SIDE} pixels: the whole photograph and a close view of it
-contact_sheet.png  photographs by degradations, with votes, mean rating and emotion
-
-Photographs, as they ship inside the installed packages scikit-image (skimage) and scikit-learn (sklearn):
-{sources}
-All were cropped, resized and degraded.
-"""
-
-
-def draw_contact_sheet(images: Path) -> Image.Image:
-    """A grid, photographs by degradations; above each column its votes, mean rating and emotion."""
-    columns = [("none", 0), *((kind, severity) for kind in KINDS for severity in (2, 4))]
-    size = (column_left(len(columns)) + 8, HEADER + len(PHOTOGRAPHS) * (CELL_HEIGHT + GAP) + 34)
-    sheet = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(sheet)
-    ink, faint, blue = (32, 33, 36), (120, 124, 130), (70, 110, 170)
-
-    def write(left: int, top: int, text: str, colour: tuple[int, int, int], height: int) -> None:
-        draw.text((left, top), text, colour, ImageFont.load_default(height))
-
-    write(10, 8, TITLE, ink, 22)
-    note = f"{VOTES} votes (bars, ratings 1 to 10), mean and emotion are computed, not asked."
-    write(10, 38, f"Synthetic labels: {note}", faint, 15)
-    for index, (kind, severity) in enumerate(columns):
-        left, (emotion, counts) = column_left(index), label(kind, severity)
-        write(left, HEADER - 118, "undamaged" if kind == "none" else f"{kind} {severity}", ink, 16)
-        bar, bottom = CELL_WIDTH // len(counts), HEADER - 46
-        for i, count in enumerate(counts):
-            draw.rectangle((left + i * bar, bottom - 1.4 * count, left + (i + 1) * bar - 3, bottom), blue)
-        write(left, HEADER - 43, f"mean {np.average(BINS, weights=counts):.2f}", ink, 16)
-        write(left, HEADER - 23, emotion, faint, 15)
-    for row, photograph in enumerate(PHOTOGRAPHS):
-        top = HEADER + row * (CELL_HEIGHT + GAP)
-        write(10, top + 28, photograph.name, ink, 17)
-        write(10, top + 50, photograph.split, faint, 14)
-        for index, (kind, severity) in enumerate(columns):
-            with Image.open(images / Variant(photograph, "whole", kind, severity).image) as picture:
-                cell = ImageOps.fit(picture, (CELL_WIDTH, CELL_HEIGHT), centering=photograph.focus)
-            sheet.paste(cell, (column_left(index), top))
-    footer = "Severity 2 and 4 of 4 are shown; the sources and licences of the photographs are in README.txt."
-    write(10, size[1] - 26, footer, faint, 14)
-    return sheet
-
-
-def column_left(index: int) -> int:
-    """Left edge of a column in pixels; the two severities of a kind stand closer together than the kinds."""
-    return 124 + index * (CELL_WIDTH + GAP) + 10 * ((index + 1) // 2)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the embedded demo data set (synthetic labels).")
-    default = Path("data/demo")
-    parser.add_argument("--root", type=Path, default=default, help=f"folder to make (default: {default})")
+    parser.add_argument("--root", type=Path, default="data/demo", help="folder to make (default: data/demo)")
     try:
         root = make_demo(parser.parse_args().root)
     except OSError as error:
         parser.exit(2, f"{error}\n")
-    print(f"{len(list(plan()))} pictures with synthetic labels:")
-    for name in ("labels.csv", "images", "contact_sheet.png", "README.txt"):
-        print(f"  {root / name}")
+    print(f"{root}: labels.csv, images, contact_sheet.png and README.txt; the labels are synthetic")
 
 
 if __name__ == "__main__":

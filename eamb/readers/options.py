@@ -26,10 +26,9 @@ class DataOptions:
     validation: share of the training pictures held out where the set has no validation split of its own.
     target: "distribution", "score" or "label"; "auto" is what the set is usually trained on.
     score_range: what p in [0, 1] means: "sound" from minimum to maximum, "official" maximum * p.
-    twins: keep byte-identical pictures in one split when splitting by hash. They are found by content in sets
-        of up to TWIN_LIMIT pictures; the protocol says so if they were not looked for.
+    twins: keep byte-identical pictures in one split when splitting by hash, in sets of up to TWIN_LIMIT.
     folds, fold: cross-validation of a set without a split of its own: its test split is number `fold`, from
-        0, of `folds` equal parts, in each of which the emotions are as frequent as in the whole. 0: none.
+        0, of `folds` equal parts with equal shares of each emotion. 0: none.
     repeat: of several sets, how often an epoch shows each one's training pictures, as "1,10"; "" is once.
     table: the csv file, relative to the root. images: the folder its paths are relative to.
     count_columns: comma separated, `name=value` where the name does not end in its rating.
@@ -58,12 +57,13 @@ class DataOptions:
     def __post_init__(self):
         if not 0 < self.validation < 1:
             raise ValueError(f"datasets: data.validation is a share between 0 and 1, got {self.validation}.")
-        for name, choices in (("target", TARGETS), ("score_range", SCORE_RANGES)):
-            if getattr(self, name) not in choices:
-                allowed = ", ".join(choices)
-                raise ValueError(f"datasets: data.{name} is one of {allowed}, got '{getattr(self, name)}'.")
-        if self.folds < 0 or self.folds == 1:
-            raise ValueError(f"datasets: data.folds is 2 or more, or 0 for no folds; got {self.folds}.")
-        if not 0 <= self.fold < max(1, self.folds):
-            allowed = f"from 0 to {self.folds - 1}" if self.folds else "0 without data.folds"
-            raise ValueError(f"datasets: data.fold is {allowed}, got {self.fold}.")
+        if self.target not in TARGETS or self.score_range not in SCORE_RANGES:
+            raise ValueError(
+                f"datasets: data.target is one of {', '.join(TARGETS)} and data.score_range one of "
+                f"{', '.join(SCORE_RANGES)}; got '{self.target}' and '{self.score_range}'."
+            )
+        if self.folds < 0 or self.folds == 1 or not 0 <= self.fold < max(1, self.folds):
+            raise ValueError(
+                "datasets: data.folds is 2 or more, or 0 for none, and data.fold from 0 to one less; got "
+                f"{self.folds} and {self.fold}."
+            )

@@ -4,8 +4,7 @@
     pictures = datasets.PairPictures(splits["train"], size=224, crop=True)
 
 A split is a RatedSet of photographs, each once, and the pairs of them: each photograph is predicted once,
-however many pairs it is in. From top to bottom: what a split is; loading one; reading the two kinds of set;
-splitting by series.
+however many pairs it is in.
 """
 
 from __future__ import annotations
@@ -96,16 +95,9 @@ def describe_pairs(rated: PairedSet) -> str:
     )
 
 
-@dataclass
-class PairTable:
-    """The pairs of a list: m rows of series, first and second (names of photographs) and preference.
-
-    places: the folders that the names are relative to.
-    """
-
-    rows: pd.DataFrame
-    protocol: str
-    places: list[Path]
+# Rows of series, first and second (names of photographs) and preference; where they are from, in words; the
+# folders that the names are relative to.
+PairTable = tuple[pd.DataFrame, str, list[Path]]
 
 
 def load_pairs(
@@ -114,9 +106,10 @@ def load_pairs(
     splits: Sequence[str] = SPLITS,
     options: DataOptions | None = None,
     limit: int = 0,
-    read: Read | None = None,
 ) -> dict[str, PairedSet]:
     """Reads and checks the given splits: split -> PairedSet.
+
+    Without a val.csv, and of Photo Triage, the series whose hash is below `data.validation` are "val".
 
     Args:
         name: phototriage or pairs, in any case.
@@ -124,167 +117,105 @@ def load_pairs(
             pairs: train.csv, val.csv and test.csv with the columns series, first, second and preference;
             first and second are paths below the folder.
         limit: about this many training pairs, of whole series, the first by hash; 0: all.
-        read: from `read_once`, so that several calls open each file only once.
 
     Raises:
         ValueError, FileNotFoundError: one sentence that names file, row and column.
     """
-    name, root, options = name.lower(), Path(root).expanduser(), options or DataOptions()
-    if name not in PAIRED:
-        raise ValueError(f"pairs: the sets of pairs are {' and '.join(PAIRED)}, got '{name}'")
-    if not root.is_dir():
-        raise FileNotFoundError(f"pairs: there is no folder {root}; --data-root must name the {name} folder")
-    if read_manifest(root):
+    name, root, options, read = name.lower(), Path(root).expanduser(), options or DataOptions(), read_once()
+    if name not in PAIRED or not root.is_dir() or read_manifest(root):
         raise ValueError(
-            f"pairs: {root} holds prepared copies, which are squashed; pairs need the photographs themselves"
+            f"pairs: --data-root must be the folder of a set of pairs ({' or '.join(PAIRED)}) with the "
+            f"photographs themselves, not prepared copies, which are squashed; got {name} in {root}"
         )
-    tables = DATASETS[name].load_reader()(root, tuple(splits), options, read or read_once())
-    loaded = {split: find_pairs(name, split, table) for split, table in tables.items()}
-    if limit and "train" in loaded:
-        loaded["train"] = first_series(loaded["train"], limit)
+    read_table, loaded = DATASETS[name].load_reader(), {}
+    held_out = name == "phototriage" or not (root / "val.csv").is_file()
+    for split in splits:
+        file = "train" if split == "val" and held_out else split
+        rows, protocol, places = read_table(root, file, options, read)
+        if held_out and split != "test":
+            in_val = hash_fractions(rows["series"]) < options.validation  # (m,)
+            share = options.validation if split == "val" else 1.0 - options.validation
+            rows = rows[in_val == (split == "val")]
+            protocol += f", {share:.0%} of its series by hash"
+        loaded[split] = find_pairs(name, split, rows, protocol, places)
+    train = loaded.get("train")
+    if train and 0 < limit < len(train.pairs):
+        place = hash_fractions(train.pair_series.tolist())  # (m,), one for each series
+        train = train.take_pairs(np.flatnonzero(place <= np.sort(place)[limit - 1]))
+        words = f"{train.protocol}, {len(train.pairs)} pairs of it by hash of the series"
+        loaded["train"] = replace(train, protocol=words)
     return loaded
 
 
-def find_pairs(name: str, split: str, table: PairTable) -> PairedSet:
-    """The pairs whose photographs both exist; the photographs that do not are listed as left out.
-
-    Raises:
-        FileNotFoundError: no photograph exists, so the folder is wrong.
-        ValueError: no pair is left; two names lead to one file.
-    """
-    names = table.rows[["first", "second"]].to_numpy().ravel()
-    pairs, photographs = pd.factorize(names)  # (2m,) positions, (n,) each name once
+def find_pairs(name: str, split: str, rows: pd.DataFrame, protocol: str, places: list[Path]) -> PairedSet:
+    """The pairs whose photographs both exist; the photographs that do not are listed as left out."""
+    pairs, photographs = pd.factorize(rows[["first", "second"]].to_numpy().ravel())  # (2m,), (n,) each once
+    _, where = np.unique(pairs, return_index=True)  # (n,) where each photograph is named first
     pairs = pairs.reshape(-1, 2).astype(np.int64)
-    paths = find_files(photographs, table.places, f"photographs of {name}", area="pairs")
+    paths = find_files(photographs, places, f"photographs of {name}", area="pairs")
     files = pd.Series(paths, photographs, dtype=object).dropna()
-    if files.duplicated().any():  # one photograph might be compared with itself, or a pair be there twice
-        path = files[files.duplicated()].iloc[0]
-        first, second = files.index[files == path][:2]
-        raise ValueError(
-            f"pairs: {name} {split} names the file {path} '{first}' and '{second}'; name each photograph in "
-            "one way"
-        )
-    complete = np.array([path is not None for path in paths])[pairs].all(axis=1)  # (m,)
+    complete = np.isin(pairs, np.flatnonzero([path is not None for path in paths])).all(axis=1)  # (m,)
     if not complete.any():
-        raise ValueError(f"pairs: the {split} split of {name} has no pair whose two photographs exist")
+        raise ValueError(
+            f"pairs: the {split} split of {name} has no pair of photographs that exist; if its series are "
+            "too few to hold some out by hash, raise data.validation or give the set a val.csv"
+        )
     used = np.unique(pairs[complete])
-    left_out = [LeftOut(p, f"no picture file {p}") for p in photographs if p not in files]
-    unused = set(files.index) - set(photographs[used])
-    left_out += [LeftOut(p, "no pair that it is in is left") for p in files.index if p in unused]
-    incomplete = int((~complete).sum())
-    lost = f", {incomplete} of its pairs lost with missing photographs" if incomplete else ""
-    series_of = dict(zip(names, np.repeat(table.rows["series"], 2), strict=True))
+    reasons = {photograph: f"no picture file {photograph}" for photograph in photographs}
+    reasons |= dict.fromkeys(files.index, "no pair that it is in is left")
+    left_out = [LeftOut(i, reasons[i]) for i in np.delete(photographs, used)]
+    lost = f", {(~complete).sum()} of its pairs lost with missing photographs" if left_out else ""
     rated = PairedSet(
         name=name,
         split=split,
-        protocol=table.protocol + lost,
+        protocol=protocol + lost,
         ids=list(photographs),
         paths=paths,
         scores=np.full(len(paths), np.nan),
         scale=NO_SCORES,
         left_out=left_out,
-        series=np.array([series_of[photograph] for photograph in photographs]),
+        series=np.repeat(rows["series"].to_numpy(str), 2)[where],
         pairs=pairs[complete],
-        preference=table.rows["preference"].to_numpy()[complete],
+        preference=rows["preference"].to_numpy()[complete],
     )
     return rated.take(used)
 
 
-def read_phototriage(
-    root: Path, splits: tuple[str, ...], options: DataOptions, read: Read
-) -> dict[str, PairTable]:
-    """The published training list, of which whole series are held out by hash as "val"; the published
-    validation list is "test", because the set's own test labels were never public."""
-    tables = {}
-    for split in ("test", "train"):
-        if not (split in splits or (split == "train" and "val" in splits)):
-            continue
-        listed = PHOTO_TRIAGE_LISTS[split]
-        paths = [path for folder in ("", "train_val") if (path := root / folder / listed).is_file()]
-        if not paths:
-            raise FileNotFoundError(f"pairs: there is no {listed} in {root} or {root / 'train_val'}")
-        sheet, columns = read(Sheet, paths[0], PHOTO_TRIAGE_COLUMNS), {}
-        for column in PAIR_COLUMNS[:3]:
-            values = sheet.numbers(column, 0, 999_999)
-            if (values % 1 != 0).any():
-                raise sheet.error(values % 1 != 0, column, "a whole number")
-            columns[column] = values.astype(int).tolist()
-        series, *both = columns.values()
-        both = [[f"{s:06d}-{p:02d}.JPG" for s, p in zip(series, column, strict=True)] for column in both]
-        places = [root / folder for folder in PHOTO_TRIAGE_FOLDERS]
-        table = _pair_table(sheet, [str(s) for s in series], *both, f"the published {listed}", places)
-        tables |= {split: table} if split == "test" else hold_out_series(table, options.validation)
-    return {split: table for split, table in tables.items() if split in splits}
+def read_phototriage(root: Path, split: str, options: DataOptions, read: Read) -> PairTable:
+    """The published training list, or as "test" the published validation list, because the set's own test
+    labels were never public."""
+    listed = PHOTO_TRIAGE_LISTS[split]
+    folder = root if (root / listed).is_file() else root / "train_val"
+    sheet = read(Sheet, folder / listed, PHOTO_TRIAGE_COLUMNS)
+    series, *both = (sheet.numbers(name, 0, 999_999).astype(int).tolist() for name in PAIR_COLUMNS[:3])
+    both = [[f"{s:06d}-{p:02d}.JPG" for s, p in zip(series, side, strict=True)] for side in both]
+    places = [root / folder for folder in PHOTO_TRIAGE_FOLDERS]
+    return check_pairs(sheet, list(map(str, series)), *both, f"the published {listed}", places)
 
 
-def read_pairs_csv(
-    root: Path, splits: tuple[str, ...], options: DataOptions, read: Read
-) -> dict[str, PairTable]:
-    """train.csv, val.csv and test.csv; without a val.csv whole series of train.csv are held out by hash."""
-    places = [root / options.images]
-    files = SPLITS if (root / "val.csv").is_file() else ("test",)  # splits with a file of their own
-    tables = {s: read_pair_sheet(read(Sheet, root / f"{s}.csv"), places) for s in files if s in splits}
-    if set(splits) - set(files):
-        parts = hold_out_series(read_pair_sheet(read(Sheet, root / "train.csv"), places), options.validation)
-        tables |= {split: parts[split] for split in splits if split not in files}
-    return tables
-
-
-def read_pair_sheet(sheet: Sheet, places: list[Path]) -> PairTable:
+def read_pairs_csv(root: Path, split: str, options: DataOptions, read: Read) -> PairTable:
+    """train.csv, val.csv or test.csv."""
+    sheet = read(Sheet, root / f"{split}.csv")
     sheet.need(PAIR_COLUMNS)
-    first, second = (
-        [posixpath.normpath(native_path(name)) for name in sheet.texts(side)] for side in ("first", "second")
-    )
-    return _pair_table(sheet, sheet.texts("series"), first, second, sheet.path.name, places)
+    sides = [sheet.texts(side) for side in ("first", "second")]
+    both = [[posixpath.normpath(native_path(name)) for name in names] for names in sides]
+    return check_pairs(sheet, sheet.texts("series"), *both, sheet.path.name, [root / options.images])
 
 
-def _pair_table(
+def check_pairs(
     sheet: Sheet, series: list[str], first: list[str], second: list[str], protocol: str, places: list[Path]
 ) -> PairTable:
     """Refuses a pair of one photograph, a repeated pair, and a photograph in two series."""
     rows = pd.DataFrame({"series": series, "first": first, "second": second})
-    same = rows["first"] == rows["second"]
-    if same.any():
-        raise sheet.error(same, "second", "another photograph than the first of its pair")
-    sides = [rows[["first", "second"]].min(axis=1), rows[["first", "second"]].max(axis=1), rows["series"]]
-    twice = pd.concat(sides, axis=1).duplicated()
-    if twice.any():
-        expected = "each pair of photographs once; let one row have the share of all votes"
-        raise sheet.error(twice, "first", expected)
-    series_of: dict[str, str] = {}
-    for column in ("first", "second"):
-        pairs = zip(rows[column], rows["series"], strict=True)
-        other = np.array([series_of.setdefault(photograph, name) != name for photograph, name in pairs])
-        if other.any():
-            raise sheet.error(other, column, "a photograph that is in one series only")
-    return PairTable(rows.assign(preference=sheet.numbers("preference", 0.0, 1.0)), protocol, places)
-
-
-def hold_out_series(table: PairTable, validation: float) -> dict[str, PairTable]:
-    """Splits a list: "val" is the share `validation` of its series, by their hash, "train" the others.
-
-    Raises:
-        ValueError: a part would be empty.
-    """
-    in_val = hash_fractions(table.rows["series"]) < validation  # (m,)
-    parts = {}
-    for split, share, rows in (("train", 1.0 - validation, ~in_val), ("val", validation, in_val)):
-        if not rows.any():
-            raise ValueError(
-                f"pairs: {table.rows['series'].nunique()} series are too few to hold some out for {split} by "
-                "hash; raise data.validation, or give a set of your own a val.csv"
-            )
-        words = f"{table.protocol}, {share:.0%} of its series by hash"
-        parts[split] = replace(table, rows=table.rows[rows], protocol=words)
-    return parts
-
-
-def first_series(rated: PairedSet, limit: int) -> PairedSet:
-    """A fixed sample: whole series in the order of their hashes, until there are `limit` pairs or more."""
-    if limit >= len(rated.pairs):
-        return rated
-    position = hash_fractions(rated.pair_series.tolist())  # (m,), one for each series
-    last = np.sort(position)[limit - 1]
-    chosen = rated.take_pairs(np.flatnonzero(position <= last))
-    words = f"{len(chosen.pairs)} pairs of it by hash of the series"
-    return replace(chosen, protocol=f"{rated.protocol}, {words}")
+    both = rows[["first", "second"]]  # (m, 2)
+    twice = pd.DataFrame({0: both.min(axis=1), 1: both.max(axis=1)}).duplicated()
+    series_of = rows.melt("series", ["first", "second"]).drop_duplicates("value").set_index("value")["series"]
+    moved = both.apply(lambda names: names.map(series_of) != rows["series"]).any(axis=1)
+    for column, bad, expected in (
+        ("second", both["first"] == both["second"], "another photograph than the first of its pair"),
+        ("first", twice, "each pair of photographs once; let one row have the share of all votes"),
+        ("series", moved, "each photograph in one series only"),
+    ):
+        if bad.any():
+            raise sheet.error(bad, column, expected)
+    return rows.assign(preference=sheet.numbers("preference", 0.0, 1.0)), protocol, places

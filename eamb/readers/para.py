@@ -26,11 +26,6 @@ def parse_para(root: Path, splits: tuple[str, ...], options: DataOptions, read: 
     if listed.is_file():  # each line names the files of one picture
         by_name = {i.rpartition("/")[2]: i for i in table.ids}
         groups = [line.split() for line in read(read_text, listed).splitlines()]
-        single = [row for row, group in enumerate(groups, 1) if len(group) == 1]
-        if single:
-            raise ValueError(
-                f"datasets: {listed.name} row {single[0]} has one name, expected two or more of one picture."
-            )
         table.twins = [[by_name[name] for name in group if name in by_name] for group in groups]
     return table
 

@@ -16,7 +16,7 @@ MANIFEST = "prepared.json"
 
 
 class Source(NamedTuple):
-    """A file that was copied: its hash, size and time of change; error: why it has no copy, or ""."""
+    """A file that was copied; error: why it has no copy, or ""."""
 
     sha256: str
     bytes: int
@@ -24,7 +24,7 @@ class Source(NamedTuple):
     error: str = ""
 
     def is_unchanged(self, path: str | Path) -> bool:
-        """Whether the file at `path` is as it was; so is a missing one, because copies may outlive it."""
+        """Also if there is no file at `path`: copies may outlive it."""
         try:
             stat = os.stat(path)  # noqa: PTH116 - a Path for each of 250,000 pictures takes seconds
         except OSError:
@@ -34,11 +34,9 @@ class Source(NamedTuple):
 
 @dataclass
 class Manifest:
-    """The content of prepared.json.
+    """The content of prepared.json; labels, pictures: path relative to the root -> Source.
 
     words: settings as key=value. program: versions of the libraries that made the copies.
-    complete: False while copies are made, or after that was interrupted.
-    labels, pictures: path relative to the root -> Source.
     """
 
     dataset: str
@@ -63,19 +61,13 @@ class Manifest:
     def check_sources(self, root: str | Path, paths: Sequence[str]) -> tuple[tuple[Copies, ...], list[str]]:
         """The copies, and for each of `paths` the hash of its source, if no source has changed."""
         command, names = self.command(root), relative_names(root, paths)
-        foreign = [name for name in names if name not in self.pictures]
-        if foreign:
-            raise ValueError(
-                f"datasets: {root} holds prepared copies, and '{foreign[0]}' is not one of them "
-                f"({len(foreign)} in all); move it away, or make the copies again: {command}"
-            )
-        used = self.labels | {name: self.pictures[name] for name in names}
+        used = self.labels | {name: self.pictures.get(name) for name in names}
         folder = os.path.join(self.source, "")  # noqa: PTH118
-        changed = [name for name, source in used.items() if not source.is_unchanged(folder + name)]
-        if changed:
+        wrong = [name for name, source in used.items() if not (source and source.is_unchanged(folder + name))]
+        if wrong:
             raise ValueError(
-                f"datasets: {root} holds copies of {self.source}, where {len(changed)} files have changed "
-                f"since, first '{changed[0]}'; make those copies again: {command}"
+                f"datasets: {root} holds copies of {self.source}, and {len(wrong)} files are not copied or "
+                f"have changed there since, first '{wrong[0]}'; remove what is yours and run again: {command}"
             )
         return (Copies(str(root), self.size, self.exif, command),), [self.pictures[n].sha256 for n in names]
 
@@ -102,9 +94,9 @@ def read_manifest(root: str | Path) -> Manifest | None:
 
 def check_copies(copies: Copies, size: int | tuple[int, int] | None, exif: bool) -> None:
     """Refuses copies of another size or orientation than decoding the pictures themselves would give."""
-    have, want = f"data.size={copies.size}", f"data.size={size}"
-    if size in (copies.size, (copies.size, copies.size)):
-        have, want = f"data.exif={copies.exif}".lower(), f"data.exif={exif}".lower()
+    have = f"data.size={copies.size} data.exif={str(copies.exif).lower()}"
+    side = copies.size if size == (copies.size, copies.size) else size
+    want = f"data.size={side} data.exif={str(exif).lower()}"
     if have != want:
         raise ValueError(
             f"datasets: {copies.root} holds copies made with {have}, and {want} is asked for; use the "

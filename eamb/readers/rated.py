@@ -25,17 +25,16 @@ SPLIT_WORDS = {
 ANY_CASE_ENDINGS = (*PICTURE_ENDINGS, *(ending.upper() for ending in PICTURE_ENDINGS))
 
 # Only words of the same emotion: joy is not amusement, and surprise is none of them.
-EMOTION_WORDS = {
-    "amusement": ("amused", "amusing"),
-    "awe": ("awed", "awestruck"),
-    "contentment": ("content", "contented"),
-    "excitement": ("excited", "exciting"),
-    "anger": ("angry", "angered"),
-    "disgust": ("disgusted", "disgusting"),
-    "fear": ("fearful", "afraid", "scared", "frightened"),
-    "sadness": ("sad",),
+EMOTION_OF_WORD = {
+    **dict.fromkeys(("amused", "amusing"), "amusement"),
+    **dict.fromkeys(("awed", "awestruck"), "awe"),
+    **dict.fromkeys(("content", "contented"), "contentment"),
+    **dict.fromkeys(("excited", "exciting"), "excitement"),
+    **dict.fromkeys(("angry", "angered"), "anger"),
+    **dict.fromkeys(("disgusted", "disgusting"), "disgust"),
+    **dict.fromkeys(("fearful", "afraid", "scared", "frightened"), "fear"),
+    "sad": "sadness",
 }
-EMOTION_OF_WORD = {word: emotion for emotion, words in EMOTION_WORDS.items() for word in words}
 
 
 def emotion_name(text: str) -> str:
@@ -65,10 +64,7 @@ class LeftOut(NamedTuple):
 
 
 class Copies(NamedTuple):
-    """The resized copies of a set by `scripts/prepare_data.py`, and the command that makes them again.
-
-    size: side in pixels. exif: whether the pictures were turned as their EXIF orientation says.
-    """
+    """Of `scripts/prepare_data.py`: folder, side in pixels, whether turned by EXIF, and the command."""
 
     root: str
     size: int
@@ -88,8 +84,7 @@ class RatedSet:
     emotions: (n, E) shares of votes or one-hot, over `emotion_classes`; what is not NaN in a row sums to 1.
         NaN: its raters could not choose this class. A row of NaN: no emotion is known.
     dealt: the set has no splits of its own, and its pictures were dealt to folds.
-    united: made of several sets by `unite`; the ids begin with "set:".
-    parts: the sets that were united.
+    united: made of several sets by `unite`, which are `parts`; the ids begin with "set:".
     copies: an entry for each set whose pictures are prepared copies.
     """
 
@@ -119,13 +114,8 @@ class RatedSet:
         return len(self)
 
     def __getitem__(self, index: int) -> Sample:
-        return Sample(
-            self.ids[index],
-            self.paths[index],
-            float(self.scores[index]),
-            take_rows(self.distributions, index),
-            take_rows(self.emotions, index),
-        )
+        votes, emotion = take_rows(self.distributions, index), take_rows(self.emotions, index)
+        return Sample(self.ids[index], self.paths[index], float(self.scores[index]), votes, emotion)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> RatedSet:
         """The pictures at `indices` (positions, or a mask of length n), in that order; without `parts`."""
@@ -166,8 +156,7 @@ class RatedSet:
 
     @property
     def id_hashes(self) -> np.ndarray:
-        """(distinct ids,) int64, sorted: first 64 bits of the SHA-256 of "set:id", whether the set is
-        alone or united with others. A checkpoint keeps those of its training pictures."""
+        """(distinct ids,) int64, sorted: first 64 bits of the SHA-256 of "set:id", united or not."""
         texts = self.ids if self.united else [f"{self.name}:{i}" for i in self.ids]
         return np.unique(hash64(texts).view(np.int64))
 

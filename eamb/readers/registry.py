@@ -18,8 +18,7 @@ class DataSet:
     """What the program must know of a data set before it reads it.
 
     labels: "ratings" of aesthetics, with or without emotions; "emotions" alone; or "pairs".
-    reader: module and function that read its label files. Of pairs the function returns PairTables by split
-        (see `pairs.load_pairs`), of the others a Table.
+    reader: module and function that read its label files, as a Table; of pairs one file, as a PairTable.
     recipe, emotion_recipe: the config in configs/ for its own labels and for the task emotion, without .yaml.
     label_files: glob patterns, below the set's folder, of the files that are needed beside the pictures.
     folder: where the set lies if --data-root is not given; "" if it must be given.
@@ -37,14 +36,13 @@ class DataSet:
 
 
 AVA_FILES = ("*.txt", "*.csv", "*.jpgl", "splits/*.csv", "aesthetics_image_lists/*")
+EMOSET_FILES = ("*.json", "EmoSet-118K/*.json")
 
 DATASETS: dict[str, DataSet] = {
     "ava": DataSet("ratings", "ava:parse_ava", "ava", label_files=AVA_FILES),
     "para": DataSet("ratings", "para:parse_para", "para", label_files=("annotation/*",)),
     "iae": DataSet("ratings", "iae:parse_iae", "iae", label_files=("*.txt", "*.h5")),
-    "emoset": DataSet(
-        "emotions", "emoset:parse_emoset", "emotion", label_files=("*.json", "EmoSet-118K/*.json")
-    ),
+    "emoset": DataSet("emotions", "emoset:parse_emoset", "emotion", label_files=EMOSET_FILES),
     "fi": DataSet("emotions", "fi:parse_fi", "emotion"),
     "csv": DataSet("ratings", "own_csv:parse_csv", "csv", label_files=("*.csv", "*.tsv")),
     "demo": DataSet("ratings", "demo:parse_demo", "demo", "demo", ("labels.csv",), folder="data/demo"),

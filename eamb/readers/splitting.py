@@ -2,45 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 
+from eamb.files import file_hash
 from eamb.readers.rated import DataOptions, hash_fractions
 from eamb.readers.table import Table
 
 # The sizes of 255,530 files take a second when they are cached, and minutes from a cold or a network disk.
 TWIN_LIMIT = 100_000
 
-# Sizes shared by more files than this are placeholders or uncompressed pictures; they are not compared.
-SAME_SIZE_LIMIT = 10_000
-
 
 def split_by_hash(table: Table, paths: list[str], splits: Sequence[str], options: DataOptions) -> None:
     """Gives rows a split, in place: all rows of a set without splits, else a validation part of training."""
-    folds = 0 if table.has_own_split else options.folds
-    if not table.has_own_split:
-        pool, shares = "", {"test": table.test_share, "val": options.validation}
-    elif {"train", "val"} & set(splits) and not (table.split == "val").any():
-        pool, shares = "train", {"val": options.validation}
-    else:
-        return
+    pool, shares, folds = "", {"test": table.test_share, "val": options.validation}, options.folds
+    if table.has_own_split:
+        if not {"train", "val"} & set(splits) or (table.split == "val").any():
+            return
+        pool, shares, folds = "train", {"val": options.validation}, 0
     rows = np.flatnonzero(table.split == pool)
     ids = [table.ids[i] for i in rows]
-    twins, how = [], "by hash of the id"
+    twins, how = [], "by hash of the id, identical pictures not looked for"
     if options.twins and (table.twins is not None or len(rows) <= TWIN_LIMIT):
+        how = "by hash of the id"
         fractions = hash_fractions(ids)
         # Every picture is tested in one of the folds, so all twins matter.
         suspects = fractions < (1.0 if folds else sum(shares.values()))
         suspects[np.argsort(fractions)[:100]] = True  # in a small set an empty split takes the smallest hash
         twins = find_twins(table, [paths[i] for i in rows], ids, suspects)
-    else:
-        how += ", identical pictures not looked for"
     table.split = table.split.astype("<U5")
     source = table.protocol["train"]
     percent = {split: f"{100 * share:g} %" for split, share in shares.items()}
@@ -61,8 +54,8 @@ def split_by_hash(table: Table, paths: list[str], splits: Sequence[str], options
         table.protocol |= {split: f"{percent[split]} of {source}, {how}" for split in shares}
         table.protocol["train"] = f"{source} without {' and '.join(percent.values())}, {how}"
     for picture in table.left_out.pop(pool, []):
-        split = str(_split_by_fraction(hash_fractions([picture.id]), shares)[0])
-        table.left_out.setdefault(split, []).append(picture)
+        [split] = _split_by_fraction(hash_fractions([picture.id]), shares)
+        table.left_out.setdefault(str(split), []).append(picture)
 
 
 def hash_split(
@@ -70,8 +63,8 @@ def hash_split(
 ) -> np.ndarray:
     """(n,) split names: each of `shares` takes its part by the hash of the id, "train" the rest.
 
-    A group of twins goes where its smallest id goes. A split that would get nothing, as happens with a few
-    pictures, takes the picture (or group) with the smallest hash.
+    A group of twins goes where its smallest id goes. A split that would get nothing takes the picture (or
+    group) with the smallest hash.
     """
     fractions = hash_fractions(ids)[twin_leaders(ids, twins, sum(shares.values()))]
     split = _split_by_fraction(fractions, shares)
@@ -87,24 +80,19 @@ def fold_split(
 ) -> np.ndarray:
     """(n,) split names: "test" is one fold, "val" a share of the rest by hash.
 
-    The pictures of each class, sorted by hash, go to the folds in turn, so that the counts of a class differ
-    by at most one between folds. A group of twins goes with its smallest id.
-
-    Args:
-        classes: (n,) of integers.
+    The pictures of each of the `classes` (n,), sorted by hash, go to the folds in turn, so that the counts of
+    a class differ by at most one between folds. A group of twins goes with its smallest id.
     """
     leaders = twin_leaders(ids, twins, 1 / options.folds)
     distinct = np.unique(leaders)
     distinct = distinct[np.lexsort((hash_fractions(ids)[distinct], classes[distinct]))]
     folds = np.empty(len(ids), dtype=int)
     folds[distinct] = np.arange(len(distinct)) % options.folds
-    rest = np.flatnonzero(folds[leaders] != options.fold)
-    position = {int(row): i for i, row in enumerate(rest)}
-    groups = [[position[i] for i in group if i in position] for group in twins]
     split = np.full(len(ids), "test", dtype="<U5")
-    split[rest] = hash_split(
-        [ids[i] for i in rest], {"val": options.validation}, [group for group in groups if group]
-    )
+    in_rest = folds[leaders] != options.fold
+    rest = np.flatnonzero(in_rest)
+    groups = [[int(np.searchsorted(rest, i)) for i in group if in_rest[i]] for group in twins]
+    split[rest] = hash_split([ids[i] for i in rest], {"val": options.validation}, list(filter(None, groups)))
     return split
 
 
@@ -144,10 +132,9 @@ def identical_files(paths: Sequence[str], suspects: np.ndarray) -> list[list[int
     a suspect so far. A file that cannot be read has no twin.
     """
     groups = [range(len(paths))]
-    for key in (_size, _middle, _digest):
+    for key in (_size, _middle, file_hash):
         parts = [_groups(group, lambda i, key=key: key(paths[i]), suspects) for group in groups]
         groups = [part for several in parts for part in several]
-        groups = [group for group in groups if len(group) <= SAME_SIZE_LIMIT]
     return groups
 
 
@@ -167,10 +154,5 @@ def _size(path: str) -> int | str:
 def _middle(path: str) -> bytes:
     """4 KiB from the middle: the first bytes of photographs from one camera are often equal."""
     with open(path, "rb", buffering=0) as file:  # noqa: PTH123
-        size = os.fstat(file.fileno()).st_size
-        file.seek(max(0, size // 2 - 2048))
+        file.seek(max(0, os.fstat(file.fileno()).st_size // 2 - 2048))
         return file.read(4096)
-
-
-def _digest(path: str) -> bytes:
-    return hashlib.sha256(Path(path).read_bytes()).digest()

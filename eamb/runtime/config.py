@@ -1,7 +1,6 @@
 """The settings of a run: frozen dataclasses, filled from YAML files, then from key=value words.
 
-Later sources win, key by key. An unknown key, a wrong type or a value that is not among the choices is an
-error before anything is built.
+Later sources win, key by key. A wrong key or value is an error before anything is built.
 """
 
 from __future__ import annotations
@@ -13,10 +12,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import yaml
-from yaml.constructor import SafeConstructor
 
 from eamb.network.names import NETWORKS, SMALLEST_SIDE, TASKS
 from eamb.readers.options import DataOptions, limited, one_of
@@ -26,8 +24,7 @@ from eamb.readers.options import DataOptions, limited, one_of
 class Data(DataOptions):
     """Which pictures and ratings, and how they are read. `DataOptions` explains targets, splits and columns.
 
-    Several sets, for the task emotion, are written "para+fi", and their roots one a line, or separated as in
-    PATH: "PARA:FI".
+    Several sets are written "para+fi", and their roots one a line, or separated as in PATH: "PARA:FI".
     """
 
     dataset: str = ""
@@ -69,16 +66,9 @@ class Data(DataOptions):
 
 @dataclass(frozen=True)
 class Model:
-    """The network's shape (`EAMBNet.build_model`) and where its first weights come from.
+    """The network's shape (`EAMBNet.build_model`) and where its first weights come from."""
 
-    network: "eambnet", or "linear", the field's baseline: the whole backbone and one linear layer. For the
-        task series "resnet" or "paunit" (`eamb/network/pair_networks.py`), on any backbone.
-    symmetric: of the pair networks: P(A over B) + P(B over A) = 1; false is the published behaviour.
-    without: parts that an ablation leaves out, as in "emotion,attention" (`EAMBNet.PARTS`).
-    shortcut: not the paper's: the context branch's deepest map enters the head too.
-    """
-
-    network: str = one_of(*NETWORKS)
+    network: str = one_of(*NETWORKS)  # "linear": backbone and one layer; "resnet", "paunit": for pairs
     backbone: str = "resnet50"
     width: int = 256
     guided_width: int = 56
@@ -88,9 +78,9 @@ class Model:
     context_scale: float = 0.5  # how much the two small branches shrink their input
     emotion_scale: float = 0.5
     emotion_batchnorm: str = one_of("frozen", "official")
-    without: str = ""
-    shortcut: bool = False
-    symmetric: bool = True
+    without: str = ""  # parts that an ablation leaves out, as in "emotion,attention" (`EAMBNet.PARTS`)
+    shortcut: bool = False  # not the paper's: the context branch's deepest map enters the head too
+    symmetric: bool = True  # P(A over B) + P(B over A) = 1; false is the published behaviour of pair networks
     emotions: str = ""  # class names, in order, for an official emotion file whose list is not the usual one
     emotion_weights: str = one_of("required", "none")  # "none" allows a branch never trained on emotions
     imagenet: str = "auto"  # "auto", "none" or a local file
@@ -100,25 +90,17 @@ class Model:
 class Loss:
     """How the distance of rating distributions becomes one number (`losses.emd_loss`), and what emotions add.
 
-    class_weights: "balanced" weights every emotion equally, however rare its votes. Sets are unbalanced (58 %
-        of PARA's votes are "neutral"), so a network may never put a rare emotion first; balanced weights cure
-        this, but make the predicted shares of votes wrong.
-    class_shift: "sets" allows for how often each of several sets shows a class (`losses.class_shift`); with
-        "none" the network learns these frequencies as if the pictures showed them.
-    emotion_weight: above 0 the emotion branch of an aesthetic network is trained too, and its loss is added
-        with this weight. The paper freezes it.
-    correlation_weight: above 0 the loss of scores gets 1 - PLCC of each batch, times this (not the paper's).
-    preference: of pairs: "majority" learns which photograph most people prefer, as published; "share" learns
-        how many do.
+    class_weights: "balanced" weights every emotion equally, however rare its votes. Rare emotions are then
+        put first more often, but the predicted shares of votes become wrong.
     """
 
     emd_r: float = limited(2.0, least=1)
     emd_reduction: str = one_of("image", "batch")
     class_weights: str = one_of("none", "balanced")
-    class_shift: str = one_of("sets", "none")
-    emotion_weight: float = limited(0.0, least=0)
-    correlation_weight: float = limited(0.0, least=0)
-    preference: str = one_of("majority", "share")
+    class_shift: str = one_of("sets", "none")  # for how often each set shows a class (`losses.class_shift`)
+    emotion_weight: float = limited(0.0, least=0)  # the paper freezes the branch; above 0 it is trained too
+    correlation_weight: float = limited(0.0, least=0)  # not the paper's: of 1 - PLCC of each batch
+    preference: str = one_of("majority", "share")  # learn which of a pair most people prefer, or how many do
 
 
 @dataclass(frozen=True)
@@ -138,15 +120,8 @@ class Train:
 
     average: above 0, what is validated and kept is a moving average of the weights: each step multiplies the
         average by this (as in 0.999) and adds the new weights with the rest (Polyak averaging).
-    emotion_maps: a folder where the frozen emotion branch's maps are kept (`eamb/training/emotion_maps.py`),
-        computed once and not in every epoch and run; empty: not kept.
-    gradient_precision: of what several processes send each other; "bf16" halves the bytes and rounds each
-        gradient to 8 bits.
-    sync_batchnorm: BatchNorm over the pictures of all processes, not of each; CUDA only, not measured by us.
     log_every: optimizer steps between two readings of the loss on CUDA, where each makes the GPU wait; then
         several processes also agree on signals and checkpoints. The figures do not depend on it.
-    compile: run the training step through torch.compile. Minutes at the start; on a CPU it was no faster; on
-        CUDA in bf16 Lite's gradients became NaN with torch 2.11.
     recompute: compute the inner maps of the backbones' blocks again for the gradient instead of keeping them:
         three quarters to four fifths of the memory, a fifth to two fifths more time, the same numbers.
     """
@@ -163,10 +138,10 @@ class Train:
     validate_on: str = one_of("val", "test")  # the official PARA code scores the test set each epoch
     score_test: bool = True
     average: float = limited(0.0, least=0, below=1)
-    emotion_maps: str = ""
-    gradient_precision: str = one_of("fp32", "bf16")
-    sync_batchnorm: bool = False
-    compile: bool = False
+    emotion_maps: str = ""  # a folder that keeps the frozen branch's maps (eamb/training/emotion_maps.py)
+    gradient_precision: str = one_of("fp32", "bf16")  # of what several processes send each other
+    sync_batchnorm: bool = False  # over the pictures of all processes, not of each; CUDA only, not measured
+    compile: bool = False  # the training step through torch.compile; no faster on a CPU (docs/performance.md)
     recompute: bool = False
 
 
@@ -191,9 +166,7 @@ class Config:
     evaluate: Evaluate = field(default_factory=Evaluate)
 
     def as_dict(self) -> dict:
-        content = asdict(self)
-        content["data"] = dict.fromkeys(Data.__annotations__) | content["data"]  # its own keys come first
-        return content
+        return asdict(self)
 
     def without_folders(self) -> dict:
         """`as_dict` for publication: without folders of the machine it ran on."""
@@ -203,129 +176,34 @@ class Config:
 
 
 SECTIONS = {f.name: f.default_factory for f in fields(Config) if f.name != "task"}
-KEYS = {"task": str} | {  # key -> type
-    f"{section}.{name}": kind
-    for section, cls in SECTIONS.items()
-    for name, kind in get_type_hints(cls).items()
-}
-LIMITS = {"task": fields(Config)[0].metadata} | {
-    f"{section}.{f.name}": f.metadata for section, cls in SECTIONS.items() for f in fields(cls) if f.metadata
-}
+KEYS = {f"{section}.{f.name}": f for section, cls in SECTIONS.items() for f in fields(cls)}  # -> its field
+KEYS["task"] = fields(Config)[0]
+WHOLE = re.compile(r"[+-]?(0|[1-9]\d{0,17})", re.ASCII)
+DECIMAL = re.compile(r"[+-]?((0|[1-9]\d*)\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+
+
+class Texts(yaml.BaseLoader):
+    """Reads YAML as texts, lists and dictionaries alone; a key may be there once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        content, names = super().construct_mapping(node, deep), [key.value for key, _ in node.value]
+        if len(content) < len(names):
+            raise yaml.YAMLError(f"'{max(names, key=names.count)}' is there twice")
+        return content
 
 
 def load_config(files: Iterable[Path | str] = (), words: Iterable[str] = ()) -> Config:
     """The defaults, changed by YAML files and then by `key=value` words, in their order.
 
     Raises:
-        ValueError: an unknown key (with the nearest name), a wrong type, a value not among the choices; with
-            the file, if it stands in one.
+        ValueError: an unknown key (with the nearest name) or a value that it does not take, with the file.
         FileNotFoundError: no such file.
     """
     return from_settings(read_settings(files, words))
 
 
-def read_settings(files: Iterable[Path | str], words: Iterable[str]) -> dict[str, Any]:
-    """What YAML files and then words say, as flat keys ("train.epochs") with checked values."""
-    settings: dict[str, Any] = {}
-    for file in files:
-        settings |= {key: checked(key, value, str(file)) for key, value in read_yaml(Path(file)).items()}
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not equals:
-            raise ValueError(f"config: '{word}' is neither an option nor key=value, as in train.epochs=3")
-        try:
-            node = None if KEYS.get(key, str) is str else yaml.compose(text, Loader=yaml.SafeLoader)
-        except (yaml.YAMLError, RecursionError) as error:
-            raise ValueError(f"config: cannot read the value of '{key}': {text!r:.80}") from error
-        value = plain(node) if isinstance(node, yaml.ScalarNode) else text
-        settings[key] = checked(key, value, "command line")
-    return settings
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """What a file says, as flat keys."""
-    if not path.is_file():
-        raise FileNotFoundError(f"config: no file {path}; the shipped ones are in configs/")
-    try:
-        node = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"config: {path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(node, yaml.MappingNode | None):
-        raise ValueError(
-            f"config: {path}: a config holds 'section:' with 'key: value' lines below, got a {node.id}"
-        )
-    return read_mapping(node, path) if node else {}
-
-
-def read_mapping(node: yaml.MappingNode, path: Path, section: str = "") -> dict[str, Any]:
-    """A file or one section of it as flat keys, each there once.
-
-    Read from YAML's nodes, so that a file gives nothing but text, numbers, true, false and null.
-    """
-    settings, names = {}, set()
-    for key, value in node.value:
-        name = " ".join(key.value.split()) if isinstance(key, yaml.ScalarNode) else f"a {key.id}"
-        flat = f"{section}.{name}" if section else name
-        if isinstance(value, yaml.ScalarNode):
-            content = {flat: plain(value)}
-        elif isinstance(value, yaml.MappingNode) and not section:
-            content = read_mapping(value, path, name)
-        else:
-            raise ValueError(f"config: {path}: '{section or name}' takes single values, got a {value.id}")
-        if twice := ({name} & names) or (content.keys() & settings):
-            raise ValueError(f"config: {path}: '{min(twice)}' is there twice")
-        settings |= content
-        names.add(name)
-    return settings
-
-
-WHOLE = re.compile(r"[+-]?(0|[1-9]\d{0,17})", re.ASCII)
-DECIMAL = re.compile(r"[+-]?((0|[1-9]\d*)\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-
-
-def plain(node: yaml.ScalarNode) -> Any:
-    """A value as a person reads it: YAML 1.1 would also take 1:30 for 90, 010 for 8 and 1_0 for 10."""
-    text, kind = node.value, node.tag.rpartition(":")[2]
-    if kind == "null":
-        return None
-    if kind == "bool":
-        return SafeConstructor.bool_values.get(text.lower(), text)
-    if kind == "int" and WHOLE.fullmatch(text):
-        return int(text)
-    return float(text) if kind == "float" and DECIMAL.fullmatch(text) else text
-
-
-def checked(key: str, value: Any, source: str) -> Any:
-    """The value, if the key exists and takes it; a float where the key takes one."""
-    if key in SECTIONS:
-        raise ValueError(f"config: {source}: '{key}' is a section; write '{key}:' and its keys below")
-    if key not in KEYS:
-        near = get_close_matches(key, KEYS, n=1, cutoff=0.5)
-        hint = f"; did you mean '{near[0]}'?" if near else f"; sections are {', '.join(SECTIONS)}"
-        raise ValueError(f"config: {source}: unknown key '{key}'{hint}")
-    kind, limits = KEYS[key], LIMITS.get(key, {})
-    must, got = f"config: {source}: '{key}' must be", f"got {value!r:.80}"
-    if kind == float | None and value is None:
-        return None
-    if kind in (float, float | None):
-        # A text too: YAML 1.1 does not read 3e-5 as a number.
-        value = float(value) if DECIMAL.fullmatch(str(value)) else math.nan
-        if not math.isfinite(value):
-            raise ValueError(f"{must} a number, {got}")
-    elif type(value) is not kind:
-        name = {int: "a whole number", bool: "true or false", str: "text"}[kind]
-        raise ValueError(f"{must} {name}, {got}")
-    if "choices" in limits and value not in limits["choices"]:
-        raise ValueError(f"{must} one of {', '.join(limits['choices'])}, {got}")
-    if "least" in limits and value < limits["least"]:
-        raise ValueError(f"{must} at least {limits['least']}, got {value:g}")
-    if limits.get("below") is not None and value >= limits["below"]:
-        raise ValueError(f"{must} below {limits['below']}, got {value:g}")
-    return value
-
-
 def from_settings(settings: dict[str, Any]) -> Config:
-    """Builds a Config from flat keys ('train.epochs') and checked values."""
+    """The defaults, changed by flat keys with checked values."""
     sections = {name: {} for name in SECTIONS}
     for key, value in settings.items():
         section, _, name = key.rpartition(".")
@@ -334,12 +212,65 @@ def from_settings(settings: dict[str, Any]) -> Config:
     return Config(**task, **{name: SECTIONS[name](**values) for name, values in sections.items()})
 
 
-def from_dict(content: dict) -> Config:
-    """The inverse of `Config.as_dict`, for a config that was saved in a checkpoint."""
-    settings = {"task": content["task"]} if "task" in content else {}
-    for section in content.keys() - {"task"}:
-        settings |= {f"{section}.{name}": value for name, value in content[section].items()}
-    return from_settings({key: checked(key, value, "checkpoint") for key, value in settings.items()})
+def read_settings(files: Iterable[Path | str], words: Iterable[str]) -> dict[str, Any]:
+    """What YAML files and then words say, as flat keys ("train.epochs") with checked values.
+
+    A key decides what its text means: 1:30 is not taken for 90.
+    """
+    settings: dict[str, Any] = {}
+    for path in map(Path, files):
+        if not path.is_file():
+            raise FileNotFoundError(f"config: no file {path}; the shipped ones are in configs/")
+        try:
+            content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=Texts)  # noqa: S506
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(f"config: {path} cannot be read: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict | None):
+            raise ValueError(f"config: {path}: a config holds 'section:' with 'key: value' lines below")
+        for name, value in (content or {}).items():
+            for key, text in value.items() if isinstance(value, dict) else [("", value)]:
+                flat = f"{name}.{key}".rstrip(".")
+                settings[flat] = checked(flat, text, str(path))
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise ValueError(f"config: '{word}' is neither an option nor key=value, as in train.epochs=3")
+        settings[key] = checked(key, text, "command line")
+    return settings
+
+
+def checked(key: str, text: Any, source: str) -> Any:
+    """The value that the text means for this key; an error if the key is unknown or does not take it."""
+    if key in SECTIONS:
+        raise ValueError(f"config: {source}: '{key}' is a section; write '{key}:' and its keys below")
+    if key not in KEYS:
+        near = get_close_matches(key, KEYS, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"sections are {', '.join(SECTIONS)}"
+        raise ValueError(f"config: {source}: unknown key '{' '.join(key.split()):.80}'; {hint}")
+    if not isinstance(text, str):
+        raise ValueError(f"config: {source}: '{key}' takes a single value, got several")
+    kind, limits, value = KEYS[key].type, KEYS[key].metadata, None  # the type as it is written above
+    if kind == "str":
+        value = text
+    elif kind == "bool":
+        value = yaml.SafeLoader.bool_values.get(text.lower())
+    elif kind == "int":
+        value = int(text) if WHOLE.fullmatch(text) else None
+    elif kind == "float | None" and text.lower() in ("null", "~", ""):
+        return None
+    elif DECIMAL.fullmatch(text) and math.isfinite(float(text)):
+        value = float(text)
+    if value is None:
+        must = {"bool": "true or false", "int": "a whole number"}.get(kind, "a number")
+    elif value not in limits.get("choices", (value,)):
+        must = f"one of {', '.join(limits['choices'])}"
+    elif value < limits.get("least", value):
+        must = f"at least {limits['least']}"
+    elif limits.get("below") is not None and value >= limits["below"]:
+        must = f"below {limits['below']}"
+    else:
+        return value
+    raise ValueError(f"config: {source}: '{key}' must be {must}, got {text!r:.80}")
 
 
 def as_yaml(config: Config) -> str:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import gc
 import os
-import time
-import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,59 +31,21 @@ def is_main() -> bool:
 
 
 def choose_device(name: str) -> torch.device:
-    """'auto', 'cpu', 'cuda', 'cuda:1' or 'mps' -> the device of this process.
-
-    Raises:
-        ValueError: the name is unknown or the device is not there.
-    """
+    """'auto', 'cpu', 'cuda', 'cuda:1' or 'mps' -> this process's; ValueError: unknown or not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(
-            f"distributed: unknown device '{name}'; use auto, cpu, cuda, cuda:1 or mps"
-        ) from error
+    except RuntimeError:
+        device = torch.device("meta")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (device.index or 0) >= count.get(device.type, 0):
         raise ValueError(
-            f"distributed: device '{name}' is not on this machine; train.device=cpu always works"
+            f"distributed: device '{name}' is unknown or not here; use auto, cpu, cuda, cuda:1 or mps"
         )
     return device
-
-
-def name_of_this_start(store: dist.Store, rank: int, world: int) -> str:
-    """A name that the processes of this start share and no earlier start had, to prefix all keys with.
-
-    After a restart torchrun's store still holds the addresses of dead processes (torch 2.14), and connecting
-    to one fails or hangs. torchrun's own restart count will not do, because each machine counts for itself.
-    So process 0 draws the name, and each other process asks for it with a new random key, under which no old
-    answer is stored. The store may also hold the question of a dead process, so process 0 keeps answering
-    until every process has confirmed the name.
-
-    Raises:
-        ConnectionError: a process does not appear within the store's timeout.
-    """
-    drawn = uuid.uuid4().hex
-    if rank:
-        store.set(f"question/{rank}", drawn)
-        store.add(f"asked/{rank}", 1)
-        name = store.get(f"answer/{drawn}").decode()  # waits
-        store.add(f"{name}/confirmed/{rank}", 1)
-        return name
-    end = time.monotonic() + store.timeout.total_seconds()
-    for other in range(1, world):
-        while not store.add(f"{drawn}/confirmed/{other}", 0):
-            if store.add(f"asked/{other}", 0):
-                store.set(f"answer/{store.get(f'question/{other}').decode()}", drawn)
-            if time.monotonic() > end:
-                raise ConnectionError(
-                    f"distributed: process {other} of {world} never came; start it, or look for its own error"
-                )
-            time.sleep(0.02)
-    return drawn
 
 
 @contextmanager
@@ -102,7 +62,11 @@ def session(device_name: str) -> Iterator[torch.device]:
     try:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             store, rank, world = next(dist.rendezvous("env://"))
-            store = dist.PrefixStore(name_of_this_start(store, rank, world), store)
+            # After a restart torchrun's store still holds the addresses of dead processes (torch 2.14), and
+            # connecting to one hangs. torchrun's restart count will not do as a prefix: each machine counts
+            # for itself. So the processes count their starts, all of which come here once a start.
+            start = (store.add("starts", 1) - 1) // world
+            store = dist.PrefixStore(f"start {start}", store)
             backend = "nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=store, rank=rank, world_size=world)
         yield device
@@ -119,12 +83,7 @@ def session(device_name: str) -> Iterator[torch.device]:
 
 
 def wrap(model: nn.Module, device: torch.device, gradient_precision: str = "fp32") -> nn.Module:
-    """The model, averaging its gradients over all processes.
-
-    Args:
-        gradient_precision: "bf16" sends half the bytes; gradients are rounded to 8 bits before the sum, the
-            weights and the optimizer stay in float32.
-    """
+    """The model, averaging its gradients over all processes; "bf16" rounds them to 8 bits before the sum."""
     if world() == 1:
         return model
     wrapped = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
@@ -134,20 +93,12 @@ def wrap(model: nn.Module, device: torch.device, gradient_precision: str = "fp32
 
 
 def synchronise_batchnorm(model: nn.Module) -> nn.Module:
-    """The model with BatchNorm over the pictures of all processes; the same weights.
-
-    Trains on CUDA only: torch has no such layer for a CPU.
-    """
+    """The model with BatchNorm over the pictures of all processes; trains on CUDA only."""
     if world() == 1:
         return model
     from timm.layers import convert_sync_batchnorm  # torch's own loses the activation inside timm's layers
 
     return convert_sync_batchnorm(model)
-
-
-def without_sync(model: nn.Module, last: bool) -> AbstractContextManager:
-    """A context in which gradients stay within the process, unless this is the last of several batches."""
-    return model.no_sync() if world() > 1 and not last else nullcontext()
 
 
 def total(values: Tensor) -> Tensor:
@@ -189,7 +140,4 @@ def gather(value: Any) -> list[Any]:
 
 def broadcast(value: Any) -> Any:
     """The first process's value, on every process."""
-    values = [value]
-    if world() > 1:
-        dist.broadcast_object_list(values, src=0)
-    return values[0]
+    return gather(value)[0]

@@ -46,33 +46,21 @@ class Compute(NamedTuple):
         return normalise(images.contiguous(memory_format=torch.channels_last), self.mean, self.std)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Learning rates and seeds
-
-
 def learning_rate(schedule: str, base: float, epochs: int, epoch: int, fraction: float) -> float:
     """The learning rate at `fraction` (0 to 1) of an epoch (from 0).
 
-    constant: base.
-    ava: the official AVA recipe: base in epochs 0 to 2, then base * 0.5^(epoch - 2).
-    para: the official PARA recipe: base * 0.5^(epoch // 10).
-    series: the official recipe of series photo selection: base * 0.3^(epoch // 25).
+    ava, para and series are the official recipes, steps down; constant is base.
     one_cycle: from base / 25 up to base over the first fifth of the training, then a half cosine down to
         base / 1e4.
     """
-    if schedule == "constant":
-        return base
-    if schedule == "ava":
-        return base * 0.5 ** max(0, epoch - 2)
-    if schedule == "para":
-        return base * 0.5 ** (epoch // 10)
-    if schedule == "series":
-        return base * 0.3 ** (epoch // 25)
-    done, warmup = (epoch + fraction) / epochs, 0.2
-    low, position = base / 1e4, (done - warmup) / (1 - warmup)
-    if done < warmup:
-        low, position = base / 25, 1 - done / warmup
-    return low + (base - low) * (1 + math.cos(math.pi * position)) / 2
+    if schedule == "one_cycle":
+        done, warmup = (epoch + fraction) / epochs, 0.2
+        low, position = base / 1e4, (done - warmup) / (1 - warmup)
+        if done < warmup:
+            low, position = base / 25, 1 - done / warmup
+        return low + (base - low) * (1 + math.cos(math.pi * position)) / 2
+    power = {"ava": max(0, epoch - 2), "para": epoch // 10, "series": epoch // 25}.get(schedule, 0)
+    return base * (0.3 if schedule == "series" else 0.5) ** power
 
 
 def set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
@@ -85,44 +73,28 @@ def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, epoch, step, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Training
-
-
 @dataclass(frozen=True)
 class Epoch:
     """What stays the same during an epoch.
 
-    number: from 0.
-    steps: batches of the whole epoch, even if part of it was trained before an interruption.
-    rate: the learning rate at a fraction (0 to 1) of the epoch.
-    loss: a scalar from the network's output and the batch, on the device.
-    ids: of all pictures by index, to name them in an error.
-    emotions: the emotion branch's logits (N, E) and maps (N, 1, h, w) for a batch, if already computed; the
-        branch is then not run.
-    accumulate: batches per optimizer step; the last step of an epoch takes what is left.
-    clip: largest gradient norm; 0: no clipping.
-    log_every: optimizer steps between two readings of the loss, each of which waits for the device.
+    emotions: the emotion branch's logits (N, E) and maps (N, 1, h, w) for a batch, if already computed.
     """
 
-    number: int
-    steps: int
+    number: int  # from 0
+    steps: int  # batches of the whole epoch, even if part of it was trained before an interruption
     seed: int
-    rate: Callable[[float], float]
-    loss: Callable[[Output, Batch], Tensor]
-    ids: Sequence[str]
+    rate: Callable[[float], float]  # the learning rate at a fraction (0 to 1) of the epoch
+    loss: Callable[[Output, Batch], Tensor]  # a scalar from the network's output, on the device
+    ids: Sequence[str]  # of all pictures by index, for an error
     emotions: Callable[[Batch], tuple[Tensor, Tensor]] | None = None
-    accumulate: int = 1
-    clip: float = 0.0
-    log_every: int = 1
+    accumulate: int = 1  # batches per optimizer step; the last step of an epoch takes what is left
+    clip: float = 0.0  # largest gradient norm; 0: no clipping
+    log_every: int = 1  # optimizer steps between two readings of the loss, each of which waits for the device
 
 
 @dataclass
 class Totals:
-    """The sums of an epoch so far; plain values, so that a checkpoint in mid-epoch can keep them.
-
-    The losses in `unread` are still on the device; `read` adds them to `loss`.
-    """
+    """The sums of an epoch so far; plain values, so that a checkpoint in mid-epoch can keep them."""
 
     step: int = 0
     loss: float = 0.0
@@ -132,14 +104,8 @@ class Totals:
     def __post_init__(self):
         self.unread: list[tuple[str, Tensor, int, str]] = []  # what, its value, number of pictures, where
 
-    def add(self, batch: Batch, loss: Tensor, where: str) -> None:
-        self.unread.append(("loss", loss, len(batch.images), where))
-        self.step += 1
-        self.pictures += len(batch.images)
-        self.broken += [tuple(entry) for entry in batch.broken]
-
     def read(self) -> None:
-        """Raises FloatingPointError: a loss or the norm of the gradients is NaN or infinite."""
+        """Adds the losses that are still on the device; FloatingPointError: one, or a norm, is not finite."""
         unread, self.unread = self.unread, []
         for what, tensor, pictures, where in unread:
             if not math.isfinite(value := tensor.item()):
@@ -167,10 +133,9 @@ def train_one_epoch(
     totals: Totals,
     after_step: Callable[[Totals], None] = lambda totals: None,
 ) -> dict[str, float]:
-    """Trains on what the loader gives, from the epoch's batch number `totals.step` on.
+    """Trains on what the loader gives, from the epoch's batch number `totals.step` on; changes `totals`.
 
     Args:
-        totals: changed in place; zero, or those of an interrupted epoch.
         after_step: called after each optimizer step; after every `epoch.log_every`-th nothing is unread.
 
     Returns:
@@ -191,15 +156,21 @@ def train_one_epoch(
         rate = epoch.rate((step - position) / epoch.steps)
         set_rate(optimizer, rate)
         torch.manual_seed(step_seed(epoch.seed, epoch.number, step, distributed.rank()))
-        with distributed.without_sync(model, last=position + 1 == group):
+        last, count = position + 1 == group, len(batch.images)
+        with model.no_sync() if distributed.world() > 1 and not last else nullcontext():
             loss = forward_loss(model, batch, compute, epoch)
             finite = finite + 0 * loss.detach()
-            weight = loss_weight(len(batch.images), compute.device)
+            # Broken files leave processes with unequal numbers of pictures; each picture counts the same.
+            everywhere = distributed.total(torch.full((), float(count), device=compute.device))
+            weight = count * distributed.world() / everywhere.clamp(min=1)
             scaler.scale(loss * finite * weight / group).backward()
         names = ", ".join(epoch.ids[i] for i in batch.index.tolist())
         where = f"at step {step + 1} of epoch {epoch.number + 1}, learning rate {rate:g} (pictures {names})"
-        totals.add(batch, loss.detach(), where)
-        if position + 1 < group:
+        totals.unread.append(("loss", loss.detach(), count, where))
+        totals.step += 1
+        totals.pictures += count
+        totals.broken += [tuple(entry) for entry in batch.broken]
+        if not last:
             continue
         if epoch.clip or not scaler.is_enabled():
             scaler.unscale_(optimizer)
@@ -229,31 +200,17 @@ def forward_loss(model: nn.Module, batch: Batch, compute: Compute, epoch: Epoch)
         emotions = (tuple(v.to(compute.device, non_blocking=True) for v in epoch.emotions(batch)),)
     batch = to_device(batch, compute.device)
     with compute.autocast():
-        output = model(compute.images(batch), *emotions)
-        return epoch.loss(output, batch)
-
-
-def loss_weight(pictures: int, device: torch.device) -> Tensor | float:
-    """The weight of this process's loss that makes the average over processes the mean over all pictures.
-
-    Broken files, or a single incomplete batch, leave processes with unequal numbers of pictures, and the
-    average over processes alone would weight each process equally, not each picture.
-    """
-    if distributed.world() == 1:
-        return 1.0
-    total = distributed.total(torch.full((), float(pictures), device=device))
-    return pictures * distributed.world() / total.clamp(min=1)  # without any picture 0, as all losses are
+        return epoch.loss(model(compute.images(batch), *emotions), batch)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with images and ratings on the device; ratings as float32, which all devices support."""
 
-    def move(value):
-        if not isinstance(value, Tensor):
-            return value
-        return (value.float() if value.dtype == torch.float64 else value).to(device, non_blocking=True)
-
-    return batch._make(move(value) for value in batch)._replace(index=batch.index)
+    for name, value in batch._asdict().items():
+        if isinstance(value, Tensor) and name != "index":
+            value = value.float() if value.dtype == torch.float64 else value
+            batch = batch._replace(**{name: value.to(device, non_blocking=True)})
+    return batch
 
 
 def allow_tf32(allowed: bool, device: torch.device) -> None:
@@ -265,8 +222,8 @@ def allow_tf32(allowed: bool, device: torch.device) -> None:
 class Average:
     """A moving average of a network's weights and statistics over the optimizer's steps (Polyak averaging).
 
-    Each step keeps the share `decay` of the average and takes the rest from the new weights. The first steps
-    keep less, (1 + step) / (10 + step), or the initial random weights would dominate it for long.
+    Each step keeps the share `decay` of the average, the first ones less: (1 + step) / (10 + step), or the
+    initial random weights would dominate it for long.
     """
 
     def __init__(self, network: nn.Module, decay: float):
@@ -284,24 +241,14 @@ class Average:
                 average[name].copy_(value)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Predicting
-
-
 @dataclass(frozen=True)
 class Predictions:
-    """The predictions of a set, one row per picture that could be read, in the order of the set.
+    """The predictions of a set, one row per picture that could be read, in the order of the set."""
 
-    index: (n,) int64 rows of the RatedSet.
-    prediction: (n, K) float64, raw as in `Output`; `Scale.value` reads it.
-    emotion: (n, E) float64, probabilities.
-    broken: the pictures that could not be decoded, sorted by id.
-    """
-
-    index: np.ndarray
-    prediction: np.ndarray
-    emotion: np.ndarray
-    broken: list[LeftOut]
+    index: np.ndarray  # (n,) int64 rows of the RatedSet
+    prediction: np.ndarray  # (n, K) float64, raw as in `Output`; `Scale.value` reads it
+    emotion: np.ndarray  # (n, E) float64, probabilities
+    broken: list[LeftOut]  # the pictures that could not be decoded, sorted by id
 
 
 def predict(model: nn.Module, loader: Iterable[Batch], compute: Compute, batch_size: int) -> Predictions:
@@ -315,9 +262,7 @@ def predict(model: nn.Module, loader: Iterable[Batch], compute: Compute, batch_s
     index, prediction, emotion = (np.concatenate([row[i] for row in rows]) for i in range(3))
     order = np.argsort(index)
     broken = sorted(entry for row in rows for entry in row[3])
-    return Predictions(
-        index[order], prediction[order].astype(np.float64), emotion[order].astype(np.float64), broken
-    )
+    return Predictions(index[order], *(part[order].astype(float) for part in (prediction, emotion)), broken)
 
 
 def outputs(
@@ -343,20 +288,11 @@ def filled_up(batch: Batch, batch_size: int) -> Batch:
     return batch._replace(images=torch.cat([batch.images, empty]))
 
 
-# ---------------------------------------------------------------------------------------------------
-# Memory
-
-
 def keep_memory(device: torch.device) -> None:
-    """Makes glibc keep freed memory, instead of returning each large tensor to the kernel.
-
-    On a CPU that would take a third of a forward pass of Lite, and up to half of a training step (README,
-    Speed). Does nothing for another device or without glibc.
-    """
-    if device.type != "cpu" or not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
+    """On a CPU makes glibc keep freed memory, instead of returning each large tensor to the kernel, which
+    would take up to half of a training step (docs/performance.md)."""
+    if device.type == "cpu" and sys.platform.startswith("linux") and hasattr(ctypes.CDLL(None), "mallopt"):
+        mallopt = ctypes.CDLL(None).mallopt
         mallopt(-4, 0)  # M_MMAP_MAX: no tensor is mapped on its own
         mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
         mallopt(-8, 1)  # M_ARENA_MAX
@@ -370,5 +306,5 @@ def peak_memory(device: torch.device) -> float:
         import resource
     except ImportError:
         return math.nan
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9

@@ -20,12 +20,10 @@ class Taken(NamedTuple):
     """What the EXIF of a photograph says.
 
     time: of exposure, or else of the last change; by the camera's clock, whatever its time zone.
-    exposed: whether it is the time of exposure.
     camera: make, model and serial number, as far as they are there: "Canon EOS R5, no. 012345".
     """
 
     time: datetime | None = None
-    exposed: bool = False
     camera: str = ""
 
 
@@ -34,16 +32,13 @@ def read_taken(exif: Image.Exif) -> Taken:
         details = exif.get_ifd(DETAILS)
     except Exception:  # damaged; Pillow raises nearly anything
         details = {}
-    time = parse_time(details.get(TAKEN), details.get(FRACTION))
-    changed = parse_time(exif.get(CHANGED))
+    time = parse_time(details.get(TAKEN), details.get(FRACTION)) or parse_time(exif.get(CHANGED))
     values = (exif.get(MAKE), exif.get(MODEL), details.get(SERIAL))
     make, model, serial = (printable(as_text(value)) for value in values)
     if not (make and make.split()[0].casefold() in model.casefold()):
         model = f"{make} {model}"
     camera = " ".join(model.split())
-    return Taken(
-        time or changed, time is not None, f"{camera}, no. {serial}" if camera and serial else camera
-    )
+    return Taken(time, f"{camera}, no. {serial}" if camera and serial else camera)
 
 
 def parse_time(text: object, fraction: object = None) -> datetime | None:

@@ -1,15 +1,16 @@
 """How alike two photographs are, and which belong to one series."""
 
+# A name may hold what Path would change.
+# ruff: noqa: PTH120
 from __future__ import annotations
 
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -30,44 +31,29 @@ CAMERAS = "cameras in the folder: series are per camera"  # their clocks may dif
 
 @dataclass
 class Photograph:
-    """A picture file and all that is known about it; the fields from `place` on are filled by `choose`.
+    """A picture file and all that is known about it.
 
     sketch: (16, 16, 3) uint8, see `sketch`; None if the file could not be scored.
+    thumbnail: of the page, its paths "picture" and "map" (None without a map), "width" and "height".
+    series: its number, from 1. Filled by `group`, as are
+    gap: seconds since the photograph before it, of the same folder and camera; None for the first, or without
+        time.
+    similarity: to that photograph, in [0, 1]; without time, to the more similar neighbour by file name.
+    size, rank: of its series, and in it, from 1. Filled by `choose`, as are `picked` and `notes`.
     """
 
     path: str
     taken: Taken
     sketch: np.ndarray | None = None
     scored: Scored | None = None
-    thumbnail: Thumbnail | None = None
-    place: Place | None = None
-    size: int = 0  # of its series
-    rank: int = 0  # from 1
+    thumbnail: dict | None = None
+    series: int | None = None
+    gap: float | None = None
+    similarity: float | None = None
+    size: int | None = None
+    rank: int | None = None
     picked: bool = False
     notes: list[str] = field(default_factory=list)
-
-
-class Thumbnail(NamedTuple):
-    """Paths from the page, "/" between folders; the map is None for weights without one."""
-
-    picture: str
-    map: str | None
-    width: int
-    height: int
-
-
-class Place(NamedTuple):
-    """Where a photograph belongs.
-
-    series: its number, from 1.
-    gap: seconds since the photograph before it, of the same folder and camera; None for the first, or without
-        time.
-    similarity: to that photograph, in [0, 1]; without time, to the more similar neighbour by file name.
-    """
-
-    series: int
-    gap: float | None
-    similarity: float | None
 
 
 # ---- how alike two pictures are
@@ -93,11 +79,9 @@ def similarity(one: np.ndarray, other: np.ndarray) -> float:
         (slice(max(0, shift), SKETCH + min(0, shift)), slice(max(0, -shift), SKETCH - max(0, shift)))
         for shift in range(-SHIFT, SHIFT + 1)
     ]
-    colours = max(
-        correlation(one[down, right], other[up, left]) for down, up in parts for right, left in parts
-    )
+    colours = [correlation(one[down, right], other[up, left]) for down, up in parts for right, left in parts]
     edges = float(np.dot(edge_directions(one), edge_directions(other)))
-    return min(1.0, (max(0.0, colours) + edges) / 2)
+    return min(1.0, (max(0.0, *colours) + edges) / 2)
 
 
 def correlation(one: np.ndarray, other: np.ndarray) -> float:
@@ -120,65 +104,45 @@ def edge_directions(picture: np.ndarray) -> np.ndarray:
 # ---- series
 
 
-def group(photographs: Sequence[Photograph], gap: float = GAP, least: float = SIMILARITY) -> list[Place]:
+def group(photographs: Sequence[Photograph], gap: float = GAP, least: float = SIMILARITY) -> None:
     """Finds the series: what one camera took within a folder without a pause or a change of the view.
 
     A photograph continues the series of the one before it unless more than `gap` seconds passed or they are
     less alike than `least`. One without time joins a neighbour by file name that is alike enough. The order
-    of `photographs` is of no importance.
-
-    Returns:
-        One place per photograph. Series are numbered by folder and the file name of their first.
+    of `photographs` is of no importance; series are numbered by folder and the file name of their first.
     """
-    folders = defaultdict(list)
-    for number, photograph in enumerate(photographs):
-        folders[folder_of(photograph)].append(number)
-    links = [link for folder in folders.values() for link in find_links(photographs, folder)]
-    first: dict[int, int] = {}  # of a photograph, another one that stands for its series
-    for number, before, passed, alike in links:
-        joined = before is not None and (passed is None or passed <= gap) and alike >= least
-        first[number] = first[before] if joined else number
-    by_name = sorted(range(len(photographs)), key=lambda number: name_key(photographs[number].path))
-    series = {number: place for place, number in enumerate(dict.fromkeys(first[n] for n in by_name), 1)}
-    places = {number: Place(series[first[number]], passed, alike) for number, _, passed, alike in links}
-    return [places[number] for number in range(len(photographs))]
-
-
-def find_links(photographs: Sequence[Photograph], folder: Sequence[int]) -> Iterator[tuple]:
-    """With which other each photograph of a folder is compared; that one always comes first.
-
-    Yields:
-        The numbers of the photograph and of the other, the seconds between them and their similarity; None
-        for what there is not.
-    """
-    cameras = defaultdict(list)
-    by_name = sorted(folder, key=lambda number: name_key(photographs[number].path))
-    for number in by_name:
-        if photographs[number].taken.time:
-            cameras[photographs[number].taken.camera].append(number)
-    for taken in cameras.values():
-        taken.sort(key=lambda number: photographs[number].taken.time)  # stable: names decide within a second
-        yield taken[0], None, None, None
-        for before, number in pairwise(taken):
-            passed = (photographs[number].taken.time - photographs[before].taken.time) / timedelta(seconds=1)
-            yield number, before, passed, similarity(photographs[before].sketch, photographs[number].sketch)
-    for place, number in enumerate(by_name):
-        if not photographs[number].taken.time:
-            neighbours = by_name[max(0, place - 1) : place]
-            neighbours += [n for n in by_name[place + 1 : place + 2] if photographs[n].taken.time]
-            alike = {n: similarity(photographs[n].sketch, photographs[number].sketch) for n in neighbours}
-            best = max(alike, key=alike.get, default=None)
-            yield number, best, None, alike.get(best)
+    by_name = sorted(photographs, key=lambda photograph: name_key(photograph.path))
+    folders, cameras = defaultdict(list), defaultdict(list)
+    for photograph in by_name:
+        folders[os.path.dirname(photograph.path)].append(photograph)
+        if photograph.taken.time:
+            cameras[os.path.dirname(photograph.path), photograph.taken.camera].append(photograph)
+    first: dict[str, str] = {}  # path of a photograph -> path of one that stands for its series
+    for members in cameras.values():
+        members.sort(key=lambda photograph: photograph.taken.time)  # within a second names decide
+        first[members[0].path] = members[0].path
+        for before, photograph in pairwise(members):
+            photograph.gap = (photograph.taken.time - before.taken.time).total_seconds()
+            photograph.similarity = similarity(before.sketch, photograph.sketch)
+            joins = photograph.gap <= gap and photograph.similarity >= least
+            first[photograph.path] = first[before.path] if joins else photograph.path
+    for members in folders.values():
+        for place, photograph in enumerate(members):
+            if not photograph.taken.time:
+                beside = members[max(0, place - 1) : place] + members[place + 1 : place + 2]
+                alike = {p.path: similarity(p.sketch, photograph.sketch) for p in beside if p.path in first}
+                best = max(alike, key=alike.get, default=None)
+                photograph.similarity = alike.get(best)
+                first[photograph.path] = first[best] if best and alike[best] >= least else photograph.path
+    numbers = {path: number for number, path in enumerate(dict.fromkeys(first[p.path] for p in by_name), 1)}
+    for photograph in photographs:
+        photograph.series = numbers[first[photograph.path]]
 
 
 def name_key(path: str) -> tuple:
     """Sorts IMG_9 before IMG_10, as people do."""
     words = re.split(r"(\d+)", path)
     return [(int(word), "") if word.isdecimal() else (-1, word) for word in words], path
-
-
-def folder_of(photograph: Photograph) -> str:
-    return os.path.dirname(photograph.path)  # noqa: PTH120 - a name may hold what Path would change
 
 
 # ---- the best of each
@@ -193,24 +157,21 @@ def choose(photographs: Sequence[Photograph], keep: int, gap: float, least: floa
         The photographs by series and rank, equal scores by name; those without a score at the end.
     """
     good = sorted((p for p in photographs if not p.scored.error), key=lambda p: name_key(p.path))
-    for photograph, place in zip(good, group(good, gap, least), strict=True):
-        photograph.place = place
-    good.sort(key=lambda p: (p.place.series, -p.scored.score))  # stable
+    group(good, gap, least)
+    good.sort(key=lambda p: (p.series, -p.scored.score))  # stable
     series, cameras = defaultdict(list), defaultdict(set)
     for photograph in good:
-        series[photograph.place.series].append(photograph)
+        series[photograph.series].append(photograph)
         if photograph.taken.time:
-            cameras[folder_of(photograph)].add(photograph.taken.camera)
+            cameras[os.path.dirname(photograph.path)].add(photograph.taken.camera)
     for members in series.values():
         for rank, photograph in enumerate(members, 1):
             photograph.size, photograph.rank, photograph.picked = len(members), rank, rank <= keep
-            mixed = len(cameras[folder_of(photograph)])
+            mixed = len(cameras[os.path.dirname(photograph.path)])
             if len(members) == 1:
                 photograph.notes.append("only one")
             if not photograph.taken.time:
                 photograph.notes.append("no time: grouped by similarity")
-            elif not photograph.taken.exposed:
-                photograph.notes.append("no time of exposure: that of the last change counts")
-            if photograph.taken.time and mixed > 1:
+            elif mixed > 1:
                 photograph.notes.append(f"{mixed} {CAMERAS}")
     return good + [photograph for photograph in photographs if photograph.scored.error]

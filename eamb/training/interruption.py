@@ -6,11 +6,9 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing.util import register_after_fork
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -21,72 +19,48 @@ ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ended the run.
+    """A signal ended the run; `code` is the exit code that shells expect, 143 for SIGTERM, 130 for SIGINT."""
 
-    code: the exit code that shells expect, 143 for SIGTERM, 130 for SIGINT.
-    begun: whether the folder belongs to this run: any checkpoints in it are its own.
-    """
-
-    def __init__(self, number: int, begun: bool = True):
+    def __init__(self, number: int):
         super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.code, self.begun = 128 + number, begun
+        self.code = 128 + number
 
 
 class Signals:
     """A context that turns SIGTERM and SIGINT into Stopped; inside `deferred` only at the end of that.
 
-    A second signal ends the process at once, until the run sets `done`: then nothing is left to wait for. The
-    run sets `begun` as soon as the folder belongs to it.
+    A second signal ends the process at once.
     """
 
     def __init__(self):
-        self.number = 0  # of the signal that came
-        self.waits = self.done = self.begun = False
+        self.number, self.since = 0, 0.0  # the signal that came, and when
+        self.waits = False
         self.handlers: dict[int, Callable | int] = {}  # to be restored
 
     def __enter__(self) -> Signals:
-        if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
-            self.handlers = {number: signal.signal(number, self.handle) for number in ENDING}
-            reader, self.writer = os.pipe()
-            if os.name == "posix":
-                os.set_blocking(self.writer, False)
-            self.wakeup = signal.set_wakeup_fd(self.writer)
-            register_after_fork(self, leave_signals_to_parent)
-            threading.Thread(target=self.watch, args=[reader], daemon=True).start()
+        self.process = os.getpid()
+        self.handlers = {number: signal.signal(number, self.handle) for number in ENDING}
         return self
 
     def __exit__(self, *_) -> None:
-        if self.handlers:
-            signal.set_wakeup_fd(self.wakeup)
-            os.close(self.writer)
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
 
     def handle(self, number: int, _frame) -> None:
+        if os.getpid() != self.process:
+            return  # a decoding process, which its parent ends
         if self.number:
+            # torchrun forwards signals, and a scheduler may have sent the same one to all processes.
+            if distributed.world() == 1 or time.monotonic() > self.since + 1:
+                os._exit(128 + number)
             return
-        self.number = number
+        self.number, self.since = number, time.monotonic()
         if hasattr(signal, "SIGCHLD"):  # torch's handler raises if a decoding process gets the signal too
             self.handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if not self.waits:
-            raise Stopped(number, self.begun)
-
-    def watch(self, reader: int) -> None:
-        """Runs in its own thread: the training's gets a signal only when a step's C++ code returns."""
-        first = 0.0
-        while got := os.read(reader, 1):
-            if got[0] not in ENDING or self.done:
-                continue
-            if first:
-                # torchrun forwards signals, and a scheduler may have sent the same one to all processes.
-                if distributed.world() == 1 or time.monotonic() > first + 1:
-                    os._exit(128 + got[0])
-                continue
-            first = time.monotonic()
-            if self.waits and distributed.is_main():
-                text = "\nfinishing this step, then writing last.pt; a second signal ends at once"
-                print(text, file=sys.stderr, flush=True)
-        os.close(reader)
+            raise Stopped(number)
+        if distributed.is_main():  # not by print, which may have been interrupted itself
+            os.write(2, b"\nfinishing this step, then writing last.pt; a second signal ends at once\n")
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -96,14 +70,7 @@ class Signals:
         finally:
             self.waits = False
         if self.number:
-            raise Stopped(self.number, self.begun)
-
-
-def leave_signals_to_parent(_signals: Signals) -> None:
-    """Runs in each process that multiprocessing forks: it ignores signals, and its parent ends it."""
-    signal.set_wakeup_fd(-1)  # the parent's pipe
-    for number in ENDING:
-        signal.signal(number, signal.SIG_IGN)
+            raise Stopped(self.number)
 
 
 def ignore_first_signal(_worker: int) -> None:
@@ -114,33 +81,29 @@ def ignore_first_signal(_worker: int) -> None:
 
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
-    """Locks the folder against other runs, at most until this process ends; removes a new one if still empty.
+    """Locks the folder against other runs, at most until this process ends; removes new folders still empty.
 
     Raises:
         ValueError: another run uses it; names its process.
     """
     if output.exists() and not output.is_dir():
         raise ValueError(f"interruption: --output must be a folder; {output} is a file")
-    new, path, holder = not output.exists(), output / ".lock", ""
+    new = [folder for folder in (output, *output.parents) if not folder.exists()]
+    path, holder = output / ".lock", ""
     lock = FileLock(path, fallback_to_soft=False)  # a soft lock would outlast a killed process
     if distributed.is_main():
         output.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
-        except Timeout:
-            with suppress(OSError):  # it has just ended
-                holder = path.read_text(encoding="utf-8")
-            holder = holder or "which has just begun"
-        except OSError as error:
-            if isinstance(error, PermissionError) or not path.exists():
-                raise  # the folder cannot be written to
-            path.unlink()
-            text = f"warning: interruption: cannot lock {path} ({error}); start no other run there"
-            print(text, file=sys.stderr)
-        else:
             since = time.strftime("%Y-%m-%d %H:%M:%S")
-            path.write_text(
-                f"process {os.getpid()} on {socket.gethostname()} since {since}", encoding="utf-8"
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}", "utf-8")
+        except Timeout:
+            holder = path.read_text("utf-8") or "which has just begun"
+        except OSError as error:  # some file systems have no locks
+            path.unlink(missing_ok=True)
+            print(
+                f"warning: interruption: cannot lock {path} ({error}); start no other run there",
+                file=sys.stderr,
             )
     if holder := distributed.gather(holder)[0]:
         raise ValueError(
@@ -153,6 +116,7 @@ def locked(output: Path) -> Iterator[None]:
         if lock.is_locked:
             path.unlink(missing_ok=True)
             lock.release()
-        if new and distributed.is_main():
+        if distributed.is_main():
             with suppress(OSError):  # not empty: the run has begun
-                output.rmdir()
+                for folder in new:
+                    folder.rmdir()

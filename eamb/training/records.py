@@ -23,7 +23,7 @@ from eamb.weights.checkpoint import Weights, save_training
 PREVIOUS = "previous.pt"  # the last.pt before
 NAMES = ("last.pt", PREVIOUS, "best.pt", "metrics.jsonl", "curves.png", "left_out_*.csv", "broken_*.csv")
 NAMES += ("tensorboard/events.*", *(f"{test}/{name}" for test in ("test", "test/*") for name in FILES))
-UNFINISHED = tuple(str(Path(name).with_name(f".{Path(name).name}.*.tmp")) for name in NAMES)
+UNFINISHED = (".*.tmp", "test/.*.tmp", "test/*/.*.tmp")
 
 
 def checkpoints(output: Path) -> list[Path]:
@@ -58,42 +58,37 @@ def warn_on_failure(lost: str) -> Iterator[None]:
 class Records:
     """What a run writes, in the main process only.
 
-    newest: the epoch and step of the newest checkpoint, in words.
-    unsaved: whether the last checkpoint could not be written.
+    saved: whether the last checkpoint could be written.
     """
 
     def __init__(self, output: Path):
         self.output, self.last, self.best_file = output, output / "last.pt", output / "best.pt"
-        self.newest, self.unsaved = "none is there", False
+        self.saved = True
         self.log: list[str] = []
-        self.log_grew = False
         self.new_best: tuple[Weights, int] | None = None  # and its epoch, not yet on the disk
         self.listed: dict[str, set[LeftOut]] = {}
         self.tensorboard = None
 
     def open(self, config: Config, data: dict[str, RatedSet], resumed: Path | None, epoch: int) -> None:
-        """Clears the folder for a new run, or goes on with the records of a resumed one at an epoch (from 0).
-
-        Args:
-            resumed: the checkpoint to resume from, if any.
-        """
+        """Clears the folder for a new run, or goes on with the records of one that is resumed from a
+        checkpoint, at an epoch (from 0)."""
         from torch.utils.tensorboard import SummaryWriter
 
-        clear(self.output, UNFINISHED)
-        log = self.output / "metrics.jsonl"
-        if not resumed:
-            clear(self.output, NAMES)
-        else:
-            if resumed != self.last:
-                resumed.replace(self.last)  # or the next save would keep the damaged last.pt as previous.pt
+        clear(self.output, UNFINISHED if resumed else (*UNFINISHED, *NAMES))
+        if resumed:
+            resumed.replace(self.last)  # or the next save would keep a damaged last.pt as previous.pt
+            log = self.output / "metrics.jsonl"
             self.log = log.read_text().splitlines(keepends=True)[:epoch] if log.exists() else []
-            with written_whole(log) as temporary:
-                temporary.write_text("".join(self.log))
+            self.write_log()
         (self.output / "config.yaml").write_text(as_yaml(config), encoding="utf-8")
         for split, rated in data.items():
             if rated.left_out:
                 write_left_out(self.output / f"left_out_{split}.csv", rated)
         self.tensorboard = SummaryWriter(self.output / "tensorboard", purge_step=epoch)
+
+    def write_log(self) -> None:
+        with written_whole(self.output / "metrics.jsonl") as temporary:
+            temporary.write_text("".join(self.log))
 
     def close(self) -> None:
         if self.tensorboard:
@@ -103,39 +98,31 @@ class Records:
     def add_epoch(self, epoch: int, figures: dict[str, float], best: Weights | None) -> None:
         """Adds an epoch's metrics to the log, and keeps its weights for best.pt if they are the best."""
         self.log.append(json.dumps(without_nan(figures)) + "\n")
-        self.log_grew = True
-        if best:
-            self.new_best = best, epoch
+        if best:  # a copy, because the network goes on to change
+            tensors = {name: value.clone() for name, value in best.tensors.items()}
+            self.new_best = replace(best, tensors=tensors), epoch
         with warn_on_failure("TensorBoard lacks this epoch"):
             for name, value in figures.items():
                 self.tensorboard.add_scalar(name, value, epoch)
             self.tensorboard.flush()
 
-    def save(self, weights: Weights, state: dict, place: str) -> None:
+    def save(self, weights: Weights, state: dict) -> None:
         """Writes the log, best.pt and then last.pt, which must never be ahead of the others.
 
         If there is no checkpoint at all, the others are deleted: nothing can be resumed from them, and they
         would block a new start.
         """
-        self.unsaved = True
-        with warn_on_failure(f"{self.last} was not written; the newest checkpoint: {self.newest}"):
+        self.saved = False
+        with warn_on_failure(f"{self.last} was not written; the one before stays"):
             try:
-                if self.log_grew:
-                    with written_whole(self.output / "metrics.jsonl") as temporary:
-                        temporary.write_text("".join(self.log))
+                self.write_log()
                 if self.new_best:
                     save_training(self.best_file, self.new_best[0], {"epoch": self.new_best[1]})
                 save_training(self.last, weights, state, self.output / PREVIOUS)
-            except OSError:
+                self.new_best, self.saved = None, True
+            finally:
                 if not checkpoints(self.output):
                     clear(self.output, ("metrics.jsonl", "best.pt"))
-                if self.new_best:  # its tensors are the network's own, which training goes on to change
-                    best, epoch = self.new_best
-                    tensors = {name: value.clone() for name, value in best.tensors.items()}
-                    self.new_best = replace(best, tensors=tensors), epoch
-                raise
-            self.log_grew, self.new_best = False, None
-            self.unsaved, self.newest = False, place
 
     def list_broken(self, rated: RatedSet, broken: list[LeftOut]) -> None:
         """Adds to broken_<split>.csv, which names each picture that could not be decoded."""

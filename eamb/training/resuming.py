@@ -30,7 +30,8 @@ def load_stopped(output: Path) -> tuple[Path, Weights, dict]:
         if problems and distributed.is_main():
             print(f"warning: {problems[0]}; the one before it is used, {path}", file=sys.stderr, flush=True)
         return path, weights, state
-    raise ValueError(f"{'; '.join(problems)}; start over with --force")
+    why = "; ".join(problems) or f"training: {output} holds no checkpoint for this process; all must share it"
+    raise ValueError(f"{why}; start over with --force")
 
 
 def check_same_run(
@@ -38,33 +39,27 @@ def check_same_run(
 ) -> None:
     """Refuses to resume with other settings, processes, pictures, ratings, copies or first weights.
 
-    Args:
-        files: "weights" and "emotion_checkpoint", as on the command line; None if not given again.
+    `files` are "weights" and "emotion_checkpoint", as on the command line; None if not given again.
     """
     differences = changed_settings(state["config"], config.as_dict())
     if state["world"] != distributed.world():
         differences.append(f"the number of processes was {state['world']} and is {distributed.world()}")
     description = stopped.description
-    splits, labels, copies = (description.get(name, {}) for name in ("splits", "labels", "copies"))
     for name, rated in data.items():
-        before, copied, digest = splits.get(name, "none"), which_are_copies(rated), rated.labels_sha256
-        if before != rated.sha256:
-            differences.append(
-                f"the ids of {name} had the SHA-256 {before[:12]} and have {rated.sha256[:12]}"
-            )
-        elif (before := labels.get(name, digest)) != digest:  # older checkpoints have none
-            differences.append(f"the ratings of {name} had the SHA-256 {before[:12]} and have {digest[:12]}")
-        if copies.get(name, copied) != copied:
-            was, now = (
-                " and ".join("prepared copies" if copy else "originals" for copy in each)
-                for each in (copies[name], copied)
-            )
-            differences.append(f"{name} was read from {was} and is now from {now}")
-    origin = description["origin"]
+        now = {"splits": rated.sha256, "labels": rated.labels_sha256, "copies": which_are_copies(rated)}
+        words = {
+            "splits": "SHA-256 of the ids",
+            "labels": "SHA-256 of the ratings",
+            "copies": "prepared copies",
+        }
+        for key, value in now.items():
+            before = description.get(key, {}).get(name, value)  # older checkpoints lack some
+            if before != value:
+                differences.append(f"{words[key]} of {name} was {before} and is {value}")
     for what, file in files.items():
-        if file and file_hash(Path(file)) != origin.get(f"{what}_sha256"):
-            option = f"--{what.replace('_', '-')}"
-            differences.append(f"{option} was another file ({origin.get(what, 'none')}) than {file}")
+        before = description["origin"].get(f"{what}_sha256")
+        if file and file_hash(Path(file)) != before:
+            differences.append(f"--{what.replace('_', '-')} had the SHA-256 {before}, {file} has another")
     if differences:
         raise ValueError(f"training: cannot resume {last}: {'; '.join(differences)}")
 

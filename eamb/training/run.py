@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,8 +20,8 @@ from eamb.evaluation.predicting import predict_set
 from eamb.evaluation.report import versions
 from eamb.network import backbones
 from eamb.network.backbones import recompute_blocks
-from eamb.readers.pairs import PairedSet, describe_pairs
-from eamb.readers.rated import LeftOut, RatedSet, describe
+from eamb.network.names import PAIR_NETWORKS
+from eamb.readers.rated import LeftOut, RatedSet
 from eamb.runtime import distributed, engine
 from eamb.training import emotion_maps
 from eamb.training.interruption import Signals, Stopped, ignore_first_signal, locked
@@ -44,15 +45,13 @@ def train(
     output: Path | None = None,
     resume: bool = False,
     force: bool = False,
-) -> dict[str, float]:
-    """Trains as the task's settings say; returns the test metrics, or the best validation's without a test.
+) -> None:
+    """Trains as the task's settings say.
 
     Args:
-        emotion_checkpoint: weights of the emotion branch, ours or the official code's.
-        weights: a whole network to start from, ours or the official code's.
+        emotion_checkpoint, weights: files of the emotion branch and of a whole network to start from.
         output: the run's folder; the default is `default_output`.
-        resume: go on where the run in `output` stopped, or start one if there is none.
-        force: start anew over the run in `output`.
+        resume, force: go on where the run in `output` stopped, if there is one; or start anew over it.
 
     Raises:
         ValueError, FileNotFoundError: bad settings or data, in one sentence.
@@ -60,84 +59,52 @@ def train(
         Stopped: SIGTERM or SIGINT came; last.pt holds all that was done.
     """
     config, output = task.config, output or default_output(task)
-    with Signals() as signals, distributed.session(config.train.device) as device, locked(output):
+    with distributed.session(config.train.device) as device, locked(output):
         engine.keep_memory(device)
-        resume = resume and bool(checkpoints(output))
+        resume = distributed.broadcast(resume and bool(checkpoints(output)))
         if not (force or resume):
             refuse_another_run(output)
-        check_processes(task, device, output)
+        if config.train.sync_batchnorm and (device.type != "cuda" or config.data.skip_broken):
+            raise ValueError(
+                f"training: train.sync_batchnorm needs CUDA (this run is on {device.type}) and does not go "
+                "with --skip-broken: a process whose pictures are all broken would keep the others waiting"
+            )
+        last, stopped, state = load_stopped(output) if resume else (None, None, None)
+        sources = None if resume else read_sources(task, weights, emotion_checkpoint)
+        needs_test = config.train.score_test or config.train.validate_on == "test"
+        data = task.load(("train", "val", "test") if needs_test else ("train", "val"))
+        if distributed.is_main():
+            print(*map(task.describe, data.values()), sep="\n", flush=True)
         if resume:
-            last, stopped, state = load_stopped(output)
-            data = load_data(task)
             files = {"weights": weights, "emotion_checkpoint": emotion_checkpoint}
             check_same_run(last, config, data, stopped, state, files)
             network = stopped.build().to(memory_format=torch.channels_last)
             ids = {"training_ids": stopped.training_ids, "emotion_training_ids": stopped.emotion_training_ids}
             origin = stopped.description["origin"] | ids
         else:
-            last = state = None
-            sources = read_sources(task, weights, emotion_checkpoint)
-            data = load_data(task)
             network, origin = build_network(task, data["train"], sources)
-        run = Run(task, output, device, data, network, origin, signals)
-        if state:
+        run = Run(task, output, device, data, network, origin)
+        if resume:
             run.resume(last, state)
         if distributed.is_main():
             run.records.open(config, data, last, run.epoch)
-        signals.begun = True
-        try:
-            run.emotion_maps = keep_emotion_maps(run)
+        with run.signals, closing(run.records):
+            if config.train.emotion_maps and task.has_emotion_branch:
+                run.emotion_maps = emotion_maps.prepare(config, run.network, run.data["train"], run.compute)
             for epoch in range(run.epoch, config.train.epochs):
-                with signals.deferred():
+                with run.signals.deferred():
                     trained = train_epoch(run, epoch)
                 validated = validate(run)
-                with signals.deferred():
+                with run.signals.deferred():
                     run.record(epoch, trained, validated)
-            return finish(run)
-        finally:
-            run.records.close()
+            finish(run)
 
 
 def default_output(task: Task) -> Path:
     """runs/<task>_<dataset>_<backbone>, for pairs with _<network> appended."""
-    config = task.config
-    network = f"_{config.model.network}" if task.unit == "pairs" else ""
-    return Path("runs") / f"{task.name}_{config.data.dataset}_{config.model.backbone}{network}"
-
-
-def check_processes(task: Task, device: torch.device, output: Path) -> None:
-    """Refuses what would fail or hang only once several processes train together."""
-    config = task.config
-    if config.train.sync_batchnorm and device.type != "cuda":
-        raise ValueError(
-            f"training: train.sync_batchnorm needs CUDA, this run is on {device.type}: torch cannot share "
-            "BatchNorm between its processes; leave it out, and each uses the statistics of its own pictures"
-        )
-    if config.train.sync_batchnorm and config.data.skip_broken:
-        raise ValueError(
-            "training: train.sync_batchnorm does not go with --skip-broken: a process whose pictures are all "
-            "broken would keep the others waiting; take the broken files out of the table, or leave out one"
-        )
-    if len(set(distributed.gather(bool(checkpoints(output))))) > 1:
-        raise ValueError(
-            f"training: {output / 'last.pt'} is there for some processes and not for others; --output must "
-            "be a folder that all machines share"
-        )
-
-
-def load_data(task: Task) -> dict[str, RatedSet]:
-    """The splits that the run uses; prints a line on each."""
-    settings = task.config.train
-    needs_test = settings.score_test or settings.validate_on == "test"
-    data = task.load(("train", "val", "test") if needs_test else ("train", "val"))
-    if distributed.is_main():
-        for rated in data.values():
-            print((describe_pairs if isinstance(rated, PairedSet) else describe)(rated), flush=True)
-    return data
-
-
-# ---------------------------------------------------------------------------------------------------
-# The run
+    data, model = task.config.data, task.config.model
+    network = f"_{model.network}" if model.network in PAIR_NETWORKS else ""
+    return Path("runs") / f"{task.name}_{data.dataset}_{model.backbone}{network}"
 
 
 @dataclass
@@ -151,10 +118,10 @@ class Best:
     def update(self, epoch: int, metrics: dict[str, float]) -> bool:
         value = metrics[self.measure]
         better = value < self.value if self.measure in ("kl", "log_loss") else value > self.value
-        if better or (math.isnan(self.value) and not (math.isnan(value) and self.epoch >= 0)):
+        first = math.isnan(self.value) and (self.epoch < 0 or not math.isnan(value))
+        if better or first:
             self.value, self.epoch = value, epoch
-            return True
-        return False
+        return better or first
 
 
 class Run:
@@ -168,14 +135,13 @@ class Run:
         data: dict[str, RatedSet],
         network: Network,
         origin: dict,
-        signals: Signals,
     ):
         config, labels = task.config, {split: rated.labels_sha256 for split, rated in data.items()}
         if task.learns_emotions:
             emotions = network.arguments["emotions"]
             data = {split: with_emotions(rated, emotions) for split, rated in data.items()}
         self.task, self.config, self.output, self.device = task, config, output, device
-        self.data, self.origin, self.signals = data, origin, signals
+        self.data, self.origin, self.signals = data, origin, Signals()
         rated = data["train"]
         scores = rated.scores[~np.isnan(rated.scores)]
         quantiles = np.quantile(scores, np.linspace(0, 1, 1001)) if len(scores) else []
@@ -206,8 +172,8 @@ class Run:
         if config.train.compile:
             # Only the training step: checkpoints and scoring use the network itself, under its own names.
             self.model = torch.compile(self.model)
-        decay = config.train.average
-        self.average = engine.Average(self.network, decay) if decay else None
+        self.average = engine.Average(self.network, config.train.average) if config.train.average else None
+        self.kept = self.average.network if self.average else self.network  # what is validated and kept
         self.optimizer = make_optimizer(config, self.network)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
         mean, std = backbones.normalisation(config.model.backbone)
@@ -220,25 +186,9 @@ class Run:
 
     def order(self, epoch: int) -> TrainOrder:
         """The batches of an epoch that this process has still to do."""
-        settings = self.config.train
-        return TrainOrder(
-            self.data["train"].draws,
-            settings.batch_size,
-            settings.seed,
-            epoch,
-            start_step=self.totals.step,
-            rank=distributed.rank(),
-            world=distributed.world(),
-        )
-
-    @property
-    def kept(self) -> Network:
-        """The network that is validated and kept: the average of the weights if there is one."""
-        return self.average.network if self.average else self.network
-
-    @property
-    def place(self) -> str:
-        return f"epoch {self.epoch + 1}, step {self.totals.step}"
+        draws, settings, done = self.data["train"].draws, self.config.train, self.totals.step
+        processes = distributed.rank(), distributed.world()
+        return TrainOrder(draws, settings.batch_size, settings.seed, epoch, done, *processes)
 
     def weights(self, network: Network) -> Weights:
         """The weights of the network in training or of the kept one, with description and training ids."""
@@ -258,7 +208,6 @@ class Run:
             self.average.steps = state["average_steps"]
         self.epoch, self.best = state["epoch"], Best(**state["best"])
         self.totals = engine.Totals(**state["totals"][distributed.rank()])
-        self.records.newest = self.place
         if distributed.is_main():
             print(f"resumed {last} at epoch {self.epoch + 1}, step {self.totals.step + 1}", flush=True)
 
@@ -281,22 +230,18 @@ class Run:
         }
         if self.average:
             state |= {"average": self.average.network.state_dict(), "average_steps": self.average.steps}
-        self.records.save(self.weights(self.network), state, self.place)
+        self.records.save(self.weights(self.network), state)
 
     def save_if_due(self) -> None:
-        """Called after each optimizer step."""
-        minutes = self.config.train.checkpoint_minutes
-        self.save_or_stop(time.monotonic() - self.saved_at > 60 * minutes)
+        self.save_or_stop(time.monotonic() - self.saved_at > 60 * self.config.train.checkpoint_minutes)
 
     def save_or_stop(self, due: bool) -> None:
         """Writes last.pt if it is due or any process got a signal, which then ends the run in all of them."""
-        due = due and distributed.is_main() and self.records.newest != self.place
         due, number = distributed.largest([int(due), self.signals.number], self.device)
         if due or number:
             self.save()
         if number:
             distributed.wait_for_all()  # torchrun ends the rest as soon as one has ended
-            self.signals.done = True
             raise Stopped(number)
 
     def record(self, epoch: int, trained: dict[str, float], validated: dict[str, float]) -> None:
@@ -314,45 +259,18 @@ class Run:
         self.save()
 
 
-def keep_emotion_maps(run: Run) -> emotion_maps.EmotionMaps | None:
-    """The training pictures' maps in `train.emotion_maps`, computed if need be; None: not wanted."""
-    config = run.config
-    if not config.train.emotion_maps or not run.task.has_emotion_branch:
-        return None
-    return emotion_maps.prepare(
-        Path(config.train.emotion_maps),
-        run.network,
-        run.data["train"],
-        run.compute,
-        size=config.data.size,
-        exif=config.data.exif,
-        workers=config.data.worker_count(),
-        batch_size=config.evaluate.batch_size,
-    )
-
-
-# ---------------------------------------------------------------------------------------------------
-# Epochs
-
-
 def train_epoch(run: Run, epoch: int) -> dict[str, float]:
     """Trains what is left of an epoch, then writes last.pt; returns what `engine.train_one_epoch` does."""
     config, rated, task = run.config, run.data["train"], run.task
-    order = run.order(epoch)
-    on_gpu = run.device.type == "cuda"
+    order, on_gpu = run.order(epoch), run.device.type == "cuda"
     loader = make_loader(task.pictures(rated), order, config.data.worker_count(), pin_memory=on_gpu)
     loader.worker_init_fn = ignore_first_signal
     start, started = time.monotonic(), run.totals.step
     schedule, base = config.optimizer.schedule, config.optimizer.learning_rate
-    bar = tqdm(
-        total=len(order),
-        initial=started,
-        desc=f"epoch {epoch + 1}/{config.train.epochs}",
-        unit="step",
-        disable=not distributed.is_main(),
-        mininterval=2,
-    )
-    with bar:
+    name, hidden = f"epoch {epoch + 1}/{config.train.epochs}", not distributed.is_main()
+    with tqdm(
+        total=len(order), initial=started, desc=name, unit="step", disable=hidden, mininterval=2
+    ) as bar:
 
         def after_step(totals: engine.Totals) -> None:
             if run.average:
@@ -401,19 +319,17 @@ def validate(run: Run) -> dict[str, float]:
     return run.task.validate(predictions, rated, run.description)
 
 
-def finish(run: Run) -> dict[str, float]:
-    """Draws the curves and evaluates the best weights once on test. The report goes to test/; with several
-    sets one each to test/SET/, and SET_ is put before its metrics."""
+def finish(run: Run) -> None:
+    """Draws the curves and evaluates the best weights once on test; of several sets each to test/SET/."""
     from eamb.evaluation.figures import save_curves
 
-    if any(distributed.gather(run.records.unsaved)):
+    if not distributed.gather(run.records.saved)[0]:
         raise OSError(
-            f"training: the run has ended, and {run.records.last} could not be written (the newest "
-            f"checkpoint: {run.records.newest}); make room, then go on from there with --resume"
+            f"training: the run has ended, and {run.records.last} could not be written; make room, then go "
+            "on from the one before with --resume"
         )
     if distributed.is_main():
         (run.output / PREVIOUS).unlink(missing_ok=True)
-        run.records.close()
         with warn_on_failure("curves.png was not written"):
             save_curves(run.output / "metrics.jsonl", run.output / "curves.png")
     best = checkpoint.load_weights(run.records.best_file)
@@ -422,14 +338,12 @@ def finish(run: Run) -> dict[str, float]:
         shown = f"epoch {chosen['epoch'] + 1}, {chosen['measure']} {chosen['value']:.4f}"
         print(f"\n{run.output}: best.pt ({shown}) last.pt metrics.jsonl curves.png", flush=True)
     if not run.config.train.score_test:
-        return chosen
+        return
     checkpoint.load_tensors(run.network, best.tensors, str(run.records.best_file))
-    test, metrics = run.data["test"], {}
+    test = run.data["test"]
     for rated in test.parts or (test,):
         report = evaluate(run.network, best, rated, run.task, run.compute)
         folder = run.output / "test" / (rated.name if test.parts else "")
         if distributed.is_main():
             report.write(folder)
             print(f"\n{report}\n\n{folder}: {report.files}", flush=True)
-        metrics |= {f"{rated.name}_{name}" if test.parts else name: v for name, v in report.metrics.items()}
-    return metrics

@@ -1,11 +1,10 @@
 """The three tasks. `choose_task(config)` chooses one; nothing else reads the setting `task`.
 
-From top to bottom: what a task is; aesthetics, emotion and series; data and settings; losses.
+From top to bottom: what a task is; aesthetics, emotion and series; what they share.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -18,15 +17,15 @@ import losses
 from datasets import Batch, PairPictures, PictureSet, SetReader, check_classes, first_by_hash, load_datasets
 from eamb.evaluation.emotions import evaluate_emotions, measure_emotions
 from eamb.evaluation.predicting import labelled
-from eamb.evaluation.preferences import evaluate_pairs, evaluate_pairs_by_score, measure_pairs
+from eamb.evaluation.preferences import evaluate_pairs, measure_pairs
 from eamb.evaluation.ratings import evaluate_scores, measure_scores
 from eamb.evaluation.report import Report
-from eamb.network.names import PAIR_NETWORKS
+from eamb.network.names import NETWORKS, PAIR_NETWORKS
 from eamb.network.outputs import Output, Scale
 from eamb.network.pair_networks import SeriesNetwork
-from eamb.readers.pairs import PairedSet, load_pairs
-from eamb.readers.rated import RatedSet
-from eamb.readers.registry import DATASETS, PAIRED
+from eamb.readers.pairs import PairedSet, describe_pairs, load_pairs
+from eamb.readers.rated import RatedSet, describe
+from eamb.readers.registry import DATASETS, PAIRED, SINGLE
 from eamb.runtime.config import Config, Loss
 from eamb.runtime.engine import Compute, Predictions
 from eamb.weights.checkpoint import Source, Weights, load_tensors
@@ -37,65 +36,64 @@ LossFunction = Callable[[Output, Batch], Tensor]
 Evaluated = tuple[Report, Predictions]
 
 
-class Task(ABC):
+class Task:
     """What the rest of the program asks about the task of a run: one of Aesthetics, Emotion and Series.
 
+    Each of them adds
+        build(scale, emotions): the network, with random weights.
+        loss(rated): the training loss, of the network's output and the batch.
+        best_measure(scale): the validation metric that chooses the weights to keep.
+        validate(predictions, rated, description): metrics without intervals; description is the network's.
+        evaluate(network, weights, rated, compute): predicts each picture of a set once, and reports.
+
     name: the value of the setting `task`.
-    unit: what a batch counts, "pictures" or "pairs".
-    shapes: the settings of `model.` that must be equal for weights to start a run.
+    unit, draws: what a batch counts, and what an epoch draws from.
+    trained_on, evaluated_on: the data sets that the task takes; several at once only if it `unites` them.
+    networks: those of `model.network` that it takes.
+    meaningless: the settings that must keep their defaults.
+    starts_from, shapes: the tasks of the weights that can start a training (--weights), and the settings of
+        `model.` that must be those of the weights.
     has_emotion_branch, learns_emotions: whether the network has the branch, and whether the run trains it.
+    takes_branch: whether the branch may get weights of its own (--emotion-checkpoint).
     """
 
     name: str
-    unit = "pictures"
+    unit, draws = "pictures", PictureSet
+    trained_on = evaluated_on = SINGLE
+    unites = takes_branch = False
+    networks = tuple(name for name in NETWORKS if name not in PAIR_NETWORKS)
+    meaningless: tuple[str, ...] = ("data.crop", "model.symmetric", "loss.preference")
+    starts_from: tuple[str, ...]
     shapes: tuple[str, ...]
     has_emotion_branch = learns_emotions = True
 
     def __init__(self, config: Config):
         self.config = config
 
-    @property
-    @abstractmethod
-    def recipe(self) -> str:
-        """The config in configs/ to start from, without .yaml, unless others are given."""
-
     def check(self) -> None:
         """Refuses settings, sets and networks that do not go with this task."""
-        config, network, paired = self.config, self.config.model.network, self.unit == "pairs"
-        if paired != (config.data.dataset in PAIRED) or paired != (network in PAIR_NETWORKS):
+        config, network, names = self.config, self.config.model.network, self.config.data.names
+        several = len(names) > 1
+        if not set(names) <= set(self.trained_on) or network not in self.networks or several > self.unites:
             raise ValueError(
-                f"training: --task series goes with a set of pairs (--dataset {' or '.join(PAIRED)}) and a "
-                f"network for them (--network {' or '.join(PAIR_NETWORKS)}), and they with it; got --task "
-                f"{self.name}, --dataset {config.data.dataset} and --network {network}"
+                f"training: --task {self.name} takes {'sets' if self.unites else 'one set'} of "
+                f"{', '.join(self.trained_on)} (--dataset) and a network of {', '.join(self.networks)} "
+                f"(--network); got {config.data.dataset} and {network}"
             )
-        several, weight = len(config.data.names) > 1, config.loss.emotion_weight
-        sets = config.data.dataset if several and self.name != "emotion" else ""
-        parts = network != "eambnet" and (config.model.without or config.model.shortcut)
-        balanced = config.loss.class_weights != "none" and not self.learns_emotions
+        unused = list(self.meaningless)
+        unused += ["train.validate_on"] if several else []
+        unused += ["model.without", "model.shortcut"] if network != "eambnet" else []
+        unused += [] if self.learns_emotions else ["loss.class_weights"]
+        unused += [] if self.has_emotion_branch else ["loss.emotion_weight"]
         changes = self.learns_emotions or config.model.emotion_batchnorm == "official"
-        maps, test = config.train.emotion_maps, config.train.validate_on == "test"
-        nothing = f"means nothing for the task {self.name}; leave it out"
-        refused = [
-            (paired and config.data.folds, f"data.folds {nothing}"),
-            (paired and maps, f"train.emotion_maps {nothing}"),
-            (not paired and config.data.crop, "data.crop is for the task series; others see whole pictures"),
-            (not paired and not config.model.symmetric, f"model.symmetric {nothing}"),
-            (not paired and config.loss.preference != "majority", f"loss.preference {nothing}"),
-            (parts, f"model.without and model.shortcut are for model.network=eambnet, not {network}"),
-            (weight and self.name == "emotion", "loss.emotion_weight is for --task aesthetics alone"),
-            (
-                weight and not self.has_emotion_branch,
-                "loss.emotion_weight is given, but this network has no emotion branch",
-            ),
-            (balanced, "loss.class_weights is for emotions, which this run does not learn"),
-            (maps and changes, "train.emotion_maps keeps the maps of a frozen branch; this run's changes"),
-            (sets, f"several sets ({sets}) are for --task emotion; ratings cannot be united"),
-            (test and paired, "train.validate_on=test is for ratings, not for pairs"),
-            (test and several, "train.validate_on=test is for one data set, not for several together"),
-        ]
-        for holds, sentence in refused:
-            if holds:
-                raise ValueError(f"training: {sentence}")
+        unused += ["train.emotion_maps"] if changes else []  # which are those of a frozen branch
+        for section, name in (key.split(".") for key in unused):
+            given, default = (getattr(getattr(each, section), name) for each in (config, Config()))
+            if given != default:
+                raise ValueError(
+                    f"training: {section}.{name}={given} means nothing for this run of the task {self.name}; "
+                    "leave it out"
+                )
 
     @cached_property
     def reader(self) -> SetReader:
@@ -114,7 +112,13 @@ class Task(ABC):
         loaded = load_datasets(data.names, data.roots, splits, data.options(), limit, readers)
         loaded = {split: labelled(rated, self.name) for split, rated in loaded.items()}
         if not held_out:
-            train = with_validation(loaded["train"], loaded.pop("val"))
+            train, val, columns = loaded["train"], loaded.pop("val"), {}
+            for name in ("scores", "distributions", "emotions"):
+                parts = [getattr(rated, name) for rated in (train, val)]
+                columns[name] = None if any(part is None for part in parts) else np.concatenate(parts)
+            for name in ("ids", "paths", "left_out"):
+                columns[name] = [*getattr(train, name), *getattr(val, name)]
+            train = replace(train, protocol=f"{train.protocol}; and {val.protocol}", **columns)
             loaded["train"] = first_by_hash(train, data.limit or len(train))
         train = loaded["train"]
         if self.learns_emotions and train.emotions is None:
@@ -124,58 +128,45 @@ class Task(ABC):
         return loaded
 
     def load_split(self, split: str) -> RatedSet:
-        """One split of one set, for an evaluation; networks that score pictures take a set of pairs too."""
-        data, paired = self.config.data, self.config.data.dataset in PAIRED
-        if (paired and self.name == "emotion") or (not paired and self.unit == "pairs"):
+        """One split of one set, for an evaluation."""
+        data = self.config.data
+        if data.dataset not in self.evaluated_on:
             raise ValueError(
-                f"evaluation: {data.dataset} and weights for the task {self.name} do not go together: "
-                f"pairs ({', '.join(PAIRED)}) are for pair networks and for networks that score pictures"
+                f"evaluation: {data.dataset} and weights for the task {self.name} do not go together; these "
+                f"weights are evaluated on {', '.join(self.evaluated_on)}"
             )
-        if paired:
+        if data.dataset in PAIRED:
             return load_pairs(data.dataset, data.root, (split,), data.options())[split]
         return labelled(self.reader.load((split,))[split], self.name)
 
-    def pictures(self, rated: RatedSet) -> PictureSet:
-        """What an epoch draws from, pictures or pairs of them, mirrored at random."""
-        data, kind = self.config.data, PairPictures if self.unit == "pairs" else PictureSet
-        flips = self.config.train.seed if data.flip else None
-        return kind(rated, data.size, data.exif, flips, data.skip_broken, data.crop)
+    def describe(self, rated: RatedSet) -> str:
+        """One line on a split that was loaded."""
+        return describe_pairs(rated) if isinstance(rated, PairedSet) else describe(rated)
 
-    @abstractmethod
-    def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:
-        """The network, with random weights."""
+    def pictures(self, rated: RatedSet) -> PictureSet:
+        """What an epoch draws from, mirrored at random."""
+        data = self.config.data
+        flips = self.config.train.seed if data.flip else None
+        return self.draws(rated, data.size, data.exif, flips, data.skip_broken, data.crop)
 
     def start_from(self, network: Network, source: Source, scale: Scale, other_branch: bool) -> str:
-        """Fills the network from given weights; returns a note on what keeps its random values, or "".
+        """Fills the network from given weights, without its emotion branch if that gets others.
 
-        Args:
-            other_branch: the emotion branch gets other weights.
-
-        Raises:
-            ValueError: the weights are of another network.
+        Returns:
+            A sentence on the layers that keep their random values, or "".
         """
         load_tensors(network, source.weights.tensors, str(source.path))
         return ""
 
-    @abstractmethod
-    def loss(self, rated: RatedSet) -> LossFunction:
-        """The training loss, of the network's output and the batch."""
-
-    @abstractmethod
-    def best_measure(self, scale: Scale) -> str:
-        """The validation metric that chooses the weights to keep."""
-
-    @abstractmethod
-    def validate(self, predictions: Predictions, rated: RatedSet, description: dict) -> dict[str, float]:
-        """Metrics without intervals; `description` is the network's."""
-
-    @abstractmethod
-    def evaluate(self, network: nn.Module, weights: Weights, rated: RatedSet, compute: Compute) -> Evaluated:
-        """Predicts each picture of a set once, and reports."""
-
 
 def choose_task(config: Config) -> Task:
     return {task.name: task for task in (Aesthetics, Emotion, Series)}[config.task](config)
+
+
+def recipe(task: str | None, dataset: str) -> str:
+    """The config in configs/, without .yaml, of a task (None: the set's own) on a data set."""
+    recipes = DATASETS[dataset]
+    return {"emotion": recipes.emotion_recipe, "series": "series"}.get(task, recipes.recipe)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -186,18 +177,17 @@ class Aesthetics(Task):
     """Scores of pictures, learned from ratings."""
 
     name = "aesthetics"
-    shapes = ("backbone", "width", "guided_width", "guided_hidden", "head_width", "network")
-    shapes += ("without", "shortcut")
+    evaluated_on = tuple(DATASETS)
+    starts_from = ("aesthetics",)
+    shapes = ("backbone", "width", "guided_width", "guided_hidden", "head_width")
+    shapes += ("network", "without", "shortcut")
 
     def __init__(self, config: Config):
         super().__init__(config)
         eambnet = config.model.network == "eambnet"
         self.has_emotion_branch = eambnet and "emotion" not in left_out_parts(config)
+        self.takes_branch = self.has_emotion_branch
         self.learns_emotions = config.loss.emotion_weight > 0
-
-    @property
-    def recipe(self) -> str:
-        return DATASETS[self.config.data.names[0]].recipe
 
     def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:
         settings = asdict(self.config.model)
@@ -217,17 +207,26 @@ class Aesthetics(Task):
         load_tensors(network, start.tensors, str(source.path), leave=leave)
         if same:
             return ""
-        theirs = describe_scale(start.scale) if start.scale else f"{outputs} value(s)"
-        return (
-            f"{source.path} predicts {theirs}, this run {describe_scale(scale)}; its last layer is replaced."
-        )
+        return f"{source.path} predicts another kind of rating than this run; its last layer is replaced."
 
     def loss(self, rated: RatedSet) -> LossFunction:
-        ratings = rating_loss(self.config.loss, rated.scale)
-        if not self.learns_emotions:
-            return ratings
-        emotions, weight = emotion_loss(self.config.loss, rated), self.config.loss.emotion_weight
-        return lambda output, batch: ratings(output, batch) + weight * emotions(output, batch)
+        settings, scale = self.config.loss, rated.scale
+        emotions = emotion_loss(settings, rated) if self.learns_emotions else None
+
+        def loss(output: Output, batch: Batch) -> Tensor:
+            p = output.prediction
+            if scale.kind == "distribution":
+                value = losses.emd_loss(p, batch.distributions, settings.emd_r, settings.emd_reduction)
+            elif scale.kind == "label":
+                value = losses.label_loss(p, scale.is_high(batch.scores).float())
+            else:
+                target = scale.probability(batch.scores)  # (N,)
+                value = losses.score_loss(p, target)
+                if settings.correlation_weight:
+                    value = value + settings.correlation_weight * losses.correlation_loss(p, target)
+            return value + settings.emotion_weight * emotions(output, batch) if emotions else value
+
+        return loss
 
     def best_measure(self, scale: Scale) -> str:
         return "accuracy" if scale.kind == "label" else "srcc"
@@ -239,7 +238,7 @@ class Aesthetics(Task):
 
     def evaluate(self, network: nn.Module, weights: Weights, rated: RatedSet, compute: Compute) -> Evaluated:
         if isinstance(rated, PairedSet):
-            return evaluate_pairs_by_score(network, weights, rated, self.config, compute)
+            return evaluate_pairs(network, weights, rated, self.config, compute)
         return evaluate_scores(network, weights, rated, self.config, compute, self.reader)
 
 
@@ -247,11 +246,9 @@ class Emotion(Task):
     """The emotion branch alone, learned from emotion labels or votes."""
 
     name = "emotion"
-    shapes = ("backbone", "width")
-
-    @property
-    def recipe(self) -> str:
-        return DATASETS[self.config.data.names[0]].emotion_recipe
+    unites = True
+    meaningless = (*Task.meaningless, "loss.emotion_weight")
+    starts_from, shapes = ("emotion", "aesthetics"), ("backbone", "width")
 
     def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:
         model = self.config.model
@@ -261,16 +258,13 @@ class Emotion(Task):
         """Takes the emotion branch; a classifier of other emotions gets the rows of those that both know."""
         theirs, ours = source.weights.emotions, network.arguments["emotions"]
         tensors = {n: value for n, value in source.weights.tensors.items() if n.startswith("emotion.")}
-        if theirs == ours:
-            load_tensors(network, tensors, str(source.path))
-            return ""
-        last_layer = kind_of(network).last_layer
-        for name in [name for name in tensors if name.startswith(last_layer)]:
-            old, rows = tensors[name], zip(ours, network.state_dict()[name], strict=True)
-            tensors[name] = torch.stack([old[theirs.index(e)] if e in theirs else row for e, row in rows])
+        for name in tensors:
+            if theirs != ours and name.startswith(kind_of(network).last_layer):
+                old, rows = tensors[name], zip(ours, network.state_dict()[name], strict=True)
+                tensors[name] = torch.stack([old[theirs.index(e)] if e in theirs else row for e, row in rows])
         load_tensors(network, tensors, str(source.path))
-        lists = f"{source.path} knows the emotions {', '.join(theirs)}, this run {', '.join(ours)}"
-        return f"{lists}; its last layer keeps what both know."
+        note = f"{source.path} knows other emotions than this run; its last layer keeps what both know."
+        return "" if theirs == ours else note
 
     def loss(self, rated: RatedSet) -> LossFunction:
         return emotion_loss(self.config.loss, rated)
@@ -288,8 +282,11 @@ class Emotion(Task):
 class Series(Task):
     """Which photograph of a series people prefer, learned from pairs."""
 
-    name, unit, recipe = "series", "pairs", "series"
-    shapes = ("backbone", "network", "symmetric")
+    name, unit, draws = "series", "pairs", PairPictures
+    trained_on = evaluated_on = PAIRED
+    networks = PAIR_NETWORKS
+    meaningless = ("data.folds", "train.emotion_maps", "train.validate_on")
+    starts_from, shapes = ("series",), ("backbone", "network", "symmetric")
     has_emotion_branch = learns_emotions = False
 
     def load(self, splits: tuple[str, ...]) -> dict[str, RatedSet]:
@@ -318,27 +315,11 @@ class Series(Task):
         return measure_pairs(predictions, rated).metrics
 
     def evaluate(self, network: nn.Module, weights: Weights, rated: RatedSet, compute: Compute) -> Evaluated:
-        return evaluate_pairs(network, rated, self.config, compute)
+        return evaluate_pairs(network, weights, rated, self.config, compute)
 
 
 # ---------------------------------------------------------------------------------------------------
-# Data and settings
-
-
-def with_validation(train: RatedSet, val: RatedSet) -> RatedSet:
-    """Both as one training set."""
-    columns = {}
-    for name in ("scores", "distributions", "emotions"):
-        parts = [getattr(rated, name) for rated in (train, val)]
-        columns[name] = None if any(part is None for part in parts) else np.concatenate(parts)
-    for name in ("ids", "paths", "left_out"):
-        columns[name] = [*getattr(train, name), *getattr(val, name)]
-    return replace(train, protocol=f"{train.protocol}; and {val.protocol}", **columns)
-
-
-def describe_scale(scale: Scale) -> str:
-    words = {"distribution": f"shares of {scale.outputs} ratings", "label": "high or low"}
-    return words.get(scale.kind, f"a score from {scale.minimum:g} to {scale.maximum:g}")
+# What they share
 
 
 def left_out_parts(config: Config) -> tuple[str, ...]:
@@ -346,37 +327,12 @@ def left_out_parts(config: Config) -> tuple[str, ...]:
     return tuple(sorted(name.strip() for name in config.model.without.split(",") if name.strip()))
 
 
-# ---------------------------------------------------------------------------------------------------
-# Losses of ratings and emotions
-
-
-def rating_loss(settings: Loss, scale: Scale) -> LossFunction:
-    """The loss that fits the kind of rating."""
-    if scale.kind == "distribution":
-        return lambda output, batch: losses.emd_loss(
-            output.prediction, batch.distributions, settings.emd_r, settings.emd_reduction
-        )
-    if scale.kind == "label":
-        return lambda output, batch: losses.label_loss(output.prediction, scale.is_high(batch.scores).float())
-    weight = settings.correlation_weight
-
-    def score_loss(output: Output, batch: Batch) -> Tensor:
-        target = scale.probability(batch.scores)  # (N,)
-        loss = losses.score_loss(output.prediction, target)
-        return loss + weight * losses.correlation_loss(output.prediction, target) if weight else loss
-
-    return score_loss
-
-
 def emotion_loss(settings: Loss, rated: RatedSet) -> LossFunction:
     """Soft cross-entropy with the votes."""
     weights = None
     if settings.class_weights == "balanced":  # the rarer an emotion, the more a vote for it counts
-        votes = np.nansum(rated.emotions, axis=0)  # (E,)
-        present = votes > 0
-        weights = votes.sum() / np.where(present, votes, 1) / present.sum()
-        weights = np.where(present, weights, 1.0)  # (E,), 1 where there are no votes
-        weights = torch.from_numpy(weights).float()
+        votes = np.nansum(rated.emotions, axis=0)  # (E,), none is 0
+        weights = torch.from_numpy(votes.sum() / votes / len(votes)).float()
     shifts = class_shifts(settings, rated)
     shift = torch.from_numpy(rated.per_set(shifts)).float() if shifts else None  # (n, E)
 

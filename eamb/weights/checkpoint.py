@@ -12,7 +12,6 @@ import io
 import json
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,9 +24,8 @@ from torch import Tensor, nn
 from eamb.files import written_whole
 from eamb.network import backbones
 from eamb.network.outputs import EMOTIONS, Scale
-from eamb.weights.official import Tensors, looks_official, official_name, translate_official, unwrapped
+from eamb.weights.official import Tensors, looks_official, translate_official, unwrapped
 from eamb.weights.registry import Network, build_network, kind_of, name_of
-from EAMBNet import EmotionNetwork
 
 FORMAT = 1  # of our own files
 IDS = "training_ids"
@@ -76,18 +74,14 @@ class Weights:
 
     @property
     def size_and_exif(self) -> tuple[int, bool]:
-        """The side of the pictures in pixels, and whether they are turned by their EXIF orientation.
-
-        Raises:
-            ValueError: a hand-made description lacks them.
-        """
+        """The pictures' side in pixels, and whether EXIF turns them; ValueError: not in the description."""
         size, exif = self.description.get("image_size"), self.description.get("exif")
-        if not (type(size) is int and size > 0 and type(exif) is bool):
-            raise ValueError(
-                "checkpoint: the description of these weights must say which pictures they are for, "
-                f'"image_size" in pixels and "exif" true or false; found {size} and {exif}'
-            )
-        return size, exif
+        if size and exif is not None:
+            return size, exif
+        raise ValueError(
+            "checkpoint: the description of these weights must say which pictures they are for, "
+            f'"image_size" in pixels and "exif" true or false; found {size} and {exif}'
+        )
 
     def build(self) -> Network:
         """The network with these weights, in evaluation mode."""
@@ -118,79 +112,41 @@ def weights_hash(tensors: Tensors) -> str:
     return digest.hexdigest()
 
 
-# ---------------------------------------------------------------------------------------------------
-# Files
+def read_file(path: Path | str) -> tuple[dict, bytes]:
+    """Reads any weights file once, without executing anything in it: its content, and its bytes.
 
-
-class File(NamedTuple):
-    """A file of weights, as it was read.
-
-    content: what torch.save wrote, or the tensors of safetensors by name.
-    metadata: of safetensors.
-    sha256: of the bytes, if it was asked for.
-    """
-
-    path: Path
-    content: dict
-    metadata: dict[str, str]
-    sha256: str = ""
-
-
-def read_file(path: Path | str, hashed: bool = False) -> File:
-    """Reads any weights file once, without executing anything in it.
-
-    Args:
-        hashed: give its SHA-256 too, which takes time for a large file.
+    A safetensors file of ours gives the same entries as one that torch.save wrote.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: it is not a weights file, is damaged, or holds more than tensors and plain values.
     """
-    path, metadata = Path(path), {}
-    if not path.is_file():
+    if not Path(path).is_file():
         raise FileNotFoundError(f"checkpoint: no file {path}")
-    raw = path.read_bytes()
+    raw = Path(path).read_bytes()
     try:
-        if path.suffix == ".safetensors":
+        if Path(path).suffix == ".safetensors":
             from safetensors.torch import load
 
             content = load(raw)
             header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-            metadata = header.get("__metadata__", {})
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch's, about pickles that it then refuses
-                content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+            if "eambnet" in header.get("__metadata__", {}):
+                ids = {name: content.pop(name, None) for name in (IDS, EMOTION_IDS)}
+                content = {"weights": content, "description": header["__metadata__"]["eambnet"], **ids}
+            return content, raw
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, about pickles that it then refuses
+            content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+        if not looks_official(content) and zipfile.is_zipfile(io.BytesIO(raw)):
+            with zipfile.ZipFile(io.BytesIO(raw)) as file:  # torch does not check the CRC-32 of each part
+                if file.testzip():
+                    raise zipfile.BadZipFile
+        return content, raw
     except Exception as error:  # damaged files fail in every way: EOFError, IndexError, struct.error ...
-        raise ValueError(f"checkpoint: {path} is not a weights file: {why_unreadable(raw)}") from error
-    if not isinstance(content, dict):
         raise ValueError(
-            f"checkpoint: {path} must hold a dictionary of tensors, got {type(content).__name__}"
-        )
-    if zipfile.is_zipfile(io.BytesIO(raw)) and not looks_official(content):
-        try:  # torch does not check the CRC-32 that is stored with each part
-            with zipfile.ZipFile(io.BytesIO(raw)) as file:
-                part = file.testzip()
-            damage = f"the checksum of {part} does not fit" if part else ""
-        except Exception as error:  # of many kinds, depending on where the damage is
-            damage = str(error) or type(error).__name__
-        if damage:
-            raise ValueError(f"checkpoint: {path} is damaged: {damage}")
-    return File(path, content, metadata, hashlib.sha256(raw).hexdigest() if hashed else "")
-
-
-def why_unreadable(raw: bytes) -> str:
-    """Why a file could not be read, from how it begins and ends."""
-    start = raw[:64].removeprefix(b"\xef\xbb\xbf").lstrip()  # some web pages begin with this mark
-    if not start:
-        return "it is empty"
-    if start.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer; fetch the file itself with `git lfs pull`"
-    if start.startswith(b"<"):
-        return "it is a web page; download the file itself"
-    if start.startswith(b"PK") and not zipfile.is_zipfile(io.BytesIO(raw)):  # its directory is at its end
-        return f"it is cut off after {len(raw):,} bytes; download it again"
-    return "it is cut off, damaged or something else, or holds code, which is never executed"
+            f"checkpoint: {path} is not a weights file: it is empty, cut off, damaged, a web page or a Git "
+            "LFS pointer, or holds code, which is never executed; download or copy the file itself again"
+        ) from error
 
 
 def export_weights(path: Path, weights: Weights) -> None:
@@ -204,20 +160,13 @@ def export_weights(path: Path, weights: Weights) -> None:
 
 
 def save_training(path: Path, weights: Weights, state: dict, previous: Path | None = None) -> None:
-    """Writes weights and all else that a resumed training needs (`state`, plain values and tensors).
-
-    Args:
-        previous: as in `written_whole`.
+    """Writes weights and all else that a resumed training needs (`state`); `previous`: as in `written_whole`.
 
     Raises:
         OSError: the disk is full, or fails otherwise; the file is as it was.
     """
-    content = {
-        "weights": weights.tensors,
-        "description": json.dumps(weights.description),
-        **id_tensors(weights),
-        "state": state,
-    }
+    content = {"weights": weights.tensors, "description": json.dumps(weights.description), "state": state}
+    content |= id_tensors(weights)
     with written_whole(Path(path), previous) as temporary, temporary.open("wb") as file:
         try:
             torch.save(content, file)
@@ -231,15 +180,11 @@ def id_tensors(weights: Weights) -> Tensors:
 
 
 def load_training(path: Path) -> tuple[Weights, dict]:
-    """What `save_training` wrote.
-
-    Raises:
-        ValueError: the file is damaged, or is something else.
-    """
-    file = read_file(path)
-    if "state" not in file.content:
+    """What `save_training` wrote; raises ValueError if the file is damaged or something else."""
+    content, _ = read_file(path)
+    if "state" not in content:
         raise ValueError(f"checkpoint: {path} holds no training state to resume from")
-    return weights_in(file), file.content["state"]
+    return weights_in(content, path), content["state"]
 
 
 def load_weights(path: Path | str) -> Weights:
@@ -249,93 +194,67 @@ def load_weights(path: Path | str) -> Weights:
         FileNotFoundError: no such file.
         ValueError: not a weights file, or not one of ours (`read_source` takes official files too).
     """
-    return weights_in(read_file(path))
+    return weights_in(read_file(path)[0], path)
 
 
-def weights_in(file: File) -> Weights:
+def weights_in(content: dict, path: Path | str) -> Weights:
     """The weights in a file of ours; refuses other files."""
-    content, path = file.content, file.path
-    if path.suffix == ".safetensors":
-        tensors, description = content, file.metadata.get("eambnet")
-    else:
-        tensors, description = content.get("weights"), content.get("description")
-    whole = isinstance(tensors, dict) and description is not None
-    if not (whole and all(isinstance(content.get(name), Tensor) for name in (IDS, EMOTION_IDS))):
+    tensors, description = content.get("weights"), content.get("description")
+    ids = [content.get(name) for name in (IDS, EMOTION_IDS)]
+    if not (isinstance(tensors, dict) and description and all(isinstance(each, Tensor) for each in ids)):
         raise ValueError(
             f"checkpoint: {path} was not written by this program (it does not say what its output means). "
             "Start from an official state dict with --weights FILE or --emotion-checkpoint FILE."
         )
-    network = {name: tensor for name, tensor in tensors.items() if name not in (IDS, EMOTION_IDS)}
-    description = read_description(description, path)
-    return Weights(network, description, content[IDS].numpy(), content[EMOTION_IDS].numpy())
+    return Weights(tensors, read_description(description, path), *(each.numpy() for each in ids))
 
 
-def read_description(text: str, path: Path) -> dict:
+def read_description(text: str, path: Path | str) -> dict:
     """Reads the description of a file of ours and checks that it is consistent."""
     try:
         plain = json.loads(text)
-        if plain.get("format") == FORMAT:
-            architecture, scale = plain["architecture"], plain["scale"] and Scale.from_dict(plain["scale"])
-            names = list(architecture.get("emotions", ()))
-            for what, value in (("task", plain["task"]), ("backbone", architecture["backbone"])):
-                if not isinstance(value, str):
-                    raise ValueError(f"the {what} {value} is not a name")
-            if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
-                raise ValueError(f"the emotions {names} are not different names")
-            if scale and scale.outputs != architecture["outputs"]:
-                raise ValueError(f"{scale.outputs} ratings for {architecture['outputs']} outputs")
-            return plain
+        if plain["format"] != FORMAT:
+            raise ValueError(f"its format is {plain['format']} and this program reads {FORMAT}")
+        architecture, scale = plain["architecture"], plain["scale"] and Scale.from_dict(plain["scale"])
+        names = list(architecture.get("emotions", ()))
+        of_names = all(isinstance(name, str) for name in (plain["task"], architecture["backbone"], *names))
+        if not of_names or len(set(names)) != len(names):
+            raise ValueError("the task, the backbone and the emotions must be names, each emotion another")
+        if scale and scale.outputs != architecture["outputs"]:
+            raise ValueError(f"{scale.outputs} ratings for {architecture['outputs']} outputs")
+        return plain
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"checkpoint: the description in {path} is damaged: {error}") from error
-    raise ValueError(
-        f"checkpoint: {path} has format {plain.get('format')} and this program reads {FORMAT}; "
-        "use the version of the program that wrote it"
-    )
-
-
-# ---------------------------------------------------------------------------------------------------
-# Tensors into networks
+        raise ValueError(
+            f"checkpoint: the description in {path} is damaged or of another version: {error}"
+        ) from error
 
 
 def load_tensors(
-    model: nn.Module,
-    tensors: Tensors,
-    source: str,
-    only: str | tuple[str, ...] = "",
-    leave: tuple[str, ...] = (),
-    shown: Callable[[str], str] = str,
-    problems: Iterable[str] = (),
+    model: nn.Module, tensors: Tensors, source: str, only: str = "", leave: tuple[str, ...] = ()
 ) -> None:
     """Copies tensors into a model by name; nothing is written unless everything fits.
 
     Args:
         source: where the tensors come from, for the error.
-        only: prefixes of the names to fill; all by default.
-        leave: prefixes of names that keep the model's values.
-        shown: from our name of a tensor to that in the file it comes from, for the error.
-        problems: earlier ones, listed with the others.
+        only, leave: beginnings of the names to fill, and of those that keep the model's values.
 
     Raises:
-        ValueError: lists missing, unknown and misshapen names, and tensors with values that are NaN or
-            infinite.
+        ValueError: lists missing, unknown and misshapen names, and those with values that are not finite.
     """
     target = model.state_dict()
     wanted = {name for name in target if name.startswith(only) and not name.startswith(leave or "\0")}
     given = {name for name in tensors if not name.startswith(leave or "\0")}
-    problems = list(problems)
-    problems += [f"missing {shown(name)}" for name in sorted(wanted - given)]
-    problems += [f"unknown {shown(name)}" for name in sorted(given - wanted)]
+    problems = [f"missing {name}" for name in sorted(wanted - given)]
+    problems += [f"unknown {name}" for name in sorted(given - wanted)]
     for name in sorted(wanted & given):
         value, shape = tensors[name], tuple(target[name].shape)
         if not isinstance(value, Tensor):
-            kind = type(value).__name__
-            problems.append(f"{shown(name)} is not a tensor but {kind}, the network's is {shape}")
+            problems.append(f"{name} is not a tensor but {type(value).__name__}, the network's is {shape}")
         elif tuple(value.shape) != shape:
-            problems.append(f"{shown(name)} is {tuple(value.shape)}, the network's is {shape}")
+            problems.append(f"{name} is {tuple(value.shape)}, the network's is {shape}")
         elif not value.isfinite().all():
-            problems.append(f"{shown(name)} holds values that are NaN or infinite")
+            problems.append(f"{name} holds values that are NaN or infinite")
     if problems:
-        problems = list(dict.fromkeys(problems))  # one tensor of a file may be wanted in several places
         more = f" (+{len(problems) - 12} more)" if len(problems) > 12 else ""
         raise ValueError(f"checkpoint: {source} does not fit the network: {'; '.join(problems[:12])}{more}")
     with torch.no_grad():
@@ -343,76 +262,35 @@ def load_tensors(
             target[name].copy_(tensors[name])
 
 
-@dataclass(frozen=True)
-class Source:
-    """A file to start from, of ours or of the official code, read once.
-
-    weights: by our names. For an official file the description has only what names and shapes tell: the task,
-        the backbone, the emotions.
-    prefix: what the names of an official file lack at their beginning; None for a file of ours.
-    problems: what is wrong with an official file's names, in words.
-    """
+class Source(NamedTuple):
+    """A file to start from, of ours or of the official code, read once."""
 
     path: Path
-    sha256: str
-    weights: Weights
-    prefix: str | None = None
-    problems: tuple[str, ...] = ()
-
-    def shown(self, ours: str) -> str:
-        """The name that a tensor has in the file, for errors."""
-        return ours if self.prefix is None else official_name(ours).removeprefix(self.prefix)
+    sha256: str  # of its bytes
+    weights: Weights  # of an official file the description has only task, backbone, width and emotions
 
 
-def read_source(file: Path | str | dict, named: tuple[str, ...] = ()) -> Source:
-    """Reads a file to start from.
-
-    Args:
-        file: a path, or a state dict of the official code.
-        named: the emotions of an official file, which does not name them; empty for EMOTIONS.
+def read_source(path: Path | str, named: tuple[str, ...] = ()) -> Source:
+    """Reads a file to start from; `named`: the emotions of an official file, if they are not EMOTIONS.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a weights file, or an official file with another number of emotions.
+        ValueError: not a weights file; an official file with unknown names, or another number of emotions.
     """
-    is_dict = isinstance(file, dict)
-    read = File(Path("the given state dict"), file, {}) if is_dict else read_file(file, hashed=True)
-    path, content, _, sha256 = read
-    if not (is_dict or looks_official(content)):
-        return Source(path, sha256, weights_in(read))
-    tensors, prefix, problems = translate_official(content)
-    emotions, biases = named or EMOTIONS, tensors.get("emotion.classifier.bias")
-    if isinstance(biases, Tensor) and biases.numel() != len(emotions):
+    content, raw = read_file(path)
+    path, sha256 = Path(path), hashlib.sha256(raw).hexdigest()
+    if not looks_official(content):
+        return Source(path, sha256, weights_in(content, path))
+    tensors, emotions = translate_official(content, str(path)), named or EMOTIONS
+    biases = tensors.get("emotion.classifier.bias")
+    if biases is not None and (count := biases.numel()) != len(emotions):
         raise ValueError(
-            f"checkpoint: {path} has {biases.numel()} emotions, and the list has {len(emotions)} "
+            f"checkpoint: {path} has {count} emotions, and the list has {len(emotions)} "
             f"({', '.join(emotions)}); name the file's, in its order, with model.emotions=NAME,NAME,..."
         )
     task = "aesthetics" if "head.5.bias" in tensors else "emotion"
     architecture = {"backbone": backbones.RESNET50, "width": 256, "emotions": list(emotions)}
-    weights = Weights(tensors, {"task": task, "architecture": architecture})
-    return Source(path, sha256, weights, prefix, tuple(problems))
-
-
-def load_source(network: Network, source: Source, only: str = "") -> None:
-    """Fills the network, or the names that begin with `only`, from a file to start from.
-
-    Raises:
-        ValueError: another backbone, another list of emotions, or names that do not fit, listed.
-    """
-    architecture = source.weights.description["architecture"]
-    have = network.arguments["backbone"]
-    if have != architecture["backbone"]:
-        raise ValueError(
-            f"checkpoint: {source.path} has the backbone {architecture['backbone']}; the network's is {have}"
-        )
-    emotions, have = source.weights.emotions, tuple(network.arguments["emotions"])
-    if have != emotions:
-        raise ValueError(
-            f"checkpoint: {source.path} knows the emotions {', '.join(emotions)}, in this order; the "
-            f"network's are {', '.join(have)}"
-        )
-    tensors = {name: value for name, value in source.weights.tensors.items() if name.startswith(only)}
-    load_tensors(network, tensors, str(source.path), only, shown=source.shown, problems=source.problems)
+    return Source(path, sha256, Weights(tensors, {"task": task, "architecture": architecture}))
 
 
 def load_emotion_branch(network: Network, source: Source) -> Weights:
@@ -420,28 +298,21 @@ def load_emotion_branch(network: Network, source: Source) -> Weights:
 
     Returns:
         The weights of the file, with the id hashes of the pictures that the branch was trained on.
-    """
-    load_source(network, source, only="emotion.")
-    weights = source.weights
-    ids = weights.training_ids if weights.task == "emotion" else weights.emotion_training_ids
-    return replace(weights, emotion_training_ids=ids)
-
-
-def load_official_weights(network: Network, source: Path | str | dict) -> None:
-    """Loads the public emotion checkpoint into the emotion branch, or a whole official network into a model.
-
-    Args:
-        source: a path, or a dictionary: a state dict of the official code, bare or under "model", with or
-            without "module." before its names. Whether it is the whole network is told from the names.
 
     Raises:
-        ValueError: unknown, missing or misshapen names, listed; unequal copies of one tensor; another number
-            of outputs or list of emotions. The model is then unchanged.
+        ValueError: another backbone, another list of emotions, or names that do not fit, listed.
     """
-    official = read_source(source if isinstance(source, dict) else read_file(source).content)
-    branch_alone = all(name.startswith("emotion.") for name in official.weights.tensors)
-    emotions_alone = isinstance(network, EmotionNetwork) or branch_alone
-    load_source(network, official, only="emotion." if emotions_alone else "")
+    weights = source.weights
+    theirs, ours = weights.description["architecture"], network.arguments
+    for what in ("backbone", "emotions"):
+        if list(ours[what]) != list(theirs.get(what, ())):
+            raise ValueError(
+                f"checkpoint: {source.path} has the {what} {theirs.get(what)}; the network's: {ours[what]}"
+            )
+    tensors = {name: value for name, value in weights.tensors.items() if name.startswith("emotion.")}
+    load_tensors(network, tensors, str(source.path), only="emotion.")
+    ids = weights.training_ids if weights.task == "emotion" else weights.emotion_training_ids
+    return replace(weights, emotion_training_ids=ids)
 
 
 def load_imagenet(network: Network, source: str = "auto") -> None:
@@ -449,31 +320,25 @@ def load_imagenet(network: Network, source: str = "auto") -> None:
 
     Raises:
         FileNotFoundError: no such file, or no connection to download it; says which file to put where.
-        ValueError: tensors of the backbone are missing or misshapen in the file; nothing is written.
+        ValueError: tensors of a backbone are missing or misshapen in the file; that one is unchanged.
     """
     name = network.arguments["backbone"]
     file = backbones.imagenet_file(name) if source == "auto" else Path(source)
-    state, places = imagenet_state(name, file), pyramids(network)
-
-    def shown(ours: str) -> str:
-        place = next(place for place in places if ours.startswith(place))
-        return ours.removeprefix(place).removeprefix("body.")
-
-    names = [(place, key) for place, pyramid in places.items() for key in pyramid.state_dict()]
-    tensors = {place + key: state[key] for place, key in names if key in state}
-    load_tensors(network, tensors, str(file or name), only=tuple(places), shown=shown)
+    state = imagenet_state(name, file)
+    for pyramid in pyramids(network).values():
+        tensors = {key: state[key] for key in pyramid.state_dict() if key in state}
+        load_tensors(pyramid, tensors, str(file or name))
 
 
 def imagenet_state(name: str, file: Path | None) -> Tensors:
     """The tensors of a classification network, under the names that they have in a pyramid of `name`."""
-    content = unwrapped(read_file(file).content) if file is not None else {}
+    content = unwrapped(read_file(file)[0]) if file is not None else {}
     state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     return backbones.imagenet_tensors(name, state if file is not None else None)
 
 
 def pyramids(model: Network) -> dict[str, nn.Module]:
     """The network's backbones, and its tail, which has ImageNet weights too, by the prefix of their names."""
-    branch = getattr(model, "emotion", None)
-    in_branch = {"emotion.pyramid.": branch.pyramid} if branch else {}
-    parts = {f"{name}.": getattr(model, name, None) for name in ("detail", "context", "tail")}
-    return in_branch | {prefix: part for prefix, part in parts.items() if part}
+    modules = dict(model.named_modules())
+    places = ("emotion.pyramid", "detail", "context", "tail")
+    return {f"{place}.": modules[place] for place in places if place in modules}

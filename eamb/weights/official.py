@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
@@ -51,12 +49,8 @@ OFFICIAL_NAMES = {  # prefix of an official name -> prefix of ours
 }
 
 OFFICIAL_UNUSED = (  # layers that the official code has and never runs
-    "model_x.layer3",
-    "model_x.layer4",
-    "model_x.fc",
-    "model_s.fc",
-    "CBR4",
-    "emotion_model.backbone.feature4",
+    *("model_x.layer3", "model_x.layer4", "model_x.fc", "model_s.fc"),
+    *("CBR4", "emotion_model.backbone.feature4"),
 )
 
 EMOTION_FILE = ("emotion_module.", "backbone.feature")  # prefixes in a file of the emotion branch alone
@@ -74,44 +68,28 @@ def unwrapped(content: dict) -> dict:
     return {str(key).removeprefix("module."): value for key, value in state.items()}
 
 
-def translate_official(content: dict) -> tuple[Tensors, str, list[str]]:
+def translate_official(content: dict, source: str) -> Tensors:
     """Official names -> ours, without the unused layers.
 
-    Returns:
-        The tensors; the prefix that the file's names lack; and in words what is wrong: unknown names and
-        unequal copies of one tensor.
+    Raises:
+        ValueError: lists unknown names, and copies of one tensor that differ, in `source`.
     """
     state = unwrapped(content)
-    prefix = "emotion_model." if any(key.startswith(EMOTION_FILE) for key in state) else ""
-    tensors, origin, problems = {}, {}, []
+    before = "emotion_model." if any(key.startswith(EMOTION_FILE) for key in state) else ""
+    tensors, problems = {}, []
     for name, tensor in state.items():
-        if any(has_prefix(prefix + name, unused) for unused in OFFICIAL_UNUSED):
+        official = f"{before}{name}."  # prefixes are of whole dotted parts
+        if any(official.startswith(f"{unused}.") for unused in OFFICIAL_UNUSED):
             continue
-        ours = renamed(prefix + name, OFFICIAL_NAMES.items())
-        if ours is None:
-            problems.append(f"unknown {name}")
-        elif ours in tensors and not equal(tensors[ours], tensor):
-            problems.append(f"{origin[ours]} and {name} are copies of one tensor, but differ")
-        else:
-            tensors[ours], origin[ours] = tensor, name
-    return tensors, prefix, problems
-
-
-def official_name(ours: str) -> str:
-    return renamed(ours, ((new, old) for old, new in OFFICIAL_NAMES.items())) or ours
-
-
-def equal(a, b) -> bool:
-    return isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-
-
-def has_prefix(name: str, prefix: str) -> bool:
-    """Whether the prefix, of whole dotted parts, is the name or its beginning."""
-    return f"{name}.".startswith(f"{prefix}.")
-
-
-def renamed(name: str, prefixes: Iterable[tuple[str, str]]) -> str | None:
-    for old, new in prefixes:
-        if has_prefix(name, old):
-            return new + name[len(old) :]
-    return None
+        prefix = next((prefix for prefix in OFFICIAL_NAMES if official.startswith(f"{prefix}.")), None)
+        if prefix is None or not isinstance(tensor, Tensor):
+            problems.append(f"unknown {name}" if prefix is None else f"{name} is not a tensor")
+            continue
+        ours = OFFICIAL_NAMES[prefix] + official[len(prefix) : -1]
+        first = tensors.setdefault(ours, tensor)
+        if first.dtype != tensor.dtype or not torch.equal(first, tensor):
+            problems.append(f"{name} differs from another copy of {ours}")
+    if problems:
+        listed = "; ".join(problems[:12])
+        raise ValueError(f"checkpoint: {source} does not fit the official network: {listed}")
+    return tensors

@@ -43,10 +43,10 @@ END = 60  # seconds within which a process must end whose partner has died
 
 
 class Trainings:
-    """Trainings of `processes` processes on a demo set in `folder`; what they print is in logs beside it."""
+    """Trainings of `count` processes on a demo set in `folder`; what they print is in logs beside it."""
 
-    def __init__(self, folder: Path, processes: int, settings: list[str]):
-        self.folder, self.count = folder, processes
+    def __init__(self, folder: Path, count: int, settings: list[str]):
+        self.folder, self.count = folder, count
         self.words = ["train", "--dataset", "demo", "--data-root", str(folder / "demo"), *SETTINGS]
         self.words += [*settings, "--resume"]
         if not (folder / "demo").exists():
@@ -58,15 +58,25 @@ class Trainings:
         context.set_forkserver_preload(LOADED)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            shared = {"WORLD_SIZE": self.count, "LOCAL_WORLD_SIZE": self.count, "MASTER_ADDR": "127.0.0.1"}
-            shared["MASTER_PORT"] = free.getsockname()[1]
-        words, log = [*self.words, "--output", str(output)], output.with_name(f"{output.name}.log")
-        ranks = [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in range(self.count)]
-        variables = [{name: str(value) for name, value in rank.items()} for rank in ranks]
-        processes = [context.Process(target=train, args=(words, log, each)) for each in variables]
-        for process in processes:
-            process.start()
+            port = free.getsockname()[1]
+        shared = {"WORLD_SIZE": self.count, "LOCAL_WORLD_SIZE": self.count, "MASTER_ADDR": "127.0.0.1"}
+        words, log, processes = [*self.words, "--output", str(output)], Path(f"{output}.log"), []
+        for rank in range(self.count):
+            variables = shared | {"MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank}
+            processes.append(context.Process(target=train, args=(words, log, variables)))
+            processes[-1].start()
         return processes
+
+
+def train(words: list[str], log: Path, variables: dict[str, object]) -> None:
+    """One process of a training."""
+    figures.write_figure = lambda figure, path: None  # most of a tiny training's time
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method(None, force=True)  # decoding processes start in the usual way
+    if variables["WORLD_SIZE"] > 1:
+        os.environ |= {name: str(value) for name, value in variables.items()}
+    with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        sys.exit(eambnet(words))
 
 
 def finish(processes: list[BaseProcess]) -> None:
@@ -77,26 +87,11 @@ def finish(processes: list[BaseProcess]) -> None:
         raise RuntimeError(f"stress: a training ended by itself, exit codes {codes}; see its log")
 
 
-def train(words: list[str], log: Path, variables: dict[str, str]) -> None:
-    """One process of a training."""
-    figures.write_figure = lambda figure, path: None  # most of a tiny training's time
-    torch.set_num_threads(1)
-    multiprocessing.set_start_method(None, force=True)  # decoding processes start in the usual way
-    os.environ |= variables if variables["WORLD_SIZE"] != "1" else {}
-    with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        code = eambnet(words)
-    sys.exit(code)
-
-
-def alive(processes: list[BaseProcess]) -> bool:
-    return all(process.is_alive() for process in processes)
-
-
 def wait_until_written(processes: list[BaseProcess], path: Path) -> bool:
     """Waits until the file has been written again; False: the training ended before."""
     before = path.exists() and path.stat().st_mtime_ns
     while (path.exists() and path.stat().st_mtime_ns) == before:
-        if not alive(processes):
+        if not all(process.is_alive() for process in processes):
             return False
         time.sleep(0.001)
     return True
@@ -104,13 +99,12 @@ def wait_until_written(processes: list[BaseProcess], path: Path) -> bool:
 
 def kill(processes: list[BaseProcess], output: Path, seconds: float, chance: random.Random) -> set[str]:
     """Kills a training at a random moment; returns what kind of kill that was; empty: it had ended before."""
-    moment = chance.choice(("start", "training", "training", "writing", "writing"))
-    traits = {"kills", "resumes"} if (output / "last.pt").exists() else {"kills"}
+    moment, traits = chance.choice(("start", "training", "training", "writing", "writing")), {"kills"}
     if moment == "start" or (wait_until_written(processes, output / "last.pt") and moment == "training"):
         time.sleep(chance.uniform(0, seconds / 4))
     elif moment == "writing":
         unfinished = f".{chance.choice(('last.pt', 'last.pt', 'metrics.jsonl', 'best.pt'))}*"
-        while alive(processes) and not any(output.glob(unfinished)):
+        while all(process.is_alive() for process in processes) and not any(output.glob(unfinished)):
             pass
         time.sleep(chance.uniform(0, 0.003))
     alone = moment != "start" and len(processes) > 1 and chance.random() < 0.5
@@ -129,8 +123,7 @@ def kill(processes: list[BaseProcess], output: Path, seconds: float, chance: ran
 
 def kill_and_compare(trainings: Trainings, kills: int, chance: random.Random) -> list[str]:
     """Kills trainings `kills` times; returns what differs from an undisturbed one."""
-    whole = trainings.folder / f"{trainings.count}_undisturbed"
-    started = time.monotonic()
+    whole, started = trainings.folder / f"{trainings.count}_undisturbed", time.monotonic()
     finish(trainings.start(whole))
     seconds = time.monotonic() - started
     counts, different = Counter(), []
@@ -153,14 +146,15 @@ def differences(first: Path, second: Path) -> list[str]:
         parts = []
         for folder in (first, second):
             weights, state = checkpoint.load_training(folder / name)
-            description = {key: value for key, value in weights.description.items() if key != "versions"}
+            weights.description.pop("versions", None)
             ids = weights.training_ids.tolist(), weights.emotion_training_ids.tolist()
-            parts.append({"weights": weights.tensors, "about": description, "ids": ids, "state": state})
+            parts.append(
+                {"weights": weights.tensors, "about": weights.description, "ids": ids, "state": state}
+            )
         different += unequal(f"{second / name}", *parts)
     for name in ("metrics.jsonl", "test/predictions.csv"):
         contents = [(run / name).read_bytes() if (run / name).exists() else None for run in (first, second)]
-        if contents[0] != contents[1]:
-            different.append(f"{second / name}")
+        different += [f"{second / name}"] if contents[0] != contents[1] else []
     return different
 
 
