@@ -71,7 +71,8 @@ PICTURES = {  # of train, val (0: `data.validation` of train) and test; of emose
     "emoset": (94_480, 5_910, 17_720),
     "fi": (18_650, 1_170, 3_500),
 }
-PEAK = {"fp32": 35.6e12, "bf16": 71e12, "fp16": 71e12}  # FLOP/s; in fp32 convolutions run in TF32
+# FLOP/s; in fp32 convolutions run in TF32.
+PEAK = {"fp32": 35.6e12, "bf16": 71e12, "fp16": 71e12, "auto": 71e12}
 SHARE = 0.25  # of the peak that is reached; assumed
 # Backbone -> pixels a side that the rest holds for; row (others as "main") -> GFLOP (2 for a multiply-add) of
 # a picture's forward pass in what is trained and in the frozen emotion branch, MB that it keeps for the

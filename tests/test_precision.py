@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from small import ROOT, SHORT, train
 
 from eamb.runtime import precision
+from eamb.runtime.config import load_config
 from eamb.runtime.precision import choose_precision, computes_bf16
 
 CPU = torch.device("cpu")
@@ -57,3 +59,20 @@ def test_flags_are_read_from_where_linux_lists_them(monkeypatch, tmp_path):
     assert precision.cpu_flags() == {"fpu", "avx2", "amx_bf16"}
     monkeypatch.setattr(precision, "Path", lambda _: tmp_path / "missing")
     assert precision.cpu_flags() == set()
+
+
+def test_a_run_keeps_what_auto_chose_and_resumes_in_it_on_any_machine(
+    scored_set, tmp_path, monkeypatch, capsys
+):
+    output, words = tmp_path / "run", [*SHORT, "data.limit=8", "train.precision=auto"]
+    for native, options in ((False, []), (True, ["--resume"])):
+        monkeypatch.setattr(precision, "computes_bf16", lambda device, native=native: native)
+        assert train("csv", scored_set, output, *words, *options) == 0
+        assert "train.precision=auto: fp32 on cpu\n" in capsys.readouterr().out
+        assert load_config([output / "config.yaml"]).train.precision == "fp32"
+
+
+def test_the_recipes_of_lite_take_what_the_machine_computes_and_the_papers_stay_in_fp32():
+    for path in (ROOT / "configs").glob("*.yaml"):
+        lite = path.stem.endswith("_lite")
+        assert load_config([path]).train.precision == ("auto" if lite else "fp32"), path
