@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from small import make_csv, refused, write_noise, write_table
@@ -122,19 +121,11 @@ def test_rounded_range_holds_all_scores(scores):
     assert low - slack <= min(scores) and max(scores) <= high + slack and low < high
 
 
-@pytest.mark.parametrize("separator", [";", "\t"])
-def test_tables_of_a_spreadsheet(tmp_path, separator):
-    write_noise(tmp_path, [f"{i}.png" for i in range(9)])
-    lines = [f"Image{separator} Score ", *(f"{i}.png{separator} {i}" for i in range(9))]
-    (tmp_path / "r.csv").write_text("\n".join(lines), encoding="utf-8-sig")
-    assert sum(len(s) for s in load_dataset("csv", tmp_path).values()) == 9
-
-
 BAD_TABLES = {
     b"path,score\n\n": "r.csv has no rows.",
     b'path,score\n\n"a': "row 3: unexpected end of data.",
     b"path,score\na.png,1,2,3\n": "row 2 has 4 cells, expected 2.",
-    b"path,score\na.png,1\n\npath, score\n": "row 4: 'score' is 'score', expected a number",
+    b"path,score\na.png,1\n\nb.png,1_0\n": "row 4: 'score' is '1_0', expected a number",
     b"path,score,score\na.png,1,2\n": "its header has 'score' twice.",
     b"path,score\nb\xe4.png,2\n": "can't decode byte 0xe4 in position 12: invalid",
     "path,score\na.png,1\n".encode("utf-16-le"): "it has zero bytes; save it as text in UTF-8.",
@@ -145,8 +136,6 @@ BAD_TABLES = {
     b"path,c1,c2\na,0,0\n": "row 2: 'c1' is '0', expected at least one vote in c1 to c2",
     b"path,score\na,1e30\n": "row 2: 'score' is '1e30', expected a number from -1e+15",
 }
-for text in ("1_0", "\u0663", "0x3", "infinity", "True", "3,5", "1e309", "3 4"):
-    BAD_TABLES[f'path,score\na,"{text}"\n'.encode()] = f"row 2: 'score' is '{text}', expected a number"
 
 
 def test_what_is_no_table_or_has_unknown_columns_is_named(tmp_path):
