@@ -64,12 +64,12 @@ def test_hashes_are_of_the_ids_alone_whatever_their_order(tmp_path):
 @pytest.mark.parametrize("column", ["scores", "distributions", "emotions"])
 def test_the_hash_of_ratings_depends_on_each_and_not_on_the_order(tmp_path, column):
     rated = rated_set(tmp_path)
-    assert rated.take(np.random.default_rng(0).permutation(13)).labels_sha256 == rated.labels_sha256
-    values = getattr(rated, column).copy()
+    hashed, values = rated.labels_sha256, getattr(rated, column).copy()
+    assert rated.take(np.random.default_rng(0).permutation(13)).labels_sha256 == hashed
     values[3] *= 1 + 1e-15
-    assert replace(rated, **{column: values}).labels_sha256 == rated.labels_sha256
+    assert replace(rated, **{column: values}).labels_sha256 == hashed
     values[3] = np.nan
-    assert replace(rated, **{column: values}).labels_sha256 != rated.labels_sha256
+    assert replace(rated, **{column: values}).labels_sha256 != hashed
 
 
 def test_each_emotion_has_one_name():

@@ -1,4 +1,4 @@
-"""Damaged tables, lists, ratings and settings: one clear sentence that names the file, or right values.
+"""Damaged tables, lists and ratings: one clear sentence that names the file, or right values.
 
 Each example writes a small file from values that are known, damages it up to three times and loads it. `said`
 reads the damaged file again, by itself, line by line: what it says must be what was loaded, for each picture;
@@ -21,13 +21,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small import ROOT, make_para, write_noise
+from small import make_para, write_noise
 
 from datasets import load_dataset
 from eamb.readers.iae import IAE_EMOTIONS
 from eamb.readers.para import PARA_EMOTIONS
 from eamb.readers.rated import SPLIT_WORDS, SPLITS, DataOptions, emotion_name
-from eamb.runtime.config import KEYS, load_config
 
 many = settings(
     max_examples=int(os.environ.get("EXAMPLES", "50")),
@@ -358,41 +357,3 @@ def test_ratings_of_another_kind_are_refused(rated_iae, values, words):
             file["ratings"] = values
     with pytest.raises(ValueError, match=r"^datasets: scores.h5 .*" + re.escape(words)):
         load_dataset("iae", rated_iae[0])
-
-
-# ---- configs ---------------------------------------------------------------------------------------
-
-
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-VALUES = (*CELLS, "[1, 2]", "{a: 1}", "&a 3", "*a", "!!python/object/apply:os.system [ls]", "!!bool maybe",
-          "2024-13-45", "1:30", "010", "0o7", "|", ">", "~", ".nan", ".inf", "!!int x", "- 3", "'3'", "%",
-          "? a", "<<: 3", "9" * 5000, "1e400")  # fmt: skip
-LINES = ("---", "...", "%YAML 9.9", "garbage", "  garbage", "\t", "}", "? x")
-
-
-@many
-@given(data=st.data())
-def test_damaged_settings_are_an_error_or_possible_values(tmp_path_factory, data):
-    lines = data.draw(st.sampled_from(CONFIGS)).read_text().splitlines()
-    at, other = (data.draw(st.integers(0, len(lines) - 1)) for _ in range(2))
-    value = f"{lines[at].partition(':')[0]}: {data.draw(st.sampled_from(VALUES) | TEXTS)}"
-    indented = " " * data.draw(st.integers(0, 5)) + lines[at].strip()
-    changes = [[value], [value], [], [lines[at], lines[other]], [indented], *zip(LINES)]
-    lines[at : at + 1] = data.draw(st.sampled_from(changes))
-    content = "".join(f"{line}\n" for line in lines).encode(errors="replace")
-    path = tmp_path_factory.getbasetemp() / "mine.yaml"
-    path.write_bytes(data.draw(damages(content)))
-    try:
-        config = load_config([path])
-    except ValueError as error:
-        text = str(error)
-        assert text.startswith("config: ") and path.name in text and "\n" not in text, text
-        assert len(text) < 1000
-        return
-    for key in KEYS:
-        section, _, name = key.rpartition(".")
-        value, limits = getattr(getattr(config, section) if section else config, name), KEYS[key].metadata
-        kinds = {"bool": bool, "int": int, "str": str, "float": float}.get(KEYS[key].type, float | int | None)
-        assert isinstance(value, kinds) and value in limits.get("choices", [value])
-        if isinstance(value, float):
-            assert np.isfinite(value) and value >= (limits.get("least") or -np.inf)
