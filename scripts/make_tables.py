@@ -189,13 +189,12 @@ def measure_table(table: Table, runs: dict[str, Run], root: Path, resamples: int
     reader = SetReader(name, root, options)
     rated = reader.load((split,))[split]
     rated = rated.take(~np.isnan(rated.scores))
-    for run in (runs[run] for run in table.runs):
-        if any(run.facts[key] != facts[key] for key in ("dataset", "split")) or (
-            run.facts["split_sha256"] != rated.sha256
-        ):
+    for run in table.runs:
+        pictures = [runs[run].facts[key] for key in ("dataset", "split", "split_sha256")]
+        if pictures != [name, split, rated.sha256]:
             raise ValueError(
-                f"make_tables: table {table.name}: {run.folder} predicts other pictures than {name} {split} "
-                f"in {root}; compare dataset, split and split_sha256 in its metrics.json"
+                f"make_tables: table {table.name}: {runs[run].folder} predicts other pictures than {name} "
+                f"{split} in {root}, by dataset, split or split_sha256 in its metrics.json"
             )
     broken = [picture for run in table.runs for picture, _ in runs[run].facts.get("broken", ())]
     rated = rated.take(~np.isin(rated.ids, broken))
@@ -237,7 +236,7 @@ def figures(
     """Metrics of each run; of each row, with intervals; differences from the reference, and which count.
 
     Args:
-        arrays: truth (n,), and the predictions of each run, (n,). A metric that its metrics.json lacks is NaN.
+        arrays: truth and the predictions of each run, (n,) each. A metric that a metrics.json lacks is NaN.
 
     Returns:
         {"n": pictures, "runs": run -> metric -> value,
@@ -319,8 +318,8 @@ def written_tables(
     place = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end of table \2 -->)", re.DOTALL)
     if sorted(found[2] for found in place.finditer(page)) != sorted(parts):
         raise ValueError(
-            f"make_tables: {readme} must hold <!-- table NAME --> and <!-- end of table NAME --> once for each of "
-            f"{', '.join(parts)}, and for no other"
+            f"make_tables: {readme} must hold <!-- table NAME --> and <!-- end of table NAME --> once for "
+            f"each of {', '.join(parts)}, and for no other"
         )
     return {readme: place.sub(lambda found: f"{found[1]}{parts[found[2]]}\n{found[3]}", page)} | texts
 
@@ -398,10 +397,11 @@ def our_table(table: Table, runs: dict[str, Run], measured: dict) -> str:
         entry = entries[m]
         ours, theirs = (runs[table.rows[name][0]].budget for name in (row, table.reference))
         budgets = f" ({ours} pictures against {theirs})" if ours and theirs and ours != theirs else ""
-        side = "beyond" if abs(entry["difference"]) > (entry["seed_spread"] or 0) else "within"
-        verdict = f"{side} the seed spread of {number(m, entry['seed_spread'])}"
-        verdict += " (one seed: the table's largest)" if entry["borrowed"] else ""
-        verdict = "seed spread unknown" if entry["seed_spread"] is None else verdict
+        verdict = "seed spread unknown"
+        if entry["seed_spread"] is not None:
+            verdict = "beyond" if abs(entry["difference"]) > entry["seed_spread"] else "within"
+            verdict += f" the seed spread of {number(m, entry['seed_spread'])}"
+            verdict += " (one seed: the table's largest)" if entry["borrowed"] else ""
         verdict += ": counts" if entry["counts"] else ": does not count"
         difference = f"{FIGURES[m]} {number(m, entry['difference'], sign='+')} (paired {span(m, entry)})"
         sentences.append(f"- {row} minus {table.reference}{budgets}: {difference}, {verdict}.")

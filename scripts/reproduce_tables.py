@@ -13,9 +13,9 @@ result is in OUTPUT/results with the same settings is not run again, a training 
 OUTPUT/tables.md has the table, OUTPUT/results what may be published of the runs, OUTPUT/runs the weights.
 With several GPUs, or NPROC=n in the environment, trainings run under torchrun.
 
-Hours and memory are estimates: floating point operations, counted once for each row, divided by an assumed
-share of a card's peak; saved activations, weights, gradients and Adam's two moments. Lite's depthwise layers
-reach a far smaller share: its hours are the least it can take.
+Hours and memory are estimates: counted floating point operations, divided by an assumed share of a card's peak;
+saved activations, weights, gradients and Adam's two moments. Lite's depthwise layers reach a far smaller share:
+its hours are the least it can take.
 """
 
 from __future__ import annotations
@@ -122,19 +122,15 @@ class Step:
 
     @property
     def commands(self) -> list[list[str]]:
-        """The training, which goes on where it was interrupted, and the copy of its small files.
-
-        Raises:
-            ValueError: NPROC is not a number of processes.
-        """
-        count = os.environ.get("NPROC", "")
+        """The training, which goes on where it was interrupted, and the copy of its small files."""
+        count = os.environ.get("NPROC")
         if not count:
             import torch
 
-            count = str(max(1, torch.cuda.device_count()))
-        if not count.isdecimal() or int(count) < 1:
-            raise ValueError(f"reproduce_tables: NPROC is the number of processes, from 1 up, got '{count}'")
-        start = ["torchrun", "--standalone", f"--nproc_per_node={count}"] if int(count) > 1 else ["python"]
+            count = str(torch.cuda.device_count())
+        start = (
+            ["python"] if count in ("0", "1") else ["torchrun", "--standalone", f"--nproc_per_node={count}"]
+        )
         train = [*start, program("main.py"), "train", *self.words, "--output", str(self.run), "--resume"]
         return [train, ["python", program("scripts/keep_run.py"), str(self.run), str(self.result)]]
 
@@ -170,17 +166,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    sets = ", ".join(EMOTION_SETS)
     parser.add_argument("dataset", metavar="{ava,para,iae,demo}", type=str.lower)
     parser.add_argument("--data-root", metavar="DIR", help="the set's folder, as in docs/data.md")
-    parser.add_argument("--emotion-checkpoint", metavar="FILE", type=Path, help="weights of a trained branch")
-    parser.add_argument(
-        "--emotion-data",
-        metavar="SET=DIR",
-        action="append",
-        default=[],
-        help=f"what the branch is trained on ({sets}); default: the set itself",
-    )
+    branch = parser.add_mutually_exclusive_group()
+    branch.add_argument("--emotion-checkpoint", metavar="FILE", type=Path, help="weights of a trained branch")
+    what = f"what the branch is trained on ({', '.join(EMOTION_SETS)}); default: the set itself"
+    branch.add_argument("--emotion-data", metavar="SET=DIR", action="append", default=[], help=what)
     parser.add_argument("--official", action="store_true", help="with configs/official.yaml over all")
     parser.add_argument("--lite", action="store_true", help="EAMB-Net Lite at 224 px instead (para)")
     parser.add_argument("--seeds", default="0", help="as in 0,1,2; the branch has one, 0")
@@ -204,9 +195,8 @@ def plan(options: argparse.Namespace) -> list[Step]:
     check_options(options)
     name, branch = options.dataset, options.emotion_checkpoint
     options.data_root = options.data_root or ("data/demo" if name == "demo" else "DIR")
-    folders = {name: options.data_root}
-    needed = [*folders.items()]
-    main_config = make_step(options, "main", folders).config
+    sets, emotions = {name: options.data_root}, {}
+    main_config = make_step(options, "main", sets).config
     target = main_config.data.target
     votes = target == "distribution" or (target == "auto" and name in ("ava", "demo"))  # EMD is the loss
     possible = [row for row in ROWS if row != "emd_batch" or votes]
@@ -217,15 +207,15 @@ def plan(options: argparse.Namespace) -> list[Step]:
         )
     steps = []
     for row in rows:
-        if row != "main" and make_step(options, row, folders).config == main_config:
+        if row != "main" and make_step(options, row, sets).config == main_config:
             print(f"{row}: left out, because with these settings it is the main network")
         else:
-            steps += [make_step(options, row, folders, int(seed)) for seed in options.seeds.split(",")]
+            steps += [make_step(options, row, sets, int(seed)) for seed in options.seeds.split(",")]
     if not steps:
         raise ValueError("reproduce_tables: no row is left to make; let --only name others")
     if not branch and any(step.branch for step in steps):
         pairs = [word.partition("=") for word in options.emotion_data]
-        emotions = {key.lower(): folder for key, _, folder in pairs} or folders
+        emotions = {key.lower(): folder for key, _, folder in pairs} or sets
         if wrong := [key for key, folder in emotions.items() if key not in EMOTION_SETS or not folder]:
             raise ValueError(
                 f"reproduce_tables: {wrong[0]} has no emotions, or no folder; give the branch's weights "
@@ -233,12 +223,15 @@ def plan(options: argparse.Namespace) -> list[Step]:
                 f"{', '.join(EMOTION_SETS)}"
             )
         steps.insert(0, make_step(options, "emotion", emotions))
-        needed += emotions.items()
-    for key, folder in () if options.dry_run else needed:
-        if key != "demo" and not Path(folder).is_dir():  # the demo set makes itself
-            raise FileNotFoundError(f"reproduce_tables: there is no folder {folder} for {key}")
-    if branch and not branch.is_file() and not options.dry_run:
-        raise FileNotFoundError(f"reproduce_tables: there is no emotion checkpoint {branch}")
+    needed = [
+        folder for key, folder in (*sets.items(), *emotions.items()) if key != "demo"
+    ]  # it makes itself
+    missing = [path for path in (*needed, branch) if path and not Path(path).exists()]
+    if missing and not options.dry_run:
+        raise FileNotFoundError(
+            f"reproduce_tables: there is no {missing[0]}; give what is there with --data-root, --emotion-data "
+            "or --emotion-checkpoint"
+        )
     from eamb.training.tasks import choose_task
 
     for step in steps:
@@ -249,22 +242,17 @@ def plan(options: argparse.Namespace) -> list[Step]:
 def check_options(options: argparse.Namespace) -> None:
     name, seeds = options.dataset, options.seeds.split(",")
     if (name, options.lite) not in RECIPES:
-        sets = ", ".join(name for name, lite in RECIPES if lite == options.lite)
-        sets += " with --lite" * options.lite
+        sets = ", ".join(name + " --lite" * lite for name, lite in RECIPES)
         raise ValueError(f"reproduce_tables: there are recipes for {sets}, not for '{name}'")
     if not all(seed.isdecimal() for seed in seeds) or len({*seeds}) < len(seeds):
         raise ValueError(
             f"reproduce_tables: --seeds takes different whole numbers, as in 0,1,2, got '{options.seeds}'"
         )
-    if options.emotion_checkpoint and options.emotion_data:
-        raise ValueError("reproduce_tables: with --emotion-checkpoint the branch needs no --emotion-data")
     if decided := [word for word in options.settings if word.partition("=")[0] in DECIDED]:
         raise ValueError(
             f"reproduce_tables: leave '{decided[0]}' out; sets, seeds and parts of the network are decided "
             "step by step (--data-root, --emotion-data, --seeds, --only)"
         )
-    if not options.data_root and name != "demo" and not options.dry_run:
-        raise ValueError(f"reproduce_tables: where is {name}? --data-root DIR")
 
 
 def make_step(options: argparse.Namespace, row: str, sets: dict[str, str], seed: int = 0) -> Step:
@@ -347,10 +335,8 @@ def describe_table(steps: list[Step], options: argparse.Namespace) -> None:
     for step in steps:
         if step.row != "emotion":
             rows.setdefault(ROWS[step.row][0], []).append(step.name)
-    epochs = config.train.epochs
     title = f"{options.dataset.upper()}, test pictures; {config.model.backbone}, {config.data.size} px, "
-    title += f"{epochs} epoch{'s' * (epochs > 1)}"
-    title += ", with the official code's quirks" * options.official
+    title += f"{config.train.epochs} epochs" + ", with the official code's quirks" * options.official
     ours = {"name": f"{options.dataset}_reproduced", "title": f"{title}."}
     ours["rows"] = [{"name": name, "runs": runs} for name, runs in rows.items()]
     if ROWS["main"][0] in rows and len(rows) > 1:
@@ -375,11 +361,11 @@ def describe_table(steps: list[Step], options: argparse.Namespace) -> None:
 
 
 def show(steps: list[Step], unfinished: list[Step], table: list[str], commands: bool) -> None:
-    has_costs = steps[0].config.model.backbone in COSTS
-    costs = {step.name: estimate(step) if has_costs else (0.0, 0.0) for step in steps}
+    known = steps[0].config.model.backbone in COSTS
+    costs = {step.name: estimate(step) if known else (0.0, 0.0) for step in steps}
     for step in steps:
         hours, gigabytes = costs[step.name]
-        cost = f"{duration(hours)}, {gigabytes:.1f} GB" if has_costs else "cost not known"
+        cost = f"{duration(hours)}, {gigabytes:.1f} GB" if known else "cost not known"
         title = f"emotion branch on {' and '.join(step.config.data.names)}"
         if step.row != "emotion":
             title = f"{ROWS[step.row][0]}, seed {step.config.train.seed}"
@@ -388,23 +374,18 @@ def show(steps: list[Step], unfinished: list[Step], table: list[str], commands: 
             print(f"  {shlex.join(command)}")
     if commands:
         print(f"table\n  {shlex.join(table)}")
-    total, remaining = (sum(costs[step.name][0] for step in part) for part in (steps, unfinished))
-    if not has_costs:
-        return
-    memory = max(memory for _, memory in costs.values())
-    print(
-        f"\n{duration(total)} in all, {duration(remaining)} still to do, on one RTX 3090 (24 GB): counted "
-        f"operations, at an assumed {SHARE:.0%} of its peak (35.6 TFLOP/s in fp32, whose convolutions run in "
-        "TF32, 71 in bf16 and fp16), if pictures are decoded fast enough.\n"
-        f"At most {memory:.1f} GB on one GPU: weights, gradients, Adam, saved activations; passing values "
-        "and cuDNN's workspace come on top. Estimates, not measured."
-    )
+    if known:
+        total, remaining = (sum(costs[step.name][0] for step in part) for part in (steps, unfinished))
+        print(
+            f"\n{duration(total)} in all, {duration(remaining)} still to do, on one RTX 3090 (24 GB): counted "
+            f"operations, at an assumed {SHARE:.0%} of its peak (35.6 TFLOP/s in fp32, whose convolutions run "
+            "in TF32, 71 in bf16 and fp16), if pictures are decoded fast enough.\n"
+            f"At most {max(memory for _, memory in costs.values()):.1f} GB on one GPU: weights, gradients, "
+            "Adam, saved activations; passing values and cuDNN's workspace come on top. Estimates, not measured."
+        )
 
 
 def duration(hours: float) -> str:
-    """With two significant digits, or as a whole number from 10 on."""
-    if 0 < hours < 0.001:  # of the demo
-        return "under 0.001 h"
     return f"{hours:.0f} h" if hours >= 10 else f"{hours:.2g} h"
 
 
