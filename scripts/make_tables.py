@@ -297,13 +297,10 @@ def written_tables(
         ValueError: figures are not those of the runs; the page has not one pair of markers for each table; a
             block is not in published.csv.
     """
-    published = read_published(results / "published.csv")
     page, parts, texts = readme.read_text(encoding="utf-8"), {}, {}
     for table in tables:
         if table.block:
-            lines = published[published["block"] == table.block].drop(columns="block")
-            if lines.empty:
-                raise ValueError(f"make_tables: published.csv has no row of block '{table.block}'")
+            lines = read_published(results / "published.csv", table.block)
             shown = lines.loc[:, (lines != "").any()].rename(columns=FIGURES)
             if "accuracy" in shown:
                 shown["accuracy"] = shown["accuracy"].where(shown["accuracy"] == "", shown["accuracy"] + " %")
@@ -324,11 +321,11 @@ def written_tables(
     return {readme: place.sub(lambda found: f"{found[1]}{parts[found[2]]}\n{found[3]}", page)} | texts
 
 
-def read_published(path: Path) -> pd.DataFrame:
-    """The rows of published.csv, with their cells as they were printed; an unknown figure is empty.
+def read_published(path: Path, block: str) -> pd.DataFrame:
+    """The rows of a block of published.csv, with their cells as they were printed; an unknown figure is empty.
 
     Raises:
-        ValueError: other columns than PUBLISHED; a row of another length, or without a source.
+        ValueError: other columns than PUBLISHED; a row of another length, or without a source; no such block.
     """
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = [[original(cell) for cell in cells] for cells in csv.reader(file)]
@@ -339,7 +336,10 @@ def read_published(path: Path) -> pd.DataFrame:
                 f"make_tables: {path} row {number} must have the cells {', '.join(PUBLISHED)}; only figures "
                 "and note may be empty; quote texts with commas"
             )
-    return pd.DataFrame(rows[1:], columns=PUBLISHED)
+    table = pd.DataFrame(rows, columns=PUBLISHED)
+    if block not in table["block"].tolist():
+        raise ValueError(f"make_tables: {path} has no row of block '{block}'")
+    return table[table["block"] == block].drop(columns="block")
 
 
 def check_measured(table: Table, runs: dict[str, Run], measured: dict) -> None:

@@ -13,9 +13,9 @@ result is in OUTPUT/results with the same settings is not run again, a training 
 OUTPUT/tables.md has the table, OUTPUT/results what may be published of the runs, OUTPUT/runs the weights.
 With several GPUs, or NPROC=n in the environment, trainings run under torchrun.
 
-Hours and memory are estimates: counted floating point operations, divided by an assumed share of a card's peak;
-saved activations, weights, gradients and Adam's two moments. Lite's depthwise layers reach a far smaller share:
-its hours are the least it can take.
+Hours and memory are estimates: counted floating point operations, divided by an assumed share of a card's
+peak; saved activations, weights, gradients and Adam's two moments. Lite's depthwise layers reach a far smaller
+share: its hours are the least it can take.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
 
-import pandas as pd
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -103,22 +102,16 @@ class Step:
     """A training with its test.
 
     row: of the table, or "emotion". words: for `main.py train`. branch: the emotion checkpoint that it gets.
+    run, result: folders of the training, and of its small files.
     """
 
     name: str
     row: str
     words: list[str]
     config: Config
-    output: Path
+    run: Path
+    result: Path
     branch: Path | None = None
-
-    @property
-    def run(self) -> Path:
-        return self.output / "runs" / self.name
-
-    @property
-    def result(self) -> Path:
-        return self.output / "results" / self.name
 
     @property
     def commands(self) -> list[list[str]]:
@@ -142,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
 def reproduce(options: argparse.Namespace) -> int:
     steps = plan(options)
     unfinished = [step for step in steps if not is_done(step)]
-    output, resamples = steps[0].output, steps[-1].config.evaluate.bootstrap
+    output, resamples = options.output, steps[-1].config.evaluate.bootstrap
     table = ["python", program("scripts/make_tables.py"), "--results", str(output / "results")]
     table += ["--readme", str(output / "tables.md"), *(["--resamples", str(resamples)] if resamples else [])]
     table += ["--data-root", f"{options.dataset}={options.data_root}"]
@@ -194,6 +187,8 @@ def plan(options: argparse.Namespace) -> list[Step]:
     """
     check_options(options)
     name, branch = options.dataset, options.emotion_checkpoint
+    options.prefix = name + "_lite" * options.lite + "_official" * options.official
+    options.output = options.output or Path("runs") / f"tables_{options.prefix}"
     options.data_root = options.data_root or ("data/demo" if name == "demo" else "DIR")
     sets, emotions = {name: options.data_root}, {}
     main_config = make_step(options, "main", sets).config
@@ -229,8 +224,8 @@ def plan(options: argparse.Namespace) -> list[Step]:
     missing = [path for path in (*needed, branch) if path and not Path(path).exists()]
     if missing and not options.dry_run:
         raise FileNotFoundError(
-            f"reproduce_tables: there is no {missing[0]}; give what is there with --data-root, --emotion-data "
-            "or --emotion-checkpoint"
+            f"reproduce_tables: there is no {missing[0]}; give what is there with --data-root, "
+            "--emotion-data or --emotion-checkpoint"
         )
     from eamb.training.tasks import choose_task
 
@@ -258,8 +253,7 @@ def check_options(options: argparse.Namespace) -> None:
 def make_step(options: argparse.Namespace, row: str, sets: dict[str, str], seed: int = 0) -> Step:
     """The training of a row of the table, or of the "emotion" branch, on sets (name -> folder)."""
     emotion = row == "emotion"
-    prefix = options.dataset + "_lite" * options.lite + "_official" * options.official
-    output = options.output or Path("runs") / f"tables_{prefix}"
+    prefix, output = options.prefix, options.output
     names = [RECIPES[options.dataset, options.lite][emotion], "official" * options.official]
     names += [] if emotion else [ROWS[row][1]]
     configs = [program(f"configs/{name}.yaml") for name in names if name]
@@ -279,7 +273,7 @@ def make_step(options: argparse.Namespace, row: str, sets: dict[str, str], seed:
         branch = options.emotion_checkpoint or output / "runs" / f"{prefix}_emotion" / "best.pt"
         words += ["--emotion-checkpoint", str(branch)]
     name = f"{prefix}_emotion" if emotion else f"{prefix}_{row}_seed{seed}"
-    return Step(name, row, words, config, output, branch)
+    return Step(name, row, words, config, output / "runs" / name, output / "results" / name, branch)
 
 
 # ---- Doing it
@@ -313,15 +307,12 @@ def execute(command: list[str]) -> int:
     """Runs it and returns its exit code. Signals are left to the training, which saves its state and ends."""
     sys.stdout.flush()  # before the command prints
     process = Popen([*PROGRAMS[command[0]], *command[1:]])
-    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    try:
-        while True:
-            try:
-                return process.wait()
-            except KeyboardInterrupt:  # Ctrl-C reaches the training too
-                continue
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # Ctrl-C reaches the training too
+            continue
 
 
 def program(name: str) -> str:
@@ -329,29 +320,24 @@ def program(name: str) -> str:
 
 
 def describe_table(steps: list[Step], options: argparse.Namespace) -> None:
-    """Writes what make_tables.py fills and reads: tables.md with markers, tables.yaml, published.csv."""
-    output, config = steps[0].output, steps[-1].config
-    rows: dict[str, list[str]] = {}
+    """Writes what make_tables.py fills and reads: tables.md with markers, and tables.yaml."""
+    config, rows = steps[-1].config, {}
     for step in steps:
         if step.row != "emotion":
             rows.setdefault(ROWS[step.row][0], []).append(step.name)
     title = f"{options.dataset.upper()}, test pictures; {config.model.backbone}, {config.data.size} px, "
-    title += f"{config.train.epochs} epochs" + ", with the official code's quirks" * options.official
-    ours = {"name": f"{options.dataset}_reproduced", "title": f"{title}."}
-    ours["rows"] = [{"name": name, "runs": runs} for name, runs in rows.items()]
+    title += f"{config.train.epochs} epoch{'s' * (config.train.epochs > 1)}"
+    title += ", with the official code's quirks" * options.official
+    table = {"name": f"{options.dataset}_reproduced", "title": f"{title}."}
+    table["rows"] = [{"name": name, "runs": runs} for name, runs in rows.items()]
     if ROWS["main"][0] in rows and len(rows) > 1:
-        ours["reference"] = ROWS["main"][0]
-    # Below ours come other people's figures on the same test pictures.
-    shipped = yaml.safe_load((ROOT / "results" / "tables.yaml").read_text(encoding="utf-8"))
-    blocks = [t for t in shipped if t.get("block") in (options.dataset, f"{options.dataset}_official")]
-    tables = [ours, *blocks]
-    published = pd.read_csv(ROOT / "results" / "published.csv", dtype=str, keep_default_na=False)
-    published = published[published["block"].isin([table["block"] for table in blocks])]
-    markers = [f"<!-- table {t['name']} -->\n<!-- end of table {t['name']} -->" for t in tables]
+        table["reference"] = ROWS["main"][0]
+    markers = f"<!-- table {table['name']} -->\n<!-- end of table {table['name']} -->"
     for path, text in {
-        output / "results" / "published.csv": published.to_csv(index=False, lineterminator="\n"),
-        output / "results" / "tables.yaml": yaml.safe_dump(tables, sort_keys=False, allow_unicode=True),
-        output / "tables.md": "\n\n".join([f"# {options.dataset.upper()}", *markers]) + "\n",
+        options.output / "results" / "tables.yaml": yaml.safe_dump(
+            [table], sort_keys=False, allow_unicode=True
+        ),
+        options.output / "tables.md": f"# {options.dataset.upper()}\n\n{markers}\n",
     }.items():
         with written_whole(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -377,11 +363,12 @@ def show(steps: list[Step], unfinished: list[Step], table: list[str], commands: 
     if known:
         total, remaining = (sum(costs[step.name][0] for step in part) for part in (steps, unfinished))
         print(
-            f"\n{duration(total)} in all, {duration(remaining)} still to do, on one RTX 3090 (24 GB): counted "
-            f"operations, at an assumed {SHARE:.0%} of its peak (35.6 TFLOP/s in fp32, whose convolutions run "
-            "in TF32, 71 in bf16 and fp16), if pictures are decoded fast enough.\n"
+            f"\n{duration(total)} in all, {duration(remaining)} still to do, on one RTX 3090 (24 GB): "
+            f"counted operations, at an assumed {SHARE:.0%} of its peak (35.6 TFLOP/s in fp32, whose "
+            "convolutions run in TF32, 71 in bf16 and fp16), if pictures are decoded fast enough.\n"
             f"At most {max(memory for _, memory in costs.values()):.1f} GB on one GPU: weights, gradients, "
-            "Adam, saved activations; passing values and cuDNN's workspace come on top. Estimates, not measured."
+            "Adam, saved activations; passing values and cuDNN's workspace come on top. Estimates, not "
+            "measured."
         )
 
 
