@@ -322,7 +322,7 @@ def written_tables(
 
 
 def read_published(path: Path, block: str) -> pd.DataFrame:
-    """The rows of a block of published.csv, with their cells as they were printed; an unknown figure is empty.
+    """A block of published.csv, with the cells as they were printed; an unknown figure is empty.
 
     Raises:
         ValueError: other columns than PUBLISHED; a row of another length, or without a source; no such block.

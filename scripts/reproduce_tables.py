@@ -13,9 +13,9 @@ result is in OUTPUT/results with the same settings is not run again, a training 
 OUTPUT/tables.md has the table, OUTPUT/results what may be published of the runs, OUTPUT/runs the weights.
 With several GPUs, or NPROC=n in the environment, trainings run under torchrun.
 
-Hours and memory are estimates: counted floating point operations, divided by an assumed share of a card's
-peak; saved activations, weights, gradients and Adam's two moments. Lite's depthwise layers reach a far smaller
-share: its hours are the least it can take.
+Hours and memory are estimates: counted operations, divided by an assumed share of a card's peak; saved
+activations, weights, gradients and Adam's two moments. Lite's depthwise layers reach a far smaller share: its
+hours are the least it can take.
 """
 
 from __future__ import annotations
@@ -116,14 +116,12 @@ class Step:
     @property
     def commands(self) -> list[list[str]]:
         """The training, which goes on where it was interrupted, and the copy of its small files."""
-        count = os.environ.get("NPROC")
-        if not count:
-            import torch
+        import torch
 
-            count = str(torch.cuda.device_count())
-        start = (
-            ["python"] if count in ("0", "1") else ["torchrun", "--standalone", f"--nproc_per_node={count}"]
-        )
+        count = os.environ.get("NPROC") or str(torch.cuda.device_count())
+        start = ["torchrun", "--standalone", f"--nproc_per_node={count}"]
+        if count in ("0", "1"):
+            start = ["python"]
         train = [*start, program("main.py"), "train", *self.words, "--output", str(self.run), "--resume"]
         return [train, ["python", program("scripts/keep_run.py"), str(self.run), str(self.result)]]
 

@@ -239,7 +239,7 @@ def test_predictions_of_another_program_have_only_metrics_that_make_sense_and_un
 def test_a_set_that_was_read_in_another_way_is_read_so_again(made, capsys):
     made.run("theirs", made.noisy(0.5), predictions_file="scores.csv", data=OPTIONS | {"threshold": 2.0})
     made.tables(Theirs=["theirs"])
-    refused(made, capsys, "theirs (all): accuracy is")  # they were measured at 3
+    refused(made, capsys, "theirs: accuracy is")  # they were measured at 3
     made.change("theirs/metrics.json", lambda content: content.update(data=OPTIONS))
     assert made.make() == 0
 
@@ -324,16 +324,7 @@ def test_what_was_measured_for_something_else_is_refused(made, capsys):
     made.tables("A", A=["a"], B=["b"])
     made.write_predictions("a", made.noisy(0.4))
     refused(made, capsys, "--data-root csv=DIR", measure=False)
-    refused(made, capsys, "a (all): srcc is ")  # the predictions are not those of metrics.json
-
-
-def test_figures_that_are_not_those_of_metrics_json_are_refused(one, capsys):
-    rest = metrics.aesthetic_metrics(one.noisy(0.5)[1:], one.scores[1:], 3.0)
-    one.change("a/metrics.json", lambda content: content.update(without_twins={"metrics": rest}))
-    assert one.make() == 0
-    rest["plcc"] += 0.01
-    one.change("a/metrics.json", lambda content: content.update(without_twins={"metrics": rest}))
-    refused(one, capsys, f"a (without_twins): plcc is {rest['plcc']} in metrics.json and", measure=False)
+    refused(made, capsys, "a: srcc is ")  # the predictions are not those of metrics.json
 
 
 # ---- bad input: named, and nothing is written
@@ -347,37 +338,29 @@ def refused(made, capsys, message, measure=True):
     assert made.files() == before
 
 
-ROWS = "- {name: own, title: T, rows: [{name: A, runs: [a]}%s"
-
-
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
         ("tables.yaml", "- name: [own", "tables.yaml is not a list of tables as its head describes: while"),
-        ("tables.yaml", "own\n", "tables.yaml is not a list of tables as its head describes: "),
         ("tables.yaml", "- {name: own, title: T, titel: T}", "unexpected keyword argument 'titel'"),
-        ("tables.yaml", "- {name: own, title: T, rows: []}", "table own needs either rows, each with runs"),
+        ("tables.yaml", "- {name: own, title: T, rows: []}", "table own needs either a block or rows, each"),
         ("tables.yaml", "- {name: own, title: T, rows: [{name: A}]}", "head describes: 'runs'"),
-        ("tables.yaml", "- {name: own, title: T, block: B}\n" * 2, "table own, or one of its rows, is there"),
-        ("tables.yaml", ROWS % ", {name: A, runs: [b]}]}", "table own, or one of its rows, is there twice"),
-        ("tables.yaml", ROWS % "], reference: B}", "table own has no row 'B', its reference"),
-        ("a/metrics.json", '{"metrics": {"n"', "a/metrics.json is not a complete JSON file ("),
-        ("a/metrics.json", "{}", "a/metrics.json has no 'metrics'; evaluate the run again"),
-        ("a/metrics.jsonl", "{}\n", "a/metrics.jsonl does not say train_pictures; keep the run again"),
-        ("measured.json", '{"own": ', "measured.json is not a complete JSON file ("),
-        ("published.csv", f"{HEAD}others,X,.7,,, ,\n", "published.csv row 2 must have 7 cells"),
-        ("published.csv", f"{HEAD}others,X,.7,,,A, Table 1,\n", "published.csv row 2 must have 7 cells"),
+        ("a/metrics.json", '{"metrics": {"n"', "a/metrics.json is not a complete JSON file"),
+        ("a/metrics.jsonl", "{}\n", "a: metrics.json and the head of metrics.jsonl have no 'train_pictures'"),
+        ("published.csv", f"{HEAD}others,X,.7,,, ,\n", "published.csv row 2 must have the cells block"),
+        ("published.csv", f"{HEAD}others,X,.7,,,A, Table 1,\n", "published.csv row 2 must have the cells"),
         ("published.csv", f"{HEAD}alone,X,.7,,,paper,\n", "published.csv has no row of block 'others'"),
-        ("published.csv", "block,method\n", "published.csv: its columns must be block, method, srcc"),
-        ("../README.md", "<!-- table own -->", "must hold once, in this order, <!-- table own --> and"),
-        ("../README.md", "<!-- table third -->", "has markers of ['third'], which tables.yaml lacks"),
+        ("published.csv", "block,method\n", "published.csv row 1 must have the cells block, method, srcc"),
+        (
+            "../README.md",
+            "<!-- table own -->",
+            "must hold <!-- table NAME --> and <!-- end of table NAME -->",
+        ),
     ],
 )
 def test_a_file_that_is_cut_or_holds_something_else(one, capsys, file, text, message):
-    if file in ("../README.md", "published.csv"):
-        assert one.make(resamples=2) == 0
     (one.results / file).write_text(text)
-    refused(one, capsys, message, measure=file == "measured.json")
+    refused(one, capsys, message)
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.json", "metrics.jsonl", "predictions.csv.gz"])
@@ -389,38 +372,26 @@ def test_a_folder_without_one_of_its_files(one, capsys, name):
 @pytest.mark.parametrize("key", make_tables.TRAINED_ON)
 def test_a_run_of_ours_that_does_not_say_what_it_was_trained_on(one, capsys, key):
     one.change("a/metrics.json", lambda content: content.pop(key))
-    refused(one, capsys, f"metrics.json has no '{key}'; evaluate the run again", measure=False)
+    refused(one, capsys, f"metrics.jsonl have no '{key}'; evaluate the run again", measure=False)
 
 
 def test_predictions_of_another_split(made, capsys):
     made.run("a", made.noisy(0.5))
     made.run("b", made.noisy(0.4), split_sha256="0" * 64)
     made.tables(A=["a"], B=["b"])
-    refused(made, capsys, "table own: split_sha256 of b is 0000", measure=False)
-    made.tables(B=["b"])
-    refused(made, capsys, "table own predicts another split than csv test")
+    refused(made, capsys, "b predicts other pictures than csv test in")
 
 
 def test_predictions_that_lack_a_picture_or_are_no_numbers(one, capsys):
-    each = "a/predictions.csv.gz must have a finite number for each of the 120 pictures of csv test, once; "
     values, ids = one.noisy(0.5), one.rated.ids
     one.write_predictions("a", values, [*ids[:-1], "other.png"])
-    refused(one, capsys, f"{each}2 are missing or unknown, e.g. ['{ids[-1]}', 'other.png']")
-    one.write_predictions("a", values, [*ids[:-1], ids[0]])
-    refused(one, capsys, f"{each}1 are missing or unknown")
+    refused(one, capsys, f"once; 2 are missing, unknown or there twice, e.g. ['{ids[-1]}', 'other.png']")
     one.write_predictions("a", np.full(COUNT, np.nan))
-    refused(one, capsys, each)
+    refused(one, capsys, "predictions.csv.gz row 2")
     (one.results / "a" / "predictions.csv.gz").write_bytes(gzip.compress(b"id,prediction\n")[:-9])
-    refused(one, capsys, "a/predictions.csv.gz cannot be read: ")
+    refused(one, capsys, "predictions.csv.gz")
     one.write_predictions("a", values[::-1], ids[::-1])
     assert one.make() == 0  # matched by their ids
-
-
-def test_runs_of_a_row_that_are_not_seeds_of_one_network(one, capsys):
-    one.run("b", one.noisy(0.4), config=replace(CONFIG, model=replace(CONFIG.model, width=64)))
-    one.tables(Row=["a", "b"])
-    said = "row Row: its runs must differ in the seed and nothing else (model.width was 256 and is 64; two"
-    refused(one, capsys, said)
 
 
 def test_a_set_that_no_table_is_on(made, capsys):

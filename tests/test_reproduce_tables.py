@@ -19,7 +19,6 @@ from eamb.network.backbones import LITE0
 from eamb.readers import demo
 from eamb.runtime.config import load_config
 from eamb.training import run as run_module
-from eamb.training.resuming import changed_settings
 from eamb.training.tasks import choose_task
 from scripts import keep_run, make_tables
 from scripts import reproduce_tables as script
@@ -162,7 +161,6 @@ def test_hours_and_memory_of_a_training():
     hours, gigabytes = script.estimate(small)
     assert hours == pytest.approx(operations / 4 / 0.25 / 3600)  # a quarter of the area
     assert gigabytes == pytest.approx(16 * 0.0290 + 6 / 4 * 0.6 * 0.518)
-    assert [script.duration(h) for h in (293.4, 1.94, 1e-5)] == ["293 h", "1.9 h", "under 0.001 h"]
 
 
 # ---- doing it
@@ -277,24 +275,6 @@ def test_what_is_done_is_not_run_again_and_fewer_rows_make_another_table(
     assert capsys.readouterr().out.count("): done already") == len(ROWS) + 1
 
 
-def test_where_maps_are_kept_changes_no_result_but_whether_may():
-    none, here, there = (load_config([], [f"train.emotion_maps={name}"]).as_dict() for name in ("", "A", "B"))
-    assert changed_settings(here, there) == []
-    assert changed_settings(none, here) == ["train.emotion_maps was  and is A"]
-
-
-def test_figures_of_others_stand_below_ours(tmp_path):
-    options = script.parse(["para", "--dry-run", "--output", str(tmp_path), "--only", "main"])
-    steps = script.plan(options)
-    script.describe_table(steps, options)
-    copied = make_tables.read_published(tmp_path / "results" / "published.csv")
-    shipped = make_tables.read_published(ROOT / "results" / "published.csv")
-    assert copied.to_numpy().tolist() == shipped[shipped["block"] == "para_official"].to_numpy().tolist()
-    tables = make_tables.read_tables(tmp_path / "results" / "tables.yaml")
-    assert [table.name for table in tables] == ["para_reproduced", "para_official"]
-    assert "<!-- table para_official -->\n<!-- end of table" in (tmp_path / "tables.md").read_text()
-
-
 def test_a_dry_run_names_every_command_in_order_and_runs_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NPROC", "4")
@@ -360,23 +340,16 @@ def test_results_of_other_settings_are_not_taken_for_these(made, words, tmp_path
 
 
 WRONG = {
-    "unknown set": (["coco"], "there are recipes for ava, para, iae, demo, not for 'coco'"),
-    "no Lite": (["iae", "--lite"], "there are recipes for para with --lite, not for 'iae'"),
-    "no folder given": (["para"], "where is para? --data-root DIR"),
-    "no such folder": (["iae", "--data-root", "none"], "there is no folder none for iae"),
-    "no such emotion folder": (["demo", "--emotion-data", "fi=none"], "there is no folder none for fi"),
-    "no such branch": (["demo", "--emotion-checkpoint", "none.pt"], "is no emotion checkpoint none.pt"),
-    "two branches": (["demo", "--emotion-checkpoint", "a.pt", "--emotion-data", "fi=F"], "no --emotion-data"),
+    "unknown set": (["coco"], "there are recipes for ava, para, para --lite, iae, demo, not for 'coco'"),
+    "no Lite": (["iae", "--lite"], "not for 'iae'"),
+    "no folder": (["iae", "--data-root", "none"], "there is no none; give what is there with --data-root"),
+    "no emotion folder": (["demo", "--emotion-data", "fi=none"], "there is no none; give"),
+    "no such branch": (["demo", "--emotion-checkpoint", "none.pt"], "there is no none.pt; give"),
     "no emotions": (["ava", "--data-root", "."], "ava has no emotions, or no folder; give the branch's"),
-    "no folder of emotions": (
-        ["ava", "--data-root", ".", "--emotion-data", "fi"],
-        "fi has no emotions, or no",
-    ),
     "EMD of scores": (["para", "--data-root", ".", "--only", "emd_batch"], "got 'emd_batch'"),
     "twice main": (["demo", "--official", "--only", "emd_batch"], "no row is left to make; let --only name"),
     "seeds": (["demo", "--seeds", "0,0"], "--seeds takes different whole numbers, as in 0,1,2, got '0,0'"),
     "a seed as a word": (["demo", "train.seed=1"], "leave 'train.seed=1' out; sets, seeds and parts"),
-    "unknown key": (["demo", "train.epoch=1"], "unknown key 'train.epoch'; did you mean 'train.epochs'?"),
     "maps that drift": (["demo", "--official", "train.emotion_maps=M"], "train.emotion_maps=M means nothing"),
 }
 
@@ -390,13 +363,6 @@ def test_bad_input_is_one_sentence_before_anything_runs(words, said, tmp_path, m
     assert found.startswith("error: ")
     assert found.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_wrong_number_of_processes_is_said(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NPROC", "none")
-    assert run("demo", "--only", "linear", *TINY) == 2
-    assert "NPROC is the number of processes, from 1 up, got 'none'" in capsys.readouterr().err
 
 
 def test_the_shell_script_hands_on_options_and_exit_code(tmp_path):
