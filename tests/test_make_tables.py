@@ -385,7 +385,8 @@ def recorded(report: dict, name: str) -> str:
     return cell(report["metrics"][name], report["intervals_95"][name])
 
 
-DOCUMENTS = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
+PAGES = (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+DOCUMENTS = "".join(path.read_text(encoding="utf-8") for path in PAGES)
 
 
 def document_line(start: str) -> list[str]:
