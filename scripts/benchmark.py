@@ -58,6 +58,7 @@ from eamb.runtime.command import guarded, refuse_existing
 from eamb.weights import checkpoint
 from EAMBNet import EAMBNet, Fusion, build_model, resize
 from losses import emd_loss
+from scripts.export import embedded_pictures
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
@@ -180,8 +181,6 @@ def photograph(width: int, height: int) -> Image.Image:
 
 def batch_of(side: int, count: int) -> Tensor:
     """(count, 3, side, side) uint8: the demo set's photographs in turn."""
-    from scripts.export import embedded_pictures
-
     pictures = embedded_pictures(side)
     return pictures[torch.arange(count) % len(pictures)].contiguous()
 
@@ -192,7 +191,6 @@ def picture_set(path: str, side: int) -> PictureSet:
     return PictureSet(RatedSet("one", "train", "", [path], [path], np.zeros(1), scale), side, flip_seed=0)
 
 
-# ---------------------------------------------------------------------------------------------------
 # The parts. Each gives its tables; `make_...` builds what one variant times.
 
 
@@ -217,9 +215,9 @@ def engines_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
     if missing := [name for name in ("onnx", "openvino", "nncf") if not find_spec(name)]:
         print(f"benchmark: engines is left out: install {' '.join(missing)}")
         return
-    for one in PHOTOGRAPHS:
-        open_photograph(one).save(folder / f"{one.name}.png")
-    pictures = sorted(map(str, folder.glob("*.png")))
+    pictures = [str(folder / f"{number}.png") for number in range(len(PHOTOGRAPHS))]
+    for one, path in zip(PHOTOGRAPHS, pictures, strict=True):
+        open_photograph(one).save(path)
     export = [str(ROOT / "scripts/export.py"), str(SHIPPED)]
     lite, int8 = str(folder / "lite.onnx"), str(folder / "lite.int8")
     make_command(*export, lite)()
@@ -427,8 +425,7 @@ def measure(variants: list[Variant], rounds: int, threads: int) -> list[list[Tur
 
 def as_row(variant: Variant, turns: list[Turn], reference: Variant, reference_turns: list[Turn]) -> dict:
     """A variant's figures for the json; `reference_turns` are of the same rounds."""
-    seconds = [turn[0] for turn in turns]
-    output, expected = turns[-1][1], reference_turns[-1][1]
+    seconds, output, expected = [turn[0] for turn in turns], turns[-1][1], reference_turns[-1][1]
     differences = {name: np.abs(output[name] - expected[name]) for name in output if name in expected}
     rate = variant.images / median(seconds)
     ratios = [turn[0] / value for turn, value in zip(reference_turns, seconds, strict=True)]

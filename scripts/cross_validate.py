@@ -9,9 +9,8 @@ set is predicted once, by the network that was not trained on it.
 
 The linear probe, on the same folds, is logistic regression on the last map of the same backbone with its
 ImageNet weights, frozen, averaged over its positions: at the network's input size and at the emotion
-branch's. Its regularisation is chosen within the training folds.
-
-Writes cross_validation.json (intervals over all pictures; differences are paired) and predictions.csv.
+branch's. Its regularisation is chosen within the training folds. Writes cross_validation.json (intervals over
+all pictures; differences are paired) and predictions.csv.
 """
 
 from __future__ import annotations
@@ -26,7 +25,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import timm
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -150,8 +154,6 @@ def imagenet_features(config: Config, parts: list[RatedSet]) -> dict[int, list[n
 
 def imagenet_network(name: str, source: str) -> Callable[[Tensor], Tensor]:
     """A backbone with its ImageNet weights: pictures (N, 3, H, W) -> last map (N, C, H/32, W/32)."""
-    import timm
-
     file = backbones.imagenet_file(name) if source == "auto" else Path(source)
     state = checkpoint.imagenet_state(name, file)
     if name == backbones.LITE0:
@@ -166,11 +168,6 @@ def imagenet_network(name: str, source: str) -> Callable[[Tensor], Tensor]:
 
 def probe(features: list[np.ndarray], truth: list[np.ndarray]) -> np.ndarray:
     """(n,) class numbers: each fold's pictures, predicted from the other folds'; features (n_k, C) each."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     model, predicted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)), []
     for fold, values in enumerate(features):
         others = [k for k in range(len(features)) if k != fold]

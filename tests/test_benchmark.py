@@ -159,13 +159,10 @@ def test_quick_measures_the_reference_and_all_steps_together(monkeypatch, tmp_pa
     assert "--only takes some of forward, step, loader," in capsys.readouterr().err
 
 
-def test_the_table_of_avas_size_is_one_that_loads(tmp_path):
+def test_the_sets_of_avas_size_and_of_ones_own_pictures(tmp_path, monkeypatch):
     [(title, [variant])] = benchmark.table_jobs(benchmark.argparse.Namespace(quick=True), tmp_path)
     assert title == "table, 1,000 rows to a ready data set"
     assert sum(map(len, variant.make(*variant.arguments)().values())) == 1_000
-
-
-def test_pictures_of_ones_own_are_enlarged_to_24_megapixels(tmp_path, monkeypatch):
     small.write_pictures(tmp_path / "own", 3)
     (tmp_path / "own" / "notes.txt").write_text("no picture")
     sides = []
