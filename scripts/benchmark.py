@@ -276,33 +276,26 @@ def loader_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
     original, prepared = folder / "original.jpg", folder / "prepared.jpg"
     photograph(800, 600).save(original, quality=92)
     Image.fromarray(decode(original, 512)).save(prepared, quality=95, subsampling=0)
-    count = 10 if options.quick else 50
     kinds = {"reference": (original, False), "ours, bit-identical": (original, True)}
     kinds["from a prepared copy"] = (prepared, True)
-    rows = [Variant(name, make_loader, (512, count, *kind), count) for name, kind in kinds.items()]
+    rows = [Variant(name, make_loader, (512, 20, *kind), 20) for name, kind in kinds.items()]
     yield "loader, one process, to 512 px", rows
 
 
 def make_loader(side: int, count: int, path: Path, ours: bool) -> Callable[[], None]:
-    """What a loader's worker does, in one process: one file again and again, in batches of 10."""
+    """What a loader's worker does, in one process: a batch of one file again and again."""
     torch.set_num_threads(1)  # as torch gives a worker
     if ours:
         engine.keep_memory(CPU)  # as in a training on a CPU, from which workers are forked
-    pictures = picture_set(str(path), side)
+        pictures = picture_set(str(path), side)
+        return lambda: pictures.collate([pictures[0] for _ in range(count)])
 
     def with_pillow() -> Tensor:
         with Image.open(path) as image:
             values = np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR))
         return (torch.from_numpy(values.copy()).permute(2, 0, 1).float() / 255 - 0.5) / 0.5
 
-    def run() -> None:
-        for _ in range(0, count, 10):
-            if ours:
-                pictures.collate([pictures[0] for _ in range(10)])
-            else:
-                torch.stack([with_pillow() for _ in range(10)])
-
-    return run
+    return lambda: torch.stack([with_pillow() for _ in range(count)])
 
 
 def predict_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:

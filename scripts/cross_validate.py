@@ -78,15 +78,34 @@ def cross_validate(options: argparse.Namespace) -> int:
     last_set(config, fold=0)  # to refuse a set that cannot be divided before anything is trained
     done = [train_fold(config, fold, options.output / f"fold_{fold}") for fold in range(options.folds)]
     parts, shares = [part for part, _ in done], np.concatenate([predicted for _, predicted in done])
-    names = np.array(parts[0].emotion_classes)
+    classes, names = parts[0].emotion_classes, np.array(parts[0].emotion_classes)
+    votes = np.concatenate([part.emotions for part in parts])  # (n, E)
+    folds = np.repeat(range(len(parts)), [len(part) for part in parts])  # (n,)
     truth = [part.emotions.argmax(axis=1) for part in parts]  # (n_k,) each
     features = imagenet_features(config, parts)
     probes = {f"probe_{size}": probe(values, truth) for size, values in features.items()}  # (n,) each
-    folds = np.repeat(range(len(parts)), [len(part) for part in parts])  # (n,)
-    votes = np.concatenate([part.emotions for part in parts])  # (n, E)
-    content = compare_with_probes(shares, votes, parts[0].emotion_classes, probes, folds)
-    content |= {"dataset": parts[0].name, "protocol": [part.protocol for part in parts]}
-    content |= {"config": config.without_folders(), "versions": versions()}
+    predicted, true = metrics.top_classes(shares, votes)  # (n,) each
+    correct = pd.DataFrame({"network": predicted, **probes}).eq(true, axis=0).astype(float)
+    figures = partial(metrics.emotion_metrics, classes=classes)
+
+    def accuracies(correct: np.ndarray) -> dict[str, float]:
+        means = dict(zip(("network", *probes), correct.mean(axis=0).tolist(), strict=True))
+        return means | {f"network - {name}": means["network"] - means[name] for name in probes}
+
+    content = {
+        "metrics": figures(shares, votes),
+        "intervals_95": bootstrap_intervals(figures, (shares, votes)),
+        "accuracies": accuracies(correct.to_numpy()),
+        "accuracies_95": bootstrap_intervals(accuracies, (correct,)),
+        "accuracies_by_fold": correct.groupby(folds).mean().to_dict("records"),
+        "chance": 1 / len(classes),
+        "emotions": list(classes),
+        "confusion": metrics.confusion_matrix(shares, votes, classes).tolist(),
+        "dataset": parts[0].name,
+        "protocol": [part.protocol for part in parts],
+        "config": config.without_folders(),
+        "versions": versions(),
+    }
     columns = {"id": np.concatenate([part.ids for part in parts]), "fold": folds}
     columns |= {"prediction": names[shares.argmax(axis=1)]}
     columns |= {f"emotion_{name}": shares[:, i] for i, name in enumerate(names)}
@@ -177,36 +196,6 @@ def probe(features: list[np.ndarray], truth: list[np.ndarray]) -> np.ndarray:
         search.fit(np.concatenate([features[k] for k in others]), labels)
         predicted.append(search.predict(values))
     return np.concatenate(predicted)
-
-
-def compare_with_probes(
-    shares: np.ndarray, votes: np.ndarray, classes: tuple[str, ...], probes: dict, folds: np.ndarray
-) -> dict:
-    """Metrics of the network with intervals, of the probes, and the paired differences of their accuracies.
-
-    Args:
-        shares, votes: (n, E). probes: name -> class numbers (n,). folds: (n,) fold of each picture.
-    """
-    predicted, truth = metrics.top_classes(shares, votes)  # (n,) each
-    correct = pd.DataFrame({"network": predicted, **probes}).eq(truth, axis=0).astype(float)
-
-    def accuracies(correct: np.ndarray) -> dict[str, float]:
-        network, *others = correct.mean(axis=0).tolist()
-        means = dict(zip(probes, others, strict=True))
-        differences = {f"network - {name}": network - mean for name, mean in means.items()}
-        return {"network": network, **means, **differences}
-
-    figures = partial(metrics.emotion_metrics, classes=classes)
-    return {
-        "metrics": figures(shares, votes),
-        "intervals_95": bootstrap_intervals(figures, (shares, votes)),
-        "accuracies": accuracies(correct.to_numpy()),
-        "accuracies_95": bootstrap_intervals(accuracies, (correct,)),
-        "accuracies_by_fold": correct.groupby(folds).mean().to_dict("records"),
-        "chance": 1 / len(classes),
-        "emotions": list(classes),
-        "confusion": metrics.confusion_matrix(shares, votes, classes).tolist(),
-    }
 
 
 if __name__ == "__main__":

@@ -88,7 +88,12 @@ def export(options: argparse.Namespace) -> int:
     pictures = read_pictures(options.check, size, exif) if options.check else embedded_pictures(size)
     graph = trace(whole, pictures)
     if options.int8:
-        network = quantize(graph, read_pictures(options.calibrate, size, exif))
+        os.environ.setdefault("NNCF_CI", "1")  # or it reports its use to its makers
+        import nncf
+
+        batches = read_pictures(options.calibrate, size, exif).contiguous().split(4)
+        model, ranges = openvino().Core().read_model(graph.SerializeToString()), [b.numpy() for b in batches]
+        network = nncf.quantize(model, nncf.Dataset(ranges), subset_size=len(ranges))
 
     def write(path: Path, about: dict) -> None:
         if options.int8:
@@ -145,20 +150,6 @@ def trace(whole: nn.Module, pictures: Tensor):
             dynamo=False,
         )
     return onnx.load_model_from_string(file.getvalue())
-
-
-def quantize(graph, pictures: Tensor):
-    """An ONNX graph as OpenVINO's model, whose convolutions get 8-bit weights with a scale per channel.
-
-    Args:
-        pictures: (n, 3, H, W) uint8, whose activations say their ranges.
-    """
-    os.environ.setdefault("NNCF_CI", "1")  # or it reports its use to its makers
-    import nncf
-
-    batches = [batch.numpy() for batch in pictures.contiguous().split(4)]
-    model = openvino().Core().read_model(graph.SerializeToString())
-    return nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))
 
 
 def differences(weights: checkpoint.Weights, expected: Output, output: Output, precision: str) -> dict:

@@ -71,7 +71,7 @@ def measure_steps(name: str, size: int, path: str, options: argparse.Namespace) 
             models |= {kind: distributed.wrap(copy.deepcopy(network), device, kind) for kind in SENT}
         compute = engine.Compute(device, options.precision, *backbones.normalisation(backbones.RESNET50))
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        count = sum(parameter.numel() for parameter in trained)
+        count = sum(map(torch.numel, trained))
         optimizer = torch.optim.Adam(trained, lr=1e-9, fused=device.type != "mps")
         for number in range(options.rounds + 1):
             if number == 1:  # the first round was a warm-up

@@ -19,13 +19,9 @@ from scripts.benchmark import Variant, as_row, as_table, cumulative
 WIDTHS = {"width": 16, "guided_width": 8, "guided_hidden": 4, "head_width": 8}
 
 
-def test_operations_of_a_convolution_by_hand():
+def test_the_figures_follow_from_the_seconds_and_the_operations():
     assert benchmark.flops(nn.Conv2d(3, 8, 3, padding=1), 32) == 2 * 3 * 8 * 9 * 32 * 32
-
-
-def test_the_figures_follow_from_the_seconds():
-    reference = Variant("reference", None, (), images=4, flops=1e9)
-    variant = Variant("bf16", None, (), images=4, flops=1e9, precision="bf16")
+    reference, variant = (Variant(name, None, (), images=4, flops=1e9) for name in ("reference", "other"))
     scores, other = {"score": np.array([0.5, 0.5])}, {"score": np.array([0.5, 0.75]), "more": np.zeros(1)}
     beside = [(seconds, scores, 2.0) for seconds in (4.0, 2.0, 8.0)]
     row = as_row(variant, [(seconds, other, 1.5) for seconds in (1.0, 1.0, 2.0)], reference, beside)
@@ -49,7 +45,6 @@ def test_where_no_pictures_are_counted_seconds_are_told():
 @pytest.fixture
 def tiny(monkeypatch) -> list:
     """Small networks of Lite's kind are built; lists when memory would be kept, and keeps none."""
-
     torch.manual_seed(0)
     network, kept = enliven(build_model("tf_efficientnet_lite0", 4, **WIDTHS)), []
     monkeypatch.setattr(benchmark, "build", lambda name: copy.deepcopy(network))
