@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from contextlib import ExitStack
 from functools import cache, partial
 from importlib.util import find_spec
@@ -410,6 +410,7 @@ def measure(variants: list[Variant], rounds: int, threads: int) -> list[list[Tur
     turns = [[] for _ in variants]
     with ExitStack() as stack:
         pools = [stack.enter_context(ProcessPoolExecutor(1, get_context(START))) for _ in variants]
+        wait([pool.submit(os.getpid) for pool in pools])  # all processes import at the same time
         for _ in range(rounds):  # one after the other: at the same time they may need too much memory
             for pool, variant, own in zip(pools, variants, turns, strict=True):
                 own.append(pool.submit(take_turn, variant, threads).result())
