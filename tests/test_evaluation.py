@@ -37,17 +37,6 @@ def bins_run(counts_set, tmp_path_factory):
     return output
 
 
-def test_predictions_are_ids_and_scores_in_the_sets_unit(score_run, scored_set):
-    path = score_run / "test" / "predictions.csv"
-    rated = load_dataset("csv", scored_set, ("test",))["test"]
-    emotions = [f"emotion_{name}" for name in EMOTIONS]  # the set has them too
-    assert list(read_csv(path)[0]) == ["id", "prediction", "emotion", *emotions]
-    assert [row["id"] for row in read_csv(path)] == list(rated.ids)
-    predicted = column(path, "prediction")
-    assert ((predicted > 1) & (predicted < 5)).all()
-    assert len(set(predicted)) == 4
-
-
 def test_a_distribution_has_a_column_for_each_bin_and_its_mean_and_is_compared_by_emd(bins_run, counts_set):
     path = bins_run / "test" / "predictions.csv"
     assert list(read_csv(path)[0]) == ["id", "prediction", "p_1", "p_2", "p_3", "p_4"]
@@ -86,9 +75,14 @@ def test_metrics_json_says_where_everything_comes_from_and_all_can_be_had_again_
     assert {key: found[key] for key in expected} == expected
     assert {"srcc", "plcc", "krcc", "rmse", "mae", "accuracy"} <= set(found["intervals_95"])
 
+    emotions = [f"emotion_{name}" for name in EMOTIONS]  # the set has them too
+    assert list(read_csv(path)[0]) == ["id", "prediction", "emotion", *emotions]
+    assert [row["id"] for row in read_csv(path)] == list(rated.ids)
+    predicted = column(path, "prediction")  # in the set's unit
+    assert ((predicted > 1) & (predicted < 5)).all() and len(set(predicted)) == 4
     digits = [row["prediction"].replace(".", "").strip("0") for row in read_csv(path)]
     assert max(map(len, digits)) <= 8  # short, though nothing is lost
-    columns = {"id": np.array(rated.ids), "prediction": column(path, "prediction")}
+    columns = {"id": np.array(rated.ids), "prediction": predicted}
     again = compare_scores(columns, rated, 20)
     assert again.metrics == found["metrics"]
     assert {name: list(ends) for name, ends in again.intervals.items()} == found["intervals_95"]
@@ -108,19 +102,18 @@ def test_what_is_undefined_becomes_null(tmp_path):
 
 
 def test_one_table_is_printed_whatever_the_batches_and_workers(score_run, scored_set, tmp_path, capsys):
-    tables = []
-    for words in (["evaluate.batch_size=1"], ["evaluate.batch_size=3", "data.workers=1"]):
-        words += ["evaluate.bootstrap=9"]
-        assert evaluate(score_run / "best.pt", "csv", scored_set, tmp_path / "out", *words) == 0
+    tables, out = [], tmp_path / "out"
+    for words in ("evaluate.batch_size=1", "evaluate.batch_size=3 data.workers=1"):
+        words = [*words.split(), "evaluate.bootstrap=9"]
+        assert evaluate(score_run / "best.pt", "csv", scored_set, out, *words) == 0
         tables.append(capsys.readouterr().out)
-    assert tables[0] == tables[1]
-    assert tables[0].startswith("csv test: 4 pictures (ratings.csv")
-    srcc = read_json(tmp_path / "out" / "metrics.json")["metrics"]["srcc"]
-    words = ("95 % interval", "accuracy (> 3)", "accuracy of always naming the majority: 0.5000")
-    assert all(word in tables[0] for word in (*words, f"SRCC             {srcc:.4f}"))
+    assert tables[0] == tables[1] and tables[0].startswith("csv test: 4 pictures (ratings.csv")
+    srcc = f"SRCC             {read_json(out / 'metrics.json')['metrics']['srcc']:.4f}"
+    for words in (srcc, "95 % interval", "accuracy (> 3)", "always naming the majority: 0.5000"):
+        assert words in tables[0]
     files = "predictions.csv metrics.json scatter.png confusion.png emotion_bars.png"
-    assert tables[0].endswith(f"{tmp_path / 'out'}: {files}\n")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == set(files.split())
+    assert tables[0].endswith(f"{out}: {files}\n")
+    assert {path.name for path in out.iterdir()} == set(files.split())
 
 
 @pytest.mark.parametrize("split, leaked", [("test", 0), ("TRAIN", 16)])

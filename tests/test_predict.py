@@ -93,12 +93,15 @@ def refused(capsys, paths, checkpoint_file, *options):
 # ---- rows
 
 
-def test_each_picture_has_its_own_score_in_the_order_of_a_sorted_folder(scored, album, lively_model):
-    rows = scored[1]
+def test_each_file_has_its_score_or_its_reason_in_the_order_of_a_sorted_folder(scored, album, lively_model):
+    code, rows, _, messages = scored
+    assert code == 1 and "6 of 8 pictures scored" in messages
     assert [row["path"] for row in rows] == [f"{album}/{name}".replace("\udcff", r"\xff") for name in ALBUM]
     direct = [direct_score(lively_model, album / name) for name in GOOD]
     assert [float(row["score"]) for row in rows if not row["error"]] == pytest.approx(direct, abs=4e-5)
     assert np.ptp(direct) > 0.2, "the scores are too alike to tell rows apart"
+    assert "web page" in rows[2]["error"] and rows[3]["error"] == "the file is empty"
+    assert {value for key, value in rows[2].items() if key not in ("path", "error")} == {""}
 
 
 def test_columns_are_as_documented_and_the_named_emotion_is_the_most_probable_one(scored):
@@ -109,16 +112,10 @@ def test_columns_are_as_documented_and_the_named_emotion_is_the_most_probable_on
     for row in rows:
         probabilities = {name: float(row[f"emotion_{name}"]) for name in EMOTIONS}
         assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
-        assert max(probabilities, key=probabilities.get) == row["emotion"]
-        assert float(row["emotion_probability"]) == max(probabilities.values())
+        assert (
+            probabilities[row["emotion"]] == max(probabilities.values()) == float(row["emotion_probability"])
+        )
     assert len({row["emotion"] for row in rows}) > 1
-
-
-def test_a_broken_file_is_a_row_with_its_reason_and_exit_code_1(scored):
-    code, rows, _, messages = scored
-    assert code == 1 and "6 of 8 pictures scored" in messages
-    assert "web page" in rows[2]["error"] and rows[3]["error"] == "the file is empty"
-    assert {value for key, value in rows[2].items() if key not in ("path", "error")} == {""}
 
 
 def test_json_lines_say_the_same_as_csv(scored, album, lively_weights, tmp_path):
@@ -171,12 +168,12 @@ def test_no_text_is_a_formula_and_pandas_reads_the_same_paths_again(lively_weigh
 def test_large_jpegs_are_decoded_whole_only_if_asked(lively_weights, lively_model, tmp_path):
     large = tmp_path / "large.jpg"
     blotches(1).resize((8 * 4 * SIZE, 8 * 4 * SIZE)).save(large, quality=60)
-    scaled, exact = (Scorer(lively_weights, "cpu", exact=exact).score(large).score for exact in (False, True))
-    assert exact == pytest.approx(direct_score(lively_model, large), abs=2e-5)
-    assert 1e-4 < abs(scaled - exact) < 0.2
-    for words, score in (((), scaled), (("--exact",), exact)):
+    differences = []
+    for words in ((), ("--exact",)):
         assert call(large, lively_weights, "--output", tmp_path / "s.csv", "--force", *words) == 0
-        assert float(read_csv(tmp_path / "s.csv")[0]["score"]) == pytest.approx(score, abs=2e-5)
+        score = float(read_csv(tmp_path / "s.csv")[0]["score"])
+        differences.append(abs(score - direct_score(lively_model, large)))
+    assert differences[1] < 4e-5 < 1e-4 < differences[0] < 0.2
 
 
 # ---- parts for several processes
@@ -280,7 +277,6 @@ TOO = ("--emotions",)
         ("csv", lambda rows: rows + rows[-1:], TOO, "row 9 of .* is of .*, and picture 9 is none"),
         ("csv", lambda rows: rows, ("--force",), "--resume goes on with the rows in --output"),
         ("csv", lambda rows: rows, ("--emotions", "--maps", "maps"), "is missing, though its picture has"),
-        ("csv", lambda rows: [rows[0], rows[1][:-20], *rows[2:]], TOO, "row 1 .* is damaged"),
         ("csv", lambda rows: [rows[0], rows[1].replace(b",1.", b",x.", 1)], TOO, "row 1 .* is damaged"),
         ("jsonl", lambda rows: [*rows, b'{"path": "0.png", "score": 1}\n'], TOO, "row 9 .* other columns"),
         ("jsonl", lambda rows: [b"[1, 2]\n", *rows], TOO, "row 1 of .* is damaged"),
@@ -300,9 +296,8 @@ def test_rows_of_another_run_are_refused_and_stay(
 
 
 def test_rows_of_other_weights_are_refused(uninterrupted, album, tmp_path, capsys):
-    output = tmp_path / uninterrupted.name
+    output, model = tmp_path / uninterrupted.name, build_lively()
     output.write_bytes(uninterrupted.read_bytes())
-    model = build_lively()
     model.head[5].bias.data += 1
     file = write_weights(tmp_path / "other.safetensors", model)
     message = refused(capsys, album, file, "--output", output, "--emotions", "--resume")
@@ -436,7 +431,6 @@ def test_what_exists_is_refused_before_any_work(album, lively_weights, tmp_path,
     [
         ([], (), "which pictures"),
         (["missing.jpg"], (), "no such file or folder: missing.jpg"),
-        (["*.tiff"], (), "no such file or folder"),
         ([".cache/.."], ("--output", "scores.tsv"), "must end in .csv or .jsonl, got scores.tsv"),
         (["empty"], (), "no picture (.jpg .jpeg"),
         (["b.jpg"], ("--batch-size", "0"), "batch size at least 1"),
