@@ -185,11 +185,13 @@ SUM = "expected shares, 0 or more, that sum to 1 up to p_5"
     [
         ("rows 4 and 22: 's2/p32_.jpg' has several predictions", HEADER, [*ROWS, (name(32), 4.5)]),
         ("predicts 0 of the 20 pictures of para test", HEADER, [(name(i), 3) for i in range(30)]),
+        ("predicts 9 of the 20 pictures", HEADER, ROWS[:9]),
         ("row 22: 'prediction' is 'nan', expected a", HEADER, [*ROWS, ("else", "nan")]),
         ("row 2: 'id' is empty, expected a text", HEADER, [("", 3), *ROWS[1:]]),
         ("has no column 'prediction' (found: id, guess)", "id,guess", ROWS),
         (f"row 21: 'p_1' is '0.1', {SUM}", SHARES, [*SURE[:-1], (*ROWS[-1], *[0.1] * 9)]),
         (f"row 21: 'p_1' is '-0.5', {SUM}", SHARES, [*SURE[:-1], (*ROWS[-1], -0.5, 1.5, *[0] * 7)]),
+        ("has no column 'p_5'", SHARES.removesuffix(",p_5"), [row[:-1] for row in SURE]),
         ("has no rows", HEADER, []),
     ],
 )
