@@ -157,14 +157,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--kills", type=int, default=50, help="in all (default 50)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
-    options = parser.parse_args(arguments)
-    different = []
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="default: 1 2")
+    parser.add_argument("--epochs", type=int, default=6, help="of each training (default 6)")
+    parser.add_argument("settings", metavar="key=value", nargs="*", help="of the training, as for main.py")
+    options = parser.parse_intermixed_args(arguments)
+    different, share = [], -(-options.kills // len(options.processes))
     with tempfile.TemporaryDirectory() as folder:
-        for count in (1, 2):
-            trainings = Trainings(Path(folder), count, ["train.epochs=6"])
-            different += kill_and_compare(
-                trainings, -(-options.kills // 2), random.Random(options.seed + count)
-            )
+        for count in options.processes:
+            trainings = Trainings(Path(folder), count, [f"train.epochs={options.epochs}", *options.settings])
+            different += kill_and_compare(trainings, share, random.Random(options.seed + count))
     print("\n".join([*different, f"differences: {len(different)}"]))
     return 1 if different else 0
 
