@@ -41,6 +41,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from datasets import PictureSet, load_dataset
@@ -395,11 +396,10 @@ def built(variant: Variant, threads: int) -> Callable:
 
 
 def take_turn(variant: Variant, threads: int) -> Turn:
-    run = built(variant, threads)
-    for _ in range(3):  # two to warm up, and the one that counts
-        start = time.perf_counter()
-        output = run()
-        seconds = time.perf_counter() - start
+    names = {"run": built(variant, threads), "outputs": []}
+    timer = Timer("outputs[:] = [run()]", globals=names, num_threads=threads)
+    seconds = timer.timeit(1).median  # it runs twice before, to warm up
+    [output] = names["outputs"]
     fields = output._asdict() if isinstance(output, Output) else output if isinstance(output, dict) else {}
     arrays = {name: np.asarray(value, np.float64) for name, value in fields.items()}
     return seconds, arrays, engine.peak_memory(CPU)
