@@ -99,7 +99,7 @@ def test_every_layout_of_a_tiff_is_read_as_it_is_meant_or_refused(tmp_path, kind
             2.6 if dtype == "u2" and channels > 1 else 1.01
         )
         read.add((order, compression, planes))
-    always = {"u1": "<>", "u2": "<" if kind == "white is 0" else "<>"}.get(dtype, "")
+    always = {"u1": "<>", "u2": "<" if kind in ("white is 0", "CMYK") else "<>"}.get(dtype, "")
     if dtype == "u2" and kind in (
         "grey, transparent",
         "RGB and more",
