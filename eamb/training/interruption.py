@@ -74,7 +74,9 @@ class Signals:
                 if not first:
                     first = time.monotonic()
                     if self.waits and distributed.is_main():
-                        os.write(2, b"\nfinishing this step, then writing last.pt; a second signal ends at once\n")
+                        os.write(
+                            2, b"\nfinishing this step, then writing last.pt; a second signal ends at once\n"
+                        )
                 # torchrun forwards signals, and a scheduler may have sent the same one to all processes.
                 elif distributed.world() == 1 or time.monotonic() > first + 1:
                     os._exit(128 + got[0])
