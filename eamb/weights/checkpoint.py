@@ -153,8 +153,8 @@ def read_file(path: Path | str) -> tuple[dict, bytes]:
     if unread and ("weights" in content or not any(isinstance(value, Tensor) for value in state.values())):
         keys = f" (keys found: {some(content)})" if content else ""
         raise ValueError(
-            f"checkpoint: {path} holds {some(unread)}, which is code and never executed, and no tensors that can "
-            f"be read without it{keys}; save those alone, with torch.save(network.state_dict(), FILE)"
+            f"checkpoint: {path} holds {some(unread)}, which is code and never executed, and no tensors that "
+            f"can be read without it{keys}; save those alone, with torch.save(network.state_dict(), FILE)"
         )
     return content, raw
 
@@ -267,8 +267,8 @@ def weights_in(content: dict, path: Path | str) -> Weights:
             getattr(each, "shape", ())[:1] == (1000,) for each in state.values()
         ):
             raise ValueError(
-                f"checkpoint: {path} holds a classifier, as of ImageNet; a training takes the first weights of "
-                "that backbone from it with model.imagenet=FILE"
+                f"checkpoint: {path} holds a classifier, as of ImageNet; a training takes the first weights "
+                "of that backbone from it with model.imagenet=FILE"
             )
         raise ValueError(
             f"checkpoint: {path} was written neither by this program nor by the official code (keys found: "
