@@ -449,9 +449,13 @@ def test_what_cannot_be_read_without_code_is_named_with_the_keys_found(content, 
 
 @pytest.mark.parametrize("form", ["whole", "without its last layer", "state_dict", "of timm"])
 def test_a_classifier_is_for_model_imagenet(form, tmp_path):
-    state = {"conv1.weight": torch.ones(64, 3, 7, 7), "fc.weight": torch.ones(1000, 8)}
+    state = {
+        "conv1.weight": torch.ones(64, 3, 7, 7),
+        "fc.weight": torch.ones(1000, 8),
+        "fc.bias": torch.ones(1000),
+    }
     if form == "without its last layer":
-        del state["fc.weight"]
+        state = {"conv1.weight": state["conv1.weight"]}
     if form == "of timm":
         state = {"conv_stem.weight": torch.ones(2, 3, 3, 3), "classifier.bias": torch.ones(1000)}
     content = {"state_dict": state, "args": argparse.Namespace()} if form == "state_dict" else state

@@ -187,9 +187,7 @@ def read_pickle(raw: bytes) -> tuple[dict, list[str]]:
                 content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
             return {} if isinstance(content, Unread) else content, unread
         except pickle.UnpicklingError as error:
-            refused = re.search(
-                r"GLOBAL (\S+) w", str(error)
-            )  # "was not an allowed", "whose module is blocked"
+            refused = re.search(r"GLOBAL (\S+) w", str(error))  # "... was not allowed", "... whose module is"
             if refused and refused[1] not in unread and len(unread) < 50:
                 unread.append(refused[1])
             elif unread:
@@ -263,9 +261,8 @@ def weights_in(content: dict, path: Path | str) -> Weights:
                 "train from it, with --weights FILE or, for an emotion branch, --emotion-checkpoint FILE"
             )
         state = unwrapped(content)
-        if "conv1.weight" in state or any(
-            getattr(each, "shape", ())[:1] == (1000,) for each in state.values()
-        ):
+        shapes = [tuple(value.shape) for value in state.values() if isinstance(value, Tensor)]
+        if "conv1.weight" in state or (1000,) in shapes:  # a ResNet, or the biases of ImageNet's classes
             raise ValueError(
                 f"checkpoint: {path} holds a classifier, as of ImageNet; a training takes the first weights "
                 "of that backbone from it with model.imagenet=FILE"
