@@ -5,6 +5,7 @@ import copy
 import json
 import os
 import pickle
+import re
 from pathlib import Path
 from unittest import mock
 
@@ -213,7 +214,7 @@ def test_code_in_a_file_is_refused_and_not_executed(tmp_path, save):
     for read in (load_weights, load_training, read_source):
         with pytest.raises(ValueError, match=r"evil\.pt .*code.* never executed") as error:
             read(path)
-        assert save == "pickle.dump" or "evil.pt holds getattr" in str(error.value)
+        assert save == "pickle.dump" or re.search(r"evil.pt holds \S*getattr", str(error.value))
     assert not marker.exists()
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import pickle
 import re
 import warnings
 import zipfile
@@ -186,7 +185,7 @@ def read_pickle(raw: bytes) -> tuple[dict, list[str]]:
                 warnings.simplefilter("ignore")  # torch's, about pickles that it then refuses
                 content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
             return {} if isinstance(content, Unread) else content, unread
-        except pickle.UnpicklingError as error:
+        except Exception as error:
             refused = re.search(r"GLOBAL (\S+) w", str(error))  # "... was not allowed", "... whose module is"
             if refused and refused[1] not in unread and len(unread) < 50:
                 unread.append(refused[1])
