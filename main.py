@@ -131,14 +131,14 @@ def add_select(parser: argparse.ArgumentParser) -> None:
 
 def add_scoring_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    precision = "default: fp32, or the exported file's"
+    precision = "auto: bf16 where the device computes it; default: fp32, or the exported file's"
     workers = (
         "threads; on a CPU each decodes and scores with its share of the cores, on a GPU they decode ahead; "
         "-1: chosen for the machine"
     )
     add("--checkpoint", metavar="FILE", type=Path, help="default: the shipped weights")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
-    add("--precision", choices=("fp32", "bf16", "fp16", "int8"), help=precision)
+    add("--precision", choices=("fp32", "bf16", "fp16", "int8", "auto"), help=precision)
     add("--batch-size", type=int, default=16)
     add("--workers", type=int, default=-1, help=workers)
     add("--force", action="store_true", help="overwrite an existing output")

@@ -1,25 +1,28 @@
-"""What the tests of whole runs share: a network and sets so small that a run takes half a second."""
+"""What tests share: networks and sets so small that a run takes half a second."""
 
 import contextlib
 import csv
 import ctypes
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
-from datasets import Batch
-from eamb.network.outputs import Output
-from eamb.readers.rated import SPLITS
+from datasets import Batch, load_dataset
+from eamb.network.outputs import EMOTIONS, Output
+from eamb.readers.para import PARA_BINS, PARA_EMOTIONS
+from eamb.readers.rated import SPLITS, DataOptions
 from eamb.training import run as run_module
 from eamb.training.run import Run
 from eamb.weights import checkpoint
@@ -236,6 +239,10 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
 def read_json(path: Path) -> dict:
     def refuse(word: str):
         raise AssertionError(f"{path} holds {word}, which is no JSON")
@@ -256,3 +263,103 @@ def spot_map(row: int, column: int, shape: tuple[int, int] = (28, 28)) -> np.nda
     emotion_map = np.zeros(shape)
     emotion_map[row, column] = 1
     return emotion_map
+
+
+def fraction(text: str) -> float:
+    """What the hash of an id says, from 0 to 1."""
+    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) / 2**32
+
+
+def refused(words: str, *arguments, error: type = ValueError, load: Callable = load_dataset, **options):
+    """Loading must raise one sentence that begins with the area and has these words."""
+    options = {"options": DataOptions(**options)} if options else {}
+    with pytest.raises(error) as caught:
+        load(*arguments, **options)
+    text = str(caught.value)
+    assert text.startswith("datasets: ") and "\n" not in text
+    assert words in text
+
+
+def write_noise(folder: Path, names: Iterable[str]) -> None:
+    """A different picture of 8 x 6 pixels for each name, so that no two are twins by accident."""
+    for seed, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+
+
+def make_csv(root: Path, header=("path", "score"), rows=None, name="ratings.csv", count=40) -> Path:
+    """`count` pictures with scores from 1.2 to 4.8, or the given rows."""
+    if rows is None:
+        rows = [[f"pics/{i}.png", 1.2 + 3.6 * i / (count - 1)] for i in range(count)]
+    write_table(root / name, [header, *rows])
+    write_noise(root, [row[list(header).index("path")] for row in rows])
+    return root
+
+
+def make_para(root: Path, bins: bool = False, emotions: bool = True, twins: str = "") -> Path:
+    """65 pictures in two sessions with scores 1 + i/100, the last 5 for testing. twins: lines of the list."""
+    header = ["imageName", "sessionId", "aestheticScore_mean"]
+    header += [f"aestheticScore_{rating:.1f}" for rating in PARA_BINS] * bins
+    header += [f"imgEmotion_{emotion}" for emotion in PARA_EMOTIONS] * emotions
+    rows = [
+        [f"p{i}_.jpg", f"session{i % 2}", f"{1 + i / 100:.2f}"]
+        + [i % 3, 0, 0, 1, 2, 0, 0, 0, 0] * bins
+        + [3, 0, 0, 0, 1, 0, 0, i % 2] * emotions
+        for i in range(65)
+    ]
+    write_table(root / "annotation" / "PARA-GiaaTrain.csv", [header, *rows[:60]])
+    write_table(root / "annotation" / "PARA-GiaaTest.csv", [header, *rows[60:]])
+    if twins:
+        (root / "annotation" / "identical_images.txt").write_text(twins)
+    write_noise(root / "imgs", [f"{session}/{name}" for name, session, *_ in rows])
+    return root
+
+
+AVA_ROWS = [
+    "1 954184 0 0 4 8 41 56 10 3 4 0 0 0 1396",
+    "2 953349 0 0 0 0 5 0 0 0 0 0 0 0 1396",
+    *(f"{row} {row} 1 1 1 1 1 1 1 1 1 1 0 0 7" for row in range(3, 60)),
+]
+
+
+def make_ava(root: Path) -> Path:
+    (root / "aesthetics_image_lists").mkdir(parents=True)
+    (root / "AVA.txt").write_text("\n".join(AVA_ROWS) + "\n")
+    (root / "aesthetics_image_lists" / "generic_test.jpgl").write_text("954184\n953349\n404\n")
+    write_noise(root / "images", [f"{row.split()[1]}.jpg" for row in AVA_ROWS])
+    return root
+
+
+def make_iae(root: Path, labels=(0, 1, 1, 0)) -> Path:
+    """Three splits of four pictures; the two lists of a split are not in the same order."""
+    write_noise(root / "images", [f"{i}.jpg" for i in range(12)])
+    for k, split in enumerate(SPLITS):
+        ids = range(4 * k, 4 * k + 4)
+        ratings, emotions = ([*zip(ids, values, strict=True)] for values in (labels, (3, 7, 2, 0)))
+        for kind, rows in (("aes", ratings), ("emo", emotions[::-1])):
+            (root / f"{split}_{kind}_list.txt").write_text("".join(f"{i} {value}\n" for i, value in rows))
+    return root
+
+
+def make_fi(root: Path, name="{emotion}/{i}.jpg", count=5, emotions=EMOTIONS, start=0) -> Path:
+    """`count` pictures of each emotion, all different; `name` says where they lie."""
+    numbers = range(start, start + count)
+    write_noise(root, [name.format(emotion=emotion, i=i) for emotion in emotions for i in numbers])
+    return root
+
+
+def emoset_entries(start: int, count: int = 8) -> list[list[str]]:
+    """[label, id, picture, annotation], the emotions in turn."""
+    pairs = [(i, EMOTIONS[i % 8]) for i in range(start, start + count)]
+    return [[e, f"{e}_{i}", f"image/{e}/{e}_{i}.jpg", f"annotation/{e}_{i}.json"] for i, e in pairs]
+
+
+def make_emoset(root: Path) -> Path:
+    """16 train, 8 val and 8 test pictures; the codes are not in the order of EMOTIONS."""
+    files = {"info": {"label2idx": {label: code for code, label in enumerate(EMOTIONS[::-1])}}}
+    files |= {"train": emoset_entries(0, 16), "val": emoset_entries(16), "test": emoset_entries(24)}
+    write_noise(root, [entry[2] for split in SPLITS for entry in files[split]])
+    for name, content in files.items():
+        write_json(root / f"{name}.json", content)
+    return root

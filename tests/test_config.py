@@ -95,7 +95,7 @@ def test_a_config_stays_the_same_through_yaml(tmp_path):
         ("data.exif=1", "'data.exif' must be true or false, got '1'"),
         ("train.clip=1e999", "'train.clip' must be a number, got '1e999'"),
         ("train.epochs", "'train.epochs' is neither an option nor key=value"),
-        ("train.precision=half", "'train.precision' must be one of fp32, bf16, fp16, got 'half'"),
+        ("train.precision=half", "'train.precision' must be one of fp32, bf16, fp16, auto, got 'half'"),
         ("data.size=63", f"'data.size' must be at least {SMALLEST_SIDE}, got '63'"),
         ("train.average=1", "'train.average' must be below 1, got '1'"),
     ],

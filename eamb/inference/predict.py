@@ -48,6 +48,8 @@ def predict(options: argparse.Namespace) -> int:
         exact=options.exact,
     )
     check_scores(scorer.network.weights, options.checkpoint)
+    if options.precision == "auto":
+        print(f"--precision auto: {scorer.network.precision}", file=sys.stderr)
     if scorer.emotions and not scorer.emotions_trained:
         words = "the emotion branch of these weights was never trained on emotions; its emotions are left out"
         print(words, file=sys.stderr)

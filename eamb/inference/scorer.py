@@ -30,6 +30,7 @@ from eamb.readers.decoding import DecodeError, decode, stack
 from eamb.runtime import engine
 from eamb.runtime.config import Data
 from eamb.runtime.distributed import choose_device
+from eamb.runtime.precision import choose_precision
 from eamb.weights.checkpoint import Weights, load_weights
 
 ODDS = Scale("score", -np.inf, np.inf, 0.0)  # of a pair network, which has no scale
@@ -78,7 +79,8 @@ class Scorer:
             weights by default. A pair network (`eamb.network.pair_networks`) will do too; its score is the
             logarithm of odds, of which only differences within one series of photographs mean something.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-        precision: "fp32" (the default), "bf16" or "fp16"; exported files have one of their own.
+        precision: "fp32" (the default), "bf16", "fp16" or "auto" (bf16 where the device computes it);
+            exported files have one of their own.
         batch_size: pictures at a time in `score_all`.
         workers: threads of `score_all`. On a CPU each decodes and scores a batch with its share of the cores,
             for another device they decode ahead. 0: the caller's thread does all; -1: one per core, up to 8.
@@ -120,7 +122,8 @@ class Scorer:
         all_cores = workers == -1 and self.on_cpu
         self.workers = min(8, torch.get_num_threads()) if all_cores else Data(workers=workers).worker_count()
         if exported:
-            self.network = Exported(checkpoint, precision, streams=self.workers)
+            named = None if precision == "auto" else precision
+            self.network = Exported(checkpoint, named, streams=self.workers)
         else:
             self.network = TorchNetwork(load_weights(checkpoint or SHIPPED), device, precision or "fp32")
         weights = self.network.weights
@@ -251,7 +254,8 @@ class TorchNetwork:
         normalisation = backbones.normalisation(weights.description["architecture"]["backbone"])
         self.compute = engine.Compute(choose_device(device), "fp32", *normalisation)
         engine.keep_memory(self.compute.device)
-        self.model = prepare_for_inference(weights.build().to(self.compute.device), precision)
+        self.precision = choose_precision(precision, self.compute.device)
+        self.model = prepare_for_inference(weights.build().to(self.compute.device), self.precision)
 
     def outputs(self, batches: Iterable, batch_size: int) -> Iterator[tuple]:
         """Each batch with the network's output for it, float32 on the CPU."""

@@ -132,7 +132,7 @@ class Train:
     clip: float = limited(0.0, least=0)  # largest gradient norm; 0: no clipping
     seed: int = limited(0, least=0)
     device: str = "auto"
-    precision: str = one_of("fp32", "bf16", "fp16")
+    precision: str = one_of("fp32", "bf16", "fp16", "auto")  # auto: bf16 where the device computes it
     checkpoint_minutes: float = limited(10.0, least=0)
     log_every: int = limited(10, least=1)
     validate_on: str = one_of("val", "test")  # the official PARA code scores the test set each epoch

@@ -77,6 +77,7 @@ def changed_settings(before: dict, now: dict) -> list[str]:
         else:
             old = defaults[section] | before[section]
             pairs = [(f"{section}.{key}", old[key], value) for key, value in now[section].items()]
+        pairs = [pair for pair in pairs if (pair[0], pair[2]) != ("train.precision", "auto")]
         # Where emotion maps are kept may change, whether they are may not: in bf16 it changes the figures.
         pairs = [pair for pair in pairs if pair[0] != "train.emotion_maps" or not (pair[1] and pair[2])]
         differences += [f"{key} was {a} and is {b}" for key, a, b in pairs if a != b and key not in FREE]

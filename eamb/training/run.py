@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,8 @@ from eamb.network.backbones import recompute_blocks
 from eamb.network.names import PAIR_NETWORKS
 from eamb.readers.rated import LeftOut, RatedSet
 from eamb.runtime import distributed, engine
+from eamb.runtime.config import Config
+from eamb.runtime.precision import choose_precision
 from eamb.training import emotion_maps
 from eamb.training.interruption import Signals, Stopped, ignore_first_signal, locked
 from eamb.training.optimizer import make_optimizer
@@ -70,6 +72,7 @@ def train(
                 "with --skip-broken: a process whose pictures are all broken would keep the others waiting"
             )
         last, stopped, state = load_stopped(output) if resume else (None, None, None)
+        config = settle_precision(task, device, state)
         sources = None if resume else read_sources(task, weights, emotion_checkpoint)
         needs_test = config.train.score_test or config.train.validate_on == "test"
         data = task.load(("train", "val", "test") if needs_test else ("train", "val"))
@@ -98,6 +101,17 @@ def train(
                 with run.signals.deferred():
                     run.record(epoch, trained, validated)
             finish(run)
+
+
+def settle_precision(task: Task, device: torch.device, state: dict | None) -> Config:
+    """The settings with what train.precision=auto means: on this device, or in the run that stopped."""
+    train = task.config.train
+    asked = state["config"]["train"]["precision"] if state and train.precision == "auto" else train.precision
+    precision = distributed.broadcast(choose_precision(asked, device))
+    if train.precision == "auto" and distributed.is_main():
+        print(f"train.precision=auto: {precision} on {device}", flush=True)
+    task.config = replace(task.config, train=replace(train, precision=precision))
+    return task.config
 
 
 def default_output(task: Task) -> Path:
