@@ -19,7 +19,7 @@ demo: .venv/installed
 	@echo "data set    data/demo (contact_sheet.png shows it; its labels are synthetic)"
 	@echo "network     runs/demo/best.pt, curves.png, metrics.jsonl"
 	@echo "evaluation  runs/demo/before and, after the training, runs/demo/test: predictions.csv, metrics.json"
-	@echo "maps        runs/demo/maps, of the last photographs above: the same one with ever more noise"
+	@echo "maps        runs/demo/maps, of the photographs scored above: the same one with ever more noise"
 	@echo "SRCC        $$($(call srcc,before)) for the shipped network, $$($(call srcc,test)) after the training"
 
 test: .venv/installed-dev
