@@ -107,7 +107,7 @@ def test_wrong_options_exit_2_and_are_named(words, said, capsys, calls):
 
 
 @pytest.mark.parametrize(
-    "name, size, epochs", [("ava", 512, 30), ("para", 512, 100), ("demo", 160, 4), ("pairs", 224, 100)]
+    "name, size, epochs", [("ava", 512, 30), ("para", 512, 100), ("demo", 160, 3), ("pairs", 224, 100)]
 )
 def test_a_set_comes_with_its_own_config(name, size, epochs):
     config = settings("train", "--dataset", name, "--data-root", "x")
