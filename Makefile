@@ -1,5 +1,6 @@
 # make demo   sets up, then evaluates, trains and scores on the embedded data set
 # make test   sets up, then runs the tests
+# make test-portable   the tests of computing, as on processors without AVX-512
 # make lint   sets up, then checks style, layers and links
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,7 +8,7 @@ SHIPPED := checkpoints/eambnet_lite_para.safetensors
 srcc = $(BIN)/python -c 'import json; m = json.load(open("runs/demo/$(1)/metrics.json")); \
     print("%.2f (%.2f to %.2f)" % (m["metrics"]["srcc"], *m["intervals_95"]["srcc"]))'
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-portable lint clean
 
 demo: .venv/installed
 	$(BIN)/python -m eamb.readers.demo --root data/demo
@@ -24,6 +25,12 @@ demo: .venv/installed
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest
+
+# Without AVX, where OpenVINO cannot run our resizes, and with AVX2 alone.
+test-portable: .venv/installed-dev
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/python -m pytest -m 'portable and not slow' \
+	    --ignore tests/test_export.py --ignore tests/test_exported.py
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -m 'portable and not slow'
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
