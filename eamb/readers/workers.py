@@ -1,0 +1,118 @@
+"""The processes that decode pictures for a loader: handed over to, watched, ended."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import DataLoader, get_worker_info
+
+SHM = "/dev/shm"  # noqa: S108
+SHM_FULL = 28  # exit code of a decoding process that finds no room there
+WAYS_OUT = f"use data.workers=0, or make {SHM} larger (docker run --shm-size=8g)"
+WATCH = 5  # seconds of silence after which a loader looks after its processes
+
+
+class WatchedLoader(DataLoader):
+    """A DataLoader whose processes are watched: torch alone would wait without end for a batch that is lost."""
+
+    patience = 0.0  # seconds without a batch after which silent processes are given up; 0: never
+    while_waiting: Callable[[], None] = staticmethod(
+        lambda: None
+    )  # called every WATCH seconds without a batch
+
+    def __iter__(self) -> Iterator[Any]:
+        # Forked workers would share the memory that `engine.keep_memory` has kept, and this process would
+        # copy each page before it writes there: gigabytes, and seconds, in the first step of each epoch.
+        libc = ctypes.CDLL(None) if self.num_workers and sys.platform.startswith("linux") else None
+        if hasattr(libc, "malloc_trim"):
+            libc.malloc_trim(0)
+        yield from self.watched() if self.num_workers else super().__iter__()
+
+    def watched(self) -> Iterator[Any]:
+        """The batches of the processes; ChildProcessError: one has died, or all are silent for too long."""
+        handled = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+        handler = signal.getsignal(signal.SIGCHLD) if handled else None
+        try:
+            batches = super().__iter__()
+        except OSError as error:
+            raise ChildProcessError(
+                f"datasets: data.workers={self.num_workers} processes cannot be started ({error}); {WAYS_OUT}"
+            ) from error
+        if handled:  # torch's handler would raise the death of a process anywhere, as while a file is written
+            signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+        workers, since = batches._workers, time.monotonic()
+        try:
+            while True:
+                check_alive(workers)
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+                except (RuntimeError, OSError, EOFError) as error:
+                    if not str(error).startswith("DataLoader timed out"):
+                        connection.wait(
+                            [worker.sentinel for worker in workers], timeout=1
+                        )  # one may be dying
+                        check_alive(workers)
+                        raise
+                    self.while_waiting()
+                    if 0 < self.patience < time.monotonic() - since:
+                        raise ChildProcessError(
+                            f"datasets: data.workers={len(workers)} processes have sent no pictures for "
+                            f"{self.patience} seconds; see whether the disk of the pictures answers, or "
+                            "raise data.timeout"
+                        ) from None
+                    continue
+                yield batch
+                since = time.monotonic()
+        finally:
+            for worker in workers:  # those that hang would not end otherwise
+                worker.kill()
+
+
+def check_alive(workers: Sequence[BaseProcess]) -> None:
+    """ChildProcessError: one of a loader's processes has ended."""
+    code = next((worker.exitcode for worker in workers if worker.exitcode is not None), None)
+    if code is None:
+        return
+    if code in (SHM_FULL, -getattr(signal, "SIGBUS", 0)):
+        size, _, free = (n / 1e6 for n in shutil.disk_usage(SHM)) if Path(SHM).exists() else (0, 0, 0)
+        raise ChildProcessError(
+            f"datasets: {SHM} is too small for data.workers={len(workers)} processes, which hand over pictures "
+            f"through it ({size:,.0f} MB, {free:,.0f} free); {WAYS_OUT}"
+        )
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    raise ChildProcessError(
+        f"datasets: one of data.workers={len(workers)} decoding processes {how}, perhaps for want of memory; "
+        "try again with fewer, or with data.workers=0"
+    )
+
+
+def collate_and_share(collate: Callable, drawn: Sequence) -> Sequence:
+    """The batch that `collate` makes; in a decoding process in shared memory already.
+
+    Left to torch, this happens in a thread that loses the batch where there is no room.
+    """
+    batch = collate(drawn)
+    for value in batch if get_worker_info() else ():
+        if isinstance(value, Tensor) and value.numel():
+            try:
+                value.share_memory_()
+            except RuntimeError as error:
+                if f"({errno.ENOSPC})" not in str(error):
+                    raise
+                os._exit(SHM_FULL)  # noticed before the batches that are ready, unlike an error
+    return batch
