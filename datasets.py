@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +29,7 @@ from eamb.readers.rated import SPLITS, DataOptions, LeftOut, RatedSet, hash_frac
 from eamb.readers.registry import DATASETS, SINGLE
 from eamb.readers.splitting import find_twins, split_by_hash
 from eamb.readers.table import Table, find_pictures, read_once
-from eamb.readers.workers import WATCH, WatchedLoader, collate_and_share
+from eamb.readers.workers import WatchedLoader
 
 
 def load_dataset(
@@ -466,18 +465,16 @@ def make_loader(
     Args:
         timeout: seconds without a batch after which silent processes are given up; 0: never.
     """
-    loader = Loader(
+    return Loader(
         picture_set,
+        picture_set.collate,
+        workers,
+        timeout,
         batch_sampler=order,
-        num_workers=workers,
-        collate_fn=partial(collate_and_share, picture_set.collate),
         pin_memory=pin_memory,
-        timeout=WATCH if workers else 0,
         # Without its own generator the loader draws from the global one, and a resume would not be exact.
         generator=torch.Generator(),
     )
-    loader.patience = timeout
-    return loader
 
 
 class PairPictures(PictureSet):

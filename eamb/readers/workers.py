@@ -11,13 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 SHM = "/dev/shm"  # noqa: S108
 SHM_FULL = 28  # exit code of a decoding process that finds no room there
@@ -26,12 +27,19 @@ WATCH = 5  # seconds of silence after which a loader looks after its processes
 
 
 class WatchedLoader(DataLoader):
-    """A DataLoader whose processes are watched: torch alone would wait without end for a batch that is lost."""
+    """A DataLoader that watches its processes; torch's own waits without end for a batch that is lost.
 
-    patience = 0.0  # seconds without a batch after which silent processes are given up; 0: never
-    while_waiting: Callable[[], None] = staticmethod(
-        lambda: None
-    )  # called every WATCH seconds without a batch
+    Args:
+        workers: processes; 0: none, this one decodes.
+        patience: seconds without a batch after which silent processes are given up; 0: never.
+        options: of DataLoader.
+    """
+
+    def __init__(self, dataset: Dataset, collate: Callable, workers: int, patience: int, **options):
+        shared, timeout = partial(collate_and_share, collate), WATCH if workers else 0
+        super().__init__(dataset, num_workers=workers, collate_fn=shared, timeout=timeout, **options)
+        self.patience = patience
+        self.while_waiting: Callable[[], None] = lambda: None  # called every WATCH seconds without a batch
 
     def __iter__(self) -> Iterator[Any]:
         # Forked workers would share the memory that `engine.keep_memory` has kept, and this process would
@@ -88,11 +96,10 @@ def check_alive(workers: Sequence[BaseProcess]) -> None:
     code = next((worker.exitcode for worker in workers if worker.exitcode is not None), None)
     if code is None:
         return
-    if code in (SHM_FULL, -getattr(signal, "SIGBUS", 0)):
-        size, _, free = (n / 1e6 for n in shutil.disk_usage(SHM)) if Path(SHM).exists() else (0, 0, 0)
+    if code in (SHM_FULL, -getattr(signal, "SIGBUS", 0)) and Path(SHM).exists():
         raise ChildProcessError(
-            f"datasets: {SHM} is too small for data.workers={len(workers)} processes, which hand over pictures "
-            f"through it ({size:,.0f} MB, {free:,.0f} free); {WAYS_OUT}"
+            f"datasets: {SHM}, {shutil.disk_usage(SHM).total / 2**20:,.0f} MB, is full: data.workers="
+            f"{len(workers)} processes hand over their pictures through it; {WAYS_OUT}"
         )
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
     raise ChildProcessError(
