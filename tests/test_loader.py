@@ -3,6 +3,7 @@
 import errno
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,8 +95,8 @@ def troubled(rated, trouble: str, **options):
             "one of data.workers=2 decoding processes was ended by SIGKILL, perhaps for want of memory",
         ),
         ("exit", "one of data.workers=2 decoding processes ended with code 3"),
-        ("SIGBUS", "hand over their pictures through it; use data.workers=0, or make /dev/shm larger"),
-        ("no room", "hand over their pictures through it; use data.workers=0, or make /dev/shm larger"),
+        ("SIGBUS", "hand over their pictures through it: use data.workers=0, or make /dev/shm larger"),
+        ("no room", "hand over their pictures through it: use data.workers=0, or make /dev/shm larger"),
     ],
 )
 def test_a_process_that_dies_or_finds_no_room_is_one_sentence(rated, trouble, words):
@@ -131,6 +132,24 @@ def test_slow_processes_are_waited_for(rated, timeout):
     loader.while_waiting = lambda: waited.append(1)
     assert [batch.index.tolist() for batch in loader] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     assert waited
+
+
+@pytest.mark.parametrize(("batches_of_room", "enough"), [(5, True), (4.9, False)])
+def test_too_little_shared_memory_is_noticed_with_the_first_batch(
+    rated, monkeypatch, batches_of_room, enough
+):
+    """Two processes have two batches ready each, while this one uses another."""
+    one = 2 * (3 * 32 * 32 + 8 + 8)  # bytes: pixels, index and score of two pictures
+    usage = shutil.disk_usage(workers.SHM)._replace(free=batches_of_room * one)
+    monkeypatch.setattr(workers.shutil, "disk_usage", lambda path: usage)
+    loader = make_loader(PictureSet(rated, 32), TestOrder(12, 2), 2)
+    if enough:
+        assert len(list(loader)) == 6
+    else:
+        with pytest.raises(ChildProcessError, match=r"MB, is too small or full"):
+            next(iter(loader))
+    few = make_loader(PictureSet(rated, 32), TestOrder(8, 2), 2)
+    assert len(list(few)) == 4  # all there are have room
 
 
 def test_an_error_of_our_own_in_a_process_keeps_its_traceback(rated):
@@ -207,6 +226,6 @@ def test_a_full_shared_memory_ends_a_training(scored_set, tmp_path):
     done = subprocess.run([*own, run, "sh", *program], capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
-        "error: datasets: /dev/shm, 1 MB, is full: data.workers=1 processes hand over their pictures through "
-        "it; use data.workers=0, or make /dev/shm larger (docker run --shm-size=8g)"
+        "error: datasets: /dev/shm, 1 MB, is too small or full; data.workers=1 processes hand over their "
+        "pictures through it: use data.workers=0, or make /dev/shm larger (docker run --shm-size=8g)"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import math
 import os
 import shutil
 import signal
@@ -53,6 +54,9 @@ class WatchedLoader(DataLoader):
         """The batches of the processes; ChildProcessError: one has died, or all are silent for too long."""
         handled = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
         handler = signal.getsignal(signal.SIGCHLD) if handled else None
+        # Pinned batches leave shared memory at once; others fill it while the network computes, and a step
+        # on a CPU may take longer than anyone should wait for the error.
+        room = shutil.disk_usage(SHM).free if Path(SHM).exists() and not self.pin_memory else math.inf
         try:
             batches = super().__iter__()
         except OSError as error:
@@ -61,34 +65,39 @@ class WatchedLoader(DataLoader):
             ) from error
         if handled:  # torch's handler would raise the death of a process anywhere, as while a file is written
             signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
-        workers, since = batches._workers, time.monotonic()
         try:
             while True:
-                check_alive(workers)
                 try:
-                    batch = next(batches)
+                    batch = self.receive(batches)
                 except StopIteration:
                     return
-                except (RuntimeError, OSError, EOFError) as error:
-                    if not str(error).startswith("DataLoader timed out"):
-                        connection.wait(
-                            [worker.sentinel for worker in workers], timeout=1
-                        )  # one may be dying
-                        check_alive(workers)
-                        raise
-                    self.while_waiting()
-                    if 0 < self.patience < time.monotonic() - since:
-                        raise ChildProcessError(
-                            f"datasets: data.workers={len(workers)} processes have sent no pictures for "
-                            f"{self.patience} seconds; see whether the disk of the pictures answers, or "
-                            "raise data.timeout"
-                        ) from None
-                    continue
+                size = sum(value.nbytes for value in batch if isinstance(value, Tensor))
+                if min(len(self), self.prefetch_factor * self.num_workers + 1) * size > room:
+                    raise no_room(self.num_workers)
+                room = math.inf
                 yield batch
-                since = time.monotonic()
         finally:
-            for worker in workers:  # those that hang would not end otherwise
+            for worker in batches._workers:  # those that hang would not end otherwise
                 worker.kill()
+
+    def receive(self, batches: Iterator[Any]) -> Any:
+        """The next batch; errors as `watched`."""
+        workers, since = batches._workers, time.monotonic()
+        while True:
+            check_alive(workers)
+            try:
+                return next(batches)
+            except (RuntimeError, OSError, EOFError) as error:
+                if not str(error).startswith("DataLoader timed out"):
+                    connection.wait([worker.sentinel for worker in workers], timeout=1)  # one may be dying
+                    check_alive(workers)
+                    raise
+            self.while_waiting()
+            if 0 < self.patience < time.monotonic() - since:
+                raise ChildProcessError(
+                    f"datasets: data.workers={len(workers)} processes have sent no pictures for {self.patience} "
+                    "seconds; see whether the disk of the pictures answers, or raise data.timeout"
+                )
 
 
 def check_alive(workers: Sequence[BaseProcess]) -> None:
@@ -97,14 +106,19 @@ def check_alive(workers: Sequence[BaseProcess]) -> None:
     if code is None:
         return
     if code in (SHM_FULL, -getattr(signal, "SIGBUS", 0)) and Path(SHM).exists():
-        raise ChildProcessError(
-            f"datasets: {SHM}, {shutil.disk_usage(SHM).total / 2**20:,.0f} MB, is full: data.workers="
-            f"{len(workers)} processes hand over their pictures through it; {WAYS_OUT}"
-        )
+        raise no_room(len(workers))
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
     raise ChildProcessError(
         f"datasets: one of data.workers={len(workers)} decoding processes {how}, perhaps for want of memory; "
         "try again with fewer, or with data.workers=0"
+    )
+
+
+def no_room(workers: int) -> ChildProcessError:
+    size = shutil.disk_usage(SHM).total / 2**20
+    return ChildProcessError(
+        f"datasets: {SHM}, {size:,.0f} MB, is too small or full; data.workers={workers} processes hand over "
+        f"their pictures through it: {WAYS_OUT}"
     )
 
 
