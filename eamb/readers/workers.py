@@ -95,8 +95,8 @@ class WatchedLoader(DataLoader):
             self.while_waiting()
             if 0 < self.patience < time.monotonic() - since:
                 raise ChildProcessError(
-                    f"datasets: data.workers={len(workers)} processes have sent no pictures for {self.patience} "
-                    "seconds; see whether the disk of the pictures answers, or raise data.timeout"
+                    f"datasets: data.workers={len(workers)} processes sent nothing for {self.patience} s "
+                    "(data.timeout); check that the disk with the pictures answers, or allow more time"
                 )
 
 
