@@ -120,8 +120,8 @@ def test_silent_processes_are_given_up_after_the_timeout(rated):
     count, error = troubled(rated, "sleep", timeout=1)
     assert (count, type(error)) == (2, ChildProcessError)
     assert str(error) == (
-        "datasets: data.workers=2 processes sent nothing for 1 s (data.timeout); check that the disk with the "
-        "pictures answers, or allow more time"
+        "datasets: data.workers=2 processes sent nothing for 1 s (data.timeout); check that the disk "
+        "with the pictures answers, or allow more time"
     )
 
 
