@@ -48,7 +48,7 @@ def do(trouble: str) -> None:
     elif trouble == "sleep":
         time.sleep(1000)
     elif trouble == "slow":
-        time.sleep(0.5)
+        time.sleep(0.15)
     elif trouble == "exit":
         os._exit(3)
     elif trouble == "bug":
