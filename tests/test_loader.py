@@ -125,6 +125,17 @@ def test_silent_processes_are_given_up_after_the_timeout(rated):
     )
 
 
+def test_a_process_that_is_halted_is_given_up_too(rated):
+    """It may have announced a batch already, which this process then asks it for."""
+    batches = iter(make_loader(PictureSet(rated, 32), TestOrder(12, 2), 2, timeout=1))
+    next(batches)
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGSTOP)
+    with pytest.raises(ChildProcessError, match="sent nothing for 1 s"):
+        list(batches)
+    assert_none_is_left()
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
 @pytest.mark.parametrize("timeout", [30, 0])
 def test_slow_processes_are_waited_for(rated, timeout):
     loader = make_loader(Troubled(rated, 32, trouble="slow"), TestOrder(12, 4), 1, timeout=timeout)

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
@@ -52,8 +53,7 @@ class WatchedLoader(DataLoader):
 
     def watched(self) -> Iterator[Any]:
         """The batches of the processes; ChildProcessError: one has died, or all are silent for too long."""
-        handled = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
-        handler = signal.getsignal(signal.SIGCHLD) if handled else None
+        handler = signal.getsignal(signal.SIGCHLD) if signals_work() else None
         # Pinned batches leave shared memory at once; others fill it while the network computes, and a step
         # on a CPU may take longer than anyone should wait for the error.
         room = shutil.disk_usage(SHM).free if Path(SHM).exists() and not self.pin_memory else math.inf
@@ -63,7 +63,9 @@ class WatchedLoader(DataLoader):
             raise ChildProcessError(
                 f"datasets: data.workers={self.num_workers} processes cannot be started ({error}); {WAYS_OUT}"
             ) from error
-        if handled:  # torch's handler would raise the death of a process anywhere, as while a file is written
+        if (
+            signals_work()
+        ):  # torch's handler would raise the death of a process anywhere, as while a file is written
             signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
         try:
             while True:
@@ -83,15 +85,9 @@ class WatchedLoader(DataLoader):
     def receive(self, batches: Iterator[Any]) -> Any:
         """The next batch; errors as `watched`."""
         workers, since = batches._workers, time.monotonic()
-        while True:
+
+        def look(*_) -> None:
             check_alive(workers)
-            try:
-                return next(batches)
-            except (RuntimeError, OSError, EOFError) as error:
-                if not str(error).startswith("DataLoader timed out"):
-                    connection.wait([worker.sentinel for worker in workers], timeout=1)  # one may be dying
-                    check_alive(workers)
-                    raise
             self.while_waiting()
             if 0 < self.patience < time.monotonic() - since:
                 raise ChildProcessError(
@@ -99,11 +95,46 @@ class WatchedLoader(DataLoader):
                     "(data.timeout); check that the disk with the pictures answers, or allow more time"
                 )
 
+        check_alive(workers)
+        with called_every(
+            WATCH, look
+        ):  # a process that is halted while it hands over a batch blocks this one
+            while True:
+                try:
+                    return next(batches)
+                except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
+                    if not str(error).startswith("DataLoader timed out"):
+                        connection.wait(
+                            [worker.sentinel for worker in workers], timeout=1
+                        )  # one may be dying
+                        check_alive(workers)
+                        raise
+                look()
+
+
+def signals_work() -> bool:
+    return hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+
+
+@contextmanager
+def called_every(seconds: float, function: Callable) -> Iterator[None]:
+    """Calls the function so often even while a system call blocks, where signals can do that."""
+    if not signals_work():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, function)
+    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
 
 def check_alive(workers: Sequence[BaseProcess]) -> None:
     """ChildProcessError: one of a loader's processes has ended."""
-    code = next((worker.exitcode for worker in workers if worker.exitcode is not None), None)
-    if code is None:
+    code = next((worker.exitcode for worker in workers if worker.exitcode), 0)
+    if not code:  # 0 at the end
         return
     if code in (SHM_FULL, -getattr(signal, "SIGBUS", 0)) and Path(SHM).exists():
         raise no_room(len(workers))
