@@ -104,9 +104,9 @@ class WatchedLoader(DataLoader):
                     return next(batches)
                 except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
                     if not str(error).startswith("DataLoader timed out"):
-                        connection.wait(
-                            [worker.sentinel for worker in workers], timeout=1
-                        )  # one may be dying
+                        dying = connection.wait([worker.sentinel for worker in workers], timeout=1)
+                        for worker in (each for each in workers if each.sentinel in dying):
+                            worker.join()
                         check_alive(workers)
                         raise
                 look()
