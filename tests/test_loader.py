@@ -1,6 +1,7 @@
 """A loader whose processes die, find no room or fall silent ends with a sentence. With real processes."""
 
 import errno
+import gc
 import multiprocessing
 import os
 import shutil
@@ -27,6 +28,8 @@ NO_ROOM = "unable to allocate shared memory(shm) for file </torch_1>: No space l
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(workers, "WATCH", 0.2)
+    yield
+    gc.collect()  # a loader that died in a test would be cleaned up in a process of the next one
 
 
 @dataclass(eq=False)
