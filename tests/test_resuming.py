@@ -61,7 +61,9 @@ def test_a_finished_run_may_be_resumed_elsewhere_and_with_other_workers(
     copied_run, score_run, scored_set, tmp_path
 ):
     root = shutil.copytree(scored_set, tmp_path / "set")
-    assert train("csv", root, copied_run, "train.epochs=2", "data.workers=1", "--resume") == 0
+    assert (
+        train("csv", root, copied_run, "train.epochs=2", "data.workers=1", "data.timeout=60", "--resume") == 0
+    )
     for name in ("metrics.jsonl", "test/predictions.csv"):
         assert (copied_run / name).read_bytes() == (score_run / name).read_bytes()
 

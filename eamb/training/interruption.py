@@ -18,13 +18,14 @@ from filelock import FileLock, Timeout
 from eamb.runtime import distributed
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
+PATIENCE = 15  # seconds after a signal for which a step may wait for pictures; many schedulers kill after 30
 
 
 class Stopped(KeyboardInterrupt):
     """A signal ended the run; `code` is the exit code that shells expect, 143 for SIGTERM, 130 for SIGINT."""
 
-    def __init__(self, number: int):
-        super().__init__(f"stopped by {signal.Signals(number).name}")
+    def __init__(self, number: int, how: str = ""):
+        super().__init__(f"stopped by {signal.Signals(number).name}{how}")
         self.code = 128 + number
 
 
@@ -58,9 +59,7 @@ class Signals:
     def handle(self, number: int, _frame) -> None:
         if self.number or os.getpid() != self.process:
             return  # a decoding process is ended by its parent
-        self.number = number
-        if hasattr(signal, "SIGCHLD"):  # torch's handler raises if a decoding process gets the signal too
-            self.handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self.number, self.since = number, time.monotonic()
         if not self.waits:
             raise Stopped(number)
 
@@ -90,6 +89,11 @@ class Signals:
             self.waits = False
         if self.number:
             raise Stopped(self.number)
+
+    def stop_waiting(self) -> None:
+        """While the step waits for pictures: ends the run if there was a signal, as they may never come."""
+        if self.number and time.monotonic() > self.since + PATIENCE:
+            raise Stopped(self.number, " while waiting for pictures, without writing last.pt")
 
 
 def ignore_first_signal(_worker: int) -> None:
