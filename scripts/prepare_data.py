@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -165,8 +166,12 @@ def results(copy: Callable, names: list[str], workers: int) -> Iterator[tuple[st
         yield from map(copy, names)
         return
     # Ctrl-C is for the main process, which ends the others.
-    with multiprocessing.Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-        yield from pool.imap_unordered(copy, names, chunksize=8)
+    with ProcessPoolExecutor(workers, None, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        try:
+            yield from pool.map(copy, names, chunksize=8)
+        except BrokenProcessPool as error:
+            words = f"one of --workers {workers} processes was ended, perhaps for want of memory"
+            raise ChildProcessError(f"{words} (fewer need less)") from error  # `saving` adds the rest
 
 
 def make_copy(root: Path, output: Path, size: int, exif: bool, quality: int, name: str) -> tuple[str, Source]:

@@ -15,6 +15,8 @@ from eamb.weights import checkpoint
 from EAMBNet import build_model
 from scripts.studies import explain
 
+pytestmark = pytest.mark.portable
+
 SIZE = 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the small network's backbone
 SCORE = Scale("score", 1.0, 5.0, 3.0, offset=1.0, factor=4.0)

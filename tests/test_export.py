@@ -16,6 +16,8 @@ from eamb.weights import checkpoint
 from EAMBNet import build_model
 from scripts import export
 
+pytestmark = pytest.mark.portable
+
 SCALE = Scale("distribution", 1, 4, 2.5, bins=(1.0, 2.0, 3.0, 4.0))
 
 

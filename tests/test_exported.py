@@ -18,6 +18,8 @@ from eamb.weights import checkpoint
 from main import main as program
 from scripts.export import main
 
+pytestmark = pytest.mark.portable
+
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):

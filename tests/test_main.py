@@ -107,7 +107,7 @@ def test_wrong_options_exit_2_and_are_named(words, said, capsys, calls):
 
 
 @pytest.mark.parametrize(
-    "name, size, epochs", [("ava", 512, 30), ("para", 512, 100), ("demo", 224, 5), ("pairs", 224, 100)]
+    "name, size, epochs", [("ava", 512, 30), ("para", 512, 100), ("demo", 160, 3), ("pairs", 224, 100)]
 )
 def test_a_set_comes_with_its_own_config(name, size, epochs):
     config = settings("train", "--dataset", name, "--data-root", "x")
@@ -120,7 +120,7 @@ def test_a_set_comes_with_its_own_config(name, size, epochs):
     [
         (["--dataset", "para", "--task", "emotion"], 512, "one_cycle"),
         (["--dataset", "EmoSet"], 512, "one_cycle"),
-        (["--dataset", "demo", "--task", "emotion"], 224, "one_cycle"),
+        (["--dataset", "demo", "--task", "emotion"], 160, "one_cycle"),
     ],
 )
 def test_emotions_have_one_recipe_for_all_sets_but_the_demo(words, size, schedule):

@@ -29,6 +29,8 @@ from eamb.network.outputs import EMOTIONS, Scale
 from eamb.readers.decoding import decode
 from main import main
 
+pytestmark = pytest.mark.portable
+
 TEN_BINS = Scale("distribution", 1.0, 10.0, 5.0, bins=tuple(map(float, range(1, 11))))
 GOOD = ["a.PNG", "b.jpg", "f\r\n,x.png", "\udcff.jpg", "sub/b.jpg", "sub/c.webp"]
 ALBUM = [*GOOD[:2], "broken.jpg", "empty.jpg", *GOOD[2:]]

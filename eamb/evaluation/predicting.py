@@ -95,7 +95,8 @@ def predict_set(
     fast, data = prepare_for_inference(network), config.data
     pictures = PictureSet(rated, data.size, data.exif, skip_broken=data.skip_broken, crop=data.crop)
     order = TestOrder(len(rated), config.evaluate.batch_size, distributed.rank(), distributed.world())
-    loader = make_loader(pictures, order, data.worker_count(), pin_memory=compute.device.type == "cuda")
+    on_gpu = compute.device.type == "cuda"
+    loader = make_loader(pictures, order, data.worker_count(), pin_memory=on_gpu, timeout=data.timeout)
     hidden = not (show and distributed.is_main())
     batches = tqdm(loader, desc=f"{rated.name} {rated.split}", unit="batch", disable=hidden, mininterval=2)
     compute = compute._replace(precision="fp32")

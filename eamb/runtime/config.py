@@ -34,6 +34,7 @@ class Data(DataOptions):
     flip: bool = True  # in training mirror half of the pictures, at random
     crop: bool = False  # keep the aspect and cut out the middle instead of squashing
     workers: int = limited(-1, least=-1)  # decoding processes; -1: one per spare core, at most 8
+    timeout: int = limited(600, least=0)  # seconds without a batch after which a run ends; 0: never
     skip_broken: bool = False
     limit: int = limited(0, least=0)  # training pictures of each set, the first by their ids' hashes; 0: all
 

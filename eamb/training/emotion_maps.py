@@ -94,7 +94,7 @@ def prepare(config: Config, network: EAMBNet, rated: RatedSet, compute: Compute)
             pictures = PictureSet(rated.take(chunk), data.size, data.exif, skip_broken=True)
             order, on_gpu = TestOrder(len(pictures), batch_size), compute.device.type == "cuda"
             keys, rows = [picture_key(rated, index) for index in chunk], []
-            for batch in make_loader(pictures, order, data.worker_count(), pin_memory=on_gpu):
+            for batch in make_loader(pictures, order, data.worker_count(), on_gpu, data.timeout):
                 sides = []
                 for images in (batch.images, batch.images.flip(3)):
                     filled = filled_up(batch._replace(images=images), batch_size)
@@ -109,6 +109,8 @@ def prepare(config: Config, network: EAMBNet, rated: RatedSet, compute: Compute)
                 name = hashlib.sha256(b"".join(keys)).hexdigest()[:16]
                 with written_whole(folder / f"{name}.npy") as path, path.open("wb") as file:
                     np.save(file, records)
+    except ChildProcessError:  # of the loader
+        raise
     except OSError as error:
         raise OSError(f"emotion_maps: {error}; make room, or leave out train.emotion_maps") from error
     distributed.wait_for_all()  # until all have written

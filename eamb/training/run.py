@@ -277,8 +277,9 @@ def train_epoch(run: Run, epoch: int) -> dict[str, float]:
     """Trains what is left of an epoch, then writes last.pt; returns what `engine.train_one_epoch` does."""
     config, rated, task = run.config, run.data["train"], run.task
     order, on_gpu = run.order(epoch), run.device.type == "cuda"
-    loader = make_loader(task.pictures(rated), order, config.data.worker_count(), pin_memory=on_gpu)
-    loader.worker_init_fn = ignore_first_signal
+    workers, timeout = config.data.worker_count(), config.data.timeout
+    loader = make_loader(task.pictures(rated), order, workers, pin_memory=on_gpu, timeout=timeout)
+    loader.worker_init_fn, loader.while_waiting = ignore_first_signal, run.signals.stop_waiting
     start, started = time.monotonic(), run.totals.step
     schedule, base = config.optimizer.schedule, config.optimizer.learning_rate
     name, hidden = f"epoch {epoch + 1}/{config.train.epochs}", not distributed.is_main()

@@ -229,7 +229,8 @@ def blur_and_score(
     batch_size = config.evaluate.batch_size
     pictures = PictureSet(rated, config.data.size, exif=config.data.exif, skip_broken=True)
     order, workers = TestOrder(len(rated), batch_size), config.data.worker_count()
-    loader = make_loader(pictures, order, workers, compute.device.type == "cuda")
+    on_gpu, timeout = compute.device.type == "cuda", config.data.timeout
+    loader = make_loader(pictures, order, workers, on_gpu, timeout)
     parts, notes = [], []
 
     def score(batches: Iterable[Tensor]) -> np.ndarray:
