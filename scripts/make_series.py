@@ -30,7 +30,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from numpy.random import Generator
 from PIL import Image
-from tqdm import tqdm
 
 from datasets import SetReader
 from eamb.files import write_csv
@@ -42,6 +41,7 @@ from eamb.readers.prepared import read_manifest
 from eamb.readers.rated import hash_fractions
 from eamb.readers.table import Sheet
 from eamb.runtime.command import guarded
+from eamb.runtime.progress import progress
 
 DAMAGES = ("blurred", "noisy", "exposed", "compressed")
 QUALITIES = (30, 15, 7)  # of JPEG, for the degrees of damage by compression
@@ -98,7 +98,7 @@ def make_graded(
     """Writes `count` series of DEGREES versions, the kinds of damage in turn; returns the pairs."""
     folder.mkdir(parents=True)
     split, pairs = folder.name, []
-    for number, index in enumerate(tqdm(chance.permutation(len(parts))[:count], desc=split, mininterval=2)):
+    for number, index in enumerate(progress(chance.permutation(len(parts))[:count], desc=split)):
         kind = DAMAGES[number % len(DAMAGES)]
         image = Image.fromarray(decode(root / "imgs" / parts[index].name))
         letters = chance.permutation(list(ascii_lowercase[:DEGREES]))

@@ -26,7 +26,6 @@ from functools import partial
 from pathlib import Path
 
 from PIL import Image, features
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -38,6 +37,7 @@ from eamb.readers.rated import SPLITS
 from eamb.readers.registry import DATASETS, SINGLE
 from eamb.runtime.command import guarded
 from eamb.runtime.config import load_config
+from eamb.runtime.progress import progress
 
 
 def prepare(options: argparse.Namespace) -> int:
@@ -70,7 +70,7 @@ def prepare(options: argparse.Namespace) -> int:
         copy = partial(make_copy, root, output, size, exif, options.quality)
         saved = time.monotonic()
         with closing(results(copy, todo, config.data.worker_count())) as made:  # ends its processes
-            for name, source in tqdm(made, total=len(todo), unit=" pictures", disable=None):
+            for name, source in progress(made, total=len(todo), unit=" pictures"):
                 pictures[name] = source
                 if time.monotonic() - saved > 30:  # what is not in the manifest is made again
                     save(manifest, output)

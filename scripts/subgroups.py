@@ -43,6 +43,7 @@ from eamb.readers.rated import SPLITS, RatedSet
 from eamb.readers.table import Sheet
 from eamb.runtime.command import guarded, refuse_existing
 from eamb.runtime.config import load_config
+from eamb.runtime.progress import progress
 from eamb.training.tasks import choose_task
 
 FILES = ("groups.csv", "worst.csv", "worst.png")
@@ -180,7 +181,7 @@ def measure_pictures(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Mean luminance, and mean difference of a pixel's largest and smallest channel: (n,) each, 0 to 255; NaN
     for a file that cannot be decoded."""
     values = np.full((2, len(paths)), np.nan)
-    for place, path in enumerate(tqdm(paths, unit=" images", disable=None)):
+    for place, path in enumerate(progress(paths, unit=" images")):
         try:
             pixels = decode(path, SIDE)  # (SIDE, SIDE, 3)
         except DecodeError as error:

@@ -38,6 +38,7 @@ from eamb.readers.decoding import decode
 from eamb.readers.rated import SPLITS, RatedSet, describe
 from eamb.runtime.command import guarded, refuse_existing
 from eamb.runtime.config import load_config
+from eamb.runtime.progress import progress
 from eamb.weights.checkpoint import Weights
 
 FILES = ("most_least.png", "page.png", "pictures.csv")
@@ -300,7 +301,7 @@ def visualize(options: argparse.Namespace) -> int:
     scorer = Scorer(options.checkpoint, options.device, workers=options.workers, maps=True, exact=True)
     name, rated = read_set(options, scorer.network.weights)
     scored, scorer.with_class_maps = [], False
-    for row in tqdm(scorer.score_all(rated.paths), total=len(rated), unit=" images", disable=None):
+    for row in progress(scorer.score_all(rated.paths), total=len(rated), unit=" images"):
         if row.error:
             tqdm.write(f"visualize_emotion: {printable(row.path)} is left out: {row.error}", file=sys.stderr)
         scored.append(replace(row, emotion_map=None))  # the maps of a whole set would fill the memory

@@ -13,7 +13,6 @@ from contextlib import closing
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from eamb.files import printable
 from eamb.inference.exported import ENDINGS
@@ -21,6 +20,7 @@ from eamb.inference.maps import MapFolder
 from eamb.inference.photographs import PictureFile, Shard, choose_shard, find_pictures, torchrun_shard
 from eamb.inference.rows import FORMATS, NOTE, as_row, column_names, open_rows, read_rows
 from eamb.inference.scorer import Scored, Scorer, check_scores, is_exported
+from eamb.runtime.progress import progress
 
 
 def predict(options: argparse.Namespace) -> int:
@@ -72,9 +72,7 @@ def predict(options: argparse.Namespace) -> int:
         results = (scored for _, scored in results)
     failed = sum(not (row["error"] or NOTE).startswith(NOTE) for row in rows)
     mode = "a" if options.resume else "w" if options.force else "x"
-    hidden = None if output is None else False  # None: where standard error is no terminal but, say, a log
-    words = {"desc": "predict", "unit": " images", "mininterval": 0.5, "disable": hidden}
-    bar = tqdm(total=len(pictures), initial=len(rows), **words)
+    bar = progress(desc="predict", total=len(pictures), initial=len(rows), unit=" images")
     with open_rows(output, mode, columns) as write, bar, closing(results):
         for scored in results:
             failed += bool(scored.error)

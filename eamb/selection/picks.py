@@ -17,12 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from eamb.files import as_cell, csv_line, safe_path, written_whole
 from eamb.inference.photographs import find_pictures
 from eamb.inference.scorer import Scorer
 from eamb.runtime.command import refuse_existing
+from eamb.runtime.progress import progress
 from eamb.selection.exif import Taken, describe_time, read_taken
 from eamb.selection.grouping import Photograph, choose, sketch
 from eamb.selection.page import shrink, write_page, write_thumbnail
@@ -39,7 +39,7 @@ def select(options: argparse.Namespace) -> int:
     pictures = find_pictures(options.paths, maps=[page] if page else ())
     settings = (options.checkpoint, options.device, options.precision, options.batch_size, options.workers)
     photographs = score_photographs([picture.path for picture in pictures], Scorer(*settings), page)
-    bar = tqdm(photographs, "select", len(pictures), unit=" images", mininterval=0.5)
+    bar = progress(photographs, desc="select", total=len(pictures), unit=" images")
     photographs = choose(list(bar), options.keep, options.gap, options.similarity)
     table = as_table(photographs)
     with written_whole(output) as unfinished:

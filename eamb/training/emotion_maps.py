@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from datasets import PictureSet, TestOrder, make_loader
 from eamb.files import written_whole
@@ -27,6 +26,7 @@ from eamb.readers.rated import RatedSet
 from eamb.runtime import distributed
 from eamb.runtime.config import Config
 from eamb.runtime.engine import Compute, allow_tf32, filled_up
+from eamb.runtime.progress import progress
 from eamb.weights import checkpoint
 from EAMBNet import EAMBNet
 
@@ -90,7 +90,7 @@ def prepare(config: Config, network: EAMBNet, rated: RatedSet, compute: Compute)
         share = distributed.broadcast(chunks)[distributed.rank() :: distributed.world()]
         hidden = not (share and distributed.is_main())
         allow_tf32(False, compute.device)  # kept maps are exact, whatever computes them
-        for chunk in tqdm(share, desc="emotion maps", unit=f" x {CHUNK} pictures", disable=hidden):
+        for chunk in progress(share, desc="emotion maps", unit=f" x {CHUNK} pictures", disable=hidden):
             pictures = PictureSet(rated.take(chunk), data.size, data.exif, skip_broken=True)
             order, on_gpu = TestOrder(len(pictures), batch_size), compute.device.type == "cuda"
             keys, rows = [picture_key(rated, index) for index in chunk], []

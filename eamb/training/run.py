@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from datasets import Batch, TrainOrder, coin, make_loader
 from eamb.evaluation.emotions import with_emotions
@@ -25,6 +24,7 @@ from eamb.readers.rated import LeftOut, RatedSet
 from eamb.runtime import distributed, engine
 from eamb.runtime.config import Config
 from eamb.runtime.precision import choose_precision
+from eamb.runtime.progress import progress
 from eamb.training import emotion_maps
 from eamb.training.interruption import Signals, Stopped, ignore_first_signal, locked
 from eamb.training.optimizer import make_optimizer
@@ -283,9 +283,7 @@ def train_epoch(run: Run, epoch: int) -> dict[str, float]:
     start, started = time.monotonic(), run.totals.step
     schedule, base = config.optimizer.schedule, config.optimizer.learning_rate
     name, hidden = f"epoch {epoch + 1}/{config.train.epochs}", not distributed.is_main()
-    with tqdm(
-        total=len(order), initial=started, desc=name, unit="step", disable=hidden, mininterval=2
-    ) as bar:
+    with progress(total=len(order), initial=started, desc=name, unit="step", disable=hidden) as bar:
 
         def after_step(totals: engine.Totals) -> None:
             if run.average:

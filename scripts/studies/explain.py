@@ -39,7 +39,6 @@ from matplotlib.figure import Figure
 from scipy.integrate import trapezoid
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -58,6 +57,7 @@ from eamb.runtime import engine
 from eamb.runtime.command import guarded
 from eamb.runtime.config import Config, load_config
 from eamb.runtime.distributed import choose_device
+from eamb.runtime.progress import progress
 from eamb.weights.checkpoint import load_weights
 from EAMBNet import EAMBNet, resize
 
@@ -237,7 +237,7 @@ def blur_and_score(
         outputs = engine.outputs(network, map(Pictures, batches), compute, batch_size)
         return np.concatenate([scale.value(output.prediction.numpy()) for _, output in outputs])
 
-    for batch in tqdm(loader, desc="blurred", unit="batch"):
+    for batch in progress(loader, desc="blurred", unit="batch"):
         notes += [f"{name} left out: {reason}" for name, reason in batch.broken]
         if len(batch.images):
             ids = [rated.ids[i] for i in batch.index.tolist()]
