@@ -120,7 +120,7 @@ def as_table(rows: list[dict]) -> str:
 
 
 def scaling(options: argparse.Namespace) -> int:
-    distributed.choose_device(options.device)  # a wrong one is refused here, not in each process
+    distributed.choose_device(options.device, "--device")  # a wrong one is refused here, not in each process
     once = {"run_id": "scaling", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "max_restarts": 0}
     rows = []
     with tempfile.TemporaryDirectory() as folder:

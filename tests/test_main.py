@@ -177,7 +177,7 @@ BAD_WORDS = [
     (["model.backbone=resnet5"], "timm cannot give 'resnet5' as a feature pyramid: Unknown model"),
     (["model.backbone=test_vit"], "backbones: "),
     (["model.context_scale=0"], "context_scale must be above 0 and at most 1, got 0"),
-    (["train.device=gpu"], "device 'gpu' is unknown or not here; use auto, cpu, cuda"),
+    (["train.device=gpu"], "device 'gpu' is unknown or not here; choose train.device from auto, cpu"),
     (["--config", "mine.yaml"], "no file mine.yaml; the shipped ones are in configs/"),
     (["--weights", "mine.pt"], "checkpoint: no file mine.pt"),
     (["--emotion-checkpoint", "mine.pt"], "checkpoint: no file mine.pt"),

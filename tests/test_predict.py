@@ -318,6 +318,11 @@ def test_rows_of_other_weights_are_refused(uninterrupted, album, tmp_path, capsy
     assert output.read_bytes() == uninterrupted.read_bytes()
 
 
+def test_a_device_that_is_not_there_is_refused_with_predicts_own_option(album, lively_weights, capsys):
+    message = refused(capsys, album, lively_weights, "--device", "cuda:99")
+    assert "device 'cuda:99' is unknown or not here; choose --device from auto, cpu" in message
+
+
 # ---- maps
 
 

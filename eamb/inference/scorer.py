@@ -119,7 +119,7 @@ class Scorer:
         exported = is_exported(checkpoint)
         if exported and device not in ("auto", "cpu"):
             raise ValueError(f"predict: exported networks run on the CPU, not on {device}")
-        self.on_cpu = exported or choose_device(device).type == "cpu"
+        self.on_cpu = exported or choose_device(device, "--device").type == "cpu"
         # The spare cores decode for another device; on a CPU all that torch computes with decode and score.
         all_cores = workers == -1 and self.on_cpu
         self.workers = min(8, torch.get_num_threads()) if all_cores else Data(workers=workers).worker_count()
