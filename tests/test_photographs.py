@@ -82,8 +82,18 @@ def test_a_list_on_standard_input_may_hold_any_name(album, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(content, encoding="utf-8"))
     assert found("-") == ["b.jpg", "\udcff.jpg", "sub/b.jpg", "sub/c.webp"]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a.jpg\0b.jpg\0")))
-    with pytest.raises(ValueError, match="one path a line"):
+    with pytest.raises(
+        ValueError, match=r"zero bytes, as UTF-16 .* write them; give one path a line, in UTF-8"
+    ):
         found("-")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])  # of Windows' editor and PowerShell
+def test_a_list_may_begin_with_a_byte_order_mark(album, monkeypatch, encoding):
+    touch(album, "\u0130 \u4e2d\x85.jpg")  # one of UTF-16's bytes is a line end
+    content = io.BytesIO("b.jpg\r\n\u0130 \u4e2d\x85.jpg\r\n".encode(encoding))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(content))
+    assert found("-") == ["b.jpg", "\u0130 \u4e2d\x85.jpg"]
 
 
 def test_folders_that_the_run_writes_into_hold_no_pictures_to_score(album):

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import functools
 import os
 import sys
@@ -73,8 +74,14 @@ def named_paths(arguments: Sequence[str]) -> Iterator[str]:
     for argument in arguments:
         if argument == "-":
             content = sys.stdin.buffer.read()  # in whatever bytes the file system uses for paths
+            if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as PowerShell writes it
+                content = content.decode("utf-16", "replace").encode()
+            content = content.removeprefix(codecs.BOM_UTF8)
             if b"\0" in content:
-                raise ValueError("predict: the list on standard input has NUL characters; one path a line")
+                raise ValueError(
+                    "predict: the list on standard input has zero bytes, as UTF-16 and `find -print0` write "
+                    "them; give one path a line, in UTF-8"
+                )
             yield from (os.fsdecode(line) for line in content.splitlines() if line)
         elif is_glob(argument) and not os.path.lexists(argument):
             yield from expand_glob(argument) or [argument]

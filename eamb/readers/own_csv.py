@@ -57,7 +57,9 @@ def _csv_files(root: Path, splits: tuple[str, ...], options: DataOptions) -> dic
         return {"": root / Path(options.table).expanduser()}
     if any((root / f"{split}.csv").is_file() for split in SPLITS):
         return split_files(root, splits)
-    tables = sorted(path for path in root.iterdir() if path.suffix.lower() in (".csv", ".tsv"))
+    files = sorted(root.iterdir())
+    tables = [path for path in files if path.suffix.lower() in (".csv", ".tsv")]
+    tables = tables or [path for path in files if path.suffix.lower() in (".xlsx", ".xls", ".ods")]
     if len(tables) != 1:
         raise FileNotFoundError(
             f"datasets: {root} should hold one csv, or train.csv and test.csv; found "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import functools
 import gzip
@@ -93,6 +94,9 @@ class Table:
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 LARGEST = 1e15  # larger than any rating or prediction; squares and sums of such numbers are still finite
 
+SPREADSHEETS = (b"PK\3\4", b"\xd0\xcf\x11\xe0")  # how files of .xlsx and .ods begin, and of .xls
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
 Read = Callable  # what `read_once` returns
 
 
@@ -105,17 +109,20 @@ def read_text(path: Path) -> str:
     """A file's text, unpacked if it is a .gz, without a byte order mark.
 
     Raises:
-        ValueError, FileNotFoundError: no such file; a damaged .gz; not UTF-8.
+        ValueError, FileNotFoundError: no such file; a damaged .gz; neither UTF-8 nor marked as UTF-16.
     """
     if not path.is_file():
         raise FileNotFoundError(f"datasets: there is no file {path}; is --data-root right?")
     content = path.read_bytes()
     try:
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
-        if "\0" in text:  # every other byte of UTF-16
-            raise ValueError("it has zero bytes")
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        if content.startswith(SPREADSHEETS):
+            raise ValueError("it is a spreadsheet")
+        text = content.decode("utf-16" if content.startswith(UTF16) else "utf-8-sig")
+        if "\0" in text:
+            raise ValueError("it has zero bytes, as UTF-16 has")
     except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise _unreadable(path, f"{error}; save it as text in UTF-8") from error
+        raise _unreadable(path, f"{error}; save it as a csv in UTF-8") from error
     return text
 
 
@@ -140,8 +147,9 @@ def as_number(text: str) -> float:
 class Sheet:
     """One table file as columns of text, checked as they are read. Rows are numbered as an editor shows them.
 
-    Columns are separated by comma, semicolon or tab, whichever is most frequent in the header. csv.reader
-    reads it because pandas fills up short rows and ignores misplaced quotes.
+    Columns are separated by comma, semicolon or tab, whichever is most frequent in the header, or as a line
+    before it says, like sep=; does. Between semicolons, decimals may have commas. csv.reader reads the file
+    because pandas fills up short rows and ignores misplaced quotes.
 
     Args:
         names: of the columns, for a file without a header whose cells are separated by blanks.
@@ -151,7 +159,7 @@ class Sheet:
     """
 
     def __init__(self, path: Path, names: Sequence[str] = ()):
-        self.path = path
+        self.path, self.separator = path, ""
         if names:
             lines = io.StringIO(read_text(path), newline=None)
             records = [(row, cells) for row, line in enumerate(lines, 1) if (cells := line.split())]
@@ -159,11 +167,14 @@ class Sheet:
             lines = io.StringIO(read_text(path), newline="")
             header = next((line for line in lines if line.strip()), "")
             lines.seek(0)
-            reader = csv.reader(lines, delimiter=max(",;\t", key=header.count), strict=True)
+            told = re.fullmatch(r'"?sep=([,;|\t])"?\s*', header)
+            self.separator = told[1] if told else max(",;\t", key=header.count)
+            reader = csv.reader(lines, delimiter=self.separator, strict=True)
             try:
                 records = [(reader.line_num, cells) for cells in reader if "".join(cells).strip()]
             except csv.Error as error:
                 raise _unreadable(path, f"row {reader.line_num}: {error}") from error
+            records = records[1:] if told else records
             names = [name.strip() for name in records.pop(0)[1]] if records else []
         if not records:
             raise ValueError(f"datasets: {path.name} has no rows.")
@@ -171,7 +182,8 @@ class Sheet:
             raise _unreadable(path, f"its header has '{twice[0]}' twice")
         for row, cells in records:
             if len(cells) != len(names):
-                raise _unreadable(path, f"row {row} has {len(cells)} cells, expected {len(names)}")
+                hint = "; decimals need a point, texts with commas quotes" if self.separator == "," else ""
+                raise _unreadable(path, f"row {row} has {len(cells)} cells, expected {len(names)}{hint}")
         self.columns = [*names]
         self.rows = [row for row, _ in records]
         self.cells = dict(zip(names, zip(*(cells for _, cells in records), strict=True), strict=True))
@@ -198,10 +210,14 @@ class Sheet:
         self, column: str, minimum: float = -LARGEST, maximum: float = LARGEST, whole: bool = False
     ) -> np.ndarray:
         """(n,) float64, each in [minimum, maximum]."""
-        values = np.array([as_number(cell) for cell in self.cells[column]])
+        cells = self.cells[column]
+        if self.separator == ";" and not any("." in cell for cell in cells):
+            cells = [cell.replace(",", ".") for cell in cells]
+        values = np.array([as_number(cell) for cell in cells])
         good = (values >= minimum) & (values <= maximum) & ~(whole & (values != np.round(values)))
         if not good.all():
-            kind = "whole number" if whole else "number"
+            kind = "number with a decimal point" if "," in "".join(self.cells[column]) else "number"
+            kind = "whole number" if whole else kind
             raise self.error(~good, column, f"a {kind} from {minimum:g} to {maximum:g}")
         return values
 
