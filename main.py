@@ -142,6 +142,11 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, default=16)
     add("--workers", type=int, default=-1, help=workers)
     add("--force", action="store_true", help="overwrite an existing output")
+    add(
+        "--excel",
+        action="store_true",
+        help="a csv that Excel opens with all letters right (UTF-8 with a mark)",
+    )
     parser.set_defaults(run=run_scoring)
 
 

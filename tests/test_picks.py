@@ -1,5 +1,6 @@
 """Series by time and likeness as plain functions; rows, notes and the page; no file of the user's changes."""
 
+import codecs
 import csv
 import html.parser
 import io
@@ -331,6 +332,17 @@ class Page(html.parser.HTMLParser):
 
     def named(self, name):
         return [values for values in self.tags if name in values.get("class", "").split()]
+
+
+def test_for_excel_the_table_and_what_the_page_saves_begin_with_a_byte_order_mark(tmp_path, monkeypatch):
+    save(tmp_path / "\u00e4.jpg", 0)
+    monkeypatch.setattr(picks, "Scorer", lambda *settings: OrderScorer(emotions_trained=False))
+    tables, pages = [tmp_path / f"{i}.csv" for i in range(2)], [tmp_path / f"page{i}" for i in range(2)]
+    for table, page, words in zip(tables, pages, ([], ["--excel"]), strict=True):
+        assert select(tmp_path / "\u00e4.jpg", "--output", table, "--page", page, *words) == 0
+    plain, marked = (table.read_bytes() for table in tables)
+    assert marked == codecs.BOM_UTF8 + plain
+    assert Page(pages[1]).table["header"] == "\ufeff" + Page(pages[0]).table["header"]
 
 
 def test_with_force_a_page_is_written_again_and_thumbnails_go_with_their_photographs(tmp_path, monkeypatch):

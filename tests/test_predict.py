@@ -1,5 +1,6 @@
 """`main.py predict`: each file a row, in order; interrupted runs go on; maps explain the rows."""
 
+import codecs
 import functools
 import io
 import json
@@ -244,6 +245,28 @@ def test_a_run_cut_at_any_byte_goes_on_to_the_same_bytes(uninterrupted, album, l
     output.unlink()
     assert call(album, lively_weights, "--output", output, "--emotions", "--resume") == 1
     assert output.read_bytes() == whole
+
+
+def test_a_csv_for_excel_is_the_same_behind_a_byte_order_mark(
+    uninterrupted, album, lively_weights, tmp_path, capsys
+):
+    output = tmp_path / uninterrupted.name
+    if output.suffix != ".csv":
+        message = refused(capsys, album, lively_weights, "--output", output, "--excel")
+        assert "predict: --excel is for a csv; add --output FILE.csv" in message
+        return
+    plain, words = uninterrupted.read_bytes(), ("--output", output, "--emotions", "--excel")
+    assert call(album, lively_weights, *words) == 1
+    marked = output.read_bytes()
+    assert marked == codecs.BOM_UTF8 + plain
+    for cut in (0, 1, 3, 50, len(marked) // 2, len(marked)):
+        output.write_bytes(marked[:cut])
+        assert call(album, lively_weights, *words, "--resume") == 1 and output.read_bytes() == marked
+    # It goes on as the file began, whatever is said then.
+    half = len(plain) // 2
+    assert resume(album, lively_weights, output, marked[:half]) == marked
+    output.write_bytes(plain[:half])
+    assert call(album, lively_weights, *words, "--resume") == 1 and output.read_bytes() == plain
 
 
 def test_only_the_rest_is_computed(uninterrupted, album, lively_weights, tmp_path, monkeypatch, capsys):

@@ -73,7 +73,7 @@ def predict(options: argparse.Namespace) -> int:
     failed = sum(not (row["error"] or NOTE).startswith(NOTE) for row in rows)
     mode = "a" if options.resume else "w" if options.force else "x"
     bar = progress(desc="predict", total=len(pictures), initial=len(rows), unit=" images")
-    with open_rows(output, mode, columns) as write, bar, closing(results):
+    with open_rows(output, mode, columns, options.excel) as write, bar, closing(results):
         for scored in results:
             failed += bool(scored.error)
             write(as_row(scored, columns))  # behind its maps: a picture with a row has them
@@ -93,6 +93,8 @@ def check_options(options: argparse.Namespace, output: Path | None, folder: Path
         )
     if output is not None and output.suffix.lower() not in FORMATS:
         raise ValueError(f"predict: --output must end in {' or '.join(FORMATS)}, got {output}")
+    if options.excel and (output is None or output.suffix.lower() != ".csv"):
+        raise ValueError("predict: --excel is for a csv; add --output FILE.csv")
     if options.maps_raw and folder is None:
         raise ValueError("predict: --maps-raw writes beside the panels of --maps; add --maps DIR")
     if folder is not None and folder.exists() and not folder.is_dir():

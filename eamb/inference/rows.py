@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -58,11 +59,14 @@ def write_table_row(file: TextIO, columns: Sequence[str], row: dict | None) -> N
 
 
 @contextmanager
-def open_rows(output: Path | None, mode: str, columns: Sequence[str]) -> Iterator[Callable[[dict], None]]:
+def open_rows(
+    output: Path | None, mode: str, columns: Sequence[str], excel: bool = False
+) -> Iterator[Callable[[dict], None]]:
     """A function that writes a row at once and whole, to the file or as a table to standard output.
 
     Args:
         mode: "x" for a new file, "w" to overwrite one, "a" to go on with one.
+        excel: begin a new csv with a byte order mark.
     """
     if output is None:
         write_table_row(sys.stdout, columns, None)
@@ -70,7 +74,7 @@ def open_rows(output: Path | None, mode: str, columns: Sequence[str]) -> Iterato
         return
     as_csv = output.suffix.lower() == ".csv"
     output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open(mode, encoding="utf-8", newline="") as file:
+    with output.open(mode, encoding="utf-8-sig" if excel else "utf-8", newline="") as file:
         if as_csv and not file.tell():
             file.write(csv_line(columns))
 
@@ -102,10 +106,10 @@ def read_rows(
     while as_csv and whole.count(b'"') % 2:  # that line break is in a path, in quotes
         whole = whole[: whole.rfind(b"\n", 0, -1) + 1]
     try:
-        lines = io.StringIO(whole.decode(), newline="")
+        lines = io.StringIO(whole.decode("utf-8-sig"), newline="")
         records = csv.reader(lines, strict=True) if as_csv else map(json.loads, lines)
         if as_csv:
-            header = csv_line(columns).encode()
+            header = csv_line(columns).encode("utf-8-sig" if content[:1] == codecs.BOM_UTF8[:1] else "utf-8")
             if not header.startswith(content[: len(header)]):
                 raise ValueError("other columns")
             next(records, None)

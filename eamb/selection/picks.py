@@ -42,6 +42,8 @@ def select(options: argparse.Namespace) -> int:
     bar = progress(photographs, desc="select", total=len(pictures), unit=" images")
     photographs = choose(list(bar), options.keep, options.gap, options.similarity)
     table = as_table(photographs)
+    if options.excel:
+        table["header"] = "\ufeff" + table["header"]  # the byte order mark, also of what the page saves
     with written_whole(output) as unfinished:
         unfinished.write_bytes("".join([table["header"], *(line for line, _ in table["rows"])]).encode())
     if page:
