@@ -123,7 +123,7 @@ def test_a_table_is_the_same_however_a_spreadsheet_saves_it(tmp_path, change):
 
 def test_a_folder_with_nothing_but_a_spreadsheet_is_told_to_save_it_as_csv(tmp_path):
     (tmp_path / "Ratings.XLSX").write_bytes(b"PK\3\4")
-    words = "Ratings.XLSX is not a readable table: it is a spreadsheet; save it as a csv in UTF-8."
+    words = "Ratings.XLSX is not a readable table: it is a spreadsheet; save it as text in UTF-8 (CSV UTF-8 in Excel)."
     refused(words, "csv", tmp_path)
     make_csv(tmp_path)
     assert len(load_train(tmp_path))  # the csv beside it
@@ -156,6 +156,7 @@ BAD_TABLES = {
     b"path,score\n\n": "r.csv has no rows.",
     b'path,score\n\n"a': "row 3: unexpected end of data.",
     b"path,score\na.png,3,5\n": "row 2 has 3 cells, expected 2; decimals need a point, texts with commas",
+    b"path,score\na.png\n": "row 2 has 1 cells, expected 2.",
     b"path\tscore\na.png\t1\t2\n": "row 2 has 3 cells, expected 2.",
     b'path,score\na.png,"3,5"\n': "row 2: 'score' is '3,5', expected a number with a decimal point from",
     b"path;score\na.png;3.5\nb.png;4,5\n": "row 3: 'score' is '4,5', expected a number with a decimal point",
@@ -163,15 +164,15 @@ BAD_TABLES = {
     b"sep=;\npath;score\n\na.png;x\n": "row 4: 'score' is 'x', expected a number from",
     b"sep=;\npath,score\na.png,1\n": "which column is the path? (found path,score.)",
     b"sep=;\n": "r.csv has no rows.",
-    b"PK\3\4\x14\0": "it is a spreadsheet; save it as a csv in UTF-8.",
-    b"\xd0\xcf\x11\xe0\xa1": "it is a spreadsheet; save it as a csv in UTF-8.",
-    b"\xff\xfep\0a": "truncated data; save it as a csv in UTF-8.",
+    b"PK\3\4\x14\0": "it is a spreadsheet; save it as text in UTF-8 (CSV UTF-8 in Excel).",
+    b"\xd0\xcf\x11\xe0\xa1": "it is a spreadsheet; save it as text in UTF-8 (CSV UTF-8 in Excel).",
+    b"\xff\xfep\0a": "truncated data; save it as text in UTF-8 (CSV UTF-8 in Excel).",
     b"path,score\na.png,1\n\nb.png,1_0\n": "row 4: 'score' is '1_0', expected a number",
     b"path,score,score\na.png,1,2\n": "its header has 'score' twice.",
     b"path,score\nb\xe4.png,2\n": "can't decode byte 0xe4 in position 12: invalid",
     "path,score\na.png,1\n".encode(
         "utf-16-le"
-    ): "it has zero bytes, as UTF-16 has; save it as a csv in UTF-8.",
+    ): "it has zero bytes, as UTF-16 has; save it as text in UTF-8 (CSV UTF-8 in Excel).",
     b"path,image_name,score\na,a,1\n": "which column is the path? (path and image_name could be.)",
     b"path,beauty\na,1\n": "is the score? (found path, beauty.) Set data.score_column=NAME.",
     b"path,c1,c2,votes1,votes2\na,1,1,1,1\n": "the counts of votes? (c1, c2, votes1, votes2 could be.)",

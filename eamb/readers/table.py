@@ -122,7 +122,7 @@ def read_text(path: Path) -> str:
         if "\0" in text:
             raise ValueError("it has zero bytes, as UTF-16 has")
     except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise _unreadable(path, f"{error}; save it as a csv in UTF-8") from error
+        raise _unreadable(path, f"{error}; save it as text in UTF-8 (CSV UTF-8 in Excel)") from error
     return text
 
 
@@ -182,7 +182,8 @@ class Sheet:
             raise _unreadable(path, f"its header has '{twice[0]}' twice")
         for row, cells in records:
             if len(cells) != len(names):
-                hint = "; decimals need a point, texts with commas quotes" if self.separator == "," else ""
+                cut = self.separator == "," and len(cells) > len(names)
+                hint = "; decimals need a point, texts with commas quotes" if cut else ""
                 raise _unreadable(path, f"row {row} has {len(cells)} cells, expected {len(names)}{hint}")
         self.columns = [*names]
         self.rows = [row for row, _ in records]
@@ -216,8 +217,8 @@ class Sheet:
         values = np.array([as_number(cell) for cell in cells])
         good = (values >= minimum) & (values <= maximum) & ~(whole & (values != np.round(values)))
         if not good.all():
-            kind = "number with a decimal point" if "," in "".join(self.cells[column]) else "number"
-            kind = "whole number" if whole else kind
+            kind = "whole number" if whole else "number"
+            kind += " with a decimal point" if "," in "".join(cells) and not whole else ""
             raise self.error(~good, column, f"a {kind} from {minimum:g} to {maximum:g}")
         return values
 
