@@ -128,11 +128,15 @@ def test_of_another_unit_only_correlations_count_and_why_is_said(factor, target,
         (HEADER, "s{0}/p{1}_.jpg,{2}", True),
         ("prediction,id,score", "{2},data\\PARA\\imgs\\s{0}\\p{1}_.jpg,9", False),
         ("path;score", "p{1}_;{2}", True),
+        ("sep=;\nid;prediction", "s{0}/p{1}_.jpg;{3}", False),
         ("path\tscore\tscore_min", "/data/imgs/s{0}/p{1}_.JPEG\t{2}\t1", False),
     ],
 )
 def test_files_as_people_write_them_are_the_same(header, row, packed, para, tmp_path):
-    lines = [header, *(row.format(i % 3, i, guess(i)) for i in reversed(TESTED))]
+    lines = [
+        header,
+        *(row.format(i % 3, i, guess(i), str(guess(i)).replace(".", ",")) for i in reversed(TESTED)),
+    ]
     text = "\n".join(lines).encode()
     file = tmp_path / ("g.csv.gz" if packed else "g.csv")
     file.write_bytes(gzip.compress(text) if packed else text)

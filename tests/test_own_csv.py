@@ -123,8 +123,7 @@ def test_a_table_is_the_same_however_a_spreadsheet_saves_it(tmp_path, change):
 
 def test_a_folder_with_nothing_but_a_spreadsheet_is_told_to_save_it_as_csv(tmp_path):
     (tmp_path / "Ratings.XLSX").write_bytes(b"PK\3\4")
-    words = "Ratings.XLSX is not a readable table: it is a spreadsheet; save it as text in UTF-8 (CSV UTF-8 in Excel)."
-    refused(words, "csv", tmp_path)
+    refused("Ratings.XLSX is not a readable table: it is a spreadsheet; save it as text", "csv", tmp_path)
     make_csv(tmp_path)
     assert len(load_train(tmp_path))  # the csv beside it
 
