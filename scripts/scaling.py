@@ -36,7 +36,7 @@ from eamb.files import written_whole
 from eamb.network import backbones
 from eamb.network.outputs import PRECISIONS
 from eamb.runtime import distributed, engine
-from eamb.runtime.command import guarded
+from eamb.runtime.command import check_output, guarded
 from EAMBNet import build_model
 from losses import score_loss
 from scripts.benchmark import photograph, picture_set
@@ -145,6 +145,8 @@ def as_table(rows: list[dict]) -> str:
 
 
 def scaling(options: argparse.Namespace) -> int:
+    if options.output:
+        check_output("scaling", options.output.parent, [options.output.name])
     distributed.choose_device(options.device)  # a wrong one is refused here, not in each process
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/800x600.jpg"

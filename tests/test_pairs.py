@@ -91,7 +91,9 @@ def test_missing_photographs_take_their_pairs_with_them_and_all_is_said(root, tm
     gone = [("s", "p/00_b.png", "p/none.png", 1), ("t", "p/a.png", "p/b.png", 1)]
     gone += [("u", "p/01_c.png", "p/c.png", 0)]
     write_table(tmp_path / "test.csv", [PAIR_COLUMNS, *ROWS, *gone])
-    with pytest.raises(FileNotFoundError, match=r"none of the 8 photographs of pairs exists, e\.g\. 'p/00_"):
+    with pytest.raises(
+        FileNotFoundError, match=r"none of the 8 photographs of pairs exists, e\.g\. no picture file p/00_"
+    ):
         load_pairs("pairs", tmp_path, ("test",))
     (tmp_path / "p").symlink_to(root / "p")
     rated = load_pairs("pairs", tmp_path, ("test",))["test"]

@@ -59,7 +59,7 @@ from eamb.network import backbones
 from eamb.network.outputs import Scale
 from eamb.readers.rated import RatedSet, describe
 from eamb.runtime import engine
-from eamb.runtime.command import guarded
+from eamb.runtime.command import check_output, guarded
 from eamb.runtime.config import Config, load_config
 from eamb.runtime.distributed import choose_device
 from eamb.weights.checkpoint import load_weights
@@ -130,6 +130,8 @@ def explain(options: argparse.Namespace) -> int:
     config = load_config([], [*options.settings, *words])
     if options.pictures < 2 or options.seed < 0 or config.evaluate.bootstrap < 1:
         raise ValueError("explain: at least 2 --pictures, --seed 0 or more, evaluate.bootstrap 1 or more")
+    check_output("explain", options.output)
+    options.output.mkdir(parents=True, exist_ok=True)
     weights = load_weights(options.checkpoint or SHIPPED)
     check_scores(weights, options.checkpoint)
     config = as_trained(config, weights)
@@ -137,7 +139,6 @@ def explain(options: argparse.Namespace) -> int:
     whole_split = load_dataset(data.dataset, data.root, (options.split,), data.options())[options.split]
     rated = first_by_hash(whole_split, options.pictures)
     device = choose_device(config.train.device)
-    options.output.mkdir(parents=True, exist_ok=True)
     print(describe(rated))
 
     network = weights.build().to(device, memory_format=torch.channels_last)
