@@ -6,6 +6,7 @@ import gzip
 import os
 import stat
 import sys
+import unicodedata
 from dataclasses import replace
 
 import numpy as np
@@ -20,10 +21,15 @@ from eamb.files import (
     FORMULA,
     csv_line,
     encodable,
+    home,
+    list_folder,
+    nfc,
+    on_disk,
     original,
     printable,
     safe,
     safe_path,
+    told_apart,
     write_csv,
     written_whole,
 )
@@ -35,6 +41,11 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import make_tables
 
 texts = st.text(alphabet=st.sampled_from("'=+-@\t\r\n＝;,\"a."), max_size=6)
+
+
+def nfd(text: str) -> str:
+    """The text as macOS writes it, with each accent as a letter of its own."""
+    return unicodedata.normalize("NFD", text)
 
 
 def test_a_file_that_is_not_finished_leaves_the_old_one_and_nothing_else(tmp_path):
@@ -143,3 +154,39 @@ def test_ids_in_predictions_are_safe_and_read_again_by_evaluate_and_by_the_table
     assert not [row for row in rows if row["id"].startswith(FORMULA)]
     assert [original(row["id"]) for row in rows] == [*ids, "\\xff.jpg"]
     assert {row["reason"] for row in rows} == {"'=no; picture"}
+
+
+# ---- names: homes and accents
+
+
+def test_a_tilde_is_a_home_unless_a_file_is_called_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    expected = {"~": "/home/me", "~/a.csv": "/home/me/a.csv", "a/~/b": "a/~/b", "~x.jpg": "~x.jpg", "": ""}
+    assert {path: home(path) for path in expected} == expected
+    with pytest.raises(ValueError, match=r"^files: ~nobody-here/a.csv: this home folder is not known; write"):
+        home("~nobody-here/a.csv")
+    (tmp_path / "~nobody-here").mkdir()
+    (tmp_path / "~nobody-here" / "a.csv").touch()
+    assert home("~nobody-here/a.csv") == "~nobody-here/a.csv"
+
+
+def test_a_path_is_found_in_the_spelling_of_the_disk_if_one_fits(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / nfd("Bücher")).mkdir()
+    (tmp_path / nfd("Bücher/é.jpg")).touch()
+    (tmp_path / nfd("ü.jpg")).touch()
+    for path in ("Bücher/é.jpg", nfd("Bücher") + "/é.jpg", "ü.jpg", f"{tmp_path}/Bücher"):
+        assert not os.path.lexists(path)
+        assert os.path.lexists(on_disk(path, list_folder))
+    for path in ("Bücher/a.jpg", "é.jpg", "none/é.jpg", "ü\0.jpg"):
+        assert nfc(on_disk(path, list_folder)) == path
+    two = [nfd("ế.jpg"), "ê\N{COMBINING ACUTE ACCENT}.jpg"]
+    for name in two:
+        (tmp_path / name).touch()
+    assert [on_disk(name, list_folder) for name in (*two, "ế.jpg")] == [*two, "ế.jpg"]
+
+
+def test_two_spellings_never_look_equal_in_a_message():
+    assert told_apart(["ü.jpg", "ü.png"]) == ["'ü.jpg'", "'ü.png'"]
+    assert told_apart(["ü.jpg", nfd("ü.jpg")]) == [r"'\xfc.jpg'", r"'u\u0308.jpg'"]

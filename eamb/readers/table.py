@@ -317,12 +317,14 @@ def find_files(
                 if len(there) == 1:
                     return os.path.join(folder, there[0]), ""  # noqa: PTH118
                 if there:
-                    which = " or ".join(told_apart(there))
+                    which = " or ".join(told_apart(sorted(there)))
                     return None, f"{name} may be {which} in {folder}; remove one, or name it in full"
             stem, ending = os.path.splitext(composed)  # noqa: PTH122
             if ending in ANY_CASE_ENDINGS:
                 others += [one for ending in ANY_CASE_ENDINGS for one in files.get(stem + ending, ())]
-        return None, f"no picture file {name}" + (f"; there is {' and '.join(others)}" if others else "")
+        return None, f"no picture file {name}" + (
+            f"; there is {' and '.join(dict.fromkeys(others))}" if others else ""
+        )
 
     found = [find(name) for name in names]
     paths = pd.Series([path for path, _ in found], dtype=object)
@@ -333,7 +335,7 @@ def find_files(
             paths[i] = None
     if len(names) and paths.isna().all():
         raise FileNotFoundError(
-            f"{area}: none of the {len(paths):,} {what} exists, e.g. {reasons[names[0]]}; "
+            f"{area}: none of the {len(paths):,} {what} exists ({reasons[names[0]]}); "
             f"looked in {' and '.join(dict.fromkeys(map(str, places)))}. Is --data-root right?"
         )
     return paths.tolist(), reasons
