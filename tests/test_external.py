@@ -4,13 +4,12 @@ The pictures here are no pictures: nothing is decoded, and no weights are read.
 """
 
 import gzip
-import unicodedata
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
-from small import read_csv, read_json, without_drawing
+from small import nfd, read_csv, read_json, without_drawing
 
 from datasets import load_dataset
 from eamb.evaluation.external import find_pictures, match_ids
@@ -154,11 +153,6 @@ def test_files_as_people_write_them_are_the_same(header, row, packed, para, tmp_
     assert evaluate(file, para, tmp_path / "out") == 0
     rows = [(row["id"], row["prediction"]) for row in read_csv(tmp_path / "out" / "predictions.csv")]
     assert rows == [(name, str(value)) for name, value in ROWS]
-
-
-def nfd(text: str) -> str:
-    """The text as macOS writes it, with each accent as a letter of its own."""
-    return unicodedata.normalize("NFD", text)
 
 
 def test_files_with_other_accents_are_told_apart(para, tmp_path, capsys):

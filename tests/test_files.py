@@ -6,14 +6,13 @@ import gzip
 import os
 import stat
 import sys
-import unicodedata
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from small import ROOT, read_csv
+from small import ROOT, nfd, read_csv
 
 from eamb.evaluation.external import match_ids
 from eamb.evaluation.report import write_columns
@@ -41,11 +40,6 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import make_tables
 
 texts = st.text(alphabet=st.sampled_from("'=+-@\t\r\n＝;,\"a."), max_size=6)
-
-
-def nfd(text: str) -> str:
-    """The text as macOS writes it, with each accent as a letter of its own."""
-    return unicodedata.normalize("NFD", text)
 
 
 def test_a_file_that_is_not_finished_leaves_the_old_one_and_nothing_else(tmp_path):

@@ -1,22 +1,16 @@
 """Anyone's csv: columns by their usual names or by options, paths as people write them, damaged tables."""
 
-import unicodedata
 from pathlib import Path
 
 import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from small import make_csv, refused, write_noise, write_table
+from small import make_csv, nfd, refused, write_noise, write_table
 
 from datasets import load_dataset
 from eamb.network.outputs import Scale
 from eamb.readers.own_csv import round_outwards
 from eamb.readers.rated import SPLITS, DataOptions, emotion_name
-
-
-def nfd(text: str) -> str:
-    """The text as macOS writes it, with each accent as a letter of its own."""
-    return unicodedata.normalize("NFD", text)
 
 
 def load_train(root, **options):

@@ -3,13 +3,12 @@
 import hashlib
 import re
 import shutil
-import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from small import write_table
+from small import nfd, write_table
 
 from datasets import Draw, PairPictures, PictureSet, TrainOrder, make_loader
 from eamb.readers import pairs
@@ -179,7 +178,7 @@ def test_a_broken_photograph_takes_its_pairs_out_of_the_batch(root, tmp_path):
 
 def test_accents_are_one_photograph_however_they_are_composed(root, tmp_path):
     shutil.copytree(root / "p", tmp_path / "p")
-    disk, written = unicodedata.normalize("NFD", "p/é.png"), "p/é.png"
+    disk, written = nfd("p/é.png"), "p/é.png"
     (tmp_path / "p/00_c.png").rename(tmp_path / disk)
     rows = [("s", "p/00_a.png", written, 1), ("s", "p/00_b.png", disk, 0)]
     write_table(tmp_path / "test.csv", [PAIR_COLUMNS, *rows])

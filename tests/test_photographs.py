@@ -3,10 +3,10 @@
 import io
 import os
 import sys
-import unicodedata
 from pathlib import Path
 
 import pytest
+from small import nfd
 
 from eamb.inference.photographs import Shard, choose_shard, find_pictures
 
@@ -113,7 +113,7 @@ def test_bad_parts_are_one_sentence(text):
 def test_named_files_and_lists_are_spelled_as_the_disk_has_them_and_may_begin_with_a_tilde(
     album, monkeypatch
 ):
-    disk = unicodedata.normalize("NFD", "Bücher/é.jpg")
+    disk = nfd("Bücher/é.jpg")
     touch(album, disk, "~a.jpg")
     monkeypatch.setenv("HOME", str(album))
     content = io.BytesIO("Bücher/é.jpg\n~/b.jpg\n~a.jpg\nü.jpg\n".encode())
