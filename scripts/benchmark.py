@@ -6,15 +6,11 @@
 The parts: forward, step (training), loader, predict (files to scores), start (of `main.py predict`), engines
 (PyTorch and OpenVINO), scaled (what scaled decoding does to scores), table (a set of AVA's size).
 
-The reference path is our code in the published order of operations: float32, channels first, 1x1 convolution
-after the resize, nothing folded, the emotion branch run in every training step, each picture decoded and
-resized by Pillow and normalised as float32 in the loader (`predict`'s reference: the network alone).
-A row with a + adds one step to the last such row. Every variant runs in its own process, so that its peak
-memory can be measured; the processes take turns, one timed run a round. Rates are of the median over the
-rounds, and the range is a share of it. Long tables are measured a few rows at a time, each time with the
-reference: ratios are to the nearest one above. The ceiling is what a 3x3 convolution of 256 channels at 64x64
-reaches, measured in turn with the rest. Differences (of prediction, logits and map; for `predict` of scores)
-are to the reference.
+docs/performance.md says what the reference path is and how to read the tables. Every variant runs in its own
+process, so that its peak memory can be measured; the processes take turns, one timed run a round. Rates are
+of the median over the rounds. Long tables are measured a few rows at a time, each time with the reference:
+ratios are to the nearest one above. Differences (of prediction, logits and map; for `predict` of scores) are
+to the reference.
 """
 
 from __future__ import annotations
@@ -27,10 +23,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from functools import cache, partial
 from importlib.util import find_spec
@@ -64,6 +58,7 @@ from eamb.runtime.command import check_output, guarded
 from eamb.weights import checkpoint
 from EAMBNet import EAMBNet, Fusion, build_model, resize
 from losses import emd_loss
+from scripts.export import embedded_pictures
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,7 +89,6 @@ class Variant(NamedTuple):
 
 
 Turn = tuple[float, dict[str, np.ndarray], float]  # seconds, output by name, GB of peak memory
-Turns = Sequence[Turn]  # of one variant
 Job = tuple[str, list[Variant]]  # a table's title and its rows
 
 
@@ -103,12 +97,12 @@ def cumulative(steps: Steps) -> dict[str, Steps]:
     return {"reference": ()} | {f"+ {step}": steps[: i + 1] for i, step in enumerate(steps)}
 
 
-def with_steps(
-    rows: dict[str, Steps], make: Callable, arguments: tuple, images: int, flops=0.0
-) -> list[Variant]:
+def with_steps(rows: dict[str, Steps], make: Callable, size: tuple, images: int, flops=0.0) -> list[Variant]:
     """A variant for each row; `make` takes the row's steps behind its other arguments."""
-    kinds = {name: "bf16" if "bf16" in steps else "fp32" for name, steps in rows.items()}
-    return [Variant(n, make, (*arguments, rows[n]), images, flops, kind) for n, kind in kinds.items()]
+    return [
+        Variant(name, make, (*size, steps), images, flops, "bf16" if "bf16" in steps else "fp32")
+        for name, steps in rows.items()
+    ]
 
 
 class ReferenceFusion(Fusion):
@@ -187,8 +181,6 @@ def photograph(width: int, height: int) -> Image.Image:
 
 def batch_of(side: int, count: int) -> Tensor:
     """(count, 3, side, side) uint8: the demo set's photographs in turn."""
-    from scripts.export import embedded_pictures
-
     pictures = embedded_pictures(side)
     return pictures[torch.arange(count) % len(pictures)].contiguous()
 
@@ -199,7 +191,6 @@ def picture_set(path: str, side: int) -> PictureSet:
     return PictureSet(RatedSet("one", "train", "", [path], [path], np.zeros(1), scale), side, flip_seed=0)
 
 
-# ---------------------------------------------------------------------------------------------------
 # The parts. Each gives its tables; `make_...` builds what one variant times.
 
 
@@ -224,9 +215,9 @@ def engines_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
     if missing := [name for name in ("onnx", "openvino", "nncf") if not find_spec(name)]:
         print(f"benchmark: engines is left out: install {' '.join(missing)}")
         return
-    for one in PHOTOGRAPHS:
-        open_photograph(one).save(folder / f"{one.name}.png")
-    pictures = sorted(map(str, folder.glob("*.png")))
+    pictures = [str(folder / f"{number}.png") for number in range(len(PHOTOGRAPHS))]
+    for one, path in zip(PHOTOGRAPHS, pictures, strict=True):
+        open_photograph(one).save(path)
     export = [str(ROOT / "scripts/export.py"), str(SHIPPED)]
     lite, int8 = str(folder / "lite.onnx"), str(folder / "lite.int8")
     make_command(*export, lite)()
@@ -285,33 +276,26 @@ def loader_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
     original, prepared = folder / "original.jpg", folder / "prepared.jpg"
     photograph(800, 600).save(original, quality=92)
     Image.fromarray(decode(original, 512)).save(prepared, quality=95, subsampling=0)
-    count = 10 if options.quick else 50
     kinds = {"reference": (original, False), "ours, bit-identical": (original, True)}
     kinds["from a prepared copy"] = (prepared, True)
-    rows = [Variant(name, make_loader, (512, count, *kind), count) for name, kind in kinds.items()]
+    rows = [Variant(name, make_loader, (512, 20, *kind), 20) for name, kind in kinds.items()]
     yield "loader, one process, to 512 px", rows
 
 
 def make_loader(side: int, count: int, path: Path, ours: bool) -> Callable[[], None]:
-    """What a loader's worker does, in one process: one file again and again, in batches of 10."""
+    """What a loader's worker does, in one process: a batch of one file again and again."""
     torch.set_num_threads(1)  # as torch gives a worker
     if ours:
         engine.keep_memory(CPU)  # as in a training on a CPU, from which workers are forked
-    pictures, middle = picture_set(str(path), side), torch.full((3, 1, 1), 0.5)
+        pictures = picture_set(str(path), side)
+        return lambda: pictures.collate([pictures[0] for _ in range(count)])
 
     def with_pillow() -> Tensor:
         with Image.open(path) as image:
             values = np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR))
-        return (torch.from_numpy(values.copy()).permute(2, 0, 1).float() / 255 - middle) / middle
+        return (torch.from_numpy(values.copy()).permute(2, 0, 1).float() / 255 - 0.5) / 0.5
 
-    def run() -> None:
-        for _ in range(0, count, 10):
-            if ours:
-                pictures.collate([pictures[0] for _ in range(10)])
-            else:
-                torch.stack([with_pillow() for _ in range(10)])
-
-    return run
+    return lambda: torch.stack([with_pillow() for _ in range(count)])
 
 
 def predict_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
@@ -319,17 +303,13 @@ def predict_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
     if not options.quick:
         kinds.append(("24 megapixels", (6000, 4000), 24, ("fast network", "scaled decoding", "bf16")))
     for name, size, count, steps in kinds:
-        pictures = folder / name
-        pictures.mkdir()
-        photograph(*size).save(pictures / "0.jpg", quality=95)
-        for number in range(1, count):
-            (pictures / f"{number}.jpg").symlink_to(pictures / "0.jpg")
-        megabytes = (pictures / "0.jpg").stat().st_size / 1e6
-        job = f"predict, lite, {name} JPEG of {megabytes:.1f} MB, files to scores"
-        yield job, with_steps(cumulative(steps), make_predict, (str(pictures),), count)
+        path = folder / f"{name}.jpg"
+        photograph(*size).save(path, quality=95)
+        title = f"predict, lite, {name} JPEG of {path.stat().st_size / 1e6:.1f} MB, files to scores"
+        yield title, with_steps(cumulative(steps), make_predict, ((path,) * count,), count)
 
 
-def make_predict(folder: str, steps: Steps) -> Callable[[], dict[str, Tensor]]:
+def make_predict(paths: tuple[Path, ...], steps: Steps) -> Callable[[], dict[str, Tensor]]:
     """`main.py predict` without its start: files to scores, as many threads as torch has."""
     precision = "bf16" if "bf16" in steps else "fp32"
     scorer = Scorer(precision=precision, workers=-1, exact="scaled decoding" not in steps)
@@ -338,8 +318,6 @@ def make_predict(folder: str, steps: Steps) -> Callable[[], dict[str, Tensor]]:
         reference.fusion.__class__ = ReferenceFusion
         reference.register_forward_pre_hook(lambda _, inputs: inputs[0].contiguous())  # channels first
         scorer.network.model = reference
-    paths = sorted(Path(folder).iterdir())
-
     return lambda: {"score": torch.tensor([one.score for one in scorer.score_all(paths)])}
 
 
@@ -351,14 +329,14 @@ def scaled_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
         sources = [Image.fromarray(decode(path)) for path in paths]
     if not sources:
         raise ValueError(f"benchmark: {options.pictures} holds no pictures ({', '.join(PICTURE_ENDINGS)})")
-    sources = sources[: 2 if options.quick else None]
-    for number, image in enumerate(sources):
+    paths = [folder / f"{number:05d}.jpg" for number in range(len(sources))][: 2 if options.quick else None]
+    for path, image in zip(paths, sources, strict=False):
         scale = (24e6 / (image.width * image.height)) ** 0.5
         large = noisy(image, round(scale * image.width), round(scale * image.height))
-        large.save(folder / f"{number:05d}.jpg", quality=95)
+        large.save(path, quality=95)
     rows = {"exact": ("fast network",), "scaled": ("fast network", "scaled decoding")}
-    title = f"scaled decoding, lite, {len(sources)} pictures enlarged to 24 megapixels"
-    yield title, with_steps(rows, make_predict, (str(folder),), len(sources))
+    title = f"scaled decoding, lite, {len(paths)} pictures enlarged to 24 megapixels"
+    yield title, with_steps(rows, make_predict, (tuple(paths),), len(paths))
 
 
 def start_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
@@ -395,20 +373,15 @@ def table_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
 
 
 def make_ceiling(kind: str) -> Callable[[], None]:
+    """The largest speed to expect: what a 3x3 convolution of 256 channels at 64x64 reaches."""
     placed = {"dtype": PRECISIONS[kind], "memory_format": torch.channels_last}
     conv = nn.Conv2d(256, 256, 3, padding=1, bias=False).to(**placed)
     images = torch.randn(4, 256, 64, 64).to(**placed)
-
-    @torch.inference_mode()
-    def run() -> None:
-        for _ in range(10):
-            conv(images)
-
-    return run
+    return torch.inference_mode()(lambda: conv(images))
 
 
 OPERATIONS = 2 * 256 * 256 * 9 * 64 * 64  # of the ceiling, for one picture
-CEILINGS = [Variant(kind, make_ceiling, (kind,), 4 * 10, OPERATIONS, kind) for kind in ("fp32", "bf16")]
+CEILINGS = [Variant(kind, make_ceiling, (kind,), 4, OPERATIONS, kind) for kind in ("fp32", "bf16")]
 JOBS = (forward_jobs, step_jobs, loader_jobs, predict_jobs, start_jobs, engines_jobs, scaled_jobs, table_jobs)
 PARTS = {jobs.__name__.removesuffix("_jobs"): jobs for jobs in JOBS}
 QUICK_PARTS = ("forward", "step", "loader", "predict")
@@ -422,43 +395,30 @@ def built(variant: Variant, threads: int) -> Callable:
 
 
 def take_turn(variant: Variant, threads: int) -> Turn:
-    """One timed run, after two by torch's timer that are not timed."""
-    names = {"run": built(variant, threads), "last": []}
-    timer = Timer("last.clear(); last.append(run())", globals=names, num_threads=torch.get_num_threads())
-    seconds = timer.timeit(1).median
-    output = names["last"][0]
+    names = {"run": built(variant, threads), "outputs": []}
+    timer = Timer("outputs[:] = [run()]", globals=names, num_threads=threads)
+    seconds = timer.timeit(1).median  # it runs twice before, to warm up
+    [output] = names["outputs"]
     fields = output._asdict() if isinstance(output, Output) else output if isinstance(output, dict) else {}
     arrays = {name: np.asarray(value, np.float64) for name, value in fields.items()}
     return seconds, arrays, engine.peak_memory(CPU)
 
 
-def measure(variants: list[Variant], rounds: int, threads: int) -> list[Turns]:
-    """Each variant's turns, one a round, in a process of its own.
-
-    Raises:
-        ValueError: a process has died.
-    """
+def measure(variants: list[Variant], rounds: int, threads: int) -> list[list[Turn]]:
+    """Each variant's turns, one a round, in a process of its own."""
+    turns = [[] for _ in variants]
     with ExitStack() as stack:
         pools = [stack.enter_context(ProcessPoolExecutor(1, get_context(START))) for _ in variants]
-        pairs = list(zip(pools, variants, strict=True))
-        try:
-            wait(
-                [pool.submit(torch.get_num_threads) for pool in pools]
-            )  # all processes import at the same time
-            turns = [
-                # One after the other: at the same time they may need too much memory.
-                [pool.submit(take_turn, variant, threads).result() for pool, variant in pairs]
-                for _ in range(rounds)
-            ]
-        except BrokenProcessPool as error:
-            raise ValueError("benchmark: a variant's process has died; is there enough memory?") from error
-    return list(zip(*turns, strict=True))
+        wait([pool.submit(os.getpid) for pool in pools])  # all processes import at the same time
+        for _ in range(rounds):  # one after the other: at the same time they may need too much memory
+            for pool, variant, own in zip(pools, variants, turns, strict=True):
+                own.append(pool.submit(take_turn, variant, threads).result())
+    return turns
 
 
-def as_row(variant: Variant, turns: Turns, reference: Variant, reference_turns: Turns) -> dict:
+def as_row(variant: Variant, turns: list[Turn], reference: Variant, reference_turns: list[Turn]) -> dict:
     """A variant's figures for the json; `reference_turns` are of the same rounds."""
-    seconds = [turn[0] for turn in turns]
-    output, expected = turns[-1][1], reference_turns[-1][1]
+    seconds, output, expected = [turn[0] for turn in turns], turns[-1][1], reference_turns[-1][1]
     differences = {name: np.abs(output[name] - expected[name]) for name in output if name in expected}
     rate = variant.images / median(seconds)
     ratios = [turn[0] / value for turn, value in zip(reference_turns, seconds, strict=True)]
@@ -479,38 +439,37 @@ def as_row(variant: Variant, turns: Turns, reference: Variant, reference_turns: 
 def measure_job(title: str, variants: list[Variant], rounds: int, threads: int) -> dict:
     """A table for the json."""
     reference, *others = variants
-    ceilings = CEILINGS if reference.flops else []
-    rows, speeds = [], defaultdict(list)  # of the ceilings, in every round
+    peaks, rows = {}, []
+    if reference.flops:
+        for ceiling, turns in zip(CEILINGS, measure(CEILINGS, rounds, threads), strict=True):
+            seconds = median(turn[0] for turn in turns)
+            peaks[ceiling.precision] = ceiling.images * ceiling.flops / seconds
     for first in range(0, max(1, len(others)), AT_ONCE):
-        group = [reference, *others[first : first + AT_ONCE], *ceilings]
+        group = [reference, *others[first : first + AT_ONCE]]
         measured = measure(group, rounds, threads)
         for variant, turns in zip(group, measured, strict=True):
             row = as_row(variant, turns, reference, measured[0])
-            if variant in ceilings:
-                speeds[variant.precision] += [variant.images * variant.flops / s for s in row["seconds"]]
-            else:
-                rows.append((variant.precision, row))
-    peaks = {precision: median(values) for precision, values in speeds.items()}
-    for precision, row in rows:
-        if precision in peaks:
-            row["share_of_ceiling"] = row["gflop_per_second"] * 1e9 / peaks[precision]
-    return {"job": title, "rounds": rounds, "ceiling": peaks, "rows": [row for _, row in rows]}
+            if variant.precision in peaks:
+                row["share_of_ceiling"] = row["gflop_per_second"] * 1e9 / peaks[variant.precision]
+            rows.append(row)
+    return {"job": title, "rounds": rounds, "ceiling": peaks, "rows": rows}
 
 
 def as_table(job: dict) -> str:
     """A job as a Markdown table, without empty columns."""
-    rows = job["rows"]
+    rows, table = job["rows"], []
 
     def shown(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form)
 
-    def cells(row: dict) -> dict[str, str]:
+    for row in rows:
         speed = shown(row["gflop_per_second"], ".0f"), shown(row["share_of_ceiling"], ".0%")
+        first = row["variant"] == rows[0]["variant"]  # has no differences from itself
         largest, mean = (
-            ", ".join(f"{value:.0e}" for value in row[key].values() if row["variant"] != rows[0]["variant"])
+            "" if first else ", ".join(f"{value:.0e}" for value in row[key].values())
             for key in ("differences", "mean_differences")
         )
-        return {
+        cells = {
             "": row["variant"],
             "images/s": shown(row["images_per_second"], ".1f"),
             "seconds": "" if row["images_per_second"] else f"{median(row['seconds']):.2f}",
@@ -521,60 +480,65 @@ def as_table(job: dict) -> str:
             f"{', '.join(rows[-1]['differences'])}: largest difference": largest,
             "mean": mean,
         }
-
-    table = [cells(row) for row in rows]
-    columns = [title for title in table[0] if any(row[title] for row in table)]
+        table.append(cells)
+    columns = [title for title in table[0] if any(cells[title] for cells in table)]
     ceilings = ", ".join(f"{kind} {value / 1e9:.0f} GFLOP/s" for kind, value in job["ceiling"].items())
     heading = f"{job['rounds']} rounds" + (f"; ceiling: {ceilings}" if ceilings else "")
     lines = [f"{job['job']} ({heading})", "", f"| {' | '.join(columns)} |".replace("|  |", "| |", 1)]
     lines.append("|---" * len(columns) + "|")
-    return "\n".join(lines + [f"| {' | '.join(row[title] for title in columns)} |" for row in table])
+    return "\n".join(lines + [f"| {' | '.join(cells[title] for title in columns)} |" for cells in table])
 
 
-def filled(page: Path, report: dict) -> str:
-    """The page's text with the tables between their markers."""
-    begin, end = "<!-- benchmark -->", "<!-- end of benchmark -->"
-    text, about = page.read_text(encoding="utf-8"), report["machine"]
-    head = f"{about['processor']}, {about['threads']} threads, torch {about['torch']}"
-    tables = "\n\n".join([f"{head} (`results/benchmark.json`):", *map(as_table, report["jobs"])])
-    between = re.compile(f"{begin}.*{end}", re.DOTALL)
-    if (text.count(begin), text.count(end)) != (1, 1) or not between.search(text):
-        raise ValueError(f"benchmark: {page} must hold once, in this order, {begin} and {end}")
-    return between.sub(lambda _: f"{begin}\n{tables}\n{end}", text)
+def head(about: dict) -> str:
+    """What the figures were measured on; older reports name no instructions."""
+    text = f"{about['processor']}, {about['threads']} threads, torch {about['torch']}"
+    return f"{text}, {about['instructions']}" if "instructions" in about else text
 
 
 def run_parts(options: argparse.Namespace) -> dict:
+    """Measures and prints; the report for the json."""
     parts = options.only.split(",") if options.only else QUICK_PARTS if options.quick else PARTS
     if unknown := [part for part in parts if part not in PARTS]:
         raise ValueError(f"benchmark: --only takes some of {', '.join(PARTS)}, got '{unknown[0]}'")
     if options.output:
         check_output("benchmark", options.output.parent, [options.output.name], options.force)
-    cpuinfo = Path("/proc/cpuinfo")
+    cpuinfo, limit = Path("/proc/cpuinfo"), os.environ.get("ONEDNN_MAX_CPU_ISA")
     named = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.is_file() else None
-    processor = named[1] if named else platform.processor() or platform.machine()
-    about = {"processor": processor, "cores": os.cpu_count(), "threads": options.threads}
-    report = {"machine": about | {"torch": torch.__version__}, "jobs": []}
-    print(", ".join(f"{name} {value}" for name, value in report["machine"].items()))
+    about = {
+        "processor": named[1] if named else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": options.threads,
+        "torch": torch.__version__,
+        "instructions": torch.backends.cpu.get_cpu_capability() + (f" (oneDNN: {limit})" if limit else ""),
+    }
+    report = {"machine": about, "jobs": []}
+    print(head(about))
     rounds = options.rounds or (2 if options.quick else 7)
     for part in parts:
         with tempfile.TemporaryDirectory() as folder:
             for title, variants in PARTS[part](options, Path(folder)):
-                steps = [one for one in variants if one.name.startswith("+ ")]
                 if options.quick:  # of the rows with a +, only the last, which has all steps
+                    steps = [one for one in variants if one.name.startswith("+ ")]
                     variants = [one for one in variants if one not in steps[:-1]]
-                job = measure_job(title, variants, rounds, options.threads)
-                report["jobs"].append(job)
-                print("\n" + as_table(job), flush=True)
+                report["jobs"].append(measure_job(title, variants, rounds, options.threads))
+                print("\n" + as_table(report["jobs"][-1]), flush=True)
     return report
 
 
 def benchmark(options: argparse.Namespace) -> int:
     report = json.loads(options.tables.read_text("utf-8")) if options.tables else run_parts(options)
+    tables = "\n\n".join(map(as_table, report["jobs"]))
     if options.tables:
-        print("\n\n".join(map(as_table, report["jobs"])))
+        print(tables)
     contents = {options.output: json.dumps(report, indent=1) + "\n"} if options.output else {}
     if options.readme:
-        contents[options.readme] = filled(options.readme, report)
+        begin, end = "<!-- benchmark -->", "<!-- end of benchmark -->"
+        before, _, rest = options.readme.read_text(encoding="utf-8").partition(begin)
+        _, found, after = rest.partition(end)
+        if not found:
+            raise ValueError(f"benchmark: {options.readme} must hold {begin} and behind it {end}")
+        first = f"{head(report['machine'])} (`results/benchmark.json`):"
+        contents[options.readme] = f"{before}{begin}\n{first}\n\n{tables}\n{end}{after}"
     for target, content in contents.items():
         with written_whole(target) as path:
             path.write_text(content, encoding="utf-8")

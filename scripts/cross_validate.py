@@ -9,9 +9,8 @@ set is predicted once, by the network that was not trained on it.
 
 The linear probe, on the same folds, is logistic regression on the last map of the same backbone with its
 ImageNet weights, frozen, averaged over its positions: at the network's input size and at the emotion
-branch's. Its regularisation is chosen within the training folds.
-
-Writes cross_validation.json (intervals over all pictures; differences are paired) and predictions.csv.
+branch's. Its regularisation is chosen within the training folds. Writes cross_validation.json (intervals over
+all pictures; differences are paired) and predictions.csv.
 """
 
 from __future__ import annotations
@@ -26,7 +25,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import timm
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -52,10 +56,6 @@ from EAMBNet import shrink
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return guarded(cross_validate, parse(arguments), interrupted="interrupted; the same command goes on")
-
-
-def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
     add("--config", metavar="FILE", action="append", required=True, help="YAML")
@@ -64,7 +64,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--folds", type=int, default=5)
     add("--output", type=Path, metavar="DIR", required=True)
     add("settings", metavar="key=value", nargs="*", help="as in train.epochs=3")
-    return parser.parse_intermixed_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
+    return guarded(cross_validate, options, interrupted="interrupted; the same command goes on")
 
 
 def cross_validate(options: argparse.Namespace) -> int:
@@ -77,19 +78,37 @@ def cross_validate(options: argparse.Namespace) -> int:
     last_set(config, fold=0)  # to refuse a set that cannot be divided before anything is trained
     done = [train_fold(config, fold, options.output / f"fold_{fold}") for fold in range(options.folds)]
     parts, shares = [part for part, _ in done], np.concatenate([predicted for _, predicted in done])
-    classes = parts[0].emotion_classes
+    classes, names = parts[0].emotion_classes, np.array(parts[0].emotion_classes)
+    votes = np.concatenate([part.emotions for part in parts])  # (n, E)
+    folds = np.repeat(range(len(parts)), [len(part) for part in parts])  # (n,)
     truth = [part.emotions.argmax(axis=1) for part in parts]  # (n_k,) each
     features = imagenet_features(config, parts)
     probes = {f"probe_{size}": probe(values, truth) for size, values in features.items()}  # (n,) each
-    folds = np.repeat(range(len(parts)), [len(part) for part in parts])  # (n,)
-    votes = np.concatenate([part.emotions for part in parts])  # (n, E)
-    content = compare_with_probes(shares, votes, classes, probes, folds)
-    content |= {"dataset": parts[0].name, "protocol": [part.protocol for part in parts]}
-    content |= {"config": config.without_folders(), "versions": versions()}
-    names = np.array(classes)
-    columns = {"id": np.array([i for part in parts for i in part.ids]), "fold": folds}
+    predicted, true = metrics.top_classes(shares, votes)  # (n,) each
+    correct = pd.DataFrame({"network": predicted, **probes}).eq(true, axis=0).astype(float)
+    figures = partial(metrics.emotion_metrics, classes=classes)
+
+    def accuracies(correct: np.ndarray) -> dict[str, float]:
+        means = dict(zip(("network", *probes), correct.mean(axis=0).tolist(), strict=True))
+        return means | {f"network - {name}": means["network"] - means[name] for name in probes}
+
+    content = {
+        "metrics": figures(shares, votes),
+        "intervals_95": bootstrap_intervals(figures, (shares, votes)),
+        "accuracies": accuracies(correct.to_numpy()),
+        "accuracies_95": bootstrap_intervals(accuracies, (correct,)),
+        "accuracies_by_fold": correct.groupby(folds).mean().to_dict("records"),
+        "chance": 1 / len(classes),
+        "emotions": list(classes),
+        "confusion": metrics.confusion_matrix(shares, votes, classes).tolist(),
+        "dataset": parts[0].name,
+        "protocol": [part.protocol for part in parts],
+        "config": config.without_folders(),
+        "versions": versions(),
+    }
+    columns = {"id": np.concatenate([part.ids for part in parts]), "fold": folds}
     columns |= {"prediction": names[shares.argmax(axis=1)]}
-    columns |= {f"emotion_{name}": shares[:, i] for i, name in enumerate(classes)}
+    columns |= {f"emotion_{name}": shares[:, i] for i, name in enumerate(names)}
     columns |= {name: names[numbers] for name, numbers in probes.items()}
     write_columns(options.output / "predictions.csv", columns)
     text = json.dumps(without_nan(content), indent=1)
@@ -118,10 +137,8 @@ def train_fold(config: Config, fold: int, folder: Path) -> tuple[RatedSet, np.nd
     if done.is_file():
         before = load_config([folder / "config.yaml"]).as_dict()
         if changed := changed_settings(before, config.as_dict()):
-            raise ValueError(
-                f"cross_validate: {folder} was trained with other settings ({'; '.join(changed)}); choose "
-                "another --output"
-            )
+            what = f"{folder} was trained with other settings ({'; '.join(changed)})"
+            raise ValueError(f"cross_validate: {what}; choose another --output")
     else:
         train(choose_task(config), output=folder, resume=True)
         weights = checkpoint.load_weights(folder / "best.pt")
@@ -135,17 +152,15 @@ def train_fold(config: Config, fold: int, folder: Path) -> tuple[RatedSet, np.nd
 
 
 def imagenet_features(config: Config, parts: list[RatedSet]) -> dict[int, list[np.ndarray]]:
-    """Picture size -> (n_k, C) for each fold: the backbone's last map, averaged over its positions.
-
-    The sizes are those of the network's input and of its emotion branch's, in pixels a side.
-    """
+    """Pixels a side of the input and the emotion branch's -> (n_k, C) for each fold: the backbone's last map,
+    averaged over its positions."""
     network = imagenet_network(config.model.backbone, config.model.imagenet)
     mean, std = backbones.normalisation(config.model.backbone)
     full = config.data.size
     features = {size: [] for size in (full, round(full * config.model.emotion_scale))}
     for part in parts:
-        pictures = PictureSet(part, full, exif=config.data.exif)
         rows = {size: [] for size in features}
+        pictures = PictureSet(part, full, exif=config.data.exif)
         for batch in make_loader(pictures, TestOrder(len(part), 32), config.data.worker_count()):
             images = normalise(batch.images, mean, std)  # (N, 3, H, W)
             with torch.inference_mode():
@@ -158,8 +173,6 @@ def imagenet_features(config: Config, parts: list[RatedSet]) -> dict[int, list[n
 
 def imagenet_network(name: str, source: str) -> Callable[[Tensor], Tensor]:
     """A backbone with its ImageNet weights: pictures (N, 3, H, W) -> last map (N, C, H/32, W/32)."""
-    import timm
-
     file = backbones.imagenet_file(name) if source == "auto" else Path(source)
     state = checkpoint.imagenet_state(name, file)
     if name == backbones.LITE0:
@@ -174,11 +187,6 @@ def imagenet_network(name: str, source: str) -> Callable[[Tensor], Tensor]:
 
 def probe(features: list[np.ndarray], truth: list[np.ndarray]) -> np.ndarray:
     """(n,) class numbers: each fold's pictures, predicted from the other folds'; features (n_k, C) each."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     model, predicted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)), []
     for fold, values in enumerate(features):
         others = [k for k in range(len(features)) if k != fold]
@@ -188,37 +196,6 @@ def probe(features: list[np.ndarray], truth: list[np.ndarray]) -> np.ndarray:
         search.fit(np.concatenate([features[k] for k in others]), labels)
         predicted.append(search.predict(values))
     return np.concatenate(predicted)
-
-
-def compare_with_probes(
-    shares: np.ndarray, votes: np.ndarray, classes: tuple[str, ...], probes: dict, folds: np.ndarray
-) -> dict:
-    """Metrics of the network with intervals, of the probes, and the paired differences of their accuracies.
-
-    Args:
-        shares, votes: (n, E). probes: name -> class numbers (n,). folds: (n,) fold of each picture.
-    """
-
-    predicted, truth = metrics.top_classes(shares, votes)  # (n,) each
-    names = ["network", *probes]
-    correct = np.stack([numbers == truth for numbers in (predicted, *probes.values())], axis=1)
-    correct = correct.astype(np.float64)  # (n, 1 + probes)
-
-    def accuracies(correct: np.ndarray) -> dict[str, float]:
-        means = dict(zip(names, correct.mean(axis=0).tolist(), strict=True))
-        return means | {f"network - {name}": means["network"] - means[name] for name in names[1:]}
-
-    figures = partial(metrics.emotion_metrics, classes=classes)
-    return {
-        "metrics": figures(shares, votes),
-        "intervals_95": bootstrap_intervals(figures, (shares, votes)),
-        "accuracies": accuracies(correct),
-        "accuracies_95": bootstrap_intervals(accuracies, (correct,)),
-        "accuracies_by_fold": pd.DataFrame(correct, columns=names).groupby(folds).mean().to_dict("records"),
-        "chance": 1 / len(classes),
-        "emotions": list(classes),
-        "confusion": metrics.confusion_matrix(shares, votes, classes).tolist(),
-    }
 
 
 if __name__ == "__main__":

@@ -10,11 +10,8 @@ Int8 is in OpenVINO's own form: of the same network as int8 ONNX (by NNCF) it co
 SRCC on PARA in the place of .86.
 
 Nothing is written that gives what is not a number, or that differs from PyTorch on a picture of --check by
-more than
-  fp32  1e-4 in any number;
-  int8  a tenth of its scale in the score (of a pair network .1 of a pair's probability), .2 in an emotion's
-        probability, .1 on the mean in the maps, which are from 0 to 1. Of an emotion branch that was never
-        trained only the score counts.
+more than 1e-4 in any number (fp32) or INT8_LIMITS. Of an emotion branch that was never trained only the score
+counts in int8.
 """
 
 from __future__ import annotations
@@ -45,7 +42,7 @@ from eamb.weights import checkpoint
 
 TOLERANCE = 1e-4  # fp32: largest difference of prediction, logits and map
 INT8_LIMITS = {  # largest differences
-    "score": 0.1,  # as a share of its scale; the worst of 3,000 PARA pictures has .07
+    "score": 0.1,  # share of its scale; for pairs of a probability. The worst of 3,000 PARA pictures has .07
     "emotion_probability": 0.2,  # the shipped network has .02 on the photographs in scikit-image
     "mean_map": 0.1,  # maps are from 0 to 1; the shipped network has .04
 }
@@ -76,30 +73,33 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def export(options: argparse.Namespace) -> int:
-    ending = ENDINGS["int8" if options.int8 else "fp32"]
-    if options.output.suffix != ending:
-        raise ValueError(f"export: the output must end in {ending}, got {options.output.name}")
+    precision = "int8" if options.int8 else "fp32"
+    if options.output.suffix != ENDINGS[precision]:
+        raise ValueError(f"export: the output must end in {ENDINGS[precision]}, got {options.output.name}")
     check_output("export", options.output.parent, [options.output.name], options.force)
     if options.int8 != bool(options.calibrate):
         raise ValueError("export: --int8 and --calibrate PHOTOS belong together; about 300 training pictures")
-    for name in ("onnx", "nncf") if options.int8 else ("onnx",):
-        if find_spec(name) is None:
-            raise ValueError(f"export: {name} is not installed; pip install onnx openvino nncf")
+    if find_spec("onnx") is None or (options.int8 and find_spec("nncf") is None):
+        raise ValueError("export: a package is missing; pip install onnx openvino nncf")
     weights = checkpoint.load_weights(options.checkpoint)
     whole = Whole(weights.build(), weights.description["architecture"]["backbone"]).eval()
     size, exif = weights.size_and_exif
     pictures = read_pictures(options.check, size, exif) if options.check else embedded_pictures(size)
-    graph, precision = trace(whole, pictures), "fp32"
+    graph = trace(whole, pictures)
     if options.int8:
-        network, precision = quantize(graph, read_pictures(options.calibrate, size, exif)), "int8"
+        os.environ.setdefault("NNCF_CI", "1")  # or it reports its use to its makers
+        import nncf
+
+        batches = read_pictures(options.calibrate, size, exif).contiguous().split(4)
+        model, ranges = openvino().Core().read_model(graph.SerializeToString()), [b.numpy() for b in batches]
+        network = nncf.quantize(model, nncf.Dataset(ranges), subset_size=len(ranges))
 
     def write(path: Path, about: dict) -> None:
-        text = metadata(weights, about)
         if options.int8:
-            pack(path, network, text)
+            pack(path, network, metadata(weights, about))
             return
         del graph.metadata_props[:]
-        graph.metadata_props.add(key=KEY, value=text)
+        graph.metadata_props.add(key=KEY, value=metadata(weights, about))
         path.write_bytes(graph.SerializeToString())
 
     about = {"precision": precision, "pictures": len(pictures)}
@@ -132,52 +132,33 @@ def embedded_pictures(size: int) -> Tensor:
 
 def trace(whole: nn.Module, pictures: Tensor):
     """The network as an ONNX graph (onnx.ModelProto), for pictures of one size and any number."""
-    file = io.BytesIO()
+    import onnx
+
+    file, fields = io.BytesIO(), list(Output._fields)
     with warnings.catch_warnings(), torch.no_grad():
-        # Of sizes that become constants, as they should; and that there is a newer exporter, which needs one
-        # more package.
+        # Sizes become constants, as they should; and the newer exporter needs one more package.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             whole,
             (pictures[:2],),
             file,
             input_names=[INPUT],
-            output_names=list(Output._fields),
-            dynamic_axes={name: {0: "N"} for name in (INPUT, *Output._fields)},
+            output_names=fields,
+            dynamic_axes={name: {0: "N"} for name in (INPUT, *fields)},
             opset_version=17,
             dynamo=False,
         )
-    import onnx
-
-    graph = onnx.load_model_from_string(file.getvalue())
-    onnx.checker.check_model(graph)
-    return graph
-
-
-def quantize(graph, pictures: Tensor):
-    """An ONNX graph as OpenVINO's model, whose convolutions get 8-bit weights with a scale per channel.
-
-    Args:
-        pictures: (n, 3, H, W) uint8, whose activations say their ranges.
-    """
-    os.environ.setdefault("NNCF_CI", "1")  # or it reports its use to its makers
-    import nncf
-
-    batches = [batch.numpy() for batch in pictures.contiguous().split(4)]
-    model = openvino().Core().read_model(graph.SerializeToString())
-    return nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))
+    return onnx.load_model_from_string(file.getvalue())
 
 
 def differences(weights: checkpoint.Weights, expected: Output, output: Output, precision: str) -> dict:
     """The largest difference in each field of Output, and in what is read from them, by name.
 
     "score" is a share of its scale (of an emotion network a probability, of a pair network that of a pair),
-    "emotion_probability" of any emotion; "mean_map" is no largest difference but the mean over the maps, as
-    single places of a map say little.
+    "emotion_probability" of any emotion; "mean_map" is the mean over the maps: single places say little.
 
     Raises:
-        ValueError: one is above its limit, is not a number, or the shapes differ. Of an emotion branch that
-            was never trained int8 may give other emotions: `predict` shows none of them.
+        ValueError: one is above its limit, is not a number, or the shapes differ.
     """
     values = {name: list(pair) for name, *pair in zip(Output._fields, expected, output, strict=True)}
     values["score"] = values["prediction"]
@@ -189,9 +170,9 @@ def differences(weights: checkpoint.Weights, expected: Output, output: Output, p
         values["score"] = [score / (high - low) for score in scores]
     values["emotion_probability"] = [logits.softmax(dim=1) for logits in values["emotion_logits"]]
     values["mean_map"] = values["emotion_map"]
-    limits = dict.fromkeys(Output._fields, TOLERANCE)
-    if precision == "int8":
-        limits = INT8_LIMITS if weights.emotion_branch == "trained" else {"score": INT8_LIMITS["score"]}
+    limits = dict.fromkeys(Output._fields, TOLERANCE) if precision == "fp32" else INT8_LIMITS
+    if precision == "int8" and weights.emotion_branch != "trained":  # `predict` shows none of its emotions
+        limits = {"score": INT8_LIMITS["score"]}
     result = {}
     for name, (ours, theirs) in values.items():
         different = math.inf
@@ -202,8 +183,8 @@ def differences(weights: checkpoint.Weights, expected: Output, output: Output, p
         if different > limit:
             raise ValueError(
                 f"export: the exported network's {name} differs from PyTorch's by {different:.1e}, allowed "
-                f"is {limit:.0e} (inf: it is not a number, or of another shape); nothing was written. Check "
-                "that the checkpoint scores with PyTorch; for int8 --calibrate with more pictures"
+                f"is {limit:.0e} (inf: no number, or another shape); nothing was written. Check that the "
+                "checkpoint scores with PyTorch; for int8 --calibrate with more pictures"
             )
         result[name] = different
     return result

@@ -8,10 +8,7 @@ computed from its predictions, compared with its metrics.json, and kept in resul
 SHA-256 of the predictions. So the tables can be written without the ratings.
 
 All runs are measured on the same resamples of the pictures. A row of several seeds is the mean of their
-metrics. A difference of two rows counts if its paired 95 % interval does not contain 0 and it is larger than
-the seed spread: SPREADS times the root of the sum of both rows' variances over their seeds. That is a rule of
-thumb and not a test: deviations over so few seeds are rough. A row of one seed is given the largest deviation
-of its table; if no row has several seeds, no difference counts.
+metrics. Below each table is said which differences count: a rule of thumb and not a test.
 """
 
 from __future__ import annotations
@@ -23,9 +20,7 @@ import math
 import re
 import sys
 import textwrap
-import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
@@ -37,15 +32,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import metrics
 from datasets import SetReader
+from eamb.evaluation.external import match_ids
 from eamb.evaluation.intervals import bootstrap_intervals
 from eamb.evaluation.report import without_nan
 from eamb.files import file_hash, original, written_whole
 from eamb.readers.rated import DataOptions, RatedSet
 from eamb.runtime.command import guarded
 from eamb.runtime.config import Config, load_config
-from eamb.training.resuming import changed_settings
 
-MEASURES = ("srcc", "plcc", "rmse", "mae", "accuracy", "accuracy_inclusive")
+FUNCTIONS = ("srcc", "plcc", "rmse", "mae")  # functions of metrics.py
+MEASURES = (*FUNCTIONS, "accuracy", "accuracy_inclusive")
 PRINTED = ("srcc", "plcc", "accuracy", "accuracy_inclusive")  # the others are only in the csv
 SPREADS = 2  # would be a 95 % interval if the deviations over seeds were known exactly
 TRAINED_ON = {  # key of metrics.json -> its column in the csv, and the mark of a row with such pictures
@@ -72,8 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
 def make_tables(options: argparse.Namespace) -> int:
     tables, path = read_tables(options.results / "tables.yaml"), options.results / "measured.json"
     runs = {name: read_run(options.results / name) for table in tables for name in table.runs}
-    sets = {table.name: check_rows(table, runs) for table in tables if table.rows}
-    measured = read_json(path, "delete it and measure again, with --data-root") if path.is_file() else {}
+    sets = {table.name: runs[table.runs[0]].facts["dataset"] for table in tables if table.rows}
+    measured = read_json(path) if path.is_file() else {}
     for word in options.data_root:
         name, _, root = word.partition("=")
         if name.lower() not in sets.values() or not root:
@@ -89,15 +85,15 @@ def make_tables(options: argparse.Namespace) -> int:
     for target, text in texts.items():
         with written_whole(target) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="\n")
-    print("\n".join(map(str, texts)))
+        print(target)
     return 0
 
 
-def read_json(path: Path, remedy: str) -> dict:
+def read_json(path: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"make_tables: {path} is not a complete JSON file ({error}); {remedy}") from error
+        raise ValueError(f"make_tables: {path} is not a complete JSON file: {error}") from error
 
 
 # ---- What tables.yaml and the folders of results/ say
@@ -122,19 +118,17 @@ class Table:
 
 
 def read_tables(path: Path) -> list[Table]:
-    """Raises ValueError: a table lacks something, has an unknown key, or names something twice."""
+    """Raises ValueError: a table lacks something or has an unknown key."""
     tables = []
     try:
         for entry in yaml.safe_load(path.read_text(encoding="utf-8")):
-            listed = entry.get("rows", [])
-            rows = {row["name"]: [*map(str, row["runs"])] for row in listed}
+            rows = {row["name"]: [*map(str, row["runs"])] for row in entry.get("rows", [])}
             table = Table(**entry | {"rows": rows})
-            if len(rows) < len(listed) or table.name in [other.name for other in tables]:
-                raise ValueError(f"table {table.name}, or one of its rows, is there twice")
-            if bool(rows) == bool(table.block) or not all(rows.values()):
-                raise ValueError(f"table {table.name} needs either rows, each with runs, or a block")
-            if table.reference not in ("", *rows):
-                raise ValueError(f"table {table.name} has no row '{table.reference}', its reference")
+            filled = bool(rows) != bool(table.block) and all(rows.values())
+            if not filled or table.reference not in ("", *rows):
+                raise ValueError(
+                    f"table {table.name} needs either a block or rows, each with runs, and as reference a row"
+                )
             tables.append(table)
     except (yaml.YAMLError, AttributeError, TypeError, KeyError, ValueError) as error:
         text = " ".join(str(error).split())
@@ -161,49 +155,21 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """Raises ValueError, FileNotFoundError: something is missing."""
-    facts = read_json(folder / "metrics.json", "evaluate the run again and keep it")
-    config, budget, needed = None, "", ["metrics", "dataset", "split", "split_sha256"]
+    facts = read_json(folder / "metrics.json")
+    config, needed = None, ["metrics", "dataset", "split", "split_sha256"]
     if "predictions_file" not in facts:  # `main.py evaluate --predictions` writes it
         config = load_config([folder / "config.yaml"])
         with (folder / "metrics.jsonl").open(encoding="utf-8") as log:
-            pictures = json.loads(next(log, "{}")).get("train_pictures")
-        if pictures is None:
-            raise ValueError(
-                f"make_tables: {folder}/metrics.jsonl does not say train_pictures; keep the run again"
-            )
-        budget = f"{pictures:,} x {config.train.epochs}"
+            facts = json.loads(next(log, "{}")) | facts
         branch = config.model.network == "eambnet" and "emotion" not in config.model.without
-        needed += list(TRAINED_ON)[: 1 + branch]
+        needed += ["train_pictures", *list(TRAINED_ON)[: 1 + branch]]
     if missing := [key for key in needed if key not in facts]:
-        raise ValueError(f"make_tables: {folder}/metrics.json has no '{missing[0]}'; evaluate the run again")
+        raise ValueError(
+            f"make_tables: {folder}: metrics.json and the head of metrics.jsonl have no '{missing[0]}'; "
+            "evaluate the run again and keep it"
+        )
+    budget = f"{facts['train_pictures']:,} x {config.train.epochs}" if config else ""
     return Run(folder, facts, config, file_hash(folder / "predictions.csv.gz"), budget)
-
-
-def check_rows(table: Table, runs: dict[str, Run]) -> str:
-    """The data set of a table.
-
-    Raises:
-        ValueError: its runs predict different pictures; those of a row differ in more than the seed.
-    """
-    first = runs[table.runs[0]]
-    for name, key in product(table.runs, ("dataset", "split", "split_sha256")):
-        if runs[name].facts[key] != first.facts[key]:
-            raise ValueError(
-                f"make_tables: table {table.name}: {key} of {name} is {runs[name].facts[key]}, that of "
-                f"{first.folder.name} is {first.facts[key]}; its rows must be measured on the same pictures"
-            )
-    for row, names in table.rows.items():
-        configs = [runs[name].config for name in names if runs[name].config]
-        settings = [replace(config, train=replace(config.train, seed=0)).as_dict() for config in configs]
-        differences = [text for now in settings for text in changed_settings(settings[0], now)]
-        if len({config.train.seed for config in configs}) < len(configs):
-            differences.append("two have the same train.seed")
-        if differences:
-            raise ValueError(
-                f"make_tables: table {table.name}, row {row}: its runs must differ in the seed and nothing "
-                f"else ({'; '.join(differences)}); make a row of each"
-            )
-    return first.facts["dataset"]
 
 
 # ---- Measuring: needs the ratings
@@ -213,7 +179,7 @@ def measure_table(table: Table, runs: dict[str, Run], root: Path, resamples: int
     """What measured.json has of a table: its figures on all pictures, and on those without twins in training.
 
     Raises:
-        ValueError: the runs predict another split.
+        ValueError: a run predicts other pictures.
     """
     facts = runs[table.runs[0]].facts
     name, split = facts["dataset"], facts["split"]
@@ -223,25 +189,27 @@ def measure_table(table: Table, runs: dict[str, Run], root: Path, resamples: int
     reader = SetReader(name, root, options)
     rated = reader.load((split,))[split]
     rated = rated.take(~np.isnan(rated.scores))
-    if rated.sha256 != facts["split_sha256"]:
-        raise ValueError(
-            f"make_tables: table {table.name} predicts another split than {name} {split} in {root}: "
-            f"split_sha256 is {facts['split_sha256'][:12]} there and {rated.sha256[:12]} here"
-        )
+    for run in table.runs:
+        pictures = [runs[run].facts[key] for key in ("dataset", "split", "split_sha256")]
+        if pictures != [name, split, rated.sha256]:
+            raise ValueError(
+                f"make_tables: table {table.name}: {runs[run].folder} predicts other pictures than {name} "
+                f"{split} in {root}, by dataset, split or split_sha256 in its metrics.json"
+            )
     broken = [picture for run in table.runs for picture, _ in runs[run].facts.get("broken", ())]
     rated = rated.take(~np.isin(rated.ids, broken))
     twins = np.isin(rated.ids, list(reader.twins_in_training() if split == "test" else ()))  # (n,)
     labels = rated.scale.kind == "label"
     truth = rated.high().astype(np.float64) if labels else rated.scores  # (n,)
     threshold = 0.5 if labels else rated.scale.threshold
-    predictions = [read_predictions(runs[run].folder, rated) for run in table.runs]  # (n,) each
+    arrays = [truth, *(read_predictions(runs[run].folder, rated) for run in table.runs)]
     content = {"threshold": threshold, "twins": int(twins.sum()), "resamples": resamples}
     # The measure whose differences are printed was chosen before anything was measured.
     content |= {"decisive": "accuracy" if labels else "srcc", "reference": table.reference}
     content["rows"] = sources(table, runs)
     for subset, rows in (("all", ~np.zeros_like(twins)), ("without_twins", ~twins)):
-        parts = [values[rows] for values in predictions]
-        content[subset] = figures(table, runs, parts, truth[rows], threshold, resamples)
+        part = [values[rows] for values in arrays]
+        content[subset] = figures(table, runs, part, threshold, resamples)
     return without_nan(content)
 
 
@@ -251,90 +219,70 @@ def sources(table: Table, runs: dict[str, Run]) -> dict[str, dict[str, str]]:
 
 
 def read_predictions(folder: Path, rated: RatedSet) -> np.ndarray:
-    """(n,) in the order of the set.
-
-    Raises:
-        ValueError: pictures are missing, unknown or there twice; a prediction is not a number.
-    """
+    """(n,) in the order of the set. Raises ValueError: not one finite number for each picture."""
     path = folder / "predictions.csv.gz"
-    try:
-        table = pd.read_csv(path, usecols=["id", "prediction"], dtype=str, keep_default_na=False)
-        predictions = table.set_index(table["id"].map(original))["prediction"].astype(float)
-    except (ValueError, OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"make_tables: {path} cannot be read: {error}") from error
-    if sorted(predictions.index) != sorted(rated.ids) or not np.isfinite(predictions).all():
-        wrong = sorted({*predictions.index} ^ {*rated.ids})
+    table, misfits = match_ids(path, rated)
+    if wrong := [picture.id for pictures in misfits.values() for picture in pictures]:
         raise ValueError(
-            f"make_tables: {path} must have a finite number for each of the {len(rated)} pictures of "
-            f"{rated.name} {rated.split}, once; {len(wrong)} are missing or unknown, e.g. {wrong[:3]}"
+            f"make_tables: {path} must have each picture of {rated.name} {rated.split} once; {len(wrong)} "
+            f"are missing, unknown or there twice, e.g. {wrong[:3]}"
         )
-    return predictions[list(rated.ids)].to_numpy()
+    return table["prediction"].to_numpy()
 
 
 def figures(
-    table: Table,
-    runs: dict[str, Run],
-    predictions: Sequence[np.ndarray],
-    truth: np.ndarray,
-    threshold: float,
-    resamples: int,
+    table: Table, runs: dict[str, Run], arrays: list[np.ndarray], threshold: float, resamples: int
 ) -> dict:
     """Metrics of each run; of each row, with intervals; differences from the reference, and which count.
 
     Args:
-        predictions: of each run, (n,). A metric that a run's metrics.json lacks is NaN.
-        truth: (n,).
+        arrays: truth and the predictions of each run, (n,) each. A metric that a metrics.json lacks is NaN.
 
     Returns:
         {"n": pictures, "runs": run -> metric -> value,
         "rows": row -> metric -> {"mean", "sd", "low", "high"},
         "differences": row -> metric -> {"difference", "low", "high", "seed_spread", "borrowed", "counts"}}
     """
-    defined = np.array([[m in runs[name].facts["metrics"] for m in MEASURES] for name in table.runs])
-    members = [[table.runs.index(name) for name in names] for names in table.rows.values()]
-    reference = [*table.rows].index(table.reference) if table.reference else 0
+    others = [row for row in table.rows if table.reference not in ("", row)]
 
-    def of_runs(truth: np.ndarray, *arrays: np.ndarray) -> np.ndarray:  # (runs, MEASURES)
-        return np.where(defined, [run_metrics(values, truth, threshold) for values in arrays], np.nan)
+    def measured(truth: np.ndarray, *arrays: np.ndarray) -> dict[tuple[str, str, str], float]:
+        values = {}
+        for name, predicted in zip(table.runs, arrays, strict=True):
+            # Not aesthetic_metrics: Kendall's tau would take longer than all others.
+            found = {m: getattr(metrics, m)(predicted, truth) for m in FUNCTIONS}
+            found["accuracy"] = metrics.accuracy(predicted, truth, threshold)
+            found["accuracy_inclusive"] = metrics.accuracy(predicted, truth, threshold, inclusive=True)
+            known = runs[name].facts["metrics"]
+            values |= {("runs", name, m): found[m] if m in known else math.nan for m in MEASURES}
+        for (row, names), m in product(table.rows.items(), MEASURES):
+            values["rows", row, m] = float(np.mean([values["runs", name, m] for name in names]))
+        for row, m in product(others, MEASURES):
+            values["differences", row, m] = values["rows", row, m] - values["rows", table.reference, m]
+        return values
 
-    def of_rows(by_run: np.ndarray) -> np.ndarray:  # (2, rows, MEASURES): means, differences
-        means = np.stack([by_run[member].mean(axis=0) for member in members])
-        return np.stack([means, means - means[reference]])
-
-    arrays = (truth, *predictions)
-    by_run = of_runs(*arrays)
-    means, differences = of_rows(by_run)
-    intervals = bootstrap_intervals(
-        lambda *a: dict(enumerate(of_rows(of_runs(*a)).ravel())), arrays, resamples
-    )
-    low, high = np.reshape([*intervals.values()], (2, *means.shape, 2)).transpose(3, 0, 1, 2).tolist()
-    one_seed = [len(member) == 1 for member in members]
-    none = np.full(len(MEASURES), np.nan)
-    deviations = np.stack([none if len(m) == 1 else by_run[m].std(axis=0, ddof=1) for m in members])
-    content = {"n": len(truth), "runs": {}, "rows": {}, "differences": {}}
-    for name, values in zip(table.runs, by_run.tolist(), strict=True):
-        content["runs"][name] = dict(zip(MEASURES, values, strict=True))
-    for (i, row), (j, m) in product(enumerate(table.rows), enumerate(MEASURES)):
-        entry = {"mean": float(means[i, j]), "sd": float(deviations[i, j])}
-        entry |= {"low": low[0][i][j], "high": high[0][i][j]}
-        content["rows"].setdefault(row, {})[m] = entry
-        if not table.reference or i == reference:
-            continue
-        largest = np.fmax.reduce(deviations[:, j])  # NaN if no row has several seeds
-        both = [largest if one_seed[k] else deviations[k, j] for k in (i, reference)]
-        entry = {"difference": float(differences[i, j]), "low": low[1][i][j], "high": high[1][i][j]}
-        entry |= {"seed_spread": SPREADS * math.hypot(*both), "borrowed": one_seed[i] or one_seed[reference]}
-        beyond = abs(entry["difference"]) > entry["seed_spread"]  # not where anything is NaN
-        entry["counts"] = beyond and (entry["low"] > 0 or entry["high"] < 0)
-        content["differences"].setdefault(row, {})[m] = entry
+    values, intervals = measured(*arrays), bootstrap_intervals(measured, tuple(arrays), resamples)
+    content = {"n": len(arrays[0]), "runs": {}, "rows": {}, "differences": {}}
+    for name, m in product(table.runs, MEASURES):
+        content["runs"].setdefault(name, {})[m] = values["runs", name, m]
+    for m in MEASURES:
+        deviations = {}
+        for row, names in table.rows.items():
+            seeds = [values["runs", name, m] for name in names]
+            deviations[row] = float(np.std(seeds, ddof=1)) if len(seeds) > 1 else math.nan
+            low, high = intervals["rows", row, m]
+            entry = {"mean": values["rows", row, m], "sd": deviations[row], "low": low, "high": high}
+            content["rows"].setdefault(row, {})[m] = entry
+        one_seed = {row for row, names in table.rows.items() if len(names) == 1}
+        lent = dict.fromkeys(one_seed, float(np.fmax.reduce([*deviations.values()])))  # NaN if all have one
+        for row in others:
+            difference, (low, high) = values["differences", row, m], intervals["differences", row, m]
+            spread = SPREADS * math.hypot(*((deviations | lent)[name] for name in (row, table.reference)))
+            entry = {"difference": difference, "low": low, "high": high, "seed_spread": spread}
+            entry["borrowed"] = bool(one_seed & {row, table.reference})
+            # False where anything is NaN.
+            entry["counts"] = abs(difference) > spread and (low > 0 or high < 0)
+            content["differences"].setdefault(row, {})[m] = entry
     return content
-
-
-def run_metrics(predicted: np.ndarray, truth: np.ndarray, threshold: float) -> list[float]:
-    """The MEASURES, as `metrics.aesthetic_metrics` has them; Kendall's would take longer than all others."""
-    measures = (metrics.srcc, metrics.plcc, metrics.rmse, metrics.mae)
-    sides = (metrics.accuracy(predicted, truth, threshold, inclusive) for inclusive in (False, True))
-    return [*(measure(predicted, truth) for measure in measures), *sides]
 
 
 # ---- Writing: needs results/ only
@@ -346,54 +294,52 @@ def written_tables(
     """Every file with tables -> its text. Nothing is written here.
 
     Raises:
-        ValueError: figures are not those of the runs; a table has no pair of markers in the page, or markers
-            no table; a block is not in published.csv.
+        ValueError: figures are not those of the runs; the page has not one pair of markers for each table; a
+            block is not in published.csv.
     """
-    published = read_published(results / "published.csv")
-    page, texts = readme.read_text(encoding="utf-8"), {}
-    if unknown := {*re.findall(r"<!-- table (\S+) -->", page)} - {table.name for table in tables}:
-        raise ValueError(f"make_tables: {readme} has markers of {sorted(unknown)}, which tables.yaml lacks")
+    page, parts, texts = readme.read_text(encoding="utf-8"), {}, {}
     for table in tables:
         if table.block:
-            lines = published[published["block"] == table.block].drop(columns="block")
-            if lines.empty:
-                raise ValueError(f"make_tables: published.csv has no row of block '{table.block}'")
+            lines = read_published(results / "published.csv", table.block)
             shown = lines.loc[:, (lines != "").any()].rename(columns=FIGURES)
             if "accuracy" in shown:
                 shown["accuracy"] = shown["accuracy"].where(shown["accuracy"] == "", shown["accuracy"] + " %")
-            part = f"{table.title}\n\n{as_markdown([[*shown], *shown.to_numpy().tolist()])}"
+            parts[table.name] = f"{table.title}\n\n{as_markdown([[*shown], *shown.to_numpy().tolist()])}"
         else:
             check_measured(table, runs, measured)
-            part = our_table(table, runs, measured[table.name])
+            parts[table.name] = our_table(table, runs, measured[table.name])
             lines = csv_lines(table, runs, measured[table.name])
         # As objects: None would turn a column of whole numbers into decimals.
         text = pd.DataFrame(lines, dtype=object).to_csv(index=False, lineterminator="\n")
         texts[results / "tables" / f"{table.name}.csv"] = text
-        begin, end = f"<!-- table {table.name} -->", f"<!-- end of table {table.name} -->"
-        if (page.count(begin), page.count(end)) != (1, 1) or page.index(begin) > page.index(end):
-            raise ValueError(f"make_tables: {readme} must hold once, in this order, {begin} and {end}")
-        page = page[: page.index(begin)] + f"{begin}\n{part}\n" + page[page.index(end) :]
-    return {readme: page} | texts
+    place = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end of table \2 -->)", re.DOTALL)
+    if sorted(found[2] for found in place.finditer(page)) != sorted(parts):
+        raise ValueError(
+            f"make_tables: {readme} must hold <!-- table NAME --> and <!-- end of table NAME --> once for "
+            f"each of {', '.join(parts)}, and for no other"
+        )
+    return {readme: place.sub(lambda found: f"{found[1]}{parts[found[2]]}\n{found[3]}", page)} | texts
 
 
-def read_published(path: Path) -> pd.DataFrame:
-    """The rows of published.csv, with their cells as they were printed; an unknown figure is empty.
+def read_published(path: Path, block: str) -> pd.DataFrame:
+    """A block of published.csv, with the cells as they were printed; an unknown figure is empty.
 
     Raises:
-        ValueError: other columns than PUBLISHED; a row of another length, or without a source.
+        ValueError: other columns than PUBLISHED; a row of another length, or without a source; no such block.
     """
     with path.open(newline="", encoding="utf-8-sig") as file:
-        head, *rows = csv.reader(file)
-    if head != PUBLISHED:
-        raise ValueError(f"make_tables: {path}: its columns must be {', '.join(PUBLISHED)}")
-    for number, cells in enumerate(rows, 2):
-        row = dict(zip(PUBLISHED, cells, strict=False))
-        if len(cells) != len(head) or not all(row[name].strip() for name in ("block", "method", "source")):
+        rows = [[original(cell) for cell in cells] for cells in csv.reader(file)]
+    for number, cells in enumerate(rows, 1):
+        filled = len(cells) == len(PUBLISHED) and cells[0] and cells[1] and cells[-2].strip()
+        if not filled or (number == 1 and cells != PUBLISHED):
             raise ValueError(
-                f"make_tables: {path} row {number} must have {len(head)} cells, and say block, method and "
-                "source; quote texts with commas"
+                f"make_tables: {path} row {number} must have the cells {', '.join(PUBLISHED)}; only figures "
+                "and note may be empty; quote texts with commas"
             )
-    return pd.DataFrame([map(original, cells) for cells in rows], columns=head)
+    table = pd.DataFrame(rows, columns=PUBLISHED)
+    if block not in table["block"].tolist():
+        raise ValueError(f"make_tables: {path} has no row of block '{block}'")
+    return table[table["block"] == block].drop(columns="block")
 
 
 def check_measured(table: Table, runs: dict[str, Run], measured: dict) -> None:
@@ -405,15 +351,13 @@ def check_measured(table: Table, runs: dict[str, Run], measured: dict) -> None:
             f"make_tables: table {table.name}: its rows, reference or predictions are not those that were "
             f"measured; {again}"
         )
-    for subset, name, m in product(("all", "without_twins"), table.runs, MEASURES):
-        part = runs[name].facts if subset == "all" else runs[name].facts.get(subset, {})
-        recorded, now = part.get("metrics", {}).get(m), entry[subset]["runs"][name][m]
+    for name, m in product(table.runs, MEASURES):
+        recorded, now = runs[name].facts["metrics"].get(m), entry["all"]["runs"][name][m]
         # Some metrics.json were rounded after they were measured.
-        same = recorded == now or math.isclose(now or 0, recorded or 0, rel_tol=1e-8, abs_tol=1e-10)
-        if m in part.get("metrics", {}) and not same:
+        if recorded != now and not math.isclose(now or 0, recorded or 0, rel_tol=1e-8, abs_tol=1e-10):
             raise ValueError(
-                f"make_tables: {runs[name].folder} ({subset}): {m} is {recorded} in metrics.json and {now} "
-                f"by its predictions; evaluate the run again, keep both files, and {again}"
+                f"make_tables: {runs[name].folder}: {m} is {recorded} in metrics.json and {now} by its "
+                f"predictions; evaluate the run again, keep both files, and {again}"
             )
 
 

@@ -13,9 +13,9 @@ result is in OUTPUT/results with the same settings is not run again, a training 
 OUTPUT/tables.md has the table, OUTPUT/results what may be published of the runs, OUTPUT/runs the weights.
 With several GPUs, or NPROC=n in the environment, trainings run under torchrun.
 
-Hours and memory are estimates: floating point operations, counted once for each row, divided by an assumed
-share of a card's peak; saved activations, weights, gradients and Adam's two moments. Lite's depthwise layers
-reach a far smaller share: its hours are the least it can take.
+Hours and memory are estimates: counted operations, divided by an assumed share of a card's peak; saved
+activations, weights, gradients and Adam's two moments. Lite's depthwise layers reach a far smaller share: its
+hours are the least it can take.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
 
-import pandas as pd
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -104,38 +103,26 @@ class Step:
     """A training with its test.
 
     row: of the table, or "emotion". words: for `main.py train`. branch: the emotion checkpoint that it gets.
+    run, result: folders of the training, and of its small files.
     """
 
     name: str
     row: str
     words: list[str]
     config: Config
-    output: Path
+    run: Path
+    result: Path
     branch: Path | None = None
 
     @property
-    def run(self) -> Path:
-        return self.output / "runs" / self.name
-
-    @property
-    def result(self) -> Path:
-        return self.output / "results" / self.name
-
-    @property
     def commands(self) -> list[list[str]]:
-        """The training, which goes on where it was interrupted, and the copy of its small files.
+        """The training, which goes on where it was interrupted, and the copy of its small files."""
+        import torch
 
-        Raises:
-            ValueError: NPROC is not a number of processes.
-        """
-        count = os.environ.get("NPROC", "")
-        if not count:
-            import torch
-
-            count = str(max(1, torch.cuda.device_count()))
-        if not count.isdecimal() or int(count) < 1:
-            raise ValueError(f"reproduce_tables: NPROC is the number of processes, from 1 up, got '{count}'")
-        start = ["torchrun", "--standalone", f"--nproc_per_node={count}"] if int(count) > 1 else ["python"]
+        count = os.environ.get("NPROC") or str(torch.cuda.device_count())
+        start = ["torchrun", "--standalone", f"--nproc_per_node={count}"]
+        if count in ("0", "1"):
+            start = ["python"]
         train = [*start, program("main.py"), "train", *self.words, "--output", str(self.run), "--resume"]
         return [train, ["python", program("scripts/keep_run.py"), str(self.run), str(self.result)]]
 
@@ -147,7 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
 def reproduce(options: argparse.Namespace) -> int:
     steps = plan(options)
     unfinished = [step for step in steps if not is_done(step)]
-    output, resamples = steps[0].output, steps[-1].config.evaluate.bootstrap
+    output, resamples = options.output, steps[-1].config.evaluate.bootstrap
     table = ["python", program("scripts/make_tables.py"), "--results", str(output / "results")]
     table += ["--readme", str(output / "tables.md"), *(["--resamples", str(resamples)] if resamples else [])]
     table += ["--data-root", f"{options.dataset}={options.data_root}"]
@@ -171,17 +158,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    sets = ", ".join(EMOTION_SETS)
     parser.add_argument("dataset", metavar="{ava,para,iae,demo}", type=str.lower)
     parser.add_argument("--data-root", metavar="DIR", help="the set's folder, as in docs/data.md")
-    parser.add_argument("--emotion-checkpoint", metavar="FILE", type=Path, help="weights of a trained branch")
-    parser.add_argument(
-        "--emotion-data",
-        metavar="SET=DIR",
-        action="append",
-        default=[],
-        help=f"what the branch is trained on ({sets}); default: the set itself",
-    )
+    branch = parser.add_mutually_exclusive_group()
+    branch.add_argument("--emotion-checkpoint", metavar="FILE", type=Path, help="weights of a trained branch")
+    what = f"what the branch is trained on ({', '.join(EMOTION_SETS)}); default: the set itself"
+    branch.add_argument("--emotion-data", metavar="SET=DIR", action="append", default=[], help=what)
     parser.add_argument("--official", action="store_true", help="with configs/official.yaml over all")
     parser.add_argument("--lite", action="store_true", help="EAMB-Net Lite at 224 px instead (para)")
     parser.add_argument("--seeds", default="0", help="as in 0,1,2; the branch has one, 0")
@@ -204,10 +186,11 @@ def plan(options: argparse.Namespace) -> list[Step]:
     """
     check_options(options)
     name, branch = options.dataset, options.emotion_checkpoint
+    options.prefix = name + "_lite" * options.lite + "_official" * options.official
+    options.output = options.output or Path("runs") / f"tables_{options.prefix}"
     options.data_root = options.data_root or ("data/demo" if name == "demo" else "DIR")
-    folders = {name: options.data_root}
-    needed = [*folders.items()]
-    main_config = make_step(options, "main", folders).config
+    sets, emotions = {name: options.data_root}, {}
+    main_config = make_step(options, "main", sets).config
     target = main_config.data.target
     votes = target == "distribution" or (target == "auto" and name in ("ava", "demo"))  # EMD is the loss
     possible = [row for row in ROWS if row != "emd_batch" or votes]
@@ -218,15 +201,15 @@ def plan(options: argparse.Namespace) -> list[Step]:
         )
     steps = []
     for row in rows:
-        if row != "main" and make_step(options, row, folders).config == main_config:
+        if row != "main" and make_step(options, row, sets).config == main_config:
             print(f"{row}: left out, because with these settings it is the main network")
         else:
-            steps += [make_step(options, row, folders, int(seed)) for seed in options.seeds.split(",")]
+            steps += [make_step(options, row, sets, int(seed)) for seed in options.seeds.split(",")]
     if not steps:
         raise ValueError("reproduce_tables: no row is left to make; let --only name others")
     if not branch and any(step.branch for step in steps):
         pairs = [word.partition("=") for word in options.emotion_data]
-        emotions = {key.lower(): folder for key, _, folder in pairs} or folders
+        emotions = {key.lower(): folder for key, _, folder in pairs} or sets
         if wrong := [key for key, folder in emotions.items() if key not in EMOTION_SETS or not folder]:
             raise ValueError(
                 f"reproduce_tables: {wrong[0]} has no emotions, or no folder; give the branch's weights "
@@ -234,12 +217,15 @@ def plan(options: argparse.Namespace) -> list[Step]:
                 f"{', '.join(EMOTION_SETS)}"
             )
         steps.insert(0, make_step(options, "emotion", emotions))
-        needed += emotions.items()
-    for key, folder in () if options.dry_run else needed:
-        if key != "demo" and not Path(folder).is_dir():  # the demo set makes itself
-            raise FileNotFoundError(f"reproduce_tables: there is no folder {folder} for {key}")
-    if branch and not branch.is_file() and not options.dry_run:
-        raise FileNotFoundError(f"reproduce_tables: there is no emotion checkpoint {branch}")
+    needed = [
+        folder for key, folder in (*sets.items(), *emotions.items()) if key != "demo"
+    ]  # it makes itself
+    missing = [path for path in (*needed, branch) if path and not Path(path).exists()]
+    if missing and not options.dry_run:
+        raise FileNotFoundError(
+            f"reproduce_tables: there is no {missing[0]}; give what is there with --data-root, "
+            "--emotion-data or --emotion-checkpoint"
+        )
     from eamb.training.tasks import choose_task
 
     for step in steps:
@@ -250,29 +236,23 @@ def plan(options: argparse.Namespace) -> list[Step]:
 def check_options(options: argparse.Namespace) -> None:
     name, seeds = options.dataset, options.seeds.split(",")
     if (name, options.lite) not in RECIPES:
-        sets = ", ".join(name for name, lite in RECIPES if lite == options.lite)
-        sets += " with --lite" * options.lite
+        sets = ", ".join(name + " --lite" * lite for name, lite in RECIPES)
         raise ValueError(f"reproduce_tables: there are recipes for {sets}, not for '{name}'")
     if not all(seed.isdecimal() for seed in seeds) or len({*seeds}) < len(seeds):
         raise ValueError(
             f"reproduce_tables: --seeds takes different whole numbers, as in 0,1,2, got '{options.seeds}'"
         )
-    if options.emotion_checkpoint and options.emotion_data:
-        raise ValueError("reproduce_tables: with --emotion-checkpoint the branch needs no --emotion-data")
     if decided := [word for word in options.settings if word.partition("=")[0] in DECIDED]:
         raise ValueError(
             f"reproduce_tables: leave '{decided[0]}' out; sets, seeds and parts of the network are decided "
             "step by step (--data-root, --emotion-data, --seeds, --only)"
         )
-    if not options.data_root and name != "demo" and not options.dry_run:
-        raise ValueError(f"reproduce_tables: where is {name}? --data-root DIR")
 
 
 def make_step(options: argparse.Namespace, row: str, sets: dict[str, str], seed: int = 0) -> Step:
     """The training of a row of the table, or of the "emotion" branch, on sets (name -> folder)."""
     emotion = row == "emotion"
-    prefix = options.dataset + "_lite" * options.lite + "_official" * options.official
-    output = options.output or Path("runs") / f"tables_{prefix}"
+    prefix, output = options.prefix, options.output
     names = [RECIPES[options.dataset, options.lite][emotion], "official" * options.official]
     names += [] if emotion else [ROWS[row][1]]
     configs = [program(f"configs/{name}.yaml") for name in names if name]
@@ -292,7 +272,7 @@ def make_step(options: argparse.Namespace, row: str, sets: dict[str, str], seed:
         branch = options.emotion_checkpoint or output / "runs" / f"{prefix}_emotion" / "best.pt"
         words += ["--emotion-checkpoint", str(branch)]
     name = f"{prefix}_emotion" if emotion else f"{prefix}_{row}_seed{seed}"
-    return Step(name, row, words, config, output, branch)
+    return Step(name, row, words, config, output / "runs" / name, output / "results" / name, branch)
 
 
 # ---- Doing it
@@ -326,15 +306,12 @@ def execute(command: list[str]) -> int:
     """Runs it and returns its exit code. Signals are left to the training, which saves its state and ends."""
     sys.stdout.flush()  # before the command prints
     process = Popen([*PROGRAMS[command[0]], *command[1:]])
-    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    try:
-        while True:
-            try:
-                return process.wait()
-            except KeyboardInterrupt:  # Ctrl-C reaches the training too
-                continue
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # Ctrl-C reaches the training too
+            continue
 
 
 def program(name: str) -> str:
@@ -342,31 +319,24 @@ def program(name: str) -> str:
 
 
 def describe_table(steps: list[Step], options: argparse.Namespace) -> None:
-    """Writes what make_tables.py fills and reads: tables.md with markers, tables.yaml, published.csv."""
-    output, config = steps[0].output, steps[-1].config
-    rows: dict[str, list[str]] = {}
+    """Writes what make_tables.py fills and reads: tables.md with markers, and tables.yaml."""
+    config, rows = steps[-1].config, {}
     for step in steps:
         if step.row != "emotion":
             rows.setdefault(ROWS[step.row][0], []).append(step.name)
-    epochs = config.train.epochs
     title = f"{options.dataset.upper()}, test pictures; {config.model.backbone}, {config.data.size} px, "
-    title += f"{epochs} epoch{'s' * (epochs > 1)}"
+    title += f"{config.train.epochs} epoch{'s' * (config.train.epochs > 1)}"
     title += ", with the official code's quirks" * options.official
-    ours = {"name": f"{options.dataset}_reproduced", "title": f"{title}."}
-    ours["rows"] = [{"name": name, "runs": runs} for name, runs in rows.items()]
+    table = {"name": f"{options.dataset}_reproduced", "title": f"{title}."}
+    table["rows"] = [{"name": name, "runs": runs} for name, runs in rows.items()]
     if ROWS["main"][0] in rows and len(rows) > 1:
-        ours["reference"] = ROWS["main"][0]
-    # Below ours come other people's figures on the same test pictures.
-    shipped = yaml.safe_load((ROOT / "results" / "tables.yaml").read_text(encoding="utf-8"))
-    blocks = [t for t in shipped if t.get("block") in (options.dataset, f"{options.dataset}_official")]
-    tables = [ours, *blocks]
-    published = pd.read_csv(ROOT / "results" / "published.csv", dtype=str, keep_default_na=False)
-    published = published[published["block"].isin([table["block"] for table in blocks])]
-    markers = [f"<!-- table {t['name']} -->\n<!-- end of table {t['name']} -->" for t in tables]
+        table["reference"] = ROWS["main"][0]
+    markers = f"<!-- table {table['name']} -->\n<!-- end of table {table['name']} -->"
     for path, text in {
-        output / "results" / "published.csv": published.to_csv(index=False, lineterminator="\n"),
-        output / "results" / "tables.yaml": yaml.safe_dump(tables, sort_keys=False, allow_unicode=True),
-        output / "tables.md": "\n\n".join([f"# {options.dataset.upper()}", *markers]) + "\n",
+        options.output / "results" / "tables.yaml": yaml.safe_dump(
+            [table], sort_keys=False, allow_unicode=True
+        ),
+        options.output / "tables.md": f"# {options.dataset.upper()}\n\n{markers}\n",
     }.items():
         with written_whole(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -376,11 +346,11 @@ def describe_table(steps: list[Step], options: argparse.Namespace) -> None:
 
 
 def show(steps: list[Step], unfinished: list[Step], table: list[str], commands: bool) -> None:
-    has_costs = steps[0].config.model.backbone in COSTS
-    costs = {step.name: estimate(step) if has_costs else (0.0, 0.0) for step in steps}
+    known = steps[0].config.model.backbone in COSTS
+    costs = {step.name: estimate(step) if known else (0.0, 0.0) for step in steps}
     for step in steps:
         hours, gigabytes = costs[step.name]
-        cost = f"{duration(hours)}, {gigabytes:.1f} GB" if has_costs else "cost not known"
+        cost = f"{duration(hours)}, {gigabytes:.1f} GB" if known else "cost not known"
         title = f"emotion branch on {' and '.join(step.config.data.names)}"
         if step.row != "emotion":
             title = f"{ROWS[step.row][0]}, seed {step.config.train.seed}"
@@ -389,23 +359,19 @@ def show(steps: list[Step], unfinished: list[Step], table: list[str], commands: 
             print(f"  {shlex.join(command)}")
     if commands:
         print(f"table\n  {shlex.join(table)}")
-    total, remaining = (sum(costs[step.name][0] for step in part) for part in (steps, unfinished))
-    if not has_costs:
-        return
-    memory = max(memory for _, memory in costs.values())
-    print(
-        f"\n{duration(total)} in all, {duration(remaining)} still to do, on one RTX 3090 (24 GB): counted "
-        f"operations, at an assumed {SHARE:.0%} of its peak (35.6 TFLOP/s in fp32, whose convolutions run in "
-        "TF32, 71 in bf16 and fp16), if pictures are decoded fast enough.\n"
-        f"At most {memory:.1f} GB on one GPU: weights, gradients, Adam, saved activations; passing values "
-        "and cuDNN's workspace come on top. Estimates, not measured."
-    )
+    if known:
+        total, remaining = (sum(costs[step.name][0] for step in part) for part in (steps, unfinished))
+        print(
+            f"\n{duration(total)} in all, {duration(remaining)} still to do, on one RTX 3090 (24 GB): "
+            f"counted operations, at an assumed {SHARE:.0%} of its peak (35.6 TFLOP/s in fp32, whose "
+            "convolutions run in TF32, 71 in bf16 and fp16), if pictures are decoded fast enough.\n"
+            f"At most {max(memory for _, memory in costs.values()):.1f} GB on one GPU: weights, gradients, "
+            "Adam, saved activations; passing values and cuDNN's workspace come on top. Estimates, not "
+            "measured."
+        )
 
 
 def duration(hours: float) -> str:
-    """With two significant digits, or as a whole number from 10 on."""
-    if 0 < hours < 0.001:  # of the demo
-        return "under 0.001 h"
     return f"{hours:.0f} h" if hours >= 10 else f"{hours:.2g} h"
 
 

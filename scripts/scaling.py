@@ -5,9 +5,8 @@
     python scripts/scaling.py --processes 1 8 --pictures 24 --precision bf16     # a machine with eight GPUs
 
 The loader decodes an 800x600 JPEG in the measured process. Forward and backward are those of a network alone;
-all-reduce is how much longer the backward pass takes when gradients are averaged: the part that is not hidden
-behind it. "sum alone" sums the same bytes with nothing else to do. All kinds of step take turns in one run,
-and processes wait for each other before each part. Medians over the rounds, averaged over the processes.
+all-reduce is how much longer the backward pass takes when gradients are averaged. "sum alone" sums the same
+bytes with nothing else to do. Medians over the rounds, averaged over the processes.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from statistics import mean, median
 
@@ -29,7 +29,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from eamb.files import written_whole
@@ -56,27 +55,23 @@ def measure_steps(name: str, size: int, path: str, options: argparse.Namespace) 
     with distributed.session(options.device) as device:
         engine.keep_memory(device)
 
-        def now() -> float:
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            return time.perf_counter()
-
         @contextmanager
         def clock(part: str) -> Iterator[None]:
             distributed.gather(None)  # so that an early process does not wait inside the measured part
-            start = now()
+            start = time.perf_counter()
             yield
-            seconds[part].append(now() - start)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds[part].append(time.perf_counter() - start)
 
         pictures, seconds = picture_set(path, size), defaultdict(list)
         network = build_model(outputs=1, **NETWORKS[name]).train()
-        network = network.to(device, memory_format=torch.channels_last)
-        models = {"alone": network}
+        models = {"alone": network.to(device, memory_format=torch.channels_last)}
         if distributed.world() > 1:
             models |= {kind: distributed.wrap(copy.deepcopy(network), device, kind) for kind in SENT}
         compute = engine.Compute(device, options.precision, *backbones.normalisation(backbones.RESNET50))
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        count = sum(parameter.numel() for parameter in trained)
+        count = sum(map(torch.numel, trained))
         optimizer = torch.optim.Adam(trained, lr=1e-9, fused=device.type != "mps")
         for number in range(options.rounds + 1):
             if number == 1:  # the first round was a warm-up
@@ -101,10 +96,7 @@ def measure_steps(name: str, size: int, path: str, options: argparse.Namespace) 
 
 
 def summary(every: list[dict[str, list[float]]]) -> dict[str, float]:
-    """Seconds of each part from the rounds of all processes.
-
-    all_reduce_<kind>: how much longer the backward pass of `kind` took than without averaging gradients.
-    """
+    """Seconds of each part from the rounds of all processes."""
     seconds = {part.removesuffix("_alone"): [p[part] for p in every] for part in every[0]}
     for kind in SENT if len(every) > 1 else ():
         del seconds[f"forward_{kind}"]
@@ -113,29 +105,12 @@ def summary(every: list[dict[str, list[float]]]) -> dict[str, float]:
     return {part: mean(map(median, rounds)) for part, rounds in seconds.items()}
 
 
-def launch(name: str, processes: int, path: str, options: argparse.Namespace) -> dict:
-    """Measures one row in processes of its own.
-
-    Raises:
-        RuntimeError: one of them failed.
-    """
-    once = {"run_id": "scaling", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "max_restarts": 0}
-    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, **once)
-    size = options.size or SIZES[name]
-    try:
-        measured = elastic_launch(config, measure_steps)(name, size, path, options)[0]
-    except ChildFailedError as error:
-        raise RuntimeError(f"scaling: {name} on {processes} processes failed:\n{error}") from error
-    same = {"network": name, "processes": processes, "pictures": options.pictures, "size": size}
-    return {**same, "threads": options.threads, **measured}
-
-
 def as_table(rows: list[dict]) -> str:
     """In milliseconds; "-" where there is nothing to average."""
-    parts = ("loader", "forward", "backward", "optimizer", "all_reduce_fp32", "all_reduce_bf16")
-    parts += ("sum_fp32", "sum_bf16")
-    names = [part.replace("all_reduce", "all-reduce").replace("sum", "sum alone") for part in parts]
-    lines = [("network", "px", "processes", *(name.replace("_", " ") for name in names), "pictures/s")]
+    names = ("loader", "forward", "backward", "optimizer", "all-reduce fp32", "all-reduce bf16")
+    names += ("sum alone fp32", "sum alone bf16")
+    parts = [name.replace("sum alone", "sum").replace("-", "_").replace(" ", "_") for name in names]
+    lines = [("network", "px", "processes", *names, "pictures/s")]
     lines.append(("---",) * len(lines[0]))
     for row in rows:
         times = [f"{1000 * row[part]:.0f}" if part in row else "-" for part in parts]
@@ -148,10 +123,16 @@ def scaling(options: argparse.Namespace) -> int:
     if options.output:
         check_output("scaling", options.output.parent, [options.output.name])
     distributed.choose_device(options.device)  # a wrong one is refused here, not in each process
+    once = {"run_id": "scaling", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "max_restarts": 0}
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/800x600.jpg"
         photograph(800, 600).save(path, quality=90)
-        rows = [launch(name, n, path, options) for name in options.networks for n in options.processes]
+        for name, processes in product(options.networks, options.processes):
+            config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, **once)
+            row = {"network": name, "processes": processes, "pictures": options.pictures}
+            row |= {"size": options.size or SIZES[name], "threads": options.threads}
+            rows.append(row | elastic_launch(config, measure_steps)(name, row["size"], path, options)[0])
     each = f"{options.threads} thread(s) and {options.pictures} picture(s) a process"
     print(f"{platform.processor() or platform.machine()}, {each}, milliseconds")
     print(as_table(rows))
@@ -167,7 +148,7 @@ def main(words: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    add("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     add("--processes", nargs="+", type=int, default=[1, 2, 4], metavar="N")
     add("--threads", type=int, default=1, help="of each process, on a CPU")
     add("--pictures", type=int, default=2, help="in a step of each process")

@@ -5,10 +5,8 @@
     python scripts/series_table.py runs/graded/a runs/graded/b --output results/series.json
 
 Folders of one parent are one block of the table and must be of the same pairs. In brackets are 95 %
-intervals; the last column has the difference of accuracy from the block's first network, on the same
-resamples of whole series. Below is the accuracy for each kind of series: the last word of its name that is
-not a number, as "blurred" in test-00012-blurred. The json has all figures, but no predictions and
-preferences.
+intervals; differences from the block's first network are on the same resamples of whole series. A kind of
+series is the last word of its name that is not a number, as "blurred" in test-00012-blurred.
 """
 
 from __future__ import annotations
@@ -79,8 +77,7 @@ def read_pairs(path: Path) -> pd.DataFrame:
     """One row for each pair; preference and prediction are in [0, 1]."""
     try:
         pairs = pd.read_csv(path, usecols=[*PAIR, "prediction"], dtype=str, keep_default_na=False)
-        for name in PAIR[:3]:
-            pairs[name] = pairs[name].map(original)
+        pairs[PAIR[:3]] = pairs[PAIR[:3]].apply(lambda names: names.map(original))
         pairs = pairs.astype({"preference": float, "prediction": float})
     except ValueError as error:
         raise ValueError(f"series_table: {path} is not a report on pairs: {error}") from error

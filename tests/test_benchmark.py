@@ -1,9 +1,7 @@
 """The benchmark: its reference path computes the same, variants take turns, figures follow from seconds."""
 
 import copy
-import os
 import re
-from functools import partial
 
 import numpy as np
 import pytest
@@ -21,13 +19,9 @@ from scripts.benchmark import Variant, as_row, as_table, cumulative
 WIDTHS = {"width": 16, "guided_width": 8, "guided_hidden": 4, "head_width": 8}
 
 
-def test_operations_of_a_convolution_by_hand():
+def test_the_figures_follow_from_the_seconds_and_the_operations():
     assert benchmark.flops(nn.Conv2d(3, 8, 3, padding=1), 32) == 2 * 3 * 8 * 9 * 32 * 32
-
-
-def test_the_figures_follow_from_the_seconds():
-    reference = Variant("reference", None, (), images=4, flops=1e9)
-    variant = Variant("bf16", None, (), images=4, flops=1e9, precision="bf16")
+    reference, variant = (Variant(name, None, (), images=4, flops=1e9) for name in ("reference", "other"))
     scores, other = {"score": np.array([0.5, 0.5])}, {"score": np.array([0.5, 0.75]), "more": np.zeros(1)}
     beside = [(seconds, scores, 2.0) for seconds in (4.0, 2.0, 8.0)]
     row = as_row(variant, [(seconds, other, 1.5) for seconds in (1.0, 1.0, 2.0)], reference, beside)
@@ -37,14 +31,10 @@ def test_the_figures_follow_from_the_seconds():
     assert (row["differences"], row["mean_differences"]) == ({"score": 0.25}, {"score": 0.125})
 
 
-def start_row(name: str, *seconds: float, beside=(2.0, 3.0)) -> dict:
-    commands = [Variant(one, benchmark.make_command, ()) for one in (name, "import")]
-    turns = [[(second, {}, 0.0) for second in each] for each in (seconds, beside)]
-    return as_row(commands[0], turns[0], commands[1], turns[1])
-
-
 def test_where_no_pictures_are_counted_seconds_are_told():
-    rows = [start_row("import", 2.0, 3.0), start_row("predict", 4.0, 4.0)]
+    import_, predict = (Variant(name, benchmark.make_command, ()) for name in ("import", "predict"))
+    turns = {import_: [(2.0, {}, 0.0), (3.0, {}, 0.0)], predict: [(4.0, {}, 0.0)] * 2}
+    rows = [as_row(one, own, import_, turns[import_]) for one, own in turns.items()]
     assert rows[1]["ratio"] == 0.625  # of 2 / 4 and 3 / 4
     assert as_table({"job": "start", "rounds": 2, "ceiling": {}, "rows": rows}) == (
         "start (2 rounds)\n\n| | seconds | range | ratio |\n|---|---|---|---|\n"
@@ -55,7 +45,6 @@ def test_where_no_pictures_are_counted_seconds_are_told():
 @pytest.fixture
 def tiny(monkeypatch) -> list:
     """Small networks of Lite's kind are built; lists when memory would be kept, and keeps none."""
-
     torch.manual_seed(0)
     network, kept = enliven(build_model("tf_efficientnet_lite0", 4, **WIDTHS)), []
     monkeypatch.setattr(benchmark, "build", lambda name: copy.deepcopy(network))
@@ -74,7 +63,7 @@ def test_every_variant_of_forward_computes_the_same(tiny):
 
 
 def test_each_step_is_switched_on_in_its_row_and_below_alone(tiny, monkeypatch):
-    switched = {}
+    switched, network, optimizer = {}, benchmark.build("lite"), torch.optim.AdamW
 
     def watch(network: nn.Module, inputs: tuple) -> None:
         layers = list(network.modules())
@@ -86,18 +75,13 @@ def test_each_step_is_switched_on_in_its_row_and_below_alone(tiny, monkeypatch):
         switched["fast depthwise gradients"] = any(type(layer) is DepthwiseConv2d for layer in layers)
         switched["recomputed blocks"] = any(isinstance(layer, Recomputed) for layer in layers)
 
-    def optimizer(weights, lr: float, fused: bool):
+    def watched_optimizer(weights, lr: float, fused: bool):
         switched["fused optimizer"] = fused
-        return plain(weights, lr=lr, fused=fused)
+        return optimizer(weights, lr=lr, fused=fused)
 
-    def build(name: str) -> nn.Module:
-        network = tiny_build(name)
-        network.register_forward_pre_hook(watch)
-        return network
-
-    plain, tiny_build = torch.optim.AdamW, benchmark.build
-    monkeypatch.setattr(torch.optim, "AdamW", optimizer)
-    monkeypatch.setattr(benchmark, "build", build)
+    network.register_forward_pre_hook(watch)
+    monkeypatch.setattr(torch.optim, "AdamW", watched_optimizer)
+    monkeypatch.setattr(benchmark, "build", lambda name: copy.deepcopy(network))
     rows = cumulative(benchmark.TRAINING_STEPS)
     assert [len(steps) for steps in rows.values()] == list(range(9))
     for steps in rows.values():
@@ -132,17 +116,9 @@ def test_variants_take_turns_a_few_beside_the_reference(tmp_path, monkeypatch):
     # Each is compared with the reference that ran in turn with it, which stands above it.
     ratios = np.divide(rows[3]["seconds"], rows[4]["seconds"])
     assert rows[4]["ratio"] == pytest.approx(np.median(ratios))
-    assert all(row["ratio"] == 1 for row in rows if row["variant"] == "w")
     for row in rows:
         assert row["share_of_ceiling"] == row["gflop_per_second"] * 1e9 / job["ceiling"]["fp32"]
         assert row["memory_gb"] > 0.05
-    assert "job (2 rounds; ceiling: fp32" in as_table(job)
-
-
-def test_a_process_that_dies_is_told(monkeypatch):
-    monkeypatch.setattr(benchmark, "START", "fork")
-    with pytest.raises(ValueError, match="a variant's process has died"):
-        benchmark.measure([Variant("dies", partial, (os._exit, 1))], rounds=1, threads=1)
 
 
 def test_the_tables_in_the_documents_are_those_of_the_results_and_can_be_put_in_again(tmp_path, capsys):
@@ -155,39 +131,33 @@ def test_the_tables_in_the_documents_are_those_of_the_results_and_can_be_put_in_
     assert page.read_text(encoding="utf-8") == text
     jobs = small.read_json(results)["jobs"]
     assert capsys.readouterr().out == "\n\n".join(map(as_table, jobs)) + "\n"
-    assert len(jobs) > 4
     page.write_text("no markers")
     assert benchmark.main(words) == 2
-    assert "must hold once, in this order, <!-- benchmark -->" in capsys.readouterr().err
+    assert "must hold <!-- benchmark -->" in capsys.readouterr().err
 
 
 def test_quick_measures_the_reference_and_all_steps_together(monkeypatch, tmp_path, capsys):
-    measured = []
-
-    def measure_job(title, variants, rounds, threads):
-        measured.extend(variant.name for variant in variants)
-        return {"job": title, "rounds": rounds, "ceiling": {}, "rows": [start_row("import", 2.0, 3.0)]}
-
-    steps = benchmark.with_steps(cumulative(("a", "b", "c")), make_noted, (), 1)
-    monkeypatch.setattr(benchmark, "measure_job", measure_job)
+    steps = benchmark.with_steps(cumulative(("a", "b", "c")), make_noted, (tmp_path / "runs", "r"), 1)
+    monkeypatch.setattr(benchmark, "measure", lambda variants, *_: [[(1.0, {}, 0.1)] * 2] * len(variants))
     monkeypatch.setitem(benchmark.PARTS, "forward", lambda options, folder: [("forward", steps)])
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     output = tmp_path / "a.json"
     assert benchmark.main(["--quick", "--only", "forward", "--output", str(output)]) == 0
-    assert measured == ["reference", "+ c"]
-    assert [job["rounds"] for job in small.read_json(output)["jobs"]] == [2]
+    report = small.read_json(output)
+    [job] = report["jobs"]
+    assert ([row["variant"] for row in job["rows"]], job["rounds"]) == (["reference", "+ c"], 2)
+    instructions = f"{torch.backends.cpu.get_cpu_capability()} (oneDNN: AVX2)"
+    assert report["machine"]["instructions"] == instructions
+    assert capsys.readouterr().out.splitlines()[0].endswith(f"torch {torch.__version__}, {instructions}")
     assert benchmark.main(["--output", str(output)]) == 2  # there already
     assert benchmark.main(["--only", "forward,backward"]) == 2
     assert "--only takes some of forward, step, loader," in capsys.readouterr().err
 
 
-def test_the_table_of_avas_size_is_one_that_loads(tmp_path):
-    options = benchmark.argparse.Namespace(quick=True)
-    [(title, [variant])] = benchmark.table_jobs(options, tmp_path)
+def test_the_sets_of_avas_size_and_of_ones_own_pictures(tmp_path, monkeypatch):
+    [(title, [variant])] = benchmark.table_jobs(benchmark.argparse.Namespace(quick=True), tmp_path)
     assert title == "table, 1,000 rows to a ready data set"
     assert sum(map(len, variant.make(*variant.arguments)().values())) == 1_000
-
-
-def test_pictures_of_ones_own_are_enlarged_to_24_megapixels(tmp_path, monkeypatch):
     small.write_pictures(tmp_path / "own", 3)
     (tmp_path / "own" / "notes.txt").write_text("no picture")
     sides = []

@@ -7,19 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small import (
-    BACKBONE,
-    SHORT,
-    UNTRAINED,
-    contents,
-    evaluate,
-    read_csv,
-    read_json,
-    train,
-    without_drawing,
-    without_versions,
-    write_csv,
-)
+import small
+from small import evaluate, read_csv, read_json, write_csv
 
 from datasets import SetReader, load_dataset
 from eamb.evaluation.predicting import labelled
@@ -44,19 +33,8 @@ def column(path: Path, name: str) -> np.ndarray:
 @pytest.fixture(scope="module")
 def bins_run(counts_set, tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "bins"
-    assert train("csv", counts_set, output, UNTRAINED) == 0
+    assert small.train("csv", counts_set, output, small.UNTRAINED) == 0
     return output
-
-
-def test_predictions_are_ids_and_scores_in_the_sets_unit(score_run, scored_set):
-    path = score_run / "test" / "predictions.csv"
-    rated = load_dataset("csv", scored_set, ("test",))["test"]
-    emotions = [f"emotion_{name}" for name in EMOTIONS]  # the set has them too
-    assert list(read_csv(path)[0]) == ["id", "prediction", "emotion", *emotions]
-    assert [row["id"] for row in read_csv(path)] == list(rated.ids)
-    predicted = column(path, "prediction")
-    assert ((predicted > 1) & (predicted < 5)).all()
-    assert len(set(predicted)) == 4
 
 
 def test_a_distribution_has_a_column_for_each_bin_and_its_mean_and_is_compared_by_emd(bins_run, counts_set):
@@ -81,26 +59,13 @@ def test_evaluating_a_checkpoint_repeats_the_training_runs_test(export, score_ru
     assert evaluate(file, "CSV", scored_set, tmp_path / "again", "evaluate.bootstrap=20") == 0
     assert (tmp_path / "again" / "predictions.csv").read_bytes() == (first / "predictions.csv").read_bytes()
     found, before = (read_json(folder / "metrics.json") for folder in (tmp_path / "again", first))
-    assert without_versions(found) == without_versions(before)
+    assert small.without_versions(found) == small.without_versions(before)
 
 
-def test_all_figures_can_be_had_again_from_the_files_to_the_last_digit(score_run, scored_set):
-    found = read_json(score_run / "test" / "metrics.json")
-    path = score_run / "test" / "predictions.csv"
-    rated = load_dataset("csv", scored_set, ("test",))["test"]
-    columns = {"id": np.array(rated.ids), "prediction": column(path, "prediction")}
-    again = compare_scores(columns, rated, 20)
-    digits = [row["prediction"].replace(".", "").strip("0") for row in read_csv(path)]
-    assert max(map(len, digits)) <= 8  # short, though nothing is lost
-    assert again.metrics == found["metrics"]
-    assert {name: list(ends) for name, ends in again.intervals.items()} == found["intervals_95"]
-    shares = np.stack([column(path, f"emotion_{name}") for name in rated.emotion_classes], axis=1)
-    emotions = emotion_metrics(shares, rated.emotions, rated.emotion_classes)
-    assert without_nan(emotions) == found["emotions"]["metrics"]
-
-
-def test_metrics_json_says_where_everything_comes_from(score_run, scored_set):
-    found = read_json(score_run / "test" / "metrics.json")
+def test_metrics_json_says_where_everything_comes_from_and_all_can_be_had_again_from_the_files(
+    score_run, scored_set
+):
+    found, path = read_json(score_run / "test" / "metrics.json"), score_run / "test" / "predictions.csv"
     rated = load_dataset("csv", scored_set, ("test",))["test"]
     sha256 = checkpoint.load_weights(score_run / "best.pt").sha256
     expected = {"task": "aesthetics", "dataset": "csv", "split": "test", "protocol": rated.protocol}
@@ -109,6 +74,21 @@ def test_metrics_json_says_where_everything_comes_from(score_run, scored_set):
     expected["majority_accuracy"] = max(np.mean(rated.scores > 3), np.mean(rated.scores <= 3))
     assert {key: found[key] for key in expected} == expected
     assert {"srcc", "plcc", "krcc", "rmse", "mae", "accuracy"} <= set(found["intervals_95"])
+
+    emotions = [f"emotion_{name}" for name in EMOTIONS]  # the set has them too
+    assert list(read_csv(path)[0]) == ["id", "prediction", "emotion", *emotions]
+    assert [row["id"] for row in read_csv(path)] == list(rated.ids)
+    predicted = column(path, "prediction")  # in the set's unit
+    assert ((predicted > 1) & (predicted < 5)).all() and len(set(predicted)) == 4
+    digits = [row["prediction"].replace(".", "").strip("0") for row in read_csv(path)]
+    assert max(map(len, digits)) <= 8  # short, though nothing is lost
+    columns = {"id": np.array(rated.ids), "prediction": predicted}
+    again = compare_scores(columns, rated, 20)
+    assert again.metrics == found["metrics"]
+    assert {name: list(ends) for name, ends in again.intervals.items()} == found["intervals_95"]
+    shares = np.stack([column(path, f"emotion_{name}") for name in rated.emotion_classes], axis=1)
+    emotions = emotion_metrics(shares, rated.emotions, rated.emotion_classes)
+    assert without_nan(emotions) == found["emotions"]["metrics"]
 
 
 def test_what_is_undefined_becomes_null(tmp_path):
@@ -122,19 +102,18 @@ def test_what_is_undefined_becomes_null(tmp_path):
 
 
 def test_one_table_is_printed_whatever_the_batches_and_workers(score_run, scored_set, tmp_path, capsys):
-    tables, words = [], ["evaluate.bootstrap=9"]
-    for more in (["evaluate.batch_size=1"], ["evaluate.batch_size=3", "data.workers=1"]):
-        assert evaluate(score_run / "best.pt", "csv", scored_set, tmp_path / "out", *words, *more) == 0
+    tables, out = [], tmp_path / "out"
+    for words in ("evaluate.batch_size=1", "evaluate.batch_size=3 data.workers=1"):
+        words = [*words.split(), "evaluate.bootstrap=9"]
+        assert evaluate(score_run / "best.pt", "csv", scored_set, out, *words) == 0
         tables.append(capsys.readouterr().out)
-    assert tables[0] == tables[1]
-    assert tables[0].startswith("csv test: 4 pictures (ratings.csv")
-    srcc = read_json(tmp_path / "out" / "metrics.json")["metrics"]["srcc"]
-    assert f"SRCC             {srcc:.4f}" in tables[0]
-    for words in ("95 % interval", "accuracy (> 3)", "accuracy of always naming the majority: 0.5000"):
+    assert tables[0] == tables[1] and tables[0].startswith("csv test: 4 pictures (ratings.csv")
+    srcc = f"SRCC             {read_json(out / 'metrics.json')['metrics']['srcc']:.4f}"
+    for words in (srcc, "95 % interval", "accuracy (> 3)", "always naming the majority: 0.5000"):
         assert words in tables[0]
     files = "predictions.csv metrics.json scatter.png confusion.png emotion_bars.png"
-    assert tables[0].endswith(f"{tmp_path / 'out'}: {files}\n")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == set(files.split())
+    assert tables[0].endswith(f"{out}: {files}\n")
+    assert {path.name for path in out.iterdir()} == set(files.split())
 
 
 @pytest.mark.parametrize("split, leaked", [("test", 0), ("TRAIN", 16)])
@@ -159,17 +138,8 @@ def test_figures_are_given_without_the_pictures_that_are_in_training_too(score_r
     assert rest["metrics"]["mae"] == pytest.approx(np.abs(gaps).mean(), rel=1e-12)
     assert "without_twins" not in read_json(score_run / "test" / "metrics.json")
     sets, reader = load_dataset("csv", root), SetReader("csv", root)
-    assert find_twins(sets["test"], reader) == ({"0_005.png"}, [])
-    assert find_twins(sets["train"], reader) == find_twins(sets["val"], reader) == (set(), [])
-
-
-def test_a_test_split_alone_is_scored_and_that_nobody_looked_is_said(score_run, scored_set, tmp_path, capsys):
-    root = shutil.copytree(scored_set, tmp_path / "set")
-    header, *lines = (root / "ratings.csv").read_text().splitlines()
-    (root / "test.csv").write_text("\n".join([header, *(line for line in lines if ",test," in line)]))
-    (root / "ratings.csv").unlink()
-    assert evaluate(score_run / "best.pt", "csv", root, tmp_path / "out") == 0
-    assert "identical pictures in training were not looked for: datasets:" in capsys.readouterr().out
+    twins = [find_twins(sets[split], reader) for split in ("test", "train", "val")]
+    assert twins == [({"0_005.png"}, []), (set(), []), (set(), [])]
 
 
 def test_another_range_makes_another_set_of_which_only_correlations_count(score_run, tmp_path, capsys):
@@ -191,14 +161,18 @@ def test_another_range_makes_another_set_of_which_only_correlations_count(score_
     assert ((predicted > 1) & (predicted < 5)).all()  # in the unit of the network's own set
 
 
-def test_how_a_csv_is_read_need_not_be_said_twice(score_run, scored_set, tmp_path):
+def test_how_a_csv_is_read_is_known_and_that_nobody_looked_for_twins_is_said(
+    score_run, scored_set, tmp_path, capsys
+):
     weights = checkpoint.load_weights(score_run / "best.pt")
     weights.description["config"]["data"]["score_column"] = "beauty"
     checkpoint.export_weights(tmp_path / "w.safetensors", weights)
     root = shutil.copytree(scored_set, tmp_path / "set")
-    table = (root / "ratings.csv").read_text()
-    (root / "ratings.csv").write_text(table.replace("score", "beauty", 1))
+    header, *lines = (root / "ratings.csv").read_text().replace("score", "beauty", 1).splitlines()
+    (root / "test.csv").write_text("\n".join([header, *(line for line in lines if ",test," in line)]))
+    (root / "ratings.csv").unlink()
     assert evaluate(tmp_path / "w.safetensors", "csv", root, tmp_path / "out") == 0
+    assert "identical pictures in training were not looked for: datasets:" in capsys.readouterr().out
 
 
 def scores(values, scale: Scale, name: str = "csv") -> RatedSet:
@@ -232,7 +206,7 @@ def test_high_and_low_are_decided_by_exact_ratings():
     [
         ("data.size", "512", "64"),
         ("data.exif", "False", "True"),
-        ("model.backbone", "resnet50", BACKBONE),
+        ("model.backbone", "resnet50", small.BACKBONE),
         ("model.network", "linear", "eambnet"),
         ("model.width", "24", "16"),
         ("task", "emotion", "aesthetics"),
@@ -248,29 +222,26 @@ def test_a_setting_that_the_weights_fix_is_refused_where_it_differs(
     assert evaluate(score_run / "best.pt", "csv", scored_set, tmp_path / "out", f"{key}={fixed}") == 0
 
 
-@pytest.mark.parametrize(
-    "option, file", [("--checkpoint", "best.pt"), ("--predictions", "test/predictions.csv")]
-)
-def test_an_existing_report_is_kept_unless_force_is_given(
-    option, file, score_run, scored_set, tmp_path, capsys
-):
+@pytest.mark.parametrize("source", ["--checkpoint best.pt", "--predictions test/predictions.csv"])
+def test_an_existing_report_is_kept_unless_force_is_given(source, score_run, scored_set, tmp_path, capsys):
+    option, file = source.split()
     output = shutil.copytree(score_run / "test", tmp_path / "out")
     (output / "metrics.json").write_text("mine")
-    before = contents(output)
+    before = small.contents(output)
     words = ["evaluate", option, score_run / file, "--dataset", "csv", "--data-root", scored_set]
     words += ["--output", output, "evaluate.bootstrap=0", "data.workers=0", "train.device=cpu"]
     assert main(list(map(str, words))) == 2
     error = capsys.readouterr().err
     assert f"{output} holds predictions.csv, metrics.json" in error and "--force" in error
-    assert contents(output) == before
-    with without_drawing():
+    assert small.contents(output) == before
+    with small.without_drawing():
         assert main([*map(str, words), "--force"]) == 0
     assert read_json(output / "metrics.json")["metrics"]["n"] == 4
 
 
 def test_the_threshold_travels_with_the_weights_unless_another_is_asked_for(scored_set, tmp_path):
-    words = (*SHORT, "data.threshold=2.25", "data.limit=8")
-    assert train("csv", scored_set, tmp_path / "run", *words) == 0
+    words = (*small.SHORT, "data.threshold=2.25", "data.limit=8")
+    assert small.train("csv", scored_set, tmp_path / "run", *words) == 0
     for extra, expected in {"": 2.25, "data.threshold=4": 4.0}.items():
         best = tmp_path / "run" / "best.pt"
         assert evaluate(best, "csv", scored_set, tmp_path / "out", *extra.split()) == 0
@@ -293,10 +264,7 @@ def test_pairs_are_scored_by_a_network_that_knows_single_photographs_only(series
     report = read_json(tmp_path / "out" / "metrics.json")
     assert report["odds_of_a_point"] > 0
     assert "fitted" in " ".join(report["notes"])
-    alone = tmp_path / "alone"
-    alone.mkdir()
-    (alone / "p").symlink_to(series_set / "p")
-    shutil.copy(series_set / "test.csv", alone)
+    alone = shutil.copytree(series_set, tmp_path / "alone", ignore=shutil.ignore_patterns("train*", "val*"))
     assert evaluate(score_run / "best.pt", "pairs", alone, tmp_path / "out2") == 0
     rest = read_json(tmp_path / "out2" / "metrics.json")
     assert "not fitted" in " ".join(rest["notes"])

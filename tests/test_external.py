@@ -81,50 +81,38 @@ def test_our_own_predictions_get_our_own_figures_to_the_last_digit(target, para,
     predictions = Predictions(np.arange(20), raw, np.empty((20, 0)), [])
     with without_drawing():
         measure_scores(predictions, rated, bootstrap=5, twins={"s2/p35_.jpg"}).write(tmp_path / "own")
-    files = [tmp_path / folder / "predictions.csv" for folder in ("own", "out")]
-    found = evaluated(files[0], para, tmp_path / "out", "evaluate.bootstrap=5", f"data.target={target}")
-    own = read_json(tmp_path / "own" / "metrics.json")
-    assert {key: found[key] for key in own if key != "notes"} == {k: own[k] for k in own if k != "notes"}
-    assert ("emd2" in own["metrics"], "auc" in own["metrics"]) == (
-        target == "distribution",
-        target == "label",
-    )
-    assert files[0].read_bytes() == files[1].read_bytes()
+    file = tmp_path / "own" / "predictions.csv"
+    found = evaluated(file, para, tmp_path / "out", "evaluate.bootstrap=5", f"data.target={target}")
+    own = read_json(tmp_path / "own" / "metrics.json") | {"notes": found["notes"]}
+    assert found.items() >= own.items()
+    assert ("emd2" in own["metrics"]) == (target == "distribution")
+    assert ("auc" in own["metrics"]) == (target == "label")
+    assert file.read_bytes() == (tmp_path / "out" / "predictions.csv").read_bytes()
     assert found["data"] == {"target": target}  # make_tables reads the set again
 
 
 def test_figures_are_of_the_numbers_in_the_file_and_metrics_json_says_of_what(para, tmp_path, capsys):
     file, out = write_table(tmp_path / "g.csv"), tmp_path / "out"
     found = evaluated(file, para, out, "evaluate.bootstrap=9")
-    truth, predicted = np.array([[score(i), guess(i)] for i in TESTED]).T
+    predicted, truth = ([function(i) for i in TESTED] for function in (guess, score))
     assert found["metrics"]["srcc"] == pytest.approx(stats.spearmanr(predicted, truth).statistic, abs=1e-12)
-    assert found["metrics"]["rmse"] == pytest.approx(np.sqrt(((predicted - truth) ** 2).mean()), abs=1e-12)
-    assert found["metrics"]["accuracy"] == np.mean((predicted > 3) == (truth > 3))
-    low, high = found["intervals_95"]["srcc"]
-    assert low < found["metrics"]["srcc"] < high
-    # Test picture 35 has an identical one in training: all is measured once more without it.
-    rest = found["without_twins"]
+    rest = found["without_twins"]  # test picture 35 has an identical one in training
     assert (rest["count"], rest["metrics"]["n"]) == (1, 19)
-    gaps = [abs(guess(i) - score(i)) for i in TESTED if i != 35]
-    assert rest["metrics"]["mae"] == pytest.approx(np.mean(gaps), abs=1e-12)
     assert rest["intervals_95"]["mae"] != found["intervals_95"]["mae"]
     assert f"in training (1): n 19, SRCC {rest['metrics']['srcc']:.4f}, PLCC" in capsys.readouterr().out
     assert {path.name for path in out.iterdir()} == {"predictions.csv", "metrics.json", "scatter.png"}
-
     rated = load_dataset("para", para, ("test",))["test"]
     expected = {"task": "aesthetics", "dataset": "para", "split": "test", "protocol": rated.protocol}
     expected |= {"split_sha256": rated.sha256, "predictions_file": "g.csv", "versions": versions()}
     expected |= {"predictions_sha256": file_hash(file), "data": {}}
     expected |= dict.fromkeys(("missing_ids", "extra_ids", "duplicate_ids", "left_out"), 0)
-    assert {key: found[key] for key in expected} == expected
+    assert found.items() >= expected.items()
     assert str(tmp_path) not in (out / "metrics.json").read_text()
 
 
-@pytest.mark.parametrize("factor, shift, target", [(0.01, 0, "score"), (1, 3, "score"), (1, 0, "label")])
-def test_of_another_unit_only_correlations_count_and_why_is_said(
-    factor, shift, target, para, tmp_path, capsys
-):
-    file = write_table(tmp_path / "g.csv", [(name(i), factor * guess(i) + shift) for i in TESTED])
+@pytest.mark.parametrize("factor, target", [(0.01, "score"), (4, "score"), (1, "label")])
+def test_of_another_unit_only_correlations_count_and_why_is_said(factor, target, para, tmp_path, capsys):
+    file = write_table(tmp_path / "g.csv", [(name(i), factor * guess(i)) for i in TESTED])
     found = evaluated(file, para, tmp_path / "out", f"data.target={target}")["metrics"]
     assert list(found) == ["n", "srcc", "plcc", "krcc"]
     expected = stats.pearsonr([guess(i) for i in TESTED], [score(i) for i in TESTED]).statistic
@@ -132,7 +120,6 @@ def test_of_another_unit_only_correlations_count_and_why_is_said(
     said = capsys.readouterr().out
     assert "correlations only: " in said and "of 20 predictions are outside" in said
     assert ("data.target=score" in said) == (target == "label")
-    assert "accuracy (" not in said
     assert not (tmp_path / "out" / "scatter.png").exists()
 
 
@@ -187,9 +174,8 @@ def test_missing_extra_and_duplicate_ids_are_counted_and_named(para, tmp_path, c
     rows += [("p45_", guess(45)), (name(33), guess(33)), (name(45), guess(45))]
     found = evaluated(write_table(tmp_path / "g.csv", rows), para, tmp_path / "out", "evaluate.bootstrap=3")
     assert [found[key] for key in ("missing_ids", "extra_ids", "duplicate_ids")] == [4, 2, 2]
-    assert found["metrics"]["n"] == 16
     gaps = [abs(guess(i) - score(i)) for i in known]
-    assert found["metrics"]["mae"] == pytest.approx(np.mean(gaps), abs=1e-12)
+    assert (found["metrics"]["n"], found["metrics"]["mae"]) == (16, pytest.approx(np.mean(gaps), abs=1e-12))
     assert found["split_sha256"] == load_dataset("para", para, ("test",))["test"].sha256  # of the whole split
     said = capsys.readouterr().out
     assert "para test (16 of 20: incomplete)\n" in said
@@ -205,42 +191,42 @@ def test_missing_extra_and_duplicate_ids_are_counted_and_named(para, tmp_path, c
     assert not (tmp_path / "out" / "id_check.csv").exists()
 
 
-SHARES_HEADER = ",".join([HEADER, *BINS])
+SHARES = ",".join([HEADER, *BINS])
 SURE = [(*row, 1, *[0] * 8) for row in ROWS]  # all votes on the lowest rating
 SUM = "expected shares, 0 or more, that sum to 1 up to p_5"
-BAD_FILES = {
-    "g.csv rows 4 and 22: 's2/p32_.jpg' has several predictions": (HEADER, [*ROWS, (name(32), 4.5)]),
-    "g.csv predicts 0 of the 20 pictures of para test": (HEADER, [(name(i), 3) for i in range(30)]),
-    "g.csv predicts 9 of the 20 pictures": (HEADER, ROWS[:9]),
-    "g.csv row 22: 'prediction' is 'nan', expected a": (HEADER, [*ROWS, ("else", "nan")]),
-    "g.csv row 2: 'id' is empty, expected a text": (HEADER, [("", 3), *ROWS[1:]]),
-    "g.csv has no column 'prediction' (found: id, guess)": ("id,guess", ROWS),
-    f"row 21: 'p_1' is '0.1', {SUM}": (SHARES_HEADER, [*SURE[:-1], (*ROWS[-1], *[0.1] * 9)]),
-    f"row 21: 'p_1' is '-0.5', {SUM}": (SHARES_HEADER, [*SURE[:-1], (*ROWS[-1], -0.5, 1.5, *[0] * 7)]),
-    "g.csv has no column 'p_5'": (SHARES_HEADER.removesuffix(",p_5"), [row[:-1] for row in SURE]),
-    "g.csv has no rows": (HEADER, []),
-    "there is no file": None,
-}
 
 
-@pytest.mark.parametrize("said", BAD_FILES)
-def test_a_bad_file_is_one_sentence_and_nothing_is_written(said, para, tmp_path, capsys):
-    if BAD_FILES[said]:
-        header, rows = BAD_FILES[said]
-        write_table(tmp_path / "g.csv", rows, header)
-    assert evaluate(tmp_path / "g.csv", para, tmp_path / "out") == 2
+@pytest.mark.parametrize(
+    "said, header, rows",
+    [
+        ("rows 4 and 22: 's2/p32_.jpg' has several predictions", HEADER, [*ROWS, (name(32), 4.5)]),
+        ("predicts 0 of the 20 pictures of para test", HEADER, [(name(i), 3) for i in range(30)]),
+        ("predicts 9 of the 20 pictures", HEADER, ROWS[:9]),
+        ("row 22: 'prediction' is 'nan', expected a", HEADER, [*ROWS, ("else", "nan")]),
+        ("row 2: 'id' is empty, expected a text", HEADER, [("", 3), *ROWS[1:]]),
+        ("has no column 'prediction' (found: id, guess)", "id,guess", ROWS),
+        (f"row 21: 'p_1' is '0.1', {SUM}", SHARES, [*SURE[:-1], (*ROWS[-1], *[0.1] * 9)]),
+        (f"row 21: 'p_1' is '-0.5', {SUM}", SHARES, [*SURE[:-1], (*ROWS[-1], -0.5, 1.5, *[0] * 7)]),
+        ("has no column 'p_5'", SHARES.removesuffix(",p_5"), [row[:-1] for row in SURE]),
+        ("has no rows", HEADER, []),
+    ],
+)
+def test_a_bad_file_is_one_sentence_and_nothing_is_written(said, header, rows, para, tmp_path, capsys):
+    file = write_table(tmp_path / "g.csv", rows, header)
+    assert evaluate(file, para, tmp_path / "out") == 2
     [error] = capsys.readouterr().err.splitlines()
-    assert error.startswith("error: ") and said in error
+    assert error.startswith("error: ") and f"g.csv {said}" in error
     assert not (tmp_path / "out").exists()
 
 
-def test_the_file_itself_is_not_written_over(para, tmp_path, capsys):
+def test_what_cannot_be_evaluated_is_refused(para, tmp_path, capsys):
     file = write_table(tmp_path / "predictions.csv")
-    assert evaluate(file, para, tmp_path, "--force") == 2
-    assert "predictions.csv would be overwritten; choose another --output" in capsys.readouterr().err
+    no_emotions = "task=emotion has none. Emotions are evaluated from a"
+    for words, said in (
+        ((tmp_path / "no.csv", para, tmp_path / "out"), "there is no file"),
+        ((file, para, tmp_path, "--force"), "predictions.csv would be overwritten; choose another --output"),
+        ((file, para, tmp_path / "out", "task=emotion"), no_emotions),
+    ):
+        assert evaluate(*words) == 2
+        assert said in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [file]
-
-
-def test_emotions_are_evaluated_from_a_checkpoint_only(para, tmp_path, capsys):
-    assert evaluate(write_table(tmp_path / "g.csv"), para, tmp_path / "out", "task=emotion") == 2
-    assert "task=emotion has none. Emotions are evaluated from a" in capsys.readouterr().err

@@ -17,8 +17,8 @@ import urllib.request
 import numpy as np
 import pytest
 from PIL import Image
+from test_picks import OrderScorer
 
-from eamb.inference.scorer import Scored
 from eamb.selection import picks
 from eamb.selection.exif import CHANGED
 from main import main
@@ -31,18 +31,6 @@ LEFT, UP, RIGHT, DOWN, ENTER, SPACE, TAB = "\ue012", "\ue013", "\ue014", "\ue015
 NASTY = 'a,"b" <script>alert(1)<!-- & \'\n😀 \udcff.jpg'
 PICKED = "return cards.filter(isPicked).map((card) => Number(card.dataset.row))"
 CURRENT = "return Number(document.activeElement.dataset.row ?? -1)"
-
-
-class NameScorer:
-    """Later names are better."""
-
-    emotions_trained = True
-
-    def score_all(self, paths, on_decoded):
-        for number, path in enumerate(paths):
-            with Image.open(path) as picture:
-                on_decoded(path, picture.convert("RGB"), picture.getexif())
-            yield Scored(path, score=1 + number / 7, emotion_map=np.eye(4)[:3])
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +46,7 @@ def folder(tmp_path_factory):
         picture = Image.fromarray(colours).resize((600, 800 if scene else 400), Image.Resampling.BICUBIC)
         picture.save(folder / "photos" / name, exif=exif)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(picks, "Scorer", lambda *settings: NameScorer())
+        patch.setattr(picks, "Scorer", lambda *settings: OrderScorer(emotions_trained=True))
         words = ["--output", str(folder / "picks.csv"), "--page", str(folder / "page")]
         assert main(["select", str(folder / "photos"), *words]) == 0
     return folder

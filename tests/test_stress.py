@@ -7,7 +7,6 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures.process import BrokenProcessPool
 
 import pytest
-import torch
 from test_export import write_checkpoint
 
 from eamb.weights import checkpoint
@@ -66,22 +65,17 @@ def test_a_training_that_is_killed_equals_one_that_is_not(capsys):
 
 def test_one_changed_value_is_told(score_run, copied_run):
     assert training.differences(score_run, copied_run) == []
-    weights, state = checkpoint.load_training(copied_run / "last.pt")
-    weights.tensors["head.5.bias"].add_(1e-6)
-    next(iter(state["optimizer"]["state"].values()))["exp_avg"].add_(1e-9)
-    checkpoint.save_training(copied_run / "last.pt", weights, state)
+    for change in ("weights", "optimizer"):
+        weights, state = checkpoint.load_training(score_run / "last.pt")
+        if change == "weights":
+            weights.tensors["head.5.bias"].add_(1e-6)
+        else:
+            next(iter(state["optimizer"]["state"].values()))["exp_avg"].add_(1e-9)
+        checkpoint.save_training(copied_run / "last.pt", weights, state)
+        assert training.differences(score_run, copied_run) == [str(copied_run / "last.pt")]
     with (copied_run / "metrics.jsonl").open("a") as file:
         file.write("\n")
-    told = training.differences(score_run, copied_run)
-    for name, one in zip(("head.5.bias", "exp_avg", "metrics.jsonl"), told, strict=True):
-        assert name in one
-
-
-def test_values_of_other_kinds_differ():
-    one = {"a": [torch.zeros(2), 1]}
-    assert training.unequal("x", one, {"a": [torch.zeros(2), 1]}) == []
-    assert len(training.unequal("x", one, {"a": [torch.zeros(2).double(), 0]})) == 2
-    assert len(training.unequal("x", one, {"a": [torch.zeros(2)]})) == 1
+    assert len(training.differences(score_run, copied_run)) == 2
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,9 @@ from eamb.selection.grouping import CAMERAS, Photograph
 
 TEMPLATE = Path(__file__).with_name("picks.html")
 LONGEST_SIDE = 320  # of thumbnails, pixels
+SHOWN = re.compile(
+    r'src="(thumbnails/\d{6,}\.jpg|maps/\d{6,}\.png)"'
+)  # in a page: files of `write_thumbnail`
 
 
 def shrink(picture: Image.Image) -> Image.Image:
@@ -45,7 +49,7 @@ def write_thumbnail(
 
 
 def write_page(page: Path, photographs: Sequence[Photograph], settings: str, table: dict) -> None:
-    """Writes index.html beside its thumbnails.
+    """Writes index.html beside its thumbnails, and removes those that only an earlier page there showed.
 
     Args:
         table: of `as_table`; the page saves its lines, and needs to know nothing of csv.
@@ -65,8 +69,12 @@ def write_page(page: Path, photographs: Sequence[Photograph], settings: str, tab
         maps=any(photograph.thumbnail["map"] for photograph in photographs if photograph.thumbnail),
         table=table,
     )
-    with written_whole(page / "index.html") as unfinished:
+    index = page / "index.html"
+    earlier = index.read_text(encoding="utf-8", errors="replace") if index.exists() else ""
+    with written_whole(index) as unfinished:
         unfinished.write_text(whole, encoding="utf-8")
+    for name in set(SHOWN.findall(earlier)) - set(SHOWN.findall(whole)):
+        (page / name).unlink(missing_ok=True)
 
 
 def describe(photograph: Photograph, page: Path, row: int) -> dict:

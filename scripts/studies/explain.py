@@ -2,11 +2,10 @@
 
     python scripts/studies/explain.py --dataset para --data-root DIR --output DIR
 
-Maps: the network's emotion-aware map (EAM); a random map (noise, a value for each cell of the EAM's grid,
-seeded by the picture's id); a centre-weighted one (only the order of its values counts); and Grad-CAM of the
-same network (Selvaraju et al. 2017): Z = output of `emotion_merge`, the last map before the pooling, a_c =
-mean over positions of dy / dZ_c, map = ReLU(sum_c a_c Z_c), where y is the score's logit, or the mean rating
-of a network that predicts distributions.
+Maps: the network's emotion-aware map (EAM); noise on the EAM's grid, seeded by the picture's id; a map of the
+distance from the centre; and Grad-CAM of the same network (Selvaraju et al. 2017): Z = output of
+`emotion_merge`, the last map before the pooling, a_c = mean over positions of dy / dZ_c, map =
+ReLU(sum_c a_c Z_c), where y is the score's logit, or the mean rating of a network for distributions.
 
 Curves (perturbation curves, Samek et al. 2017; deletion and insertion, RISE, Petsiuk et al. 2018): a map is
 resized to the network's input (bilinear, align_corners=False) and the pixels are ranked by it, equal ones by
@@ -16,13 +15,10 @@ the score of that picture minus the score of the whole one, in the unit of the r
 important pixels first: deletion. "least" blurs the least important first: insertion read from the right.
 
 Area of a map: integral over x from 0 to 1 of |change| for "most" minus |change| for "least" (trapezoid rule),
-a mean over pictures. Absolute, because blur can raise a score as well as lower it. It is 0 on average for a
-map without information, below 0 for one that points away from what matters. Maps are compared by it and not
-by single curves: scattered cells make many new edges and a compact region few, but the area compares a map
-with itself. Intervals are 95 % bootstrap intervals over the pictures; differences are paired. The EAM of a
-blurred picture differs from that of the whole one, as it is a part of the network; this is not corrected for.
-
-Writes explain.json (everything), explain.csv (the curves) and explain.png.
+a mean over pictures. It is 0 on average for a map without information, below 0 for one that points away from
+what matters; a single curve also depends on how many new edges the blurred cells make. Intervals are 95 %
+bootstrap intervals over the pictures; differences are paired. That the EAM of a blurred picture differs is
+not corrected for. Writes explain.json (everything), explain.csv (the curves) and explain.png.
 """
 
 from __future__ import annotations
@@ -109,20 +105,17 @@ Estimates = dict[tuple, Estimate]  # by (map, order, share, curve), (map, "area"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return guarded(explain, parse(arguments))
-
-
-def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--dataset", type=str.lower, required=True, help="one of main.py's")
-    parser.add_argument("--data-root", metavar="DIR", type=Path, required=True, help="its folder")
-    parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="default: the shipped weights")
-    parser.add_argument("--pictures", type=int, default=300, help="how many, chosen by the hash of their ids")
-    parser.add_argument("--split", type=str.lower, default="test", choices=("train", "val", "test"))
-    parser.add_argument("--seed", type=int, default=0, help="of the random maps and the intervals")
-    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="for the three files")
-    parser.add_argument("settings", metavar="key=value", nargs="*", help="as in evaluate.batch_size=16")
-    return parser.parse_intermixed_args(arguments)
+    add = parser.add_argument
+    add("--dataset", type=str.lower, required=True, help="one of main.py's")
+    add("--data-root", metavar="DIR", type=Path, required=True, help="its folder")
+    add("--checkpoint", metavar="FILE", type=Path, default=SHIPPED, help="default: the shipped weights")
+    add("--pictures", type=int, default=300, help="how many, chosen by the hash of their ids")
+    add("--split", type=str.lower, default="test", choices=("train", "val", "test"))
+    add("--seed", type=int, default=0, help="of the random maps and the intervals")
+    add("--output", metavar="DIR", type=Path, required=True, help="for the three files")
+    add("settings", metavar="key=value", nargs="*", help="as in evaluate.batch_size=16")
+    return guarded(explain, parser.parse_intermixed_args(arguments))
 
 
 def explain(options: argparse.Namespace) -> int:
@@ -132,10 +125,10 @@ def explain(options: argparse.Namespace) -> int:
         raise ValueError("explain: at least 2 --pictures, --seed 0 or more, evaluate.bootstrap 1 or more")
     check_output("explain", options.output)
     options.output.mkdir(parents=True, exist_ok=True)
-    weights = load_weights(options.checkpoint or SHIPPED)
+    weights = load_weights(options.checkpoint)
     check_scores(weights, options.checkpoint)
     config = as_trained(config, weights)
-    data, scale, repeats = config.data, weights.scale, config.evaluate.bootstrap
+    data, scale = config.data, weights.scale
     whole_split = load_dataset(data.dataset, data.root, (options.split,), data.options())[options.split]
     rated = first_by_hash(whole_split, options.pictures)
     device = choose_device(config.train.device)
@@ -144,20 +137,20 @@ def explain(options: argparse.Namespace) -> int:
     network = weights.build().to(device, memory_format=torch.channels_last)
     compute = engine.Compute(device, "fp32", *backbones.normalisation(config.model.backbone))
     changes, notes = blur_and_score(network, rated, config, scale, compute, options.seed)
-    intervals = bootstrap_intervals(figures, (changes,), repeats, options.seed)
+    intervals = bootstrap_intervals(figures, (changes,), config.evaluate.bootstrap, options.seed)
     estimates = {name: Estimate(value, *intervals[name]) for name, value in figures(changes).items()}
 
     pictures = f"{len(changes):,} pictures of {rated.name} {rated.split}"
-    checkpoint = (options.checkpoint or SHIPPED).name
-    label = scale.kind == "label"
-    unit = "probability of high" if label else f"ratings from {scale.minimum:g} to {scale.maximum:g}"
+    unit = f"ratings from {scale.minimum:g} to {scale.maximum:g}"
+    if scale.kind == "label":
+        unit = "probability of high"
     others = [f"{estimates[k, 'eam minus it']} more than the {MAPS[k]}'s" for k in MAPS if k != "eam"]
     area = f"the area of the emotion-aware map is {estimates['eam', 'area']}"
     facts = {
         "sentence": f"On {pictures} {area}, {', '.join(others)} (means, 95 % intervals).",
         "notes": notes,
         "n": len(changes),
-        "checkpoint": checkpoint,
+        "checkpoint": options.checkpoint.name,
         "weights_sha256": weights.sha256,
         **about(rated, "aesthetics"),
         "split_sha256": whole_split.sha256,
@@ -166,23 +159,25 @@ def explain(options: argparse.Namespace) -> int:
         "picture_size": data.size,
         "sigma_pixels": BLUR * data.size,
         "seed": options.seed,
-        "bootstrap": repeats,
+        "bootstrap": config.evaluate.bootstrap,
         "unit": unit,
     }
-    write(options.output, estimates, facts)
-    write_figure(draw(estimates, f"{checkpoint} on {pictures}", unit), options.output / "explain.png")
+    rows = []  # of explain.csv: one a map, order and share
+    for kind, order, share in product(MAPS, ORDERS, SHARES):
+        rows.append({"map": kind, "order": order, "share": share})
+        for curve in CURVES:
+            names = (curve, f"{curve}_low", f"{curve}_high")
+            rows[-1] |= zip(names, estimates[kind, order, share, curve], strict=True)
+    areas = {kind: estimates[kind, "area"]._asdict() for kind in MAPS}
+    differences = {kind: estimates[kind, "eam minus it"]._asdict() for kind in MAPS if kind != "eam"}
+    content = {**facts, "areas": areas, "eam_area_minus": differences, "curves": rows}
+    with written_whole(options.output / "explain.json") as path:
+        path.write_text(json.dumps(without_nan(content), indent=1) + "\n", encoding="utf-8")
+    write_columns(options.output / "explain.csv", pd.DataFrame(rows).to_dict("list"))
+    figure = draw(estimates, f"{options.checkpoint.name} on {pictures}", unit)
+    write_figure(figure, options.output / "explain.png")
     print(*notes, facts["sentence"], f"{options.output}: explain.json explain.csv explain.png", sep="\n")
     return 0
-
-
-def all_maps(
-    network: EAMBNet, images: Tensor, ids: Sequence[str], scale: Scale, compute: engine.Compute, seed: int
-) -> Tensor:
-    """(N, 3, H, W) uint8 -> (N, 4, H, W) on the CPU, in the order of MAPS."""
-    emotion, grad_cam = network_maps(network, compute.images(Pictures(images)), scale)
-    shape = tuple(emotion.shape[2:])
-    maps = (emotion, random_maps(ids, shape, seed), centre_map(shape).expand_as(emotion), grad_cam)
-    return torch.cat([resize(m.cpu(), tuple(images.shape[2:]), align_corners=False) for m in maps], dim=1)
 
 
 def network_maps(network: EAMBNet, images: Tensor, scale: Scale) -> tuple[Tensor, Tensor]:
@@ -202,15 +197,13 @@ def network_maps(network: EAMBNet, images: Tensor, scale: Scale) -> tuple[Tensor
     merge = network.emotion_merge.register_forward_hook(begin_graph)
     with merge, network.head.register_forward_hook(keep_logits):  # removed at the end
         emotion_map = network(images).emotion_map
-    logits = captured["logits"]
+    features, logits = captured["features"], captured["logits"]
+    explained = logits[:, 0]  # (N,)
     if scale.kind == "distribution":  # y is the mean rating
-        explained = logits.softmax(dim=1) @ logits.new_tensor(scale.bins)  # (N,)
-    else:
-        explained = logits[:, 0]
-    [gradient] = torch.autograd.grad(explained.sum(), captured["features"])
+        explained = logits.softmax(dim=1) @ logits.new_tensor(scale.bins)
+    [gradient] = torch.autograd.grad(explained.sum(), features)
     importance = gradient.mean(dim=(2, 3), keepdim=True)  # a_c, (N, C, 1, 1)
-    grad_cam = (importance * captured["features"].detach()).sum(dim=1, keepdim=True).relu()  # (N, 1, h', w')
-    return emotion_map, grad_cam
+    return emotion_map, (importance * features.detach()).sum(dim=1, keepdim=True).relu()
 
 
 def centre_map(shape: tuple[int, int]) -> Tensor:
@@ -234,12 +227,11 @@ def blur_and_score(
         ValueError: fewer than two pictures can be decoded, or a score is not a number.
     """
     network.requires_grad_(False)
-    size, batch_size = config.data.size, config.evaluate.batch_size
-    pictures = PictureSet(rated, size, exif=config.data.exif, skip_broken=True)
-    order = TestOrder(len(rated), batch_size)
-    loader = make_loader(pictures, order, config.data.worker_count(), compute.device.type == "cuda")
-    parts: list[np.ndarray] = []
-    notes: list[str] = []
+    batch_size = config.evaluate.batch_size
+    pictures = PictureSet(rated, config.data.size, exif=config.data.exif, skip_broken=True)
+    order, workers = TestOrder(len(rated), batch_size), config.data.worker_count()
+    loader = make_loader(pictures, order, workers, compute.device.type == "cuda")
+    parts, notes = [], []
 
     def score(batches: Iterable[Tensor]) -> np.ndarray:
         outputs = engine.outputs(network, map(Pictures, batches), compute, batch_size)
@@ -249,9 +241,14 @@ def blur_and_score(
         notes += [f"{name} left out: {reason}" for name, reason in batch.broken]
         if len(batch.images):
             ids = [rated.ids[i] for i in batch.index.tolist()]
-            maps = all_maps(network, batch.images, ids, scale, compute, seed)  # (N, maps, H, W)
-            ties = maps[:, list(MAPS).index("random")]  # (N, H, W)
-            parts.append(measure_changes(batch.images, rank_pixels(maps, ties), score, batch_size))
+            emotion, grad_cam = network_maps(network, compute.images(Pictures(batch.images)), scale)
+            noise = random_maps(ids, emotion.shape[2:], seed)
+            centre = centre_map(emotion.shape[2:]).expand_as(noise)
+            side = batch.images.shape[2:]
+            coarse = (emotion.cpu(), noise, centre, grad_cam.cpu())  # as MAPS
+            maps = torch.cat([resize(each, side, align_corners=False) for each in coarse], dim=1)
+            ranks = rank_pixels(maps, ties=maps[:, 1])
+            parts.append(measure_changes(batch.images, ranks, score, batch_size))
     if sum(map(len, parts)) < 2:
         raise ValueError(
             f"explain: intervals need 2 pictures, {len(notes)} of the {len(rated)} chosen of {rated.name} "
@@ -273,11 +270,9 @@ def rank_pixels(maps: Tensor, ties: Tensor) -> Tensor:
     Returns:
         (N, maps, orders, H, W) int64; the second order is the first one reversed.
     """
-    values = maps.flatten(2).numpy()  # (N, maps, H * W)
-    ties = np.broadcast_to(ties.flatten(1).numpy()[:, None], values.shape)
-    order = np.lexsort((ties, values), axis=-1)[..., ::-1]  # positions, the most important first
-    most = np.argsort(order, axis=-1)
-    orders = np.stack([most, values.shape[2] - 1 - most], axis=2)
+    values, ties = maps.flatten(2).numpy(), ties[:, None].expand_as(maps).flatten(2).numpy()
+    least = np.argsort(np.lexsort((ties, values), axis=-1), axis=-1)  # (N, maps, H * W)
+    orders = np.stack([values.shape[2] - 1 - least, least], axis=2)
     return torch.from_numpy(orders).unflatten(3, maps.shape[2:])
 
 
@@ -314,8 +309,7 @@ def measure_changes(images: Tensor, ranks: Tensor, score: Score, batch_size: int
 
 
 def figures(changes: np.ndarray) -> dict[tuple, float]:
-    """The means over pictures of (n, maps, orders, shares) changes: the points of the curves, the areas, and
-    the EAM's area minus each other."""
+    """Of (n, maps, orders, shares) changes, as `Estimates` names them: means over pictures."""
     means = np.stack([changes.mean(axis=0), np.abs(changes).mean(axis=0)], axis=-1)
     values = dict(zip(product(MAPS, ORDERS, SHARES, CURVES), means.ravel().tolist(), strict=True))
     areas = dict(zip(MAPS, map_areas(changes).mean(axis=0).tolist(), strict=True))
@@ -327,23 +321,6 @@ def map_areas(changes: np.ndarray) -> np.ndarray:
     """(n, maps, orders, shares) -> (n, maps), the area between the two orders' curves of absolute change."""
     most, least = np.moveaxis(np.abs(changes), 2, 0)  # (n, maps, shares) each
     return trapezoid(most - least, SHARES, axis=-1)
-
-
-def write(folder: Path, estimates: Estimates, facts: dict) -> None:
-    """explain.json, and explain.csv with one row a map, order and share."""
-    rows = []
-    for kind, order, share in product(MAPS, ORDERS, SHARES):
-        row = {"map": kind, "order": order, "share": share}
-        for curve in CURVES:
-            mean, low, high = estimates[kind, order, share, curve]
-            row |= {curve: mean, f"{curve}_low": low, f"{curve}_high": high}
-        rows.append(row)
-    areas = {kind: estimates[kind, "area"]._asdict() for kind in MAPS}
-    differences = {kind: estimates[kind, "eam minus it"]._asdict() for kind in MAPS if kind != "eam"}
-    content = {**facts, "areas": areas, "eam_area_minus": differences, "curves": rows}
-    with written_whole(folder / "explain.json") as path:
-        path.write_text(json.dumps(without_nan(content), indent=1) + "\n", encoding="utf-8")
-    write_columns(folder / "explain.csv", pd.DataFrame(rows).to_dict("list"))
 
 
 def draw(estimates: Estimates, heading: str, scores: str) -> Figure:

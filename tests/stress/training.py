@@ -32,7 +32,7 @@ from eamb.evaluation import figures
 from eamb.readers.demo import make_demo
 from eamb.weights import checkpoint
 from main import main as eambnet
-from tests.small import UNTRAINED, WORDS
+from tests.small import UNTRAINED, WORDS, plain, without_versions
 
 SETTINGS = [*WORDS, "data.workers=1", "data.limit=64", "train.batch_size=16", "train.checkpoint_minutes=0"]
 SETTINGS += ["train.clip=0.5", "optimizer.schedule=one_cycle", "evaluate.batch_size=64", UNTRAINED]
@@ -58,12 +58,12 @@ class Trainings:
         context.set_forkserver_preload(LOADED)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        shared = {"WORLD_SIZE": self.count, "LOCAL_WORLD_SIZE": self.count, "MASTER_ADDR": "127.0.0.1"}
-        words, log, processes = [*self.words, "--output", str(output)], Path(f"{output}.log"), []
+            variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1]}
+        variables |= {"WORLD_SIZE": self.count, "LOCAL_WORLD_SIZE": self.count}
+        words, processes = [*self.words, "--output", str(output)], []
         for rank in range(self.count):
-            variables = shared | {"MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank}
-            processes.append(context.Process(target=train, args=(words, log, variables)))
+            variables |= {"RANK": rank, "LOCAL_RANK": rank}
+            processes.append(context.Process(target=train, args=(words, Path(f"{output}.log"), variables)))
             processes[-1].start()
         return processes
 
@@ -97,9 +97,9 @@ def wait_until_written(processes: list[BaseProcess], path: Path) -> bool:
     return True
 
 
-def kill(processes: list[BaseProcess], output: Path, seconds: float, chance: random.Random) -> set[str]:
+def kill(processes: list[BaseProcess], output: Path, seconds: float, chance: random.Random) -> list[str]:
     """Kills a training at a random moment; returns what kind of kill that was; empty: it had ended before."""
-    moment, traits = chance.choice(("start", "training", "training", "writing", "writing")), {"kills"}
+    moment = chance.choice(("start", "training", "training", "writing", "writing"))
     if moment == "start" or (wait_until_written(processes, output / "last.pt") and moment == "training"):
         time.sleep(chance.uniform(0, seconds / 4))
     elif moment == "writing":
@@ -116,9 +116,9 @@ def kill(processes: list[BaseProcess], output: Path, seconds: float, chance: ran
         raise RuntimeError(f"stress: a process lived on for {END} s after its partner was killed")
     if not any(process.exitcode == -signal.SIGKILL for process in processes):
         finish(processes)
-        return set()
-    traits |= {"of one process alone"} if alone else set()
-    return traits | ({"while writing"} if any(output.rglob(f".*.{processes[0].pid}.tmp")) else set())
+        return []
+    writing = any(output.rglob(f".*.{processes[0].pid}.tmp"))
+    return ["kills"] + ["of one process alone"] * alone + ["while writing"] * writing
 
 
 def kill_and_compare(trainings: Trainings, kills: int, chance: random.Random) -> list[str]:
@@ -130,8 +130,8 @@ def kill_and_compare(trainings: Trainings, kills: int, chance: random.Random) ->
     while counts["kills"] < kills:
         counts["trainings"] += 1
         output = trainings.folder / f"{trainings.count}_killed_{counts['trainings']}"
-        while counts["kills"] < kills and (traits := kill(trainings.start(output), output, seconds, chance)):
-            counts.update(traits)
+        while counts["kills"] < kills and (kinds := kill(trainings.start(output), output, seconds, chance)):
+            counts.update(kinds)
         finish(trainings.start(output))
         different += differences(whole, output)
     summary = ", ".join(f"{count} {name}" for name, count in counts.items())
@@ -140,41 +140,25 @@ def kill_and_compare(trainings: Trainings, kills: int, chance: random.Random) ->
 
 
 def differences(first: Path, second: Path) -> list[str]:
-    """The files and values in which two finished runs differ, to the last bit."""
-    different = []
-    for name in ("last.pt", "best.pt"):
-        parts = []
-        for folder in (first, second):
-            weights, state = checkpoint.load_training(folder / name)
-            weights.description.pop("versions", None)
-            ids = weights.training_ids.tolist(), weights.emotion_training_ids.tolist()
-            parts.append(
-                {"weights": weights.tensors, "about": weights.description, "ids": ids, "state": state}
-            )
-        different += unequal(f"{second / name}", *parts)
-    for name in ("metrics.jsonl", "test/predictions.csv"):
-        contents = [(run / name).read_bytes() if (run / name).exists() else None for run in (first, second)]
-        different += [f"{second / name}"] if contents[0] != contents[1] else []
-    return different
+    """The files in which two finished runs differ, to the last bit."""
 
+    def read(path: Path) -> str | bytes | None:
+        if path.suffix != ".pt":
+            return path.read_bytes() if path.exists() else None
+        weights, state = checkpoint.load_training(path)
+        ids = weights.training_ids.tolist(), weights.emotion_training_ids.tolist()
+        return repr([plain(weights.tensors), without_versions(weights.description), ids, plain(state)])
 
-def unequal(place: str, first, second) -> list[str]:
-    """The places where nested values differ, to the last bit."""
-    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
-        return [] if first.dtype == second.dtype and torch.equal(first, second) else [place]
-    if isinstance(first, list | tuple) and isinstance(second, list | tuple):
-        first, second = dict(enumerate(first)), dict(enumerate(second))
-    if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
-        return [one for key in first for one in unequal(f"{place}: {key}", first[key], second[key])]
-    return [] if repr(first) == repr(second) else [place]
+    names = ("last.pt", "best.pt", "metrics.jsonl", "test/predictions.csv")
+    return [str(second / name) for name in names if read(first / name) != read(second / name)]
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--kills", type=int, default=50, help="in all (default 50)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="default: 1 2")
     parser.add_argument("--epochs", type=int, default=6, help="of each training (default 6)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
     parser.add_argument("settings", metavar="key=value", nargs="*", help="of the training, as for main.py")
     options = parser.parse_intermixed_args(arguments)
     different, share = [], -(-options.kills // len(options.processes))
