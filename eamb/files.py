@@ -1,7 +1,7 @@
 """Paths as they are meant, files written whole, their hashes, and csv files that spreadsheets read safely."""
 
 # Paths are plain texts here: Path("./~") would be "~", and a Path for each of 250,000 pictures takes seconds.
-# ruff: noqa: PTH111, PTH112, PTH113, PTH118
+# ruff: noqa: PTH111, PTH112, PTH113, PTH118, PTH122
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def nfc(text: str) -> str:
 
 
 def list_folder(folder: str) -> dict[str, list[str]]:
-    """The names in a folder by their `nfc`, to which a folder's has a slash added; none if it has no list.
+    """A folder's files by the `nfc` of their names without ending, and folders by that of name and slash.
 
-    Links that lead nowhere are left out.
+    Links that lead nowhere are left out; a folder that cannot be listed is empty.
     """
     names = defaultdict(list)
     with suppress(OSError, ValueError), os.scandir(folder or ".") as entries:
         for entry in entries:
             if entry.is_file(follow_symlinks=False) or os.path.isfile(entry):
-                names[nfc(entry.name)].append(entry.name)
+                names[os.path.splitext(nfc(entry.name))[0]].append(entry.name)
             elif os.path.isdir(entry):
                 names[f"{nfc(entry.name)}/"].append(entry.name)
     return names
@@ -59,8 +59,9 @@ def on_disk(path: str, listed: Callable[[str], dict[str, list[str]]]) -> str:
     folder, name = os.path.split(path)
     if path.isascii() or not name or os.path.lexists(path):
         return path
-    folder = on_disk(folder, listed)
-    fitting = [each for kind in ("", "/") for each in listed(folder).get(nfc(name) + kind, ())]
+    folder, composed = on_disk(folder, listed), nfc(name)
+    keys = os.path.splitext(composed)[0], f"{composed}/"
+    fitting = [each for key in keys for each in listed(folder).get(key, ()) if nfc(each) == composed]
     return os.path.join(folder, *fitting) if len(fitting) == 1 else path
 
 

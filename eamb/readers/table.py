@@ -310,21 +310,19 @@ def find_files(
         for place in places:
             folder, file = os.path.split(os.path.join(place, name))  # noqa: PTH118
             folder, composed = real_folder(folder), nfc(file)
-            files = listed(folder)
-            for endings in (("",), ANY_CASE_ENDINGS):
-                there = [one for ending in endings for one in files.get(composed + ending, ())]
-                there = [one for one in there if one.startswith(file)] or there
-                if len(there) == 1:
-                    return os.path.join(folder, there[0]), ""  # noqa: PTH118
-                if there:
-                    which = " or ".join(told_apart(sorted(there)))
-                    return None, f"{name} may be {which} in {folder}; remove one, or name it in full"
-            stem, ending = os.path.splitext(composed)  # noqa: PTH122
+            files, (stem, ending) = listed(folder), os.path.splitext(composed)  # noqa: PTH122
+            there = [one for one in files.get(stem, ()) if nfc(one) == composed]
+            there = there or [one for one in files.get(composed, ()) if one.endswith(ANY_CASE_ENDINGS)]
+            there = [one for one in there if one.startswith(file)] or there
+            if len(there) == 1:
+                return os.path.join(folder, there[0]), ""  # noqa: PTH118
+            if there:
+                which = " or ".join(told_apart(sorted(there)))
+                return None, f"{name} may be {which} in {folder}; remove one, or name it in full"
             if ending in ANY_CASE_ENDINGS:
-                others += [one for ending in ANY_CASE_ENDINGS for one in files.get(stem + ending, ())]
-        return None, f"no picture file {name}" + (
-            f"; there is {' and '.join(dict.fromkeys(others))}" if others else ""
-        )
+                others += [one for one in files.get(stem, ()) if one.endswith(ANY_CASE_ENDINGS)]
+        hint = f"; there is {' and '.join(dict.fromkeys(others))}" if others else ""
+        return None, f"no picture file {name}{hint}"
 
     found = [find(name) for name in names]
     paths = pd.Series([path for path, _ in found], dtype=object)
