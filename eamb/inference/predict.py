@@ -98,8 +98,8 @@ def check_options(options: argparse.Namespace, output: Path | None, folder: Path
         raise ValueError(f"predict: --output must end in {' or '.join(FORMATS)}, got {output}")
     if options.maps_raw and folder is None:
         raise ValueError("predict: --maps-raw writes beside the panels of --maps; add --maps DIR")
-    if output is not None:
-        check_output("predict", output.parent, [output.name])
+    if output is not None and not output.exists():  # else it is opened before the first picture
+        check_output("predict", output.parent)
     if folder is not None:
         check_output("predict", folder)
     if options.resume and (output is None or options.force):

@@ -124,7 +124,6 @@ def explain(options: argparse.Namespace) -> int:
     if options.pictures < 2 or options.seed < 0 or config.evaluate.bootstrap < 1:
         raise ValueError("explain: at least 2 --pictures, --seed 0 or more, evaluate.bootstrap 1 or more")
     check_output("explain", options.output)
-    options.output.mkdir(parents=True, exist_ok=True)
     weights = load_weights(options.checkpoint)
     check_scores(weights, options.checkpoint)
     config = as_trained(config, weights)
@@ -132,6 +131,7 @@ def explain(options: argparse.Namespace) -> int:
     whole_split = load_dataset(data.dataset, data.root, (options.split,), data.options())[options.split]
     rated = first_by_hash(whole_split, options.pictures)
     device = choose_device(config.train.device)
+    options.output.mkdir(parents=True, exist_ok=True)
     print(describe(rated))
 
     network = weights.build().to(device, memory_format=torch.channels_last)
