@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
+from eamb.files import home
 from eamb.network.outputs import EMOTIONS, Scale
 from eamb.readers import splitting
 from eamb.readers.decoding import DecodeError, decode, stack
@@ -55,7 +56,7 @@ class SetReader:
     """
 
     def __init__(self, name: str, root: str | Path, options: DataOptions | None = None):
-        self.name, self.root, self.options = name.lower(), Path(root).expanduser(), options or DataOptions()
+        self.name, self.root, self.options = name.lower(), Path(home(str(root))), options or DataOptions()
         self.read = read_once()
         if self.name not in SINGLE:
             raise ValueError(

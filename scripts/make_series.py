@@ -40,7 +40,7 @@ from eamb.readers.para import PARA_FILES
 from eamb.readers.prepared import read_manifest
 from eamb.readers.rated import hash_fractions
 from eamb.readers.table import Sheet
-from eamb.runtime.command import guarded
+from eamb.runtime.command import check_output, guarded
 from eamb.runtime.progress import progress
 
 DAMAGES = ("blurred", "noisy", "exposed", "compressed")
@@ -141,6 +141,7 @@ def preference(a: Photograph, b: Photograph) -> float:
 
 def make(options: argparse.Namespace) -> int:
     root, output = options.data_root, options.output
+    check_output("make_series", output)
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"make_series: {output} holds files already; choose another folder")
     if read_manifest(root):

@@ -35,7 +35,7 @@ from eamb.readers.decoding import DecodeError, decode, explain_failure
 from eamb.readers.prepared import MANIFEST, Manifest, Source, read_manifest, relative_names
 from eamb.readers.rated import SPLITS
 from eamb.readers.registry import DATASETS, SINGLE
-from eamb.runtime.command import guarded
+from eamb.runtime.command import check_output, guarded
 from eamb.runtime.config import load_config
 from eamb.runtime.progress import progress
 
@@ -43,7 +43,7 @@ from eamb.runtime.progress import progress
 def prepare(options: argparse.Namespace) -> int:
     """0 if every picture has its copy, 1 if some could not be decoded."""
     config = load_config((), [*options.settings, f"data.workers={options.workers}"])
-    root, output = options.data_root.expanduser(), options.output.expanduser()
+    root, output = options.data_root, options.output
     splits = [] if options.splits == ",".join(SPLITS) else ["--splits", options.splits]
     program = {"pillow": Image.__version__, "libjpeg_turbo": features.version("libjpeg_turbo") or "none"}
     words, size, exif = [*splits, *options.settings], config.data.size, config.data.exif
@@ -96,6 +96,7 @@ def start(asked: Manifest, root: Path, output: Path) -> Manifest:
             f"prepare_data: {output} and {root} must lie beside each other, not one in the other, and the "
             "second must hold the pictures themselves, not copies"
         )
+    check_output("prepare_data", output)
     before = read_manifest(output)
     if not before:
         if output.is_dir() and any(output.iterdir()):

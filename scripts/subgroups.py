@@ -41,7 +41,7 @@ from eamb.readers.decoding import DecodeError, decode
 from eamb.readers.para import PARA_FILES
 from eamb.readers.rated import SPLITS, RatedSet
 from eamb.readers.table import Sheet
-from eamb.runtime.command import guarded, refuse_existing
+from eamb.runtime.command import check_output, guarded
 from eamb.runtime.config import load_config
 from eamb.runtime.progress import progress
 from eamb.training.tasks import choose_task
@@ -85,13 +85,12 @@ def show_subgroups(options: argparse.Namespace) -> int:
     """Measures everything, then writes."""
     if options.worst < 1 or options.resamples < 1:
         raise ValueError("subgroups: --worst and --resamples are at least 1")
-    if not options.force:
-        refuse_existing("subgroups", options.output, FILES)
+    check_output("subgroups", options.output, FILES, options.force)
     words = [*options.settings, f"data.dataset={options.dataset}", f"data.root={options.data_root}"]
     rated = choose_task(load_config((), words)).load_split(options.split)
     rated, predictions, notes = read_files(options.predictions, rated)
     everything = Group("all", "all", "", np.ones(len(rated), dtype=bool))
-    groups = make_groups(rated, Path(options.data_root).expanduser())
+    groups = make_groups(rated, Path(options.data_root))
     scores, threshold = truth(rated, rated.scale.kind == "label")
     lines = group_lines(everything, predictions, scores, threshold, options.resamples)
     for group in groups:

@@ -36,7 +36,7 @@ from eamb.inference.photographs import find_pictures
 from eamb.inference.scorer import Scored, Scorer
 from eamb.readers.decoding import decode
 from eamb.readers.rated import SPLITS, RatedSet, describe
-from eamb.runtime.command import guarded, refuse_existing
+from eamb.runtime.command import check_output, guarded
 from eamb.runtime.config import load_config
 from eamb.runtime.progress import progress
 from eamb.weights.checkpoint import Weights
@@ -333,10 +333,7 @@ def check_options(options: argparse.Namespace) -> None:
         raise ValueError(f"visualize_emotion: {words}")
     if options.dataset and options.data_root is None:
         raise ValueError(f"visualize_emotion: where is {options.dataset}? --data-root DIR")
-    if options.output.exists() and not options.output.is_dir():
-        raise NotADirectoryError(f"visualize_emotion: --output needs a folder; {options.output} is a file")
-    if not options.force:
-        refuse_existing("visualize_emotion", options.output, FILES)
+    check_output("visualize_emotion", options.output, FILES, options.force)
 
 
 if __name__ == "__main__":

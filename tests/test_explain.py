@@ -201,7 +201,7 @@ def blurred_change(network, root, numbers):
         (["--pictures", "1"], "explain: at least 2 --pictures"),
         (["--seed", "-1"], "--seed 0 or more"),
         (["evaluate.bootstrap=0"], "evaluate.bootstrap 1 or more"),
-        (["--split", "val", "--output", __file__], "exists"),
+        (["--split", "val", "--output", __file__], "cannot be written"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_2(words, message, network_file, scored_set, tmp_path, capsys):

@@ -170,7 +170,7 @@ def test_differences_within_the_limits_pass():
         (["out.onnx", "--int8"], "the output must end in .int8, got out.onnx"),
         (["out.int8", "--int8"], "--int8 and --calibrate PHOTOS belong together"),
         (["out.onnx", "--calibrate", "a.jpg"], "--int8 and --calibrate PHOTOS belong together"),
-        (["mine.onnx"], "mine.onnx exists; --force overwrites it"),
+        (["mine.onnx"], ". holds mine.onnx already; choose another folder, or overwrite with --force"),
         (["out.onnx"], "a package is missing; pip install onnx openvino nncf"),
     ],
 )

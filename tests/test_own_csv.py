@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from small import make_csv, refused, write_noise, write_table
+from small import make_csv, nfd, refused, write_noise, write_table
 
 from datasets import load_dataset
 from eamb.network.outputs import Scale
@@ -191,3 +191,46 @@ def test_what_is_no_table_or_has_unknown_columns_is_named(tmp_path):
     words = "b.csv has no column 'beauty' (found: path, score). data.score_column asks for it."
     refused(words, "csv", tmp_path, table="b.csv", score_column="beauty")
     refused("there is no file", "csv", tmp_path, error=FileNotFoundError, table="c.csv")
+
+
+def test_accents_are_found_however_they_are_composed(tmp_path):
+    disk = [nfd("Bücher/é.png"), nfd("ü.png"), "ö.png", nfd("ö.png"), nfd("ế.png"), "ê\u0301.png"]
+    write_noise(tmp_path, disk)
+    found = ["Bücher/é.png", "ü", "ö.png", nfd("ö.png")]
+    make_table(tmp_path, [*found, nfd("ü.png"), "ế.png"])
+    test = load_dataset("csv", tmp_path, ("test",))["test"]
+    assert test.ids == [found[0], *found[2:], nfd("ü.png")]  # each file once, for the row that has its name
+    expected = [disk[0], *disk[2:4], disk[1]]
+    assert test.paths == [str(tmp_path / name) for name in expected]
+    two = r"'e\u0302\u0301.png' or '\xea\u0301.png'"
+    assert dict(test.left_out) == {
+        "ü": f"ü: its file {tmp_path / disk[1]} is that of another row",
+        "ế.png": f"ế.png may be {two} in {tmp_path}; remove one, or name it in full",
+    }
+
+
+def test_of_several_endings_none_is_taken_and_another_one_is_a_hint(tmp_path):
+    write_noise(tmp_path, ["a.jpg", "b.png", "b.jpg", "c.JPG"])
+    refused(
+        "none of the 1 pictures of csv exists (no picture file a.JPG; there is a.jpg); looked in",
+        "csv",
+        make_table(tmp_path, ["a.JPG"]),
+        error=FileNotFoundError,
+    )
+    make_table(tmp_path, ["a.JPG", "a", "b", "b.png", "c", "c.png"])
+    test = load_dataset("csv", tmp_path, ("test",))["test"]
+    assert (test.ids, test.paths) == (
+        ["a", "b.png", "c"],
+        [str(tmp_path / n) for n in ("a.jpg", "b.png", "c.JPG")],
+    )
+    assert dict(test.left_out) == {
+        "a.JPG": "no picture file a.JPG; there is a.jpg",
+        "b": f"b may be 'b.jpg' or 'b.png' in {tmp_path}; remove one, or name it in full",
+        "c.png": "no picture file c.png; there is c.JPG",
+    }
+
+
+def make_table(root: Path, names: list[str]) -> Path:
+    rows = [[name, 1 + i, "test"] for i, name in enumerate(names)]
+    write_table(root / "t.csv", [["path", "score", "split"], *rows])
+    return root

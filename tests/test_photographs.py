@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from small import nfd
 
 from eamb.inference.photographs import Shard, choose_shard, find_pictures
 from eamb.readers.decoding import PICTURE_ENDINGS
@@ -126,3 +127,15 @@ def test_parts_are_disjoint_and_complete_and_do_not_depend_on_the_order(album, c
 def test_bad_parts_are_one_sentence(text):
     with pytest.raises(ValueError, match=f"^predict: --shard is i/n with i from 1 to n.*; got '{text}'$"):
         choose_shard(text)
+
+
+def test_named_files_and_lists_are_spelled_as_the_disk_has_them_and_may_begin_with_a_tilde(
+    album, monkeypatch
+):
+    disk = nfd("Bücher/é.jpg")
+    touch(album, disk, "~a.jpg")
+    monkeypatch.setenv("HOME", str(album))
+    content = io.BytesIO("Bücher/é.jpg\n~/b.jpg\n~a.jpg\nü.jpg\n".encode())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(content))
+    assert found("-") == [disk, f"{album}/b.jpg", "~a.jpg", "ü.jpg"]
+    assert found("Bücher", "Bücher/é.jpg") == [disk]

@@ -476,7 +476,7 @@ def test_what_exists_is_refused_before_any_work(album, lively_weights, tmp_path,
         (["empty"], (), "no picture (.jpg .jpeg"),
         (["b.jpg"], ("--batch-size", "0"), "batch size at least 1"),
         (["b.jpg"], ("--workers", "-2"), "workers at least -1"),
-        (["b.jpg"], ("--maps", "broken.jpg"), "broken.jpg is a file"),
+        (["b.jpg"], ("--maps", "broken.jpg"), "broken.jpg cannot be written (broken.jpg: Not a directory)"),
         (["b.jpg"], ("--maps-raw",), "--maps-raw writes beside the panels of --maps; add --maps DIR"),
     ],
 )

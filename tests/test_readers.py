@@ -68,7 +68,8 @@ def test_a_missing_training_picture_is_listed_once_on_the_side_of_its_hash(tmp_p
 def test_wrong_folders_sets_and_splits_are_refused(tmp_path):
     root = make_para(tmp_path / "para")
     (root / "imgs").rename(root / "pictures")
-    words = f"none of the 5 pictures of para exists, e.g. 'session0/p60_.jpg'; looked in {root / 'imgs'}. Is"
+    words = "none of the 5 pictures of para exists (no picture file session0/p60_.jpg); looked in "
+    words += f"{root / 'imgs'}. Is"
     refused(words, "para", root, ("test",), error=FileNotFoundError)
     refused("there is no folder", "para", root / "nowhere", error=FileNotFoundError)
     refused("no set 'coco'; the sets are ava, para, iae, emoset, fi, csv, demo", "coco", tmp_path)

@@ -20,6 +20,7 @@ from eamb.inference.maps import MapFolder
 from eamb.inference.photographs import PictureFile, Shard, choose_shard, find_pictures, torchrun_shard
 from eamb.inference.rows import FORMATS, NOTE, as_row, column_names, open_rows, read_rows
 from eamb.inference.scorer import Scored, Scorer, check_scores, is_exported
+from eamb.runtime.command import check_output
 from eamb.runtime.progress import progress
 
 
@@ -97,8 +98,10 @@ def check_options(options: argparse.Namespace, output: Path | None, folder: Path
         raise ValueError("predict: --excel is for a csv; add --output FILE.csv")
     if options.maps_raw and folder is None:
         raise ValueError("predict: --maps-raw writes beside the panels of --maps; add --maps DIR")
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"predict: --maps needs a folder; {folder} is a file")
+    if output is not None and not output.exists():  # else it is opened before the first picture
+        check_output("predict", output.parent)
+    if folder is not None:
+        check_output("predict", folder)
     if options.resume and (output is None or options.force):
         raise ValueError("predict: --resume goes on with the rows in --output FILE, --force overwrites them")
     for path in (output, folder) if not (options.force or options.resume) else ():

@@ -52,9 +52,7 @@ def write_table_row(file: TextIO, columns: Sequence[str], row: dict | None) -> N
         values = [(row[name], forms[name]) for name in shown]
         cells = [format(value, form) if isinstance(value, float) else value or "-" for value, form in values]
     line = "".join(f"{cell:>{max(len(name), 11)}}  " for name, cell in zip(shown, cells, strict=True)) + path
-    encoding = file.encoding or "utf-8"
-    # Around the progress bar, which may be on the same screen.
-    tqdm.write(line.encode(encoding, "backslashreplace").decode(encoding), file=file)
+    tqdm.write(line, file=file)  # around the progress bar, which may be on the same screen
     file.flush()
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from eamb.files import list_folder, nfc, on_disk, told_apart
 from eamb.readers.rated import ANY_CASE_ENDINGS, SPLITS, Copies, LeftOut, take_rows
 
 
@@ -306,45 +307,61 @@ def joined(parts: list[Table]) -> Table:
 
 def find_files(
     names: Sequence[str], places: Sequence[Path], what: str, area: str = "datasets"
-) -> list[str | None]:
+) -> tuple[list[str | None], dict[str, str]]:
     """The path of each file, by its name below one of `places`, as written or with a picture ending added.
+
+    A file whose letters are composed in another way (`nfc`) is found too, if it is the only one. Of several
+    none is taken, nor is a file with another ending.
+
+    Returns:
+        The paths, None where there is none, and for such names the reason.
 
     Raises:
         FileNotFoundError: none of `what` ("pictures of ava") exists, so the folder is wrong.
     """
+    listed = functools.cache(list_folder)  # asking about each file would take long
+    real_folder = functools.cache(lambda folder: on_disk(folder, listed))
 
-    @functools.cache  # asking about each file would take long
-    def files_in(folder: str) -> set[str]:
-        """Without links that lead nowhere; none if there is no such folder."""
-        try:
-            with os.scandir(folder) as entries:
-                return {e.name for e in entries if e.is_file(follow_symlinks=False) or os.path.isfile(e)}  # noqa: PTH113
-        except (OSError, ValueError):  # ValueError: no file can have such a name
-            return set()
-
-    def find(name: str) -> str | None:
+    def find(name: str) -> tuple[str | None, str]:
+        others = []
         for place in places:
             folder, file = os.path.split(os.path.join(place, name))  # noqa: PTH118
-            for ending in ("", *ANY_CASE_ENDINGS):
-                if file + ending in files_in(folder):
-                    return os.path.join(folder, file + ending)  # noqa: PTH118
-        return None
+            folder, composed = real_folder(folder), nfc(file)
+            files, (stem, ending) = listed(folder), os.path.splitext(composed)  # noqa: PTH122
+            there = [one for one in files.get(stem, ()) if nfc(one) == composed]
+            there = there or [one for one in files.get(composed, ()) if one.endswith(ANY_CASE_ENDINGS)]
+            there = [one for one in there if one.startswith(file)] or there
+            if len(there) == 1:
+                return os.path.join(folder, there[0]), ""  # noqa: PTH118
+            if there:
+                which = " or ".join(told_apart(sorted(there)))
+                return None, f"{name} may be {which} in {folder}; remove one, or name it in full"
+            if ending in ANY_CASE_ENDINGS:
+                others += [one for one in files.get(stem, ()) if one.endswith(ANY_CASE_ENDINGS)]
+        hint = f"; there is {' and '.join(dict.fromkeys(others))}" if others else ""
+        return None, f"no picture file {name}{hint}"
 
-    paths = [find(name) for name in names]
-    if paths and not any(paths):
+    found = [find(name) for name in names]
+    paths = pd.Series([path for path, _ in found], dtype=object)
+    reasons = {name: reason for name, (_, reason) in zip(names, found, strict=True) if reason}
+    for i in np.flatnonzero(paths.notna() & paths.duplicated(keep=False)):
+        if not paths[i].endswith(names[i]):
+            reasons[names[i]] = f"{names[i]}: its file {paths[i]} is that of another row"
+            paths[i] = None
+    if len(names) and paths.isna().all():
         raise FileNotFoundError(
-            f"{area}: none of the {len(paths):,} {what} exists, e.g. '{names[0]}'; "
+            f"{area}: none of the {len(paths):,} {what} exists ({reasons[names[0]]}); "
             f"looked in {' and '.join(dict.fromkeys(map(str, places)))}. Is --data-root right?"
         )
-    return paths
+    return paths.tolist(), reasons
 
 
 def find_pictures(table: Table) -> tuple[Table, list[str]]:
     """The table without the pictures that have no file, which are left out, and the paths of the others."""
-    paths = find_files(table.names, table.places, f"pictures of {table.name}")
+    paths, reasons = find_files(table.names, table.places, f"pictures of {table.name}")
     there = np.array([path is not None for path in paths], dtype=bool)  # (n,)
     present = table.take(np.flatnonzero(there))
     for i in np.flatnonzero(~there):
-        row = LeftOut(table.ids[i], f"no picture file {table.names[i]}")
+        row = LeftOut(table.ids[i], reasons[table.names[i]])
         present.left_out.setdefault(str(table.split[i]), []).append(row)
     return present, [path for path in paths if path is not None]

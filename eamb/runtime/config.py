@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from eamb.files import home
 from eamb.network.names import NETWORKS, SMALLEST_SIDE, TASKS
 from eamb.readers.options import DataOptions, limited, one_of
 
@@ -180,6 +181,7 @@ SECTIONS = {f.name: f.default_factory for f in fields(Config) if f.name != "task
 KEYS = {f"{section}.{f.name}": f for section, cls in SECTIONS.items() for f in fields(cls)}  # -> its field
 KEYS["task"] = fields(Config)[0]
 WHOLE = re.compile(r"[+-]?(0|[1-9]\d{0,17})", re.ASCII)
+PATHS = re.compile(rf"([\n{os.pathsep}])")
 DECIMAL = re.compile(r"[+-]?((0|[1-9]\d*)\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
@@ -252,7 +254,7 @@ def checked(key: str, text: Any, source: str) -> Any:
         raise ValueError(f"config: {source}: '{key}' takes a single value, got several")
     kind, limits, value = KEYS[key].type, KEYS[key].metadata, None  # the type as it is written above
     if kind == "str":
-        value = text
+        value = "".join(map(home, PATHS.split(text)))  # "~/PARA:~/FI"
     elif kind == "bool":
         value = yaml.SafeLoader.bool_values.get(text.lower())
     elif kind == "int":

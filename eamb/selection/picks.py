@@ -21,7 +21,7 @@ from PIL import Image
 from eamb.files import as_cell, csv_line, safe_path, written_whole
 from eamb.inference.photographs import find_pictures
 from eamb.inference.scorer import Scorer
-from eamb.runtime.command import refuse_existing
+from eamb.runtime.command import check_output
 from eamb.runtime.progress import progress
 from eamb.selection.exif import Taken, describe_time, read_taken
 from eamb.selection.grouping import Photograph, choose, sketch
@@ -72,8 +72,9 @@ def check_options(options: argparse.Namespace) -> None:
     if page and (page.is_file() or (page.is_dir() and any(page.iterdir()) and not options.force)):
         words = "--page needs a new folder, or with --force one that holds other files"
         raise FileExistsError(f"picks: {words}; {page} exists")
-    if not options.force:
-        refuse_existing("picks", output.parent, [output.name])
+    check_output("picks", output.parent, [output.name], options.force)
+    if page:
+        check_output("picks", page)
 
 
 def score_photographs(paths: Sequence[str], scorer: Scorer, page: Path | None) -> Iterator[Photograph]:

@@ -24,6 +24,7 @@ from datasets import PictureSet, TestOrder, make_loader
 from eamb.files import written_whole
 from eamb.readers.rated import RatedSet
 from eamb.runtime import distributed
+from eamb.runtime.command import check_output
 from eamb.runtime.config import Config
 from eamb.runtime.engine import Compute, allow_tf32, filled_up
 from eamb.runtime.progress import progress
@@ -83,6 +84,7 @@ def prepare(config: Config, network: EAMBNet, rated: RatedSet, compute: Compute)
     chunks = []
     try:
         if distributed.is_main():
+            check_output("emotion_maps", folder)
             folder.mkdir(parents=True, exist_ok=True)
             missing = EmotionMaps(folder, rated).missing
             chunks = [missing[i : i + CHUNK] for i in range(0, len(missing), CHUNK)]

@@ -16,6 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from eamb.runtime import distributed
+from eamb.runtime.command import check_output
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
 PATIENCE = 15  # seconds after a signal for which a step may wait for pictures; many schedulers kill after 30
@@ -108,9 +109,9 @@ def locked(output: Path) -> Iterator[None]:
 
     Raises:
         ValueError: another run uses it; names its process.
+        OSError: nothing can be written there.
     """
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"interruption: --output must be a folder; {output} is a file")
+    check_output("interruption", output)
     new = [folder for folder in (output, *output.parents) if not folder.exists()]
     path, holder = output / ".lock", ""
     lock = FileLock(path, fallback_to_soft=False)  # a soft lock would outlast a killed process

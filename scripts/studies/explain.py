@@ -54,7 +54,7 @@ from eamb.network import backbones
 from eamb.network.outputs import Scale
 from eamb.readers.rated import RatedSet, describe
 from eamb.runtime import engine
-from eamb.runtime.command import guarded
+from eamb.runtime.command import check_output, guarded
 from eamb.runtime.config import Config, load_config
 from eamb.runtime.distributed import choose_device
 from eamb.runtime.progress import progress
@@ -123,6 +123,7 @@ def explain(options: argparse.Namespace) -> int:
     config = load_config([], [*options.settings, *words])
     if options.pictures < 2 or options.seed < 0 or config.evaluate.bootstrap < 1:
         raise ValueError("explain: at least 2 --pictures, --seed 0 or more, evaluate.bootstrap 1 or more")
+    check_output("explain", options.output)
     weights = load_weights(options.checkpoint)
     check_scores(weights, options.checkpoint)
     config = as_trained(config, weights)
