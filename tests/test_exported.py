@@ -197,4 +197,7 @@ def test_an_exported_pair_network_picks_as_its_checkpoint_does(tmp_path, capsys)
         assert float(ours["score"]) == pytest.approx(float(theirs["score"]), abs=1e-4)
     assert len({row["score"] for row in tables[0]}) == 4
     assert program(["predict", str(tmp_path / "photos"), "--checkpoint", str(target)]) == 2
-    assert "was trained with --task series and gives a single picture no score" in capsys.readouterr().err
+    assert (
+        "was trained with --task series; scoring needs weights of --task aesthetics"
+        in capsys.readouterr().err
+    )

@@ -241,7 +241,7 @@ def test_pair_weights_are_refused_where_single_photographs_are_scored(
 ):
     best, photographs = str(pair_run / "best.pt"), str(series_set / "p")
     assert main(["predict", photographs, "--checkpoint", best]) == 2
-    assert "select takes those for series" in capsys.readouterr().err
+    assert "scoring needs weights of --task aesthetics" in capsys.readouterr().err
     assert evaluate(Path(best), "csv", scored_set, tmp_path / "out") == 2
     assert "do not go together" in capsys.readouterr().err
     words = ["--checkpoint", best, "--output", str(tmp_path / "picks.csv")]

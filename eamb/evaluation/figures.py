@@ -47,13 +47,12 @@ def resize_map(emotion_map: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(resized).clip(0, 1)
 
 
-def overlay(image: np.ndarray, emotion_map: np.ndarray, opacity: float = 0.6) -> np.ndarray:
+def overlay(image: np.ndarray, emotion_map: np.ndarray) -> np.ndarray:
     """Lay a map over the grey version of a picture, so that every colour seen comes from the map.
 
     Args:
         image: (H, W, 3) uint8.
         emotion_map: (h, w), in [0, 1]; resized to the picture.
-        opacity: share of the map's colour, in [0, 1].
 
     Returns:
         (H, W, 3) uint8.
@@ -61,7 +60,7 @@ def overlay(image: np.ndarray, emotion_map: np.ndarray, opacity: float = 0.6) ->
     values = resize_map(emotion_map, *image.shape[:2])
     colours = colormaps[MAP_COLOURS](values)[..., :3]  # (H, W, 3), in [0, 1]
     grey = np.asarray(Image.fromarray(image).convert("L"))[..., None] / 255  # (H, W, 1)
-    return np.rint(255 * (opacity * colours + (1 - opacity) * grey)).astype(np.uint8)
+    return np.rint(255 * (0.6 * colours + 0.4 * grey)).astype(np.uint8)
 
 
 def colour_ramp(height: int, width: int) -> np.ndarray:

@@ -92,6 +92,8 @@ class Exported:
     """
 
     def __init__(self, path: Path | str, precision: str | None = None, streams: int = 1):
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"exported: no file {path}")
         core, content = openvino().Core(), Path(path).read_bytes()
         try:
             if content.startswith(b"PK"):
@@ -106,11 +108,19 @@ class Exported:
                 "checkpoint with python scripts/export.py CHECKPOINT OUT"
             ) from error
         self.weights, self.export = parse_metadata(text, path)
-        if precision not in (None, self.export["precision"]):
+        self.precision = self.export["precision"]
+        if precision not in (None, self.precision):
             raise ValueError(
-                f"exported: {path} computes in {self.export['precision']}, asked for was {precision}; "
+                f"exported: {path} computes in {self.precision}, asked for was {precision}; "
                 "export it anew, with --int8 for int8 and without for fp32"
             )
+        for node in model.get_ops():  # what activations like ReLU6 would hide
+            values = node.data if node.get_type_name() == "Constant" else np.empty(0)
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise ValueError(
+                    f"exported: {node.get_friendly_name()} in {path} holds values that are NaN or infinite; "
+                    "export a sound checkpoint with scripts/export.py"
+                )
         settings = {
             "NUM_STREAMS": max(1, streams),
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),

@@ -323,6 +323,6 @@ def check_scores(weights: Weights, path: Path | str | None, tasks: tuple[str, ..
     """Raises ValueError unless the weights are of a task that gives a picture a score."""
     if weights.task not in tasks:
         raise ValueError(
-            f"predict: {path} was trained with --task {weights.task} and gives a single picture no score; it "
-            "needs weights of --task aesthetics (select takes those for series, too)"
+            f"predict: {path} was trained with --task {weights.task}; scoring needs weights of --task "
+            f"{' or '.join(tasks)}"
         )

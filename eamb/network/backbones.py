@@ -117,6 +117,7 @@ def timm_levels(name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     with torch.device("meta"):  # only the table of features is needed, not the weights
         features = create_timm_features(name)
     info, layout = features.feature_info, getattr(features, "output_fmt", "NCHW")
+    layout = getattr(layout, "value", layout)  # some networks have an enumeration's member
     strides = info.reduction()
     # A FeatureHookNet would train and save the layers after the last map, which nothing reads.
     whole = type(features).__name__ == "FeatureHookNet"
@@ -196,8 +197,9 @@ def imagenet_tensors(name: str, state: dict[str, Tensor] | None = None) -> dict[
         whole = timm.create_model(name, **loading)
         body = create_timm_features(name, out_indices=timm_levels(name)[0], **loading)
     except (OSError, RuntimeError, LookupError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:400]
         raise ValueError(
-            f"backbones: no fitting ImageNet weights for timm's '{name}' ({str(error)[:400]}); name a file "
+            f"backbones: no fitting ImageNet weights for timm's '{name}' ({reason}); name a file "
             "with model.imagenet=FILE (from https://huggingface.co/timm), or go without: model.imagenet=none"
         ) from error
     tail = {key: value for key, value in whole.state_dict().items() if key.startswith(TAIL)}

@@ -123,7 +123,9 @@ def load_pairs(
         ValueError, FileNotFoundError: one sentence that names file, row and column.
     """
     name, root, options, read = name.lower(), Path(home(str(root))), options or DataOptions(), read_once()
-    if name not in PAIRED or not root.is_dir() or read_manifest(root):
+    if not root.is_dir():
+        raise FileNotFoundError(f"pairs: there is no folder {root}; --data-root must name that of {name}")
+    if name not in PAIRED or read_manifest(root):
         raise ValueError(
             f"pairs: --data-root must be the folder of a set of pairs ({' or '.join(PAIRED)}) with the "
             f"photographs themselves, not prepared copies, which are squashed; got {name} in {root}"

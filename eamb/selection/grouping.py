@@ -20,8 +20,6 @@ from eamb.selection.exif import Taken
 if TYPE_CHECKING:
     from eamb.inference.scorer import Scored
 
-GAP = 30.0  # seconds
-SIMILARITY = 0.6
 SKETCH = 16  # side of the tiny picture that is compared
 SHIFT = 2  # of its pixels: a hand moves by an eighth of the view between two shots
 CELLS, DIRECTIONS = 4, 8  # where edges are counted, and in how many directions
@@ -104,7 +102,7 @@ def edge_directions(picture: np.ndarray) -> np.ndarray:
 # ---- series
 
 
-def group(photographs: Sequence[Photograph], gap: float = GAP, least: float = SIMILARITY) -> None:
+def group(photographs: Sequence[Photograph], gap: float, least: float) -> None:
     """Finds the series: what one camera took within a folder without a pause or a change of the view.
 
     A photograph continues the series of the one before it unless more than `gap` seconds passed or they are

@@ -43,8 +43,10 @@ class EmotionMaps:
     def __init__(self, folder: Path, rated: RatedSet):
         self.folder, self.rated, places = folder, rated, {}
         for path in sorted(folder.glob("*.npy")):
-            with suppress(ValueError, EOFError, OSError):
+            with suppress(Exception):  # damaged headers fail in every way: SyntaxError, TokenError ...
                 records = np.load(path, mmap_mode="r", allow_pickle=False)
+                if records.dtype.names != ("key", "check", "logits", "maps"):
+                    continue
                 places |= {key: (records, row) for row, key in enumerate(records["key"].tolist())}
         self.places = [places.get(picture_key(rated, index)) for index in range(len(rated))]
         self.missing = np.array([i for i, place in enumerate(self.places) if place is None], np.int64)

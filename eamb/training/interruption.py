@@ -123,6 +123,11 @@ def locked(output: Path) -> Iterator[None]:
             path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}", "utf-8")
         except Timeout:
             holder = path.read_text("utf-8") or "which has just begun"
+        except PermissionError as error:
+            raise ValueError(
+                f"interruption: {path} belongs to another user, whose run may be using the folder; choose "
+                "another --output"
+            ) from error
         except OSError as error:  # some file systems have no locks
             path.unlink(missing_ok=True)
             print(

@@ -58,9 +58,16 @@ def check_same_run(
             if before != value:
                 differences.append(f"{words[key]} of {name} was {before} and is {value}")
     for what, file in files.items():
-        before = description["origin"].get(f"{what}_sha256")
+        before, option = description["origin"].get(f"{what}_sha256"), f"--{what.replace('_', '-')}"
+        if file and not Path(file).is_file():
+            raise FileNotFoundError(f"training: no file {file}, {option}")
         if file and file_hash(Path(file)) != before:
-            differences.append(f"--{what.replace('_', '-')} had the SHA-256 {before}, {file} has another")
+            had = (
+                f"had the SHA-256 {before}, {file} has another"
+                if before
+                else f"was not given, now it is {file}"
+            )
+            differences.append(f"{option} {had}")
     if differences:
         raise ValueError(f"training: cannot resume {last}: {'; '.join(differences)}")
 

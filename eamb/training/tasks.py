@@ -246,6 +246,7 @@ class Emotion(Task):
     """The emotion branch alone, learned from emotion labels or votes."""
 
     name = "emotion"
+    networks = ("eambnet",)
     unites = True
     meaningless = (*Task.meaningless, "loss.emotion_weight")
     starts_from, shapes = ("emotion", "aesthetics"), ("backbone", "width")

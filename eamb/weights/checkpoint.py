@@ -147,7 +147,8 @@ def read_file(path: Path | str) -> tuple[dict, bytes]:
     except Exception as error:  # damaged files fail in every way: EOFError, IndexError, struct.error ...
         raise ValueError(
             f"checkpoint: {path} is not a weights file: it is empty, cut off, damaged, a web page or a Git "
-            "LFS pointer, or holds code, which is never executed; download or copy the file itself again"
+            "LFS pointer, or holds code, which is never executed; download or copy the file itself again "
+            "(networks that scripts/export.py wrote are for predict and select)"
         ) from error
     if unread and ("weights" in content or not any(isinstance(value, Tensor) for value in state.values())):
         keys = f" (keys found: {some(content)})" if content else ""
