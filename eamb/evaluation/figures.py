@@ -17,6 +17,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
 from eamb.files import written_whole
@@ -171,7 +172,7 @@ def save_confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title
     axes.set_xlabel("predicted", color=FAINT)
     axes.set_ylabel("true (pictures)", color=FAINT)
     figure.suptitle(title, x=0.01, ha="left", **TITLE)
-    figure.colorbar(cells, shrink=0.5, label="share of the row", format="{x:.0%}")
+    figure.colorbar(cells, shrink=0.5, label="share of the row", format=PercentFormatter(1, decimals=0))
     write_figure(figure, path)
 
 
