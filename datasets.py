@@ -10,9 +10,7 @@ The files of each set are read by a module of eamb/readers/. Emotions are matche
 
 from __future__ import annotations
 
-import ctypes
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,8 +19,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, Dataset, Sampler
 
+from eamb.files import home
 from eamb.network.outputs import EMOTIONS, Scale
 from eamb.readers import splitting
 from eamb.readers.decoding import DecodeError, decode, stack
@@ -31,6 +30,7 @@ from eamb.readers.rated import SPLITS, DataOptions, LeftOut, RatedSet, hash_frac
 from eamb.readers.registry import DATASETS, SINGLE
 from eamb.readers.splitting import find_twins, split_by_hash
 from eamb.readers.table import Table, find_pictures, read_once
+from eamb.readers.workers import WatchedLoader
 
 
 def load_dataset(
@@ -56,7 +56,7 @@ class SetReader:
     """
 
     def __init__(self, name: str, root: str | Path, options: DataOptions | None = None):
-        self.name, self.root, self.options = name.lower(), Path(root).expanduser(), options or DataOptions()
+        self.name, self.root, self.options = name.lower(), Path(home(str(root))), options or DataOptions()
         self.read = read_once()
         if self.name not in SINGLE:
             raise ValueError(
@@ -443,15 +443,10 @@ class TestOrder(BatchSampler):
         super().__init__(range(rank, count, world), batch_size, drop_last=False)
 
 
-class Loader(DataLoader):
-    """A DataLoader of Batch that raises the error of a broken file in the main process, as one sentence."""
+class Loader(WatchedLoader):
+    """Batches; raises the error of a broken file in the main process, as one sentence."""
 
     def __iter__(self) -> Iterator[Batch]:
-        # Forked workers would share the memory that `engine.keep_memory` has kept, and this process would
-        # copy each page before it writes there: gigabytes, and seconds, in the first step of each epoch.
-        libc = ctypes.CDLL(None) if self.num_workers and sys.platform.startswith("linux") else None
-        if hasattr(libc, "malloc_trim"):
-            libc.malloc_trim(0)
         for batch in super().__iter__():
             if batch.broken and not self.dataset.skip_broken:
                 reason = batch.broken[0].reason
@@ -460,14 +455,23 @@ class Loader(DataLoader):
 
 
 def make_loader(
-    picture_set: PictureSet, order: TrainOrder | TestOrder, workers: int, pin_memory: bool = False
-) -> DataLoader:
-    """Batches in the given order, decoded by `workers` processes; 0: by this one."""
+    picture_set: PictureSet,
+    order: TrainOrder | TestOrder,
+    workers: int,
+    pin_memory: bool = False,
+    timeout: int = 600,
+) -> Loader:
+    """Batches in the given order, decoded by `workers` processes; 0: by this one.
+
+    Args:
+        timeout: seconds without a batch after which silent processes are given up; 0: never.
+    """
     return Loader(
         picture_set,
+        picture_set.collate,
+        workers,
+        timeout,
         batch_sampler=order,
-        num_workers=workers,
-        collate_fn=picture_set.collate,
         pin_memory=pin_memory,
         # Without its own generator the loader draws from the global one, and a resume would not be exact.
         generator=torch.Generator(),

@@ -142,6 +142,11 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, default=16)
     add("--workers", type=int, default=-1, help=workers)
     add("--force", action="store_true", help="overwrite an existing output")
+    add(
+        "--excel",
+        action="store_true",
+        help="a csv that Excel opens with all letters right (UTF-8 with a mark)",
+    )
     parser.set_defaults(run=run_scoring)
 
 
@@ -163,7 +168,7 @@ def run_train(options: argparse.Namespace) -> int:
 
 def resuming_command(words: list[str]) -> str:
     """The command line that resumes the training started with these words."""
-    program = sys.argv[0] if sys.argv[0].endswith("main.py") else "main.py"
+    program = sys.argv[0] if Path(sys.argv[0]).resolve().name == "main.py" else "main.py"
     words = [program, *(word for word in words if word not in ("--force", "--resume")), "--resume"]
     local, world = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
     if world == 1:
@@ -227,7 +232,7 @@ def read_config(options: argparse.Namespace) -> tuple[Config, dict[str, object]]
         if name not in DATASETS:
             raise ValueError(f"main: which data set? --dataset {{{','.join(DATASETS)}}}, got '{name}'")
     first = dataset.split("+")[0]
-    own = Path(__file__).parent / "configs" / f"{recipe(given.get('task'), first)}.yaml"
+    own = Path(__file__).resolve().parent / "configs" / f"{recipe(given.get('task'), first)}.yaml"
     config = from_settings(given if options.config else read_settings([own], ()) | given)
     root = config.data.root or DATASETS[first].folder
     if not root:

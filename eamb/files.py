@@ -1,4 +1,7 @@
-"""Files written whole, their hashes, and csv files whose texts spreadsheets read safely."""
+"""Paths as they are meant, files written whole, their hashes, and csv files that spreadsheets read safely."""
+
+# Paths are plain texts here: Path("./~") would be "~", and a Path for each of 250,000 pictures takes seconds.
+# ruff: noqa: PTH111, PTH112, PTH113, PTH118, PTH122
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,6 +20,55 @@ from pathlib import Path
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 MARK = "'"
 MARKED = re.compile(f"{MARK}*[{re.escape(''.join(FORMULA))}]")
+
+
+def home(path: str) -> str:
+    """The path with ~ or ~name at its start as that home folder; a file that is called so stays.
+
+    Raises:
+        ValueError: no such home folder is known.
+    """
+    expanded = os.path.expanduser(path)
+    if re.match(r"~[^/\\]*[/\\]|~$", expanded) and not os.path.lexists(path):
+        raise ValueError(f"files: {path}: this home folder is not known; write the path without ~")
+    return expanded
+
+
+def nfc(text: str) -> str:
+    """The text with composed letters: macOS and its archives write the accent of é as a letter of its own."""
+    return unicodedata.normalize("NFC", text)
+
+
+def list_folder(folder: str) -> dict[str, list[str]]:
+    """A folder's files by the `nfc` of their names without ending, and folders by that of name and slash.
+
+    Links that lead nowhere are left out; a folder that cannot be listed is empty.
+    """
+    names = defaultdict(list)
+    with suppress(OSError, ValueError), os.scandir(folder or ".") as entries:
+        for entry in entries:
+            if entry.is_file(follow_symlinks=False) or os.path.isfile(entry):
+                names[os.path.splitext(nfc(entry.name))[0]].append(entry.name)
+            elif os.path.isdir(entry):
+                names[f"{nfc(entry.name)}/"].append(entry.name)
+    return names
+
+
+def on_disk(path: str, listed: Callable[[str], dict[str, list[str]]]) -> str:
+    """The path as the disk spells it, if their `nfc` is equal and no other's; `listed` is `list_folder`."""
+    folder, name = os.path.split(path)
+    if path.isascii() or not name or os.path.lexists(path):
+        return path
+    folder, composed = on_disk(folder, listed), nfc(name)
+    keys = os.path.splitext(composed)[0], f"{composed}/"
+    fitting = [each for key in keys for each in listed(folder).get(key, ()) if nfc(each) == composed]
+    return os.path.join(folder, *fitting) if len(fitting) == 1 else path
+
+
+def told_apart(names: Collection[str]) -> list[str]:
+    """The names in quotes for a message, escaped if some would look equal."""
+    alike = len({nfc(name) for name in names}) < len(names)
+    return [ascii(name) if alike else f"'{name}'" for name in names]
 
 
 @contextmanager

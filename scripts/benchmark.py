@@ -54,7 +54,7 @@ from eamb.readers.decoding import PICTURE_ENDINGS, decode, normalise
 from eamb.readers.demo import PHOTOGRAPHS, open_photograph
 from eamb.readers.rated import RatedSet
 from eamb.runtime import engine
-from eamb.runtime.command import guarded, refuse_existing
+from eamb.runtime.command import check_output, guarded
 from eamb.weights import checkpoint
 from EAMBNet import EAMBNet, Fusion, build_model, resize
 from losses import emd_loss
@@ -500,8 +500,8 @@ def run_parts(options: argparse.Namespace) -> dict:
     parts = options.only.split(",") if options.only else QUICK_PARTS if options.quick else PARTS
     if unknown := [part for part in parts if part not in PARTS]:
         raise ValueError(f"benchmark: --only takes some of {', '.join(PARTS)}, got '{unknown[0]}'")
-    if options.output and not options.force:
-        refuse_existing("benchmark", options.output.parent, [options.output.name])
+    if options.output:
+        check_output("benchmark", options.output.parent, [options.output.name], options.force)
     cpuinfo, limit = Path("/proc/cpuinfo"), os.environ.get("ONEDNN_MAX_CPU_ISA")
     named = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.is_file() else None
     about = {

@@ -37,7 +37,7 @@ from eamb.network import backbones
 from eamb.network.outputs import Output
 from eamb.readers.decoding import decode, normalise
 from eamb.readers.demo import PHOTOGRAPHS, open_photograph
-from eamb.runtime.command import guarded
+from eamb.runtime.command import check_output, guarded
 from eamb.weights import checkpoint
 
 TOLERANCE = 1e-4  # fp32: largest difference of prediction, logits and map
@@ -76,8 +76,7 @@ def export(options: argparse.Namespace) -> int:
     precision = "int8" if options.int8 else "fp32"
     if options.output.suffix != ENDINGS[precision]:
         raise ValueError(f"export: the output must end in {ENDINGS[precision]}, got {options.output.name}")
-    if options.output.exists() and not options.force:
-        raise FileExistsError(f"export: {options.output} exists; --force overwrites it")
+    check_output("export", options.output.parent, [options.output.name], options.force)
     if options.int8 != bool(options.calibrate):
         raise ValueError("export: --int8 and --calibrate PHOTOS belong together; about 300 training pictures")
     if find_spec("onnx") is None or (options.int8 and find_spec("nncf") is None):

@@ -13,28 +13,29 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from eamb.runtime.command import check_output, guarded
 from eamb.weights import checkpoint
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("checkpoint", type=Path, metavar="BEST.PT")
     parser.add_argument("output", type=Path, metavar="FILE.safetensors")
     parser.add_argument("--licence", required=True, help="what users may do with the weights")
     parser.add_argument("--source", required=True, help="the pictures and ratings they were trained on")
     parser.add_argument("--force", action="store_true", help="overwrite an existing file")
-    options = parser.parse_args()
-    if options.output.exists() and not options.force:
-        parser.error(f"{options.output} exists; --force overwrites it")
-    try:
-        weights = checkpoint.load_weights(options.checkpoint)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    return guarded(export, parser.parse_args())
+
+
+def export(options: argparse.Namespace) -> int:
+    check_output("export_weights", options.output.parent, [options.output.name], options.force)
+    weights = checkpoint.load_weights(options.checkpoint)
     description = {**weights.description, "licence": options.licence, "source": options.source}
     checkpoint.export_weights(options.output, replace(weights, description=description))
     print(f"{options.output}: {options.output.stat().st_size / 1e6:.1f} MB")
     print(f"weights sha256 {checkpoint.weights_hash(weights.tensors)}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

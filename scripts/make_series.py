@@ -30,7 +30,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from numpy.random import Generator
 from PIL import Image
-from tqdm import tqdm
 
 from datasets import SetReader
 from eamb.files import write_csv
@@ -41,7 +40,8 @@ from eamb.readers.para import PARA_FILES
 from eamb.readers.prepared import read_manifest
 from eamb.readers.rated import hash_fractions
 from eamb.readers.table import Sheet
-from eamb.runtime.command import guarded
+from eamb.runtime.command import check_output, guarded
+from eamb.runtime.progress import progress
 
 DAMAGES = ("blurred", "noisy", "exposed", "compressed")
 QUALITIES = (30, 15, 7)  # of JPEG, for the degrees of damage by compression
@@ -98,7 +98,7 @@ def make_graded(
     """Writes `count` series of DEGREES versions, the kinds of damage in turn; returns the pairs."""
     folder.mkdir(parents=True)
     split, pairs = folder.name, []
-    for number, index in enumerate(tqdm(chance.permutation(len(parts))[:count], desc=split, mininterval=2)):
+    for number, index in enumerate(progress(chance.permutation(len(parts))[:count], desc=split)):
         kind = DAMAGES[number % len(DAMAGES)]
         image = Image.fromarray(decode(root / "imgs" / parts[index].name))
         letters = chance.permutation(list(ascii_lowercase[:DEGREES]))
@@ -141,6 +141,7 @@ def preference(a: Photograph, b: Photograph) -> float:
 
 def make(options: argparse.Namespace) -> int:
     root, output = options.data_root, options.output
+    check_output("make_series", output)
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"make_series: {output} holds files already; choose another folder")
     if read_manifest(root):

@@ -29,7 +29,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from eamb.readers import demo
-from eamb.runtime.command import guarded, refuse_existing
+from eamb.runtime.command import check_output, guarded
 from eamb.selection.exif import CHANGED
 from eamb.selection.grouping import similarity, sketch
 
@@ -100,7 +100,7 @@ def write_large(folder: Path, count: int) -> None:
 
 def report_speed(options: argparse.Namespace) -> int:
     folder = options.output / "pictures"
-    refuse_existing("measure_picks", options.output, ("pictures", "picks.csv", "page"))
+    check_output("measure_picks", options.output, ("pictures", "picks.csv", "page"), force=False)
     write_large(folder, options.count)
     sizes = [path.stat().st_size / 1e6 for path in folder.iterdir()]
     words = [sys.executable, ROOT / "main.py", "select", folder, "--force", "--output"]

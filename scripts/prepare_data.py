@@ -13,19 +13,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
 from PIL import Image, features
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -35,14 +35,15 @@ from eamb.readers.decoding import DecodeError, decode, explain_failure
 from eamb.readers.prepared import MANIFEST, Manifest, Source, read_manifest, relative_names
 from eamb.readers.rated import SPLITS
 from eamb.readers.registry import DATASETS, SINGLE
-from eamb.runtime.command import guarded
+from eamb.runtime.command import check_output, guarded
 from eamb.runtime.config import load_config
+from eamb.runtime.progress import progress
 
 
 def prepare(options: argparse.Namespace) -> int:
     """0 if every picture has its copy, 1 if some could not be decoded."""
     config = load_config((), [*options.settings, f"data.workers={options.workers}"])
-    root, output = options.data_root.expanduser(), options.output.expanduser()
+    root, output = options.data_root, options.output
     splits = [] if options.splits == ",".join(SPLITS) else ["--splits", options.splits]
     program = {"pillow": Image.__version__, "libjpeg_turbo": features.version("libjpeg_turbo") or "none"}
     words, size, exif = [*splits, *options.settings], config.data.size, config.data.exif
@@ -69,7 +70,7 @@ def prepare(options: argparse.Namespace) -> int:
         copy = partial(make_copy, root, output, size, exif, options.quality)
         saved = time.monotonic()
         with closing(results(copy, todo, config.data.worker_count())) as made:  # ends its processes
-            for name, source in tqdm(made, total=len(todo), unit=" pictures", disable=None):
+            for name, source in progress(made, total=len(todo), unit=" pictures"):
                 pictures[name] = source
                 if time.monotonic() - saved > 30:  # what is not in the manifest is made again
                     save(manifest, output)
@@ -95,6 +96,7 @@ def start(asked: Manifest, root: Path, output: Path) -> Manifest:
             f"prepare_data: {output} and {root} must lie beside each other, not one in the other, and the "
             "second must hold the pictures themselves, not copies"
         )
+    check_output("prepare_data", output)
     before = read_manifest(output)
     if not before:
         if output.is_dir() and any(output.iterdir()):
@@ -165,8 +167,12 @@ def results(copy: Callable, names: list[str], workers: int) -> Iterator[tuple[st
         yield from map(copy, names)
         return
     # Ctrl-C is for the main process, which ends the others.
-    with multiprocessing.Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-        yield from pool.imap_unordered(copy, names, chunksize=8)
+    with ProcessPoolExecutor(workers, None, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        try:
+            yield from pool.map(copy, names, chunksize=8)
+        except BrokenProcessPool as error:
+            words = f"one of --workers {workers} processes was ended, perhaps for want of memory"
+            raise ChildProcessError(f"{words} (fewer need less)") from error  # `saving` adds the rest
 
 
 def make_copy(root: Path, output: Path, size: int, exif: bool, quality: int, name: str) -> tuple[str, Source]:

@@ -35,7 +35,7 @@ from eamb.files import written_whole
 from eamb.network import backbones
 from eamb.network.outputs import PRECISIONS
 from eamb.runtime import distributed, engine
-from eamb.runtime.command import guarded
+from eamb.runtime.command import check_output, guarded
 from EAMBNet import build_model
 from losses import score_loss
 from scripts.benchmark import photograph, picture_set
@@ -120,7 +120,9 @@ def as_table(rows: list[dict]) -> str:
 
 
 def scaling(options: argparse.Namespace) -> int:
-    distributed.choose_device(options.device)  # a wrong one is refused here, not in each process
+    if options.output:
+        check_output("scaling", options.output.parent, [options.output.name])
+    distributed.choose_device(options.device, "--device")  # a wrong one is refused here, not in each process
     once = {"run_id": "scaling", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "max_restarts": 0}
     rows = []
     with tempfile.TemporaryDirectory() as folder:

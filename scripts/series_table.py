@@ -25,7 +25,7 @@ from eamb.evaluation.intervals import bootstrap_intervals
 from eamb.evaluation.preferences import compare_pairs
 from eamb.evaluation.report import without_nan
 from eamb.files import original, written_whole
-from eamb.runtime.command import guarded, refuse_existing
+from eamb.runtime.command import check_output, guarded
 
 PAIR = ["series", "first", "second", "preference"]  # columns of evaluate's predictions.csv, and "prediction"
 SHOWN = {  # metric -> column title, format
@@ -50,8 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def write_table(options: argparse.Namespace) -> int:
-    if options.output and not options.force:
-        refuse_existing("series_table", options.output.parent, [options.output.name])
+    if options.output:
+        check_output("series_table", options.output.parent, [options.output.name], options.force)
     firsts: dict[str, tuple[str, pd.DataFrame]] = {}  # block -> name and pairs of its first network
     figures: dict[str, dict[str, dict]] = {}  # block -> network -> figures
     for folder in (folder.resolve() for folder in options.folders):

@@ -41,8 +41,9 @@ from eamb.readers.decoding import DecodeError, decode
 from eamb.readers.para import PARA_FILES
 from eamb.readers.rated import SPLITS, RatedSet
 from eamb.readers.table import Sheet
-from eamb.runtime.command import guarded, refuse_existing
+from eamb.runtime.command import check_output, guarded
 from eamb.runtime.config import load_config
+from eamb.runtime.progress import progress
 from eamb.training.tasks import choose_task
 
 FILES = ("groups.csv", "worst.csv", "worst.png")
@@ -84,13 +85,12 @@ def show_subgroups(options: argparse.Namespace) -> int:
     """Measures everything, then writes."""
     if options.worst < 1 or options.resamples < 1:
         raise ValueError("subgroups: --worst and --resamples are at least 1")
-    if not options.force:
-        refuse_existing("subgroups", options.output, FILES)
+    check_output("subgroups", options.output, FILES, options.force)
     words = [*options.settings, f"data.dataset={options.dataset}", f"data.root={options.data_root}"]
     rated = choose_task(load_config((), words)).load_split(options.split)
     rated, predictions, notes = read_files(options.predictions, rated)
     everything = Group("all", "all", "", np.ones(len(rated), dtype=bool))
-    groups = make_groups(rated, Path(options.data_root).expanduser())
+    groups = make_groups(rated, Path(options.data_root))
     scores, threshold = truth(rated, rated.scale.kind == "label")
     lines = group_lines(everything, predictions, scores, threshold, options.resamples)
     for group in groups:
@@ -114,7 +114,7 @@ def show_subgroups(options: argparse.Namespace) -> int:
     write_columns(options.output / FILES[0], without_nan(pd.DataFrame(lines).round(4).to_dict("list")))
     write_columns(options.output / FILES[1], columns)
     write_figure(figure, options.output / FILES[2])
-    print(*tables(lines), f"accuracy: of ratings above {threshold:g}", *notes, REMARKS, sep="\n")
+    print(as_text(lines), f"accuracy: of ratings above {threshold:g}", *notes, REMARKS, sep="\n")
     print(f"\n{options.output}: {', '.join(FILES)}; only {FILES[0]} is free of pictures and single ratings")
     return 0
 
@@ -180,7 +180,7 @@ def measure_pictures(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Mean luminance, and mean difference of a pixel's largest and smallest channel: (n,) each, 0 to 255; NaN
     for a file that cannot be decoded."""
     values = np.full((2, len(paths)), np.nan)
-    for place, path in enumerate(tqdm(paths, unit=" images", disable=None)):
+    for place, path in enumerate(progress(paths, unit=" images")):
         try:
             pixels = decode(path, SIDE)  # (SIDE, SIDE, 3)
         except DecodeError as error:
@@ -237,26 +237,13 @@ def group_lines(
     return lines
 
 
-def tables(lines: Sequence[dict]) -> list[str]:
-    """A table for each file, and one for each comparison with the first."""
-
-    def cell(line: dict, key: str) -> str:
-        if key not in ESTIMATED:
-            return f"{line[key]:,}" if key == "n" else f"{line[key]:.3f}"
-        low, high = line[f"{key}_low"], line[f"{key}_high"]
-        star = " *" if key in DIFFERENCES and (low > 0 or high < 0) else ""
-        return f"{line[key]:.3f} ({low:.3f} to {high:.3f}){star}"
-
-    parts, names = [], list(dict.fromkeys(line["predictions"] for line in lines))
-    for name in names:
-        mine = {line["group"]: line for line in lines if line["predictions"] == name}
-        kinds = {name: SHOWN} | (
-            {} if name == names[0] else {f"{names[0]} minus {name}, paired": DIFFERENCES}
-        )
-        for title, keys in kinds.items():
-            cells = [[cell(line, key) for key in keys] for line in mine.values()]
-            parts.append(f"{title}\n{pd.DataFrame(cells, list(mine), keys).to_string()}\n")
-    return parts
+def as_text(lines: Sequence[dict]) -> str:
+    """The figures of each group and file; a star marks a difference whose interval does not contain 0."""
+    table = pd.DataFrame(lines)
+    for key in DIFFERENCES:
+        sure = (table[f"{key}_low"] > 0) | (table[f"{key}_high"] < 0)
+        table[key] = table[key].map("{:.3f}".format).mask(table[key].isna(), "") + np.where(sure, " *", "")
+    return table[["group", "predictions", *SHOWN, *DIFFERENCES]].to_string(index=False, float_format="%.3f")
 
 
 def draw_sheet(paths: Sequence[str], columns: dict[str, list], title: str) -> Figure:

@@ -36,8 +36,9 @@ from eamb.inference.photographs import find_pictures
 from eamb.inference.scorer import Scored, Scorer
 from eamb.readers.decoding import decode
 from eamb.readers.rated import SPLITS, RatedSet, describe
-from eamb.runtime.command import guarded, refuse_existing
+from eamb.runtime.command import check_output, guarded
 from eamb.runtime.config import load_config
+from eamb.runtime.progress import progress
 from eamb.weights.checkpoint import Weights
 
 FILES = ("most_least.png", "page.png", "pictures.csv")
@@ -300,7 +301,7 @@ def visualize(options: argparse.Namespace) -> int:
     scorer = Scorer(options.checkpoint, options.device, workers=options.workers, maps=True, exact=True)
     name, rated = read_set(options, scorer.network.weights)
     scored, scorer.with_class_maps = [], False
-    for row in tqdm(scorer.score_all(rated.paths), total=len(rated), unit=" images", disable=None):
+    for row in progress(scorer.score_all(rated.paths), total=len(rated), unit=" images"):
         if row.error:
             tqdm.write(f"visualize_emotion: {printable(row.path)} is left out: {row.error}", file=sys.stderr)
         scored.append(replace(row, emotion_map=None))  # the maps of a whole set would fill the memory
@@ -332,10 +333,7 @@ def check_options(options: argparse.Namespace) -> None:
         raise ValueError(f"visualize_emotion: {words}")
     if options.dataset and options.data_root is None:
         raise ValueError(f"visualize_emotion: where is {options.dataset}? --data-root DIR")
-    if options.output.exists() and not options.output.is_dir():
-        raise NotADirectoryError(f"visualize_emotion: --output needs a folder; {options.output} is a file")
-    if not options.force:
-        refuse_existing("visualize_emotion", options.output, FILES)
+    check_output("visualize_emotion", options.output, FILES, options.force)
 
 
 if __name__ == "__main__":

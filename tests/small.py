@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations
 from pathlib import Path
@@ -278,6 +279,11 @@ def refused(words: str, *arguments, error: type = ValueError, load: Callable = l
     text = str(caught.value)
     assert text.startswith("datasets: ") and "\n" not in text
     assert words in text
+
+
+def nfd(text: str) -> str:
+    """The text as macOS writes it, with each accent as a letter of its own."""
+    return unicodedata.normalize("NFD", text)
 
 
 def write_noise(folder: Path, names: Iterable[str]) -> None:

@@ -24,6 +24,8 @@ from EAMBNet import (
     shrink,
 )
 
+pytestmark = pytest.mark.portable
+
 GOLDEN = json.loads((Path(__file__).parent / "golden_official.json").read_text())
 SMALL = {"backbone": BACKBONE, "outputs": 1, "width": 16, "guided_width": 8, "guided_hidden": 4}
 
@@ -229,8 +231,9 @@ def test_the_convolution_before_the_resize_equals_the_one_behind_it(training):
     large = torch.nn.functional.interpolate(maps[3], size=(9, 16), mode="bilinear", align_corners=True)
     semantic = behind.semantic_norm(behind.semantic_conv(large)).relu()
     expected = behind.merge(torch.cat([guided, semantic], dim=1))
-    torch.testing.assert_close(fusion(maps[0], maps[1:]), expected, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(fusion.state_dict(), behind.state_dict(), atol=1e-6, rtol=1e-5)
+    # Sums in another order; without AVX2 the last digits differ by twice float32's step at these values.
+    torch.testing.assert_close(fusion(maps[0], maps[1:]), expected, atol=5e-6, rtol=1e-5)
+    torch.testing.assert_close(fusion.state_dict(), behind.state_dict(), atol=5e-6, rtol=1e-5)
 
 
 def test_a_picture_has_the_same_output_alone_and_in_a_batch_and_a_map_of_any_classes():

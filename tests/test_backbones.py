@@ -31,6 +31,8 @@ from eamb.network.outputs import EMOTIONS
 from eamb.weights import checkpoint
 from EAMBNet import EmotionNetwork, build_model
 
+pytestmark = pytest.mark.portable
+
 CASES = [(5, 1), (3, 2), (5, 2)]  # size of a depthwise kernel, stride
 
 

@@ -153,3 +153,15 @@ def test_workers_take_the_spare_cores_of_a_process(monkeypatch):
 
     assert [workers(6, 1), workers(6, 2), workers(1, 1), workers(64, 1)] == [5, 2, 0, 8]
     assert [Data(workers=n).worker_count() for n in (0, 3)] == [0, 3]
+
+
+def test_a_tilde_in_any_path_is_a_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "c.yaml").write_text("train: {emotion_maps: ~/maps}\ndata: {maximum: ~, images: a~}\n")
+    config = load_config([tmp_path / "c.yaml"], ["data.dataset=para+fi", f"data.root=~/P{os.pathsep}~/F"])
+    assert (config.train.emotion_maps, config.data.maximum) == ("/home/me/maps", None)
+    assert (config.data.roots, config.data.images) == (["/home/me/P", "/home/me/F"], "a~")
+    with pytest.raises(
+        ValueError, match="~nobody-here/P: this home folder is not known; write the path with"
+    ):
+        load_config([], ["data.root=~nobody-here/P"])

@@ -10,7 +10,12 @@ import pytest
 import small
 from PIL import Image
 
+from eamb.inference.scorer import SHIPPED
 from eamb.readers import demo
+from eamb.training.starting import build_network, read_sources
+from eamb.training.tasks import choose_task
+from eamb.weights.checkpoint import load_weights
+from main import parse, read_config
 
 # Made by this code with Python 3.11. The votes are a formula, so every machine must arrive at the same bytes.
 LABELS_SHA256 = "00f94bbd99a8c3696f4e925ed529a9b9d5fa01b3ddf3786e62d7c8b549f59a59"
@@ -111,3 +116,13 @@ def test_an_interrupted_run_leaves_nothing_and_two_processes_at_once_agree(tmp_p
     monkeypatch.setattr(demo, "write_data_set", overtaken)
     assert names_in(demo.make_demo(tmp_path / "demo")) == ["labels.csv"]
     assert names_in(tmp_path) == ["demo"]
+
+
+def test_a_training_on_it_starts_with_every_layer_of_the_shipped_network(root, capsys):
+    config, _ = read_config(parse(["train", "--dataset", "demo", "--data-root", str(root)]))
+    task = choose_task(config)
+    network, _ = build_network(
+        task, task.load(("train", "val"))["train"], read_sources(task, str(SHIPPED), None)
+    )
+    assert capsys.readouterr().out == ""  # no layer is replaced
+    assert small.same(network.state_dict(), load_weights(SHIPPED).tensors)

@@ -18,6 +18,8 @@ from eamb.runtime import engine
 from eamb.runtime.engine import Compute, Epoch, Totals, learning_rate, step_seed
 from EAMBNet import EAMBNet, build_model
 
+pytestmark = pytest.mark.portable
+
 CPU = Compute(torch.device("cpu"), "fp32", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IDS = [f"picture {i}" for i in range(64)]
 

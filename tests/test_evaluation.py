@@ -23,6 +23,8 @@ from eamb.weights import checkpoint
 from main import main
 from metrics import emotion_metrics
 
+pytestmark = pytest.mark.portable
+
 BINS = (1.0, 2.0, 3.0, 4.0)  # of `counts_set`
 
 

@@ -15,6 +15,8 @@ from eamb.weights import checkpoint
 from EAMBNet import build_model
 from scripts.studies import explain
 
+pytestmark = pytest.mark.portable
+
 SIZE = 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the small network's backbone
 SCORE = Scale("score", 1.0, 5.0, 3.0, offset=1.0, factor=4.0)
@@ -199,7 +201,7 @@ def blurred_change(network, root, numbers):
         (["--pictures", "1"], "explain: at least 2 --pictures"),
         (["--seed", "-1"], "--seed 0 or more"),
         (["evaluate.bootstrap=0"], "evaluate.bootstrap 1 or more"),
-        (["--split", "val", "--output", __file__], "exists"),
+        (["--split", "val", "--output", __file__], "cannot be written"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_2(words, message, network_file, scored_set, tmp_path, capsys):

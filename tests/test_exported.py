@@ -18,6 +18,8 @@ from eamb.weights import checkpoint
 from main import main as program
 from scripts.export import main
 
+pytestmark = pytest.mark.portable
+
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
@@ -129,7 +131,7 @@ def test_a_file_that_was_cut_off_is_refused(exported, end, tmp_path):
 def test_a_batch_gives_what_pytorch_gives(exported, count):
     torch.manual_seed(count)
     images = torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8)
-    batch = Decoded([""] * count, [None] * count, images)
+    batch = Decoded([""] * count, [None] * count, images, {})
     [(same, output)] = Exported(exported).outputs([batch], batch_size=4)
     compute = Compute(torch.device("cpu"), "fp32", *normalisation(small.BACKBONE))
     network = checkpoint.load_weights(exported.with_name("small.safetensors")).build()

@@ -4,14 +4,15 @@ The pictures here are no pictures: nothing is decoded, and no weights are read.
 """
 
 import gzip
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
-from small import read_csv, read_json, without_drawing
+from small import nfd, read_csv, read_json, without_drawing
 
 from datasets import load_dataset
-from eamb.evaluation.external import find_pictures
+from eamb.evaluation.external import find_pictures, match_ids
 from eamb.evaluation.ratings import measure_scores
 from eamb.evaluation.report import versions
 from eamb.files import file_hash
@@ -128,11 +129,15 @@ def test_of_another_unit_only_correlations_count_and_why_is_said(factor, target,
         (HEADER, "s{0}/p{1}_.jpg,{2}", True),
         ("prediction,id,score", "{2},data\\PARA\\imgs\\s{0}\\p{1}_.jpg,9", False),
         ("path;score", "p{1}_;{2}", True),
+        ("sep=;\nid;prediction", "s{0}/p{1}_.jpg;{3}", False),
         ("path\tscore\tscore_min", "/data/imgs/s{0}/p{1}_.JPEG\t{2}\t1", False),
     ],
 )
 def test_files_as_people_write_them_are_the_same(header, row, packed, para, tmp_path):
-    lines = [header, *(row.format(i % 3, i, guess(i)) for i in reversed(TESTED))]
+    lines = [
+        header,
+        *(row.format(i % 3, i, guess(i), str(guess(i)).replace(".", ",")) for i in reversed(TESTED)),
+    ]
     text = "\n".join(lines).encode()
     file = tmp_path / ("g.csv.gz" if packed else "g.csv")
     file.write_bytes(gzip.compress(text) if packed else text)
@@ -141,12 +146,27 @@ def test_files_as_people_write_them_are_the_same(header, row, packed, para, tmp_
     assert rows == [(name, str(value)) for name, value in ROWS]
 
 
+def test_files_with_other_accents_are_told_apart(para, tmp_path, capsys):
+    rated = load_dataset("para", para, ("test",))["test"]
+    rated = replace(rated, ids=[f"ü{i}" for i in rated.ids])
+    file = write_table(tmp_path / "g.csv", [(nfd(f"ü{i}"), value) for i, value in ROWS])
+    predictions, misfits = match_ids(file, rated)
+    assert len(predictions) == 20 and not any(misfits.values())
+    twice = replace(rated, ids=[nfd(i) for i in rated.ids[:10]] + rated.ids[:10])
+    file = write_table(tmp_path / "g.csv", [(twice.ids[10], 3)])
+    with pytest.raises(ValueError, match=r"It has '\\xfcs0/p30_.jpg', and lacks 'u\\u0308s0/p30_.jpg'"):
+        match_ids(file, twice)
+
+
 def test_an_id_means_the_one_picture_that_fits():
     ids = ["a/1.jpg", "b/1.jpg", "a/2.jpg", "3.jpg", "a/3.jpg", "4.jpg", "4.png", "v1.5", "17", "7"]
     fitting = {"a/1.jpg": "a/1.jpg", "x/y/a/1.jpg": "a/1.jpg", "2.jpg": "a/2.jpg", "2": "a/2.jpg"}
     fitting |= {"2.PNG": "a/2.jpg", "4.png": "4.png", "images/17.jpg": "17"}  # AVA's and IAE's are numbers
     fitting |= {"3.jpg": "3.jpg", "v1.5": "v1.5"}  # the end of another too; .5 is no picture's ending
     assert find_pictures(fitting, ids) == [ids.index(name) for name in fitting.values()]
+    ids += [nfd("é/ö.jpg"), "ü/ö.jpg", nfd("ü/ö.jpg")]
+    for text, meant in {"x/é/ö.jpg": -3, "é/ö": -3, ids[-1]: -1, ids[-2]: -2, "ü/ö": 0, "ö": 0}.items():
+        assert find_pictures([text], ids) == [len(ids) + meant if meant else -1]
     # Two of them, 4.jpg or 4.png, in another folder, no such one
     assert find_pictures(["1.jpg", "4", "b/2.jpg", "v1", "27.jpg", ""], ids) == [-1] * 6
 

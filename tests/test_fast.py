@@ -12,6 +12,8 @@ from eamb.network.fast import fold_batchnorm, prepare_for_inference
 from eamb.network.pair_networks import SeriesNetwork
 from EAMBNet import EmotionNetwork, LinearNetwork, build_model
 
+pytestmark = pytest.mark.portable
+
 LITE = {"backbone": "tf_efficientnet_lite0", "width": 32}
 FORMS = {
     "lite": lambda: build_model(**LITE, outputs=1, context_scale=1.0, shortcut=True),

@@ -1,15 +1,13 @@
 """Figures: what is drawn lies where it belongs, and a file is written whole or not at all."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
-from small import ROOT, grey_image, spot_map
+from small import grey_image, spot_map
 
 from eamb.evaluation import figures
 from eamb.evaluation.figures import (
@@ -177,11 +175,3 @@ def test_figures_are_written_as_png_whatever_their_titles_hold(tmp_path):
     for name, size in (sizes | {"c.png": (700, 454), "b.png": (700, 340)}).items():
         with Image.open(tmp_path / name) as picture:
             assert (picture.size, picture.format) == (size, "PNG")
-
-
-def test_the_architecture_is_drawn(tmp_path, monkeypatch):
-    output = tmp_path / "architecture.png"
-    monkeypatch.setattr(sys, "argv", ["draw_architecture", "--output", str(output)])
-    runpy.run_path(str(ROOT / "scripts" / "draw_architecture.py"), run_name="__main__")
-    with Image.open(output) as picture:
-        assert picture.width > 2000

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from small import ROOT, read_csv
+from small import ROOT, nfd, read_csv
 
 from eamb.evaluation.external import match_ids
 from eamb.evaluation.report import write_columns
@@ -20,10 +20,15 @@ from eamb.files import (
     FORMULA,
     csv_line,
     encodable,
+    home,
+    list_folder,
+    nfc,
+    on_disk,
     original,
     printable,
     safe,
     safe_path,
+    told_apart,
     write_csv,
     written_whole,
 )
@@ -143,3 +148,39 @@ def test_ids_in_predictions_are_safe_and_read_again_by_evaluate_and_by_the_table
     assert not [row for row in rows if row["id"].startswith(FORMULA)]
     assert [original(row["id"]) for row in rows] == [*ids, "\\xff.jpg"]
     assert {row["reason"] for row in rows} == {"'=no; picture"}
+
+
+# ---- names: homes and accents
+
+
+def test_a_tilde_is_a_home_unless_a_file_is_called_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    expected = {"~": "/home/me", "~/a.csv": "/home/me/a.csv", "a/~/b": "a/~/b", "~x.jpg": "~x.jpg", "": ""}
+    assert {path: home(path) for path in expected} == expected
+    with pytest.raises(ValueError, match=r"^files: ~nobody-here/a.csv: this home folder is not known; write"):
+        home("~nobody-here/a.csv")
+    (tmp_path / "~nobody-here").mkdir()
+    (tmp_path / "~nobody-here" / "a.csv").touch()
+    assert home("~nobody-here/a.csv") == "~nobody-here/a.csv"
+
+
+def test_a_path_is_found_in_the_spelling_of_the_disk_if_one_fits(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / nfd("Bücher")).mkdir()
+    (tmp_path / nfd("Bücher/é.jpg")).touch()
+    (tmp_path / nfd("ü.jpg")).touch()
+    for path in ("Bücher/é.jpg", nfd("Bücher") + "/é.jpg", "ü.jpg", f"{tmp_path}/Bücher"):
+        assert not os.path.lexists(path)
+        assert os.path.lexists(on_disk(path, list_folder))
+    for path in ("Bücher/a.jpg", "é.jpg", "none/é.jpg", "ü\0.jpg"):
+        assert nfc(on_disk(path, list_folder)) == path
+    two = [nfd("ế.jpg"), "ê\N{COMBINING ACUTE ACCENT}.jpg"]
+    for name in two:
+        (tmp_path / name).touch()
+    assert [on_disk(name, list_folder) for name in (*two, "ế.jpg")] == [*two, "ế.jpg"]
+
+
+def test_two_spellings_never_look_equal_in_a_message():
+    assert told_apart(["ü.jpg", "ü.png"]) == ["'ü.jpg'", "'ü.png'"]
+    assert told_apart(["ü.jpg", nfd("ü.jpg")]) == [r"'\xfc.jpg'", r"'u\u0308.jpg'"]

@@ -1,5 +1,6 @@
 """Two processes that hear a signal, lose one or start again; locks. With real processes."""
 
+import ctypes
 import errno
 import fcntl
 import multiprocessing
@@ -110,9 +111,48 @@ def test_torchrun_starts_anew_without_a_checkpoint_and_goes_on_from_one(pair, un
 
 def test_a_run_that_is_stopped_before_it_began_touches_nothing(copied_run, scored_set, monkeypatch):
     before = contents(copied_run)
-    monkeypatch.setattr(tasks, "load_datasets", lambda *words: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(tasks, "load_datasets", lambda *words: signal.raise_signal(signal.SIGINT))
     assert train("csv", scored_set, copied_run, UNTRAINED, "--force") == 130
     assert contents(copied_run) == before
+
+
+def wait_in_c_for_ever(ready) -> None:
+    """Locks a mutex twice inside `deferred`: like a long step, it lets no signal handler of Python run."""
+    signals, mutex = interruption.Signals(), ctypes.create_string_buffer(128)
+    with signals, signals.deferred():
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)
+        ready.set()
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)
+
+
+def test_a_second_signal_ends_a_process_that_waits_in_c_code_for_ever(capfd):
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    process = context.Process(target=wait_in_c_for_ever, args=[ready])
+    process.start()
+    assert ready.wait(END)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(0.5)
+    assert process.exitcode is None
+    os.kill(process.pid, signal.SIGINT)
+    process.join(END)
+    process.kill()
+    assert process.exitcode == 128 + signal.SIGINT
+    assert capfd.readouterr().err.count("a second signal ends at once") == 1
+
+
+def test_signals_to_a_decoding_process_are_not_taken_for_its_parents():
+    context = multiprocessing.get_context("fork")
+    with interruption.Signals() as signals:
+        ready = context.Event()
+        process = context.Process(target=lambda: ready.set() or time.sleep(0.5))
+        process.start()
+        assert ready.wait(END)
+        for number in interruption.ENDING:
+            os.kill(process.pid, number)
+        assert exit_codes([process]) == [0]
+        assert signals.number == 0
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 # ---- locks

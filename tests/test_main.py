@@ -1,10 +1,15 @@
 """The command line: what words mean, which config counts; bad input ends in one sentence and exit 2."""
 
+import argparse
+import importlib
+import io
 import os
+import sys
 from pathlib import Path
 
 import pytest
-from small import UNTRAINED, command, read_csv, train
+from PIL import Image
+from small import UNTRAINED, bound_by_permissions, command, read_csv, train
 
 import main as program
 from eamb.evaluation import evaluate as evaluate_module
@@ -107,7 +112,7 @@ def test_wrong_options_exit_2_and_are_named(words, said, capsys, calls):
 
 
 @pytest.mark.parametrize(
-    "name, size, epochs", [("ava", 512, 30), ("para", 512, 100), ("demo", 224, 5), ("pairs", 224, 100)]
+    "name, size, epochs", [("ava", 512, 30), ("para", 512, 100), ("demo", 160, 3), ("pairs", 224, 100)]
 )
 def test_a_set_comes_with_its_own_config(name, size, epochs):
     config = settings("train", "--dataset", name, "--data-root", "x")
@@ -120,7 +125,7 @@ def test_a_set_comes_with_its_own_config(name, size, epochs):
     [
         (["--dataset", "para", "--task", "emotion"], 512, "one_cycle"),
         (["--dataset", "EmoSet"], 512, "one_cycle"),
-        (["--dataset", "demo", "--task", "emotion"], 224, "one_cycle"),
+        (["--dataset", "demo", "--task", "emotion"], 160, "one_cycle"),
     ],
 )
 def test_emotions_have_one_recipe_for_all_sets_but_the_demo(words, size, schedule):
@@ -177,7 +182,7 @@ BAD_WORDS = [
     (["model.backbone=resnet5"], "timm cannot give 'resnet5' as a feature pyramid: Unknown model"),
     (["model.backbone=test_vit"], "backbones: "),
     (["model.context_scale=0"], "context_scale must be above 0 and at most 1, got 0"),
-    (["train.device=gpu"], "device 'gpu' is unknown or not here; use auto, cpu, cuda"),
+    (["train.device=gpu"], "device 'gpu' is unknown or not here; choose train.device from auto, cpu"),
     (["--config", "mine.yaml"], "no file mine.yaml; the shipped ones are in configs/"),
     (["--weights", "mine.pt"], "checkpoint: no file mine.pt"),
     (["--emotion-checkpoint", "mine.pt"], "checkpoint: no file mine.pt"),
@@ -241,6 +246,75 @@ def test_what_a_user_did_or_can_mend_is_a_sentence(error, code, said, capsys):
     assert capsys.readouterr().err == f"{said}\n"
     with pytest.raises(TypeError, match="ours"):
         guarded(command, TypeError("ours"))
+
+
+def test_letters_that_the_terminal_lacks_are_written_out(monkeypatch):
+    for encoding, shown in (
+        ("ascii", r"\xfc \u1ec1 \udcff"),
+        ("cp1252", r"ü \u1ec1 \udcff"),
+        ("utf-8", r"ü ề \udcff"),
+    ):
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding, write_through=True))
+        assert guarded(lambda _: print("ü ề \udcff") or 0, argparse.Namespace()) == 0
+        assert sys.stdout.buffer.getvalue() == f"{shown}\n".encode(encoding)
+
+
+def test_a_tilde_in_an_option_is_a_home(calls, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", "/home/me")
+    words = ["--dataset", "para", "--data-root=~/PARA", "--output=~/run", "train.emotion_maps=~/maps"]
+    assert main([*words, "--weights=~/w.pt"]) == 0
+    [(config, options)] = calls
+    assert (config.data.root, config.train.emotion_maps) == ("/home/me/PARA", "/home/me/maps")
+    assert (options["output"], options["weights"]) == (Path("/home/me/run"), "/home/me/w.pt")
+    assert main([*words, "--output=~nobody-here/run"]) == 2
+    assert_one_sentence(capsys.readouterr().err, "~nobody-here/run: this home folder is not known")
+
+
+def test_a_link_to_the_program_finds_its_configs(tmp_path):
+    (tmp_path / "eamb").symlink_to(program.__file__)
+    done = command(tmp_path / "eamb", "--dataset", "csv", "--data-root", "nowhere", folder=tmp_path)
+    assert done.returncode == 2
+    assert_one_sentence(done.stderr, "the emotion branch was never trained")
+
+
+SCORED = ("--checkpoint", "none.pt")
+WRITING = [  # a program and its words, in which OUT is where nothing can be written; nothing else exists
+    ("main", "predict", "a.jpg", *SCORED, "--output", "OUT/s.csv"),
+    ("main", "predict", "a.jpg", *SCORED, "--maps", "OUT"),
+    ("main", "select", "a.jpg", *SCORED, "--output", "OUT/s.csv"),
+    ("main", "select", "a.jpg", *SCORED, "--page", "OUT/page"),
+    ("main", "train", "--dataset", "csv", "--data-root", "SET", "--output", "OUT", UNTRAINED),
+    ("main", "evaluate", "--dataset", "csv", "--data-root", "SET", "--checkpoint", "RUN", "--output", "OUT"),
+    ("scripts.benchmark", "--output", "OUT/b.json"),
+    ("scripts.export", "none.pt", "OUT/e.onnx"),
+    ("scripts.make_series", "--data-root", "none", "--output", "OUT"),
+    ("scripts.measure_picks", "speed", "--output", "OUT"),
+    ("scripts.prepare_data", "--dataset", "csv", "--data-root", "SET", "--output", "OUT"),
+    ("scripts.scaling", "--output", "OUT/s.json"),
+    ("scripts.series_table", "none", "--output", "OUT/s.json"),
+    ("scripts.studies.explain", "--dataset", "demo", "--data-root", "none", *SCORED, "--output", "OUT"),
+    ("scripts.subgroups", "--dataset", "csv", "--data-root", "SET", "--predictions", "n", "--output", "OUT"),
+    ("scripts.visualize_emotion", "--folder", ".", *SCORED, "--output", "OUT"),
+]
+
+
+@pytest.mark.parametrize("words", WRITING, ids=lambda words: " ".join(words[:2]))
+def test_what_cannot_be_written_is_said_before_any_work(
+    words, score_run, scored_set, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Image, "open", None)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "read_only").mkdir(mode=0o555)
+    run_words = importlib.import_module(words[0]).main
+    for place in ("file", "file/new", "read_only", "read_only/new"):
+        known = {"SET": str(scored_set), "RUN": str(score_run / "best.pt")}
+        filled = [known.get(word, word.replace("OUT", place)) for word in words[1:]]
+        with bound_by_permissions():
+            assert run_words(filled) == 2
+        assert "cannot be written (" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "read_only"]
 
 
 def test_what_was_trained_scores_photographs(score_run, scored_set, tmp_path):

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from small import make_csv, refused, write_noise, write_table
+from small import make_csv, nfd, refused, write_noise, write_table
 
 from datasets import load_dataset
 from eamb.network.outputs import Scale
@@ -98,6 +99,35 @@ def test_classes_do_not_depend_on_the_splits_asked_for(tmp_path):
             assert rated.emotion_classes == ("awe", "fear", "sadness", "calm")
 
 
+SPREADSHEETS = {  # as spreadsheets of other countries save "path, score" and 40 rows
+    "semicolons and decimal commas": lambda text: (
+        text.replace(",", ";").replace(".", ",").replace(",png", ".png")
+    ),
+    "a line that names the separator": lambda text: "sep=;\r\n" + text.replace(",", ";"),
+    "the line in quotes": lambda text: '"sep=\t"\n' + text.replace(",", "\t"),
+    "UTF-16 with tabs": lambda text: text.replace(",", "\t").encode("utf-16"),
+    "UTF-16, the other way round": lambda text: ("\ufeff" + text).encode("utf-16-be"),
+    "UTF-8 with a mark": lambda text: text.encode("utf-8-sig"),
+}
+
+
+@pytest.mark.parametrize("change", SPREADSHEETS.values(), ids=SPREADSHEETS)
+def test_a_table_is_the_same_however_a_spreadsheet_saves_it(tmp_path, change):
+    path = make_csv(tmp_path) / "ratings.csv"
+    expected = load_train(tmp_path)
+    content = change(path.read_text(encoding="utf-8"))
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    train = load_train(tmp_path)
+    assert train.ids == expected.ids and train.scores.tolist() == expected.scores.tolist()
+
+
+def test_a_folder_with_nothing_but_a_spreadsheet_is_told_to_save_it_as_csv(tmp_path):
+    (tmp_path / "Ratings.XLSX").write_bytes(b"PK\3\4")
+    refused("Ratings.XLSX is not a readable table: it is a spreadsheet; save it as text", "csv", tmp_path)
+    make_csv(tmp_path)
+    assert len(load_train(tmp_path))  # the csv beside it
+
+
 def test_scores_have_the_range_that_is_given_or_that_of_the_data(tmp_path):
     root = make_csv(tmp_path)
     words = "ratings.csv row 33: 'score' is '4.061538461538461', expected a number from 0 to 4."
@@ -124,11 +154,24 @@ def test_rounded_range_holds_all_scores(scores):
 BAD_TABLES = {
     b"path,score\n\n": "r.csv has no rows.",
     b'path,score\n\n"a': "row 3: unexpected end of data.",
-    b"path,score\na.png,1,2,3\n": "row 2 has 4 cells, expected 2.",
+    b"path,score\na.png,3,5\n": "row 2 has 3 cells, expected 2; decimals need a point, texts with commas",
+    b"path,score\na.png\n": "row 2 has 1 cells, expected 2.",
+    b"path\tscore\na.png\t1\t2\n": "row 2 has 3 cells, expected 2.",
+    b'path,score\na.png,"3,5"\n': "row 2: 'score' is '3,5', expected a number with a decimal point from",
+    b"path;score\na.png;3.5\nb.png;4,5\n": "row 3: 'score' is '4,5', expected a number with a decimal point",
+    b"path;score\na.png;1,234,567\n": "row 2: 'score' is '1,234,567', expected a number",
+    b"sep=;\npath;score\n\na.png;x\n": "row 4: 'score' is 'x', expected a number from",
+    b"sep=;\npath,score\na.png,1\n": "which column is the path? (found path,score.)",
+    b"sep=;\n": "r.csv has no rows.",
+    b"PK\3\4\x14\0": "it is a spreadsheet; save it as text in UTF-8 (CSV UTF-8 in Excel).",
+    b"\xd0\xcf\x11\xe0\xa1": "it is a spreadsheet; save it as text in UTF-8 (CSV UTF-8 in Excel).",
+    b"\xff\xfep\0a": "truncated data; save it as text in UTF-8 (CSV UTF-8 in Excel).",
     b"path,score\na.png,1\n\nb.png,1_0\n": "row 4: 'score' is '1_0', expected a number",
     b"path,score,score\na.png,1,2\n": "its header has 'score' twice.",
     b"path,score\nb\xe4.png,2\n": "can't decode byte 0xe4 in position 12: invalid",
-    "path,score\na.png,1\n".encode("utf-16-le"): "it has zero bytes; save it as text in UTF-8.",
+    "path,score\na.png,1\n".encode(
+        "utf-16-le"
+    ): "it has zero bytes, as UTF-16 has; save it as text in UTF-8 (CSV UTF-8 in Excel).",
     b"path,image_name,score\na,a,1\n": "which column is the path? (path and image_name could be.)",
     b"path,beauty\na,1\n": "is the score? (found path, beauty.) Set data.score_column=NAME.",
     b"path,c1,c2,votes1,votes2\na,1,1,1,1\n": "the counts of votes? (c1, c2, votes1, votes2 could be.)",
@@ -148,3 +191,46 @@ def test_what_is_no_table_or_has_unknown_columns_is_named(tmp_path):
     words = "b.csv has no column 'beauty' (found: path, score). data.score_column asks for it."
     refused(words, "csv", tmp_path, table="b.csv", score_column="beauty")
     refused("there is no file", "csv", tmp_path, error=FileNotFoundError, table="c.csv")
+
+
+def test_accents_are_found_however_they_are_composed(tmp_path):
+    disk = [nfd("Bücher/é.png"), nfd("ü.png"), "ö.png", nfd("ö.png"), nfd("ế.png"), "ê\u0301.png"]
+    write_noise(tmp_path, disk)
+    found = ["Bücher/é.png", "ü", "ö.png", nfd("ö.png")]
+    make_table(tmp_path, [*found, nfd("ü.png"), "ế.png"])
+    test = load_dataset("csv", tmp_path, ("test",))["test"]
+    assert test.ids == [found[0], *found[2:], nfd("ü.png")]  # each file once, for the row that has its name
+    expected = [disk[0], *disk[2:4], disk[1]]
+    assert test.paths == [str(tmp_path / name) for name in expected]
+    two = r"'e\u0302\u0301.png' or '\xea\u0301.png'"
+    assert dict(test.left_out) == {
+        "ü": f"ü: its file {tmp_path / disk[1]} is that of another row",
+        "ế.png": f"ế.png may be {two} in {tmp_path}; remove one, or name it in full",
+    }
+
+
+def test_of_several_endings_none_is_taken_and_another_one_is_a_hint(tmp_path):
+    write_noise(tmp_path, ["a.jpg", "b.png", "b.jpg", "c.JPG"])
+    refused(
+        "none of the 1 pictures of csv exists (no picture file a.JPG; there is a.jpg); looked in",
+        "csv",
+        make_table(tmp_path, ["a.JPG"]),
+        error=FileNotFoundError,
+    )
+    make_table(tmp_path, ["a.JPG", "a", "b", "b.png", "c", "c.png"])
+    test = load_dataset("csv", tmp_path, ("test",))["test"]
+    assert (test.ids, test.paths) == (
+        ["a", "b.png", "c"],
+        [str(tmp_path / n) for n in ("a.jpg", "b.png", "c.JPG")],
+    )
+    assert dict(test.left_out) == {
+        "a.JPG": "no picture file a.JPG; there is a.jpg",
+        "b": f"b may be 'b.jpg' or 'b.png' in {tmp_path}; remove one, or name it in full",
+        "c.png": "no picture file c.png; there is c.JPG",
+    }
+
+
+def make_table(root: Path, names: list[str]) -> Path:
+    rows = [[name, 1 + i, "test"] for i, name in enumerate(names)]
+    write_table(root / "t.csv", [["path", "score", "split"], *rows])
+    return root

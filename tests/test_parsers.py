@@ -90,7 +90,7 @@ class Format:
 
 def said(content: bytes, form: Format) -> dict[str, np.ndarray] | None:
     """id -> values; None if another header leaves open what is meant. ValueError: nothing possible."""
-    text = content.decode("utf-8-sig")
+    text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     if form.separator:
         header = next((line for line in re.split("[\r\n]", text) if line.strip()), "")
         separator = max(",;\t", key=header.count)  # of spreadsheets in other countries
@@ -146,6 +146,7 @@ WHOLES = [
     lambda content: codecs.BOM_UTF8 + content,
     lambda content: content.replace(b"\n", b"\r\n"),
     lambda content: content.decode(errors="replace").encode("utf-16-le"),
+    lambda content: content.decode(errors="replace").encode("utf-16"),
     lambda content: content.replace(b"a", b"\xe4"),  # latin-1
     lambda content: content + content,
     lambda content: content.replace(b"\n", b"\n\n"),

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from small import nfd
 
 from eamb.inference.photographs import Shard, choose_shard, find_pictures
+from eamb.readers.decoding import PICTURE_ENDINGS
 
 ALBUM = ["a.PNG", "b.jpg", "broken.jpg", "\udcff.jpg", "sub/b.jpg", "sub/c.webp"]
 OTHERS = [".hidden.jpg", ".cache/d.jpg", "notes.txt", "raw.CR2"]
@@ -44,6 +46,14 @@ def test_paths_stay_as_they_were_given_and_a_file_named_twice_is_found_once(albu
     assert found("sub/b.jpg", "sub", str(album / "sub"), "again/sub/c.webp") == ["sub/b.jpg", "sub/c.webp"]
 
 
+def test_a_folder_gives_every_kind_that_can_be_decoded(tmp_path, capsys):
+    names = sorted(f"a{ending}" for ending in PICTURE_ENDINGS)
+    assert {"a.jfif", "a.jpe", "a.jp2", "a.mpo", "a.ppm"} < {*names}
+    touch(tmp_path, *names, "a.JP2", "a.pdf")
+    assert found(str(tmp_path)) == [f"{tmp_path}/{name}" for name in sorted([*names, "a.JP2"])]
+    assert capsys.readouterr().err == "passed over in folders: 1 .pdf\n"
+
+
 def test_a_link_to_a_picture_is_a_picture_of_its_own_and_files_come_before_folders(album):
     Path("sub/x.jpg").symlink_to(album / "b.jpg")
     Path("sub/y.jpg").symlink_to(album / "sub/y.jpg")
@@ -73,8 +83,18 @@ def test_a_list_on_standard_input_may_hold_any_name(album, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(content, encoding="utf-8"))
     assert found("-") == ["b.jpg", "\udcff.jpg", "sub/b.jpg", "sub/c.webp"]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a.jpg\0b.jpg\0")))
-    with pytest.raises(ValueError, match="one path a line"):
+    with pytest.raises(
+        ValueError, match=r"zero bytes, as UTF-16 .* write them; give one path a line, in UTF-8"
+    ):
         found("-")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])  # of Windows' editor and PowerShell
+def test_a_list_may_begin_with_a_byte_order_mark(album, monkeypatch, encoding):
+    touch(album, "\u0130 \u4e2d\x85.jpg")  # one of UTF-16's bytes is a line end
+    content = io.BytesIO("b.jpg\r\n\u0130 \u4e2d\x85.jpg\r\n".encode(encoding))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(content))
+    assert found("-") == ["b.jpg", "\u0130 \u4e2d\x85.jpg"]
 
 
 def test_folders_that_the_run_writes_into_hold_no_pictures_to_score(album):
@@ -107,3 +127,15 @@ def test_parts_are_disjoint_and_complete_and_do_not_depend_on_the_order(album, c
 def test_bad_parts_are_one_sentence(text):
     with pytest.raises(ValueError, match=f"^predict: --shard is i/n with i from 1 to n.*; got '{text}'$"):
         choose_shard(text)
+
+
+def test_named_files_and_lists_are_spelled_as_the_disk_has_them_and_may_begin_with_a_tilde(
+    album, monkeypatch
+):
+    disk = nfd("Bücher/é.jpg")
+    touch(album, disk, "~a.jpg")
+    monkeypatch.setenv("HOME", str(album))
+    content = io.BytesIO("Bücher/é.jpg\n~/b.jpg\n~a.jpg\nü.jpg\n".encode())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(content))
+    assert found("-") == [disk, f"{album}/b.jpg", "~a.jpg", "ü.jpg"]
+    assert found("Bücher", "Bücher/é.jpg") == [disk]

@@ -1,5 +1,6 @@
 """Series by time and likeness as plain functions; rows, notes and the page; no file of the user's changes."""
 
+import codecs
 import csv
 import html.parser
 import io
@@ -123,6 +124,14 @@ def test_the_last_change_is_second_best_and_a_camera_is_make_model_number(tags, 
     exif = SimpleNamespace(get=tags.get, get_ifd=(lambda tag: details) if details is not None else None)
     taken = read_taken(exif)
     assert (describe_time(taken.time), taken.camera) == (time, camera)
+
+
+def test_the_time_of_digitization_counts_before_that_of_the_last_change():
+    details = {0x9003: None, 0x9004: "2024:05:03 12:00:00", 0x9292: "25"}
+    exif = SimpleNamespace(get={CHANGED: "2024:05:03 13:00:00"}.get, get_ifd=lambda tag: details)
+    assert describe_time(read_taken(exif).time) == "2024-05-03 12:00:00.250"
+    details[0x9003] = "2024:05:03 11:00:00"
+    assert describe_time(read_taken(exif).time) == "2024-05-03 11:00:00"
 
 
 # ---- grouping
@@ -323,6 +332,17 @@ class Page(html.parser.HTMLParser):
 
     def named(self, name):
         return [values for values in self.tags if name in values.get("class", "").split()]
+
+
+def test_for_excel_the_table_and_what_the_page_saves_begin_with_a_byte_order_mark(tmp_path, monkeypatch):
+    save(tmp_path / "\u00e4.jpg", 0)
+    monkeypatch.setattr(picks, "Scorer", lambda *settings: OrderScorer(emotions_trained=False))
+    tables, pages = [tmp_path / f"{i}.csv" for i in range(2)], [tmp_path / f"page{i}" for i in range(2)]
+    for table, page, words in zip(tables, pages, ([], ["--excel"]), strict=True):
+        assert select(tmp_path / "\u00e4.jpg", "--output", table, "--page", page, *words) == 0
+    plain, marked = (table.read_bytes() for table in tables)
+    assert marked == codecs.BOM_UTF8 + plain
+    assert Page(pages[1]).table["header"] == "\ufeff" + Page(pages[0]).table["header"]
 
 
 def test_with_force_a_page_is_written_again_and_thumbnails_go_with_their_photographs(tmp_path, monkeypatch):

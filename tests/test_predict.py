@@ -1,5 +1,6 @@
 """`main.py predict`: each file a row, in order; interrupted runs go on; maps explain the rows."""
 
+import codecs
 import functools
 import io
 import json
@@ -28,6 +29,8 @@ from eamb.inference.scorer import Scorer
 from eamb.network.outputs import EMOTIONS, Scale
 from eamb.readers.decoding import decode
 from main import main
+
+pytestmark = pytest.mark.portable
 
 TEN_BINS = Scale("distribution", 1.0, 10.0, 5.0, bins=tuple(map(float, range(1, 11))))
 GOOD = ["a.PNG", "b.jpg", "f\r\n,x.png", "\udcff.jpg", "sub/b.jpg", "sub/c.webp"]
@@ -102,6 +105,17 @@ def test_each_file_has_its_score_or_its_reason_in_the_order_of_a_sorted_folder(s
     assert np.ptp(direct) > 0.2, "the scores are too alike to tell rows apart"
     assert "web page" in rows[2]["error"] and rows[3]["error"] == "the file is empty"
     assert {value for key, value in rows[2].items() if key not in ("path", "error")} == {""}
+
+
+def test_a_jpeg_without_its_end_marker_is_scored_with_a_note(album, lively_weights, tmp_path):
+    files = [tmp_path / "cut.jpg", tmp_path / "whole.jpg"]
+    files[1].write_bytes((album / "b.jpg").read_bytes())
+    files[0].write_bytes((album / "b.jpg").read_bytes()[:-2])
+    for _ in range(2):
+        assert call(files, lively_weights, "--output", tmp_path / "s.csv", "--resume") == 0
+        cut, whole = read_csv(tmp_path / "s.csv")
+        assert cut["score"] == whole["score"] and whole["error"] == ""
+        assert cut["error"] == "note: the file lacks its end marker"
 
 
 def test_columns_are_as_documented_and_the_named_emotion_is_the_most_probable_one(scored):
@@ -233,6 +247,28 @@ def test_a_run_cut_at_any_byte_goes_on_to_the_same_bytes(uninterrupted, album, l
     assert output.read_bytes() == whole
 
 
+def test_a_csv_for_excel_is_the_same_behind_a_byte_order_mark(
+    uninterrupted, album, lively_weights, tmp_path, capsys
+):
+    output = tmp_path / uninterrupted.name
+    if output.suffix != ".csv":
+        message = refused(capsys, album, lively_weights, "--output", output, "--excel")
+        assert "predict: --excel is for a csv; add --output FILE.csv" in message
+        return
+    plain, words = uninterrupted.read_bytes(), ("--output", output, "--emotions", "--excel")
+    assert call(album, lively_weights, *words) == 1
+    marked = output.read_bytes()
+    assert marked == codecs.BOM_UTF8 + plain
+    for cut in (0, 1, 3, 50, len(marked) // 2, len(marked)):
+        output.write_bytes(marked[:cut])
+        assert call(album, lively_weights, *words, "--resume") == 1 and output.read_bytes() == marked
+    # It goes on as the file began, whatever is said then.
+    half = len(plain) // 2
+    assert resume(album, lively_weights, output, marked[:half]) == marked
+    output.write_bytes(plain[:half])
+    assert call(album, lively_weights, *words, "--resume") == 1 and output.read_bytes() == plain
+
+
 def test_only_the_rest_is_computed(uninterrupted, album, lively_weights, tmp_path, monkeypatch, capsys):
     lines, decoded = uninterrupted.read_bytes().splitlines(keepends=True), []
     monkeypatch.setattr(scorer_module, "decode", lambda *words: decoded.append(1) or decode(*words))
@@ -303,6 +339,11 @@ def test_rows_of_other_weights_are_refused(uninterrupted, album, tmp_path, capsy
     message = refused(capsys, album, file, "--output", output, "--emotions", "--resume")
     assert re.search(r"gives .*c\.webp the score .*, and now it is .*; go on with the same weights", message)
     assert output.read_bytes() == uninterrupted.read_bytes()
+
+
+def test_a_device_that_is_not_there_is_refused_with_predicts_own_option(album, lively_weights, capsys):
+    message = refused(capsys, album, lively_weights, "--device", "cuda:99")
+    assert "device 'cuda:99' is unknown or not here; choose --device from auto, cpu" in message
 
 
 # ---- maps
@@ -435,7 +476,7 @@ def test_what_exists_is_refused_before_any_work(album, lively_weights, tmp_path,
         (["empty"], (), "no picture (.jpg .jpeg"),
         (["b.jpg"], ("--batch-size", "0"), "batch size at least 1"),
         (["b.jpg"], ("--workers", "-2"), "workers at least -1"),
-        (["b.jpg"], ("--maps", "broken.jpg"), "broken.jpg is a file"),
+        (["b.jpg"], ("--maps", "broken.jpg"), "broken.jpg cannot be written (broken.jpg: Not a directory)"),
         (["b.jpg"], ("--maps-raw",), "--maps-raw writes beside the panels of --maps; add --maps DIR"),
     ],
 )

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import signal
 import sys
 
 import numpy as np
@@ -93,6 +94,20 @@ def test_processes_write_what_one_writes_and_pictures_are_turned_once(source, tm
     for path in (tmp_path / "one/pics").iterdir():
         assert path.read_bytes() == (tmp_path / "many/pics" / path.name).read_bytes()
     assert mean_difference(tmp_path / "one/pics/0.jpg", source / "pics/0.jpg") < 1.5
+
+
+def test_a_process_that_is_killed_ends_the_script_and_the_next_run_goes_on(
+    source, tmp_path, monkeypatch, capsys
+):
+    def die(*words, **options):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(script, "decode", die)  # in the processes, which are forked
+        assert prepare(source, tmp_path / "copies", "--workers", "2") == 2
+    assert "copies: one of --workers 2 processes was ended, perhaps for want" in capsys.readouterr().err
+    assert not manifest(tmp_path / "copies")["complete"]
+    assert prepare(source, tmp_path / "copies") == 0
 
 
 SETS = {"ava": make_ava, "para": make_para, "iae": make_iae, "fi": make_fi, "emoset": make_emoset}

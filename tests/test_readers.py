@@ -68,7 +68,8 @@ def test_a_missing_training_picture_is_listed_once_on_the_side_of_its_hash(tmp_p
 def test_wrong_folders_sets_and_splits_are_refused(tmp_path):
     root = make_para(tmp_path / "para")
     (root / "imgs").rename(root / "pictures")
-    words = f"none of the 5 pictures of para exists, e.g. 'session0/p60_.jpg'; looked in {root / 'imgs'}. Is"
+    words = "none of the 5 pictures of para exists (no picture file session0/p60_.jpg); looked in "
+    words += f"{root / 'imgs'}. Is"
     refused(words, "para", root, ("test",), error=FileNotFoundError)
     refused("there is no folder", "para", root / "nowhere", error=FileNotFoundError)
     refused("no set 'coco'; the sets are ava, para, iae, emoset, fi, csv, demo", "coco", tmp_path)
@@ -208,6 +209,16 @@ def test_fi_is_a_folder_a_class_or_a_name_a_class(tmp_path, layout):
             assert EMOTIONS[sample.emotion.argmax()] in sample.id and sample.emotion.sum() == 1
         assert np.isnan(rated.scores).all() and rated.distributions is None
         assert rated.scale == EMOTIONS_ONLY
+
+
+def test_fi_counts_what_class_folders_hold_beside_pictures(tmp_path):
+    root = make_fi(tmp_path / "set", count=3)
+    for name in ("awe/1.heic", "awe/notes.txt", "sadness/2.jfif", "list.txt"):
+        (root / name).write_bytes((root / "awe/1.jpg").read_bytes())
+    sets = load_dataset("fi", root).values()
+    left_out = sorted(row for rated in sets for row in rated.left_out)
+    assert left_out == [(f"awe/{name}", "no picture, by its ending") for name in ("1.heic", "notes.txt")]
+    assert "sadness/2.jfif" in {i for rated in sets for i in rated.ids}
 
 
 def test_fi_is_split_80_5_15_by_the_hash_of_the_id(tmp_path):

@@ -167,7 +167,7 @@ def test_an_existing_run_is_not_deleted_without_force(kept, words, copied_run, s
 def test_an_output_that_is_a_file_is_refused(scored_set, tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("mine")
     assert train("csv", scored_set, tmp_path / "notes.txt", UNTRAINED) == 2
-    assert "--output must be a folder" in capsys.readouterr().err
+    assert "cannot be written" in capsys.readouterr().err
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 

@@ -61,7 +61,9 @@ def test_a_finished_run_may_be_resumed_elsewhere_and_with_other_workers(
     copied_run, score_run, scored_set, tmp_path
 ):
     root = shutil.copytree(scored_set, tmp_path / "set")
-    assert train("csv", root, copied_run, "train.epochs=2", "data.workers=1", "--resume") == 0
+    assert (
+        train("csv", root, copied_run, "train.epochs=2", "data.workers=1", "data.timeout=60", "--resume") == 0
+    )
     for name in ("metrics.jsonl", "test/predictions.csv"):
         assert (copied_run / name).read_bytes() == (score_run / name).read_bytes()
 
@@ -69,17 +71,17 @@ def test_a_finished_run_may_be_resumed_elsewhere_and_with_other_workers(
 # ---- damaged checkpoints
 
 
-@pytest.mark.parametrize("damage", ["flipped", "cut", "missing"])
+@pytest.mark.parametrize("damage", ["flipped", "locator", "cut", "missing"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     damage, stopped_runs, scored_set, tmp_path, capsys
 ):
     output = shutil.copytree(stopped_runs["step 4"], tmp_path / "run")
     content = bytearray((output / "last.pt").read_bytes())
-    content[len(content) // 2] ^= 1
+    content[content.rfind(b"PK\x06\x07") + 4 if damage == "locator" else len(content) // 2] ^= 1
     if damage == "missing":  # between the two renamings
         (output / "last.pt").unlink()
     else:
-        (output / "last.pt").write_bytes(content if damage == "flipped" else content[:-1000])
+        (output / "last.pt").write_bytes(content[:-1000] if damage == "cut" else content)
     (output / ".last.pt.7.tmp").write_bytes(b"half a checkpoint")
     assert train("csv", scored_set, output, *LONG, "--resume") == 0
     said = capsys.readouterr()

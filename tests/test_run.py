@@ -120,7 +120,7 @@ def test_a_second_signal_ends_at_once(scored_set, tmp_path, monkeypatch, capfd):
     def twice():
         for number in (signal.SIGTERM, signal.SIGINT):
             os.kill(os.getpid(), number)
-            time.sleep(0.01)
+            time.sleep(0.1)
 
     at_step(monkeypatch, 0, 1, twice)
     train("csv", scored_set, tmp_path / "run", *SHORT, "data.limit=8")

@@ -57,7 +57,10 @@ def test_a_count_below_one_and_a_device_that_is_not_there_are_refused(capsys):
         scaling.main(["--processes", "1", "0"])
     assert "--processes must be at least 1, got 0" in capsys.readouterr().err
     assert scaling.main(["--device", "cuda:99"]) == 2
-    assert "distributed: device 'cuda:99' is unknown or not here" in capsys.readouterr().err
+    assert (
+        "distributed: device 'cuda:99' is unknown or not here; choose --device from auto, cpu"
+        in capsys.readouterr().err
+    )
 
 
 def test_the_table_in_the_documents_is_that_of_the_results():

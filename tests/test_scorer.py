@@ -15,6 +15,8 @@ from eamb.inference.scorer import Scorer, in_threads, percentile
 from eamb.network.outputs import Scale
 from eamb.readers.decoding import DecodeError
 
+pytestmark = pytest.mark.portable
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):

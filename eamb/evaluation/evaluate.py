@@ -13,7 +13,7 @@ from eamb.network import backbones
 from eamb.readers.pairs import PairedSet
 from eamb.readers.rated import RatedSet, write_left_out
 from eamb.runtime import distributed, engine
-from eamb.runtime.command import refuse_existing
+from eamb.runtime.command import check_output
 from eamb.weights.checkpoint import Weights
 
 if TYPE_CHECKING:
@@ -45,10 +45,10 @@ def evaluate_checkpoint(
 
 
 def report_folder(output: Path | None, rated: RatedSet, sha256: str, force: bool) -> Path:
-    """`output`, or a folder named for the set and the hash; an error if it has a report, without `force`."""
+    """`output`, or a folder named for the set and the hash; an error if nothing can be written there, or it
+    has a report, without `force`."""
     folder = output or Path("runs") / f"evaluate_{rated.name}_{rated.split}_{sha256[:8]}"
-    if not force:
-        refuse_existing("evaluation", folder, FILES)
+    check_output("evaluation", folder, FILES, force)
     return folder
 
 

@@ -20,7 +20,7 @@ import pandas as pd
 from eamb.evaluation.evaluate import about, publish, report_folder
 from eamb.evaluation.ratings import compare_scores, find_twins
 from eamb.evaluation.report import Report
-from eamb.files import file_hash, original, write_csv
+from eamb.files import file_hash, nfc, original, told_apart, write_csv
 from eamb.readers.decoding import PICTURE_ENDINGS
 from eamb.readers.rated import DataOptions, LeftOut, RatedSet
 from eamb.readers.table import Sheet
@@ -119,9 +119,10 @@ def match_ids(path: Path, rated: RatedSet) -> tuple[pd.DataFrame, dict[str, list
     predictions = matched.drop_duplicates("position").sort_values("position")
     missing = sorted(set(range(len(rated))) - set(predictions["position"]))
     if 2 * len(predictions) < len(rated):
+        first, lacking = told_apart([table["id"].iloc[0], rated.ids[missing[0]]])
         raise ValueError(
             f"evaluation: {path.name} predicts {len(predictions):,} of the {len(rated):,} pictures of "
-            f"{split}: another --split? It has '{table['id'].iloc[0]}', and lacks '{rated.ids[missing[0]]}'"
+            f"{split}: another --split? It has {first}, and lacks {lacking}"
         )
     lost = [LeftOut(rated.ids[position], "missing: no prediction") for position in missing]
     rows = [LeftOut(i, f"extra: not in {split}, row {row}") for row, i in extra[["row", "id"]].values]
@@ -140,22 +141,26 @@ def find_pictures(texts: Iterable[str], ids: Sequence[str]) -> list[int]:
     """The position in `ids` of the picture that each text means; -1 if none fits, or several do.
 
     A text is an id, or, whatever the picture's ending, a longer path or the file name: `a/1.jpg` may be
-    called `1` or `/data/a/1.png`, not `b/1.jpg`.
+    called `1` or `/data/a/1.png`, not `b/1.jpg`. How accents are composed does not matter.
     """
 
     def without_ending(path: str) -> str:
         stem, _, ending = path.rpartition(".")
         return stem if f".{ending.lower()}" in PICTURE_ENDINGS else path
 
-    whole, named = {name: position for position, name in enumerate(ids)}, defaultdict(list)
+    whole = {name: position for position, name in enumerate(ids)}
+    composed, named = defaultdict(list), defaultdict(list)
     for name, position in whole.items():
-        path = without_ending(f"/{name}")
+        composed[nfc(name)].append(position)
+        path = without_ending(f"/{nfc(name)}")
         named[path.rpartition("/")[2]].append((path, position))
     positions = []
     for text in (text.replace("\\", "/") for text in texts):
-        path = without_ending(f"/{text}")
+        path = without_ending(f"/{nfc(text)}")
         others = named.get(path.rpartition("/")[2], ())
-        fitting = [k for other, k in others if path.endswith(other) or other.endswith(path)]
+        fitting = composed.get(nfc(text)) or [
+            k for other, k in others if path.endswith(other) or other.endswith(path)
+        ]
         positions.append(whole.get(text, fitting[0] if len(fitting) == 1 else -1))
     return positions
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 from torch import nn
-from tqdm import tqdm
 
 from datasets import PictureSet, TestOrder, make_loader
 from eamb.network.fast import prepare_for_inference
 from eamb.readers.rated import LeftOut, RatedSet
 from eamb.runtime import distributed, engine
 from eamb.runtime.config import Config
+from eamb.runtime.progress import progress
 from eamb.weights.checkpoint import Weights
 
 
@@ -95,9 +95,10 @@ def predict_set(
     fast, data = prepare_for_inference(network), config.data
     pictures = PictureSet(rated, data.size, data.exif, skip_broken=data.skip_broken, crop=data.crop)
     order = TestOrder(len(rated), config.evaluate.batch_size, distributed.rank(), distributed.world())
-    loader = make_loader(pictures, order, data.worker_count(), pin_memory=compute.device.type == "cuda")
+    on_gpu = compute.device.type == "cuda"
+    loader = make_loader(pictures, order, data.worker_count(), pin_memory=on_gpu, timeout=data.timeout)
     hidden = not (show and distributed.is_main())
-    batches = tqdm(loader, desc=f"{rated.name} {rated.split}", unit="batch", disable=hidden, mininterval=2)
+    batches = progress(loader, desc=f"{rated.name} {rated.split}", unit="batch", disable=hidden)
     compute = compute._replace(precision="fp32")
     predictions = engine.predict(fast, batches, compute, config.evaluate.batch_size)
     if not len(predictions.index):

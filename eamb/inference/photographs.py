@@ -1,10 +1,11 @@
 """Finding the photographs that files, folders, globs and lists name, and dividing them into shards."""
 
 # Paths are plain texts here: names that are no UTF-8 stay as they came.
-# ruff: noqa: PTH112, PTH114, PTH118, PTH120, PTH122
+# ruff: noqa: PTH111, PTH112, PTH114, PTH118, PTH120, PTH122
 from __future__ import annotations
 
 import argparse
+import codecs
 import functools
 import os
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from eamb.files import printable
+from eamb.files import list_folder, on_disk, printable
 from eamb.readers.decoding import PICTURE_ENDINGS
 
 
@@ -70,16 +71,25 @@ def find_pictures(
 
 def named_paths(arguments: Sequence[str]) -> Iterator[str]:
     """The paths that words of the command line stand for."""
+    listed = functools.cache(list_folder)
     for argument in arguments:
         if argument == "-":
             content = sys.stdin.buffer.read()  # in whatever bytes the file system uses for paths
+            if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as PowerShell writes it
+                content = content.decode("utf-16", "replace").encode()
+            content = content.removeprefix(codecs.BOM_UTF8)
             if b"\0" in content:
-                raise ValueError("predict: the list on standard input has NUL characters; one path a line")
-            yield from (os.fsdecode(line) for line in content.splitlines() if line)
+                raise ValueError(
+                    "predict: the list on standard input has zero bytes, as UTF-16 and `find -print0` write "
+                    "them; give one path a line, in UTF-8"
+                )
+            lines = [os.fsdecode(line) for line in content.splitlines() if line]
+            lines = [os.path.expanduser(line) if line.startswith("~/") else line for line in lines]
+            yield from (on_disk(line, listed) for line in lines)
         elif is_glob(argument) and not os.path.lexists(argument):
             yield from expand_glob(argument) or [argument]
         else:
-            yield argument
+            yield on_disk(argument, listed)
 
 
 def is_glob(text: str) -> bool:

@@ -13,14 +13,15 @@ from contextlib import closing
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from eamb.files import printable
 from eamb.inference.exported import ENDINGS
 from eamb.inference.maps import MapFolder
 from eamb.inference.photographs import PictureFile, Shard, choose_shard, find_pictures, torchrun_shard
-from eamb.inference.rows import FORMATS, as_row, column_names, open_rows, read_rows
+from eamb.inference.rows import FORMATS, NOTE, as_row, column_names, open_rows, read_rows
 from eamb.inference.scorer import Scored, Scorer, check_scores, is_exported
+from eamb.runtime.command import check_output
+from eamb.runtime.progress import progress
 
 
 def predict(options: argparse.Namespace) -> int:
@@ -70,12 +71,10 @@ def predict(options: argparse.Namespace) -> int:
         results = maps.write_all(results, min(cores, (len(pictures) - len(rows)) // 8))
     else:
         results = (scored for _, scored in results)
-    failed = sum(bool(row["error"]) for row in rows)
+    failed = sum(not (row["error"] or NOTE).startswith(NOTE) for row in rows)
     mode = "a" if options.resume else "w" if options.force else "x"
-    hidden = None if output is None else False  # None: where standard error is no terminal but, say, a log
-    words = {"desc": "predict", "unit": " images", "mininterval": 0.5, "disable": hidden}
-    bar = tqdm(total=len(pictures), initial=len(rows), **words)
-    with open_rows(output, mode, columns) as write, bar, closing(results):
+    bar = progress(desc="predict", total=len(pictures), initial=len(rows), unit=" images")
+    with open_rows(output, mode, columns, options.excel) as write, bar, closing(results):
         for scored in results:
             failed += bool(scored.error)
             write(as_row(scored, columns))  # behind its maps: a picture with a row has them
@@ -95,10 +94,14 @@ def check_options(options: argparse.Namespace, output: Path | None, folder: Path
         )
     if output is not None and output.suffix.lower() not in FORMATS:
         raise ValueError(f"predict: --output must end in {' or '.join(FORMATS)}, got {output}")
+    if options.excel and (output is None or output.suffix.lower() != ".csv"):
+        raise ValueError("predict: --excel is for a csv; add --output FILE.csv")
     if options.maps_raw and folder is None:
         raise ValueError("predict: --maps-raw writes beside the panels of --maps; add --maps DIR")
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"predict: --maps needs a folder; {folder} is a file")
+    if output is not None and not output.exists():  # else it is opened before the first picture
+        check_output("predict", output.parent)
+    if folder is not None:
+        check_output("predict", folder)
     if options.resume and (output is None or options.force):
         raise ValueError("predict: --resume goes on with the rows in --output FILE, --force overwrites them")
     for path in (output, folder) if not (options.force or options.resume) else ():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -22,6 +23,7 @@ from eamb.network.outputs import Scale
 SCORE_COLUMNS = ("score", "score_min", "score_max", "score_std", "percentile")
 COLUMNS = ("path", *SCORE_COLUMNS, "emotion", "emotion_probability", "error")  # of every table
 FORMATS = (".csv", ".jsonl")
+NOTE = "note: "  # in the column of errors, before what is wrong with a file that was scored nevertheless
 
 
 def column_names(scale: Scale, emotions: Sequence[str]) -> list[str]:
@@ -32,6 +34,7 @@ def column_names(scale: Scale, emotions: Sequence[str]) -> list[str]:
 def as_row(scored: Scored, columns: Sequence[str]) -> dict[str, str | float | None]:
     """The values of the columns, numbers with six significant digits, None where there is nothing to say."""
     values = {name: getattr(scored, name) for name in COLUMNS}
+    values["error"] = scored.error or (scored.note and NOTE + scored.note)
     values |= {f"emotion_{name}": value for name, value in scored.emotions.items()}
     values |= {f"p_{value:g}": share for value, share in scored.distribution.items()}
     return {name: as_cell(values.get(name)) for name in columns}
@@ -49,18 +52,19 @@ def write_table_row(file: TextIO, columns: Sequence[str], row: dict | None) -> N
         values = [(row[name], forms[name]) for name in shown]
         cells = [format(value, form) if isinstance(value, float) else value or "-" for value, form in values]
     line = "".join(f"{cell:>{max(len(name), 11)}}  " for name, cell in zip(shown, cells, strict=True)) + path
-    encoding = file.encoding or "utf-8"
-    # Around the progress bar, which may be on the same screen.
-    tqdm.write(line.encode(encoding, "backslashreplace").decode(encoding), file=file)
+    tqdm.write(line, file=file)  # around the progress bar, which may be on the same screen
     file.flush()
 
 
 @contextmanager
-def open_rows(output: Path | None, mode: str, columns: Sequence[str]) -> Iterator[Callable[[dict], None]]:
+def open_rows(
+    output: Path | None, mode: str, columns: Sequence[str], excel: bool = False
+) -> Iterator[Callable[[dict], None]]:
     """A function that writes a row at once and whole, to the file or as a table to standard output.
 
     Args:
         mode: "x" for a new file, "w" to overwrite one, "a" to go on with one.
+        excel: begin a new csv with a byte order mark.
     """
     if output is None:
         write_table_row(sys.stdout, columns, None)
@@ -68,7 +72,7 @@ def open_rows(output: Path | None, mode: str, columns: Sequence[str]) -> Iterato
         return
     as_csv = output.suffix.lower() == ".csv"
     output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open(mode, encoding="utf-8", newline="") as file:
+    with output.open(mode, encoding="utf-8-sig" if excel else "utf-8", newline="") as file:
         if as_csv and not file.tell():
             file.write(csv_line(columns))
 
@@ -100,10 +104,10 @@ def read_rows(
     while as_csv and whole.count(b'"') % 2:  # that line break is in a path, in quotes
         whole = whole[: whole.rfind(b"\n", 0, -1) + 1]
     try:
-        lines = io.StringIO(whole.decode(), newline="")
+        lines = io.StringIO(whole.decode("utf-8-sig"), newline="")
         records = csv.reader(lines, strict=True) if as_csv else map(json.loads, lines)
         if as_csv:
-            header = csv_line(columns).encode()
+            header = csv_line(columns).encode("utf-8-sig" if content[:1] == codecs.BOM_UTF8[:1] else "utf-8")
             if not header.startswith(content[: len(header)]):
                 raise ValueError("other columns")
             next(records, None)

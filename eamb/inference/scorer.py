@@ -49,6 +49,7 @@ class Scored:
     emotion, emotion_probability: the strongest emotion and its probability, 0 to 1; None if the network's
         emotion branch was never trained on emotions.
     error: why there is no score.
+    note: what is wrong with a file that has a score nevertheless.
     emotions: probability of every emotion by name; they sum to 1. Empty if the branch was never trained.
     distribution: predicted share of each rating, summing to 1; empty for networks that give a score only.
     emotion_map: (h, w) float32, the emotion-aware map in [0, 1].
@@ -65,6 +66,7 @@ class Scored:
     emotion: str | None = None
     emotion_probability: float | None = None
     error: str | None = None
+    note: str | None = None
     emotions: dict[str, float] = field(default_factory=dict, repr=False)
     distribution: dict[float, float] = field(default_factory=dict, repr=False)
     emotion_map: np.ndarray | None = field(default=None, repr=False, compare=False)
@@ -117,7 +119,7 @@ class Scorer:
         exported = is_exported(checkpoint)
         if exported and device not in ("auto", "cpu"):
             raise ValueError(f"predict: exported networks run on the CPU, not on {device}")
-        self.on_cpu = exported or choose_device(device).type == "cpu"
+        self.on_cpu = exported or choose_device(device, "--device").type == "cpu"
         # The spare cores decode for another device; on a CPU all that torch computes with decode and score.
         all_cores = workers == -1 and self.on_cpu
         self.workers = min(8, torch.get_num_threads()) if all_cores else Data(workers=workers).worker_count()
@@ -145,7 +147,9 @@ class Scorer:
             DecodeError: the file is no picture; `score_all` reports such files instead.
         """
         path = os.fspath(path)
-        return self._score(Decoded([path], [None], self._read(path)[None]), batch_size=1)[0]
+        notes = {}
+        image = self._read(path, notes=notes)  # (3, H, W)
+        return self._score(Decoded([path], [None], image[None], notes), batch_size=1)[0]
 
     def score_all(
         self,
@@ -170,14 +174,14 @@ class Scorer:
         threads = self.workers if len(paths) > batch_size else 0  # as for all of them, if `first` leaves one
 
         def decode_batch(batch_paths: list[str]) -> Decoded:
-            images, reasons = [], []
+            images, reasons, notes = [], [], {}
             for path in batch_paths:
                 try:
-                    images.append(self._read(path, on_decoded))
+                    images.append(self._read(path, on_decoded, notes))
                     reasons.append(None)
                 except DecodeError as error:
                     reasons.append(error.reason)
-            return Decoded(batch_paths, reasons, stack(images) if images else None)
+            return Decoded(batch_paths, reasons, stack(images) if images else None, notes)
 
         if self.on_cpu:
             results = in_threads(lambda batch: self._score(decode_batch(batch), batch_size), batches, threads)
@@ -186,10 +190,11 @@ class Scorer:
             results = (self._score(batch, batch_size) for batch in decoded)
         yield from itertools.islice(itertools.chain.from_iterable(results), first % batch_size, None)
 
-    def _read(self, path: str, on_decoded: Callable | None = None) -> Tensor:
-        """A file as (3, H, W) uint8."""
+    def _read(self, path: str, on_decoded: Callable | None = None, notes: dict | None = None) -> Tensor:
+        """A file as (3, H, W) uint8; what is wrong with it nevertheless is added to `notes`."""
         receive = functools.partial(on_decoded, path) if on_decoded else None
-        pixels = decode(path, self.size, self.exif, self.exact, receive, self.crop)  # (H, W, 3)
+        note = None if notes is None else functools.partial(notes.__setitem__, path)
+        pixels = decode(path, self.size, self.exif, self.exact, receive, self.crop, note)  # (H, W, 3)
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def _score(self, batch: Decoded, batch_size: int) -> list[Scored]:
@@ -230,6 +235,7 @@ class Scorer:
                 distribution=dict(zip(self.scale.bins, predictions[i].tolist(), strict=False)),  # no bins: {}
                 emotion_map=maps[i],
                 class_maps=None if class_maps is None else class_maps[i],
+                note=batch.notes.get(batch.paths[place]),
             )
         return results
 
@@ -238,11 +244,13 @@ class Decoded(NamedTuple):
     """A batch of files: their paths; for each None, or why it is no picture; and those that are pictures.
 
     images: (n, 3, H, W) uint8, channels last in memory; None if none is a picture.
+    notes: by path, what is wrong with files that could be decoded nevertheless.
     """
 
     paths: list[str]
     reasons: list[str | None]
     images: Tensor | None
+    notes: dict[str, str]
 
 
 class TorchNetwork:

@@ -6,21 +6,21 @@ pixels = decode("photo.jpg", size=224, exact=False)  # large JPEGs several times
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import threading
 import warnings
+import zlib
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, JpegImagePlugin
 from torch import Tensor
-
-PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 class DecodeError(ValueError):
@@ -37,8 +37,13 @@ RAW_ENDINGS = (".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", "
 HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 # The formats that Pillow may try, whatever a file's name. Others are left out: for EPS it starts Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+# What pictures of these formats are named, in folders and sets.
+PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jpe", ".jfif", ".mpo",
+                   ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf",
+                   ".jpx")  # fmt: skip
 if find_spec("PIL.AvifImagePlugin"):  # since Pillow 11.3
     FORMATS += ("AVIF",)
+    PICTURE_ENDINGS += (".avif", ".avifs")
 
 # For the EXIF orientations 2 to 8. ImageOps.exif_transpose also writes EXIF, which fails for damaged ones.
 TURNS = (
@@ -51,16 +56,27 @@ TURNS = (
     "ROTATE_90",
 )
 TURNS = dict(enumerate(TURNS, 2))
+TURNED_BACK = {6: 8, 8: 6}  # the orientation whose turn undoes another's; the other turns undo themselves
 
 # The header of a JPEG's scan: marker, length of the header, channels. Videos and other data that phones
 # append to a picture do not match it.
 SCAN = re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e][\x01-\x04]")
+# That of its frame: marker, length, 8 bits, height and width, channels.
+FRAME = re.compile(rb"\xff[\xc0-\xc2]\x00[\x0b\x0e\x11\x14]\x08.{4}[\x01-\x04]", re.DOTALL)
 MOST_SCANS = 100  # real JPEGs have 1 to 10; a file of a megabyte can hold scans for an hour of work
 
 MARGIN = 4  # a JPEG is decoded no smaller than this many times the wanted side
 PILLOW_IS_SILENT = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # a filter of warnings about odd files
 LARGE = 50_000_000  # pixels; more are decoded by one thread at a time, so that memory stays bounded
-one_large = threading.Lock()
+one_large = threading.RLock()
+
+PNG, JPEG, JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xd9"
+PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # of PNG
+# Of TIFF: what a page is (a preview: bit 0, a mask: bit 2), the same in old files, and where a raw file's
+# picture is.
+PAGE_KIND, OLD_PAGE_KIND, INNER_PAGES = 254, 255, 330
+BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, PLANES = 258, 259, 262, 266, 284
+MOST_PREVIEWS = 100
 
 
 def decode(
@@ -70,6 +86,7 @@ def decode(
     exact: bool = True,
     look: Callable[[Image.Image, Image.Exif], object] | None = None,
     crop: bool = False,
+    note: Callable[[str], object] | None = None,
 ) -> np.ndarray:
     """A picture file as RGB; transparency is laid over white, as viewers and web pages show it.
 
@@ -82,6 +99,7 @@ def decode(
         look: called with the picture as RGB, before it is resized, and its EXIF. An exception that it raises
             counts as one of decoding.
         crop: keep the aspect ratio: the largest centred part with that of `size` is cut out and resized.
+        note: called with what is wrong with a file that can be decoded nevertheless.
 
     Returns:
         (H, W, 3) uint8.
@@ -97,25 +115,169 @@ def decode(
     # Not by `warnings.catch_warnings`, which is not safe with threads.
     if PILLOW_IS_SILENT not in warnings.filters:
         warnings.filterwarnings("ignore", module=PILLOW_IS_SILENT[3].pattern)
+    # The longer side for both: whether the picture is turned afterwards is not known yet.
+    side = None if exact or size is None else MARGIN * (size if isinstance(size, int) else max(size))
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            scans = len(SCAN.findall(Path(path).read_bytes())) if image.format in ("JPEG", "MPO") else 0
-            if scans > MOST_SCANS:
-                raise ValueError(f"a JPEG of more than {MOST_SCANS} scans is refused; it would take minutes")
-            if not (exact or size is None):
-                # libjpeg leaves out what the resize would average away; other formats ignore it. The longer
-                # side for both: whether the picture is turned afterwards is not known yet.
-                side = MARGIN * (size if isinstance(size, int) else max(size))
-                image.draft(None, (side, side))
-            with one_large if image.width * image.height > LARGE else nullcontext():
-                image.load()
-                picture = _rgb(_upright(image) if exif else image)
-                if look:
-                    look(picture, _exif(image))
-                return _resized(picture, size, crop)
+        with ExitStack() as opened:
+            try:
+                image, tags = _loaded(path, side, exif, opened, note=note)
+            except Exception as error:
+                opened.close()
+                image, tags = _loaded(path, side, exif, opened, _mended(path, error))
+            picture = _rgb(_upright(image) if exif else image)
+            if look:
+                look(picture, tags)
+            return _resized(picture, size, crop)
     # PIL raises nearly anything on damaged files, SyntaxError and struct.error included.
     except Exception as error:
         raise _decode_error(path, explain_failure(path, error)) from error
+
+
+def _loaded(
+    path: str | Path,
+    side: int | None,
+    exif: bool,
+    opened: ExitStack,
+    content: bytes | None = None,
+    note: Callable[[str], object] | None = None,
+) -> tuple[Image.Image, Image.Exif]:
+    """The pixels and tags of a file, or of `content` in its place, until `opened` is closed.
+
+    Args:
+        side: a JPEG may be decoded as small as this.
+        exif: a TIFF is turned as its EXIF says.
+    """
+    image = _opened(path, content)
+    opened.callback(image.close)
+    if image.format == "TIFF":
+        _choose_page(image)
+        _check_layout(image)
+    pixels = image.width * image.height
+    # Pillow's limit, and more for JPEG, whose pixels take a third of what the largest of others do.
+    limit = (Image.MAX_IMAGE_PIXELS or pixels) * (3 if image.format in ("JPEG", "MPO") else 2)
+    if pixels > limit:
+        raise ValueError(f"more than {limit:,} pixels, refused as a decompression bomb")
+    if image.format in ("JPEG", "MPO"):
+        data = content or Path(path).read_bytes()
+        scans = [scan.end() for scan in SCAN.finditer(data)]
+        if note and data.rfind(JPEG_END) < max(scans, default=0):
+            note("the file lacks its end marker")
+        if len(scans) > MOST_SCANS:
+            raise ValueError(f"a JPEG of more than {MOST_SCANS} scans is refused; it would take minutes")
+        if side:  # libjpeg leaves out what the resize would average away
+            image.draft(None, (side, side))
+        # Of a progressive one libjpeg holds every coefficient, however small it decodes.
+        pixels = pixels if "progressive" in image.info else image.width * image.height
+    if pixels > LARGE:
+        opened.enter_context(one_large)
+    orientation = _exif(image).get(ExifTags.Base.Orientation) if image.format == "TIFF" else None
+    image.load()  # which turns a TIFF
+    tags = _exif(image)
+    if image.format == "TIFF" and image.mode == "I;16":
+        if image.tag_v2.get(BITS) == (12,):
+            image = image.point(lambda value: value * (65535 / 4095) + 0)
+        elif image.tag_v2.get(PHOTOMETRIC) == 0:  # 0 is white
+            image = image.point(lambda value: value * -1 + 65535)
+    turn = None if exif else TURNS.get(TURNED_BACK.get(orientation, orientation))
+    return (image.transpose(Image.Transpose[turn]) if turn else image), tags
+
+
+def _opened(path: str | Path, content: bytes | None) -> Image.Image:
+    def source() -> str | Path | io.BytesIO:
+        return path if content is None else io.BytesIO(content)
+
+    try:
+        return Image.open(source(), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        try:
+            return JpegImagePlugin.JpegImageFile(source())  # without that limit; `_loaded` has its own
+        except SyntaxError:
+            words = f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, refused as a decompression bomb"
+            raise ValueError(words) from error
+
+
+def _choose_page(image: Image.Image) -> None:
+    """Goes to a TIFF's first page that is no preview and no mask, or stays at the first."""
+    for page in range(1, MOST_PREVIEWS):
+        kind, old_kind = image.tag_v2.get(PAGE_KIND), image.tag_v2.get(OLD_PAGE_KIND)
+        if old_kind != 2 and not (isinstance(kind, int) and kind & 5):
+            return
+        if INNER_PAGES in image.tag_v2:
+            raise ValueError(
+                "a preview, whose picture is in a form that is not read; convert it to JPEG first"
+            )
+        try:
+            image.seek(page)
+        except EOFError:
+            break
+    image.seek(0)
+
+
+def _check_layout(image: Image.Image) -> None:
+    """Refuses the layouts of a TIFF's pixels that Pillow would read wrong without a word."""
+    tags = image.tag_v2
+    separate, plain = tags.get(PLANES) == 2, tags.get(COMPRESSION, 1) == 1
+    if separate and plain:
+        bits = {*tags.get(BITS, (1,))}
+        wrong = bits not in ({1}, {8}) or tags.get(PHOTOMETRIC) == 0 or tags.get(FILL_ORDER) == 2
+    else:
+        wrong = separate and image.mode in ("LA", "La", "PA")
+    if wrong:
+        raise ValueError("its channels lie in separate planes of a kind that is not read; interleave them")
+    if image.mode == "I" and tags.prefix == b"MM" and not plain:
+        raise ValueError("signed pixels in this order of bytes are not read; convert it to 8 or 16 bits")
+
+
+def _mended(path: str | Path, error: Exception) -> bytes:
+    """A file's content without what keeps its pixels from being read; raises `error` if nothing does.
+
+    Of a PNG the chunks that hold no pixels go: Pillow refuses a file for damaged or long ones. A JPEG gets
+    the end marker that it lacks, if its pixels are all there: then they don't depend on what follows them.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except (OSError, ValueError):
+        raise error from None
+    if content.startswith(PNG):
+        bare = _bare_png(content)
+        if len(bare) < len(content) and b"IDAT" in bare:
+            return bare
+    elif content.startswith(JPEG) and "truncated" in str(error) and _has_all_scans(content):
+        noise = np.random.default_rng(0).integers(0, 255, (9, 64), dtype=np.uint8)  # without 255
+        after = b"".join(bytes((255, 207 + k)) * (k > 0) + row.tobytes() for k, row in enumerate(noise))
+        content = content.rstrip(b"\0").removesuffix(b"\xff")  # zeros: a download that was never finished
+        sums = set()
+        for followed in (content, content + after):
+            with ExitStack() as opened:
+                sums.add(zlib.crc32(_loaded(path, None, True, opened, followed + JPEG_END)[0].tobytes()))
+        if len(sums) == 1:
+            return content + JPEG_END
+    raise error
+
+
+def _has_all_scans(content: bytes) -> bool:
+    """Whether a JPEG has each channel's lowest and highest coefficients to their last bit."""
+    *_, frame = [None, *FRAME.finditer(content)]  # those before it are of thumbnails
+    complete = set()
+    for scan in SCAN.finditer(content, frame.end()) if frame else ():
+        channels = 2 * scan[0][4]  # and the tables of each
+        header = content[scan.end() : scan.end() + channels + 3]  # ..., first, last coefficient, bits to come
+        if len(header) == channels + 3 and header[-1] & 15 == 0:
+            complete |= {(channel, "lowest") for channel in header[:channels:2] if header[-3] == 0}
+            complete |= {(channel, "highest") for channel in header[:channels:2] if header[-2] == 63}
+    return bool(frame) and len(complete) == 2 * frame[0][-1]
+
+
+def _bare_png(content: bytes) -> bytes:
+    kept, start = [PNG], len(PNG)
+    while start < len(content):
+        end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+        kind, check = content[start + 4 : start + 8], content[end - 4 : end]
+        intact = check == zlib.crc32(content[start + 4 : end - 4]).to_bytes(4, "big")
+        if kind in PIXEL_CHUNKS or (kind == b"eXIf" and intact):
+            kept.append(content[start:end])
+        start = end
+    return b"".join(kept)
 
 
 def _exif(image: Image.Image) -> Image.Exif:
@@ -170,8 +332,6 @@ def _decode_error(path: str | Path, reason: str) -> DecodeError:
 
 def explain_failure(path: str | Path, error: Exception) -> str:
     """Why a file cannot be decoded, from its first bytes where they say more than PIL does."""
-    if isinstance(error, Image.DecompressionBombError):
-        return f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, refused as a decompression bomb"
     try:
         with Path(path).open("rb") as file:
             start = file.read(256)
@@ -187,6 +347,10 @@ def explain_failure(path: str | Path, error: Exception) -> str:
         return "a git-lfs pointer, not the picture; run git lfs pull"
     if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
         return "a web page (HTML), not a picture; the download failed"
+    if isinstance(error, Image.UnidentifiedImageError) and start.startswith(
+        (b"II*\0", b"MM\0*", b"II+", b"MM\0+")
+    ):
+        return "a damaged TIFF, or one with pixels of a kind that is not read; convert it to 8 bits"
     if isinstance(error, Image.UnidentifiedImageError):
         return "not a picture in a known format"
     return str(error).strip().rstrip(".") or type(error).__name__

@@ -10,7 +10,7 @@ import numpy as np
 from eamb.files import encodable
 from eamb.network.outputs import EMOTIONS
 from eamb.readers.decoding import PICTURE_ENDINGS
-from eamb.readers.rated import SPLIT_WORDS, SPLITS, DataOptions, emotion_name
+from eamb.readers.rated import SPLIT_WORDS, SPLITS, DataOptions, LeftOut, emotion_name
 from eamb.readers.table import NO_RATING, Read, Table, one_hot
 
 FI_TEST_SHARE = 0.15
@@ -20,7 +20,12 @@ NUMBERED = re.compile(r"(.*?)[ _-]*\(?\d*\)?", re.DOTALL)  # amusement12, amusem
 def parse_fi(root: Path, splits: tuple[str, ...], options: DataOptions, read: Read) -> Table:
     """`<emotion>/*.jpg` or `<emotion><n>.jpg` in root, or in train/, val/ and test/ there."""
     parts = [(SPLIT_WORDS[f.name.lower()], f) for f in _list(root)[1] if f.name.lower() in SPLIT_WORDS]
-    rows = [(split, *picture) for split, part in parts or [("", root)] for picture in _pictures(part)]
+    parts = parts or [("", root)]
+    rows = [(split, *picture) for split, part in parts for picture in _pictures(part)]
+    left_out: dict[str, list[LeftOut]] = {}
+    for split, file in ((split, file) for split, part in parts for file in _other_files(part)):
+        row = LeftOut(encodable(file.relative_to(root).as_posix()), "no picture, by its ending")
+        left_out.setdefault(split, []).append(row)
     split, paths, emotions = ([row[k] for row in rows] for k in range(3))
     for path, emotion in zip(paths, emotions, strict=True):
         if emotion not in EMOTIONS:
@@ -49,25 +54,34 @@ def parse_fi(root: Path, splits: tuple[str, ...], options: DataOptions, read: Re
         rating=NO_RATING,
         emotions=one_hot(emotions, classes),
         emotion_classes=classes,
+        left_out=left_out,
         test_share=FI_TEST_SHARE,
     )
 
 
 def _pictures(folder: Path) -> list[tuple[Path, str]]:
     """Each picture in a folder and in its class folders, and its emotion."""
-    files, classes = _list(folder)
+    files, classes, _ = _list(folder)
     in_classes = [(file, emotion_name(each.name)) for each in classes for file in _list(each)[0]]
     return [(file, _numbered_emotion(file)) for file in files] + in_classes
 
 
-def _list(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The pictures and the folders in a folder, sorted by name; hidden and unreadable ones are left out."""
+def _other_files(folder: Path) -> list[Path]:
+    """What the class folders in a folder hold beside pictures."""
+    return [
+        file for each in _list(folder)[1] if emotion_name(each.name) in EMOTIONS for file in _list(each)[2]
+    ]
+
+
+def _list(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """The pictures, folders and other files in a folder, by name; none that is hidden or unreadable."""
     try:
         paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError:
-        return [], []
+        return [], [], []
     files = [path for path in paths if path.suffix.lower() in PICTURE_ENDINGS]
-    return files, [path for path in paths if path.suffix.lower() not in PICTURE_ENDINGS and path.is_dir()]
+    others = [path for path in paths if path.suffix.lower() not in PICTURE_ENDINGS]
+    return files, [path for path in others if path.is_dir()], [path for path in others if path.is_file()]
 
 
 def _numbered_emotion(file: Path) -> str:

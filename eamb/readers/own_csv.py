@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from eamb.files import home
 from eamb.network.outputs import EMOTIONS
 from eamb.readers.rated import SPLIT_WORDS, SPLITS, DataOptions, emotion_name
 from eamb.readers.table import Rating, Read, Sheet, Table, as_number, joined, means, one_hot, split_files
@@ -54,10 +56,12 @@ def parse_csv(root: Path, splits: tuple[str, ...], options: DataOptions, read: R
 def _csv_files(root: Path, splits: tuple[str, ...], options: DataOptions) -> dict[str, Path]:
     """split -> file, or "" -> the one file for all splits."""
     if options.table:
-        return {"": root / Path(options.table).expanduser()}
+        return {"": root / home(options.table)}
     if any((root / f"{split}.csv").is_file() for split in SPLITS):
         return split_files(root, splits)
-    tables = sorted(path for path in root.iterdir() if path.suffix.lower() in (".csv", ".tsv"))
+    files = sorted(root.iterdir())
+    tables = [path for path in files if path.suffix.lower() in (".csv", ".tsv")]
+    tables = tables or [path for path in files if path.suffix.lower() in (".xlsx", ".xls", ".ods")]
     if len(tables) != 1:
         raise FileNotFoundError(
             f"datasets: {root} should hold one csv, or train.csv and test.csv; found "
@@ -177,4 +181,4 @@ def round_outwards(scores: np.ndarray) -> tuple[float, float]:
 def native_path(name: str) -> str:
     """A path as this system writes it: ~ is expanded, and the backslashes of Windows become slashes."""
     name = name.replace("\\", "/")
-    return Path(name).expanduser().as_posix() if name.startswith("~/") else name
+    return os.path.expanduser(name) if name.startswith("~/") else name  # noqa: PTH111 - unknown: a missing file

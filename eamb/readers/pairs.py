@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from eamb.files import home, nfc
 from eamb.network.outputs import Scale
 from eamb.readers.own_csv import native_path
 from eamb.readers.prepared import read_manifest
@@ -121,7 +122,7 @@ def load_pairs(
     Raises:
         ValueError, FileNotFoundError: one sentence that names file, row and column.
     """
-    name, root, options, read = name.lower(), Path(root).expanduser(), options or DataOptions(), read_once()
+    name, root, options, read = name.lower(), Path(home(str(root))), options or DataOptions(), read_once()
     if name not in PAIRED or not root.is_dir() or read_manifest(root):
         raise ValueError(
             f"pairs: --data-root must be the folder of a set of pairs ({' or '.join(PAIRED)}) with the "
@@ -152,7 +153,7 @@ def find_pairs(name: str, split: str, rows: pd.DataFrame, protocol: str, places:
     pairs, photographs = pd.factorize(rows[["first", "second"]].to_numpy().ravel())  # (2m,), (n,) each once
     _, where = np.unique(pairs, return_index=True)  # (n,) where each photograph is named first
     pairs = pairs.reshape(-1, 2).astype(np.int64)
-    paths = find_files(photographs, places, f"photographs of {name}", area="pairs")
+    paths, reasons = find_files(photographs, places, f"photographs of {name}", area="pairs")
     files = pd.Series(paths, photographs, dtype=object).dropna()
     complete = np.isin(pairs, np.flatnonzero([path is not None for path in paths])).all(axis=1)  # (m,)
     if not complete.any():
@@ -161,7 +162,6 @@ def find_pairs(name: str, split: str, rows: pd.DataFrame, protocol: str, places:
             "too few to hold some out by hash, raise data.validation or give the set a val.csv"
         )
     used = np.unique(pairs[complete])
-    reasons = {photograph: f"no picture file {photograph}" for photograph in photographs}
     reasons |= dict.fromkeys(files.index, "no pair that it is in is left")
     left_out = [LeftOut(i, reasons[i]) for i in np.delete(photographs, used)]
     lost = f", {(~complete).sum()} of its pairs lost with missing photographs" if left_out else ""
@@ -199,6 +199,8 @@ def read_pairs_csv(root: Path, split: str, options: DataOptions, read: Read) -> 
     sheet.need(PAIR_COLUMNS)
     sides = [sheet.texts(side) for side in ("first", "second")]
     both = [[posixpath.normpath(native_path(name)) for name in names] for names in sides]
+    spelled = {nfc(name): name for names in both for name in names}  # one photograph is spelled in one way
+    both = [[spelled[nfc(name)] for name in names] for names in both]
     return check_pairs(sheet, sheet.texts("series"), *both, sheet.path.name, [root / options.images])
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from eamb.files import home, nfc
 from eamb.readers.rated import Copies
 from eamb.readers.table import read_json
 
@@ -60,7 +61,9 @@ class Manifest:
 
     def check_sources(self, root: str | Path, paths: Sequence[str]) -> tuple[tuple[Copies, ...], list[str]]:
         """The copies, and for each of `paths` the hash of its source, if no source has changed."""
-        command, names = self.command(root), relative_names(root, paths)
+        spelled = {nfc(name): name for name in self.pictures}
+        names = [spelled.get(nfc(name), name) for name in relative_names(root, paths)]
+        command = self.command(root)
         used = self.labels | {name: self.pictures.get(name) for name in names}
         folder = os.path.join(self.source, "")  # noqa: PTH118
         wrong = [name for name, source in used.items() if not (source and source.is_unchanged(folder + name))]
@@ -74,13 +77,13 @@ class Manifest:
 
 def relative_names(root: str | Path, paths: Iterable[str]) -> list[str]:
     """Each path relative to the root; one that lies elsewhere is left as it is."""
-    start = os.path.join(Path(root).expanduser(), "")  # noqa: PTH118
+    start = os.path.join(home(str(root)), "")  # noqa: PTH118
     return [path.removeprefix("./").removeprefix(start) for path in paths]
 
 
 def read_manifest(root: str | Path) -> Manifest | None:
     """The manifest of prepared copies; None if the folder holds none."""
-    path = Path(root).expanduser() / MANIFEST
+    path = Path(home(str(root))) / MANIFEST
     if not path.is_file():
         return None
     try:

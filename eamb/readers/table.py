@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import functools
 import gzip
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from eamb.files import list_folder, nfc, on_disk, told_apart
 from eamb.readers.rated import ANY_CASE_ENDINGS, SPLITS, Copies, LeftOut, take_rows
 
 
@@ -93,6 +95,9 @@ class Table:
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 LARGEST = 1e15  # larger than any rating or prediction; squares and sums of such numbers are still finite
 
+SPREADSHEETS = (b"PK\3\4", b"\xd0\xcf\x11\xe0")  # how files of .xlsx and .ods begin, and of .xls
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
 Read = Callable  # what `read_once` returns
 
 
@@ -105,17 +110,20 @@ def read_text(path: Path) -> str:
     """A file's text, unpacked if it is a .gz, without a byte order mark.
 
     Raises:
-        ValueError, FileNotFoundError: no such file; a damaged .gz; not UTF-8.
+        ValueError, FileNotFoundError: no such file; a damaged .gz; neither UTF-8 nor marked as UTF-16.
     """
     if not path.is_file():
         raise FileNotFoundError(f"datasets: there is no file {path}; is --data-root right?")
     content = path.read_bytes()
     try:
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
-        if "\0" in text:  # every other byte of UTF-16
-            raise ValueError("it has zero bytes")
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        if content.startswith(SPREADSHEETS):
+            raise ValueError("it is a spreadsheet")
+        text = content.decode("utf-16" if content.startswith(UTF16) else "utf-8-sig")
+        if "\0" in text:
+            raise ValueError("it has zero bytes, as UTF-16 has")
     except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise _unreadable(path, f"{error}; save it as text in UTF-8") from error
+        raise _unreadable(path, f"{error}; save it as text in UTF-8 (CSV UTF-8 in Excel)") from error
     return text
 
 
@@ -140,8 +148,9 @@ def as_number(text: str) -> float:
 class Sheet:
     """One table file as columns of text, checked as they are read. Rows are numbered as an editor shows them.
 
-    Columns are separated by comma, semicolon or tab, whichever is most frequent in the header. csv.reader
-    reads it because pandas fills up short rows and ignores misplaced quotes.
+    Columns are separated by comma, semicolon or tab, whichever is most frequent in the header, or as a line
+    before it says, like sep=; does. Between semicolons, decimals may have commas. csv.reader reads the file
+    because pandas fills up short rows and ignores misplaced quotes.
 
     Args:
         names: of the columns, for a file without a header whose cells are separated by blanks.
@@ -151,7 +160,7 @@ class Sheet:
     """
 
     def __init__(self, path: Path, names: Sequence[str] = ()):
-        self.path = path
+        self.path, self.separator = path, ""
         if names:
             lines = io.StringIO(read_text(path), newline=None)
             records = [(row, cells) for row, line in enumerate(lines, 1) if (cells := line.split())]
@@ -159,11 +168,14 @@ class Sheet:
             lines = io.StringIO(read_text(path), newline="")
             header = next((line for line in lines if line.strip()), "")
             lines.seek(0)
-            reader = csv.reader(lines, delimiter=max(",;\t", key=header.count), strict=True)
+            told = re.fullmatch(r'"?sep=([,;|\t])"?\s*', header)
+            self.separator = told[1] if told else max(",;\t", key=header.count)
+            reader = csv.reader(lines, delimiter=self.separator, strict=True)
             try:
                 records = [(reader.line_num, cells) for cells in reader if "".join(cells).strip()]
             except csv.Error as error:
                 raise _unreadable(path, f"row {reader.line_num}: {error}") from error
+            records = records[1:] if told else records
             names = [name.strip() for name in records.pop(0)[1]] if records else []
         if not records:
             raise ValueError(f"datasets: {path.name} has no rows.")
@@ -171,7 +183,9 @@ class Sheet:
             raise _unreadable(path, f"its header has '{twice[0]}' twice")
         for row, cells in records:
             if len(cells) != len(names):
-                raise _unreadable(path, f"row {row} has {len(cells)} cells, expected {len(names)}")
+                cut = self.separator == "," and len(cells) > len(names)
+                hint = "; decimals need a point, texts with commas quotes" if cut else ""
+                raise _unreadable(path, f"row {row} has {len(cells)} cells, expected {len(names)}{hint}")
         self.columns = [*names]
         self.rows = [row for row, _ in records]
         self.cells = dict(zip(names, zip(*(cells for _, cells in records), strict=True), strict=True))
@@ -198,10 +212,14 @@ class Sheet:
         self, column: str, minimum: float = -LARGEST, maximum: float = LARGEST, whole: bool = False
     ) -> np.ndarray:
         """(n,) float64, each in [minimum, maximum]."""
-        values = np.array([as_number(cell) for cell in self.cells[column]])
+        cells = self.cells[column]
+        if self.separator == ";" and not any("." in cell for cell in cells):
+            cells = [cell.replace(",", ".") for cell in cells]
+        values = np.array([as_number(cell) for cell in cells])
         good = (values >= minimum) & (values <= maximum) & ~(whole & (values != np.round(values)))
         if not good.all():
             kind = "whole number" if whole else "number"
+            kind += " with a decimal point" if "," in "".join(cells) and not whole else ""
             raise self.error(~good, column, f"a {kind} from {minimum:g} to {maximum:g}")
         return values
 
@@ -289,45 +307,61 @@ def joined(parts: list[Table]) -> Table:
 
 def find_files(
     names: Sequence[str], places: Sequence[Path], what: str, area: str = "datasets"
-) -> list[str | None]:
+) -> tuple[list[str | None], dict[str, str]]:
     """The path of each file, by its name below one of `places`, as written or with a picture ending added.
+
+    A file whose letters are composed in another way (`nfc`) is found too, if it is the only one. Of several
+    none is taken, nor is a file with another ending.
+
+    Returns:
+        The paths, None where there is none, and for such names the reason.
 
     Raises:
         FileNotFoundError: none of `what` ("pictures of ava") exists, so the folder is wrong.
     """
+    listed = functools.cache(list_folder)  # asking about each file would take long
+    real_folder = functools.cache(lambda folder: on_disk(folder, listed))
 
-    @functools.cache  # asking about each file would take long
-    def files_in(folder: str) -> set[str]:
-        """Without links that lead nowhere; none if there is no such folder."""
-        try:
-            with os.scandir(folder) as entries:
-                return {e.name for e in entries if e.is_file(follow_symlinks=False) or os.path.isfile(e)}  # noqa: PTH113
-        except (OSError, ValueError):  # ValueError: no file can have such a name
-            return set()
-
-    def find(name: str) -> str | None:
+    def find(name: str) -> tuple[str | None, str]:
+        others = []
         for place in places:
             folder, file = os.path.split(os.path.join(place, name))  # noqa: PTH118
-            for ending in ("", *ANY_CASE_ENDINGS):
-                if file + ending in files_in(folder):
-                    return os.path.join(folder, file + ending)  # noqa: PTH118
-        return None
+            folder, composed = real_folder(folder), nfc(file)
+            files, (stem, ending) = listed(folder), os.path.splitext(composed)  # noqa: PTH122
+            there = [one for one in files.get(stem, ()) if nfc(one) == composed]
+            there = there or [one for one in files.get(composed, ()) if one.endswith(ANY_CASE_ENDINGS)]
+            there = [one for one in there if one.startswith(file)] or there
+            if len(there) == 1:
+                return os.path.join(folder, there[0]), ""  # noqa: PTH118
+            if there:
+                which = " or ".join(told_apart(sorted(there)))
+                return None, f"{name} may be {which} in {folder}; remove one, or name it in full"
+            if ending in ANY_CASE_ENDINGS:
+                others += [one for one in files.get(stem, ()) if one.endswith(ANY_CASE_ENDINGS)]
+        hint = f"; there is {' and '.join(dict.fromkeys(others))}" if others else ""
+        return None, f"no picture file {name}{hint}"
 
-    paths = [find(name) for name in names]
-    if paths and not any(paths):
+    found = [find(name) for name in names]
+    paths = pd.Series([path for path, _ in found], dtype=object)
+    reasons = {name: reason for name, (_, reason) in zip(names, found, strict=True) if reason}
+    for i in np.flatnonzero(paths.notna() & paths.duplicated(keep=False)):
+        if not paths[i].endswith(names[i]):
+            reasons[names[i]] = f"{names[i]}: its file {paths[i]} is that of another row"
+            paths[i] = None
+    if len(names) and paths.isna().all():
         raise FileNotFoundError(
-            f"{area}: none of the {len(paths):,} {what} exists, e.g. '{names[0]}'; "
+            f"{area}: none of the {len(paths):,} {what} exists ({reasons[names[0]]}); "
             f"looked in {' and '.join(dict.fromkeys(map(str, places)))}. Is --data-root right?"
         )
-    return paths
+    return paths.tolist(), reasons
 
 
 def find_pictures(table: Table) -> tuple[Table, list[str]]:
     """The table without the pictures that have no file, which are left out, and the paths of the others."""
-    paths = find_files(table.names, table.places, f"pictures of {table.name}")
+    paths, reasons = find_files(table.names, table.places, f"pictures of {table.name}")
     there = np.array([path is not None for path in paths], dtype=bool)  # (n,)
     present = table.take(np.flatnonzero(there))
     for i in np.flatnonzero(~there):
-        row = LeftOut(table.ids[i], f"no picture file {table.names[i]}")
+        row = LeftOut(table.ids[i], reasons[table.names[i]])
         present.left_out.setdefault(str(table.split[i]), []).append(row)
     return present, [path for path in paths if path is not None]

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from eamb.files import home
 from eamb.network.names import NETWORKS, SMALLEST_SIDE, TASKS
 from eamb.readers.options import DataOptions, limited, one_of
 
@@ -34,6 +35,7 @@ class Data(DataOptions):
     flip: bool = True  # in training mirror half of the pictures, at random
     crop: bool = False  # keep the aspect and cut out the middle instead of squashing
     workers: int = limited(-1, least=-1)  # decoding processes; -1: one per spare core, at most 8
+    timeout: int = limited(600, least=0)  # seconds without a batch after which a run ends; 0: never
     skip_broken: bool = False
     limit: int = limited(0, least=0)  # training pictures of each set, the first by their ids' hashes; 0: all
 
@@ -179,6 +181,7 @@ SECTIONS = {f.name: f.default_factory for f in fields(Config) if f.name != "task
 KEYS = {f"{section}.{f.name}": f for section, cls in SECTIONS.items() for f in fields(cls)}  # -> its field
 KEYS["task"] = fields(Config)[0]
 WHOLE = re.compile(r"[+-]?(0|[1-9]\d{0,17})", re.ASCII)
+PATHS = re.compile(rf"([\n{os.pathsep}])")
 DECIMAL = re.compile(r"[+-]?((0|[1-9]\d*)\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
@@ -251,7 +254,7 @@ def checked(key: str, text: Any, source: str) -> Any:
         raise ValueError(f"config: {source}: '{key}' takes a single value, got several")
     kind, limits, value = KEYS[key].type, KEYS[key].metadata, None  # the type as it is written above
     if kind == "str":
-        value = text
+        value = "".join(map(home, PATHS.split(text)))  # "~/PARA:~/FI"
     elif kind == "bool":
         value = yaml.SafeLoader.bool_values.get(text.lower())
     elif kind == "int":

@@ -30,8 +30,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def choose_device(name: str) -> torch.device:
-    """'auto', 'cpu', 'cuda', 'cuda:1' or 'mps' -> this process's; ValueError: unknown or not there."""
+def choose_device(name: str, option: str = "train.device") -> torch.device:
+    """'auto', 'cpu', 'cuda', 'cuda:1' or 'mps' -> this process's.
+
+    Raises ValueError if it is unknown or not there, with the values that `option` can have here.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -42,9 +45,9 @@ def choose_device(name: str) -> torch.device:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (device.index or 0) >= count.get(device.type, 0):
-        raise ValueError(
-            f"distributed: device '{name}' is unknown or not here; use auto, cpu, cuda, cuda:1 or mps"
-        )
+        here = [f"cuda:{i}" if kind == "cuda" else kind for kind, n in count.items() for i in range(n)]
+        here = ", ".join(["auto", *here])
+        raise ValueError(f"distributed: device '{name}' is unknown or not here; choose {option} from {here}")
     return device
 
 

@@ -11,7 +11,11 @@ from PIL import Image
 from eamb.files import printable
 
 MAKE, MODEL, CHANGED = 0x010F, 0x0110, 0x0132  # EXIF's tags
-DETAILS, TAKEN, FRACTION, SERIAL = 0x8769, 0x9003, 0x9291, 0xA431
+DETAILS, SERIAL = 0x8769, 0xA431
+TAKEN = (
+    (0x9003, 0x9291),
+    (0x9004, 0x9292),
+)  # of exposure, of digitization; each with its fraction of a second
 LONGEST_TEXT = 64  # letters
 TIME = re.compile(r"(\d{4})[:/.-](\d\d?)[:/.-](\d\d?)[ T](\d\d?):(\d\d)(?::(\d\d))?")
 
@@ -19,7 +23,8 @@ TIME = re.compile(r"(\d{4})[:/.-](\d\d?)[:/.-](\d\d?)[ T](\d\d?):(\d\d)(?::(\d\d
 class Taken(NamedTuple):
     """What the EXIF of a photograph says.
 
-    time: of exposure, or else of the last change; by the camera's clock, whatever its time zone.
+    time: of exposure, else of digitization, else of the last change; by the camera's clock, whatever its time
+        zone.
     camera: make, model and serial number, as far as they are there: "Canon EOS R5, no. 012345".
     """
 
@@ -32,7 +37,8 @@ def read_taken(exif: Image.Exif) -> Taken:
         details = exif.get_ifd(DETAILS)
     except Exception:  # damaged; Pillow raises nearly anything
         details = {}
-    time = parse_time(details.get(TAKEN), details.get(FRACTION)) or parse_time(exif.get(CHANGED))
+    times = [parse_time(details.get(time), details.get(fraction)) for time, fraction in TAKEN]
+    time = next(filter(None, times), None) or parse_time(exif.get(CHANGED))
     values = (exif.get(MAKE), exif.get(MODEL), details.get(SERIAL))
     make, model, serial = (printable(as_text(value)) for value in values)
     if not (make and make.split()[0].casefold() in model.casefold()):

@@ -17,12 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from eamb.files import as_cell, csv_line, safe_path, written_whole
 from eamb.inference.photographs import find_pictures
 from eamb.inference.scorer import Scorer
-from eamb.runtime.command import refuse_existing
+from eamb.runtime.command import check_output
+from eamb.runtime.progress import progress
 from eamb.selection.exif import Taken, describe_time, read_taken
 from eamb.selection.grouping import Photograph, choose, sketch
 from eamb.selection.page import shrink, write_page, write_thumbnail
@@ -39,9 +39,11 @@ def select(options: argparse.Namespace) -> int:
     pictures = find_pictures(options.paths, maps=[page] if page else ())
     settings = (options.checkpoint, options.device, options.precision, options.batch_size, options.workers)
     photographs = score_photographs([picture.path for picture in pictures], Scorer(*settings), page)
-    bar = tqdm(photographs, "select", len(pictures), unit=" images", mininterval=0.5)
+    bar = progress(photographs, desc="select", total=len(pictures), unit=" images")
     photographs = choose(list(bar), options.keep, options.gap, options.similarity)
     table = as_table(photographs)
+    if options.excel:
+        table["header"] = "\ufeff" + table["header"]  # the byte order mark, also of what the page saves
     with written_whole(output) as unfinished:
         unfinished.write_bytes("".join([table["header"], *(line for line, _ in table["rows"])]).encode())
     if page:
@@ -70,8 +72,9 @@ def check_options(options: argparse.Namespace) -> None:
     if page and (page.is_file() or (page.is_dir() and any(page.iterdir()) and not options.force)):
         words = "--page needs a new folder, or with --force one that holds other files"
         raise FileExistsError(f"picks: {words}; {page} exists")
-    if not options.force:
-        refuse_existing("picks", output.parent, [output.name])
+    check_output("picks", output.parent, [output.name], options.force)
+    if page:
+        check_output("picks", page)
 
 
 def score_photographs(paths: Sequence[str], scorer: Scorer, page: Path | None) -> Iterator[Photograph]:
@@ -93,6 +96,7 @@ def score_photographs(paths: Sequence[str], scorer: Scorer, page: Path | None) -
     for number, scored in enumerate(scorer.score_all(paths, on_decoded=keep_preview), 1):
         taken, small, size, jpeg = previews.pop(scored.path, (Taken(), None, None, None))
         photograph = Photograph(scored.path, taken, small)
+        photograph.notes += [scored.note] if scored.note else []
         photograph.scored = replace(scored, emotion_map=None, class_maps=None)  # which would fill the memory
         if page and not scored.error:
             emotion_map = scored.emotion_map if scorer.emotions_trained else None

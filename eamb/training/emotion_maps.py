@@ -19,14 +19,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from datasets import PictureSet, TestOrder, make_loader
 from eamb.files import written_whole
 from eamb.readers.rated import RatedSet
 from eamb.runtime import distributed
+from eamb.runtime.command import check_output
 from eamb.runtime.config import Config
 from eamb.runtime.engine import Compute, allow_tf32, filled_up
+from eamb.runtime.progress import progress
 from eamb.weights import checkpoint
 from EAMBNet import EAMBNet
 
@@ -83,6 +84,7 @@ def prepare(config: Config, network: EAMBNet, rated: RatedSet, compute: Compute)
     chunks = []
     try:
         if distributed.is_main():
+            check_output("emotion_maps", folder)
             folder.mkdir(parents=True, exist_ok=True)
             missing = EmotionMaps(folder, rated).missing
             chunks = [missing[i : i + CHUNK] for i in range(0, len(missing), CHUNK)]
@@ -90,11 +92,11 @@ def prepare(config: Config, network: EAMBNet, rated: RatedSet, compute: Compute)
         share = distributed.broadcast(chunks)[distributed.rank() :: distributed.world()]
         hidden = not (share and distributed.is_main())
         allow_tf32(False, compute.device)  # kept maps are exact, whatever computes them
-        for chunk in tqdm(share, desc="emotion maps", unit=f" x {CHUNK} pictures", disable=hidden):
+        for chunk in progress(share, desc="emotion maps", unit=f" x {CHUNK} pictures", disable=hidden):
             pictures = PictureSet(rated.take(chunk), data.size, data.exif, skip_broken=True)
             order, on_gpu = TestOrder(len(pictures), batch_size), compute.device.type == "cuda"
             keys, rows = [picture_key(rated, index) for index in chunk], []
-            for batch in make_loader(pictures, order, data.worker_count(), pin_memory=on_gpu):
+            for batch in make_loader(pictures, order, data.worker_count(), on_gpu, data.timeout):
                 sides = []
                 for images in (batch.images, batch.images.flip(3)):
                     filled = filled_up(batch._replace(images=images), batch_size)
@@ -109,6 +111,8 @@ def prepare(config: Config, network: EAMBNet, rated: RatedSet, compute: Compute)
                 name = hashlib.sha256(b"".join(keys)).hexdigest()[:16]
                 with written_whole(folder / f"{name}.npy") as path, path.open("wb") as file:
                     np.save(file, records)
+    except ChildProcessError:  # of the loader
+        raise
     except OSError as error:
         raise OSError(f"emotion_maps: {error}; make room, or leave out train.emotion_maps") from error
     distributed.wait_for_all()  # until all have written

@@ -6,61 +6,80 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing.util import register_after_fork
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from eamb.runtime import distributed
+from eamb.runtime.command import check_output
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
+PATIENCE = 15  # seconds after a signal for which a step may wait for pictures; many schedulers kill after 30
 
 
 class Stopped(KeyboardInterrupt):
     """A signal ended the run; `code` is the exit code that shells expect, 143 for SIGTERM, 130 for SIGINT."""
 
-    def __init__(self, number: int):
-        super().__init__(f"stopped by {signal.Signals(number).name}")
+    def __init__(self, number: int, how: str = ""):
+        super().__init__(f"stopped by {signal.Signals(number).name}{how}")
         self.code = 128 + number
 
 
 class Signals:
     """A context that turns SIGTERM and SIGINT into Stopped; inside `deferred` only at the end of that.
 
-    A second signal ends the process at once.
+    A second signal ends the process at once, even inside C++ code that never returns.
     """
 
     def __init__(self):
-        self.number, self.since = 0, 0.0  # the signal that came, and when
+        self.number = 0  # of the signal that came
         self.waits = False
         self.handlers: dict[int, Callable | int] = {}  # to be restored
 
     def __enter__(self) -> Signals:
         self.process = os.getpid()
         self.handlers = {number: signal.signal(number, self.handle) for number in ENDING}
+        reader, self.writer = socket.socketpair()
+        self.writer.setblocking(False)
+        self.wakeup = signal.set_wakeup_fd(self.writer.fileno(), warn_on_full_buffer=False)
+        register_after_fork(self, lambda _: signal.set_wakeup_fd(-1))  # a decoding process's own signals
+        threading.Thread(target=self.watch, args=[reader], daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
+        signal.set_wakeup_fd(self.wakeup)
+        self.writer.close()
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
 
     def handle(self, number: int, _frame) -> None:
-        if os.getpid() != self.process:
-            return  # a decoding process, which its parent ends
-        if self.number:
-            # torchrun forwards signals, and a scheduler may have sent the same one to all processes.
-            if distributed.world() == 1 or time.monotonic() > self.since + 1:
-                os._exit(128 + number)
-            return
+        if self.number or os.getpid() != self.process:
+            return  # a decoding process is ended by its parent
         self.number, self.since = number, time.monotonic()
-        if hasattr(signal, "SIGCHLD"):  # torch's handler raises if a decoding process gets the signal too
-            self.handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if not self.waits:
             raise Stopped(number)
-        if distributed.is_main():  # not by print, which may have been interrupted itself
-            os.write(2, b"\nfinishing this step, then writing last.pt; a second signal ends at once\n")
+
+    def watch(self, reader: socket.socket) -> None:
+        """Runs in a thread of its own: Python calls `handle` only when a step's C++ code returns."""
+        first = 0.0
+        with reader:
+            while got := reader.recv(1):  # the number of any signal
+                if got[0] not in ENDING:
+                    continue
+                if not first:
+                    first = time.monotonic()
+                    if self.waits and distributed.is_main():
+                        os.write(
+                            2, b"\nfinishing this step, then writing last.pt; a second signal ends at once\n"
+                        )
+                # torchrun forwards signals, and a scheduler may have sent the same one to all processes.
+                elif distributed.world() == 1 or time.monotonic() > first + 1:
+                    os._exit(128 + got[0])
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -71,6 +90,11 @@ class Signals:
             self.waits = False
         if self.number:
             raise Stopped(self.number)
+
+    def stop_waiting(self) -> None:
+        """While the step waits for pictures: ends the run if there was a signal, as they may never come."""
+        if self.number and time.monotonic() > self.since + PATIENCE:
+            raise Stopped(self.number, " while waiting for pictures, without writing last.pt")
 
 
 def ignore_first_signal(_worker: int) -> None:
@@ -85,9 +109,9 @@ def locked(output: Path) -> Iterator[None]:
 
     Raises:
         ValueError: another run uses it; names its process.
+        OSError: nothing can be written there.
     """
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"interruption: --output must be a folder; {output} is a file")
+    check_output("interruption", output)
     new = [folder for folder in (output, *output.parents) if not folder.exists()]
     path, holder = output / ".lock", ""
     lock = FileLock(path, fallback_to_soft=False)  # a soft lock would outlast a killed process

@@ -13,7 +13,8 @@ from eamb.training.records import checkpoints
 from eamb.weights.checkpoint import Weights, load_training
 
 SETTLED = ("task", "data", "model", "loss", "optimizer", "train")  # sections that a resumed run must share
-FREE = ("data.root", "data.workers", "train.device", "train.checkpoint_minutes", "train.log_every")
+FREE = ("data.root", "data.workers", "data.timeout", "train.device", "train.checkpoint_minutes")
+FREE += ("train.log_every",)
 
 
 def load_stopped(output: Path) -> tuple[Path, Weights, dict]:

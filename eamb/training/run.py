@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from datasets import Batch, TrainOrder, coin, make_loader
 from eamb.evaluation.emotions import with_emotions
@@ -25,6 +24,7 @@ from eamb.readers.rated import LeftOut, RatedSet
 from eamb.runtime import distributed, engine
 from eamb.runtime.config import Config
 from eamb.runtime.precision import choose_precision
+from eamb.runtime.progress import progress
 from eamb.training import emotion_maps
 from eamb.training.interruption import Signals, Stopped, ignore_first_signal, locked
 from eamb.training.optimizer import make_optimizer
@@ -277,14 +277,13 @@ def train_epoch(run: Run, epoch: int) -> dict[str, float]:
     """Trains what is left of an epoch, then writes last.pt; returns what `engine.train_one_epoch` does."""
     config, rated, task = run.config, run.data["train"], run.task
     order, on_gpu = run.order(epoch), run.device.type == "cuda"
-    loader = make_loader(task.pictures(rated), order, config.data.worker_count(), pin_memory=on_gpu)
-    loader.worker_init_fn = ignore_first_signal
+    workers, timeout = config.data.worker_count(), config.data.timeout
+    loader = make_loader(task.pictures(rated), order, workers, pin_memory=on_gpu, timeout=timeout)
+    loader.worker_init_fn, loader.while_waiting = ignore_first_signal, run.signals.stop_waiting
     start, started = time.monotonic(), run.totals.step
     schedule, base = config.optimizer.schedule, config.optimizer.learning_rate
     name, hidden = f"epoch {epoch + 1}/{config.train.epochs}", not distributed.is_main()
-    with tqdm(
-        total=len(order), initial=started, desc=name, unit="step", disable=hidden, mininterval=2
-    ) as bar:
+    with progress(total=len(order), initial=started, desc=name, unit="step", disable=hidden) as bar:
 
         def after_step(totals: engine.Totals) -> None:
             if run.average:

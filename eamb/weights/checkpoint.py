@@ -10,8 +10,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import warnings
 import zipfile
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -134,19 +137,68 @@ def read_file(path: Path | str) -> tuple[dict, bytes]:
                 ids = {name: content.pop(name, None) for name in (IDS, EMOTION_IDS)}
                 content = {"weights": content, "description": header["__metadata__"]["eambnet"], **ids}
             return content, raw
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, about pickles that it then refuses
-            content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-        if not looks_official(content) and zipfile.is_zipfile(io.BytesIO(raw)):
-            with zipfile.ZipFile(io.BytesIO(raw)) as file:  # torch does not check the CRC-32 of each part
-                if file.testzip():
+        if raw.startswith(b"PK"):  # torch does not check the CRC-32 of each part
+            with zipfile.ZipFile(io.BytesIO(raw)) as file:
+                # Of a part marked as a folder, by this bit, torch returns memory that it never filled.
+                if file.testzip() or any(part.external_attr & 0x10 for part in file.infolist()):
                     raise zipfile.BadZipFile
-        return content, raw
+        content, unread = read_pickle(raw)
+        state = unwrapped(content)
     except Exception as error:  # damaged files fail in every way: EOFError, IndexError, struct.error ...
         raise ValueError(
             f"checkpoint: {path} is not a weights file: it is empty, cut off, damaged, a web page or a Git "
             "LFS pointer, or holds code, which is never executed; download or copy the file itself again"
         ) from error
+    if unread and ("weights" in content or not any(isinstance(value, Tensor) for value in state.values())):
+        keys = f" (keys found: {some(content)})" if content else ""
+        raise ValueError(
+            f"checkpoint: {path} holds {some(unread)}, which is code and never executed, and no tensors that "
+            f"can be read without it{keys}; save those alone, with torch.save(network.state_dict(), FILE)"
+        )
+    return content, raw
+
+
+class Unread:
+    """Stands for an object that is not a tensor or a plain value; nothing of it is kept or executed."""
+
+    def __new__(cls, *_) -> Unread:
+        return super().__new__(cls)
+
+    def __init__(self, *_):
+        pass
+
+    def __setstate__(self, _) -> None:
+        pass
+
+
+def read_pickle(raw: bytes) -> tuple[dict, list[str]]:
+    """What torch.save wrote, with `Unread` in place of other objects, and the names of their classes.
+
+    Raises whatever torch does for damaged files; where such an object prevents reading, the content is empty.
+    """
+    unread = []
+    while True:
+        stand_ins = [(Unread, name) for name in unread]
+        safe = torch.serialization.safe_globals(stand_ins) if unread else nullcontext()
+        try:
+            with warnings.catch_warnings(), safe:
+                warnings.simplefilter("ignore")  # torch's, about pickles that it then refuses
+                content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+            return {} if isinstance(content, Unread) else content, unread
+        except Exception as error:
+            refused = re.search(r"GLOBAL (\S+) w", str(error))  # "... was not allowed", "... whose module is"
+            if refused and refused[1] not in unread and len(unread) < 50:
+                unread.append(refused[1])
+            elif unread:
+                return {}, unread
+            else:
+                raise
+
+
+def some(names: Iterable[str]) -> str:
+    """The first of many names, for a message."""
+    names = [str(name) for name in names]
+    return ", ".join(names[:8]) + (f" (+{len(names) - 8} more)" if len(names) > 8 else "")
 
 
 def export_weights(path: Path, weights: Weights) -> None:
@@ -182,7 +234,7 @@ def id_tensors(weights: Weights) -> Tensors:
 def load_training(path: Path) -> tuple[Weights, dict]:
     """What `save_training` wrote; raises ValueError if the file is damaged or something else."""
     content, _ = read_file(path)
-    if "state" not in content:
+    if not isinstance(content.get("state"), dict):
         raise ValueError(f"checkpoint: {path} holds no training state to resume from")
     return weights_in(content, path), content["state"]
 
@@ -202,9 +254,21 @@ def weights_in(content: dict, path: Path | str) -> Weights:
     tensors, description = content.get("weights"), content.get("description")
     ids = [content.get(name) for name in (IDS, EMOTION_IDS)]
     if not (isinstance(tensors, dict) and description and all(isinstance(each, Tensor) for each in ids)):
+        if looks_official(content):
+            raise ValueError(
+                f"checkpoint: {path} has the official code's names and does not say what its output means; "
+                "train from it, with --weights FILE or, for an emotion branch, --emotion-checkpoint FILE"
+            )
+        state = unwrapped(content)
+        shapes = [tuple(value.shape) for value in state.values() if isinstance(value, Tensor)]
+        if "conv1.weight" in state or (1000,) in shapes:  # a ResNet, or the biases of ImageNet's classes
+            raise ValueError(
+                f"checkpoint: {path} holds a classifier, as of ImageNet; a training takes the first weights "
+                "of that backbone from it with model.imagenet=FILE"
+            )
         raise ValueError(
-            f"checkpoint: {path} was not written by this program (it does not say what its output means). "
-            "Start from an official state dict with --weights FILE or --emotion-checkpoint FILE."
+            f"checkpoint: {path} was written neither by this program nor by the official code (keys found: "
+            f"{some(content)}); give a best.pt, an exported .safetensors or an official state dict"
         )
     return Weights(tensors, read_description(description, path), *(each.numpy() for each in ids))
 

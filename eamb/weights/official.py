@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor
 
@@ -63,9 +65,10 @@ def looks_official(content: dict) -> bool:
 
 
 def unwrapped(content: dict) -> dict:
-    """The state dict inside a checkpoint: the entry "model" if there is one, without "module." prefixes."""
-    state = content["model"] if isinstance(content.get("model"), dict) else content
-    return {str(key).removeprefix("module."): value for key, value in state.items()}
+    """The state dict inside a checkpoint, without what DataParallel and others put before its names."""
+    for key in ("state_dict", "model_state_dict", "model"):
+        content = content[key] if isinstance(content.get(key), dict) else content
+    return {re.sub(r"^((module|model|_orig_mod)\.)+", "", str(key)): value for key, value in content.items()}
 
 
 def translate_official(content: dict, source: str) -> Tensors:
@@ -83,8 +86,11 @@ def translate_official(content: dict, source: str) -> Tensors:
             continue
         prefix = next((prefix for prefix in OFFICIAL_NAMES if official.startswith(f"{prefix}.")), None)
         if prefix is None or not isinstance(tensor, Tensor):
-            problems.append(f"unknown {name}" if prefix is None else f"{name} is not a tensor")
-            continue
+            if isinstance(tensor, Tensor):
+                problems.append(f"unknown {name}")
+            elif prefix:
+                problems.append(f"{name} is not a tensor")
+            continue  # an epoch or a figure
         ours = OFFICIAL_NAMES[prefix] + official[len(prefix) : -1]
         first = tensors.setdefault(ours, tensor)
         if first.dtype != tensor.dtype or not torch.equal(first, tensor):

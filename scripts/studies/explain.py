@@ -39,7 +39,6 @@ from matplotlib.figure import Figure
 from scipy.integrate import trapezoid
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -55,9 +54,10 @@ from eamb.network import backbones
 from eamb.network.outputs import Scale
 from eamb.readers.rated import RatedSet, describe
 from eamb.runtime import engine
-from eamb.runtime.command import guarded
+from eamb.runtime.command import check_output, guarded
 from eamb.runtime.config import Config, load_config
 from eamb.runtime.distributed import choose_device
+from eamb.runtime.progress import progress
 from eamb.weights.checkpoint import load_weights
 from EAMBNet import EAMBNet, resize
 
@@ -123,6 +123,7 @@ def explain(options: argparse.Namespace) -> int:
     config = load_config([], [*options.settings, *words])
     if options.pictures < 2 or options.seed < 0 or config.evaluate.bootstrap < 1:
         raise ValueError("explain: at least 2 --pictures, --seed 0 or more, evaluate.bootstrap 1 or more")
+    check_output("explain", options.output)
     weights = load_weights(options.checkpoint)
     check_scores(weights, options.checkpoint)
     config = as_trained(config, weights)
@@ -229,14 +230,15 @@ def blur_and_score(
     batch_size = config.evaluate.batch_size
     pictures = PictureSet(rated, config.data.size, exif=config.data.exif, skip_broken=True)
     order, workers = TestOrder(len(rated), batch_size), config.data.worker_count()
-    loader = make_loader(pictures, order, workers, compute.device.type == "cuda")
+    on_gpu, timeout = compute.device.type == "cuda", config.data.timeout
+    loader = make_loader(pictures, order, workers, on_gpu, timeout)
     parts, notes = [], []
 
     def score(batches: Iterable[Tensor]) -> np.ndarray:
         outputs = engine.outputs(network, map(Pictures, batches), compute, batch_size)
         return np.concatenate([scale.value(output.prediction.numpy()) for _, output in outputs])
 
-    for batch in tqdm(loader, desc="blurred", unit="batch"):
+    for batch in progress(loader, desc="blurred", unit="batch"):
         notes += [f"{name} left out: {reason}" for name, reason in batch.broken]
         if len(batch.images):
             ids = [rated.ids[i] for i in batch.index.tolist()]

@@ -32,6 +32,7 @@ from PIL import Image, ImageOps
 
 from datasets import PictureSet, TestOrder, make_loader
 from eamb.files import encodable
+from eamb.inference.rows import NOTE
 from eamb.network.outputs import Scale
 from eamb.readers.demo import PHOTOGRAPHS, open_photograph
 from eamb.readers.rated import RatedSet
@@ -104,7 +105,12 @@ def scored(picture: Image.Image) -> Contents:
     contents += [encoded(grey, "JPEG"), encoded(picture, "JPEG", progressive=True), encoded(clear, "WEBP")]
     contents += [encoded(picture.convert("CMYK"), "TIFF"), encoded(palette, "GIF", transparency=3)]
     contents += [encoded(palette, "PNG", transparency=bytes(range(0, 256, 17)))]
+    endless, whole = b"Comment\0\0" + zlib.compress(bytes(200_000_000)), encoded(picture, "PNG")
+    contents += [whole[:33] + chunk(b"zTXt", endless) + whole[33:]]
+    contents += [jpeg[:-2], encoded(picture, "JPEG", progressive=True)[:-2]]
     files = {f"scored{number}.jpg": content for number, content in enumerate(contents)}
+    others = {"ppm": "PPM", "pgm": "PPM", "jp2": "JPEG2000", "mpo": "MPO", "jfif": "JPEG"}
+    files |= {f"scored.{ending}": encoded(picture, kind) for ending, kind in others.items()}
     for mode in ("1", "LA", "I;16"):
         files[f"slow{len(files)}.gif"] = lambda path, mode=mode: Image.new(mode, (8000, 8000)).save(
             path, "PNG"
@@ -130,11 +136,10 @@ def plain(picture: Image.Image) -> Contents:
 
 
 def scored_or_refused(picture: Image.Image) -> Contents:
-    comment, content = b"Comment\0\0" + zlib.compress(bytes(200_000_000)), encoded(picture, "PNG")
     return {
         # libjpeg fills the rest with grey.
         "slow.jpg": resized_jpeg(encoded(picture, "JPEG"), 65_500, 2000),
-        "slow.png": content[:33] + chunk(b"zTXt", comment) + content[33:],
+        "slow.jpe": resized_jpeg(encoded(picture, "JPEG"), 16_320, 12_240),
     }
 
 
@@ -219,8 +224,8 @@ def predicted(paths: list[str], output: str, words: list[str]) -> Rows:
     written, rows = read_csv(Path(output)), {}
     for row in written:
         low, high = (float(row[name] or 0) for name in ("score_min", "score_max"))
-        share = None if row["error"] else (float(row["score"]) - low) / (high - low)
-        rows[row["path"]] = (share, row["error"])
+        reason = "" if row["error"].startswith(NOTE) else row["error"]
+        rows[row["path"]] = (None if reason else (float(row["score"]) - low) / (high - low), reason)
     if len(rows) != len(written) or code != any(reason for _, reason in rows.values()):
         raise ValueError(f"{len(written)} rows for {len(rows)} files, exit code {code}")
     return rows
