@@ -1,4 +1,4 @@
-"""The files at the top and scripts/ keep to their layers (import-linter sees eamb/ alone); the drawing; warnings."""
+"""Layers of the files at the top and of scripts/ (import-linter sees eamb/ alone); the drawing; warnings."""
 
 import runpy
 import warnings
