@@ -203,7 +203,9 @@ def save_emotion_bars(
 
 def new_figure(width: int, height: int) -> Figure:
     """An empty white figure of a size in pixels, to be laid out by hand."""
-    return Figure((width / DOTS_PER_INCH, height / DOTS_PER_INCH), dpi=DOTS_PER_INCH, facecolor="white")
+    # matplotlib 3.10 rounds down, and 803 / 100 * 100 would be less than 803.
+    inches = (width / DOTS_PER_INCH, (height + 1e-11) / DOTS_PER_INCH)
+    return Figure(inches, dpi=DOTS_PER_INCH, facecolor="white")
 
 
 def new_plot(width: int, height: int) -> Figure:
