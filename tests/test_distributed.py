@@ -155,7 +155,7 @@ def train_run(root: Path) -> dict[str, object]:
     """A training through main.py; its exit code and what it prints."""
     words = ["--skip-broken", "train.batch_size=6", "train.score_test=false", "data.twins=false", UNTRAINED]
     with redirect_stdout(io.StringIO()) as said, warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("error", category=UserWarning, module="torch|eamb")
         code = train("csv", root, root / "run", *words, "train.gradient_precision=bf16")
     return {"code": code, "printed": said.getvalue()}
 

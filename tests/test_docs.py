@@ -72,6 +72,18 @@ def test_the_version_is_that_of_the_last_change():
     assert (citation["version"], str(citation["date-released"])) == (version, date)
 
 
+def requirements(name: str) -> list[str]:
+    lines = (ROOT / f"requirements{name}.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if not line.startswith("#")]
+
+
+def test_the_lowest_and_the_tested_versions_are_those_of_everything_required():
+    required = requirements("") + requirements("-dev")
+    assert [line.replace(">=", "==") for line in required] == requirements("-lowest")
+    tested = {line.split("==")[0].lower() for line in requirements("-tested")}
+    assert {line.split(">=")[0].lower() for line in required} == tested
+
+
 def test_the_worked_examples_of_development_work(tmp_path):
     """A copy of the program with a new data set, backbone and loss trains on 12 pictures."""
     program, data = tmp_path / "program", tmp_path / "aadb"

@@ -111,7 +111,7 @@ def test_torchrun_starts_anew_without_a_checkpoint_and_goes_on_from_one(pair, un
 
 def test_a_run_that_is_stopped_before_it_began_touches_nothing(copied_run, scored_set, monkeypatch):
     before = contents(copied_run)
-    monkeypatch.setattr(tasks, "load_datasets", lambda *words: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(tasks, "load_datasets", lambda *words: signal.raise_signal(signal.SIGINT))
     assert train("csv", scored_set, copied_run, UNTRAINED, "--force") == 130
     assert contents(copied_run) == before
 

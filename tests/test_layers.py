@@ -1,6 +1,7 @@
-"""The files at the top and scripts/ keep to their layers (import-linter sees eamb/ alone); the drawing."""
+"""Layers of the files at the top and of scripts/ (import-linter sees eamb/ alone); the drawing; warnings."""
 
 import runpy
+import warnings
 
 import pytest
 from small import ROOT
@@ -41,3 +42,18 @@ def test_an_arrow_that_leads_upwards_is_named(tmp_path, capsys):
 def test_the_drawing_is_made(tmp_path, capsys):
     assert drawing["main"](["--output", str(tmp_path / "layers.png")]) == 0, capsys.readouterr().err
     assert (tmp_path / "layers.png").stat().st_size > 50_000
+
+
+OURS = [path.stem for folder in (ROOT, ROOT / "tests") for path in folder.glob("*.py")]
+
+
+@pytest.mark.parametrize("module", [*OURS, "eamb.files", "scripts.export", "tests.stress.images"])
+def test_a_warning_in_our_own_modules_is_an_error(module):
+    with pytest.raises(DeprecationWarning):
+        warnings.warn_explicit("old", DeprecationWarning, "file.py", 1, module=module)
+
+
+@pytest.mark.parametrize("module", ["torch.nn", "matplotlib._mathtext", "datasets_of_others", "PIL.main"])
+def test_a_warning_in_other_peoples_modules_is_none(module, recwarn):
+    warnings.warn_explicit("old", DeprecationWarning, "file.py", 1, module=module)
+    assert len(recwarn) == 1

@@ -17,6 +17,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
 from eamb.files import written_whole
@@ -170,7 +171,7 @@ def save_confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title
     axes.set_xlabel("predicted", color=FAINT)
     axes.set_ylabel("true (pictures)", color=FAINT)
     figure.suptitle(title, x=0.01, ha="left", **TITLE)
-    figure.colorbar(cells, shrink=0.5, label="share of the row", format="{x:.0%}")
+    figure.colorbar(cells, shrink=0.5, label="share of the row", format=PercentFormatter(1, decimals=0))
     write_figure(figure, path)
 
 
@@ -201,7 +202,9 @@ def save_emotion_bars(
 
 def new_figure(width: int, height: int) -> Figure:
     """An empty white figure of a size in pixels, to be laid out by hand."""
-    return Figure((width / DOTS_PER_INCH, height / DOTS_PER_INCH), dpi=DOTS_PER_INCH, facecolor="white")
+    # matplotlib 3.10 rounds down, and 803 / 100 * 100 would be less than 803.
+    inches = (width / DOTS_PER_INCH, (height + 1e-11) / DOTS_PER_INCH)
+    return Figure(inches, dpi=DOTS_PER_INCH, facecolor="white")
 
 
 def new_plot(width: int, height: int) -> Figure:

@@ -150,8 +150,9 @@ def resize_image(image: np.ndarray, box: Box) -> np.ndarray:
 def show(figure: Figure, box: Box, pixels: np.ndarray, label: str) -> None:
     """Show (H, W, 3) uint8 pixels in a box of the same size, one to one."""
     axes = add_axes(figure, box, label)
-    axes.imshow(pixels, interpolation="nearest", aspect="auto")
     axes.set_axis_off()
+    left, bottom, *_ = axes.get_window_extent().bounds
+    figure.figimage(pixels, round(left), round(bottom))  # matplotlib 3.10's imshow may shift by a pixel
 
 
 def draw_training_ratings(figure: Figure, box: Box, explanation: Explanation) -> None:

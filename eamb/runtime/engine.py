@@ -70,7 +70,7 @@ def set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
 
 def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
     """One seed for the random numbers (dropout) of one step of one process."""
-    return int(np.random.SeedSequence([seed, epoch, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([seed, epoch, step, rank]).generate_state(1, np.uint64)[0]) >> 1
 
 
 @dataclass(frozen=True)
