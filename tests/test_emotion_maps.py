@@ -1,5 +1,6 @@
 """Kept emotion maps: the branch's own output, read again, never for another picture or another branch."""
 
+import io
 import os
 import shutil
 from pathlib import Path
@@ -124,7 +125,26 @@ def test_the_branch_is_another_with_each_thing_that_decides_its_output(network):
 # ---- damaged files and pictures, full disks, several processes
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[:-100], lambda _: b"<html>", lambda _: b""])
+def another_array(_) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.zeros(3))
+    return file.getvalue()
+
+
+DAMAGES = [
+    lambda content: content[:-100],
+    lambda _: b"<html>",
+    lambda _: b"",
+    lambda _: b"PK\3\4",
+    another_array,
+]
+DAMAGES += [
+    lambda content: content.replace(b"'", b"(", 1),
+    lambda content: content.replace(b"logits", b"logitz"),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_computed_anew(damage, rated, maps_of, tmp_path, computed):
     maps_of(rated)
     [path] = (tmp_path / "maps").rglob("*.npy")

@@ -51,12 +51,12 @@ def test_a_hot_cell_of_the_map_lies_at_its_pixels_of_the_picture(shape, cell):
     assert len(np.unique(laid[far])) == 1 and laid[far].max() < laid.max()
 
 
-def test_the_overlay_is_colour_and_grey_by_opacity():
+def test_the_overlay_is_three_parts_of_colour_and_two_of_grey():
     # inferno begins at (0.001462, 0.000466, 0.013866) and ends at (0.988362, 0.998364, 0.644924).
     image = grey_image(8, 8)
-    low, high = (overlay(image, np.full((2, 2), value), 0.25)[4, 4] for value in (0.0, 1.0))
-    assert low == pytest.approx(0.25 * np.array([0.4, 0.1, 3.5]) + 0.75 * 128, abs=1)
-    assert high == pytest.approx(0.25 * np.array([252.0, 254.6, 164.5]) + 0.75 * 128, abs=1)
+    low, high = (overlay(image, np.full((2, 2), value))[4, 4] for value in (0.0, 1.0))
+    assert low == pytest.approx(0.6 * np.array([0.4, 0.1, 3.5]) + 0.4 * 128, abs=1)
+    assert high == pytest.approx(0.6 * np.array([252.0, 254.6, 164.5]) + 0.4 * 128, abs=1)
 
 
 def test_a_map_is_resized_with_aligned_pixel_centres():

@@ -196,6 +196,17 @@ def test_a_lock_holds_between_threads_and_processes_and_ends_with_its_process_ho
     assert refused[2] == ""
 
 
+def test_the_lock_of_another_user_is_left_alone(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / ".lock").touch()
+    monkeypatch.setattr(interruption.FileLock, "acquire", refuse)
+    with pytest.raises(ValueError, match="belongs to another user"), interruption.locked(tmp_path):
+        pass
+    assert (tmp_path / ".lock").exists()
+
+
 def test_a_folder_where_files_cannot_be_locked_keeps_no_lock(tmp_path, monkeypatch, capsys):
     def refuse(file, how):
         raise OSError(errno.ENOLCK, "No locks available")

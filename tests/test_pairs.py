@@ -74,9 +74,11 @@ def test_bad_rows_are_named(row, words, root, tmp_path):
 
 def test_bad_folders_are_named(root, tmp_path, monkeypatch):
     monkeypatch.setattr(pairs, "read_manifest", lambda folder: folder == tmp_path)  # copies by prepare_data
-    for name, folder in (("ava", root), ("pairs", tmp_path / "nowhere"), ("pairs", tmp_path)):
+    for name, folder in (("ava", root), ("pairs", tmp_path)):
         with pytest.raises(ValueError, match=f"the folder of a set of pairs .*; got {name} in {folder}"):
             load_pairs(name, folder)
+    with pytest.raises(FileNotFoundError, match=f"no folder {tmp_path / 'nowhere'}"):
+        load_pairs("pairs", tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("other", ["./p/00_b.png", "p/../p/00_b.png", "p\\00_b.png"])

@@ -25,11 +25,12 @@ from eamb.readers import demo
 from eamb.readers.decoding import decode
 from eamb.selection import picks
 from eamb.selection.exif import CHANGED, DETAILS, Taken, describe_time, parse_time, read_taken
-from eamb.selection.grouping import GAP, SIMILARITY, Photograph, choose, group, similarity, sketch
+from eamb.selection.grouping import Photograph, choose, group, similarity, sketch
 from eamb.selection.page import write_page
 from eamb.selection.picks import as_table
 from main import main
 
+GAP, SIMILARITY = 30.0, 0.6  # the defaults of main.py
 NOON = datetime(2024, 5, 3, 12)
 MAKE, MODEL, SERIAL, EXPOSED, FRACTION = 0x010F, 0x0110, 0xA431, 0x9003, 0x9291
 LATER = "2024:05:03 13:00:00"  # when the file was changed

@@ -165,12 +165,16 @@ def test_the_figures_show_each_picture_in_its_own_shape_beside_its_own_maps(fini
     scorer = Scorer(weights, device="cpu", maps=True)
     measured = {rank: scorer.score(path) for rank, path in paths.items()}
     shown = {rank: [] for rank in paths}
-    for axes in figures["most_least.png"].axes + figures["page.png"].axes:
+    drawn = []
+    for figure in (figures["most_least.png"], figures["page.png"]):
+        boxes = [
+            axes for axes in figure.axes if axes.get_label().startswith(("colour bar", "picture", "map"))
+        ]
+        drawn += list(zip(boxes, figure.images, strict=True))[1:]  # the first is the colour bar
+    for axes, image in drawn:
         kind, _, rank = axes.get_label().rpartition(" ")
-        if not kind.startswith(("picture", "map")):
-            continue
         shown[rank].append(kind)
-        found = np.asarray(axes.images[0].get_array()).astype(int)
+        found = np.asarray(image.get_array()).astype(int)
         height, width = found.shape[:2]
         box = axes.get_window_extent()
         assert (box.width, box.height) == pytest.approx((width, height))

@@ -44,7 +44,7 @@ class EmotionMaps:
         self.folder, self.rated, places = folder, rated, {}
         for path in sorted(folder.glob("*.npy")):
             with suppress(Exception):  # damaged headers fail in every way: SyntaxError, TokenError ...
-                records = np.load(path, mmap_mode="r", allow_pickle=False)
+                records = np.lib.format.open_memmap(path, mode="r")
                 if records.dtype.names != ("key", "check", "logits", "maps"):
                     continue
                 places |= {key: (records, row) for row, key in enumerate(records["key"].tolist())}
