@@ -7,10 +7,10 @@ The parts: forward, step (training), loader, predict (files to scores), start (o
 (PyTorch and OpenVINO), scaled (what scaled decoding does to scores), table (a set of AVA's size).
 
 docs/performance.md says what the reference path is and how to read the tables. Every variant runs in its own
-process, so that its peak memory can be measured; the processes take turns, one timed run a round. Rates are
-of the median over the rounds. Long tables are measured a few rows at a time, each time with the reference:
-ratios are to the nearest one above. Differences (of prediction, logits and map; for `predict` of scores) are
-to the reference.
+process, so that its peak memory can be measured; the processes take turns, with one timed run per round.
+Rates are from the median over the rounds. Long tables are measured a few rows at a time, each time together
+with the reference; ratios are to the nearest one above. Differences (in prediction, logits and map; for
+`predict` in scores) are from the reference.
 """
 
 from __future__ import annotations
@@ -62,22 +62,22 @@ from scripts.export import embedded_pictures
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
-AT_ONCE = 5  # most variants beside the reference; each training step keeps gigabytes
-START = "forkserver"  # how processes start; a spawned one's peak memory would begin with its parent's
+AT_ONCE = 5  # variants measured beside the reference; a training step holds gigabytes
+START = "forkserver"  # how processes start; the peak memory of spawned ones would include the parent's
 FORWARD_STEPS = ("channels last", "early 1x1 convolution", "folding", "kept memory", "bf16")
 TRAINING_STEPS = ("known maps", "channels last", "early 1x1 convolution", "kept memory", "fused optimizer")
 TRAINING_STEPS += ("bf16", "fast depthwise gradients", "recomputed blocks")
 
-Steps = tuple[str, ...]  # away from the reference path
+Steps = tuple[str, ...]  # optimisations added to the reference path
 
 
 class Variant(NamedTuple):
-    """One way to compute what a table is about; its table's first is the reference.
+    """One way to compute what a table measures; the first variant of a table is the reference.
 
     make: called with the arguments in the variant's own process; returns the function that is timed.
     images: pictures in one run; 0: seconds are shown instead of a rate.
-    flops: of one picture; 0: not counted.
-    precision: of the ceiling that it is compared with; int8 has none.
+    flops: operations for one picture; 0: not counted.
+    precision: that of the ceiling it is compared with; int8 has no ceiling.
     """
 
     name: str
@@ -98,7 +98,7 @@ def cumulative(steps: Steps) -> dict[str, Steps]:
 
 
 def with_steps(rows: dict[str, Steps], make: Callable, size: tuple, images: int, flops=0.0) -> list[Variant]:
-    """A variant for each row; `make` takes the row's steps behind its other arguments."""
+    """A variant for each row; `make` takes the row's steps as its last argument."""
     return [
         Variant(name, make, (*size, steps), images, flops, "bf16" if "bf16" in steps else "fp32")
         for name, steps in rows.items()
@@ -106,7 +106,7 @@ def with_steps(rows: dict[str, Steps], make: Callable, size: tuple, images: int,
 
 
 class ReferenceFusion(Fusion):
-    """The published order: the coarsest map is resized first and convolved at 64 times as many positions."""
+    """The published order: the coarsest map is convolved after its resize, at 64 times as many positions."""
 
     def forward(self, detail: Tensor, context: list[Tensor]) -> Tensor:
         fine, middle, coarse = context
@@ -125,7 +125,7 @@ class PlainDepthwise(DepthwiseConv2d):
 
 
 def apply_shared(network: EAMBNet, images: Tensor, steps: Steps) -> tuple[EAMBNet, Tensor]:
-    """Applies those of the steps that forward and training share."""
+    """Applies the steps that forward and training have in common."""
     if "kept memory" in steps:
         engine.keep_memory(CPU)
     if "early 1x1 convolution" not in steps:
@@ -137,7 +137,7 @@ def apply_shared(network: EAMBNet, images: Tensor, steps: Steps) -> tuple[EAMBNe
 
 
 def networks(options: argparse.Namespace) -> list[tuple[str, int, int]]:
-    """Name, side in pixels and batch of what forward and training are measured with."""
+    """Name, picture side in pixels and batch size for forward and training."""
     return [("lite", 224, 4)] if options.quick else [("paper", 512, 4), ("lite", 224, 16)]
 
 
@@ -157,7 +157,7 @@ def build(name: str) -> EAMBNet:
 
 
 def flops(network: nn.Module, side: int, *emotions: tuple[Tensor, Tensor]) -> float:
-    """Of one picture's forward pass, 2 for a multiplication and an addition."""
+    """Operations of one picture's forward pass; a multiply-add counts as 2."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(1, 3, side, side), *emotions)
     return counter.get_total_flops()
@@ -169,7 +169,7 @@ def known_emotions(count: int, side: int) -> tuple[Tensor, Tensor]:
 
 
 def noisy(image: Image.Image, width: int, height: int) -> Image.Image:
-    """A picture enlarged, with noise like a sensor's, so that its JPEG is long enough."""
+    """A picture enlarged, with sensor-like noise, so that its JPEG is as large as a camera's."""
     pixels = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC), np.int16)
     noise = np.random.default_rng(0).normal(0, 5, pixels.shape).astype(np.int16)
     return Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
@@ -191,7 +191,7 @@ def picture_set(path: str, side: int) -> PictureSet:
     return PictureSet(RatedSet("one", "train", "", [path], [path], np.zeros(1), scale), side, flip_seed=0)
 
 
-# The parts. Each gives its tables; `make_...` builds what one variant times.
+# The parts. Each yields its tables; `make_...` builds the function that a variant times.
 
 
 def forward_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
@@ -239,7 +239,7 @@ def make_openvino(path: str, side: int, batch: int) -> Callable[[], Output]:
 
 def step_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
     for name, side, batch in networks(options):
-        # Three times the forward pass: the counter takes depthwise gradients for dense ones.
+        # Three times the forward pass: the counter would count depthwise gradients as dense ones.
         operations = 3 * flops(build(name), side, known_emotions(1, side))
         # Only EfficientNet-Lite has depthwise convolutions.
         steps = tuple(step for step in TRAINING_STEPS if name == "lite" or step != "fast depthwise gradients")
@@ -310,7 +310,7 @@ def predict_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
 
 
 def make_predict(paths: tuple[Path, ...], steps: Steps) -> Callable[[], dict[str, Tensor]]:
-    """`main.py predict` without its start: files to scores, as many threads as torch has."""
+    """`main.py predict` without start-up: files to scores, on as many threads as torch uses."""
     precision = "bf16" if "bf16" in steps else "fp32"
     scorer = Scorer(precision=precision, workers=-1, exact="scaled decoding" not in steps)
     if "fast network" not in steps:
@@ -349,7 +349,7 @@ def start_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
 
 
 def make_command(*words: str) -> Callable[[], None]:
-    """A new Python, from its start to its end."""
+    """Runs a new Python process from start to end."""
 
     def run() -> None:
         done = subprocess.run([sys.executable, *words], capture_output=True, text=True)  # noqa: S603
@@ -360,7 +360,7 @@ def make_command(*words: str) -> Callable[[], None]:
 
 
 def table_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
-    """AVA.txt and its pictures, which are empty files: until training begins they are only listed."""
+    """AVA.txt and its pictures, which are empty files: loading a set only lists them."""
     numbers = range(1, (1_000 if options.quick else 255_530) + 1)
     (folder / "images").mkdir()
     for number in numbers:
@@ -373,7 +373,7 @@ def table_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
 
 
 def make_ceiling(kind: str) -> Callable[[], None]:
-    """The largest speed to expect: what a 3x3 convolution of 256 channels at 64x64 reaches."""
+    """The highest speed to expect: that of a 3x3 convolution with 256 channels at 64x64."""
     placed = {"dtype": PRECISIONS[kind], "memory_format": torch.channels_last}
     conv = nn.Conv2d(256, 256, 3, padding=1, bias=False).to(**placed)
     images = torch.randn(4, 256, 64, 64).to(**placed)
@@ -397,7 +397,7 @@ def built(variant: Variant, threads: int) -> Callable:
 def take_turn(variant: Variant, threads: int) -> Turn:
     names = {"run": built(variant, threads), "outputs": []}
     timer = Timer("outputs[:] = [run()]", globals=names, num_threads=threads)
-    seconds = timer.timeit(1).median  # it runs twice before, to warm up
+    seconds = timer.timeit(1).median  # timeit also runs it twice before, as warm-up
     [output] = names["outputs"]
     fields = output._asdict() if isinstance(output, Output) else output if isinstance(output, dict) else {}
     arrays = {name: np.asarray(value, np.float64) for name, value in fields.items()}
@@ -409,15 +409,15 @@ def measure(variants: list[Variant], rounds: int, threads: int) -> list[list[Tur
     turns = [[] for _ in variants]
     with ExitStack() as stack:
         pools = [stack.enter_context(ProcessPoolExecutor(1, get_context(START))) for _ in variants]
-        wait([pool.submit(os.getpid) for pool in pools])  # all processes import at the same time
-        for _ in range(rounds):  # one after the other: at the same time they may need too much memory
+        wait([pool.submit(os.getpid) for pool in pools])  # all processes import in parallel
+        for _ in range(rounds):  # one after the other: together they may need too much memory
             for pool, variant, own in zip(pools, variants, turns, strict=True):
                 own.append(pool.submit(take_turn, variant, threads).result())
     return turns
 
 
 def as_row(variant: Variant, turns: list[Turn], reference: Variant, reference_turns: list[Turn]) -> dict:
-    """A variant's figures for the json; `reference_turns` are of the same rounds."""
+    """A variant's figures for the json; `reference_turns` are the reference's in the same rounds."""
     seconds, output, expected = [turn[0] for turn in turns], turns[-1][1], reference_turns[-1][1]
     differences = {name: np.abs(output[name] - expected[name]) for name in output if name in expected}
     rate = variant.images / median(seconds)
@@ -429,7 +429,7 @@ def as_row(variant: Variant, turns: list[Turn], reference: Variant, reference_tu
         "ratio": median(ratios) * (variant.images / reference.images if variant.images else 1),
         "gflop_per_second": rate * variant.flops / 1e9 or None,
         "share_of_ceiling": None,
-        "memory_gb": None if variant.make is make_command else turns[-1][2],  # its child's would be missing
+        "memory_gb": None if variant.make is make_command else turns[-1][2],  # its child process's is unknown
         "differences": {name: float(values.max()) for name, values in differences.items()},
         "mean_differences": {name: float(values.mean()) for name, values in differences.items()},
         "seconds": seconds,
@@ -464,7 +464,7 @@ def as_table(job: dict) -> str:
 
     for row in rows:
         speed = shown(row["gflop_per_second"], ".0f"), shown(row["share_of_ceiling"], ".0%")
-        first = row["variant"] == rows[0]["variant"]  # has no differences from itself
+        first = row["variant"] == rows[0]["variant"]  # the reference
         largest, mean = (
             "" if first else ", ".join(f"{value:.0e}" for value in row[key].values())
             for key in ("differences", "mean_differences")
@@ -517,7 +517,7 @@ def run_parts(options: argparse.Namespace) -> dict:
     for part in parts:
         with tempfile.TemporaryDirectory() as folder:
             for title, variants in PARTS[part](options, Path(folder)):
-                if options.quick:  # of the rows with a +, only the last, which has all steps
+                if options.quick:  # of the rows with +, only the last, with all steps
                     steps = [one for one in variants if one.name.startswith("+ ")]
                     variants = [one for one in variants if one not in steps[:-1]]
                 report["jobs"].append(measure_job(title, variants, rounds, options.threads))

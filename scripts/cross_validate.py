@@ -3,13 +3,13 @@
     python scripts/cross_validate.py --config configs/emotion_lite.yaml --dataset para --data-root PARA \
         --dataset fi --data-root FI --folds 5 --output runs/emotion_lite_folds
 
-The last set named is divided into folds; the others are used in every training. There is one training a fold
-(OUTPUT/fold_0 ...); one that was stopped goes on, and one that is done is not run again. Every picture of the
-set is predicted once, by the network that was not trained on it.
+The last set named is divided into folds; the others are used in every training. There is one training per
+fold (OUTPUT/fold_0 ...); one that was stopped is resumed, and one that is done is not repeated. Every picture
+of the set is predicted once, by the network that was not trained on it.
 
-The linear probe, on the same folds, is logistic regression on the last map of the same backbone with its
-ImageNet weights, frozen, averaged over its positions: at the network's input size and at the emotion
-branch's. Its regularisation is chosen within the training folds. Writes cross_validation.json (intervals over
+The linear probe, on the same folds, is logistic regression on the frozen ImageNet features of the same
+backbone (its last map, averaged over positions), at the input size of the network and at that of the emotion
+branch. Its regularisation is chosen within the training folds. Writes cross_validation.json (intervals over
 all pictures; differences are paired) and predictions.csv.
 """
 
@@ -75,7 +75,7 @@ def cross_validate(options: argparse.Namespace) -> int:
     config = load_config(options.config, [*words, "train.score_test=false"])
     if options.folds < 2:
         raise ValueError(f"cross_validate: --folds must be 2 or more, got {options.folds}")
-    last_set(config, fold=0)  # to refuse a set that cannot be divided before anything is trained
+    last_set(config, fold=0)  # refuses a set that cannot be divided before training starts
     done = [train_fold(config, fold, options.output / f"fold_{fold}") for fold in range(options.folds)]
     parts, shares = [part for part, _ in done], np.concatenate([predicted for _, predicted in done])
     classes, names = parts[0].emotion_classes, np.array(parts[0].emotion_classes)
@@ -152,8 +152,8 @@ def train_fold(config: Config, fold: int, folder: Path) -> tuple[RatedSet, np.nd
 
 
 def imagenet_features(config: Config, parts: list[RatedSet]) -> dict[int, list[np.ndarray]]:
-    """Pixels a side of the input and the emotion branch's -> (n_k, C) for each fold: the backbone's last map,
-    averaged over its positions."""
+    """Side in pixels (of the network's and of the emotion branch's input) -> for each fold (n_k, C): the
+    backbone's last map, averaged over its positions."""
     network = imagenet_network(config.model.backbone, config.model.imagenet)
     mean, std = backbones.normalisation(config.model.backbone)
     full = config.data.size

@@ -2,9 +2,9 @@
 
     python scripts/draw_layers.py [--output layers.png]
 
-Each box is a file at the top or a sub-package of eamb/, in its layer. An arrow leads from what imports to
-what is imported; it is faint where other arrows lead there too. Imports for type checkers alone don't count.
-An arrow that does not lead downwards breaks the layers: exit code 1.
+Each box is a file at the top or a sub-package of eamb/, in its layer. An arrow leads from the importing box
+to the imported one; it is faint if a chain of other arrows leads there too. Imports only for type checkers
+don't count. An arrow that does not lead downwards breaks the layers: exit code 1.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LAYERS = (  # lowest first; each imports only from layers below its own
     ("eamb.selection",),
     ("main", "scripts"),
 )
-BOXES = {box: height for height, layer in enumerate(LAYERS) for box in layer}  # and the height of its layer
+BOXES = {box: height for height, layer in enumerate(LAYERS) for box in layer}  # box -> number of its layer
 Edges = dict[str, set[str]]  # box -> the boxes that it imports from
 
 
@@ -55,7 +55,7 @@ def read_edges(root: Path) -> Edges:
 
 
 def imported(file: Path) -> Iterator[str]:
-    """The modules that a file imports anywhere, but not for type checkers alone."""
+    """The modules that a file imports anywhere, except those only for type checkers."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in list(ast.walk(tree)):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
@@ -90,7 +90,7 @@ def draw(edges: Edges, output: Path) -> None:
     names = {}
     for box in edges:
         layer = [other for other in LAYERS[BOXES[box]] if other in edges]
-        # Boxes alone in their layer stand in turn left and right of the middle, so that arrows pass.
+        # A box alone in its layer is shifted left or right in turn, so that arrows can pass.
         shift = 0 if len(layer) > 1 else 0.8 if BOXES[box] % 2 else -0.8
         x = 4.5 + 4 * (layer.index(box) - (len(layer) - 1) / 2) + shift
         text = box.removeprefix("eamb.") + ("/" if (ROOT / box.replace(".", "/")).is_dir() else ".py")
@@ -98,7 +98,7 @@ def draw(edges: Edges, output: Path) -> None:
         frame = {"boxstyle": "round,pad=0.5", "facecolor": colour, "edgecolor": "#555555"}
         style = {"ha": "center", "va": "center", "fontsize": 11, "zorder": 3}
         names[box] = axes.text(x, BOXES[box], text, bbox=frame, **style)
-    figure.draw_without_rendering()  # gives the frames their sizes, which the arrows need
+    figure.draw_without_rendering()  # computes the sizes of the frames, which the arrows need
     arrows = [(box, other) for box in edges for other in sorted(edges[box])]
     for box, other in arrows:
         start, end = names[box].get_position(), names[other].get_position()

@@ -1,4 +1,4 @@
-"""Writes a network for OpenVINO, in fp32 as ONNX or in int8, compared at once with PyTorch.
+"""Writes a network for OpenVINO, as ONNX in fp32 or in int8, and compares it with PyTorch.
 
     python scripts/export.py checkpoints/eambnet_lite_para.safetensors lite.onnx
     python scripts/export.py CHECKPOINT lite.int8 --int8 --calibrate PHOTOS
@@ -6,12 +6,12 @@
 In: uint8 RGB (N, 3, H, W) of the checkpoint's size, any N. Out: prediction, emotion_logits, emotion_map.
 Needs pip install onnx openvino, and nncf for --int8.
 
-Int8 is in OpenVINO's own form: of the same network as int8 ONNX (by NNCF) it computed something else, .71 of
-SRCC on PARA in the place of .86.
+Int8 networks are in OpenVINO's own format, because OpenVINO computed wrong values from the int8 ONNX file
+that NNCF made of the same network (SRCC on PARA .71 instead of .86).
 
-Nothing is written that gives what is not a number, or that differs from PyTorch on a picture of --check by
-more than 1e-4 in any number (fp32) or INT8_LIMITS. Of an emotion branch that was never trained only the score
-counts in int8.
+The file is not written if any output is not finite or differs from PyTorch's on the pictures of --check by
+more than 1e-4 (fp32) or INT8_LIMITS. In int8, if the emotion branch was never trained, only the score is
+compared.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from eamb.weights import checkpoint
 
 TOLERANCE = 1e-4  # fp32: largest difference of prediction, logits and map
 INT8_LIMITS = {  # largest differences
-    "score": 0.1,  # share of its scale; for pairs of a probability. The worst of 3,000 PARA pictures has .07
+    "score": 0.1,  # share of the scale; pairs: a probability. The worst of 3,000 PARA pictures has .07
     "emotion_probability": 0.2,  # the shipped network has .02 on the photographs in scikit-image
     "mean_map": 0.1,  # maps are from 0 to 1; the shipped network has .04
 }
@@ -87,7 +87,7 @@ def export(options: argparse.Namespace) -> int:
     pictures = read_pictures(options.check, size, exif) if options.check else embedded_pictures(size)
     graph = trace(whole, pictures)
     if options.int8:
-        os.environ.setdefault("NNCF_CI", "1")  # or it reports its use to its makers
+        os.environ.setdefault("NNCF_CI", "1")  # or it reports its use to its developers
         import nncf
 
         batches = read_pictures(options.calibrate, size, exif).contiguous().split(4)
@@ -105,7 +105,7 @@ def export(options: argparse.Namespace) -> int:
     about = {"precision": precision, "pictures": len(pictures)}
     with written_whole(options.output) as temporary:
         write(temporary, about)
-        batches = [batch for size in (1, 2, 5) for batch in pictures.split(size)]  # the batch is dynamic
+        batches = [batch for size in (1, 2, 5) for batch in pictures.split(size)]  # any batch size must work
         with torch.inference_mode():
             expected, output = (
                 Output(*map(torch.cat, zip(*map(run, batches), strict=True)))
@@ -125,7 +125,7 @@ def read_pictures(paths: list[Path], size: int, exif: bool) -> Tensor:
 
 
 def embedded_pictures(size: int) -> Tensor:
-    """The photographs inside installed packages, (n, 3, size, size) uint8."""
+    """The photographs that come with installed packages, (n, 3, size, size) uint8."""
     pictures = [np.array(open_photograph(one).resize((size, size))) for one in PHOTOGRAPHS]
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
 
@@ -136,7 +136,7 @@ def trace(whole: nn.Module, pictures: Tensor):
 
     file, fields = io.BytesIO(), list(Output._fields)
     with warnings.catch_warnings(), torch.no_grad():
-        # Sizes become constants, as they should; and the newer exporter needs one more package.
+        # Warnings: sizes become constants, as intended; the newer exporter needs one more package.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             whole,
@@ -152,13 +152,13 @@ def trace(whole: nn.Module, pictures: Tensor):
 
 
 def differences(weights: checkpoint.Weights, expected: Output, output: Output, precision: str) -> dict:
-    """The largest difference in each field of Output, and in what is read from them, by name.
+    """The largest difference, by name, in each field of Output and in values computed from them.
 
-    "score" is a share of its scale (of an emotion network a probability, of a pair network that of a pair),
-    "emotion_probability" of any emotion; "mean_map" is the mean over the maps: single places say little.
+    "score" is a share of the scale (emotion networks: a probability; pair networks: that of a pair),
+    "emotion_probability" that of any emotion, "mean_map" a mean, because single positions say little.
 
     Raises:
-        ValueError: one is above its limit, is not a number, or the shapes differ.
+        ValueError: a difference is above its limit, a value is not finite, or shapes differ.
     """
     values = {name: list(pair) for name, *pair in zip(Output._fields, expected, output, strict=True)}
     values["score"] = values["prediction"]

@@ -1,11 +1,11 @@
-"""Copies what may be published of a run to results/: settings, log, metrics, predictions; no labels.
+"""Copies the publishable files of a run to results/: settings, log, metrics, predictions; no labels.
 
     python scripts/keep_run.py runs/para_lite results/para_lite
 
 Keeps config.yaml (without the data folders' paths), metrics.jsonl, metrics.json, cross_validation.json and
 predictions.csv, compressed (ids and what the network predicted, nothing of the set's own ratings). A run on
 several sets has each set's report in a folder of its name, a cross-validation each fold's log, and a trial
-(train.score_test=false) only settings and log. A run that is in DIR already is replaced.
+(train.score_test=false) only settings and log. An earlier copy in DIR is replaced.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     evaluation = options.evaluation or run / "test"
     config = run / "config.yaml"
     settings = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    trial = settings.get("train", {}).get("score_test") is False  # it has no test on purpose
+    trial = settings.get("train", {}).get("score_test") is False  # has no test on purpose
     places = (evaluation, *evaluation.glob("*"), run)
     if not trial and not any((place / "predictions.csv").is_file() for place in places):
         parser.error(f"{evaluation} holds no predictions.csv; has the run been evaluated?")
@@ -51,9 +51,9 @@ def names(folder: Path) -> list[str]:
 
 
 def keep(run: Path, evaluation: Path, output: Path) -> None:
-    """Copies a run, its folds if it has any, and its evaluation, below which each set may have a folder.
+    """Copies a run, its folds if any, and its evaluation, which may have a sub-folder for each set.
 
-    The copy replaces an earlier one, and is there whole or not at all.
+    The copy replaces an earlier one, and exists whole or not at all.
     """
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -69,11 +69,11 @@ def keep(run: Path, evaluation: Path, output: Path) -> None:
             settings = yaml.safe_load((source / "config.yaml").read_text(encoding="utf-8"))
             settings["data"]["root"] = ""
             if settings.get("train", {}).get("emotion_maps"):
-                settings["train"]["emotion_maps"] = "kept"  # whether, not where: it changes figures
+                settings["train"]["emotion_maps"] = "kept"  # where they lay does not matter
             text = yaml.safe_dump(settings, sort_keys=False)
             (target / "config.yaml").write_text(text, encoding="utf-8")
         if (source / "predictions.csv").is_file():
-            packed = gzip.compress((source / "predictions.csv").read_bytes(), mtime=0)  # the same each time
+            packed = gzip.compress((source / "predictions.csv").read_bytes(), mtime=0)  # no time in it
             (target / "predictions.csv.gz").write_bytes(packed)
     shutil.rmtree(output, ignore_errors=True)
     partial.rename(output)

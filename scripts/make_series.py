@@ -7,9 +7,9 @@
 SERIES/graded: series of one photograph and worse versions of it, by blur, noise, exposure or compression, in
 DEGREES steps, at the size of PARA's files. The less damaged one is always preferred.
 SERIES/rated: different photographs of PARA whose mean ratings differ by more than GAP, in disjoint groups of
-GROUP, of one session (with the same raters) or, for test, of one scene class. A training preference is 1 or
-0; a test preference is how often a vote for one is higher than a vote for the other, from PARA's own counts.
-SERIES itself has both together. Neither is what people do when they choose among their own shots.
+GROUP from one session (same raters) or, for test, from one scene class. A training preference is 1
+or 0; a test preference is how often a vote for one is higher than a vote for the other, from PARA's own
+counts. SERIES itself has both kinds together. Neither is like choosing among one's own shots.
 
 PARA's split is kept: validation photographs are held out of its training list by hash of the session, and a
 test photograph with an identical twin in the training list is left out.
@@ -44,7 +44,7 @@ from eamb.runtime.command import check_output, guarded
 from eamb.runtime.progress import progress
 
 DAMAGES = ("blurred", "noisy", "exposed", "compressed")
-QUALITIES = (30, 15, 7)  # of JPEG, for the degrees of damage by compression
+QUALITIES = (30, 15, 7)  # of JPEG, for increasing degrees of compression
 DEGREES = 1 + len(QUALITIES)  # of damage; 0 is the photograph itself
 GAP = 0.5  # of the mean ratings of a pair, on PARA's scale from 1 to 5
 GROUP = 5  # photographs
@@ -52,7 +52,7 @@ VALIDATION = 0.05  # of the training sessions
 
 
 class Photograph(NamedTuple):
-    """name: below PARA's imgs. group: session or scene class. votes: (9,) shares, None where not public."""
+    """name: path below PARA's imgs. group: session or scene class. votes: (9,) shares, None if not public."""
 
     name: str
     group: str
@@ -103,7 +103,7 @@ def make_graded(
         image = Image.fromarray(decode(root / "imgs" / parts[index].name))
         letters = chance.permutation(list(ascii_lowercase[:DEGREES]))
         names = [f"{split}/{number:05d}_{letter}.jpg" for letter in letters]
-        seed = int(chance.integers(1 << 32))  # so that all are too dark, or all too light
+        seed = int(chance.integers(1 << 32))  # the same for all: all too dark, or all too light
         for degree, name in enumerate(names):
             worse = damaged(image, kind, degree, np.random.default_rng(seed)) if degree else image
             worse.save(folder.parent / name, quality=95)  # as cameras do
@@ -113,7 +113,7 @@ def make_graded(
 
 
 def in_random_order(pair: Pair, chance: Generator) -> Pair:
-    """The pair, swapped at random: which stands first must say nothing."""
+    """The pair, swapped at random, so that the order says nothing."""
     series, first, second, share = pair
     return pair if chance.random() < 0.5 else (series, second, first, 1 - share)
 
@@ -132,7 +132,7 @@ def grouped_pairs(parts: list[Photograph], chance: Generator) -> Iterator[Pair]:
 
 
 def preference(a: Photograph, b: Photograph) -> float:
-    """How often a vote for a is higher than one for b, equal ones count half; 1 or 0 without public votes."""
+    """How often a vote for a is higher than one for b, ties count half; without public votes 1 or 0."""
     if a.votes is None or b.votes is None:
         return float(a.mean > b.mean)
     shares = np.outer(a.votes, b.votes)  # (9, 9)
@@ -147,7 +147,7 @@ def make(options: argparse.Namespace) -> int:
     if read_manifest(root):
         raise ValueError(f"make_series: {root} holds prepared copies; series need the photographs themselves")
     parts = photographs(root)
-    train = (options.series, options.pairs)  # graded series, and at most so many rated pairs
+    train = (options.series, options.pairs)  # numbers of graded series, and of rated pairs at most
     val = (max(2, round(VALIDATION * count)) for count in train)
     sizes = {"train": train, "val": tuple(val), "test": (options.test_series, None)}
     for split, (count, _) in sizes.items():

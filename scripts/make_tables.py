@@ -1,14 +1,14 @@
 """Writes the tables of docs/results.md and results/tables/*.csv from saved predictions and published figures.
 
-    python scripts/make_tables.py --data-root para=PARA    # measures again; needs the set with its ratings
+    python scripts/make_tables.py --data-root para=PARA    # measures again; needs the set and its ratings
     python scripts/make_tables.py                          # writes the tables from what was measured
 
 results/tables.yaml names the tables and their rows. With --data-root the figures of every run on that set are
 computed from its predictions, compared with its metrics.json, and kept in results/measured.json with the
-SHA-256 of the predictions. So the tables can be written without the ratings.
+SHA-256 of the predictions. Later the tables can be written without the ratings.
 
-All runs are measured on the same resamples of the pictures. A row of several seeds is the mean of their
-metrics. Below each table is said which differences count: a rule of thumb and not a test.
+All runs are measured on the same resamples of the pictures. A row of several seeds has the mean of their
+metrics. Below each table it says which differences count, by a rule of thumb, not a test.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from eamb.runtime.config import Config, load_config
 FUNCTIONS = ("srcc", "plcc", "rmse", "mae")  # functions of metrics.py
 MEASURES = (*FUNCTIONS, "accuracy", "accuracy_inclusive")
 PRINTED = ("srcc", "plcc", "accuracy", "accuracy_inclusive")  # the others are only in the csv
-SPREADS = 2  # would be a 95 % interval if the deviations over seeds were known exactly
-TRAINED_ON = {  # key of metrics.json -> its column in the csv, and the mark of a row with such pictures
+SPREADS = 2  # a 95 % interval if standard deviations over seeds were known exactly
+TRAINED_ON = {  # key of metrics.json -> column in the csv, mark of rows with such pictures
     "test_pictures_trained_on": ("trained_on", "contaminated"),
     "test_pictures_that_the_emotion_branch_was_trained_on": (
         "emotion_branch_trained_on",
@@ -103,7 +103,7 @@ def read_json(path: Path) -> dict:
 class Table:
     """A table of our runs, or of a block of published.csv.
 
-    rows: name -> folders of its runs, one a seed. reference: the row that the others are compared with.
+    rows: name -> folders of its runs, one per seed. reference: the row that others are compared with.
     """
 
     name: str
@@ -176,14 +176,14 @@ def read_run(folder: Path) -> Run:
 
 
 def measure_table(table: Table, runs: dict[str, Run], root: Path, resamples: int) -> dict:
-    """What measured.json has of a table: its figures on all pictures, and on those without twins in training.
+    """What measured.json has for a table: figures on all pictures, and on those without twins in training.
 
     Raises:
-        ValueError: a run predicts other pictures.
+        ValueError: a run was evaluated on other pictures.
     """
     facts = runs[table.runs[0]].facts
     name, split = facts["dataset"], facts["split"]
-    # The set is read as for our first run, or else as by `evaluate --predictions`.
+    # The set is read with the options of our first run, or else with those in metrics.json.
     configs = [runs[run].config for run in table.runs if runs[run].config]
     options = configs[0].data.options() if configs else DataOptions(**facts.get("data", {}))
     reader = SetReader(name, root, options)
@@ -204,7 +204,7 @@ def measure_table(table: Table, runs: dict[str, Run], root: Path, resamples: int
     threshold = 0.5 if labels else rated.scale.threshold
     arrays = [truth, *(read_predictions(runs[run].folder, rated) for run in table.runs)]
     content = {"threshold": threshold, "twins": int(twins.sum()), "resamples": resamples}
-    # The measure whose differences are printed was chosen before anything was measured.
+    # The measure whose differences are printed was chosen before measuring.
     content |= {"decisive": "accuracy" if labels else "srcc", "reference": table.reference}
     content["rows"] = sources(table, runs)
     for subset, rows in (("all", ~np.zeros_like(twins)), ("without_twins", ~twins)):
@@ -214,12 +214,12 @@ def measure_table(table: Table, runs: dict[str, Run], root: Path, resamples: int
 
 
 def sources(table: Table, runs: dict[str, Run]) -> dict[str, dict[str, str]]:
-    """Row -> run -> SHA-256 of the predictions that its figures are made from."""
+    """Row -> run -> SHA-256 of the predictions that its figures come from."""
     return {row: {name: runs[name].sha256 for name in names} for row, names in table.rows.items()}
 
 
 def read_predictions(folder: Path, rated: RatedSet) -> np.ndarray:
-    """(n,) in the order of the set. Raises ValueError: not one finite number for each picture."""
+    """(n,) in the order of the set. Raises ValueError unless each picture has one finite number."""
     path = folder / "predictions.csv.gz"
     table, misfits = match_ids(path, rated)
     if wrong := [picture.id for pictures in misfits.values() for picture in pictures]:
@@ -236,7 +236,7 @@ def figures(
     """Metrics of each run; of each row, with intervals; differences from the reference, and which count.
 
     Args:
-        arrays: truth and the predictions of each run, (n,) each. A metric that a metrics.json lacks is NaN.
+        arrays: truth and the predictions of each run, (n,) each. Metrics that a metrics.json lacks are NaN.
 
     Returns:
         {"n": pictures, "runs": run -> metric -> value,
@@ -248,7 +248,7 @@ def figures(
     def measured(truth: np.ndarray, *arrays: np.ndarray) -> dict[tuple[str, str, str], float]:
         values = {}
         for name, predicted in zip(table.runs, arrays, strict=True):
-            # Not aesthetic_metrics: Kendall's tau would take longer than all others.
+            # Not aesthetic_metrics, whose Kendall's tau takes longer than all the rest.
             found = {m: getattr(metrics, m)(predicted, truth) for m in FUNCTIONS}
             found["accuracy"] = metrics.accuracy(predicted, truth, threshold)
             found["accuracy_inclusive"] = metrics.accuracy(predicted, truth, threshold, inclusive=True)
@@ -279,7 +279,7 @@ def figures(
             spread = SPREADS * math.hypot(*((deviations | lent)[name] for name in (row, table.reference)))
             entry = {"difference": difference, "low": low, "high": high, "seed_spread": spread}
             entry["borrowed"] = bool(one_seed & {row, table.reference})
-            # False where anything is NaN.
+            # False if anything is NaN.
             entry["counts"] = abs(difference) > spread and (low > 0 or high < 0)
             content["differences"].setdefault(row, {})[m] = entry
     return content
@@ -291,10 +291,10 @@ def figures(
 def written_tables(
     tables: list[Table], runs: dict[str, Run], measured: dict, results: Path, readme: Path
 ) -> dict[Path, str]:
-    """Every file with tables -> its text. Nothing is written here.
+    """Every file with tables -> its text; writes nothing.
 
     Raises:
-        ValueError: figures are not those of the runs; the page has not one pair of markers for each table; a
+        ValueError: figures are not those of the runs; the page lacks markers for a table, or has others; a
             block is not in published.csv.
     """
     page, parts, texts = readme.read_text(encoding="utf-8"), {}, {}
@@ -322,7 +322,7 @@ def written_tables(
 
 
 def read_published(path: Path, block: str) -> pd.DataFrame:
-    """A block of published.csv, with the cells as they were printed; an unknown figure is empty.
+    """A block of published.csv, with cells as printed there; unknown figures are empty.
 
     Raises:
         ValueError: other columns than PUBLISHED; a row of another length, or without a source; no such block.
@@ -343,7 +343,7 @@ def read_published(path: Path, block: str) -> pd.DataFrame:
 
 
 def check_measured(table: Table, runs: dict[str, Run], measured: dict) -> None:
-    """Raises ValueError unless the figures belong to the present rows, predictions and metrics.json."""
+    """Raises ValueError unless the figures fit the current rows, predictions and metrics.json."""
     again = f"run scripts/make_tables.py with --data-root {runs[table.runs[0]].facts['dataset']}=DIR"
     entry = measured.get(table.name, {})
     if (entry.get("rows"), entry.get("reference")) != (sources(table, runs), table.reference):
@@ -353,7 +353,7 @@ def check_measured(table: Table, runs: dict[str, Run], measured: dict) -> None:
         )
     for name, m in product(table.runs, MEASURES):
         recorded, now = runs[name].facts["metrics"].get(m), entry["all"]["runs"][name][m]
-        # Some metrics.json were rounded after they were measured.
+        # Some metrics.json have rounded values.
         if recorded != now and not math.isclose(now or 0, recorded or 0, rel_tol=1e-8, abs_tol=1e-10):
             raise ValueError(
                 f"make_tables: {runs[name].folder}: {m} is {recorded} in metrics.json and {now} by its "
@@ -362,7 +362,7 @@ def check_measured(table: Table, runs: dict[str, Run], measured: dict) -> None:
 
 
 def our_table(table: Table, runs: dict[str, Run], measured: dict) -> str:
-    """In Markdown, with what its figures mean and which differences count."""
+    """A table of runs in Markdown, with what its figures mean and which differences count."""
     high, twins = f"{measured['threshold']:g}", measured["twins"]
     head = ["", "pictures x epochs", "SRCC", "PLCC", f"accuracy > {high}", f"accuracy >= {high}"]
     head += [f"without the {twins} twins: SRCC, PLCC, accuracies"] if twins else []
@@ -410,7 +410,7 @@ def our_table(table: Table, runs: dict[str, Run], measured: dict) -> str:
 
 
 def largest_count(runs: dict[str, Run], names: list[str], key: str) -> int | None:
-    """The largest count of a row's runs; None where it is unknown, or there is no emotion branch."""
+    """The largest count of a row's runs; None if unknown, or without an emotion branch."""
     return max((runs[name].facts[key] for name in names if key in runs[name].facts), default=None)
 
 

@@ -1,12 +1,12 @@
-"""How well the similarity of picks.py tells series apart, and how fast `main.py select` is.
+"""How well `similarity` in eamb/selection/grouping.py tells series apart, and how fast `select` is.
 
     python scripts/measure_picks.py similarity --data-root PARA
     python scripts/measure_picks.py speed --count 1000 --output speed
 
-similarity: how well pairs that belong together are told from others; neighbours are real photographs of PARA
-(results/picks/neighbours.csv), bursts are two stand-in shots of one photograph (docs/series.md).
-speed: `main.py select` with a page, in a process of its own, on DIFFERENT pictures of 24 megapixels in bursts
-of four, made from the embedded photographs, and links to them.
+similarity: how well pairs that belong together are told from others. Neighbours are real photographs of PARA
+(results/picks/neighbours.csv); bursts are two stand-in shots of one photograph (docs/series.md).
+speed: runs `main.py select` with a page in its own process, on 24-megapixel pictures in bursts of four, made
+from the embedded photographs: DIFFERENT ones, and links to them.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ BURST, DIFFERENT, LARGE = 4, 32, (6000, 4000)
 
 
 def shot(picture: Image.Image, chance: np.random.Generator) -> Image.Image:
-    """A random shot of what a picture shows, as if the shutter were pressed once more."""
+    """A simulated second shot of a picture, with random changes."""
     turned = picture.rotate(chance.uniform(-2, 2), Image.Resampling.BICUBIC)
     sides = np.array(picture.size)
-    shown = np.rint(0.9 * chance.uniform(0.85, 1) * sides)  # less than the picture, so that the shot can move
+    shown = np.rint(0.9 * chance.uniform(0.85, 1) * sides)  # smaller, so that the view can move
     room = (sides - shown) / 2
     corner = np.rint(room + chance.uniform(-1, 1, 2) * np.minimum(room, 0.06 * sides))
     part = demo.expose(turned.crop((*corner, *(corner + shown))), chance.uniform(-0.7, 0.7))
@@ -92,7 +92,7 @@ def write_large(folder: Path, count: int) -> None:
             continue
         photograph = demo.PHOTOGRAPHS[number // BURST % len(demo.PHOTOGRAPHS)]
         picture = shot(demo.open_photograph(photograph), np.random.default_rng(number))
-        picture = demo.add_noise(picture.resize(LARGE, Image.Resampling.BICUBIC), 5)  # like a sensor's
+        picture = demo.add_noise(picture.resize(LARGE, Image.Resampling.BICUBIC), 5)  # like sensor noise
         exif = Image.Exif()
         exif[CHANGED] = f"{datetime(2024, 5, 3, 14, number // BURST, number % BURST):%Y:%m:%d %H:%M:%S}"
         picture.save(path, quality=95, exif=exif)

@@ -3,10 +3,10 @@
     python scripts/prepare_data.py --dataset para --data-root DATA/para --output DATA/para512 data.size=512
     python main.py train --dataset para --data-root DATA/para512 data.size=512
 
-The folder it writes is a data root like the one it is made from: the label files, and every picture under its
-own relative path, turned and resized as decoding does, as JPEG whatever its name ends in. prepared.json says
-from which files, by hash, size and time of change. Run again, it goes on where it stopped, and renews what
-has changed. A picture that cannot be decoded has no copy; prepared.json has the reason.
+The folder it writes is a data root like the original: the label files, and every picture under its own
+relative path, turned and resized as in decoding, a JPEG whatever its name ends in. prepared.json lists the
+source files with hash, size and modification time. A second run continues where the first one stopped, and
+renews what has changed. A picture that cannot be decoded has no copy; prepared.json gives the reason.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ def prepare(options: argparse.Namespace) -> int:
         todo = [name for name in names if not is_done(pictures.get(name), root / name, output / name)]
         copy = partial(make_copy, root, output, size, exif, options.quality)
         saved = time.monotonic()
-        with closing(results(copy, todo, config.data.worker_count())) as made:  # ends its processes
+        with closing(results(copy, todo, config.data.worker_count())) as made:  # ends the processes
             for name, source in progress(made, total=len(todo), unit=" pictures"):
                 pictures[name] = source
-                if time.monotonic() - saved > 30:  # what is not in the manifest is made again
+                if time.monotonic() - saved > 30:  # pictures not in the manifest are copied again
                     save(manifest, output)
                     saved = time.monotonic()
         manifest.complete = True
@@ -85,7 +85,7 @@ def prepare(options: argparse.Namespace) -> int:
 
 
 def start(asked: Manifest, root: Path, output: Path) -> Manifest:
-    """The manifest asked for, or the existing one if some of the same copies are there already.
+    """The manifest asked for, or the existing one if the folder holds such copies already.
 
     Raises:
         ValueError, FileExistsError: the folder holds something else, or one folder is inside the other.
@@ -118,7 +118,7 @@ def is_done(entry: Source | None, source: Path, target: Path) -> bool:
 
 
 def forget(entries: dict[str, Source], names: Iterable[str], output: Path) -> None:
-    """Removes copies of what the set no longer has: a reader that lists folders would include them."""
+    """Removes copies of files that the set no longer has: readers that list folders would include them."""
     for name in entries.keys() - set(names):
         (output / name).unlink(missing_ok=True)
         del entries[name]
@@ -133,7 +133,7 @@ def saving(manifest: Manifest, output: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            for unfinished in output.rglob(".*.tmp"):  # on a full disk the manifest needs their room
+            for unfinished in output.rglob(".*.tmp"):  # on a full disk the manifest needs their space
                 unfinished.unlink(missing_ok=True)
             save(manifest, output)
     except OSError as error:
@@ -166,7 +166,7 @@ def results(copy: Callable, names: list[str], workers: int) -> Iterator[tuple[st
     if not workers or len(names) < 2:
         yield from map(copy, names)
         return
-    # Ctrl-C is for the main process, which ends the others.
+    # Only the main process handles Ctrl-C; it ends the others.
     with ProcessPoolExecutor(workers, None, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         try:
             yield from pool.map(copy, names, chunksize=8)
@@ -176,7 +176,7 @@ def results(copy: Callable, names: list[str], workers: int) -> Iterator[tuple[st
 
 
 def make_copy(root: Path, output: Path, size: int, exif: bool, quality: int, name: str) -> tuple[str, Source]:
-    """Writes the copy; the Source has an error if the picture cannot be decoded.
+    """Writes a picture's copy; its Source has an error if the picture cannot be decoded.
 
     Raises:
         OSError: the copy cannot be written.
@@ -190,13 +190,13 @@ def make_copy(root: Path, output: Path, size: int, exif: bool, quality: int, nam
         reason = error.reason if isinstance(error, DecodeError) else explain_failure(picture, error)
         return name, source._replace(error=reason)
     with written_whole(output / name) as unfinished:
-        # subsampling=0: full resolution for colour too
+        # subsampling=0 keeps colour at full resolution
         Image.fromarray(pixels).save(unfinished, "JPEG", quality=quality, subsampling=0)
     return name, source
 
 
 def describe(path: str | Path) -> Source:
-    """A file, described before it is copied: if it changes meanwhile, the next run notices."""
+    """Hash, size and time of a file, taken before copying: if it changes meanwhile, the next run notices."""
     stat = os.stat(path)  # noqa: PTH116
     return Source(file_hash(path), stat.st_size, stat.st_mtime_ns)
 

@@ -5,17 +5,17 @@
     scripts/reproduce_tables.sh ava --data-root AVA --emotion-checkpoint emotion_model.pth --official
     scripts/reproduce_tables.sh ava --data-root AVA --emotion-data emoset=EmoSet train.precision=bf16
 
-With data.target=distribution a score set that has votes (PARA) is trained on them, by EMD, and its table has
-the row of EMD per batch too.
+With data.target=distribution, a set of scores that also has votes (PARA) is trained on the votes with EMD,
+and its table also has the row of EMD per batch.
 
 Every network is trained as configs/SET.yaml says (the published recipe) and scored once on test. A step whose
-result is in OUTPUT/results with the same settings is not run again, a training that was interrupted goes on.
-OUTPUT/tables.md has the table, OUTPUT/results what may be published of the runs, OUTPUT/runs the weights.
+result is in OUTPUT/results with the same settings is not repeated; an interrupted training is resumed.
+OUTPUT/tables.md has the table, OUTPUT/results the publishable files of the runs, OUTPUT/runs the weights.
 With several GPUs, or NPROC=n in the environment, trainings run under torchrun.
 
-Hours and memory are estimates: counted operations, divided by an assumed share of a card's peak; saved
-activations, weights, gradients and Adam's two moments. Lite's depthwise layers reach a far smaller share: its
-hours are the least it can take.
+Hours and memory are estimates. Hours: counted operations at an assumed share of a card's peak; Lite's
+depthwise layers reach far less, so its hours are a lower bound. Memory: saved activations, weights, gradients
+and Adam's two moments.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from eamb.runtime.command import guarded
 from eamb.runtime.config import Config, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
-ROWS = {  # of the table: title, and the config that is laid over the set's
+ROWS = {  # of the table: title, and the config that is laid over the set's own
     "main": ("EAMB-Net", ""),
     "no_emotion": ("without the emotion branch (map = 1)", "ablation_no_emotion"),
     "no_detail": ("without the detail branch", "ablation_no_detail"),
@@ -72,10 +72,10 @@ PICTURES = {  # of train, val (0: `data.validation` of train) and test; of emose
 }
 # FLOP/s; in fp32 convolutions run in TF32.
 PEAK = {"fp32": 35.6e12, "bf16": 71e12, "fp16": 71e12, "auto": 71e12}
-SHARE = 0.25  # of the peak that is reached; assumed
-# Backbone -> pixels a side that the rest holds for; row (others as "main") -> GFLOP (2 for a multiply-add) of
-# a picture's forward pass in what is trained and in the frozen emotion branch, MB that it keeps for the
-# backward pass in fp32, millions of trained parameters.
+SHARE = 0.25  # of the peak that training reaches; assumed
+# Backbone -> picture side for which the rest holds; row (missing ones as "main") -> GFLOP (multiply-add: 2)
+# of a picture's forward pass in the trained part and in the frozen emotion branch, MB kept per picture for
+# the backward pass in fp32, millions of trained parameters.
 COSTS = {
     "resnet50": {
         "size": 512,
@@ -100,10 +100,10 @@ COSTS = {
 
 @dataclass(frozen=True)
 class Step:
-    """A training with its test.
+    """A training and its test.
 
-    row: of the table, or "emotion". words: for `main.py train`. branch: the emotion checkpoint that it gets.
-    run, result: folders of the training, and of its small files.
+    row: that of the table, or "emotion". words: for `main.py train`. branch: its emotion checkpoint.
+    run, result: folders of the run, and of its publishable files.
     """
 
     name: str
@@ -116,7 +116,7 @@ class Step:
 
     @property
     def commands(self) -> list[list[str]]:
-        """The training, which goes on where it was interrupted, and the copy of its small files."""
+        """The training, which resumes if it was interrupted, and the copy of its publishable files."""
         import torch
 
         count = os.environ.get("NPROC") or str(torch.cuda.device_count())
@@ -174,7 +174,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)
 
 
-# ---- What there is to do
+# ---- What is to be done
 
 
 def plan(options: argparse.Namespace) -> list[Step]:
@@ -256,7 +256,7 @@ def make_step(options: argparse.Namespace, row: str, sets: dict[str, str], seed:
     names = [RECIPES[options.dataset, options.lite][emotion], "official" * options.official]
     names += [] if emotion else [ROWS[row][1]]
     configs = [program(f"configs/{name}.yaml") for name in names if name]
-    # Only a frozen branch's maps can be kept; data.target is about ratings, not emotions.
+    # Maps can be kept only of a frozen branch; data.target concerns ratings, not emotions.
     dropped = ("train.emotion_maps",) if row in ("emotion", "emotion_batchnorm") else ()
     dropped += ("data.target",) if emotion else ()
     settings = [] if emotion else [f"train.seed={seed}"]
@@ -303,7 +303,7 @@ def is_done(step: Step) -> bool:
 
 
 def execute(command: list[str]) -> int:
-    """Runs it and returns its exit code. Signals are left to the training, which saves its state and ends."""
+    """Runs a command; returns its exit code. Signals are left to the training, which saves and ends."""
     sys.stdout.flush()  # before the command prints
     process = Popen([*PROGRAMS[command[0]], *command[1:]])
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
@@ -319,7 +319,7 @@ def program(name: str) -> str:
 
 
 def describe_table(steps: list[Step], options: argparse.Namespace) -> None:
-    """Writes what make_tables.py fills and reads: tables.md with markers, and tables.yaml."""
+    """Writes what make_tables.py needs: tables.md with markers to fill, and tables.yaml."""
     config, rows = steps[-1].config, {}
     for step in steps:
         if step.row != "emotion":
@@ -342,7 +342,7 @@ def describe_table(steps: list[Step], options: argparse.Namespace) -> None:
             temporary.write_text(text, encoding="utf-8")
 
 
-# ---- Saying what it is and what it costs
+# ---- Printing the steps and their cost
 
 
 def show(steps: list[Step], unfinished: list[Step], table: list[str], commands: bool) -> None:
@@ -378,9 +378,9 @@ def duration(hours: float) -> str:
 def estimate(step: Step) -> tuple[float, float]:
     """Hours and gigabytes of a training on one card, with its validations and its test.
 
-    A step costs 3 forward passes of what is trained (backward is twice forward), 1 of the frozen branch;
-    validation and test cost 1 of all, in fp32. Memory: weights, gradients and Adam's two moments, 4 bytes
-    each, and what the batch keeps for the backward pass, in half precision about 0.6 of it.
+    A step costs 3 forward passes of the trained part (backward is twice forward) and 1 of the frozen branch;
+    validation and test cost 1 of everything, in fp32. Memory: weights, gradients and Adam's two moments,
+    4 bytes each, and what the batch keeps for the backward pass (in half precision about 0.6 of it).
     """
     config, costs = step.config, COSTS[step.config.model.backbone]
     trained, frozen, kept, parameters = costs.get(step.row, costs["main"])

@@ -1,12 +1,12 @@
-"""Where the time of a training step goes on 1, 2, 4 processes.
+"""Where the time of a training step goes on 1, 2 and 4 processes.
 
     python scripts/scaling.py --output scaling.json       # the paper's network and EAMB-Net Lite
     python scripts/scaling.py --quick                     # Lite on 1 and 2 processes
     python scripts/scaling.py --processes 1 8 --pictures 24 --precision bf16     # a machine with eight GPUs
 
-The loader decodes an 800x600 JPEG in the measured process. Forward and backward are those of a network alone;
-all-reduce is how much longer the backward pass takes when gradients are averaged. "sum alone" sums the same
-bytes with nothing else to do. Medians over the rounds, averaged over the processes.
+The loader decodes an 800x600 JPEG in the measured process. Forward and backward are without averaging
+gradients; all-reduce is how much longer the backward pass takes when they are averaged. "sum alone" sums as
+many bytes without computing anything else. Medians over the rounds, averaged over the processes.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def measure_steps(name: str, size: int, path: str, options: argparse.Namespace) 
 
         @contextmanager
         def clock(part: str) -> Iterator[None]:
-            distributed.gather(None)  # so that an early process does not wait inside the measured part
+            distributed.gather(None)  # processes wait for each other here, not in the measured part
             start = time.perf_counter()
             yield
             if device.type == "cuda":
@@ -122,7 +122,7 @@ def as_table(rows: list[dict]) -> str:
 def scaling(options: argparse.Namespace) -> int:
     if options.output:
         check_output("scaling", options.output.parent, [options.output.name])
-    distributed.choose_device(options.device, "--device")  # a wrong one is refused here, not in each process
+    distributed.choose_device(options.device, "--device")  # refuses a wrong one here, not in each process
     once = {"run_id": "scaling", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "max_restarts": 0}
     rows = []
     with tempfile.TemporaryDirectory() as folder:

@@ -1,12 +1,12 @@
-"""One table of several networks on pairs of photographs: how well each predicts which one people prefer.
+"""Compares several networks on pairs of photographs: how well each predicts which one people prefer.
 
     python main.py evaluate --dataset pairs --data-root SERIES/graded --checkpoint A --output runs/graded/a
     python main.py evaluate --dataset pairs --data-root SERIES/graded --checkpoint B --output runs/graded/b
     python scripts/series_table.py runs/graded/a runs/graded/b --output results/series.json
 
-Folders of one parent are one block of the table and must be of the same pairs. In brackets are 95 %
-intervals; differences from the block's first network are on the same resamples of whole series. A kind of
-series is the last word of its name that is not a number, as "blurred" in test-00012-blurred.
+Folders with the same parent form one block of the table and must have the same pairs. In brackets are 95 %
+intervals; differences from the block's first network use the same resamples of whole series. The kind of a
+series is the last word in its name that is not a number, as "blurred" in test-00012-blurred.
 """
 
 from __future__ import annotations

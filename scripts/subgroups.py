@@ -3,10 +3,10 @@
     python scripts/subgroups.py --dataset para --data-root DIR --output DIR \\
         --predictions results/para_lite/predictions.csv.gz [--predictions OTHER.csv.gz ...]
 
-Needs no network: it reads predictions (id, prediction; ids as `main.py evaluate --predictions` takes them),
-the ratings and the pictures. groups.csv, also printed: the figures of each file for each group of pictures,
-and paired differences between the first file and each other one. worst.png and worst.csv: the largest
-absolute errors of the first file. These two hold pictures and ratings of the set, which may not be yours to
+Runs no network: it reads predictions (id, prediction; ids as for `main.py evaluate --predictions`), the
+ratings and the pictures. groups.csv, also printed, has the metrics of each file for each group of pictures,
+and paired differences between the first file and every other. worst.png and worst.csv show the largest
+absolute errors of the first file; they hold pictures and ratings of the set, which may not be yours to
 publish.
 
 Groups: semantic class (in PARA's test csv), b/w or colour, dark or bright, thirds by the rating, and thirds
@@ -47,10 +47,10 @@ from eamb.runtime.progress import progress
 from eamb.training.tasks import choose_task
 
 FILES = ("groups.csv", "worst.csv", "worst.png")
-SMALLEST = 30  # pictures in a group: the intervals of fewer are too wide to say anything
+SMALLEST = 30  # pictures in a group; with fewer, intervals are too wide to be useful
 SIDE = 64
 GRAY = 2  # of 255: mean difference of a pixel's largest and smallest channel, below which a picture is gray
-DARK, BRIGHT = 64, 160  # of 255: mean luminance below the one, or from the other on
+DARK, BRIGHT = 64, 160  # of 255: limits of the mean luminance
 LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue, as in JPEG (ITU-R BT.601)
 SHOWN = ("n", "mean_rating", "sd_rating", "srcc", "plcc", "rmse", "bias", "accuracy")
 DIFFERENCES = ("srcc_difference", "mae_difference")
@@ -99,7 +99,7 @@ def show_subgroups(options: argparse.Namespace) -> int:
         else:
             notes.append(f"left out, fewer than {SMALLEST} or all: {group.name} ({group.member.sum():,})")
     name, first = next(iter(predictions.items()))
-    # Stable: of equal errors the first in the set comes first.
+    # Stable: equal errors stay in the order of the set.
     worst = np.argsort(-np.abs(first - scores), kind="stable")[: options.worst]
     columns = {
         "id": [rated.ids[place] for place in worst],
@@ -110,7 +110,7 @@ def show_subgroups(options: argparse.Namespace) -> int:
     }
     title = f"{rated.name.upper()} {rated.split}, {name}: the {len(worst)} largest absolute errors"
     figure = draw_sheet([rated.paths[place] for place in worst], columns, title)
-    # Four decimals: intervals are wider, and no single rating can be found by subtracting groups.
+    # Four decimals, so that no single rating can be recovered by subtracting groups.
     write_columns(options.output / FILES[0], without_nan(pd.DataFrame(lines).round(4).to_dict("list")))
     write_columns(options.output / FILES[1], columns)
     write_figure(figure, options.output / FILES[2])
@@ -120,11 +120,11 @@ def show_subgroups(options: argparse.Namespace) -> int:
 
 
 def read_files(paths: Sequence[Path], rated: RatedSet) -> tuple[RatedSet, dict[str, np.ndarray], list[str]]:
-    """The m pictures that all files predict, name of a file -> its predictions (m,), a note on the rest."""
+    """The m pictures that all files predict; file's name -> its predictions (m,); a note on the rest."""
     predictions = {}
     for path in paths:
         name = path.name.partition(".")[0]
-        if name == "predictions":  # results/NAME/predictions.csv.gz is called by its folder
+        if name == "predictions":  # results/NAME/predictions.csv.gz: named by its folder
             name = path.resolve().parent.name
         if name in predictions:
             raise ValueError(f"subgroups: two files of predictions are called {name}; rename one")
@@ -139,7 +139,7 @@ def read_files(paths: Sequence[Path], rated: RatedSet) -> tuple[RatedSet, dict[s
 
 
 class Group(NamedTuple):
-    """Some pictures of a set: kind and limits say in words what they have in common; member: (n,) bool."""
+    """Some pictures of a set. kind, limits: what they have in common, in words. member: (n,) bool."""
 
     kind: str
     name: str
@@ -148,7 +148,7 @@ class Group(NamedTuple):
 
 
 def make_groups(rated: RatedSet, root: Path) -> list[Group]:
-    """All groups of any size; a file that cannot be decoded is in none of colour or brightness."""
+    """All groups of any size; a file that cannot be decoded is in no group of colour or brightness."""
     semantic, deviation = [], np.full(len(rated), np.nan)  # (n,) of votes, as aestheticScore_std
     if rated.name == "para":
         sheet = Sheet(root / "annotation" / PARA_FILES["test" if rated.split == "test" else "train"])
@@ -191,7 +191,7 @@ def measure_pictures(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def thirds(kind: str, names: Sequence[str], values: np.ndarray) -> list[Group]:
-    """Low, middle and high values (n,); no group if they are unknown or too few differ, as of labels."""
+    """Low, middle and high values (n,); no groups if they are unknown or hardly differ, like labels."""
     numbers = values[~np.isnan(values)]
     low, high = np.quantile(numbers, [1 / 3, 2 / 3]) if len(numbers) else (np.nan, np.nan)
     if not low < high < numbers.max():
@@ -224,7 +224,7 @@ def group_lines(
     common = {"kind": group.kind, "group": group.name, "limits": group.limits, "n": len(rated)}
     common |= {"mean_rating": rated.mean(), "sd_rating": rated.std()}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an undefined correlation is an empty cell
+        warnings.simplefilter("ignore")  # undefined correlations become empty cells
         figures, intervals = estimates(*arrays), bootstrap_intervals(estimates, arrays, resamples)
         for name, values in zip(predictions, arrays[1:], strict=True):
             plcc, rmse = metrics.plcc(values, rated), metrics.rmse(values, rated)

@@ -1,11 +1,11 @@
-"""Draws what a network finds beautiful and where it looks: two figures of a rated set or a folder.
+"""Draws which pictures a network finds beautiful, and their maps: two figures of a set or a folder.
 
     python scripts/visualize_emotion.py --dataset para --data-root DIR --output DIR
     python scripts/visualize_emotion.py --folder DIR --count 5 --output DIR
 
 most_least.png: the pictures with the highest and the lowest predicted scores (or ratings), each above its
-emotion-aware map. page.png: a figure as papers have them, one row per picture, at evenly spaced ranks from
-the highest to the lowest. pictures.csv: the numbers of the pictures shown. Files that cannot be decoded are
+emotion-aware map. page.png: a figure as in papers, one row per picture, at evenly spaced ranks from the
+highest to the lowest. pictures.csv: the numbers of the pictures shown. Files that cannot be decoded are
 named on standard error and left out; the exit code is 1 then, and 2 for bad input.
 """
 
@@ -51,14 +51,14 @@ TITLE, HEADING, TEXT = 18, 15, 13  # points
 
 
 class Entry(NamedTuple):
-    """A picture that is shown, and all that is said about it.
+    """A picture that is shown, with its numbers and maps.
 
     rank: 1 is the highest.
-    scores: predicted and, if known, rated; each in words, as a number, the ends of its scale, and the share
-        of each rating (empty if unknown).
+    scores: the predicted and, if known, the rated one; each as text, as a number, with the ends of its scale
+        and the share of each rating (empty if unknown).
     image: (H, W, 3) uint8, no larger than the figures need.
     emotion_map: (h, w) in [0, 1].
-    class_maps: emotion -> (h, w) in [0, 1], the strongest first; empty if the branch knows no emotions.
+    class_maps: emotion -> (h, w) in [0, 1], strongest first; empty if the branch was never trained.
     """
 
     rank: int
@@ -74,7 +74,7 @@ class Entry(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """What the figures are about; `ranked` as in "3,000 pictures by rating", `notes` on numbers and maps."""
+    """What the figures show; `ranked` as in "3,000 pictures by rating", `notes` on numbers and maps."""
 
     name: str
     ranked: str
@@ -122,9 +122,9 @@ def read_set(options: argparse.Namespace, weights: Weights) -> tuple[str, RatedS
 
 
 def rank(rated: RatedSet, scored: Sequence[Scored], by: str) -> list[int]:
-    """Places in the set from the highest to the lowest score or rating; of equals the smaller id first.
+    """Indices of the set from the highest to the lowest score or rating; ties by id.
 
-    What has none is left out.
+    Pictures without one are left out.
 
     Raises:
         ValueError: none is left.
@@ -138,12 +138,12 @@ def rank(rated: RatedSet, scored: Sequence[Scored], by: str) -> list[int]:
 
 
 def make_entry(rank: int, place: int, rated: RatedSet, all_scored: Sequence[Scored], scorer: Scorer) -> Entry:
-    """The picture at a place of the set with its maps and pixels; `rank` counts from 0."""
+    """The picture at index `place` of the set, with its maps and pixels; `rank` counts from 0."""
     scorer.with_class_maps = scorer.emotions_trained
     scored = all_scored[place]
     maps = scorer.score(scored.path)
     picture = Image.fromarray(decode(scored.path, exif=scorer.exif))
-    picture.thumbnail((600, 600), Image.Resampling.LANCZOS)  # a camera's takes 70 MB
+    picture.thumbnail((600, 600), Image.Resampling.LANCZOS)  # a camera's picture takes 70 MB
     strongest = sorted(scored.emotions, key=scored.emotions.get, reverse=True)[:PAGE_EMOTIONS]
     sample = rated[place]
     scores = [(f"predicted {scored.score:.2f}", scored.score, scorer.scale.ends, scored.distribution)]
@@ -170,7 +170,7 @@ def write_numbers(path: Path, entries: Iterable[Entry]) -> None:
 
 
 def new_sheet(subject: Subject, words: str, height: int) -> tuple[Figure, int]:
-    """A figure with its header and the colours of the maps; where `height` pixels for its content begin."""
+    """A figure with its header and colour bar; the top of `height` pixels for its content."""
     lines = [words, *subject.notes]
     top = MARGIN + LINE * (len(lines) + 1) + GAP
     figure = figures.new_figure(WIDTH, top + height + MARGIN)
@@ -185,8 +185,8 @@ def new_sheet(subject: Subject, words: str, height: int) -> tuple[Figure, int]:
 
 
 def draw_sheet(most: Sequence[Entry], least: Sequence[Entry], subject: Subject) -> Figure:
-    """The first and the last of the ranking in rows, each above its map and its numbers."""
-    rows = []  # heading, entries, height of the highest
+    """The highest and the lowest of the ranking in rows, each above its map and numbers."""
+    rows = []  # heading, entries, height of the tallest
     for word, entries in (("Highest", most), ("Lowest", least)):
         for start in range(0, len(entries), PER_ROW):
             row = entries[start : start + PER_ROW]
@@ -219,10 +219,10 @@ def draw_sheet(most: Sequence[Entry], least: Sequence[Entry], subject: Subject) 
 
 
 def draw_page(entries: Sequence[Entry], subject: Subject) -> Figure:
-    """One row per picture: itself, its map, the maps of its strongest emotions, predicted against rated."""
+    """One row per picture: itself, its map, its strongest emotions' maps, predicted and rated score."""
     emotions = ("strongest emotion", "second", "third")[: len(entries[0].class_maps)]
     names = ["picture", subject.map_title, *emotions, "scores"]
-    column = (FULL_WIDTH - (len(names) - 1) * GAP) // len(names)  # its width
+    column = (FULL_WIDTH - (len(names) - 1) * GAP) // len(names)  # width of a column
     lefts = [MARGIN + number * (column + GAP) for number in range(len(names))]
     sizes = [entry.fit(column, column) for entry in entries]
     heights = [max(tall + 2 * LINE, 2 * SCORE) for _, tall in sizes]
@@ -253,7 +253,7 @@ def draw_page(entries: Sequence[Entry], subject: Subject) -> Figure:
 def draw_score(
     figure: Figure, box: Box, words: str, value: float, ends: tuple, shares: Mapping, most: float, colour: str
 ) -> None:
-    """A score as a dot on its scale, and above it the shares of ratings as bars; `most` fills the height."""
+    """A score as a dot on its scale, above it the shares of ratings as bars; `most` is the full height."""
     axes = figures.add_axes(figure, box, f"scale of {words}")
     draw_shares(axes, shares, color=colour, alpha=0.4)
     dot = {"color": colour, "markersize": 10, "markeredgecolor": "white"}
@@ -267,7 +267,7 @@ def draw_score(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 all well, 1 some pictures could not be scored, 2 bad input, 130 interrupted."""
+    """Exit code: 0 success, 1 some pictures not scored, 2 bad input, 130 interrupted."""
     return guarded(visualize, parse(arguments))
 
 
@@ -286,7 +286,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--output", metavar="DIR", type=Path, required=True, help="for the three files")
     add("--force", action="store_true", help="overwrite existing files")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
-    add("--workers", metavar="N", type=int, default=-1, help="decoding processes")
+    add("--workers", metavar="N", type=int, default=-1, help="threads; -1: one per core")
     add("settings", metavar="key=value", nargs="*", help="as in data.score_column=score")
     return parser.parse_intermixed_args(arguments)
 
@@ -306,7 +306,7 @@ def visualize(options: argparse.Namespace) -> int:
             tqdm.write(f"visualize_emotion: {printable(row.path)} is left out: {row.error}", file=sys.stderr)
         scored.append(replace(row, emotion_map=None))  # the maps of a whole set would fill the memory
     places = rank(rated, scored, options.by)
-    half = len(places) // 2  # so that no picture is among both
+    half = len(places) // 2  # so that no picture is in both
     most = range(min(options.count, len(places) - half))
     least = range(len(places) - 1, len(places) - 1 - min(options.count, half), -1)
     page = [round(place) for place in np.linspace(0, len(places) - 1, min(PAGE_ROWS, len(places)))]
@@ -323,7 +323,7 @@ def visualize(options: argparse.Namespace) -> int:
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Refuses what cannot work, or would overwrite something, before any work is done."""
+    """Refuses options that cannot work or would overwrite something, before any work is done."""
     if options.count < 1 or (options.limit is not None and options.limit < 1):
         raise ValueError(
             f"visualize_emotion: --count and --limit are at least 1, got {options.count}, {options.limit}"

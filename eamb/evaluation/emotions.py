@@ -33,15 +33,15 @@ def evaluate_emotions(
 def measure_emotions(
     predictions: engine.Predictions, rated: RatedSet, description: dict, bootstrap: int = 0
 ) -> Report:
-    """The report on predicted emotions, with each set's `losses.class_shift` as in training, against votes,
-    among the classes that the set offers.
+    """The report on predicted emotions against votes, among the classes that the set has. Each set's
+    `losses.class_shift` is applied, as in training.
 
     Args:
-        description: the network's.
+        description: that of the network.
         bootstrap: resamples for the intervals; 0: none.
     """
     rated = with_emotions(rated.take(predictions.index), description["architecture"]["emotions"])
-    shifts = description.get("class_shift", {})  # set -> class -> what is added to its logit; others: 0
+    shifts = description.get("class_shift", {})  # set -> class -> added to its logit; missing ones: 0
     shares = predictions.emotion * np.exp(rated.per_set(shifts))  # (n, E)
     offered = ~np.isnan(rated.emotions).all(axis=0)  # (E,)
     classes = [name for name, there in zip(rated.emotion_classes, offered, strict=True) if there]
@@ -68,7 +68,7 @@ def measure_emotions(
 
 
 def count_high_and_low(report: Report, rated: RatedSet, high: np.ndarray) -> None:
-    """Adds how many pictures of each emotion are high and low, by labels and as predicted (`high`, (n,))."""
+    """Counts high and low pictures of each emotion, by labels and by predictions (`high`, (n,))."""
     voted, classes = has_votes(rated), report.emotions.facts["emotions"]
     votes = np.nan_to_num(rated.emotions[voted], nan=-1.0)  # (m, E); -1: never the strongest
     true = np.array(rated.emotion_classes)[votes.argmax(axis=1)]  # (m,)
@@ -96,7 +96,7 @@ def why_not_measured(weights: Weights, rated: RatedSet) -> str:
 
 
 def with_emotions(rated: RatedSet, emotions: tuple[str, ...]) -> RatedSet:
-    """The set with its emotions in the network's order, matched by name; NaN for those it lacks. It is a
+    """The set with its emotions in the network's order, matched by name; NaN for those it lacks. Raises
     ValueError if it has one that the network does not know."""
     unknown = [name for name in rated.emotion_classes if name not in emotions]
     if unknown:

@@ -1,4 +1,4 @@
-"""`main.py evaluate`: predicts a set with the weights of a checkpoint and reports it, with all provenance."""
+"""`main.py evaluate`: predicts a set with the weights of a checkpoint and reports it, with provenance."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def evaluate_checkpoint(
     """Evaluates the weights of a checkpoint on one split of a set; prints and writes the report.
 
     Args:
-        task: of the weights, with settings from `as_trained`.
+        task: the task of the weights, with settings from `as_trained`.
         output: the report's folder; the default is below runs/.
 
     Raises:
-        ValueError, OSError: no such data, data that don't go with the weights, or a report without `force`.
+        ValueError, OSError: no such data, data that don't fit the weights, or a report exists and no `force`.
     """
     rated = task.load_split(split)
     folder = report_folder(output, rated, weights.sha256, force)
@@ -45,8 +45,8 @@ def evaluate_checkpoint(
 
 
 def report_folder(output: Path | None, rated: RatedSet, sha256: str, force: bool) -> Path:
-    """`output`, or a folder named for the set and the hash; an error if nothing can be written there, or it
-    has a report, without `force`."""
+    """`output`, or a folder named for the set and the hash; an error if nothing can be written there, or if
+    it has a report and `force` is not set."""
     folder = output or Path("runs") / f"evaluate_{rated.name}_{rated.split}_{sha256[:8]}"
     check_output("evaluation", folder, FILES, force)
     return folder
@@ -63,8 +63,8 @@ def publish(report: Report, rated: RatedSet, task: Task, folder: Path) -> None:
 def evaluate(
     network: nn.Module, weights: Weights, rated: RatedSet, task: Task, compute: engine.Compute
 ) -> Report:
-    """Predicts every picture of the set once and reports, with intervals, leak check and all provenance;
-    ValueError if an emotion network does not know all of the set's emotions."""
+    """Predicts every picture of the set once; the report has intervals, a leak check and the provenance.
+    Raises ValueError if an emotion network does not know all of the set's emotions."""
     report, predictions = task.evaluate(network, weights, rated, compute)
     if predictions.broken:
         report.notes.append(f"pictures that cannot be decoded, left out: {len(predictions.broken)}")
@@ -83,15 +83,15 @@ def evaluate(
 
 
 def about(rated: RatedSet, task: str) -> dict:
-    """What metrics.json says about the set, and the versions."""
+    """What metrics.json says about the set, and the versions of packages and program."""
     described = {"task": task, "dataset": rated.name, "split": rated.split, "protocol": rated.protocol}
     counted = {"split_sha256": rated.sha256, "left_out": len(rated.left_out)}
     return {**described, **counted, "versions": versions()}
 
 
 def leaks(rated: RatedSet, weights: Weights) -> dict[str, int]:
-    """How many of the pictures the network, or its emotion branch, was trained on, by their ids' hashes; {}
-    for pairs and a network trained on ratings, whose ids cannot be compared."""
+    """How many of the pictures the network, or its emotion branch, was trained on, found by id hashes; {} for
+    pairs with a network trained on ratings, because their ids cannot be compared."""
     if isinstance(rated, PairedSet) and weights.scale:
         return {}
     trained = {"test_pictures_trained_on": weights.training_ids}

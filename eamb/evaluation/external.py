@@ -1,9 +1,9 @@
-"""Predictions of any other program, with the metrics, split check and intervals of our own evaluations.
+"""Evaluates predictions of other programs, with the same metrics, split check and intervals as our own.
 
     python main.py evaluate --predictions scores.csv --dataset para --data-root DIR
 
-The file is a table with comma, semicolon or tab, gzipped or not, with the columns id and prediction (or
-path and score, as predict writes them); a distribution may be in columns p_<rating>.
+The file is a table separated by commas, semicolons or tabs, gzipped or not. Its columns are id and prediction
+(or path and score, as predict writes them), and for a distribution p_<rating>.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ ID_CHECK = "id_check.csv"
 def evaluate_predictions(
     path: Path, task: Task, split: str, output: Path | None = None, force: bool = False
 ) -> Report:
-    """Compares a file of predictions with one split of a set; prints and writes the report, and a list of the
-    ids that are missing, extra or duplicate.
+    """Compares a file of predictions with one split of a set; prints and writes the report, and a list of
+    missing, extra and duplicate ids.
 
     Raises:
-        ValueError, FileNotFoundError: no such file or data, or they don't go together; in one sentence.
+        ValueError, FileNotFoundError: no such file or data, or they don't fit each other; in one sentence.
     """
     if task.name != "aesthetics":
         raise ValueError(
@@ -64,7 +64,7 @@ def evaluate_predictions(
     report.notes += notes
     usual, options = asdict(DataOptions()), asdict(task.config.data.options())
     report.facts |= about(rated, task.name) | {
-        # The options that are not the defaults: make_tables reads the set again.
+        # Only what differs from the defaults; make_tables reads the set again with these options.
         "data": {name: value for name, value in options.items() if value != usual[name]},
         **{f"{kind}_ids": len(rows) for kind, rows in misfits.items()},
         "predictions_file": path.name,
@@ -78,8 +78,8 @@ def evaluate_predictions(
 
 
 def read_predictions(path: Path, rated: RatedSet) -> pd.DataFrame:
-    """The columns "row" (its number, as an editor shows it), "id", "prediction", and "p_<rating>" for each
-    rating of the set if the file has them; checked: finite numbers, shares that sum to 1.
+    """The columns "row" (line number in an editor), "id", "prediction" and, if the file has it, "p_<rating>"
+    for each rating of the set. Numbers must be finite and shares must sum to 1.
 
     Raises:
         ValueError, FileNotFoundError: one sentence that names file, row and column.
@@ -106,12 +106,12 @@ def match_ids(path: Path, rated: RatedSet) -> tuple[pd.DataFrame, dict[str, list
     """The predictions of a file for the pictures of a set, and the ids that do not fit.
 
     Returns:
-        The table of `read_predictions`, one row a picture, in the order of the set, with the picture's
-        "position" in it; and the ids that are "missing" in the file, "extra" (not in the set) or "duplicate"
-        (with the same value), each with the reason.
+        The table of `read_predictions`, one row per picture, in the order of the set, with the picture's
+        "position" in the set; and the ids that are "missing" from the file, "extra" (not in the set) or
+        "duplicate" (repeated with the same values), each with the reason.
 
     Raises:
-        ValueError, FileNotFoundError: as `read_predictions`; a picture with two values; most are missing.
+        ValueError, FileNotFoundError: as `read_predictions`; a picture has two values, or most have none.
     """
     table, split = read_predictions(path, rated), f"{rated.name} {rated.split}"
     table["position"] = find_pictures(table["id"], rated.ids)
@@ -138,10 +138,10 @@ def match_ids(path: Path, rated: RatedSet) -> tuple[pd.DataFrame, dict[str, list
 
 
 def find_pictures(texts: Iterable[str], ids: Sequence[str]) -> list[int]:
-    """The position in `ids` of the picture that each text means; -1 if none fits, or several do.
+    """For each text, the position in `ids` of the picture that it names; -1 if none fits, or several do.
 
-    A text is an id, or, whatever the picture's ending, a longer path or the file name: `a/1.jpg` may be
-    called `1` or `/data/a/1.png`, not `b/1.jpg`. How accents are composed does not matter.
+    A text may be the id, the file name alone or a longer path, with any picture ending or none: `1` and
+    `/data/a/1.png` name the id `a/1.jpg`, `b/1.jpg` does not. How accents are composed does not matter.
     """
 
     def without_ending(path: str) -> str:
@@ -166,7 +166,7 @@ def find_pictures(texts: Iterable[str], ids: Sequence[str]) -> list[int]:
 
 
 def why_correlations_only(predicted: np.ndarray, rated: RatedSet) -> str:
-    """The note on predictions (m,) in another unit than the set's; "" if they are inside its range."""
+    """A note if predictions (m,) lie outside the set's range, so in another unit; "" if all are inside."""
     low, high = rated.scale.ends
     outside = (predicted < low) | (predicted > high)
     unit = "the ratings of the set"

@@ -1,7 +1,7 @@
 """Figures: maps over photographs, training curves, predictions against ratings, preferences, emotions.
 
-Drawn on matplotlib's Figure object without pyplot, so nothing global changes and no display is needed. `path`
-is the PNG to write; every file is written whole or not at all.
+Uses matplotlib's Figure without pyplot: no global state changes and no display is needed. `path` is the PNG
+to write; every file is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from metrics import TERMS
 DOTS_PER_INCH = 100
 INK, FAINT, GRID = "#202124", "#70757d", "#e3e5e8"
 BLUE, ORANGE = "#2f6db5", "#d9822b"
-MAP_COLOURS = "inferno"  # perceptually uniform: equal steps of the map look equally large
+MAP_COLOURS = "inferno"  # perceptually uniform: equal steps in a map look equal
 TITLE = {"fontsize": 13, "color": INK, "parse_math": False}  # "$" is a plain character
 NAMES = {"fontsize": 11, "color": INK, "parse_math": False}
 SLANTED = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
 LEGEND = {"frameon": False, "loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 2, "borderaxespad": 0}
-# Metrics without a curve: they do not show progress.
+# Metrics that show no progress, so no curve.
 NO_CURVE = {"n", "pictures", "broken", "threshold", "majority", "chance", "kl_prior", "pairs", "series"}
 NO_CURVE |= {"log_loss_prior", "agreement"}
 
 
 def resize_map(emotion_map: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize a map (h, w) in [0, 1] bilinearly, pixel centres aligned: (height, width) float32 in [0, 1]; a
-    ValueError if it has another shape or range."""
+    """Resize a map (h, w) in [0, 1] bilinearly, pixel centres aligned: (height, width) float32 in [0, 1].
+    Raises ValueError for another shape or range."""
     values = np.asarray(emotion_map, dtype=np.float32)
     low, high = float(values.min()), float(values.max())
     if values.ndim != 2 or not (low >= -1e-4 and high <= 1 + 1e-4):  # NaN fails this too
@@ -49,7 +49,7 @@ def resize_map(emotion_map: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, emotion_map: np.ndarray) -> np.ndarray:
-    """Lay a map over the grey version of a picture, so that every colour seen comes from the map.
+    """Lay a map over the grey version of a picture, so that all colour comes from the map.
 
     Args:
         image: (H, W, 3) uint8.
@@ -65,7 +65,7 @@ def overlay(image: np.ndarray, emotion_map: np.ndarray) -> np.ndarray:
 
 
 def colour_ramp(height: int, width: int) -> np.ndarray:
-    """(height, width, 3) uint8: a map from 0 at the left to 1, as it looks over a picture's middle grey."""
+    """(height, width, 3) uint8: a map from 0 at the left to 1 at the right, laid over middle grey."""
     return overlay(np.full((height, width, 3), 128, dtype=np.uint8), np.linspace(0, 1, width)[None])
 
 
@@ -108,18 +108,18 @@ def save_scatter(predicted: np.ndarray, rated: np.ndarray, path: Path, unit: str
     axes = new_square((low - room, high + room), f"rated ({unit})", f"predicted ({unit})", title)
     if len(rated) <= 1000:
         axes.scatter(rated, predicted, s=22, color=BLUE, alpha=0.5, linewidths=0)
-    else:  # a density, as so many dots would hide each other
+    else:  # a density, because so many dots would overlap
         cells = axes.hexbin(rated, predicted, gridsize=48, mincnt=1, bins="log", linewidths=0.2)
         axes.figure.colorbar(cells, shrink=0.6, format="{x:.0f}", label="pictures in a cell")
     write_figure(axes.figure, path)
 
 
 def save_reliability(probability: np.ndarray, preference: np.ndarray, path: Path, title: str) -> None:
-    """Draw how often people preferred a photograph against how often the prediction says they do. Each pair
-    counts from both sides, so that it does not matter which photograph is named first.
+    """Draw how often people preferred a photograph against how often they were predicted to. Each pair counts
+    from both sides, so that it does not matter which photograph comes first.
 
     Args:
-        probability, preference: (m,) P(the first of a pair is preferred), in [0, 1], predicted and real.
+        probability, preference: (m,), the predicted and the real share who prefer the first, in [0, 1].
     """
     predicted = np.concatenate([probability, 1 - probability])  # (2m,)
     real = np.concatenate([preference, 1 - preference])
@@ -147,7 +147,7 @@ def new_square(limits: tuple[float, float], across: str, up: str, title: str) ->
 
 
 def save_confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title: str) -> None:
-    """Draw a confusion matrix: each cell says its count and share of the row, and is coloured by the share.
+    """Draw a confusion matrix: each cell shows its count and share of the row, and is coloured by the share.
 
     Args:
         counts: (E, E) pictures, rows true, columns predicted. A row of zeros stays grey.
@@ -181,7 +181,7 @@ def save_emotion_bars(
     """Draw how many pictures of each emotion are high and low, as on the page of the IAE data set.
 
     Args:
-        groups: for each panel, such as "labels" and "predictions", the numbers (E,) of high and of low ones.
+        groups: for each panel, such as "labels" and "predictions", (E,) numbers of high and low pictures.
         classes: (E,) names.
     """
     figure = new_plot(max(120 * len(classes) + 80, 700), 60 + 280 * len(groups))
@@ -240,6 +240,6 @@ def clean(axes: Axes) -> None:
 def write_figure(figure: Figure, path: Path, **settings: int) -> None:
     """Write a PNG, whole or not at all; `settings` are Pillow's, for compression."""
     with written_whole(Path(path)) as unfinished, warnings.catch_warnings():
-        # File names may hold letters that matplotlib's font lacks; they become boxes.
+        # Characters that matplotlib's font lacks, as in file names, become boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         FigureCanvasAgg(figure).print_png(unfinished, pil_kwargs=settings)

@@ -1,4 +1,4 @@
-"""Predicting a set: the settings that fit the weights, the pictures with labels, each predicted once."""
+"""Predicting a set: settings that fit the weights, pictures that have labels, one prediction for each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from eamb.weights.checkpoint import Weights
 
 
 def as_trained(config: Config, weights: Weights, given: dict[str, object] | None = None) -> Config:
-    """The config with all that the weights decide: task, backbone, picture size, and the set's threshold.
+    """The config with what the weights decide: task, backbone, picture size, the set's threshold.
 
     Args:
         given: the settings that the user gave, by flat key.
@@ -52,8 +52,8 @@ def as_trained(config: Config, weights: Weights, given: dict[str, object] | None
 
 
 def is_cross_set(weights: Weights, rated: RatedSet) -> bool:
-    """Whether the network was trained on another set than this one. Every csv is called csv; those differ if
-    the ratings go beyond the scale of the weights."""
+    """Whether the network was trained on another set than this one. Every csv set is called "csv": it counts
+    as another one if its ratings go beyond the scale of the weights."""
     trained = weights.scale or rated.scale  # an emotion network has no scale
     inside = trained.minimum <= rated.scale.minimum and rated.scale.maximum <= trained.maximum
     return rated.name not in weights.description["dataset"].split("+") or not inside
@@ -67,14 +67,14 @@ def has_votes(rated: RatedSet) -> np.ndarray:
 
 
 def labelled(rated: RatedSet, task: str) -> RatedSet:
-    """The pictures that have what the task needs: a rating, or emotion votes. The others are left out; a
-    ValueError if those are all."""
+    """The pictures that have what the task needs: a rating, or emotion votes. Others are left out. Raises
+    ValueError if none has it."""
     usable = ~np.isnan(rated.scores) if task == "aesthetics" else has_votes(rated)
     if not usable.any():
         raise ValueError(
             f"evaluation: no picture of {rated.name} {rated.split} has a label for the task {task}"
         )
-    ids = dict.fromkeys(rated.ids[i] for i in np.flatnonzero(~usable))  # united sets repeat some
+    ids = dict.fromkeys(rated.ids[i] for i in np.flatnonzero(~usable))  # sets used together may repeat some
     left_out = [*rated.left_out, *(LeftOut(i, f"no label for the task {task}") for i in ids)]
     parts = tuple(labelled(part, task) for part in rated.parts)
     return replace(rated.take(usable), left_out=left_out, parts=parts)

@@ -1,4 +1,4 @@
-"""Predicted preferences between two photographs of a series against people's."""
+"""Predicted preferences between two photographs of a series, compared with people's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def evaluate_pairs(
 ) -> tuple[Report, engine.Predictions]:
     """The report on a pair network, or on one that scores single photographs, and its predictions.
 
-    With scores, how steeply a preference rises with their difference is fitted to the validation pairs.
+    For scores, the slope from their difference to a preference is fitted to the validation pairs.
     """
     data, scale, bootstrap = config.data, weights.scale, config.evaluate.bootstrap
     predictions = predict_set(network, rated, config, compute, show=True)
@@ -52,7 +52,7 @@ def evaluate_pairs(
 
 
 def measure_pairs(predictions: engine.Predictions, rated: PairedSet, bootstrap: int = 0) -> Report:
-    """The report on predicted preferences; a ValueError if no pair has two photographs that were decoded."""
+    """The report on predicted preferences; ValueError if no pair has both photographs decoded."""
     rated = rated.take(predictions.index)
     if not len(rated.pairs):
         raise ValueError(
@@ -60,7 +60,7 @@ def measure_pairs(predictions: engine.Predictions, rated: PairedSet, bootstrap: 
             f"e.g. {predictions.broken[0].reason}"
         )
     probability = metrics.pair_probability(predictions.prediction, rated.pairs)  # (m,)
-    low = rounded(np.minimum(probability, 1 - probability))  # the smaller side: 1 - 2e-9 must not become 1
+    low = rounded(np.minimum(probability, 1 - probability))  # the smaller share: 1 - 2e-9 must not become 1
     probability = np.where(probability > 0.5, 1 - low, low)
     ids = np.array(rated.ids)[rated.pairs]  # (m, 2)
     columns = {"series": rated.pair_series, "first": ids[:, 0], "second": ids[:, 1]}
@@ -73,7 +73,7 @@ def measure_pairs(predictions: engine.Predictions, rated: PairedSet, bootstrap: 
 
 
 def compare_pairs(title: str, columns: dict[str, np.ndarray], bootstrap: int = 0) -> Report:
-    """Predicted preferences against people's, from nothing but the columns of predictions.csv.
+    """The report on predicted preferences, from the columns of predictions.csv alone.
 
     Args:
         columns: series, first, second, preference and prediction, (m,) each.
@@ -83,7 +83,7 @@ def compare_pairs(title: str, columns: dict[str, np.ndarray], bootstrap: int = 0
     report = Report(title, metrics.pair_metrics(*arrays), columns)
     names, places = np.unique(np.stack([columns["first"], columns["second"]], axis=1), return_inverse=True)
     ranks = metrics.series_ranks(series, places.reshape(-1, 2), *arrays)
-    kept = ~np.isnan(ranks["krcc"])  # (S,) people rank some photographs above others
+    kept = ~np.isnan(ranks["krcc"])  # (S,) False where people prefer no photograph
     ranks = (ranks["krcc"][kept], ranks["best"][kept])
 
     def series_metrics(krcc: np.ndarray, best: np.ndarray) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Predicted scores against people's ratings."""
+"""Predicted scores, compared with people's ratings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def evaluate_scores(
     compute: engine.Compute,
     reader: SetReader,
 ) -> tuple[Report, engine.Predictions]:
-    """The report on a network that scores pictures, with emotions where it predicts them; its predictions."""
+    """The report on a network that scores pictures (and emotions, if it predicts them); its predictions."""
     predictions = predict_set(network, rated, config, compute, show=True)
     twins, notes = find_twins(rated, reader)
     reason = emotions.why_not_measured(weights, rated)
@@ -49,7 +49,7 @@ def measure_scores(
 
     Args:
         bootstrap: resamples for the intervals; 0: none.
-        weights: the network's, if they may have been trained on another set; None if on this one.
+        weights: the network's, if it may have been trained on another set; None: trained on this one.
         description: the network's, if its emotions are to be measured.
         twins: as in `compare_scores`.
     """
@@ -81,13 +81,13 @@ def compare_scores(
     correlations_only: bool = False,
     twins: Collection[str] = (),
 ) -> Report:
-    """Scores against ratings, from nothing but the columns of predictions.csv, so that anyone can repeat it.
+    """The report on scores, from the columns of predictions.csv alone, so that anyone can repeat it.
 
     Args:
         columns: "id", "prediction" and, for a distribution, "p_<rating>"; (n,) each, in the order of the set.
         labels: the prediction is the probability of "high".
         correlations_only: the prediction is in another unit than the ratings.
-        twins: ids of pictures that are in training too: all is measured without them as well.
+        twins: ids of pictures that are also in training: everything is measured without them too.
     """
     predicted, (scores, threshold) = columns["prediction"], truth(rated, labels)
     arrays = [predicted, scores]
@@ -129,7 +129,7 @@ def compare_scores(
 
 
 def truth(rated: RatedSet, labels: bool) -> tuple[np.ndarray, float]:
-    """What predictions are compared with, (n,) ratings, or 0 and 1 for labels; and the threshold of high."""
+    """What predictions are compared with, (n,): ratings, or 0 and 1 for labels; and the threshold of high."""
     return (rated.high().astype(float), 0.5) if labels else (rated.scores, rated.scale.threshold)
 
 

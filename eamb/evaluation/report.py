@@ -77,7 +77,7 @@ class Report:
 
 
 def without_nan(value):
-    """The same value with None for NaN and infinity, which JSON does not have."""
+    """The same value with None in place of NaN and infinity, which JSON lacks."""
     if isinstance(value, dict):
         return {name: without_nan(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
@@ -91,19 +91,19 @@ def write_columns(path: Path, columns: dict[str, Sequence]) -> None:
 
 
 def rounded(values: np.ndarray) -> np.ndarray:
-    """(...) float64 with eight significant digits; a float32 has fewer. Done before anything is measured, so
-    that the metrics are exactly those of predictions.csv."""
+    """(...) float64 with eight significant digits; a float32 has fewer. Metrics are computed from rounded
+    values, so that they are exactly those of predictions.csv."""
     return np.array([float(f"{value:.8g}") for value in values.ravel()]).reshape(values.shape)
 
 
 def table(values: dict[str, float], intervals: dict[str, tuple[float, float]] | None = None) -> str:
-    """Metrics as aligned text, one a line, followed by the interval if there is one."""
+    """Metrics as aligned text, one per line, each followed by its interval if there is one."""
     intervals, threshold = intervals or {}, values.get("threshold")
     rows = [("", "", "95 % interval")] if intervals else []
     for name, value in values.items():
         kind, _, rest = name.partition("_")
         term = metrics.TERMS.get(name, name)
-        if name == "threshold":  # it stands in the names of the accuracies
+        if name == "threshold":  # the names of the accuracies show it
             continue
         if kind == "recall":
             term = f"recall of {rest}"
@@ -124,7 +124,7 @@ def versions(folder: Path = Path(__file__).parents[2]) -> dict[str, str | bool]:
     The revision is "unknown" if `folder` is no git checkout. `dirty`: tracked files have changed since.
     """
     result = {name: version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")}
-    # Naming .git: a repository further up is not the program's.
+    # --git-dir, because a repository in a parent folder is not the program's.
     command = ["git", f"--git-dir={folder / '.git'}", f"--work-tree={folder}"]
     options = {"capture_output": True, "text": True, "check": True}
     try:

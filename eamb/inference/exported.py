@@ -1,11 +1,11 @@
-"""Runs a network that scripts/export.py wrote, with OpenVINO in the place of PyTorch.
+"""Runs a network that scripts/export.py wrote, with OpenVINO instead of PyTorch.
 
     from eamb.inference.exported import Exported
     network = Exported("eambnet_lite_para.onnx")
-    [(_, output)] = network.outputs([batch], batch_size=16)  # as engine.outputs gives it
+    [(_, output)] = network.outputs([batch], batch_size=16)  # as engine.outputs yields it
 
-The file is ONNX (fp32), or a zip of OpenVINO's own form (int8), and says in its metadata all that a file of
-weights says. OpenVINO is imported when a file is opened, and needed by nobody else.
+The file is ONNX (fp32) or a zip of OpenVINO's own format (int8). Its metadata hold everything that a file of
+weights holds besides tensors. OpenVINO is imported only when such a file is opened.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from eamb.runtime.engine import filled_up
 from eamb.weights import checkpoint
 
 KEY = "eambnet"  # of the metadata
-PLACE = ["framework", KEY]  # where OpenVINO puts what ONNX has under the key
+PLACE = ["framework", KEY]  # where OpenVINO keeps ONNX's metadata of that key
 PARTS = ("network.xml", "network.bin")  # of a zip
 ENDINGS = {"fp32": ".onnx", "int8": ".int8"}  # of the file, by precision
 INPUT = "images"  # uint8 (N, 3, H, W), RGB
@@ -36,7 +36,7 @@ def metadata(weights: checkpoint.Weights, export: dict) -> str:
     """Everything but the tensors, as JSON.
 
     Args:
-        export: what the file adds: "precision" and how it was compared.
+        export: what is known only of the export: "precision" and the differences from PyTorch.
     """
     ids = {checkpoint.IDS: weights.training_ids, checkpoint.EMOTION_IDS: weights.emotion_training_ids}
     texts = {name: base64.b64encode(values.astype("<i8")).decode() for name, values in ids.items()}
@@ -47,7 +47,7 @@ def parse_metadata(text: str, path: Path | str) -> tuple[checkpoint.Weights, dic
     """What `metadata` wrote: weights without tensors, and the export.
 
     Raises:
-        ValueError: it is damaged or of another version, or the description does not fit itself.
+        ValueError: it is damaged or of another version, or the description contradicts itself.
     """
     try:
         values = json.loads(text)
@@ -64,7 +64,7 @@ def parse_metadata(text: str, path: Path | str) -> tuple[checkpoint.Weights, dic
 
 
 def openvino():
-    """The package, imported only here; raises ValueError where it is not installed."""
+    """The package, imported only here; raises ValueError if it is not installed."""
     try:
         import openvino
     except ImportError as error:
@@ -78,17 +78,17 @@ class Exported:
     """A network in a file that scripts/export.py wrote, compiled for the CPU.
 
     Args:
-        precision: "fp32" or "int8", which the file must have; None takes whichever it has.
-        streams: calls that may run at a time, each with its part of torch's threads.
+        precision: "fp32" or "int8", which the file must have; None accepts either.
+        streams: calls that may run at the same time, each with its share of torch's threads.
 
     Attributes:
-        weights: the description that travels with the file, and no tensors.
-        export: its precision and how far it was from PyTorch when it was written.
+        weights: the description stored in the file, without tensors.
+        export: its precision, and how much it differed from PyTorch when it was written.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no OpenVINO, a damaged file, one that scripts/export.py did not write, another precision;
-            output for a black picture that is not numbers or other than the description says.
+        ValueError: OpenVINO is missing; the file is damaged, not from scripts/export.py, or of another
+            precision; its output for a black picture is not finite or does not fit the description.
     """
 
     def __init__(self, path: Path | str, precision: str | None = None, streams: int = 1):
@@ -102,7 +102,7 @@ class Exported:
             else:
                 model = core.read_model(content)
             text = model.get_rt_info(PLACE).value
-        except (RuntimeError, zipfile.BadZipFile, KeyError) as error:  # of whatever is wrong with it
+        except (RuntimeError, zipfile.BadZipFile, KeyError) as error:  # whatever is wrong with the file
             raise ValueError(
                 f"exported: {path} was not written by scripts/export.py, is cut off or damaged; export a "
                 "checkpoint with python scripts/export.py CHECKPOINT OUT"
@@ -114,7 +114,7 @@ class Exported:
                 f"exported: {path} computes in {self.precision}, asked for was {precision}; "
                 "export it anew, with --int8 for int8 and without for fp32"
             )
-        for node in model.get_ops():  # what activations like ReLU6 would hide
+        for node in model.get_ops():  # activations like ReLU6 would hide NaN
             values = node.data if node.get_type_name() == "Constant" else np.empty(0)
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise ValueError(
@@ -156,7 +156,7 @@ class Exported:
 
 
 def pack(path: Path, network, metadata: str) -> None:
-    """Writes OpenVINO's own form, two files, as one: a zip, whose checksums tell a damaged one."""
+    """Writes OpenVINO's own format, two files, as one zip, whose checksums reveal damage."""
     network.set_rt_info(metadata, PLACE)
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path, "w") as parts:
         openvino().serialize(network, *(Path(folder, name) for name in PARTS))

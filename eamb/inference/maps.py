@@ -1,6 +1,6 @@
 """The folder of pictures and arrays that explain each score."""
 
-# Paths are plain texts here: names that are no UTF-8 stay as they came.
+# Paths are plain strings here, so that names that are not UTF-8 stay unchanged.
 # ruff: noqa: PTH119
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from eamb.inference.photographs import PictureFile
     from eamb.inference.scorer import Scored, Scorer
 
-LONGEST_NAME = 230  # bytes; an ending and a temporary name come on top, and file systems take 255
+LONGEST_NAME = 230  # bytes; endings and temporary names add to it, and file systems allow 255
 UNTRAINED_MAP = "map of an emotion branch never trained on emotions"
 
 
 class MapFolder:
-    """Writes what explains scores, in sub-folders like the pictures' own.
+    """Writes panels and arrays that explain scores, in sub-folders like the pictures' own.
 
-    Per picture a panel as PNG; with `raw` also the maps at feature resolution, `<name>.eam.npy` (h, w) and
-    `<name>.cam.npy` (E, h, w), float32, and once `emotions.txt`, the names of the E classes.
+    Each picture gets a panel (PNG); with `raw` also its maps at feature resolution, `<name>.eam.npy` (h, w)
+    and `<name>.cam.npy` (E, h, w), float32. `emotions.txt` then names the E classes.
     """
 
     def __init__(self, folder: Path, scorer: Scorer, raw: bool):
-        # Here, as matplotlib takes a second to load, and the processes that draw do without torch.
+        # Imported here: matplotlib takes a second to load, and drawing processes need no torch.
         from eamb.inference import panels
 
         self.folder, self.scorer, self.raw, self.panels = folder, scorer, raw, panels
@@ -49,13 +49,13 @@ class MapFolder:
         self.pictures[path] = self.panels.shrink(picture)
 
     def write_all(self, results: Iterable[tuple[PictureFile, Scored]], processes: int) -> Iterator[Scored]:
-        """Writes what explains each score, and gives the score when that is on the disk, in order.
+        """Writes panel and arrays of each score, and yields the scores in order, each once these are written.
 
-        A score whose panel could not be drawn comes with the reason as its `error`.
+        If a panel could not be drawn, its score has the reason as `error`.
 
         Args:
-            results: pictures with their scores; `keep` has them.
-            processes: that draw; below 2 a thread of this process does.
+            results: pictures, which `keep` has received, with their scores.
+            processes: how many draw; below 2, a thread of this process draws.
         """
         waiting: deque[tuple[Scored, Future | None]] = deque()
         with panel_drawers(processes) as drawers:
@@ -98,13 +98,13 @@ class MapFolder:
         return drawers.submit(self.panels.save_panel, self.folder / f"{name}.png", image, explanation)
 
     def resume(self, written: Iterable[tuple[PictureFile, str | None]]) -> None:
-        """Goes on behind an interrupted run: removes what it was writing, passes over what it wrote.
+        """Continues an interrupted run: removes its unfinished files, and skips what it finished.
 
         Args:
-            written: the pictures that it scored, and for each the error that its row has.
+            written: the pictures that it scored, each with the error in its row.
 
         Raises:
-            ValueError: a panel or an array is missing without an error.
+            ValueError: a panel or an array is missing though the row has no error.
         """
         for ending in ("png", "npy", "emotions.txt"):
             for path in self.folder.rglob(f".*{ending}.*.tmp"):
@@ -133,10 +133,10 @@ class MapFolder:
 
 
 def with_outcome(scored: Scored, drawing: Future | None) -> Scored:
-    """The score when its panel is on the disk, with the reason as `error` if it could not be drawn.
+    """Waits for the panel and returns the score, with the reason as `error` if it could not be drawn.
 
     Raises:
-        OSError: no panel can be written any more.
+        OSError: a drawing process died, or a panel cannot be written.
     """
     try:
         if drawing:
@@ -150,15 +150,15 @@ def with_outcome(scored: Scored, drawing: Future | None) -> Scored:
 
 
 def panel_drawers(processes: int) -> Executor:
-    """What draws panels: so many processes, which do not get Ctrl-C; below 2 a thread of this one."""
+    """The pool that draws panels: processes that ignore Ctrl-C, or one thread if `processes` is below 2."""
     if processes < 2:
         return ThreadPoolExecutor(1)
-    spawn = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half
+    spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     return ProcessPoolExecutor(processes, spawn, start_drawing)
 
 
 def start_drawing() -> None:
-    """A process that draws leaves Ctrl-C to its parent, and ends with it even if that is killed."""
+    """Makes a drawing process ignore Ctrl-C, and end with its parent even if that is killed."""
 
     def end_with_parent() -> None:
         multiprocessing.parent_process().join()

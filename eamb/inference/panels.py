@@ -1,7 +1,7 @@
 """One picture explained: the map over it, its score among the training ratings, the strongest emotions' maps.
 
-A panel is laid out by hand, in pixels from its upper left corner, because a picture's shape decides where the
-rest has room.
+A panel is laid out by hand, in pixels from its upper left corner, because the picture's shape decides where
+there is room for the rest.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from PIL import Image
 from eamb.evaluation import figures
 from eamb.evaluation.figures import BLUE, FAINT, GRID, INK, add_axes, overlay, write
 
-# Pixels, as everything here but sizes of letters, which are points.
+# In pixels, like everything here except font sizes, which are in points.
 PANEL_WIDTH, MARGIN, BETWEEN = 1200, 24, 12
 CAPTION = 30  # a line of text above a picture or a chart
 CHART, CHART_LABELS = 72, 26  # heights
@@ -32,7 +32,7 @@ SHOWN_EMOTIONS = 3
 
 @dataclass(frozen=True)
 class Explanation:
-    """What is said about a picture.
+    """What a panel shows about a picture.
 
     title: usually the file's name.
     score: in words, with its scale: "3.72 of 1 to 5, above 81 % of the training ratings".
@@ -71,12 +71,12 @@ class Box(NamedTuple):
 
 
 def save_panel(path: Path, image: np.ndarray, explanation: Explanation) -> None:
-    """Write `panel` as a PNG, by run lengths: a quarter of the time of zlib's usual search, 5 % larger."""
+    """Write `panel` as a PNG with run-length compression: a quarter of zlib's usual time, 5 % larger."""
     figures.write_figure(panel(image, explanation), path, compress_type=zlib.Z_RLE)
 
 
 def shrink(picture: Image.Image) -> np.ndarray:
-    """An RGB picture as large as a panel shows it, (h, w, 3) uint8."""
+    """An RGB picture at the size that a panel shows, (h, w, 3) uint8."""
     size = fit(picture.width / picture.height, WIDEST, TALLEST)
     return np.asarray(picture.resize(size, Image.Resampling.LANCZOS))
 
@@ -96,7 +96,7 @@ def panel(image: np.ndarray, explanation: Explanation) -> Figure:
 
     aspect = image.shape[1] / image.shape[0]
     size = fit(aspect, WIDEST, TALLEST)
-    content = max(2 * size[0] + BETWEEN, 740)  # there is room for words beside a thin strip too
+    content = max(2 * size[0] + BETWEEN, 740)  # leaves room for text beside a narrow picture
     left = (PANEL_WIDTH - content - COLOUR_BAR_ROOM) // 2
     box = Box(left, 100, *size)
     bottom = box.bottom
@@ -112,7 +112,7 @@ def panel(image: np.ndarray, explanation: Explanation) -> Figure:
     figure = figures.new_figure(PANEL_WIDTH, bottom + MARGIN)
     write(figure, left, 34, explanation.title, size=15, weight="bold")
     write(figure, left, 62, explanation.score, size=13)
-    picture = resize_image(image, box)  # once: photographs are large, and all else is smaller
+    picture = resize_image(image, box)  # once, because photographs are large; the rest uses this copy
     show(figure, box, picture, "picture")
     map_box = box._replace(left=box.left + box.width + BETWEEN)
     show(figure, map_box, overlay(picture, explanation.emotion_map), "map")
@@ -137,7 +137,7 @@ def panel(image: np.ndarray, explanation: Explanation) -> Figure:
 
 
 def fit(aspect: float, widest: int, tallest: int) -> tuple[int, int]:
-    """The largest width and height of a ratio that a room allows, whole pixels, at least one each."""
+    """The largest width and height of an aspect ratio that fit, in whole pixels, at least 1 each."""
     width = min(widest, tallest * aspect)
     return max(round(width), 1), max(round(width / aspect), 1)
 
@@ -148,7 +148,7 @@ def resize_image(image: np.ndarray, box: Box) -> np.ndarray:
 
 
 def show(figure: Figure, box: Box, pixels: np.ndarray, label: str) -> None:
-    """Show (H, W, 3) uint8 pixels in a box of the same size, one to one."""
+    """Show (H, W, 3) uint8 pixels unscaled, in a box of the same size."""
     axes = add_axes(figure, box, label)
     axes.set_axis_off()
     left, bottom, *_ = axes.get_window_extent().bounds
@@ -159,7 +159,7 @@ def draw_training_ratings(figure: Figure, box: Box, explanation: Explanation) ->
     """How often each rating was given in training; those below the picture's score are blue."""
     ratings, value = explanation.training_ratings, explanation.value
     low, high = min(*explanation.ends, value, ratings[0]), max(*explanation.ends, value, ratings[-1])
-    # Quantiles at evenly spaced shares are a sample of the ratings in which each counts alike.
+    # Evenly spaced quantiles are a sample of the ratings with equal weights.
     counts, edges = np.histogram(ratings, bins=40, range=(low, high))
     axes = add_axes(figure, box, "training ratings")
     axes.stairs(counts, edges, fill=True, color=GRID)
@@ -183,13 +183,13 @@ def draw_predicted_ratings(figure: Figure, box: Box, explanation: Explanation) -
 
 
 def draw_shares(axes: Axes, shares: Mapping[float, float], **style: object) -> BarContainer:
-    """A bar for the share of each rating, a fifth of the space between two ratings apart."""
+    """A bar for each rating's share; the gap is a fifth of the distance between two ratings."""
     step = np.diff(sorted(shares)).min() if len(shares) > 1 else 1.0
     return axes.bar(list(shares), list(shares.values()), width=0.8 * step, **style)
 
 
 def finish_chart(axes: Axes, box: Box, words: str, **style: object) -> None:
-    """Words above, ratings below, no frame."""
+    """Puts `words` above a chart and ratings below it, without a frame."""
     write(axes.figure, box.left, box.top - 10, words, **{"size": 10, "color": FAINT} | style)
     axes.spines[["left", "right", "top"]].set_visible(False)
     axes.spines["bottom"].set_color(FAINT)

@@ -1,6 +1,6 @@
 """Finding the photographs that files, folders, globs and lists name, and dividing them into shards."""
 
-# Paths are plain texts here: names that are no UTF-8 stay as they came.
+# Paths are plain strings here, so that names that are not UTF-8 stay unchanged.
 # ruff: noqa: PTH111, PTH112, PTH114, PTH118, PTH120, PTH122
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from eamb.readers.decoding import PICTURE_ENDINGS
 
 
 class PictureFile(NamedTuple):
-    """A picture to score, and the folder that was searched for it; its own if it was named itself."""
+    """A picture to score, and the searched folder it was found in; its own folder if it was named itself."""
 
     path: str
     folder: str
@@ -28,25 +28,25 @@ class PictureFile(NamedTuple):
 def find_pictures(
     arguments: Sequence[str], shard: Shard | None = None, maps: Sequence[Path] = ()
 ) -> list[PictureFile]:
-    """The pictures that a command line names, each file once, in the order of naming; or a part of them.
+    """The pictures that a command line names, each file once, in that order; or a shard of them.
 
-    A named file is taken whatever its ending, even if it is missing: its row will say so. Of a folder all
-    below it that has a picture's ending, sorted; what else it holds is counted on standard error.
+    A named file is taken whatever its ending, even if it is missing: its row will say so. A folder gives all
+    files below it with a picture's ending, sorted; how many others it has is printed on standard error.
 
     Args:
         arguments: paths, globs, or - for the list on standard input.
-        maps: the folders that the run itself, with all its parts, writes pictures into, and perhaps did
-            before it was interrupted.
+        maps: folders into which this run, or another shard of it, writes pictures, perhaps already before an
+            interruption; they are not searched.
 
     Raises:
-        ValueError: nothing was named, or no picture is in it.
-        FileNotFoundError: nothing of it exists.
+        ValueError: nothing was named, or what was named holds no picture.
+        FileNotFoundError: none of the pictures exists.
     """
     if not arguments:
         raise ValueError(
             "predict: which pictures? Name files, folders or globs, or - for a list on standard input"
         )
-    pictures: dict[str, PictureFile] = {}  # by where the file really lies
+    pictures: dict[str, PictureFile] = {}  # by real path
     passed_over: Counter[str] = Counter()
     real_folder = functools.cache(os.path.realpath)
     for path in named_paths(arguments):
@@ -70,7 +70,7 @@ def find_pictures(
 
 
 def named_paths(arguments: Sequence[str]) -> Iterator[str]:
-    """The paths that words of the command line stand for."""
+    """The paths that command-line arguments stand for."""
     listed = functools.cache(list_folder)
     for argument in arguments:
         if argument == "-":
@@ -105,7 +105,7 @@ def expand_glob(pattern: str) -> list[str]:
     def is_hidden(path: Path) -> bool:
         return any(part.startswith(".") for part in path.parts)
 
-    # Not glob.glob, whose ** follows linked folders: two links back to the top would keep it busy for ever.
+    # Not glob.glob, whose ** follows linked folders: with two links to the top it would never end.
     matches = sorted(base.glob(str(rest)))
     return [str(path) for path in matches if is_hidden(rest) or not is_hidden(path.relative_to(base))]
 
@@ -113,7 +113,7 @@ def expand_glob(pattern: str) -> list[str]:
 def search_folder(folder: str, passed_over: Counter[str]) -> Iterator[str]:
     """Everything below a folder that has a picture's ending, sorted; does not follow linked folders.
 
-    A folder that cannot be listed is taken for a picture: its row will say why.
+    A folder that cannot be listed is returned like a picture: its row will say why.
     """
     unreadable: list[str] = []
     for parent, folders, files in os.walk(folder, onerror=lambda error: unreadable.append(error.filename)):
@@ -137,21 +137,21 @@ class Shard(NamedTuple):
     count: int
 
     def take(self, pictures: dict[str, PictureFile]) -> list[PictureFile]:
-        """Every count-th of the pictures (by where they really lie) in the order of those places.
+        """Every count-th of the pictures, sorted by real path (the keys).
 
-        All parts of the same files together are all pictures, each once, however they were named. They stay
-        in the order in which they were named.
+        The shards of the same files together hold each picture once, however they were named. Within a shard
+        pictures keep the order in which they were named.
         """
         part = set(sorted(pictures)[self.number - 1 :: self.count])
         return [picture for place, picture in pictures.items() if place in part]
 
     def target(self, path: Path | None) -> Path | None:
-        """What this part writes where the whole would write `path`: scores.csv -> scores.1of4.csv."""
+        """The file that this shard writes in place of `path`: scores.csv -> scores.1of4.csv."""
         return path and path.with_name(f"{path.stem}.{self.number}of{self.count}{path.suffix}")
 
 
 def choose_shard(text: str | None) -> Shard | None:
-    """The part that --shard names, as in "2/8"; None for all pictures. Raises ValueError for no such part."""
+    """The shard that --shard names, as in "2/8"; None: all pictures. Raises ValueError for bad text."""
     if text is None:
         return None
     number, _, count = text.partition("/")
@@ -161,9 +161,9 @@ def choose_shard(text: str | None) -> Shard | None:
 
 
 def torchrun_shard(options: argparse.Namespace) -> Shard | None:
-    """The part of a process that torchrun started among several; None for any other process.
+    """The shard of this process if torchrun started several, else None.
 
-    Raises ValueError where all would do one part, or each would read a piece of one list.
+    Raises ValueError for --shard and for a list on standard input, which several processes cannot share.
     """
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count == 1:

@@ -67,7 +67,7 @@ def predict(options: argparse.Namespace) -> int:
     results = remaining(scorer, pictures, rows, output, maps)
     if maps:
         cores = torch.get_num_threads() if options.workers == -1 else options.workers
-        # Fewer than 8 panels are drawn in the time that a process takes to start.
+        # Starting a process takes as long as drawing about 8 panels.
         results = maps.write_all(results, min(cores, (len(pictures) - len(rows)) // 8))
     else:
         results = (scored for _, scored in results)
@@ -77,16 +77,16 @@ def predict(options: argparse.Namespace) -> int:
     with open_rows(output, mode, columns, options.excel) as write, bar, closing(results):
         for scored in results:
             failed += bool(scored.error)
-            write(as_row(scored, columns))  # behind its maps: a picture with a row has them
+            write(as_row(scored, columns))  # after its maps, so that every picture with a row has them
             bar.update()
     written = "".join(f", {target} written" for target in (output, folder) if target)
     print(f"{len(pictures) - failed} of {len(pictures)} pictures scored{written}", file=sys.stderr)
-    # Were it 1 among others, torchrun would end those that are not ready yet.
+    # With exit code 1, torchrun would kill the processes that are still scoring.
     return 1 if failed and not part else 0
 
 
 def check_options(options: argparse.Namespace, output: Path | None, folder: Path | None) -> None:
-    """Refuses what does not fit together, or would overwrite something, before any work is done."""
+    """Refuses options that contradict each other or would overwrite something, before any work is done."""
     if options.engine and is_exported(options.checkpoint) != (options.engine == "openvino"):
         raise ValueError(
             f"predict: --engine {options.engine} cannot run {options.checkpoint or 'the shipped weights'}; "
@@ -98,7 +98,7 @@ def check_options(options: argparse.Namespace, output: Path | None, folder: Path
         raise ValueError("predict: --excel is for a csv; add --output FILE.csv")
     if options.maps_raw and folder is None:
         raise ValueError("predict: --maps-raw writes beside the panels of --maps; add --maps DIR")
-    if output is not None and not output.exists():  # else it is opened before the first picture
+    if output is not None and not output.exists():  # an existing file is opened before the first picture
         check_output("predict", output.parent)
     if folder is not None:
         check_output("predict", folder)
@@ -119,9 +119,9 @@ def remaining(
     output: Path | None,
     maps: MapFolder | None,
 ) -> Iterator[tuple[PictureFile, Scored]]:
-    """The pictures behind those that have rows, scored.
+    """The pictures after those that have rows, with their scores.
 
-    Raises ValueError if the last score of an interrupted run, computed once more, is another.
+    The last score of an interrupted run is computed again; raises ValueError if it differs.
     """
     first = max((number for number, row in enumerate(rows) if row["score"] is not None), default=len(rows))
     results = scorer.score_all((picture.path for picture in pictures), first, maps.keep if maps else None)

@@ -23,16 +23,16 @@ from eamb.network.outputs import Scale
 SCORE_COLUMNS = ("score", "score_min", "score_max", "score_std", "percentile")
 COLUMNS = ("path", *SCORE_COLUMNS, "emotion", "emotion_probability", "error")  # of every table
 FORMATS = (".csv", ".jsonl")
-NOTE = "note: "  # in the column of errors, before what is wrong with a file that was scored nevertheless
+NOTE = "note: "  # begins an error cell that is only a note on a file that was scored
 
 
 def column_names(scale: Scale, emotions: Sequence[str]) -> list[str]:
-    """Columns of a table: those of every table, one per emotion of `emotions`, one per rating bin."""
+    """Columns of a table: COLUMNS, one per emotion of `emotions`, one per rating bin."""
     return [*COLUMNS, *(f"emotion_{name}" for name in emotions), *(f"p_{value:g}" for value in scale.bins)]
 
 
 def as_row(scored: Scored, columns: Sequence[str]) -> dict[str, str | float | None]:
-    """The values of the columns, numbers with six significant digits, None where there is nothing to say."""
+    """The values of the columns, numbers with six significant digits, None where there is no value."""
     values = {name: getattr(scored, name) for name in COLUMNS}
     values["error"] = scored.error or (scored.note and NOTE + scored.note)
     values |= {f"emotion_{name}": value for name, value in scored.emotions.items()}
@@ -41,7 +41,7 @@ def as_row(scored: Scored, columns: Sequence[str]) -> dict[str, str | float | No
 
 
 def write_table_row(file: TextIO, columns: Sequence[str], row: dict | None) -> None:
-    """A row of aligned columns for people, None: the header. The path stands last, as it has any length."""
+    """Writes a row of aligned columns (None: the header). Paths vary in length, so they come last."""
     shown = ["score", "percentile", "emotion", *(name for name in columns if name.startswith("emotion_"))]
     shown.remove("emotion_probability")
     cells, path = shown, "path"
@@ -52,7 +52,7 @@ def write_table_row(file: TextIO, columns: Sequence[str], row: dict | None) -> N
         values = [(row[name], forms[name]) for name in shown]
         cells = [format(value, form) if isinstance(value, float) else value or "-" for value, form in values]
     line = "".join(f"{cell:>{max(len(name), 11)}}  " for name, cell in zip(shown, cells, strict=True)) + path
-    tqdm.write(line, file=file)  # around the progress bar, which may be on the same screen
+    tqdm.write(line, file=file)  # does not break the progress bar on the same terminal
     file.flush()
 
 
@@ -60,7 +60,7 @@ def write_table_row(file: TextIO, columns: Sequence[str], row: dict | None) -> N
 def open_rows(
     output: Path | None, mode: str, columns: Sequence[str], excel: bool = False
 ) -> Iterator[Callable[[dict], None]]:
-    """A function that writes a row at once and whole, to the file or as a table to standard output.
+    """Yields a function that writes a whole row at once, to the file or as a table to standard output.
 
     Args:
         mode: "x" for a new file, "w" to overwrite one, "a" to go on with one.
@@ -89,19 +89,19 @@ def open_rows(
 def read_rows(
     output: Path, columns: Sequence[str], pictures: Sequence[PictureFile]
 ) -> tuple[list[dict], int]:
-    """The whole rows of an interrupted run, and how many bytes of the file they take with the header.
+    """The complete rows of an interrupted run, and the bytes that they and the header take in the file.
 
-    What follows them is a row, or the header, that was being written when the run ended.
+    Any bytes after that are a row, or the header, that was being written when the run ended.
 
     Returns:
-        Rows by column; the score is a number, or None where there is none.
+        Rows as dicts by column, the score as a number or None; the number of bytes.
 
     Raises:
         ValueError: a row is damaged or has other columns, or the rows are not those of the first pictures.
     """
     content, as_csv, rows = output.read_bytes(), output.suffix.lower() == ".csv", []
     whole = content[: content.rfind(b"\n") + 1]
-    while as_csv and whole.count(b'"') % 2:  # that line break is in a path, in quotes
+    while as_csv and whole.count(b'"') % 2:  # the last line break is in a quoted path
         whole = whole[: whole.rfind(b"\n", 0, -1) + 1]
     try:
         lines = io.StringIO(whole.decode("utf-8-sig"), newline="")

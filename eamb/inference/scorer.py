@@ -33,23 +33,23 @@ from eamb.runtime.distributed import choose_device
 from eamb.runtime.precision import choose_precision
 from eamb.weights.checkpoint import Weights, load_weights
 
-ODDS = Scale("score", -np.inf, np.inf, 0.0)  # of a pair network, which has no scale
+ODDS = Scale("score", -np.inf, np.inf, 0.0)  # for pair networks, which have no scale
 SHIPPED = Path(__file__).parents[2] / "checkpoints" / "eambnet_lite_para.safetensors"
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One picture's figures; of a picture that cannot be decoded only `path` and `error`.
+    """The result for one picture; only `path` and `error` if it cannot be decoded.
 
     path: as it was given.
-    score: in the unit of the training set's ratings, whose scale runs from score_min to score_max; of a
-        network for high/low labels the probability of "high", 0 to 1.
+    score: in the unit of the training set's ratings, whose scale runs from score_min to score_max; for a
+        network of high/low labels the probability of "high", 0 to 1.
     score_std: standard deviation of the predicted rating distribution, same unit; None for other networks.
-    percentile: share of the training ratings below the score, 0 to 100; None if the weights do not know it.
+    percentile: share of the training ratings below the score, 0 to 100; None if the weights lack them.
     emotion, emotion_probability: the strongest emotion and its probability, 0 to 1; None if the network's
         emotion branch was never trained on emotions.
     error: why there is no score.
-    note: what is wrong with a file that has a score nevertheless.
+    note: what is wrong with a file that was scored all the same.
     emotions: probability of every emotion by name; they sum to 1. Empty if the branch was never trained.
     distribution: predicted share of each rating, summing to 1; empty for networks that give a score only.
     emotion_map: (h, w) float32, the emotion-aware map in [0, 1].
@@ -78,27 +78,27 @@ class Scorer:
 
     Args:
         checkpoint: weights for aesthetics, .pt or .safetensors, or what scripts/export.py wrote; the shipped
-            weights by default. A pair network (`eamb.network.pair_networks`) will do too; its score is the
-            logarithm of odds, of which only differences within one series of photographs mean something.
+            weights by default. A pair network (`eamb.network.pair_networks`) works too; its scores are
+            log-odds, which are comparable only within one series of photographs.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         precision: "fp32" (the default), "bf16", "fp16" or "auto" (bf16 where the device computes it);
-            exported files have one of their own.
-        batch_size: pictures at a time in `score_all`.
-        workers: threads of `score_all`. On a CPU each decodes and scores a batch with its share of the cores,
-            for another device they decode ahead. 0: the caller's thread does all; -1: one per core, up to 8.
-        maps: compute the maps of single emotions too, which runs the emotion branch once more.
-        exact: decode large JPEGs whole, as training and evaluation do. Otherwise they are decoded smaller
-            before they are resized (`decoding.decode`), several times faster.
+            an exported file has its own.
+        batch_size: pictures per batch in `score_all`.
+        workers: threads of `score_all`. On a CPU each decodes and scores batches with its share of the cores;
+            for other devices they only decode ahead. 0: the calling thread; -1: one per core, up to 8.
+        maps: also compute a map for each emotion, which runs the emotion branch a second time.
+        exact: decode large JPEGs at full size, as training and evaluation do. Otherwise they are decoded at a
+            smaller size before resizing (`decoding.decode`), which is several times faster.
 
     Attributes:
         scale: what a score means: its ends, its threshold, its rating bins.
-        emotions: names, in the order of the network; none if it has no emotion branch.
+        emotions: names, in the network's order; empty if it has no emotion branch.
         emotions_trained: False if the emotion branch was never trained on emotions, so that its names mean
             nothing; results leave them out.
-        with_class_maps: whether results have maps of single emotions; may be changed between calls.
+        with_class_maps: whether results have a map for each emotion; may be changed between calls.
 
     Raises:
-        ValueError: the weights give no score, or no maps, or another argument is out of range.
+        ValueError: the weights give no score, or no maps when asked for, or an argument is out of range.
         FileNotFoundError: there are no such weights.
     """
 
@@ -120,7 +120,7 @@ class Scorer:
         if exported and device not in ("auto", "cpu"):
             raise ValueError(f"predict: exported networks run on the CPU, not on {device}")
         self.on_cpu = exported or choose_device(device, "--device").type == "cpu"
-        # The spare cores decode for another device; on a CPU all that torch computes with decode and score.
+        # Spare cores decode for another device; on a CPU all of torch's cores decode and score.
         all_cores = workers == -1 and self.on_cpu
         self.workers = min(8, torch.get_num_threads()) if all_cores else Data(workers=workers).worker_count()
         if exported:
@@ -144,7 +144,7 @@ class Scorer:
         """Scores one picture.
 
         Raises:
-            DecodeError: the file is no picture; `score_all` reports such files instead.
+            DecodeError: the file cannot be decoded; `score_all` returns such files with an `error` instead.
         """
         path = os.fspath(path)
         notes = {}
@@ -157,21 +157,21 @@ class Scorer:
         first: int = 0,
         on_decoded: Callable[[str, Image.Image, Image.Exif], object] | None = None,
     ) -> Iterator[Scored]:
-        """Scores pictures in batches, in their order; one result per path, those with an `error` included.
+        """Scores pictures in batches; yields one result per path, in order, also for those with an `error`.
 
-        Nothing but the paths and one batch per worker is held in memory, however many there are.
+        However many pictures there are, memory holds only the paths and about one batch per worker.
 
         Args:
-            first: the number, from 0, of the first picture to give. Its batch is computed whole, so that the
-                results are to the last digit those of all pictures.
-            on_decoded: is called with each path, its picture as RGB and its EXIF before the result is given,
-                by the thread that decodes it. What it raises is the picture's error.
+            first: the index of the first picture to return. Its whole batch is computed, so that the results
+                equal those of a run over all pictures to the last digit.
+            on_decoded: called with each path, its picture as RGB and its EXIF before the result is yielded,
+                in the thread that decodes it. If it raises, that becomes the picture's error.
         """
         paths = [os.fspath(path) for path in paths]
         batch_size = max(1, min(self.batch_size, -(-len(paths) // max(1, self.workers))))
         starts = range(first - first % batch_size, len(paths), batch_size)
         batches = [paths[start : start + batch_size] for start in starts]
-        threads = self.workers if len(paths) > batch_size else 0  # as for all of them, if `first` leaves one
+        threads = self.workers if len(paths) > batch_size else 0  # as without `first`
 
         def decode_batch(batch_paths: list[str]) -> Decoded:
             images, reasons, notes = [], [], {}
@@ -185,20 +185,20 @@ class Scorer:
 
         if self.on_cpu:
             results = in_threads(lambda batch: self._score(decode_batch(batch), batch_size), batches, threads)
-        else:  # one thread alone may ask another device for work, while others decode
+        else:  # one thread alone runs the network on the device, while others decode
             decoded = in_threads(decode_batch, batches, threads)
             results = (self._score(batch, batch_size) for batch in decoded)
         yield from itertools.islice(itertools.chain.from_iterable(results), first % batch_size, None)
 
     def _read(self, path: str, on_decoded: Callable | None = None, notes: dict | None = None) -> Tensor:
-        """A file as (3, H, W) uint8; what is wrong with it nevertheless is added to `notes`."""
+        """A file as (3, H, W) uint8; defects that did not prevent decoding are added to `notes`."""
         receive = functools.partial(on_decoded, path) if on_decoded else None
         note = None if notes is None else functools.partial(notes.__setitem__, path)
         pixels = decode(path, self.size, self.exif, self.exact, receive, self.crop, note)  # (H, W, 3)
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def _score(self, batch: Decoded, batch_size: int) -> list[Scored]:
-        """Scores a batch whose n pictures could be decoded."""
+        """Results of a batch, of whose files n could be decoded."""
         results = [
             Scored(path, error=reason) for path, reason in zip(batch.paths, batch.reasons, strict=True)
         ]
@@ -241,10 +241,10 @@ class Scorer:
 
 
 class Decoded(NamedTuple):
-    """A batch of files: their paths; for each None, or why it is no picture; and those that are pictures.
+    """A batch of files: their paths; for each the reason why it cannot be decoded, or None; the pictures.
 
-    images: (n, 3, H, W) uint8, channels last in memory; None if none is a picture.
-    notes: by path, what is wrong with files that could be decoded nevertheless.
+    images: (n, 3, H, W) uint8, channels last in memory, those decoded; None if there are none.
+    notes: path -> what is wrong with a file that could still be decoded.
     """
 
     paths: list[str]
@@ -258,7 +258,7 @@ class TorchNetwork:
 
     def __init__(self, weights: Weights, device: str, precision: str):
         self.weights = weights
-        # The network itself is of the precision; nothing is left to autocast.
+        # The network itself is converted to the precision, so autocast is not needed.
         normalisation = backbones.normalisation(weights.description["architecture"]["backbone"])
         self.compute = engine.Compute(choose_device(device), "fp32", *normalisation)
         engine.keep_memory(self.compute.device)
@@ -270,7 +270,7 @@ class TorchNetwork:
         return engine.outputs(self.model, batches, self.compute, batch_size)
 
     def class_maps(self, batch: Decoded, batch_size: int) -> np.ndarray:
-        """(n, E, h, w) float32 of the n pictures of a batch."""
+        """(n, E, h, w) float32: each emotion's map for the n pictures of a batch."""
         images = self.compute.images(engine.filled_up(batch, batch_size))  # (batch_size, 3, H, W)
         with torch.inference_mode():
             maps = self.model.class_activation_maps(images)
@@ -278,13 +278,13 @@ class TorchNetwork:
 
 
 def in_threads(function: Callable, items: Iterable, threads: int) -> Iterator:
-    """`function(item)` of each item, in order, by threads that work ahead, at most one item each.
+    """`function(item)` of each item, in order, by threads that work ahead by at most one item each.
 
-    They share torch's threads equally: one batch on all cores would wait in each layer for the slowest core.
+    They share torch's threads equally: a batch on all cores would wait for the slowest one in each layer.
     Pillow and torch release the interpreter's lock while they compute.
 
     Args:
-        threads: with 0 the thread of the caller does the work.
+        threads: 0 means the calling thread.
     """
     if not threads:
         yield from map(function, items)
@@ -301,21 +301,21 @@ def in_threads(function: Callable, items: Iterable, threads: int) -> Iterator:
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(total)  # what new threads begin with; that of the caller never changed
+        torch.set_num_threads(total)  # for new threads; the caller's own number never changed
 
 
 def percentile(value: float, quantiles: np.ndarray) -> float:
     """Share of ratings below a value, in percent, exact where several ratings are equal.
 
     Args:
-        quantiles: (Q,) of the ratings, ascending, evenly spaced from the smallest to the largest.
+        quantiles: (Q,) of the ratings, ascending, at evenly spaced shares from smallest to largest.
     """
-    # The share above, from the largest down: of equal quantiles np.interp takes the last.
+    # Computed from the share above, because np.interp takes the last of equal quantiles.
     return float(100 - np.interp(-value, -quantiles[::-1], np.linspace(0, 100, len(quantiles))))
 
 
 def is_exported(checkpoint: Path | str | None) -> bool:
-    """Whether scripts/export.py wrote it, by its ending."""
+    """Whether the file is one that scripts/export.py writes, by its ending."""
     return checkpoint is not None and Path(checkpoint).suffix in ENDINGS.values()
 
 

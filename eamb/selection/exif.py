@@ -1,4 +1,4 @@
-"""When and with which camera a photograph was taken, by its EXIF."""
+"""When and with which camera a photograph was taken, according to its EXIF."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ TAKEN = (
     (0x9003, 0x9291),
     (0x9004, 0x9292),
 )  # of exposure, of digitization; each with its fraction of a second
-LONGEST_TEXT = 64  # letters
+LONGEST_TEXT = 64  # characters
 TIME = re.compile(r"(\d{4})[:/.-](\d\d?)[:/.-](\d\d?)[ T](\d\d?):(\d\d)(?::(\d\d))?")
 
 
 class Taken(NamedTuple):
     """What the EXIF of a photograph says.
 
-    time: of exposure, else of digitization, else of the last change; by the camera's clock, whatever its time
+    time: of exposure, else of digitization, else of the last change; by the camera's clock, without time
         zone.
-    camera: make, model and serial number, as far as they are there: "Canon EOS R5, no. 012345".
+    camera: make, model and serial number, as far as they are recorded: "Canon EOS R5, no. 012345".
     """
 
     time: datetime | None = None
@@ -35,7 +35,7 @@ class Taken(NamedTuple):
 def read_taken(exif: Image.Exif) -> Taken:
     try:
         details = exif.get_ifd(DETAILS)
-    except Exception:  # damaged; Pillow raises nearly anything
+    except Exception:  # Pillow may raise anything if it is damaged
         details = {}
     times = [parse_time(details.get(time), details.get(fraction)) for time, fraction in TAKEN]
     time = next(filter(None, times), None) or parse_time(exif.get(CHANGED))
@@ -48,7 +48,7 @@ def read_taken(exif: Image.Exif) -> Taken:
 
 
 def parse_time(text: object, fraction: object = None) -> datetime | None:
-    """EXIF's "2024:05:03 14:03:22"; the fraction is the digits behind the point. None for anything else."""
+    """EXIF's "2024:05:03 14:03:22"; `fraction` has the digits after the point. None for anything else."""
     match = TIME.match(as_text(text))
     if not match:
         return None
@@ -66,7 +66,7 @@ def describe_time(time: datetime | None) -> str | None:
 
 
 def as_text(value: object) -> str:
-    """A value of EXIF, of which a file may hold any type and length."""
+    """An EXIF value as text; files may hold any type and length."""
     if isinstance(value, bytes):
         value = value.decode("latin-1")
     return value.replace("\0", " ").strip()[:LONGEST_TEXT] if isinstance(value, str) else ""

@@ -1,6 +1,6 @@
-"""How alike two photographs are, and which belong to one series."""
+"""How similar two photographs are, and which belong to one series."""
 
-# A name may hold what Path would change.
+# Path would change some names.
 # ruff: noqa: PTH120
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from eamb.selection.exif import Taken
 if TYPE_CHECKING:
     from eamb.inference.scorer import Scored
 
-SKETCH = 16  # side of the tiny picture that is compared
-SHIFT = 2  # of its pixels: a hand moves by an eighth of the view between two shots
-CELLS, DIRECTIONS = 4, 8  # where edges are counted, and in how many directions
-FLAT = 1.0  # levels; what varies less shows nothing
+SKETCH = 16  # side in pixels of the tiny pictures that are compared
+SHIFT = 2  # in pixels of a sketch, an eighth of the view: cameras move that far between shots
+CELLS, DIRECTIONS = 4, 8  # edges are counted in a 4 x 4 grid, by 8 directions
+FLAT = 1.0  # grey levels; a picture that varies less counts as flat
 CAMERAS = "cameras in the folder: series are per camera"  # their clocks may differ
 
 
@@ -32,12 +32,12 @@ class Photograph:
     """A picture file and all that is known about it.
 
     sketch: (16, 16, 3) uint8, see `sketch`; None if the file could not be scored.
-    thumbnail: of the page, its paths "picture" and "map" (None without a map), "width" and "height".
-    series: its number, from 1. Filled by `group`, as are
-    gap: seconds since the photograph before it, of the same folder and camera; None for the first, or without
-        time.
-    similarity: to that photograph, in [0, 1]; without time, to the more similar neighbour by file name.
-    size, rank: of its series, and in it, from 1. Filled by `choose`, as are `picked` and `notes`.
+    thumbnail: on the page: paths "picture" and "map" (None without a map), "width" and "height".
+    series: its number, from 1. `group` sets series, gap and similarity.
+    gap: seconds since the photograph before it, of the same folder and camera; None for the first, and
+        without a time.
+    similarity: to that photograph, in [0, 1]; without a time, to the more similar neighbour by file name.
+    size, rank: the size of its series and its rank there, from 1; `choose` sets them, `picked` and `notes`.
     """
 
     path: str
@@ -54,25 +54,25 @@ class Photograph:
     notes: list[str] = field(default_factory=list)
 
 
-# ---- how alike two pictures are
+# ---- how similar two pictures are
 
 
 def sketch(picture: Image.Image) -> np.ndarray:
-    """A picture as (16, 16, 3) uint8, all that is kept of it for `similarity`."""
+    """A picture shrunk to (16, 16, 3) uint8, which is all that `similarity` needs."""
     return np.asarray(picture.resize((SKETCH, SKETCH), Image.Resampling.BOX))
 
 
 def similarity(one: np.ndarray, other: np.ndarray) -> float:
-    """How alike two sketches are: 1 the same picture, about 0.4 two of different things, 0 nothing in common.
+    """Similarity of two sketches: 1 for the same picture, about 0.4 for different things, 0 for no likeness.
 
-    The mean of two correlations: of their colours, at the small shift that fits best, and of the directions
-    of their edges. Exposure hardly matters to either. Symmetric.
+    The mean of two correlations: of colours, at the small shift that fits best, and of edge directions.
+    Exposure hardly affects either. Symmetric.
     """
     one, other = one.astype(np.float64), other.astype(np.float64)  # (16, 16, 3)
     flat = [picture.std(axis=(0, 1)).max() < FLAT for picture in (one, other)]
     if any(flat):
         return float(1 - abs(one - other).mean() / 255) if all(flat) else 0.0
-    # What is left of each when one is shifted over the other by up to SHIFT pixels.
+    # The overlapping parts of both at each shift of up to SHIFT pixels.
     parts = [
         (slice(max(0, shift), SKETCH + min(0, shift)), slice(max(0, -shift), SKETCH - max(0, shift)))
         for shift in range(-SHIFT, SHIFT + 1)
@@ -89,9 +89,9 @@ def correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def edge_directions(picture: np.ndarray) -> np.ndarray:
-    """(CELLS * CELLS * DIRECTIONS,) of length 1: how much contrast runs in which direction, by part."""
+    """(CELLS * CELLS * DIRECTIONS,) of length 1: contrast in each direction, by cell."""
     rows, columns = np.gradient(picture.mean(axis=2))  # (16, 16) each
-    turn = np.arctan2(rows, columns) % np.pi / np.pi  # an edge from dark to light is one from light to dark
+    turn = np.arctan2(rows, columns) % np.pi / np.pi  # dark to light counts like light to dark
     direction = (turn * DIRECTIONS).astype(int) % DIRECTIONS
     part = np.arange(SKETCH) * CELLS // SKETCH
     place = (part[:, None] * CELLS + part) * DIRECTIONS + direction  # (16, 16)
@@ -103,11 +103,11 @@ def edge_directions(picture: np.ndarray) -> np.ndarray:
 
 
 def group(photographs: Sequence[Photograph], gap: float, least: float) -> None:
-    """Finds the series: what one camera took within a folder without a pause or a change of the view.
+    """Finds the series: what one camera took in one folder without a long pause or a change of view.
 
-    A photograph continues the series of the one before it unless more than `gap` seconds passed or they are
-    less alike than `least`. One without time joins a neighbour by file name that is alike enough. The order
-    of `photographs` is of no importance; series are numbered by folder and the file name of their first.
+    A photograph continues the series of the one before it unless more than `gap` seconds passed or their
+    similarity is below `least`. One without a time joins a neighbour by file name that is similar enough.
+    The order of `photographs` does not matter; series are numbered by the path of their first photograph.
     """
     by_name = sorted(photographs, key=lambda photograph: name_key(photograph.path))
     folders, cameras = defaultdict(list), defaultdict(list)
@@ -115,9 +115,9 @@ def group(photographs: Sequence[Photograph], gap: float, least: float) -> None:
         folders[os.path.dirname(photograph.path)].append(photograph)
         if photograph.taken.time:
             cameras[os.path.dirname(photograph.path), photograph.taken.camera].append(photograph)
-    first: dict[str, str] = {}  # path of a photograph -> path of one that stands for its series
+    first: dict[str, str] = {}  # path of a photograph -> path that identifies its series
     for members in cameras.values():
-        members.sort(key=lambda photograph: photograph.taken.time)  # within a second names decide
+        members.sort(key=lambda photograph: photograph.taken.time)  # equal times: by name
         first[members[0].path] = members[0].path
         for before, photograph in pairwise(members):
             photograph.gap = (photograph.taken.time - before.taken.time).total_seconds()
@@ -143,13 +143,13 @@ def name_key(path: str) -> tuple:
     return [(int(word), "") if word.isdecimal() else (-1, word) for word in words], path
 
 
-# ---- the best of each
+# ---- the best of each series
 
 
 def choose(photographs: Sequence[Photograph], keep: int, gap: float, least: float) -> list[Photograph]:
     """Groups and ranks the photographs, picks `keep` of each series, and notes what was unusual.
 
-    A larger score is better, in any unit: only scores of one series are compared.
+    Larger scores are better; their unit does not matter, because only scores of one series are compared.
 
     Returns:
         The photographs by series and rank, equal scores by name; those without a score at the end.

@@ -1,4 +1,4 @@
-"""The page to look through picks and overrule them, with its thumbnails."""
+"""The page on which to look through the picks and change them, with its thumbnails."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHOWN = re.compile(
 
 
 def shrink(picture: Image.Image) -> Image.Image:
-    """A picture in the size of a thumbnail."""
+    """A picture at thumbnail size."""
     scale = min(1, LONGEST_SIDE / max(picture.size))
     size = tuple(max(1, round(scale * side)) for side in picture.size)
     return picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
@@ -43,16 +43,16 @@ def write_thumbnail(
 
         names["map"] = f"maps/{number:06d}.png"
         (page / "maps").mkdir(exist_ok=True)
-        colours = np.rint(255 * colormaps[MAP_COLOURS](emotion_map)[..., :3])  # the browser stretches it
+        colours = np.rint(255 * colormaps[MAP_COLOURS](emotion_map)[..., :3])  # the browser scales it
         Image.fromarray(colours.astype(np.uint8)).save(page / names["map"])
     return {**names, "width": size[0], "height": size[1]}
 
 
 def write_page(page: Path, photographs: Sequence[Photograph], settings: str, table: dict) -> None:
-    """Writes index.html beside its thumbnails, and removes those that only an earlier page there showed.
+    """Writes index.html beside its thumbnails, and removes those that only an earlier page there used.
 
     Args:
-        table: of `as_table`; the page saves its lines, and needs to know nothing of csv.
+        table: from `as_table`; the page saves these lines, so it needs no csv code of its own.
     """
     series = defaultdict(list)
     for row, photograph in enumerate(photographs):
@@ -78,7 +78,7 @@ def write_page(page: Path, photographs: Sequence[Photograph], settings: str, tab
 
 
 def describe(photograph: Photograph, page: Path, row: int) -> dict:
-    """What the page shows of a photograph, whose line in the table is `row`.
+    """What the page shows of a photograph; `row` is its line in the table.
 
     "place" is as in "14:03:22 · +0.4 s · similarity 0.93".
     """
@@ -100,7 +100,7 @@ def describe(photograph: Photograph, page: Path, row: int) -> dict:
 
 
 def summarise(cards: Sequence[dict]) -> str:
-    """A series in words: how many, from when to when, with which camera, and what was noted."""
+    """A series in words: how many photographs, their times, cameras and notes."""
     members = [card["photograph"] for card in cards]
     words = [f"{len(members)} photographs"] if len(members) > 1 else []
     times = [describe_time(member.taken.time) for member in members if member.taken.time]

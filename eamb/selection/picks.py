@@ -1,8 +1,8 @@
-"""Picks the best photographs of each series in a folder: a table, and a page to look through and overrule.
+"""Picks the best photographs of each series in a folder: a table, and a page to review and change them.
 
     python main.py select PHOTOS --keep 1 --output picks.csv --page page
 
-A series is what somebody took of one thing: photographs of one camera that follow each other in time and look
+A series is several shots of one thing: photographs of one camera that follow each other in time and look
 alike. No photograph is moved, renamed, changed or deleted.
 """
 
@@ -43,7 +43,7 @@ def select(options: argparse.Namespace) -> int:
     photographs = choose(list(bar), options.keep, options.gap, options.similarity)
     table = as_table(photographs)
     if options.excel:
-        table["header"] = "\ufeff" + table["header"]  # the byte order mark, also of what the page saves
+        table["header"] = "\ufeff" + table["header"]  # byte order mark; what the page saves has it too
     with written_whole(output) as unfinished:
         unfinished.write_bytes("".join([table["header"], *(line for line, _ in table["rows"])]).encode())
     if page:
@@ -60,7 +60,7 @@ def select(options: argparse.Namespace) -> int:
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Refuses what makes no sense, or would overwrite something, before any work is done."""
+    """Refuses options that make no sense or would overwrite something, before any work is done."""
     output, page = options.output, options.page
     if options.keep < 1 or not options.gap >= 0 or not 0 <= options.similarity <= 1:
         raise ValueError(
@@ -81,8 +81,8 @@ def score_photographs(paths: Sequence[str], scorer: Scorer, page: Path | None) -
     """Scores all pictures, and writes the thumbnails as they come.
 
     Args:
-        scorer: anything with `score_all(paths, on_decoded=...)` that gives a Scored per path, and
-            `emotions_trained`, without which no map is shown.
+        scorer: anything with `score_all(paths, on_decoded=...)`, which yields a Scored per path, and
+            `emotions_trained`; if that is False, no map is shown.
         page: the folder of the thumbnails; None for no page.
     """
     previews = {}  # path -> its time and camera, its sketch, the thumbnail's size and JPEG file
@@ -97,7 +97,7 @@ def score_photographs(paths: Sequence[str], scorer: Scorer, page: Path | None) -
         taken, small, size, jpeg = previews.pop(scored.path, (Taken(), None, None, None))
         photograph = Photograph(scored.path, taken, small)
         photograph.notes += [scored.note] if scored.note else []
-        photograph.scored = replace(scored, emotion_map=None, class_maps=None)  # which would fill the memory
+        photograph.scored = replace(scored, emotion_map=None, class_maps=None)  # maps would fill the memory
         if page and not scored.error:
             emotion_map = scored.emotion_map if scorer.emotions_trained else None
             photograph.thumbnail = write_thumbnail(page, number, jpeg, size, emotion_map)
@@ -126,7 +126,7 @@ def as_row(photograph: Photograph) -> dict[str, str | int | float | None]:
 
 
 def as_table(photographs: Sequence[Photograph]) -> dict:
-    """The csv's "header", and as "rows" each of its lines with what it would be with the other pick."""
+    """The csv's "header", and "rows": each line as it is, and as it would be with the pick reversed."""
     lines = []
     for photograph in photographs:
         row, note = as_row(photograph), "; ".join([*photograph.notes, "changed by hand"])

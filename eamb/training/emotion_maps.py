@@ -1,10 +1,10 @@
 """The frozen emotion branch's output for each picture and its mirror image, computed once and kept in files.
 
-The maps are exact, in float32: in fp32 a training that reads them equals one that computes them. In bf16 and
-fp16 it does not, because there the branch runs in that precision too (in bf16 a map moves by up to .03).
+The maps are exact, in float32: in fp32, training with them equals training that computes them. In bf16 and
+fp16 it does not, because there the branch itself runs in that precision (in bf16 a map changes by up to .03).
 
 The folder has a subfolder for each branch, named by the hash of its weights and input, with files of up to
-CHUNK pictures. A picture is known by its set, id, file size and time of change.
+CHUNK pictures. A picture is identified by its set, id, file size and modification time.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ CHUNK = 1024  # pictures in a file
 class EmotionMaps:
     """Logits and maps of the pictures of a set, from the files in `folder`.
 
-    missing: (m,) indices of the pictures that are in no file. What is in a damaged file is computed again.
+    missing: (m,) indices of the pictures that are in no file. Maps in a damaged file are computed again.
     """
 
     def __init__(self, folder: Path, rated: RatedSet):
         self.folder, self.rated, places = folder, rated, {}
         for path in sorted(folder.glob("*.npy")):
-            with suppress(Exception):  # damaged headers fail in every way: SyntaxError, TokenError ...
+            with suppress(Exception):  # a damaged header may raise anything: SyntaxError, TokenError ...
                 records = np.lib.format.open_memmap(path, mode="r")
                 if records.dtype.names != ("key", "check", "logits", "maps"):
                     continue
@@ -55,7 +55,7 @@ class EmotionMaps:
         """Emotion logits (N, E) and maps (N, 1, h, w), float32, of N pictures or their mirror images.
 
         Raises:
-            ValueError: a picture has no map, or its file was damaged after it had been written.
+            ValueError: a picture has no map, or the file with its map was damaged after it was written.
         """
         logits, maps = [], []
         for i, turned in zip(index, mirrored, strict=True):
@@ -74,12 +74,12 @@ class EmotionMaps:
 
 
 def prepare(config: Config, network: EAMBNet, rated: RatedSet, compute: Compute) -> EmotionMaps:
-    """The maps of a set, after computing those that `train.emotion_maps` lacks; shared by all processes.
+    """The maps of a set; those not yet in `train.emotion_maps` are computed first, by all processes together.
 
-    Pictures that cannot be decoded have none.
+    Pictures that cannot be decoded have no map.
 
     Raises:
-        OSError: they cannot be written.
+        OSError: the maps cannot be written.
     """
     data, batch_size = config.data, config.evaluate.batch_size
     folder = Path(config.train.emotion_maps) / branch_key(network, data.size, data.exif, compute)
@@ -90,10 +90,10 @@ def prepare(config: Config, network: EAMBNet, rated: RatedSet, compute: Compute)
             folder.mkdir(parents=True, exist_ok=True)
             missing = EmotionMaps(folder, rated).missing
             chunks = [missing[i : i + CHUNK] for i in range(0, len(missing), CHUNK)]
-        # One list for all: a process that looked later would see what another has written since.
+        # One list for all: a process that listed the folder later would see new files of another.
         share = distributed.broadcast(chunks)[distributed.rank() :: distributed.world()]
         hidden = not (share and distributed.is_main())
-        allow_tf32(False, compute.device)  # kept maps are exact, whatever computes them
+        allow_tf32(False, compute.device)  # kept maps are exact on every device
         for chunk in progress(share, desc="emotion maps", unit=f" x {CHUNK} pictures", disable=hidden):
             pictures = PictureSet(rated.take(chunk), data.size, data.exif, skip_broken=True)
             order, on_gpu = TestOrder(len(pictures), batch_size), compute.device.type == "cuda"
@@ -133,7 +133,7 @@ def checksum(logits: np.ndarray, maps: np.ndarray) -> int:
 
 
 def picture_key(rated: RatedSet, index: int) -> bytes:
-    """32 hexadecimal digits that change when the file does."""
+    """32 hexadecimal digits that change when the picture file does."""
     try:
         status = Path(rated.paths[index]).stat()
         state = f"{status.st_size}/{status.st_mtime_ns}"
@@ -143,7 +143,7 @@ def picture_key(rated: RatedSet, index: int) -> bytes:
 
 
 def branch_key(network: EAMBNet, size: int, exif: bool, compute: Compute) -> str:
-    """Hash of all that decides the branch's output for a picture file."""
+    """Hash of everything but the picture that decides the branch's output."""
     tensors = {name: value for name, value in network.state_dict().items() if name.startswith("emotion.")}
     inputs = [checkpoint.weights_hash(tensors), network.emotion_scale, size, exif, compute.mean, compute.std]
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]

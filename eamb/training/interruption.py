@@ -1,4 +1,4 @@
-"""Signals, which end a training after the current step, and the lock against other runs in its folder."""
+"""Signals that end training after the current step, and the lock on a run's folder against other runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from eamb.runtime import distributed
 from eamb.runtime.command import check_output
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
-PATIENCE = 15  # seconds after a signal for which a step may wait for pictures; many schedulers kill after 30
+PATIENCE = 15  # seconds that a step may wait for pictures after a signal; many schedulers kill after 30
 
 
 class Stopped(KeyboardInterrupt):
@@ -31,13 +31,13 @@ class Stopped(KeyboardInterrupt):
 
 
 class Signals:
-    """A context that turns SIGTERM and SIGINT into Stopped; inside `deferred` only at the end of that.
+    """A context in which SIGTERM and SIGINT raise Stopped; inside `deferred` only when that block ends.
 
     A second signal ends the process at once, even inside C++ code that never returns.
     """
 
     def __init__(self):
-        self.number = 0  # of the signal that came
+        self.number = 0  # of the first signal received, or 0
         self.waits = False
         self.handlers: dict[int, Callable | int] = {}  # to be restored
 
@@ -47,7 +47,7 @@ class Signals:
         reader, self.writer = socket.socketpair()
         self.writer.setblocking(False)
         self.wakeup = signal.set_wakeup_fd(self.writer.fileno(), warn_on_full_buffer=False)
-        register_after_fork(self, lambda _: signal.set_wakeup_fd(-1))  # a decoding process's own signals
+        register_after_fork(self, lambda _: signal.set_wakeup_fd(-1))  # not in decoding processes
         threading.Thread(target=self.watch, args=[reader], daemon=True).start()
         return self
 
@@ -59,13 +59,13 @@ class Signals:
 
     def handle(self, number: int, _frame) -> None:
         if self.number or os.getpid() != self.process:
-            return  # a decoding process is ended by its parent
+            return  # the parent ends its decoding processes
         self.number, self.since = number, time.monotonic()
         if not self.waits:
             raise Stopped(number)
 
     def watch(self, reader: socket.socket) -> None:
-        """Runs in a thread of its own: Python calls `handle` only when a step's C++ code returns."""
+        """Runs in its own thread, because Python calls `handle` only when a step's C++ code returns."""
         first = 0.0
         with reader:
             while got := reader.recv(1):  # the number of any signal
@@ -92,23 +92,23 @@ class Signals:
             raise Stopped(self.number)
 
     def stop_waiting(self) -> None:
-        """While the step waits for pictures: ends the run if there was a signal, as they may never come."""
+        """Called while a step waits for pictures: after a signal ends the run, as they may never come."""
         if self.number and time.monotonic() > self.since + PATIENCE:
             raise Stopped(self.number, " while waiting for pictures, without writing last.pt")
 
 
 def ignore_first_signal(_worker: int) -> None:
-    """Runs in each decoding process: a signal to the process group reaches it, but the last step needs it."""
+    """Run in each decoding process: a signal to the process group reaches it, but the last step needs it."""
     signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C; the parent ends it
 
 
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
-    """Locks the folder against other runs, at most until this process ends; removes new folders still empty.
+    """Locks the folder against other runs; on leaving, removes folders it made that are still empty.
 
     Raises:
-        ValueError: another run uses it; names its process.
+        ValueError: another run uses the folder; the message names its process.
         OSError: nothing can be written there.
     """
     check_output("interruption", output)

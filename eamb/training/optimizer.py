@@ -1,4 +1,4 @@
-"""The optimizer of a run, with rates and decay by the part of the network."""
+"""The optimizer of a run; learning rate and weight decay depend on the part of the network."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from eamb.weights import checkpoint
 
 
 def make_optimizer(config: Config, network: nn.Module) -> torch.optim.Optimizer:
-    """SGD, Adam or AdamW; AdamW's decay leaves out biases and BatchNorm, the official SGD and Adam decay all.
+    """SGD, Adam or AdamW; AdamW decays no biases or BatchNorm; SGD and Adam decay all, as the official code.
 
-    The backbones come first, in groups with `optimizer.backbone_factor` of the rate of the rest.
+    The backbones come first, in groups whose rate is `optimizer.backbone_factor` times that of the rest.
     """
     settings = config.optimizer
     slow = (*checkpoint.pyramids(network), *getattr(network, "slow_prefixes", ()))
@@ -28,7 +28,7 @@ def make_optimizer(config: Config, network: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.Adam(groups, lr=settings.learning_rate, **options)
     halves = []
     for group in groups:
-        matrices = [p for p in group["params"] if p.ndim > 1]  # and kernels
+        matrices = [p for p in group["params"] if p.ndim > 1]  # also convolution kernels
         vectors = [p for p in group["params"] if p.ndim <= 1]
         halves.append({**group, "params": matrices, "weight_decay": settings.weight_decay})
         halves.append({**group, "params": vectors, "weight_decay": 0.0})

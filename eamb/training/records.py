@@ -1,7 +1,7 @@
 """The folder of a run: checkpoints, the log of its epochs, TensorBoard, lists of pictures left out.
 
-A disk that is full or fails costs checkpoints and never the run: what could not be written is kept in memory
-and written the next time.
+A full or failing disk costs checkpoints, never the run: what could not be written is kept in memory and
+written the next time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ UNFINISHED = (".*.tmp", "test/.*.tmp", "test/*/.*.tmp")
 
 
 def checkpoints(output: Path) -> list[Path]:
-    """What a run can be resumed from, the newest first; without last.pt it died between two renames."""
+    """Checkpoints to resume from, newest first; a run killed between two renames has no last.pt."""
     return [path for path in (output / "last.pt", output / PREVIOUS) if path.is_file()]
 
 
@@ -56,7 +56,7 @@ def warn_on_failure(lost: str) -> Iterator[None]:
 
 
 class Records:
-    """What a run writes, in the main process only.
+    """The files of a run, written by the main process only.
 
     saved: whether the last checkpoint could be written.
     """
@@ -70,8 +70,8 @@ class Records:
         self.tensorboard = None
 
     def open(self, config: Config, data: dict[str, RatedSet], resumed: Path | None, epoch: int) -> None:
-        """Clears the folder for a new run, or goes on with the records of one that is resumed from a
-        checkpoint, at an epoch (from 0)."""
+        """Clears the folder for a new run, or continues the records of one that is resumed from the
+        checkpoint `resumed` at `epoch` (from 0)."""
         from torch.utils.tensorboard import SummaryWriter
 
         clear(self.output, UNFINISHED if resumed else (*UNFINISHED, *NAMES))
@@ -98,7 +98,7 @@ class Records:
     def add_epoch(self, epoch: int, figures: dict[str, float], best: Weights | None) -> None:
         """Adds an epoch's metrics to the log, and keeps its weights for best.pt if they are the best."""
         self.log.append(json.dumps(without_nan(figures)) + "\n")
-        if best:  # a copy, because the network goes on to change
+        if best:  # a copy, because training changes the tensors
             tensors = {name: value.clone() for name, value in best.tensors.items()}
             self.new_best = replace(best, tensors=tensors), epoch
         with warn_on_failure("TensorBoard lacks this epoch"):
@@ -107,10 +107,10 @@ class Records:
             self.tensorboard.flush()
 
     def save(self, weights: Weights, state: dict) -> None:
-        """Writes the log, best.pt and then last.pt, which must never be ahead of the others.
+        """Writes the log, best.pt and last.pt, in this order: last.pt must never be ahead of the others.
 
-        If there is no checkpoint at all, the others are deleted: nothing can be resumed from them, and they
-        would block a new start.
+        If no checkpoint exists in the end, log and best.pt are deleted: nothing can be resumed from them,
+        and they would block a new start.
         """
         self.saved = False
         with warn_on_failure(f"{self.last} was not written; the one before stays"):

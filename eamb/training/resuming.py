@@ -1,4 +1,4 @@
-"""Resuming a run: its newest undamaged checkpoint, and the check that it is still the same run."""
+"""Resuming a run: finding its newest undamaged checkpoint, and checking that it is the same run."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def check_same_run(
             "copies": "prepared copies",
         }
         for key, value in now.items():
-            before = description.get(key, {}).get(name, value)  # older checkpoints lack some
+            before = description.get(key, {}).get(name, value)  # older checkpoints lack some keys
             if before != value:
                 differences.append(f"{words[key]} of {name} was {before} and is {value}")
     for what, file in files.items():
@@ -73,12 +73,12 @@ def check_same_run(
 
 
 def which_are_copies(rated: RatedSet) -> list[bool]:
-    """For each set it is made of, whether its pictures are copies made by scripts/prepare_data.py."""
+    """For each data set in it, whether its pictures are copies made by scripts/prepare_data.py."""
     return [bool(part.copies) for part in rated.parts or (rated,)]
 
 
 def changed_settings(before: dict, now: dict) -> list[str]:
-    differences, defaults = [], Config().as_dict()  # a run from before a key existed had its default
+    differences, defaults = [], Config().as_dict()  # older runs lack newer keys: the default
     for section in SETTLED:
         if section == "task":
             pairs = [(section, before[section], now[section])]
@@ -86,7 +86,7 @@ def changed_settings(before: dict, now: dict) -> list[str]:
             old = defaults[section] | before[section]
             pairs = [(f"{section}.{key}", old[key], value) for key, value in now[section].items()]
         pairs = [pair for pair in pairs if (pair[0], pair[2]) != ("train.precision", "auto")]
-        # Where emotion maps are kept may change, whether they are may not: in bf16 it changes the figures.
+        # The folder of kept emotion maps may change, using them or not may not: in bf16 results differ.
         pairs = [pair for pair in pairs if pair[0] != "train.emotion_maps" or not (pair[1] and pair[2])]
         differences += [f"{key} was {a} and is {b}" for key, a, b in pairs if a != b and key not in FREE]
     return differences

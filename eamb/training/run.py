@@ -53,12 +53,12 @@ def train(
     Args:
         emotion_checkpoint, weights: files of the emotion branch and of a whole network to start from.
         output: the run's folder; the default is `default_output`.
-        resume, force: go on where the run in `output` stopped, if there is one; or start anew over it.
+        resume: continue the run in `output` where it stopped, if there is one. force: start over it.
 
     Raises:
         ValueError, FileNotFoundError: bad settings or data, in one sentence.
         OSError: the run has ended, and its last checkpoint could not be written.
-        Stopped: SIGTERM or SIGINT came; last.pt holds all that was done.
+        Stopped: SIGTERM or SIGINT was received; unless the message says otherwise, last.pt was written.
     """
     config, output = task.config, output or default_output(task)
     with distributed.session(config.train.device) as device, locked(output):
@@ -104,7 +104,7 @@ def train(
 
 
 def settle_precision(task: Task, device: torch.device, state: dict | None) -> Config:
-    """The settings with what train.precision=auto means: on this device, or in the run that stopped."""
+    """The settings with train.precision=auto resolved: for this device, or as in the run being resumed."""
     train = task.config.train
     asked = state["config"]["train"]["precision"] if state and train.precision == "auto" else train.precision
     precision = distributed.broadcast(choose_precision(asked, device))
@@ -123,7 +123,7 @@ def default_output(task: Task) -> Path:
 
 @dataclass
 class Best:
-    """The best validation so far: of `measure`, larger is better unless it is a divergence or a loss."""
+    """The best validation so far by `measure`; larger is better unless it is a divergence or a loss."""
 
     measure: str
     value: float = math.nan
@@ -139,7 +139,7 @@ class Best:
 
 
 class Run:
-    """What a run consists of, and how it is saved and resumed."""
+    """The state of a run, and how it is saved and resumed."""
 
     def __init__(
         self,
@@ -193,19 +193,19 @@ class Run:
         mean, std = backbones.normalisation(config.model.backbone)
         self.compute = engine.Compute(device, config.train.precision, mean, std)
         self.epoch, self.totals = 0, engine.Totals()
-        self.order(epoch=0)  # an impossible batch size is an error before anything is written
+        self.order(epoch=0)  # so that an impossible batch size fails before anything is written
         self.best = Best(task.best_measure(rated.scale))
         self.records, self.saved_at = Records(output), time.monotonic()
         self.emotion_maps: emotion_maps.EmotionMaps | None = None
 
     def order(self, epoch: int) -> TrainOrder:
-        """The batches of an epoch that this process has still to do."""
+        """The batches of an epoch that this process still has to train on."""
         draws, settings, done = self.data["train"].draws, self.config.train, self.totals.step
         processes = distributed.rank(), distributed.world()
         return TrainOrder(draws, settings.batch_size, settings.seed, epoch, done, *processes)
 
     def weights(self, network: Network) -> Weights:
-        """The weights of the network in training or of the kept one, with description and training ids."""
+        """Weights of the trained network or of the kept one (`kept`), with description and training ids."""
         ids = np.union1d(self.origin["training_ids"], self.data["train"].id_hashes)
         emotion_ids = self.origin["emotion_training_ids"]
         if self.task.learns_emotions:
@@ -226,8 +226,8 @@ class Run:
             print(f"resumed {last} at epoch {self.epoch + 1}, step {self.totals.step + 1}", flush=True)
 
     def save(self) -> None:
-        """Writes last.pt, with all that resuming needs; not random states, as all randomness is a function of
-        seed, epoch and step. A disk that is full or fails does not end the run."""
+        """Writes last.pt, with all that resuming needs. No random states: all randomness is a function of
+        seed, epoch and step. A full or failing disk does not end the run."""
         self.totals.read()
         totals = distributed.gather(asdict(self.totals))
         self.saved_at = time.monotonic()
@@ -250,16 +250,16 @@ class Run:
         self.save_or_stop(time.monotonic() - self.saved_at > 60 * self.config.train.checkpoint_minutes)
 
     def save_or_stop(self, due: bool) -> None:
-        """Writes last.pt if it is due or any process got a signal, which then ends the run in all of them."""
+        """Writes last.pt if it is due, or if any process received a signal, which then ends all of them."""
         due, number = distributed.largest([int(due), self.signals.number], self.device)
         if due or number:
             self.save()
         if number:
-            distributed.wait_for_all()  # torchrun ends the rest as soon as one has ended
+            distributed.wait_for_all()  # torchrun kills the others as soon as one process ends
             raise Stopped(number)
 
     def record(self, epoch: int, trained: dict[str, float], validated: dict[str, float]) -> None:
-        """Ends an epoch: a line of metrics.jsonl, TensorBoard, last.pt, and best.pt if it is the best."""
+        """Ends an epoch: writes a line of metrics.jsonl, TensorBoard, last.pt, and best.pt if it improved."""
         improved = self.best.update(epoch, validated)
         line = {"epoch": epoch, "learning_rate": trained.pop("learning_rate")}
         line |= {f"train_{name}": value for name, value in trained.items()}
@@ -274,7 +274,7 @@ class Run:
 
 
 def train_epoch(run: Run, epoch: int) -> dict[str, float]:
-    """Trains what is left of an epoch, then writes last.pt; returns what `engine.train_one_epoch` does."""
+    """Trains the rest of an epoch, then writes last.pt; returns the means of `engine.train_one_epoch`."""
     config, rated, task = run.config, run.data["train"], run.task
     order, on_gpu = run.order(epoch), run.device.type == "cuda"
     workers, timeout = config.data.worker_count(), config.data.timeout
@@ -291,7 +291,7 @@ def train_epoch(run: Run, epoch: int) -> dict[str, float]:
             if not totals.unread:
                 bar.update(totals.step - bar.n)
                 bar.set_postfix_str(f"loss {totals.loss / max(1, totals.pictures):.4f}", refresh=False)
-            if not totals.unread or distributed.world() == 1:  # several processes agree only after reading
+            if not totals.unread or distributed.world() == 1:  # several processes check only after reading
                 run.save_if_due()
 
         def kept_maps(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -333,7 +333,7 @@ def validate(run: Run) -> dict[str, float]:
 
 
 def finish(run: Run) -> None:
-    """Draws the curves and evaluates the best weights once on test; of several sets each to test/SET/."""
+    """Draws the curves and evaluates the best weights once on test; with several sets, into test/SET/."""
     from eamb.evaluation.figures import save_curves
 
     if not distributed.gather(run.records.saved)[0]:

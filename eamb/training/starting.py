@@ -21,7 +21,7 @@ Sources = tuple[Source | None, Source | None]  # of the whole network, and of th
 
 
 def read_sources(task: Task, weights: str | None, emotion_checkpoint: str | None) -> Sources:
-    """Reads what the run starts from, each file once, and refuses what does not fit, before data are read.
+    """Reads the weights that a run starts from, each file once; refuses unfit ones before data are read.
 
     Raises:
         ValueError, FileNotFoundError: in one sentence.
@@ -84,7 +84,7 @@ def build_network(task: Task, rated: RatedSet, sources: Sources) -> tuple[Networ
         origin |= {"emotion_branch": known.emotion_branch, "emotion_training_ids": known.emotion_training_ids}
     elif config.model.imagenet != "none":
         checkpoint.load_imagenet(network, config.model.imagenet)
-        origin["imagenet"] = Path(config.model.imagenet).name  # the folder means nothing elsewhere
+        origin["imagenet"] = Path(config.model.imagenet).name  # not the folder, which means nothing elsewhere
     if branch:
         known = checkpoint.load_emotion_branch(network, branch)
         origin |= describe_file("emotion_checkpoint", branch)
@@ -95,10 +95,10 @@ def build_network(task: Task, rated: RatedSet, sources: Sources) -> tuple[Networ
 
 
 def choose_emotions(task: Task, rated: RatedSet, sources: Sources) -> tuple[str, ...]:
-    """The network's emotions: for aesthetics those of the weights, if there are any; else the data set's.
+    """The network's emotions: for aesthetics those of the given weights, if any; otherwise the data set's.
 
-    Of the data set's, those that the weights know come first, in their order. A branch that stays untrained
-    has model.emotions or EMOTIONS.
+    In the latter case those that the weights know come first, in the weights' order. A branch that stays
+    untrained gets model.emotions or EMOTIONS.
     """
     if not task.has_emotion_branch:
         return ()

@@ -37,22 +37,22 @@ Evaluated = tuple[Report, Predictions]
 
 
 class Task:
-    """What the rest of the program asks about the task of a run: one of Aesthetics, Emotion and Series.
+    """What the program needs to know about a run's task: Aesthetics, Emotion or Series.
 
-    Each of them adds
+    Each of these defines
         build(scale, emotions): the network, with random weights.
-        loss(rated): the training loss, of the network's output and the batch.
+        loss(rated): the training loss, a function of the network's output and the batch.
         best_measure(scale): the validation metric that chooses the weights to keep.
         validate(predictions, rated, description): metrics without intervals; description is the network's.
-        evaluate(network, weights, rated, compute): predicts each picture of a set once, and reports.
+        evaluate(network, weights, rated, compute): predicts each picture of a set once; the report.
 
     name: the value of the setting `task`.
-    unit, draws: what a batch counts, and what an epoch draws from.
+    unit, draws: what a batch size counts, and the class of what an epoch draws from.
     trained_on, evaluated_on: the data sets that the task takes; several at once only if it `unites` them.
     networks: those of `model.network` that it takes.
-    meaningless: the settings that must keep their defaults.
-    starts_from, shapes: the tasks of the weights that can start a training (--weights), and the settings of
-        `model.` that must be those of the weights.
+    meaningless: settings without effect, which must keep their defaults.
+    starts_from, shapes: the tasks whose weights can start a training (--weights), and the `model.` settings
+        that must then equal those of the weights.
     has_emotion_branch, learns_emotions: whether the network has the branch, and whether the run trains it.
     takes_branch: whether the branch may get weights of its own (--emotion-checkpoint).
     """
@@ -86,7 +86,7 @@ class Task:
         unused += [] if self.learns_emotions else ["loss.class_weights"]
         unused += [] if self.has_emotion_branch else ["loss.emotion_weight"]
         changes = self.learns_emotions or config.model.emotion_batchnorm == "official"
-        unused += ["train.emotion_maps"] if changes else []  # which are those of a frozen branch
+        unused += ["train.emotion_maps"] if changes else []  # only a frozen branch's maps can be kept
         for section, name in (key.split(".") for key in unused):
             given, default = (getattr(getattr(each, section), name) for each in (config, Config()))
             if given != default:
@@ -104,7 +104,7 @@ class Task:
     def load(self, splits: tuple[str, ...]) -> dict[str, RatedSet]:
         """The splits of a training, with the labels that the task needs; several sets are united.
 
-        Under the official PARA protocol, which validates on test, nothing is held out of training.
+        If a run validates on test, as the official code does on PARA, nothing is held out of training.
         """
         data, held_out = self.config.data, self.config.train.validate_on == "val"
         limit = data.limit if held_out else 0
@@ -150,7 +150,7 @@ class Task:
         return self.draws(rated, data.size, data.exif, flips, data.skip_broken, data.crop)
 
     def start_from(self, network: Network, source: Source, scale: Scale, other_branch: bool) -> str:
-        """Fills the network from given weights, without its emotion branch if that gets others.
+        """Loads given weights into the network, except the emotion branch if it has weights of its own.
 
         Returns:
             A sentence on the layers that keep their random values, or "".
@@ -164,7 +164,7 @@ def choose_task(config: Config) -> Task:
 
 
 def recipe(task: str | None, dataset: str) -> str:
-    """The config in configs/, without .yaml, of a task (None: the set's own) on a data set."""
+    """The config in configs/, without .yaml, for a task (None: the set's usual one) on a data set."""
     recipes = DATASETS[dataset]
     return {"emotion": recipes.emotion_recipe, "series": "series"}.get(task, recipes.recipe)
 
@@ -201,7 +201,7 @@ class Aesthetics(Task):
     def start_from(self, network: Network, source: Source, scale: Scale, other_branch: bool) -> str:
         """The last layer keeps its random values if the weights are for another kind of rating."""
         last, start = kind_of(network).last_layer, source.weights
-        outputs = start.tensors[last + "bias"].numel()  # all that an official head tells
+        outputs = start.tensors[last + "bias"].numel()  # an official file says no more
         same = outputs == scale.outputs and (start.scale is None or start.scale.kind == scale.kind)
         leave = (*(() if same else (last,)), *(("emotion.",) if other_branch else ()))
         load_tensors(network, start.tensors, str(source.path), leave=leave)
@@ -299,7 +299,7 @@ class Series(Task):
         return SeriesNetwork(model.backbone, model.network, model.symmetric)
 
     def loss(self, rated: RatedSet) -> LossFunction:
-        """Learns which photograph the majority prefers (undecided pairs: 0.5), or the share that does."""
+        """Learns which photograph the majority prefers (ties: 0.5), or the share of people who prefer it."""
 
         def loss(output: Output, batch: Batch) -> Tensor:
             target = batch.scores  # (n,) shares of people, of n pairs
@@ -310,7 +310,7 @@ class Series(Task):
         return loss
 
     def best_measure(self, scale: Scale) -> str:
-        return "log_loss"  # many accuracies would be equal
+        return "log_loss"  # accuracies often tie
 
     def validate(self, predictions: Predictions, rated: RatedSet, description: dict) -> dict[str, float]:
         return measure_pairs(predictions, rated).metrics
@@ -331,7 +331,7 @@ def left_out_parts(config: Config) -> tuple[str, ...]:
 def emotion_loss(settings: Loss, rated: RatedSet) -> LossFunction:
     """Soft cross-entropy with the votes."""
     weights = None
-    if settings.class_weights == "balanced":  # the rarer an emotion, the more a vote for it counts
+    if settings.class_weights == "balanced":  # votes for rare emotions count more
         votes = np.nansum(rated.emotions, axis=0)  # (E,), none is 0
         weights = torch.from_numpy(votes.sum() / votes / len(votes)).float()
     shifts = class_shifts(settings, rated)

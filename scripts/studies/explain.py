@@ -2,23 +2,23 @@
 
     python scripts/studies/explain.py --dataset para --data-root DIR --output DIR
 
-Maps: the network's emotion-aware map (EAM); noise on the EAM's grid, seeded by the picture's id; a map of the
-distance from the centre; and Grad-CAM of the same network (Selvaraju et al. 2017): Z = output of
-`emotion_merge`, the last map before the pooling, a_c = mean over positions of dy / dZ_c, map =
-ReLU(sum_c a_c Z_c), where y is the score's logit, or the mean rating of a network for distributions.
+Maps: the network's emotion-aware map (EAM); noise on the EAM's grid, seeded by the picture's id; a Gaussian
+around the centre; and Grad-CAM of the same network (Selvaraju et al. 2017): Z = output of `emotion_merge`,
+the last map before the pooling, a_c = mean over positions of dy / dZ_c, map = ReLU(sum_c a_c Z_c), where y is
+the score's logit, or the mean rating of a network for distributions.
 
 Curves (perturbation curves, Samek et al. 2017; deletion and insertion, RISE, Petsiuk et al. 2018): a map is
-resized to the network's input (bilinear, align_corners=False) and the pixels are ranked by it, equal ones by
-the picture's random map. For x = 0, 10, ..., 100 % exactly round(x * H * W) pixels are replaced by those of a
+resized to the network's input (bilinear, align_corners=False) and the pixels are ranked by it, ties by the
+picture's random map. For x = 0, 10, ..., 100 % exactly round(x * H * W) pixels are replaced by those of a
 blurred copy (Gaussian, sigma = BLUR times the side, mirrored at the border, rounded to 8 bits). The change is
-the score of that picture minus the score of the whole one, in the unit of the ratings. "most" blurs the most
-important pixels first: deletion. "least" blurs the least important first: insertion read from the right.
+the score of that picture minus the score of the unblurred one, in the unit of the ratings. "most" blurs the
+most important pixels first: deletion. "least" blurs the least important first: insertion read from the right.
 
 Area of a map: integral over x from 0 to 1 of |change| for "most" minus |change| for "least" (trapezoid rule),
-a mean over pictures. It is 0 on average for a map without information, below 0 for one that points away from
-what matters; a single curve also depends on how many new edges the blurred cells make. Intervals are 95 %
-bootstrap intervals over the pictures; differences are paired. That the EAM of a blurred picture differs is
-not corrected for. Writes explain.json (everything), explain.csv (the curves) and explain.png.
+averaged over pictures. It is 0 on average for a map without information, below 0 for one that points away
+from what matters; a single curve also depends on how many new edges the blurred cells make. Intervals are
+95 % bootstrap intervals over the pictures; differences are paired. That blurring also changes the EAM is not
+corrected for. Writes explain.json (everything), explain.csv (the curves) and explain.png.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def explain(options: argparse.Namespace) -> int:
         "bootstrap": config.evaluate.bootstrap,
         "unit": unit,
     }
-    rows = []  # of explain.csv: one a map, order and share
+    rows = []  # of explain.csv: one per map, order and share
     for kind, order, share in product(MAPS, ORDERS, SHARES):
         rows.append({"map": kind, "order": order, "share": share})
         for curve in CURVES:
@@ -207,7 +207,7 @@ def network_maps(network: EAMBNet, images: Tensor, scale: Scale) -> tuple[Tensor
 
 
 def centre_map(shape: tuple[int, int]) -> Tensor:
-    """(h, w), a Gaussian of the distance from the centre, in shares of each side."""
+    """(h, w), a Gaussian of the distance from the centre, relative to each side."""
     down, across = (((torch.arange(side) + 0.5) / side - 0.5) ** 2 for side in shape)
     return torch.exp(-8 * (down[:, None] + across[None, :]))  # sigma is a quarter of the side
 
@@ -262,7 +262,7 @@ def blur_and_score(
 
 
 def rank_pixels(maps: Tensor, ties: Tensor) -> Tensor:
-    """The place of each pixel, from 0, when the most important come first and when the least important do.
+    """The rank of each pixel, from 0, with the most important first and with the least important first.
 
     Args:
         maps: (N, maps, H, W).
@@ -293,7 +293,7 @@ def measure_changes(images: Tensor, ranks: Tensor, score: Score, batch_size: int
     soft = torch.from_numpy(np.rint(soft).astype(np.uint8))
     pixels = images.shape[2] * images.shape[3]
     counts = torch.tensor([round(share * pixels) for share in SHARES[1:-1]])  # (shares - 2,)
-    # All maps share 0 % and 100 %; each other share is blurred by each map and order.
+    # 0 % and 100 % are the same for all maps; every other share is blurred by each map and order.
     variants = torch.cartesian_prod(*(torch.arange(n) for n in (*ranks.shape[:3], len(counts))))
 
     def damaged() -> Iterator[Tensor]:
@@ -310,7 +310,7 @@ def measure_changes(images: Tensor, ranks: Tensor, score: Score, batch_size: int
 
 
 def figures(changes: np.ndarray) -> dict[tuple, float]:
-    """Of (n, maps, orders, shares) changes, as `Estimates` names them: means over pictures."""
+    """Means over pictures of (n, maps, orders, shares) changes, named as in `Estimates`."""
     means = np.stack([changes.mean(axis=0), np.abs(changes).mean(axis=0)], axis=-1)
     values = dict(zip(product(MAPS, ORDERS, SHARES, CURVES), means.ravel().tolist(), strict=True))
     areas = dict(zip(MAPS, map_areas(changes).mean(axis=0).tolist(), strict=True))
@@ -325,13 +325,13 @@ def map_areas(changes: np.ndarray) -> np.ndarray:
 
 
 def draw(estimates: Estimates, heading: str, scores: str) -> Figure:
-    """The curves of absolute change with bands of their intervals, a panel an order; areas in the legend."""
+    """The curves of absolute change with interval bands, one panel per order; areas in the legend."""
     figure = new_plot(1200, 600)
     whole = estimates["eam", "most", 1, "mean_absolute_change"]
     heading += f"\nwith the whole picture blurred the score changes by {whole}, whatever the map"
     figure.suptitle(heading, x=0.012, ha="left", **TITLE)
     panels = figure.subplots(1, 2, sharey=True)
-    # Without 100 %, where all maps are equal: the change there is so large that it would flatten the rest.
+    # Without 100 %, where all maps are equal and the change so large that it would flatten the rest.
     shares = SHARES[:-1]
     for axes, (order, title) in zip(panels, ORDERS.items(), strict=True):
         for (kind, name), style in zip(MAPS.items(), STYLES, strict=True):
