@@ -146,15 +146,13 @@ def train_one_epoch(
     """
     model.train()
     log_every = epoch.log_every if optimizer.defaults.get("fused") else 1  # others cannot skip a step
-    # A GPU waits whenever Python reads a number from it. Between two readings `finite` guards the weights: it
-    # becomes NaN with the first loss or gradient that is not finite, makes all later gradients NaN, and a
-    # fused optimizer skips each step where `found_inf` is 1.
+    # A GPU waits when Python reads a number from it. Between two readings `finite` guards the weights: a bad
+    # loss or gradient makes it and all later gradients NaN, and where `found_inf` is 1 no step is made.
     finite = torch.ones((), device=compute.device)
     for batch in loader:
         step, position = totals.step, totals.step % epoch.accumulate
         group = min(epoch.accumulate, position + epoch.steps - step)  # batches in this optimizer step
-        rate = epoch.rate((step - position) / epoch.steps)
-        set_rate(optimizer, rate)
+        set_rate(optimizer, rate := epoch.rate((step - position) / epoch.steps))
         torch.manual_seed(step_seed(epoch.seed, epoch.number, step, distributed.rank()))
         last, count = position + 1 == group, len(batch.images)
         with model.no_sync() if distributed.world() > 1 and not last else nullcontext():
@@ -167,8 +165,7 @@ def train_one_epoch(
         names = ", ".join(epoch.ids[i] for i in batch.index.tolist())
         where = f"at step {step + 1} of epoch {epoch.number + 1}, learning rate {rate:g} (pictures {names})"
         totals.unread.append(("loss", loss.detach(), count, where))
-        totals.step += 1
-        totals.pictures += count
+        totals.step, totals.pictures = step + 1, totals.pictures + count
         totals.broken += [tuple(entry) for entry in batch.broken]
         if not last:
             continue
