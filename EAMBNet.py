@@ -1,7 +1,7 @@
 """EAMB-Net: image aesthetics assessment with an emotion-aware multi-branch network.
 
 The whole network in the paper's order: blocks, emotion branch, fusion, EAMBNet (IEEE TIM 2024,
-doi 10.1109/TIM.2024.3365174). Sizes in comments are the paper's: ResNet-50, both small branches at half size;
+doi 10.1109/TIM.2024.3365174). Sizes in comments are the paper's: ResNet-50, context and emotion at half size;
 N pictures, E emotions, K outputs.
 """
 
@@ -84,7 +84,7 @@ class CBAM(nn.Module):
 
 
 class Head(nn.Sequential):
-    """Pooled features (N, width) -> logits (N, K). The first PReLU follows a ReLU and never acts."""
+    """Pooled features (N, width) -> logits (N, K). The first PReLU leaves the output of a ReLU as it is."""
 
     def __init__(self, width: int, hidden: int, outputs: int, dropout: float):
         first, second = nn.Linear(width, hidden), nn.Linear(hidden, outputs)
@@ -118,7 +118,7 @@ class EmotionBranch(nn.Module):
             nn.init.zeros_(block[0].bias)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Pictures at the branch's own size -> logits (N, E) and features z (N, C, h, w), h = ceil(H / 4)."""
+        """Resized pictures -> logits (N, E) and features z (N, C, h, w), h = ceil(H / 4)."""
         fine, middle, coarse = self.pyramid(images)  # (N, 256, h, w), (N, 512, h/2, w/2), (N, 1024, h/4, w/4)
         middle, fine = self.lateral_middle(middle), self.lateral_fine(fine)
         x = resize(self.coarse(coarse), middle.shape[2:], align_corners=True) + middle  # (N, 512, h/2, w/2)
@@ -127,9 +127,9 @@ class EmotionBranch(nn.Module):
         return self.classifier(features.mean(dim=(2, 3))), features
 
     def class_activation_maps(self, features: Tensor) -> Tensor:
-        """z (N, C, h, w) -> (N, E, h, w), each map stretched to [0, 1] on its own. Always float32.
+        """z (N, C, h, w) -> (N, E, h, w), each map scaled to [0, 1] by itself. Always float32.
 
-        CAM_k = sum_c W[k, c] z[c], minus its minimum, over its maximum after that + 1e-12.
+        CAM_k = (M_k - min M_k) / (max M_k - min M_k + 1e-12), M_k = sum_c W[k, c] z[c].
         """
         with torch.autocast(features.device.type, enabled=False):  # 1e-12 would vanish in float16
             weight = self.classifier.weight.float()
@@ -142,7 +142,7 @@ class EmotionBranch(nn.Module):
         with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
             probability = logits.float().softmax(dim=1)[:, :, None, None]  # (N, E, 1, 1)
             maps = self.class_activation_maps(features)  # (N, E, h, w)
-            return (probability * maps).sum(dim=1, keepdim=True).clamp(max=1)  # rounding can exceed 1
+            return (probability * maps).sum(dim=1, keepdim=True).clamp(max=1)  # rounding may give more
 
 
 class EmotionNetwork(nn.Module):
@@ -228,7 +228,7 @@ class Fusion(nn.Module):
 class EAMBNet(nn.Module):
     """Detail, context and emotion branch; `forward(images (N, 3, H, W), normalised)` gives an `Output`.
 
-    The emotion branch is frozen: `train()` leaves it in evaluation mode, its parameters get no gradient.
+    By default the emotion branch is frozen: it stays in evaluation mode, its parameters get no gradient.
     Ablations are built `without` some of PARTS: without "emotion" the map is 1 everywhere, without
     "guided_fusion" maps are simply added, without "attention" there is no CBAM.
 
@@ -237,10 +237,10 @@ class EAMBNet(nn.Module):
         outputs: 1 for a sigmoid, K for a softmax over K rating bins.
         emotions: class names of the emotion branch, in the order of its logits.
         width: channels of the fused map, and of the emotion path of narrow backbones (Lite: 128).
-        context_scale, emotion_scale: how much the two branches shrink their input.
+        context_scale, emotion_scale: factors, at most 1, by which the two branches resize their input.
         emotion_batchnorm: "frozen", or "official": the emotion branch's BatchNorm statistics change in
             training, as in the released code.
-        train_emotion: train the emotion branch too, by its logits; its map still carries no gradient.
+        train_emotion: train the emotion branch too, through its logits; its map still carries no gradient.
         without: some of PARTS, for ablations; not both "detail" and "context".
         shortcut: the head also gets the context branch's deepest map, through the backbone's last layers.
 
@@ -296,7 +296,7 @@ class EAMBNet(nn.Module):
         return self
 
     def forward(self, images: Tensor, emotions: tuple[Tensor, Tensor] | None = None) -> Output:
-        """(N, 3, H, W) -> Output. Given the frozen branch's `emotions(images)`, the branch is not run."""
+        """(N, 3, H, W) -> Output. emotions: the frozen branch's `emotions(images)`, if computed already."""
         check_size(images)
         small = shrink(images, self.context_scale)  # (N, 3, H/2, W/2)
         logits, emotion_map = emotions or self.emotions(images)  # (N, E), (N, 1, H/8, W/8)
@@ -361,7 +361,7 @@ def build_model(backbone: str = "resnet50", outputs: int = 10, **arguments) -> E
 
 
 def check_arguments(arguments: dict) -> None:
-    """Refuses values out of range, of any network here: it checks only the arguments that are given."""
+    """Raises ValueError for a value out of range; serves all networks here, so checks only what is given."""
     for name, value in arguments.items():
         if name in ("context_scale", "emotion_scale") and not 0 < value <= 1:
             raise ValueError(f"EAMBNet: {name} must be above 0 and at most 1, got {value}")

@@ -1,4 +1,4 @@
-"""Rated pictures: AVA, PARA, IAE, FI, EmoSet, your own csv and the demo set, as columns; batches.
+"""Loads rated pictures (AVA, PARA, IAE, FI, EmoSet, your own csv, the demo set) and makes batches of them.
 
     splits = load_dataset("para", "/data/PARA", splits=("train", "val"))
     splits = load_datasets(["para", "fi"], ["/data/PARA", "/data/FI"], ("train", "val"))  # emotions of both
@@ -50,7 +50,7 @@ def load_dataset(
 
 
 class SetReader:
-    """Reads a data set; each of its label files is opened only once, and kept in memory with the reader.
+    """Reads a data set; each label file is read only once and kept in memory as long as the reader.
 
     Arguments and errors are those of `load_dataset`.
     """
@@ -89,8 +89,8 @@ class SetReader:
     def twins_in_training(self) -> set[str]:
         """Ids of the test pictures that have an identical one in the training pool, train or val.
 
-        By the set's own list of identical pictures if it has one, else by content. AVA, and sets without a
-        list that have more than TWIN_LIMIT pictures, are not searched: empty.
+        Taken from the set's own list of identical pictures if it has one, else found by content. AVA, and
+        sets of more than TWIN_LIMIT pictures without a list, are not searched: the result is empty.
         """
         if self.name == "ava":  # above the limit, and reading its labels takes seconds
             return set()
@@ -109,8 +109,8 @@ class SetReader:
 def split_sets(
     table: Table, paths: list[str], splits: Sequence[str], options: DataOptions
 ) -> dict[str, RatedSet]:
-    """split -> its rows, with the scale to train on."""
-    dealt = bool(options.folds) and not table.has_own_split  # asked before rows get a split
+    """split -> RatedSet of its rows, with the scale of the training target."""
+    dealt = bool(options.folds) and not table.has_own_split  # before `split_by_hash` fills in the splits
     split_by_hash(table, paths, splits, options)
     sets = {}
     for split in splits:
@@ -180,7 +180,7 @@ def check_classes(rated: RatedSet) -> None:
 
 
 def first_by_hash(rated: RatedSet, limit: int) -> RatedSet:
-    """A fixed sample of a set, whatever the order of its files."""
+    """The `limit` pictures with the smallest id hashes: one sample, whatever the order of the set's files."""
     if limit >= len(rated):
         return rated
     chosen = np.sort(np.argsort(hash_fractions(rated.ids), kind="stable")[:limit])
@@ -201,8 +201,8 @@ def load_datasets(
     own. Byte-identical pictures of different sets are not looked for.
 
     Args:
-        names, roots: in the same order; no set twice. readers: of the sets, if they exist already.
-        limit: most training pictures of each set, the first by the hashes of their ids; 0: all.
+        names, roots: in the same order; no set twice. readers: those of the sets, if already made.
+        limit: at most so many training pictures of each set, those with the smallest id hashes; 0: all.
 
     Raises:
         ValueError, FileNotFoundError: as `load_dataset`.
@@ -319,14 +319,14 @@ class Batch(NamedTuple):
 
 @dataclass(eq=False)
 class PictureSet(Dataset):
-    """The decoded pictures of a split, by Draw (or by plain index, as epoch 0).
+    """The decoded pictures of a split, indexed by Draw (a plain index means epoch 0).
 
     Args:
         size: side, or (height, width), that all pictures are resized to.
-        exif: respect the EXIF orientation; ignoring it is the official option.
-        flip_seed: mirror every other picture, by (flip_seed, epoch, index); None never does.
+        exif: turn pictures as their EXIF orientation says; the official code does not.
+        flip_seed: mirror half of the pictures at random, by (flip_seed, epoch, index); None: mirror none.
         skip_broken: leave out files that cannot be decoded and list them; otherwise they are errors.
-        crop: keep the aspect and cut out the middle (`decoding.decode`) instead of squashing.
+        crop: keep the aspect ratio and cut out the middle (`decoding.decode`) instead of squashing.
 
     Raises:
         ValueError: the pictures are copies made for another size, or with another use of EXIF.
@@ -349,7 +349,7 @@ class PictureSet(Dataset):
     def __getitem__(self, draw: Draw | int) -> Picture | LeftOut:
         """The picture, or the reason why it cannot be decoded.
 
-        Never raises: torch would wrap an error of a worker process in its traceback. The loader raises it.
+        Does not raise the error, which torch would wrap in the worker's traceback; `Loader` raises it.
         """
         epoch, index = draw if isinstance(draw, tuple) else (0, draw)
         try:
@@ -382,7 +382,7 @@ class PictureSet(Dataset):
 
 
 def coin(seed: int, epoch: int, index: int) -> bool:
-    """A fair coin that is a function of its arguments: splitmix64, one microsecond, no generator to build."""
+    """A fair coin toss, a function of its arguments: splitmix64 takes a microsecond, builds no generator."""
     mask = (1 << 64) - 1
     bits = 0
     for number in (seed, epoch, index):
@@ -397,8 +397,8 @@ def coin(seed: int, epoch: int, index: int) -> bool:
 class TrainOrder(Sampler):
     """Batches of one epoch in random order, a function of (seed, epoch).
 
-    Each step's pictures are the same however many processes share them: rank r of `world` takes
-    every world-th of the global batch. The incomplete batch at the end is dropped, unless it is the only one.
+    Each step's pictures are the same however many processes share them: rank r of `world` takes pictures r,
+    r + world, ... of the global batch. The incomplete batch at the end is dropped, unless it is the only one.
 
     Args:
         batch_size: of all processes together.
@@ -437,7 +437,7 @@ class TestOrder(BatchSampler):
         batch_size: of each process.
     """
 
-    __test__ = False  # pytest would take the name for a test case's
+    __test__ = False  # its name would make pytest collect it
 
     def __init__(self, count: int, batch_size: int, rank: int = 0, world: int = 1):
         super().__init__(range(rank, count, world), batch_size, drop_last=False)
@@ -486,7 +486,7 @@ class PairPictures(PictureSet):
     """
 
     def __len__(self) -> int:
-        return len(self.rated.pairs)  # of a PairedSet
+        return len(self.rated.pairs)  # `rated` is a PairedSet
 
     def __getitem__(self, draw: Draw | int) -> tuple[int, Picture | LeftOut, Picture | LeftOut]:
         """The pair's row, and its photographs."""

@@ -1,7 +1,7 @@
-"""The losses: EMD between rating distributions, and what scores, labels and emotions are trained with.
+"""The losses: EMD for rating distributions, and those for scores, labels, pairs and emotions.
 
 All compute in float32 at least, under autocast too: cumulative sums and logarithms of half-precision
-probabilities are wrong in the second digit. Predictions are probabilities, as the network gives them.
+probabilities are wrong from the second digit on. Predictions are probabilities, as the network gives them.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ def correlation_loss(p: Tensor, target: Tensor) -> Tensor:
     """1 - PLCC of a batch, (N, 1) and (N,), a scalar from 0 to 2; 1 if one side does not vary."""
     p, target = one_column(p, target)
     p, target = p - p.mean(), target - target.mean()
-    # The product of two norms is not differentiable at 0, its value for a batch of one picture.
+    # The product of the norms is not differentiable at 0, which it is for a batch of one picture.
     norms = (p.square().sum() * target.square().sum()).clamp(min=1e-12).sqrt()
     return 1 - (p * target).sum() / norms
 
 
 def label_loss(p: Tensor, high: Tensor) -> Tensor:
-    """Binary cross-entropy of the probability (N, 1) of "high" and labels (N,), 1 for high and 0; a scalar.
+    """Binary cross-entropy of the probability (N, 1) of "high" and labels (N,), 0 or 1 (high); a scalar.
 
     Takes probabilities, which `functional.binary_cross_entropy` refuses under autocast.
     """
@@ -114,7 +114,7 @@ def emotion_loss(logits: Tensor, votes: Tensor, class_weights: Tensor | None = N
 
 
 def class_shift(shares: dict[str, float], reference: dict[str, float]) -> dict[str, float]:
-    """What to add to a network's logits, by class, for the pictures of a set, to allow for its class shares.
+    """The shift of a network's logits, by class, that allows for the class shares of a data set.
 
     How often a set shows sad pictures says nothing about how sad one of them is. With log(share in the set /
     share in the reference) added to each logit, the network learns what the pictures themselves show, at the

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; 0 all well, 1 some pictures failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
+    """Runs one command. Exit code: 0 success, 1 pictures failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
     return guarded(options.run, options)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """The options of a command line; without a command it is `train`, as in the paper's released code.
+    """Parses a command line; the default command is `train`, as in the paper's released code.
 
     Paths and key=value words may stand anywhere among the options, which argparse alone does not allow.
     """
@@ -205,9 +205,9 @@ def run_scoring(options: argparse.Namespace) -> int:
 
 
 def read_config(options: argparse.Namespace) -> tuple[Config, dict[str, object]]:
-    """The data set's own config, or the given ones, changed by the command line; and what the user gave.
+    """The config: the data set's own, or the --config files, overridden by the command line.
 
-    What the user gave is by flat key, as in "train.epochs".
+    Returns also what the user set, by flat key, as in "train.epochs".
     """
     from eamb.runtime.config import from_settings, read_settings
     from eamb.training.tasks import recipe
@@ -222,7 +222,7 @@ def read_config(options: argparse.Namespace) -> tuple[Config, dict[str, object]]
         "data.dataset": "+".join(sets) or None,
         "data.root": "\n".join(roots) if roots else None,
         "data.skip_broken": "true" if options.skip_broken else None,
-        "task": getattr(options, "task", None),  # only train has this and the next
+        "task": getattr(options, "task", None),  # only `train` has this option and the next
         "model.network": getattr(options, "network", None),
     }
     words = [*options.settings, *(f"{key}={value}" for key, value in words.items() if value is not None)]

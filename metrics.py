@@ -1,4 +1,4 @@
-"""How good predictions are: pure functions on arrays, all in float64.
+"""Metrics of predictions: pure functions on arrays, all in float64.
 
 Scores are in the unit of the data set. A metric that is undefined for its input (a correlation with a
 constant) is NaN; wrong input (NaN, unequal lengths) is a `ValueError`.
@@ -16,7 +16,7 @@ from scipy import optimize, special, stats
 
 SMALLEST_PROBABILITY = 1e-12  # a softmax in float32 can give an exact 0, whose logarithm is infinite
 RIDGE = 1e-3  # keeps strengths finite where all people agree; moves odds of 3 to 1 by some thousandths
-# How reports write the names of metrics, where it is not the name itself.
+# The names of metrics in reports, where they differ from those in the code.
 TERMS = {name: name.upper() for name in ("srcc", "plcc", "krcc", "rmse", "mae", "auc", "kl")} | {
     "n": "pictures",
     "emd1": "EMD (r = 1)",
@@ -54,7 +54,7 @@ def krcc(predicted: ArrayLike, rated: ArrayLike) -> float:
 
 def _correlation(name: str, predicted: ArrayLike, rated: ArrayLike, function: Callable) -> float:
     predicted, rated = pair = _pair(predicted, rated)
-    # Equal distributions can have means that differ in the last bits, which would be ranked.
+    # Means of equal distributions can differ in the last bits; ranking those differences would be wrong.
     if len(rated) < 2 or any(np.ptp(values) <= 1e-13 * np.abs(values).max() for values in pair):
         problem = "is undefined (NaN): it needs two pictures, unequal predictions and unequal ratings"
         warnings.warn(f"metrics: {name} {problem}.", stacklevel=3)
@@ -163,8 +163,8 @@ def emotion_metrics(probabilities: ArrayLike, votes: ArrayLike, classes: Sequenc
     Returns:
         n, accuracy (top-1, see `top_classes`), macro_f1 (over the classes that occur as truth or prediction),
         recall_<class> (NaN for a class without pictures; absent for a class that was never offered), kl (mean
-        KL(votes || prediction) in nats), kl_prior (the same when each picture is predicted the mean vote of
-        all pictures that were offered the same classes), kl_ratio (kl / kl_prior), cross_entropy (in nats),
+        KL(votes || prediction) in nats), kl_prior (the same when the prediction is the mean vote of all
+        pictures that were offered the same classes), kl_ratio (kl / kl_prior), cross_entropy (in nats),
         calibration_error (expected, 15 equal bins of the top probability), and the accuracies of always
         predicting the most frequent class (majority) and of guessing (chance).
     """
@@ -200,7 +200,7 @@ def emotion_metrics(probabilities: ArrayLike, votes: ArrayLike, classes: Sequenc
 def _offered_shares(
     probabilities: ArrayLike, votes: ArrayLike, classes: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Checks what `emotion_metrics` takes, and divides it by its sum over each picture's offered classes.
+    """Checks the arguments of `emotion_metrics` and normalises each row over the classes offered there.
 
     Returns:
         Probabilities and vote shares (n, E), rows sum to 1, 0 where not offered; offered, (n, E) bool.
@@ -229,8 +229,8 @@ def confusion_matrix(probabilities: ArrayLike, votes: ArrayLike, classes: Sequen
 def top_classes(probabilities: np.ndarray, votes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Class numbers predicted and true, (n,) each, from (n, E) each.
 
-    The true class is the one with the most votes; of several the predicted one if it is among them, else the
-    first.
+    The true class has the most votes; in a tie, it is the predicted class if that is one of them, else the
+    first of them.
     """
     predicted = probabilities.argmax(axis=1)  # (n,)
     leads = votes[np.arange(len(votes)), predicted] == votes.max(axis=1)  # (n,)
@@ -243,7 +243,7 @@ def _cross_entropy(votes: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def _calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
-    """Expected calibration error: |accuracy - confidence| per bin of confidence, weighted by its pictures."""
+    """Expected calibration error: |accuracy - confidence| per bin of confidence, weighted by pictures."""
     bins = np.minimum((15 * confidence).astype(int), 14)  # (n,)
     return float(np.abs(np.bincount(bins, weights=confidence - correct)).sum() / len(confidence))
 
@@ -267,7 +267,7 @@ def positive_emotion_accuracy(emotions: ArrayLike, high: ArrayLike, classes: Seq
 def pair_probability(odds: ArrayLike, pairs: np.ndarray) -> np.ndarray:
     """P(the first of each pair is preferred), (m,) in [0, 1], for pairs (m, 2) of rows of the odds.
 
-    The odds are (n, 2) predictions of a pair network, or (n, 1) of anything that scores photographs.
+    The odds, in logarithms, are (n, 2) from a pair network, or (n, 1) from anything that scores photographs.
     """
     odds = np.asarray(odds, np.float64)
     return special.expit(odds[pairs[:, 0], 0] - odds[pairs[:, 1], -1])
@@ -362,7 +362,7 @@ def series_ranks(
 
     Returns:
         For each series, (S,) in the order of the names: krcc (Kendall's tau), and best: of the photographs
-        that the prediction ranks first, the share that people rank first. NaN where people rank all alike.
+        that the prediction ranks first, the share that people rank first. NaN where people rank all equal.
     """
     names, groups = np.unique(np.asarray(series), return_inverse=True)
     krcc, best = np.full(len(names), np.nan), np.full(len(names), np.nan)

@@ -1,4 +1,4 @@
-"""Paths as they are meant, files written whole, their hashes, and csv files that spreadsheets read safely."""
+"""Paths with ~ and accents, atomic writing, hashes, and csv files that are safe to open in a spreadsheet."""
 
 # Paths are plain texts here: Path("./~") would be "~", and a Path for each of 250,000 pictures takes seconds.
 # ruff: noqa: PTH111, PTH112, PTH113, PTH118, PTH122
@@ -16,14 +16,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# Spreadsheets take a cell that begins so for a formula, which may start programs.
+# Spreadsheets read a cell that begins with one of these as a formula, which may start programs.
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 MARK = "'"
 MARKED = re.compile(f"{MARK}*[{re.escape(''.join(FORMULA))}]")
 
 
 def home(path: str) -> str:
-    """The path with ~ or ~name at its start as that home folder; a file that is called so stays.
+    """The path with ~ or ~name at its start replaced by that home folder; ~name stays if no such user exists.
 
     Raises:
         ValueError: no such home folder is known.
@@ -35,14 +35,14 @@ def home(path: str) -> str:
 
 
 def nfc(text: str) -> str:
-    """The text with composed letters: macOS and its archives write the accent of é as a letter of its own."""
+    """The text in composed form (NFC): macOS and its archives store the accent of é as another character."""
     return unicodedata.normalize("NFC", text)
 
 
 def list_folder(folder: str) -> dict[str, list[str]]:
-    """A folder's files by the `nfc` of their names without ending, and folders by that of name and slash.
+    """A folder's files by the `nfc` of their names without the ending, its folders by that of name and slash.
 
-    Links that lead nowhere are left out; a folder that cannot be listed is empty.
+    Broken links are left out; a folder that cannot be listed counts as empty.
     """
     names = defaultdict(list)
     with suppress(OSError, ValueError), os.scandir(folder or ".") as entries:
@@ -55,7 +55,7 @@ def list_folder(folder: str) -> dict[str, list[str]]:
 
 
 def on_disk(path: str, listed: Callable[[str], dict[str, list[str]]]) -> str:
-    """The path as the disk spells it, if their `nfc` is equal and no other's; `listed` is `list_folder`."""
+    """The path as the disk spells it, if just one there has the same `nfc`; `listed` is `list_folder`."""
     folder, name = os.path.split(path)
     if path.isascii() or not name or os.path.lexists(path):
         return path
@@ -66,7 +66,7 @@ def on_disk(path: str, listed: Callable[[str], dict[str, list[str]]]) -> str:
 
 
 def told_apart(names: Collection[str]) -> list[str]:
-    """The names in quotes for a message, escaped if some would look equal."""
+    """The names in quotes for a message, escaped if two of them look the same."""
     alike = len({nfc(name) for name in names}) < len(names)
     return [ascii(name) if alike else f"'{name}'" for name in names]
 
@@ -89,7 +89,7 @@ def written_whole(path: Path, previous: Path | None = None) -> Iterator[Path]:
         if os.name == "posix":  # elsewhere a folder cannot be opened
             folder = os.open(path.parent, os.O_RDONLY)
             with suppress(OSError):  # shared folders often cannot
-                os.fsync(folder)  # so that the renaming outlasts a power cut
+                os.fsync(folder)  # so that the renaming survives a power cut
             os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
@@ -142,8 +142,8 @@ def as_cell(value: str | float | None) -> str | float | None:
 
 
 def encodable(text: str) -> str:
-    r"""The text with what UTF-8 has no place for written out: a byte of a file name like \xff, half a letter
-    of JSON like \ud800."""
+    r"""The text with what UTF-8 cannot encode escaped: a stray byte of a file name as \xff, a lone surrogate
+    from JSON as \ud800."""
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:

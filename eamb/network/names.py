@@ -3,4 +3,4 @@
 TASKS = ("aesthetics", "emotion", "series")
 PAIR_NETWORKS = ("resnet", "paunit")  # of the task series
 NETWORKS = ("eambnet", "linear", *PAIR_NETWORKS)  # as `model.network` calls them
-SMALLEST_SIDE = 64  # pixels, of a picture
+SMALLEST_SIDE = 64  # of a picture, in pixels

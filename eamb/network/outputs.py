@@ -16,9 +16,9 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 class Output(NamedTuple):
-    """What the network says about N pictures.
+    """A network's output for N pictures.
 
-    prediction: (N, K), the raw probability (K = 1) or rating distribution (rows sum to 1); `Scale` reads it.
+    prediction: (N, K), the raw probability (K = 1) or rating distribution (rows sum to 1), for `Scale`.
     emotion_logits: (N, E), before softmax; E = 0 for a network without an emotion branch.
     emotion_map: (N, 1, h, w), the emotion-aware map in [0, 1]; carries no gradient. 1 without the branch.
     """

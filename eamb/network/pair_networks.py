@@ -2,8 +2,8 @@
 
 A shared backbone sees both photographs. The baseline ("resnet") pools its deepest map, "paunit" the maps at
 strides 8, 16 and 32 through parallel attention units ("Learning multi-scale attentive features for series
-photo selection", ICASSP 2020). A linear layer weighs the difference of the two, so that each photograph has
-odds of its own: photographs are scored one by one, and a pair's odds are the difference.
+photo selection", ICASSP 2020). A linear layer weighs the difference of the two pooled vectors, so each
+photograph can be scored alone, and the log odds of a pair are the difference of its scores.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class SeriesNetwork(nn.Module):
     Args:
         backbone: as in `backbones.py`.
         network: "resnet", the baseline, or "paunit".
-        symmetric: both photographs of a pair have the same units, and the last layer has no bias, so that
+        symmetric: both photographs of a pair share their units, and the last layer has no bias, so that
             P(A over B) + P(B over A) = 1; the two columns are then equal. False is the published network: the
             second photograph has units of its own, and there is a bias.
     """
@@ -74,7 +74,7 @@ class SeriesNetwork(nn.Module):
             self.second_units = None if symmetric else Units(self.context.channels[1:])
             width = 2 * sum(self.context.channels[1:])
         self.last = nn.Linear(width, 2, bias=not symmetric)
-        nn.init.zeros_(self.last.weight)  # even odds: with random weights the units' would be extreme
+        nn.init.zeros_(self.last.weight)  # start at even odds: random weights give extreme ones
 
     @property
     def slow_prefixes(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from eamb.readers.table import Rating, Read, Sheet, Table, joined, means, split_
 
 AVA_BINS = tuple(float(rating) for rating in range(1, 11))
 AVA_RATING = Rating(1.0, 10.0, threshold=5.0, target="distribution")
-AVA_VOTES = 1_000  # at most, for a picture; there are 549
+AVA_VOTES = 1_000  # most that a picture may have; the real maximum is 549
 AVA_TEXT_COLUMNS = ("row", "image_id", *(f"votes_{r}" for r in range(1, 11)), "tag1", "tag2", "challenge")
 # The csv splits count from 2: score2 holds the votes for rating 1.
 AVA_CSV_COLUMNS = tuple(f"score{rating + 1}" for rating in range(1, 11))

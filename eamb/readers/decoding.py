@@ -37,7 +37,7 @@ RAW_ENDINGS = (".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", "
 HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 # The formats that Pillow may try, whatever a file's name. Others are left out: for EPS it starts Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
-# What pictures of these formats are named, in folders and sets.
+# The file name endings of these formats.
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jpe", ".jfif", ".mpo",
                    ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf",
                    ".jpx")  # fmt: skip
@@ -45,7 +45,7 @@ if find_spec("PIL.AvifImagePlugin"):  # since Pillow 11.3
     FORMATS += ("AVIF",)
     PICTURE_ENDINGS += (".avif", ".avifs")
 
-# For the EXIF orientations 2 to 8. ImageOps.exif_transpose also writes EXIF, which fails for damaged ones.
+# For the EXIF orientations 2 to 8. ImageOps.exif_transpose also rewrites EXIF, which fails if it is damaged.
 TURNS = (
     "FLIP_LEFT_RIGHT",
     "ROTATE_180",
@@ -61,19 +61,19 @@ TURNED_BACK = {6: 8, 8: 6}  # the orientation whose turn undoes another's; the o
 # The header of a JPEG's scan: marker, length of the header, channels. Videos and other data that phones
 # append to a picture do not match it.
 SCAN = re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e][\x01-\x04]")
-# That of its frame: marker, length, 8 bits, height and width, channels.
+# The header of its frame: marker, length, 8 bits per sample, height and width, channels.
 FRAME = re.compile(rb"\xff[\xc0-\xc2]\x00[\x0b\x0e\x11\x14]\x08.{4}[\x01-\x04]", re.DOTALL)
-MOST_SCANS = 100  # real JPEGs have 1 to 10; a file of a megabyte can hold scans for an hour of work
+MOST_SCANS = 100  # real JPEGs have 1 to 10; one megabyte can hold so many that decoding takes an hour
 
 MARGIN = 4  # a JPEG is decoded no smaller than this many times the wanted side
-PILLOW_IS_SILENT = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # a filter of warnings about odd files
-LARGE = 50_000_000  # pixels; more are decoded by one thread at a time, so that memory stays bounded
+PILLOW_IS_SILENT = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # a warnings filter, for odd files
+LARGE = 50_000_000  # pixels; larger pictures are decoded one at a time, so that memory stays bounded
 one_large = threading.RLock()
 
 PNG, JPEG, JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xd9"
 PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # of PNG
-# Of TIFF: what a page is (a preview: bit 0, a mask: bit 2), the same in old files, and where a raw file's
-# picture is.
+# TIFF tags: what a page is (bit 0: a preview, bit 2: a mask), the same in old files, and where a raw file
+# keeps its picture.
 PAGE_KIND, OLD_PAGE_KIND, INNER_PAGES = 254, 255, 330
 BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, PLANES = 258, 259, 262, 266, 284
 MOST_PREVIEWS = 100
@@ -97,9 +97,9 @@ def decode(
         exact: False lets a large JPEG be decoded at 1/2, 1/4 or 1/8 of its side, MARGIN times `size` or more,
             before it is resized: several times faster, pixels differ by a few levels.
         look: called with the picture as RGB, before it is resized, and its EXIF. An exception that it raises
-            counts as one of decoding.
+            counts as a failure to decode.
         crop: keep the aspect ratio: the largest centred part with that of `size` is cut out and resized.
-        note: called with what is wrong with a file that can be decoded nevertheless.
+        note: called with a description of what is wrong with a file that can still be decoded.
 
     Returns:
         (H, W, 3) uint8.
@@ -115,7 +115,7 @@ def decode(
     # Not by `warnings.catch_warnings`, which is not safe with threads.
     if PILLOW_IS_SILENT not in warnings.filters:
         warnings.filterwarnings("ignore", module=PILLOW_IS_SILENT[3].pattern)
-    # The longer side for both: whether the picture is turned afterwards is not known yet.
+    # The longer side for both, because EXIF may still turn the picture and swap width and height.
     side = None if exact or size is None else MARGIN * (size if isinstance(size, int) else max(size))
     try:
         with ExitStack() as opened:
@@ -141,7 +141,7 @@ def _loaded(
     content: bytes | None = None,
     note: Callable[[str], object] | None = None,
 ) -> tuple[Image.Image, Image.Exif]:
-    """The pixels and tags of a file, or of `content` in its place, until `opened` is closed.
+    """The pixels and tags of a file, or of `content` instead; valid until `opened` is closed.
 
     Args:
         side: a JPEG may be decoded as small as this.
@@ -153,7 +153,7 @@ def _loaded(
         _choose_page(image)
         _check_layout(image)
     pixels = image.width * image.height
-    # Pillow's limit, and more for JPEG, whose pixels take a third of what the largest of others do.
+    # Pillow's limit; a higher one for JPEG, whose pixels take a third of the memory of the largest others.
     limit = (Image.MAX_IMAGE_PIXELS or pixels) * (3 if image.format in ("JPEG", "MPO") else 2)
     if pixels > limit:
         raise ValueError(f"more than {limit:,} pixels, refused as a decompression bomb")
@@ -166,12 +166,12 @@ def _loaded(
             raise ValueError(f"a JPEG of more than {MOST_SCANS} scans is refused; it would take minutes")
         if side:  # libjpeg leaves out what the resize would average away
             image.draft(None, (side, side))
-        # Of a progressive one libjpeg holds every coefficient, however small it decodes.
+        # For a progressive JPEG libjpeg holds every coefficient, however small the decoded picture is.
         pixels = pixels if "progressive" in image.info else image.width * image.height
     if pixels > LARGE:
         opened.enter_context(one_large)
     orientation = _exif(image).get(ExifTags.Base.Orientation) if image.format == "TIFF" else None
-    image.load()  # which turns a TIFF
+    image.load()  # also applies a TIFF's orientation
     tags = _exif(image)
     if image.format == "TIFF" and image.mode == "I;16":
         if image.tag_v2.get(BITS) == (12,):
@@ -197,7 +197,7 @@ def _opened(path: str | Path, content: bytes | None) -> Image.Image:
 
 
 def _choose_page(image: Image.Image) -> None:
-    """Goes to a TIFF's first page that is no preview and no mask, or stays at the first."""
+    """Goes to a TIFF's first page that is neither preview nor mask; if all are, stays at the first."""
     for page in range(1, MOST_PREVIEWS):
         kind, old_kind = image.tag_v2.get(PAGE_KIND), image.tag_v2.get(OLD_PAGE_KIND)
         if old_kind != 2 and not (isinstance(kind, int) and kind & 5):
@@ -214,7 +214,7 @@ def _choose_page(image: Image.Image) -> None:
 
 
 def _check_layout(image: Image.Image) -> None:
-    """Refuses the layouts of a TIFF's pixels that Pillow would read wrong without a word."""
+    """Refuses TIFF pixel layouts that Pillow would silently misread."""
     tags = image.tag_v2
     separate, plain = tags.get(PLANES) == 2, tags.get(COMPRESSION, 1) == 1
     if separate and plain:
@@ -225,14 +225,14 @@ def _check_layout(image: Image.Image) -> None:
     if wrong:
         raise ValueError("its channels lie in separate planes of a kind that is not read; interleave them")
     if image.mode == "I" and tags.prefix == b"MM" and not plain:
-        raise ValueError("signed pixels in this order of bytes are not read; convert it to 8 or 16 bits")
+        raise ValueError("signed big-endian pixels are not read; convert it to 8 or 16 bits")
 
 
 def _mended(path: str | Path, error: Exception) -> bytes:
-    """A file's content without what keeps its pixels from being read; raises `error` if nothing does.
+    """A file's content, repaired so that its pixels can be read; raises `error` if there is no repair.
 
-    Of a PNG the chunks that hold no pixels go: Pillow refuses a file for damaged or long ones. A JPEG gets
-    the end marker that it lacks, if its pixels are all there: then they don't depend on what follows them.
+    A PNG loses the chunks that hold no pixels: Pillow refuses files where they are damaged or too long. A
+    JPEG gets its missing end marker, if its pixels are complete and so do not depend on what follows them.
     """
     try:
         content = Path(path).read_bytes()
@@ -243,7 +243,7 @@ def _mended(path: str | Path, error: Exception) -> bytes:
         if len(bare) < len(content) and b"IDAT" in bare:
             return bare
     elif content.startswith(JPEG) and "truncated" in str(error) and _has_all_scans(content):
-        noise = np.random.default_rng(0).integers(0, 255, (9, 64), dtype=np.uint8)  # without 255
+        noise = np.random.default_rng(0).integers(0, 255, (9, 64), dtype=np.uint8)  # 255 begins markers
         after = b"".join(bytes((255, 207 + k)) * (k > 0) + row.tobytes() for k, row in enumerate(noise))
         content = content.rstrip(b"\0").removesuffix(b"\xff")  # zeros: a download that was never finished
         sums = set()
@@ -303,7 +303,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if not (sixteen_bits or image.has_transparency_data):
         return image.convert("RGB")
     whole = Image.new("RGB", image.size)
-    for top in range(0, image.height, 256):  # by bands, because it takes several times a picture's memory
+    for top in range(0, image.height, 256):  # in bands: converting takes several times the memory
         band = image.crop((0, top, image.width, min(top + 256, image.height)))
         if sixteen_bits:
             values = np.asarray(band).clip(0, 65535).astype(np.uint32)
@@ -359,8 +359,8 @@ def explain_failure(path: str | Path, error: Exception) -> str:
 def stack(images: Sequence[Tensor]) -> Tensor:
     """Decoded pictures, (3, H, W) views of (H, W, 3) uint8 -> (N, 3, H, W), channels last in memory too.
 
-    The network takes them so; converting to channels first here and back there would take as long as ten
-    copies.
+    The network uses this layout; converting to channels first here and back again there would take as long as
+    ten copies.
     """
     return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 

@@ -1,6 +1,6 @@
 """The embedded data set: photographs inside installed packages, degraded in known ways, with computed labels.
 
-Nobody rated these pictures. Every vote and every emotion is a formula of the kind and the severity of the
+Nobody rated these pictures. Every vote and every emotion is computed from the kind and the severity of the
 degradation, so that the demo and the tests run anywhere, offline, with a known truth.
 
     python -m eamb.readers.demo [--root data/demo]
@@ -89,8 +89,8 @@ def compress(picture: Image.Image, quality: float) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
-# Kind of damage -> function, its strength at severity 1 to 4, the rating lost with each severity, and the
-# emotion at severity 1 and 2, a pleasant one, and at 3 and 4, an unpleasant one.
+# Kind of damage -> function, its strength at severity 1 to 4, the rating lost per step of severity, the
+# emotion at severity 1 and 2 (a pleasant one), and at 3 and 4 (an unpleasant one).
 KINDS = {
     "blur": (blur, (1.0, 2.0, 3.5, 6.0), 1.30, "contentment", "sadness"),
     "noise": (add_noise, (14, 28, 48, 80), 1.05, "excitement", "anger"),

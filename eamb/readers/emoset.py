@@ -17,7 +17,7 @@ EMOSET_ENTRY = "[label, id, picture, annotation] or [label, picture, annotation]
 
 
 def parse_emoset(root: Path, splits: tuple[str, ...], options: DataOptions, read: Read) -> Table:
-    """info.json with the classes, and those of train.json, val.json and test.json that the splits need."""
+    """info.json with the classes, and whichever of train.json, val.json and test.json the splits need."""
     folder = next((f for f in (root, root / "EmoSet-118K") if (f / "info.json").is_file()), root)
     classes = _emoset_classes(folder / "info.json", read)
     files = split_files(folder, splits, ".json")
@@ -47,7 +47,7 @@ def _emoset_part(path: Path, split: str, classes: tuple[str, ...], read: Read) -
         raise ValueError(f"datasets: {path.name} should be a list of {EMOSET_ENTRY}.")
 
     def entry_error(number: int, expected: str) -> ValueError:
-        """About one entry; they are counted from 1."""
+        """An error about one entry; entries are counted from 1."""
         text = json.dumps(entries[number - 1])[:200]
         return ValueError(f"datasets: {path.name} entry {number} is {text}, expected {expected}.")
 

@@ -67,14 +67,14 @@ def _pictures(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _other_files(folder: Path) -> list[Path]:
-    """What the class folders in a folder hold beside pictures."""
+    """The files in a folder's class folders that are not pictures."""
     return [
         file for each in _list(folder)[1] if emotion_name(each.name) in EMOTIONS for file in _list(each)[2]
     ]
 
 
 def _list(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
-    """The pictures, folders and other files in a folder, by name; none that is hidden or unreadable."""
+    """The pictures, folders and other files in a folder, sorted, without hidden ones; none if unreadable."""
     try:
         paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError:

@@ -23,7 +23,7 @@ H5_ROWS = 1_000_000  # at most; a damaged table may claim any number
 
 
 def parse_iae(root: Path, splits: tuple[str, ...], options: DataOptions, read: Read) -> Table:
-    """The list files, `ID LABEL` a line, and scores.h5 with ten ratings a picture, if h5py is installed.
+    """The lists, one `ID LABEL` per line, and scores.h5, ten ratings per picture, if h5py is installed.
 
     Scores are mean ratings (high from 5 on) where the lists or scores.h5 have them, else the 0/1 labels.
     """
@@ -76,7 +76,7 @@ def _iae_part(root: Path, split: str, read: Read) -> Table:
 
 
 def _use_ratings(table: Table, path: Path, read: Read) -> str:
-    """Puts each picture's ratings and their mean into the table; returns a note on that for the protocol."""
+    """Puts each picture's ratings and their mean into the table; returns a note for the protocol."""
     if importlib.util.find_spec("h5py") is None:
         return f"{path.name} not read (it needs h5py)"
     ratings = read(_read_ratings, path)

@@ -30,7 +30,7 @@ class DataOptions:
     folds, fold: cross-validation of a set without a split of its own: its test split is number `fold`, from
         0, of `folds` equal parts with equal shares of each emotion. 0: none.
     repeat: of several sets, how often an epoch shows each one's training pictures, as "1,10"; "" is once.
-    table: the csv file, relative to the root. images: the folder its paths are relative to.
+    table: the csv file, relative to the root. images: the folder its paths are relative to, of `pairs` too.
     count_columns: comma separated, `name=value` where the name does not end in its rating.
     emotion_columns: one column of names, or several of counts, comma separated.
     minimum, maximum: of the ratings. threshold: above it a rating is high; for any set, not only `csv`.

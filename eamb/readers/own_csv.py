@@ -1,4 +1,4 @@
-"""Anyone's csv of pictures and ratings."""
+"""Your own csv of pictures and ratings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COUNT_COLUMN = re.compile(r"(scores?|counts?|votes?|ratings?|bin|c|n|p)[_ ]?(\d+
 def parse_csv(root: Path, splits: tuple[str, ...], options: DataOptions, read: Read) -> Table:
     """A table of paths and ratings, or one per split; columns found by their usual names, or by options.
 
-    The ends of the ratings are as given, else those of the bins, else the data's range rounded outwards.
+    The ends of the rating scale are those given, else the bins', else the data's range rounded outwards.
     """
     files = _csv_files(root, splits, options)
     sheets = {split: read(Sheet, path) for split, path in files.items()}
@@ -114,7 +114,7 @@ def _count_columns(sheet: Sheet, options: DataOptions) -> dict[str, float]:
 
 
 def _emotion_classes(files: dict[str, Path], columns: list[str], read: Read) -> tuple[str, ...]:
-    """Of one column, the names in the files of all splits, asked for or not; else the columns' own."""
+    """For one column, the names in the files of all splits, requested or not; else those of the columns."""
     path = next(iter(files.values()))
     if len(columns) == 1:
         others = [path] if "" in files else [path.with_name(f"{split}.csv") for split in SPLITS]
@@ -134,7 +134,7 @@ def _emotion_classes(files: dict[str, Path], columns: list[str], read: Read) -> 
 def _csv_part(
     split: str, sheet: Sheet, columns: dict, bins: dict, emotions: list[str], classes: tuple
 ) -> Table:
-    """The rows of one file, without their Rating. split: of all rows, or "" for a file of several."""
+    """The rows of one file, without their Rating. split: that of all rows, "" if the file has several."""
     sheet.need([*filter(None, columns.values()), *bins, *emotions])
     ids = sheet.ids(columns["path"])
     votes, scores, words = None, np.full(len(ids), np.nan), "emotions only"
@@ -181,4 +181,4 @@ def round_outwards(scores: np.ndarray) -> tuple[float, float]:
 def native_path(name: str) -> str:
     """A path as this system writes it: ~ is expanded, and the backslashes of Windows become slashes."""
     name = name.replace("\\", "/")
-    return os.path.expanduser(name) if name.startswith("~/") else name  # noqa: PTH111 - unknown: a missing file
+    return os.path.expanduser(name) if name.startswith("~/") else name  # noqa: PTH111 - Path's may raise

@@ -67,7 +67,7 @@ class PairedSet(RatedSet):
         return hashlib.sha256("".join(sorted(rows)).encode()).hexdigest()
 
     def take(self, indices: Sequence[int] | np.ndarray) -> PairedSet:
-        """The photographs at `indices`, in that order, and the pairs of two of them."""
+        """The photographs at `indices`, in that order, and the pairs with both photographs among them."""
         indices = np.arange(len(self))[np.asarray(indices)]
         place = np.full(len(self), -1)
         place[indices] = np.arange(len(indices))
@@ -96,7 +96,7 @@ def describe_pairs(rated: PairedSet) -> str:
     )
 
 
-# Rows of series, first and second (names of photographs) and preference; where they are from, in words; the
+# Rows of series, first and second (names of photographs) and preference; their origin, in words; the
 # folders that the names are relative to.
 PairTable = tuple[pd.DataFrame, str, list[Path]]
 
@@ -110,7 +110,7 @@ def load_pairs(
 ) -> dict[str, PairedSet]:
     """Reads and checks the given splits: split -> PairedSet.
 
-    Without a val.csv, and of Photo Triage, the series whose hash is below `data.validation` are "val".
+    Without a val.csv, and for Photo Triage, training series with a hash below `data.validation` are "val".
 
     Args:
         name: phototriage or pairs, in any case.

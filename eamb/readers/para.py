@@ -11,13 +11,13 @@ from eamb.readers.table import Rating, Read, Sheet, Table, joined, read_text
 
 PARA_BINS = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
 PARA_RATING = Rating(1.0, 5.0, threshold=3.0, target="score")
-PARA_VOTES = 100  # at most, for a picture; there are 38
+PARA_VOTES = 100  # most that a picture may have; the real maximum is 38
 PARA_EMOTIONS = ("neutral", "disgust", "sadness", "fear", "awe", "amusement", "excitement", "contentment")
 PARA_FILES = {"train": "PARA-GiaaTrain.csv", "test": "PARA-GiaaTest.csv"}
 
 
 def parse_para(root: Path, splits: tuple[str, ...], options: DataOptions, read: Read) -> Table:
-    """The official csvs, those that the splits need; with votes and emotions where a csv has them."""
+    """Those official csvs that the splits need, with votes and emotions where a csv has them."""
     needed = [split for split in PARA_FILES if split in splits or (split == "train" and "val" in splits)]
     sheets = {split: read(Sheet, root / "annotation" / PARA_FILES[split]) for split in needed}
     table = joined([_para_part(sheet, split) for split, sheet in sheets.items()])

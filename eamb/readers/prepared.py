@@ -25,7 +25,7 @@ class Source(NamedTuple):
     error: str = ""
 
     def is_unchanged(self, path: str | Path) -> bool:
-        """Also if there is no file at `path`: copies may outlive it."""
+        """Also true if there is no file at `path`: copies may be used without their sources."""
         try:
             stat = os.stat(path)  # noqa: PTH116 - a Path for each of 250,000 pictures takes seconds
         except OSError:
@@ -60,7 +60,7 @@ class Manifest:
             raise ValueError(f"datasets: {root} has only part of its copies; to go on: {self.command(root)}")
 
     def check_sources(self, root: str | Path, paths: Sequence[str]) -> tuple[tuple[Copies, ...], list[str]]:
-        """The copies, and for each of `paths` the hash of its source, if no source has changed."""
+        """The copies, and the hash of each path's source; ValueError: one is not copied or has changed."""
         spelled = {nfc(name): name for name in self.pictures}
         names = [spelled.get(nfc(name), name) for name in relative_names(root, paths)]
         command = self.command(root)
@@ -70,7 +70,7 @@ class Manifest:
         if wrong:
             raise ValueError(
                 f"datasets: {root} holds copies of {self.source}, and {len(wrong)} files are not copied or "
-                f"have changed there since, first '{wrong[0]}'; remove what is yours and run again: {command}"
+                f"have changed there since, first '{wrong[0]}'; remove files you added and rerun: {command}"
             )
         return (Copies(str(root), self.size, self.exif, command),), [self.pictures[n].sha256 for n in names]
 

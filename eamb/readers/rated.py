@@ -64,7 +64,7 @@ class LeftOut(NamedTuple):
 
 
 class Copies(NamedTuple):
-    """Of `scripts/prepare_data.py`: folder, side in pixels, whether turned by EXIF, and the command."""
+    """Copies by `scripts/prepare_data.py`: folder, side in pixels, whether turned by EXIF, the command."""
 
     root: str
     size: int

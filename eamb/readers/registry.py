@@ -18,10 +18,10 @@ class DataSet:
     """What the program must know of a data set before it reads it.
 
     labels: "ratings" of aesthetics, with or without emotions; "emotions" alone; or "pairs".
-    reader: module and function that read its label files, as a Table; of pairs one file, as a PairTable.
+    reader: module:function that reads its label files into a Table; for pairs, one file into a PairTable.
     recipe, emotion_recipe: the config in configs/ for its own labels and for the task emotion, without .yaml.
-    label_files: glob patterns, below the set's folder, of the files that are needed beside the pictures.
-    folder: where the set lies if --data-root is not given; "" if it must be given.
+    label_files: glob patterns, below the set's folder, of the files that are needed besides the pictures.
+    folder: where the set is if --data-root is not given; "" if it must be given.
     """
 
     labels: str

@@ -13,12 +13,12 @@ from eamb.files import file_hash
 from eamb.readers.rated import DataOptions, hash_fractions
 from eamb.readers.table import Table
 
-# The sizes of 255,530 files take a second when they are cached, and minutes from a cold or a network disk.
+# Reading 255,530 file sizes takes a second if they are cached, minutes from a cold or a network disk.
 TWIN_LIMIT = 100_000
 
 
 def split_by_hash(table: Table, paths: list[str], splits: Sequence[str], options: DataOptions) -> None:
-    """Gives rows a split, in place: all rows of a set without splits, else a validation part of training."""
+    """Assigns splits in place: to all rows if the set has none, else moves part of training to validation."""
     pool, shares, folds = "", {"test": table.test_share, "val": options.validation}, options.folds
     if table.has_own_split:
         if not {"train", "val"} & set(splits) or (table.split == "val").any():
@@ -32,7 +32,7 @@ def split_by_hash(table: Table, paths: list[str], splits: Sequence[str], options
         fractions = hash_fractions(ids)
         # Every picture is tested in one of the folds, so all twins matter.
         suspects = fractions < (1.0 if folds else sum(shares.values()))
-        suspects[np.argsort(fractions)[:100]] = True  # in a small set an empty split takes the smallest hash
+        suspects[np.argsort(fractions)[:100]] = True  # an empty split of a small set takes the smallest hash
         twins = find_twins(table, [paths[i] for i in rows], ids, suspects)
     table.split = table.split.astype("<U5")
     source = table.protocol["train"]
@@ -97,7 +97,7 @@ def fold_split(
 
 
 def twin_leaders(ids: Sequence[str], twins: Sequence[Sequence[int]], share: float) -> np.ndarray:
-    """(n,) position of the picture with the smallest id among each one and its twins."""
+    """(n,) for each picture, the position of the smallest id among it and its twins."""
     leaders = np.arange(len(ids))
     limit = max(10, share * len(ids))
     for group in twins:
@@ -114,7 +114,7 @@ def _split_by_fraction(fractions: np.ndarray, shares: dict[str, float]) -> np.nd
 
 
 def find_twins(table: Table, paths: list[str], ids: list[str], suspects: np.ndarray) -> list[list[int]]:
-    """Groups of positions in `ids` of one picture; by content, only those with one of the `suspects` (n,)."""
+    """Positions in `ids` of identical pictures, in groups; if by content, only groups with a suspect (n,)."""
     if table.twins is not None:
         position = {name: i for i, name in enumerate(ids)}
         groups = [[position[name] for name in group if name in position] for group in table.twins]
@@ -128,8 +128,8 @@ def find_twins(table: Table, paths: list[str], ids: list[str], suspects: np.ndar
 def identical_files(paths: Sequence[str], suspects: np.ndarray) -> list[list[int]]:
     """Groups of positions of byte-identical files, those that hold at least one of the `suspects` (n,) bool.
 
-    Sizes are compared first, then 4 KiB from the middle, then the whole; each time only files that equalled
-    a suspect so far. A file that cannot be read has no twin.
+    Sizes are compared first, then 4 KiB from the middle, then the whole; each time only of files that
+    equal a suspect so far. A file that cannot be read has no twin.
     """
     groups = [range(len(paths))]
     for key in (_size, _middle, file_hash):

@@ -24,7 +24,7 @@ from eamb.readers.rated import ANY_CASE_ENDINGS, SPLITS, Copies, LeftOut, take_r
 
 @dataclass(frozen=True)
 class Rating:
-    """How a set rates: a picture is high above `threshold`, and at it too if `inclusive`.
+    """How a set is rated: a picture is high above `threshold`, and at it too if `inclusive`.
 
     target: what "auto" trains on. scored: False if the scores are only the labels 0 and 1.
     """
@@ -54,8 +54,8 @@ class Table:
     protocol: split -> where its rows come from, in words.
     votes: (n, K) counts per rating of `bins`; emotions: (n, E) counts. Rows of NaN where a file has none.
     twins: groups of ids that the set lists as the same picture; None if they are to be found by content.
-    test_share: of the rows whose split is "".
-    copies: what prepared copies the pictures are, if any; sources: then the hash of each original, n.
+    test_share: share of the rows with split "" that becomes "test".
+    copies: if the pictures are prepared copies, which ones; sources: then the n hashes of their originals.
     """
 
     name: str
@@ -140,7 +140,7 @@ def _unreadable(path: Path, reason: str) -> ValueError:
 
 @functools.lru_cache(10_000)
 def as_number(text: str) -> float:
-    """NaN for all but plain decimals: Python's float also takes 1_0 and the digits of other scripts."""
+    """A number; NaN if not a plain decimal: Python's float also takes 1_0 and the digits of other scripts."""
     text = text.strip()
     return float(text) if NUMBER.fullmatch(text) else np.nan
 
@@ -149,14 +149,14 @@ class Sheet:
     """One table file as columns of text, checked as they are read. Rows are numbered as an editor shows them.
 
     Columns are separated by comma, semicolon or tab, whichever is most frequent in the header, or as a line
-    before it says, like sep=; does. Between semicolons, decimals may have commas. csv.reader reads the file
-    because pandas fills up short rows and ignores misplaced quotes.
+    before it says (sep=;). Between semicolons, decimals may have commas. csv.reader reads the file because
+    pandas fills up short rows and ignores misplaced quotes.
 
     Args:
         names: of the columns, for a file without a header whose cells are separated by blanks.
 
     Raises:
-        ValueError, FileNotFoundError: no such file; no table in UTF-8; no rows.
+        ValueError, FileNotFoundError: no such file; not a readable table; no rows.
     """
 
     def __init__(self, path: Path, names: Sequence[str] = ()):
@@ -202,7 +202,7 @@ class Sheet:
             )
 
     def error(self, bad: np.ndarray, column: str, expected: str) -> ValueError:
-        """About the first row of the mask `bad` (n,)."""
+        """An error about the first row where `bad` (n,) is true."""
         first = int(np.argmax(bad))
         cell = " ".join(self.cells[column][first].split())[:80]
         row, cell = self.rows[first], f"'{cell}'" if cell else "empty"
@@ -224,7 +224,7 @@ class Sheet:
         return values
 
     def counts(self, columns: Sequence[str], most: int = 0) -> np.ndarray:
-        """(n, K) votes, at least one in each row, and `most` whole ones; 0: no limit, and shares are fine."""
+        """(n, K) votes: 1 to `most` in each row, whole numbers; most=0: no limit, and shares are allowed."""
         largest = most or LARGEST
         votes = np.stack([self.numbers(column, 0, largest, whole=most > 0) for column in columns], axis=1)
         bad = (votes.sum(1) == 0) | (votes.sum(1) > largest)
@@ -276,7 +276,7 @@ def split_files(folder: Path, splits: Sequence[str], ending: str = ".csv") -> di
 
 
 def one_hot(names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """n of the `classes` -> (n, E)."""
+    """n names, each one of the E `classes` -> (n, E)."""
     return np.eye(len(classes))[pd.Index(classes).get_indexer(names)]
 
 
@@ -319,7 +319,7 @@ def find_files(
     Raises:
         FileNotFoundError: none of `what` ("pictures of ava") exists, so the folder is wrong.
     """
-    listed = functools.cache(list_folder)  # asking about each file would take long
+    listed = functools.cache(list_folder)  # asking the disk about each file would take long
     real_folder = functools.cache(lambda folder: on_disk(folder, listed))
 
     def find(name: str) -> tuple[str | None, str]:

@@ -1,4 +1,4 @@
-"""The processes that decode pictures for a loader: handed over to, watched, ended."""
+"""The processes that decode pictures for a loader: how they are watched, hand over batches, and end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 SHM = "/dev/shm"  # noqa: S108
 SHM_FULL = 28  # exit code of a decoding process that finds no room there
 WAYS_OUT = f"use data.workers=0, or make {SHM} larger (docker run --shm-size=8g)"
-WATCH = 5  # seconds of silence after which a loader looks after its processes
+WATCH = 5  # seconds without a batch after which a loader checks its processes
 
 
 class WatchedLoader(DataLoader):
@@ -63,9 +63,8 @@ class WatchedLoader(DataLoader):
             raise ChildProcessError(
                 f"datasets: data.workers={self.num_workers} processes cannot be started ({error}); {WAYS_OUT}"
             ) from error
-        if (
-            signals_work()
-        ):  # torch's handler would raise the death of a process anywhere, as while a file is written
+        # torch's handler would raise the death of a process anywhere, even while a file is written.
+        if signals_work():
             signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
         try:
             while True:
@@ -96,9 +95,8 @@ class WatchedLoader(DataLoader):
                 )
 
         check_alive(workers)
-        with called_every(
-            WATCH, look
-        ):  # a process that is halted while it hands over a batch blocks this one
+        # A process that is stopped while it hands over a batch blocks this one.
+        with called_every(WATCH, look):
             while True:
                 try:
                     return next(batches)
@@ -118,7 +116,7 @@ def signals_work() -> bool:
 
 @contextmanager
 def called_every(seconds: float, function: Callable) -> Iterator[None]:
-    """Calls the function so often even while a system call blocks, where signals can do that."""
+    """Calls the function every `seconds`, even while a system call blocks; never if signals do not work."""
     if not signals_work():
         yield
         return
@@ -132,9 +130,9 @@ def called_every(seconds: float, function: Callable) -> Iterator[None]:
 
 
 def check_alive(workers: Sequence[BaseProcess]) -> None:
-    """ChildProcessError: one of a loader's processes has ended."""
+    """ChildProcessError: one of a loader's processes has failed."""
     code = next((worker.exitcode for worker in workers if worker.exitcode), 0)
-    if not code:  # 0 at the end
+    if not code:  # all are running (None) or have ended normally (0)
         return
     if code in (SHM_FULL, -getattr(signal, "SIGBUS", 0)) and Path(SHM).exists():
         raise no_room(len(workers))
@@ -154,9 +152,9 @@ def no_room(workers: int) -> ChildProcessError:
 
 
 def collate_and_share(collate: Callable, drawn: Sequence) -> Sequence:
-    """The batch that `collate` makes; in a decoding process in shared memory already.
+    """The batch that `collate` makes; a decoding process also moves it to shared memory.
 
-    Left to torch, this happens in a thread that loses the batch where there is no room.
+    torch would do that in a thread that loses the batch if there is no room.
     """
     batch = collate(drawn)
     for value in batch if get_worker_info() else ():
@@ -166,5 +164,5 @@ def collate_and_share(collate: Callable, drawn: Sequence) -> Sequence:
             except RuntimeError as error:
                 if f"({errno.ENOSPC})" not in str(error):
                     raise
-                os._exit(SHM_FULL)  # noticed before the batches that are ready, unlike an error
+                os._exit(SHM_FULL)  # unlike an error, noticed before the batches that are ready
     return batch

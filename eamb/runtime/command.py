@@ -18,9 +18,9 @@ def guarded(
     options: argparse.Namespace,
     interrupted: str = "interrupted",
 ) -> int:
-    """Runs a command and returns its exit code; bad input is one sentence and code 2, Ctrl-C is 130.
+    """Runs a command and returns its exit code; bad input prints one sentence and gives 2, Ctrl-C gives 130.
 
-    The exception of a training that a signal ended has its own code. ~ in the options is the user's home, and
+    A training that a signal stopped returns a code of its own. ~ in the options is the user's home, and
     letters that the terminal's encoding lacks are written like \\xe9.
     """
     for stream in (sys.stdout, sys.stderr):
@@ -47,7 +47,7 @@ def at_home(value: object) -> object:
 def check_output(area: str, folder: Path, names: Iterable[str] = (), force: bool = True) -> None:
     """Raises OSError if nothing can be written in a folder, or without `force` if it has such files already.
 
-    For before the work begins; makes no folder.
+    To be called before the work begins; makes no folder.
     """
     place = next((each for each in (folder, *folder.parents) if os.path.lexists(each)), folder)
     try:
@@ -62,4 +62,4 @@ def check_output(area: str, folder: Path, names: Iterable[str] = (), force: bool
             "--force"
         )
     if folders := [name for name in existing if (folder / name).is_dir()]:
-        raise IsADirectoryError(f"{area}: {folder / folders[0]} is a folder, and must be a file's name")
+        raise IsADirectoryError(f"{area}: {folder / folders[0]} is a folder, but must be a file")

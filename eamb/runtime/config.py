@@ -25,7 +25,7 @@ from eamb.readers.options import DataOptions, limited, one_of
 class Data(DataOptions):
     """Which pictures and ratings, and how they are read. `DataOptions` explains targets, splits and columns.
 
-    Several sets are written "para+fi", and their roots one a line, or separated as in PATH: "PARA:FI".
+    Several sets are written "para+fi", and their roots one per line, or separated as in PATH: "PARA:FI".
     """
 
     dataset: str = ""
@@ -33,14 +33,14 @@ class Data(DataOptions):
     size: int = limited(512, least=SMALLEST_SIDE)  # pixels; squashed to size x size (the paper's input)
     exif: bool = True  # turn pictures as their EXIF orientation says; false is the official code's behaviour
     flip: bool = True  # in training mirror half of the pictures, at random
-    crop: bool = False  # keep the aspect and cut out the middle instead of squashing
+    crop: bool = False  # keep the aspect ratio and cut out the middle instead of squashing
     workers: int = limited(-1, least=-1)  # decoding processes; -1: one per spare core, at most 8
     timeout: int = limited(600, least=0)  # seconds without a batch after which a run ends; 0: never
     skip_broken: bool = False
-    limit: int = limited(0, least=0)  # training pictures of each set, the first by their ids' hashes; 0: all
+    limit: int = limited(0, least=0)  # training pictures per set, those with the smallest id hashes; 0: all
 
     def __post_init__(self):
-        pass  # `options` checks what depends on other keys, when all sources are read
+        pass  # left to `options`, after all sources are read, because keys depend on each other
 
     @property
     def names(self) -> list[str]:
@@ -49,7 +49,7 @@ class Data(DataOptions):
 
     @property
     def roots(self) -> list[str]:
-        """The folder of each set; a single set's may have any name."""
+        """The folder of each set; a single set's may contain any character."""
         if len(self.names) == 1:
             return [self.root]
         return self.root.split("\n" if "\n" in self.root else os.pathsep)
@@ -77,7 +77,7 @@ class Model:
     guided_hidden: int = 16
     head_width: int = 128
     dropout: float = 0.75
-    context_scale: float = 0.5  # how much the two small branches shrink their input
+    context_scale: float = 0.5  # factor by which the two small branches resize their input
     emotion_scale: float = 0.5
     emotion_batchnorm: str = one_of("frozen", "official")
     without: str = ""  # parts that an ablation leaves out, as in "emotion,attention" (`EAMBNet.PARTS`)
@@ -99,9 +99,9 @@ class Loss:
     emd_r: float = limited(2.0, least=1)
     emd_reduction: str = one_of("image", "batch")
     class_weights: str = one_of("none", "balanced")
-    class_shift: str = one_of("sets", "none")  # for how often each set shows a class (`losses.class_shift`)
+    class_shift: str = one_of("sets", "none")  # allows for each set's class shares (`losses.class_shift`)
     emotion_weight: float = limited(0.0, least=0)  # the paper freezes the branch; above 0 it is trained too
-    correlation_weight: float = limited(0.0, least=0)  # not the paper's: of 1 - PLCC of each batch
+    correlation_weight: float = limited(0.0, least=0)  # not the paper's: weight of 1 - PLCC per batch
     preference: str = one_of("majority", "share")  # learn which of a pair most people prefer, or how many do
 
 
@@ -111,7 +111,7 @@ class Optimizer:
 
     name: str = one_of("adam", "adamw", "sgd")
     learning_rate: float = limited(3e-5, least=0)
-    backbone_factor: float = limited(1.0, least=0)  # times this for the backbones, which ImageNet has trained
+    backbone_factor: float = limited(1.0, least=0)  # the backbones' learning rate is this times the above
     weight_decay: float = limited(0.0, least=0)
     schedule: str = one_of("constant", "ava", "para", "series", "one_cycle")
 
@@ -122,8 +122,8 @@ class Train:
 
     average: above 0, what is validated and kept is a moving average of the weights: each step multiplies the
         average by this (as in 0.999) and adds the new weights with the rest (Polyak averaging).
-    log_every: optimizer steps between two readings of the loss on CUDA, where each makes the GPU wait; then
-        several processes also agree on signals and checkpoints. The figures do not depend on it.
+    log_every: optimizer steps between two readings of the loss on CUDA, where each makes the GPU wait; on
+        those steps several processes also agree on signals and checkpoints. It does not change the results.
     recompute: compute the inner maps of the backbones' blocks again for the gradient instead of keeping them:
         three quarters to four fifths of the memory, a fifth to two fifths more time, the same numbers.
     """
@@ -186,7 +186,7 @@ DECIMAL = re.compile(r"[+-]?((0|[1-9]\d*)\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | 
 
 
 class Texts(yaml.BaseLoader):
-    """Reads YAML as texts, lists and dictionaries alone; a key may be there once."""
+    """Reads YAML as strings, lists and dictionaries only; a repeated key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         content, names = super().construct_mapping(node, deep), [key.value for key, _ in node.value]
@@ -216,9 +216,9 @@ def from_settings(settings: dict[str, Any]) -> Config:
 
 
 def read_settings(files: Iterable[Path | str], words: Iterable[str]) -> dict[str, Any]:
-    """What YAML files and then words say, as flat keys ("train.epochs") with checked values.
+    """The settings in YAML files and then in words: flat keys ("train.epochs") with checked values.
 
-    A key decides what its text means: 1:30 is not taken for 90.
+    The key, not YAML, decides what a text means: 1:30 is not read as 90.
     """
     settings: dict[str, Any] = {}
     for path in map(Path, files):

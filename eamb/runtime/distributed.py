@@ -31,9 +31,9 @@ def is_main() -> bool:
 
 
 def choose_device(name: str, option: str = "train.device") -> torch.device:
-    """'auto', 'cpu', 'cuda', 'cuda:1' or 'mps' -> this process's.
+    """'auto', 'cpu', 'cuda', 'cuda:1' or 'mps' -> the device of this process.
 
-    Raises ValueError if it is unknown or not there, with the values that `option` can have here.
+    Raises ValueError if it is unknown or missing, and lists the values that `option` can have here.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -57,7 +57,7 @@ def session(device_name: str) -> Iterator[torch.device]:
 
     Raises:
         ValueError: as `choose_device`.
-        ConnectionError: another process has ended.
+        ConnectionError: the connection to another process is lost.
     """
     device = choose_device(device_name)
     if device.type == "cuda":
@@ -67,7 +67,7 @@ def session(device_name: str) -> Iterator[torch.device]:
             store, rank, world = next(dist.rendezvous("env://"))
             # After a restart torchrun's store still holds the addresses of dead processes (torch 2.14), and
             # connecting to one hangs. torchrun's restart count will not do as a prefix: each machine counts
-            # for itself. So the processes count their starts, all of which come here once a start.
+            # for itself. So the processes themselves count: each adds 1 here at every start.
             start = (store.add("starts", 1) - 1) // world
             store = dist.PrefixStore(f"start {start}", store)
             backend = "nccl" if device.type == "cuda" else "gloo"
@@ -86,7 +86,7 @@ def session(device_name: str) -> Iterator[torch.device]:
 
 
 def wrap(model: nn.Module, device: torch.device, gradient_precision: str = "fp32") -> nn.Module:
-    """The model, averaging its gradients over all processes; "bf16" rounds them to 8 bits before the sum."""
+    """The model, averaging its gradients over all processes; "bf16" rounds them to bfloat16 first."""
     if world() == 1:
         return model
     wrapped = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
@@ -105,7 +105,7 @@ def synchronise_batchnorm(model: nn.Module) -> nn.Module:
 
 
 def total(values: Tensor) -> Tensor:
-    """The sum of every process's values, in place."""
+    """The sum of `values` over all processes, in place."""
     if world() > 1:
         dist.all_reduce(values)
     return values

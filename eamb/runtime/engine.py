@@ -49,7 +49,7 @@ class Compute(NamedTuple):
 def learning_rate(schedule: str, base: float, epochs: int, epoch: int, fraction: float) -> float:
     """The learning rate at `fraction` (0 to 1) of an epoch (from 0).
 
-    ava, para and series are the official recipes, steps down; constant is base.
+    ava, para and series are the official recipes, which fall in steps; constant is base.
     one_cycle: from base / 25 up to base over the first fifth of the training, then a half cosine down to
         base / 1e4.
     """
@@ -136,7 +136,7 @@ def train_one_epoch(
     """Trains on what the loader gives, from the epoch's batch number `totals.step` on; changes `totals`.
 
     Args:
-        after_step: called after each optimizer step; after every `epoch.log_every`-th nothing is unread.
+        after_step: called after each optimizer step; at each `epoch.log_every`-th, all losses have been read.
 
     Returns:
         loss (mean over the pictures of all processes), pictures, broken, learning_rate (the last).
@@ -146,15 +146,13 @@ def train_one_epoch(
     """
     model.train()
     log_every = epoch.log_every if optimizer.defaults.get("fused") else 1  # others cannot skip a step
-    # A GPU waits whenever Python reads a number from it. Between two readings `finite` guards the weights: it
-    # becomes NaN with the first loss or gradient that is not finite, makes all later gradients NaN, and a
-    # fused optimizer skips each step where `found_inf` is 1.
+    # A GPU waits when Python reads a number from it. Between two readings `finite` guards the weights: a bad
+    # loss or gradient makes it and all later gradients NaN, and where `found_inf` is 1 no step is made.
     finite = torch.ones((), device=compute.device)
     for batch in loader:
         step, position = totals.step, totals.step % epoch.accumulate
         group = min(epoch.accumulate, position + epoch.steps - step)  # batches in this optimizer step
-        rate = epoch.rate((step - position) / epoch.steps)
-        set_rate(optimizer, rate)
+        set_rate(optimizer, rate := epoch.rate((step - position) / epoch.steps))
         torch.manual_seed(step_seed(epoch.seed, epoch.number, step, distributed.rank()))
         last, count = position + 1 == group, len(batch.images)
         with model.no_sync() if distributed.world() > 1 and not last else nullcontext():
@@ -167,8 +165,7 @@ def train_one_epoch(
         names = ", ".join(epoch.ids[i] for i in batch.index.tolist())
         where = f"at step {step + 1} of epoch {epoch.number + 1}, learning rate {rate:g} (pictures {names})"
         totals.unread.append(("loss", loss.detach(), count, where))
-        totals.step += 1
-        totals.pictures += count
+        totals.step, totals.pictures = step + 1, totals.pictures + count
         totals.broken += [tuple(entry) for entry in batch.broken]
         if not last:
             continue
@@ -214,7 +211,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def allow_tf32(allowed: bool, device: torch.device) -> None:
-    """Whether CUDA may round the factors of float32 products to 10 bits: training may, scoring may not."""
+    """Whether CUDA may multiply float32 values in TF32, which is less exact: only training may."""
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
@@ -222,8 +219,8 @@ def allow_tf32(allowed: bool, device: torch.device) -> None:
 class Average:
     """A moving average of a network's weights and statistics over the optimizer's steps (Polyak averaging).
 
-    Each step keeps the share `decay` of the average, the first ones less: (1 + step) / (10 + step), or the
-    initial random weights would dominate it for long.
+    Each step keeps the share `decay` of the average, but at most (1 + step) / (10 + step): otherwise the
+    initial random weights would dominate it for a long time.
     """
 
     def __init__(self, network: nn.Module, decay: float):
@@ -252,7 +249,7 @@ class Predictions:
 
 
 def predict(model: nn.Module, loader: Iterable[Batch], compute: Compute, batch_size: int) -> Predictions:
-    """Predicts every picture of the loader once; gathered over all processes, the same for any number."""
+    """Predicts every picture of the loader once; gathered over all processes, however many."""
     distributed.share_buffers(model)
     rows = []
     for batch, output in outputs(model, loader, compute, batch_size):

@@ -27,14 +27,14 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 def cpu_flags() -> set[str]:
-    """What Linux lists of the processor's instructions; empty on other systems."""
+    """The processor's instruction sets, as Linux lists them; empty on other systems."""
     path = Path("/proc/cpuinfo")
     listed = re.search(r"^(?:flags|Features)\s*:(.*)$", path.read_text(), re.M) if path.is_file() else None
     return set(listed[1].split()) if listed else set()
 
 
 def choose_precision(asked: str, device: torch.device) -> str:
-    """ "fp32", "bf16" or "fp16": what "auto" means on the device, or what was asked for.
+    """The precision to use: what "auto" means on the device, or else what was asked for.
 
     Warns on stderr if bf16 was asked for and is emulated, which makes a training 10 to 20 times as slow.
     """

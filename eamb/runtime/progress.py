@@ -21,6 +21,6 @@ def progress(items: Iterable | None = None, **options: Any) -> tqdm:
 
 
 def write_line(text: str) -> None:
-    """What tqdm writes, between line ends and blanks, as a line of its own."""
+    """Writes tqdm's text, without the line ends and blanks around it, as a line of its own."""
     if text.strip():
         print(text.strip(), file=sys.stderr, flush=True)

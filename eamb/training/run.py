@@ -20,7 +20,7 @@ from eamb.evaluation.report import versions
 from eamb.network import backbones
 from eamb.network.backbones import recompute_blocks
 from eamb.network.names import PAIR_NETWORKS
-from eamb.readers.rated import LeftOut, RatedSet
+from eamb.readers.rated import SPLITS, LeftOut, RatedSet
 from eamb.runtime import distributed, engine
 from eamb.runtime.config import Config
 from eamb.runtime.precision import choose_precision
@@ -48,11 +48,10 @@ def train(
     resume: bool = False,
     force: bool = False,
 ) -> None:
-    """Trains as the task's settings say.
+    """Trains as the task's settings say, in the folder `output`.
 
     Args:
         emotion_checkpoint, weights: files of the emotion branch and of a whole network to start from.
-        output: the run's folder; the default is `default_output`.
         resume: continue the run in `output` where it stopped, if there is one. force: start over it.
 
     Raises:
@@ -60,22 +59,22 @@ def train(
         OSError: the run has ended, and its last checkpoint could not be written.
         Stopped: SIGTERM or SIGINT was received; unless the message says otherwise, last.pt was written.
     """
-    config, output = task.config, output or default_output(task)
-    with distributed.session(config.train.device) as device, locked(output):
+    output = output or default_output(task)
+    with distributed.session(task.config.train.device) as device, locked(output):
         engine.keep_memory(device)
         resume = distributed.broadcast(resume and bool(checkpoints(output)))
         if not (force or resume):
             refuse_another_run(output)
+        last, stopped, state = load_stopped(output) if resume else (None, None, None)
+        config = settle_precision(task, device, state)
         if config.train.sync_batchnorm and (device.type != "cuda" or config.data.skip_broken):
             raise ValueError(
                 f"training: train.sync_batchnorm needs CUDA (this run is on {device.type}) and does not go "
                 "with --skip-broken: a process whose pictures are all broken would keep the others waiting"
             )
-        last, stopped, state = load_stopped(output) if resume else (None, None, None)
-        config = settle_precision(task, device, state)
         sources = None if resume else read_sources(task, weights, emotion_checkpoint)
-        needs_test = config.train.score_test or config.train.validate_on == "test"
-        data = task.load(("train", "val", "test") if needs_test else ("train", "val"))
+        no_test = not config.train.score_test and config.train.validate_on != "test"
+        data = task.load(SPLITS[:2] if no_test else SPLITS)
         if distributed.is_main():
             print(*map(task.describe, data.values()), sep="\n", flush=True)
         if resume:

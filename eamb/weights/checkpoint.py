@@ -39,7 +39,7 @@ EMOTION_IDS = "emotion_training_ids"
 class Weights:
     """A network's tensors and everything that must travel with them.
 
-    tensors: by our names.
+    tensors: name -> tensor, under our names.
     description: plain values; "task", "architecture" (arguments of the constructor) and "scale" always, and
         what training adds (image_size, dataset, splits, config ...).
     training_ids, emotion_training_ids: int64, sorted 64-bit hashes of the ids of every picture trained on.
@@ -52,7 +52,7 @@ class Weights:
 
     @cached_property
     def sha256(self) -> str:
-        """`weights_hash` of the tensors; for weights that are no longer trained."""
+        """`weights_hash` of the tensors, computed once: only for weights that are no longer trained."""
         return weights_hash(self.tensors)
 
     @property
@@ -139,12 +139,12 @@ def read_file(path: Path | str) -> tuple[dict, bytes]:
             return content, raw
         if raw.startswith(b"PK"):  # torch does not check the CRC-32 of each part
             with zipfile.ZipFile(io.BytesIO(raw)) as file:
-                # Of a part marked as a folder, by this bit, torch returns memory that it never filled.
+                # For a part that this bit marks as a folder, torch returns uninitialised memory.
                 if file.testzip() or any(part.external_attr & 0x10 for part in file.infolist()):
                     raise zipfile.BadZipFile
         content, unread = read_pickle(raw)
         state = unwrapped(content)
-    except Exception as error:  # damaged files fail in every way: EOFError, IndexError, struct.error ...
+    except Exception as error:  # damaged files raise nearly anything: EOFError, IndexError, struct.error ...
         raise ValueError(
             f"checkpoint: {path} is not a weights file: it is empty, cut off, damaged, a web page or a Git "
             "LFS pointer, or holds code, which is never executed; download or copy the file itself again "
@@ -213,7 +213,7 @@ def export_weights(path: Path, weights: Weights) -> None:
 
 
 def save_training(path: Path, weights: Weights, state: dict, previous: Path | None = None) -> None:
-    """Writes weights and all else that a resumed training needs (`state`); `previous`: as in `written_whole`.
+    """Writes weights and what else a resumed training needs (`state`); `previous`: as in `written_whole`.
 
     Raises:
         OSError: the disk is full, or fails otherwise; the file is as it was.
@@ -233,7 +233,7 @@ def id_tensors(weights: Weights) -> Tensors:
 
 
 def load_training(path: Path) -> tuple[Weights, dict]:
-    """What `save_training` wrote; raises ValueError if the file is damaged or something else."""
+    """What `save_training` wrote; raises ValueError if the file is damaged or of another kind."""
     content, _ = read_file(path)
     if not isinstance(content.get("state"), dict):
         raise ValueError(f"checkpoint: {path} holds no training state to resume from")
@@ -301,7 +301,7 @@ def load_tensors(
 
     Args:
         source: where the tensors come from, for the error.
-        only, leave: beginnings of the names to fill, and of those that keep the model's values.
+        only, leave: prefixes of the names to fill, and of those that keep the model's values.
 
     Raises:
         ValueError: lists missing, unknown and misshapen names, and those with values that are not finite.
@@ -381,11 +381,11 @@ def load_emotion_branch(network: Network, source: Source) -> Weights:
 
 
 def load_imagenet(network: Network, source: str = "auto") -> None:
-    """Fills every backbone of the network with ImageNet weights: downloaded ("auto"), or of a local file.
+    """Fills every backbone of the network with ImageNet weights: downloaded ("auto"), or from a local file.
 
     Raises:
         FileNotFoundError: no such file, or no connection to download it; says which file to put where.
-        ValueError: tensors of a backbone are missing or misshapen in the file; that one is unchanged.
+        ValueError: tensors of a backbone are missing or misshapen in the file; it is unchanged.
     """
     name = network.arguments["backbone"]
     file = backbones.imagenet_file(name) if source == "auto" else Path(source)

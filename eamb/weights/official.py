@@ -22,7 +22,7 @@ OFFICIAL_NAMES = {  # prefix of an official name -> prefix of ours
     "feature2_x": "detail.layer2",
     **{f"feature{i}_s": f"context.layer{i}" for i in (2, 3, 4)},
     **{f"emotion_model.backbone.feature{i}": f"emotion.pyramid.layer{i}" for i in (2, 3)},
-    "model_x": "detail",  # the same tensors once more
+    "model_x": "detail",  # the same tensors again, under other names
     "model_s": "context",
     "emotion_model.emotion_module.conv1": "emotion.coarse",
     "emotion_model.emotion_module.conv2": "emotion.middle",
@@ -65,7 +65,7 @@ def looks_official(content: dict) -> bool:
 
 
 def unwrapped(content: dict) -> dict:
-    """The state dict inside a checkpoint, without what DataParallel and others put before its names."""
+    """The state dict inside a checkpoint, without the prefixes that DataParallel and others add."""
     for key in ("state_dict", "model_state_dict", "model"):
         content = content[key] if isinstance(content.get(key), dict) else content
     return {re.sub(r"^((module|model|_orig_mod)\.)+", "", str(key)): value for key, value in content.items()}
@@ -75,13 +75,13 @@ def translate_official(content: dict, source: str) -> Tensors:
     """Official names -> ours, without the unused layers.
 
     Raises:
-        ValueError: lists unknown names, and copies of one tensor that differ, in `source`.
+        ValueError: lists the unknown names in `source`, and copies of one tensor that differ.
     """
     state = unwrapped(content)
     before = "emotion_model." if any(key.startswith(EMOTION_FILE) for key in state) else ""
     tensors, problems = {}, []
     for name, tensor in state.items():
-        official = f"{before}{name}."  # prefixes are of whole dotted parts
+        official = f"{before}{name}."  # so that prefixes match whole dotted parts
         if any(official.startswith(f"{unused}.") for unused in OFFICIAL_UNUSED):
             continue
         prefix = next((prefix for prefix in OFFICIAL_NAMES if official.startswith(f"{prefix}.")), None)
@@ -90,7 +90,7 @@ def translate_official(content: dict, source: str) -> Tensors:
                 problems.append(f"unknown {name}")
             elif prefix:
                 problems.append(f"{name} is not a tensor")
-            continue  # an epoch or a figure
+            continue  # such as an epoch number
         ours = OFFICIAL_NAMES[prefix] + official[len(prefix) : -1]
         first = tensors.setdefault(ours, tensor)
         if first.dtype != tensor.dtype or not torch.equal(first, tensor):
