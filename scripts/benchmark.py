@@ -93,7 +93,7 @@ Job = tuple[str, list[Variant]]  # a table's title and its rows
 
 
 def cumulative(steps: Steps) -> dict[str, Steps]:
-    """The reference, and for each step a row that has it and all steps before it."""
+    """The reference, and for each step a row with this step and all before it."""
     return {"reference": ()} | {f"+ {step}": steps[: i + 1] for i, step in enumerate(steps)}
 
 
@@ -211,7 +211,7 @@ def make_forward(name: str, side: int, batch: int, steps: Steps) -> Callable[[],
 
 
 def engines_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
-    """PyTorch, before and after, and OpenVINO on the files that scripts/export.py writes."""
+    """PyTorch with and without the steps, and OpenVINO on files that scripts/export.py writes."""
     if missing := [name for name in ("onnx", "openvino", "nncf") if not find_spec(name)]:
         print(f"benchmark: engines is left out: install {' '.join(missing)}")
         return
@@ -283,7 +283,7 @@ def loader_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
 
 
 def make_loader(side: int, count: int, path: Path, ours: bool) -> Callable[[], None]:
-    """What a loader's worker does, in one process: a batch of one file again and again."""
+    """What a loader's worker does, in one process: a batch that repeats one file."""
     torch.set_num_threads(1)  # as torch gives a worker
     if ours:
         engine.keep_memory(CPU)  # as in a training on a CPU, from which workers are forked
@@ -490,7 +490,7 @@ def as_table(job: dict) -> str:
 
 
 def head(about: dict) -> str:
-    """What the figures were measured on; older reports name no instructions."""
+    """The machine that was measured; older reports do not name the instruction set."""
     text = f"{about['processor']}, {about['threads']} threads, torch {about['torch']}"
     return f"{text}, {about['instructions']}" if "instructions" in about else text
 

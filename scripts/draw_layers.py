@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def read_edges(root: Path) -> Edges:
-    """What each box imports from others, read from its files."""
+    """Which other boxes each box imports from, read from its files."""
     edges = {}
     for box in BOXES:
         place = box.replace(".", "/")

@@ -81,7 +81,7 @@ def photographs(root: Path) -> dict[str, list[Photograph]]:
 
 
 def damaged(image: Image.Image, kind: str, degree: int, chance: Generator) -> Image.Image:
-    """The picture, worse by one of DAMAGES, in degrees 1 to DEGREES - 1."""
+    """The picture with one of DAMAGES, in degree 1 to DEGREES - 1."""
     if kind == "blurred":
         return demo.blur(image, 0.7 * degree)
     if kind == "exposed":  # too dark or too light

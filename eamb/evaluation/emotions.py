@@ -21,7 +21,7 @@ from eamb.weights.checkpoint import Weights
 def evaluate_emotions(
     network: nn.Module, weights: Weights, rated: RatedSet, config: Config, compute: engine.Compute
 ) -> tuple[Report, engine.Predictions]:
-    """The report on an emotion network, and its predictions; errors as `with_emotions`."""
+    """The report on an emotion network, and its predictions; raises as `with_emotions`."""
     rated = with_emotions(rated, weights.emotions)
     predictions = predict_set(network, rated, config, compute, show=True)
     report = measure_emotions(predictions, rated, weights.description, config.evaluate.bootstrap)

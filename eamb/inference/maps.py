@@ -1,4 +1,4 @@
-"""The folder of pictures and arrays that explain each score."""
+"""The folder with a panel, and arrays, that explain each score."""
 
 # Paths are plain strings here, so that names that are not UTF-8 stay unchanged.
 # ruff: noqa: PTH119

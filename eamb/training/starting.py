@@ -62,7 +62,7 @@ def read_sources(task: Task, weights: str | None, emotion_checkpoint: str | None
 
 
 def named_emotions(config: Config) -> tuple[str, ...]:
-    """The emotions in model.emotions, for a file that does not name its own."""
+    """The emotions in model.emotions, used for files that do not name theirs."""
     return tuple(emotion_name(name) for name in config.model.emotions.split(",") if name.strip())
 
 

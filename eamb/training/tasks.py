@@ -97,12 +97,12 @@ class Task:
 
     @cached_property
     def reader(self) -> SetReader:
-        """The reader of the only data set."""
+        """The reader of the data set, for runs on one set."""
         data = self.config.data
         return SetReader(data.dataset, data.root, data.options())
 
     def load(self, splits: tuple[str, ...]) -> dict[str, RatedSet]:
-        """The splits of a training, with the labels that the task needs; several sets are united.
+        """The splits for training, with the labels that the task needs; several sets are joined.
 
         If a run validates on test, as the official code does on PARA, nothing is held out of training.
         """
@@ -144,7 +144,7 @@ class Task:
         return describe_pairs(rated) if isinstance(rated, PairedSet) else describe(rated)
 
     def pictures(self, rated: RatedSet) -> PictureSet:
-        """What an epoch draws from, mirrored at random."""
+        """The pictures, or pairs, that an epoch draws from, randomly mirrored if data.flip."""
         data = self.config.data
         flips = self.config.train.seed if data.flip else None
         return self.draws(rated, data.size, data.exif, flips, data.skip_broken, data.crop)
