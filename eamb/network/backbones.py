@@ -114,6 +114,8 @@ def create_timm_features(name: str, **options) -> nn.Module:
 @cache
 def timm_levels(name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """timm's indices of the four maps at strides 4, 8, 16, 32, and their widths."""
+    import timm  # noqa: F401 - torch 2.6 cannot import it for the first time with another default device
+
     with torch.device("meta"):  # only the table of features is needed, not the weights
         features = create_timm_features(name)
     info, layout = features.feature_info, getattr(features, "output_fmt", "NCHW")
