@@ -34,6 +34,11 @@ def home(path: str) -> str:
     return expanded
 
 
+def home_in_row(path: str) -> str:
+    """A path in a list or table: `home` for ~/ alone; an unknown one stays, and costs only its row."""
+    return os.path.expanduser(path) if path.startswith("~/") else path
+
+
 def nfc(text: str) -> str:
     """The text in composed form (NFC): macOS and its archives store the accent of é as another character."""
     return unicodedata.normalize("NFC", text)

@@ -1,7 +1,7 @@
 """Finding the photographs that files, folders, globs and lists name, and dividing them into shards."""
 
 # Paths are plain strings here, so that names that are not UTF-8 stay unchanged.
-# ruff: noqa: PTH111, PTH112, PTH114, PTH118, PTH120, PTH122
+# ruff: noqa: PTH112, PTH114, PTH118, PTH120, PTH122
 from __future__ import annotations
 
 import argparse
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from eamb.files import list_folder, on_disk, printable
+from eamb.files import home_in_row, list_folder, on_disk, printable
 from eamb.readers.decoding import PICTURE_ENDINGS
 
 
@@ -84,8 +84,7 @@ def named_paths(arguments: Sequence[str]) -> Iterator[str]:
                     "them; give one path a line, in UTF-8"
                 )
             lines = [os.fsdecode(line) for line in content.splitlines() if line]
-            lines = [os.path.expanduser(line) if line.startswith("~/") else line for line in lines]
-            yield from (on_disk(line, listed) for line in lines)
+            yield from (on_disk(home_in_row(line), listed) for line in lines)
         elif is_glob(argument) and not os.path.lexists(argument):
             yield from expand_glob(argument) or [argument]
         else:

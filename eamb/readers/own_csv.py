@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from eamb.files import home
+from eamb.files import home, home_in_row
 from eamb.network.outputs import EMOTIONS
 from eamb.readers.rated import SPLIT_WORDS, SPLITS, DataOptions, emotion_name
 from eamb.readers.table import Rating, Read, Sheet, Table, as_number, joined, means, one_hot, split_files
@@ -180,5 +179,4 @@ def round_outwards(scores: np.ndarray) -> tuple[float, float]:
 
 def native_path(name: str) -> str:
     """A path as this system writes it: ~ is expanded, and the backslashes of Windows become slashes."""
-    name = name.replace("\\", "/")
-    return os.path.expanduser(name) if name.startswith("~/") else name  # noqa: PTH111 - Path's may raise
+    return home_in_row(name.replace("\\", "/"))
