@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eamb.network.backbones import Tail, build_pyramid
+from eamb.network.backbones import Renormalise, Tail, build_pyramid
 from eamb.network.outputs import EMOTIONS, Output, as_prediction, check_size, no_emotions
 
 PARTS = ("emotion", "detail", "context", "guided_fusion", "attention")  # an ablation leaves some of them out
@@ -243,6 +243,8 @@ class EAMBNet(nn.Module):
         train_emotion: train the emotion branch too, through its logits; its map still carries no gradient.
         without: some of PARTS, for ablations; not both "detail" and "context".
         shortcut: the head also gets the context branch's deepest map, through the backbone's last layers.
+        share_backbone: the detail map is the context branch's map at stride 8: both see the same picture.
+        emotion_backbone: of the emotion branch, if it is another one.
 
     Raises:
         ValueError: an argument out of range or an unknown backbone.
@@ -265,6 +267,8 @@ class EAMBNet(nn.Module):
         train_emotion: bool = False,
         without: tuple[str, ...] = (),
         shortcut: bool = False,
+        share_backbone: bool = False,
+        emotion_backbone: str = "",
     ):
         without = tuple(without)
         emotions = () if "emotion" in without else tuple(emotions)
@@ -274,12 +278,17 @@ class EAMBNet(nn.Module):
         check_arguments(self.arguments)
         self.context_scale, self.emotion_scale = context_scale, emotion_scale
         self.emotion_batchnorm, self.train_emotion = emotion_batchnorm, train_emotion
-        self.detail = build_pyramid(backbone, levels=2) if "detail" not in without else None
+        alone = "detail" not in without and not share_backbone
+        self.detail = build_pyramid(backbone, levels=2) if alone else None
         self.context = build_pyramid(backbone, levels=4) if "context" not in without else None
         self.emotion = None
         if "emotion" not in without:
-            self.emotion = EmotionBranch(backbone, len(emotions), width).requires_grad_(train_emotion)
-        detail = self.detail.channels[1] if self.detail else 0
+            seeing = emotion_backbone or backbone
+            self.emotion = EmotionBranch(seeing, len(emotions), width).requires_grad_(train_emotion)
+            self.renormalise = Renormalise(backbone, seeing)
+        self.share_backbone = share_backbone
+        detailed = self.context if share_backbone else self.detail
+        detail = detailed.channels[1] if detailed else 0
         context = self.context.channels[1:] if self.context else ()
         plain = "guided_fusion" in without
         self.fusion = Fusion(detail, context, width, guided_width, guided_hidden, plain)
@@ -301,8 +310,10 @@ class EAMBNet(nn.Module):
         small = shrink(images, self.context_scale)  # (N, 3, H/2, W/2)
         logits, emotion_map = emotions or self.emotions(images)  # (N, E), (N, 1, H/8, W/8)
 
-        detail = self.detail(images)[1] if self.detail else None  # (N, 512, H/8, W/8)
         context = self.context(small)[1:] if self.context else ()
+        detail = self.detail(images)[1] if self.detail else None  # (N, 512, H/8, W/8)
+        if self.share_backbone:
+            detail = context[0]
         fused = self.fusion(detail, context)  # (N, 256, H/8, W/8)
 
         weight = resize(emotion_map, fused.shape[2:], align_corners=False).to(fused.dtype)  # (N, 1, H/8, W/8)
@@ -319,7 +330,7 @@ class EAMBNet(nn.Module):
         if not self.emotion:
             return no_emotions(images)
         with torch.set_grad_enabled(self.train_emotion and torch.is_grad_enabled()):
-            logits, features = self.emotion(shrink(images, self.emotion_scale))
+            logits, features = self.emotion(self.renormalise(shrink(images, self.emotion_scale)))
         return logits, self.emotion.emotion_map(logits, features)
 
     def class_activation_maps(self, images: Tensor) -> Tensor:
@@ -328,7 +339,7 @@ class EAMBNet(nn.Module):
         if not self.emotion:
             return images.new_empty(len(images), 0, 1, 1)
         with torch.no_grad():
-            _, features = self.emotion(shrink(images, self.emotion_scale))
+            _, features = self.emotion(self.renormalise(shrink(images, self.emotion_scale)))
             return self.emotion.class_activation_maps(features)
 
 
@@ -378,6 +389,12 @@ def check_arguments(arguments: dict) -> None:
         raise ValueError(f"EAMBNet: without must name some of {', '.join(PARTS)}, got '{unknown}'")
     if {"detail", "context"} <= without:
         raise ValueError("EAMBNet: a network needs its detail or its context branch, got without both")
-    for name, part in (("shortcut", "context"), ("train_emotion", "emotion")):
-        if part in without and arguments[name]:
-            raise ValueError(f"EAMBNet: {name} needs the {part} branch, got without it")
+    needs = {"shortcut": {"context"}, "train_emotion": {"emotion"}, "share_backbone": {"detail", "context"}}
+    for name, parts in needs.items():
+        if arguments.get(name) and parts & without:
+            raise ValueError(f"EAMBNet: {name} needs the {min(parts & without)} branch, got without it")
+    if arguments.get("share_backbone") and arguments["context_scale"] != 1:
+        raise ValueError(
+            "EAMBNet: share_backbone needs detail and context to see the same picture: context_scale=1, got "
+            f"{arguments['context_scale']}"
+        )

@@ -55,6 +55,7 @@ from eamb.readers.demo import PHOTOGRAPHS, open_photograph
 from eamb.readers.rated import RatedSet
 from eamb.runtime import engine
 from eamb.runtime.command import check_output, guarded
+from eamb.runtime.precision import computes_bf16
 from eamb.weights import checkpoint
 from EAMBNet import EAMBNet, Fusion, build_model, resize
 from losses import emd_loss
@@ -441,7 +442,8 @@ def measure_job(title: str, variants: list[Variant], rounds: int, threads: int) 
     reference, *others = variants
     peaks, rows = {}, []
     if reference.flops:
-        for ceiling, turns in zip(CEILINGS, measure(CEILINGS, rounds, threads), strict=True):
+        ceilings = [one for one in CEILINGS if one.precision == "fp32" or computes_bf16(CPU)]
+        for ceiling, turns in zip(ceilings, measure(ceilings, rounds, threads), strict=True):
             seconds = median(turn[0] for turn in turns)
             peaks[ceiling.precision] = ceiling.images * ceiling.flops / seconds
     for first in range(0, max(1, len(others)), AT_ONCE):
@@ -513,6 +515,8 @@ def run_parts(options: argparse.Namespace) -> dict:
     }
     report = {"machine": about, "jobs": []}
     print(head(about))
+    if not computes_bf16(CPU):
+        print("without the rows in bf16, which this processor emulates")
     rounds = options.rounds or (2 if options.quick else 7)
     for part in parts:
         with tempfile.TemporaryDirectory() as folder:
@@ -520,6 +524,8 @@ def run_parts(options: argparse.Namespace) -> dict:
                 if options.quick:  # of the rows with +, only the last, with all steps
                     steps = [one for one in variants if one.name.startswith("+ ")]
                     variants = [one for one in variants if one not in steps[:-1]]
+                if not computes_bf16(CPU):
+                    variants = [one for one in variants if one.precision != "bf16"]
                 report["jobs"].append(measure_job(title, variants, rounds, options.threads))
                 print("\n" + as_table(report["jobs"][-1]), flush=True)
     return report
@@ -532,12 +538,15 @@ def benchmark(options: argparse.Namespace) -> int:
         print(tables)
     contents = {options.output: json.dumps(report, indent=1) + "\n"} if options.output else {}
     if options.readme:
-        begin, end = "<!-- benchmark -->", "<!-- end of benchmark -->"
+        source = options.output or options.tables
+        if not source:
+            raise ValueError("benchmark: --readme needs --output FILE, or --tables FILE, which its markers name")
+        begin, end = f"<!-- {source.name} -->", f"<!-- end of {source.name} -->"
         before, _, rest = options.readme.read_text(encoding="utf-8").partition(begin)
         _, found, after = rest.partition(end)
         if not found:
             raise ValueError(f"benchmark: {options.readme} must hold {begin} and behind it {end}")
-        first = f"{head(report['machine'])} (`results/benchmark.json`):"
+        first = f"{head(report['machine'])} (`results/{source.name}`):"
         contents[options.readme] = f"{before}{begin}\n{first}\n\n{tables}\n{end}{after}"
     for target, content in contents.items():
         with written_whole(target) as path:

