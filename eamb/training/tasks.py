@@ -14,7 +14,15 @@ import torch
 from torch import Tensor, nn
 
 import losses
-from datasets import Batch, PairPictures, PictureSet, SetReader, check_classes, first_by_hash, load_datasets
+from datasets import (
+    Batch,
+    PairPictures,
+    PictureSet,
+    SetReader,
+    check_classes,
+    load_datasets,
+    training_pictures,
+)
 from eamb.evaluation.emotions import evaluate_emotions, measure_emotions
 from eamb.evaluation.predicting import labelled
 from eamb.evaluation.preferences import evaluate_pairs, measure_pairs
@@ -108,9 +116,11 @@ class Task:
         If a run validates on test, as the official code does on PARA, nothing is held out of training.
         """
         data, held_out = self.config.data, self.config.train.validate_on == "val"
-        limit = data.limit if held_out else 0
+        limit, options = data.limit, data.options()
+        if not held_out:  # chosen from both splits below
+            limit, options = 0, replace(options, only_with_votes=False)
         readers = [self.reader] if len(data.names) == 1 else ()
-        loaded = load_datasets(data.names, data.roots, splits, data.options(), limit, readers)
+        loaded = load_datasets(data.names, data.roots, splits, options, limit, readers)
         loaded = {split: labelled(rated, self.name) for split, rated in loaded.items()}
         if not held_out:
             train, val, columns = loaded["train"], loaded.pop("val"), {}
@@ -120,7 +130,7 @@ class Task:
             for name in ("ids", "paths", "left_out"):
                 columns[name] = [*getattr(train, name), *getattr(val, name)]
             train = replace(train, protocol=f"{train.protocol}; and {val.protocol}", **columns)
-            loaded["train"] = first_by_hash(train, data.limit or len(train))
+            loaded["train"] = training_pictures(train, data.only_with_votes, data.limit)
         train = loaded["train"]
         if self.learns_emotions and train.emotions is None:
             raise ValueError(f"training: {train.name} train has no emotions; loss.emotion_weight needs them")
@@ -199,6 +209,29 @@ class Aesthetics(Task):
         settings |= {"without": left_out_parts(self.config), "emotions": emotions}
         return build_model(outputs=scale.outputs, train_emotion=self.learns_emotions, **settings)
 
+    def load(self, splits: tuple[str, ...]) -> dict[str, RatedSet]:
+        loaded = super().load(splits)
+        self.check_votes(loaded["train"])
+        return loaded
+
+    def check_votes(self, train: RatedSet) -> None:
+        """Refuses weights of the loss that mean nothing for this network, or for some of its pictures."""
+        loss, kind, lacking = self.config.loss, train.scale.kind, int((~train.with_votes).sum())
+        given = f"loss.emd_weight={loss.emd_weight:g} and loss.mean_weight={loss.mean_weight:g}"
+        if kind != "distribution" and (loss.emd_weight, loss.mean_weight) != (1, 0):
+            raise ValueError(
+                f"training: {given} are for networks that predict distributions, and this one predicts a {kind}; "
+                "leave them out, or add data.target=distribution"
+            )
+        if kind == "distribution" and not (loss.emd_weight or loss.mean_weight):
+            raise ValueError(f"training: with {given} nothing is learned from ratings; raise one of them")
+        if kind == "distribution" and lacking and not loss.mean_weight:
+            raise ValueError(
+                f"training: the votes of {lacking:,} of {len(train):,} training pictures of {train.name} are not "
+                "known; loss.mean_weight=1 learns the mean ratings of all, data.only_with_votes=true leaves "
+                "those pictures out"
+            )
+
     def start_from(self, network: Network, source: Source, scale: Scale, other_branch: bool) -> str:
         """The last layer keeps its random values if the weights are for another kind of rating."""
         last, start = kind_of(network).last_layer, source.weights
@@ -213,18 +246,27 @@ class Aesthetics(Task):
     def loss(self, rated: RatedSet) -> LossFunction:
         settings, scale = self.config.loss, rated.scale
         emotions = emotion_loss(settings, rated) if self.learns_emotions else None
+        bins = torch.tensor(scale.bins)  # (K,)
+
+        def of_scores(p: Tensor, batch: Batch) -> Tensor:
+            target = scale.probability(batch.scores)  # (N,)
+            value = losses.score_loss(p, target)
+            if settings.correlation_weight:
+                value = value + settings.correlation_weight * losses.correlation_loss(p, target)
+            return value
 
         def loss(output: Output, batch: Batch) -> Tensor:
             p = output.prediction
             if scale.kind == "distribution":
-                value = losses.emd_loss(p, batch.distributions, settings.emd_r, settings.emd_reduction)
+                emd = losses.emd_loss(p, batch.distributions, settings.emd_r, settings.emd_reduction)
+                value = settings.emd_weight * emd
+                if settings.mean_weight:
+                    mean = scale.probability(losses.expected_rating(p, bins))  # (N, 1)
+                    value = value + settings.mean_weight * of_scores(mean, batch)
             elif scale.kind == "label":
                 value = losses.label_loss(p, scale.is_high(batch.scores).float())
             else:
-                target = scale.probability(batch.scores)  # (N,)
-                value = losses.score_loss(p, target)
-                if settings.correlation_weight:
-                    value = value + settings.correlation_weight * losses.correlation_loss(p, target)
+                value = of_scores(p, batch)
             return value + settings.emotion_weight * emotions(output, batch) if emotions else value
 
         return loss
