@@ -248,7 +248,7 @@ class Aesthetics(Task):
         emotions = emotion_loss(settings, rated) if self.learns_emotions else None
         bins = torch.tensor(scale.bins)  # (K,)
 
-        def of_scores(p: Tensor, batch: Batch) -> Tensor:
+        def score_terms(p: Tensor, batch: Batch) -> Tensor:
             target = scale.probability(batch.scores)  # (N,)
             value = losses.score_loss(p, target)
             if settings.correlation_weight:
@@ -262,11 +262,11 @@ class Aesthetics(Task):
                 value = settings.emd_weight * emd
                 if settings.mean_weight:
                     mean = scale.probability(losses.expected_rating(p, bins))  # (N, 1)
-                    value = value + settings.mean_weight * of_scores(mean, batch)
+                    value = value + settings.mean_weight * score_terms(mean, batch)
             elif scale.kind == "label":
                 value = losses.label_loss(p, scale.is_high(batch.scores).float())
             else:
-                value = of_scores(p, batch)
+                value = score_terms(p, batch)
             return value + settings.emotion_weight * emotions(output, batch) if emotions else value
 
         return loss
