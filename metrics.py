@@ -116,9 +116,7 @@ def _cumulative_gap(predicted: ArrayLike, rated: ArrayLike) -> np.ndarray:
     return np.abs((predicted - rated).cumsum(axis=1))
 
 
-def aesthetic_metrics(predicted: ArrayLike, rated: ArrayLike, threshold: float) -> dict[str, float]:| None = None,
-    rated_distributions: ArrayLike | None = None,
-) -> dict[str, float]:
+def aesthetic_metrics(predicted: ArrayLike, rated: ArrayLike, threshold: float) -> dict[str, float]:
     """All figures that the field reports for predicted scores.
 
     Args:
@@ -141,7 +139,9 @@ def aesthetic_metrics(predicted: ArrayLike, rated: ArrayLike, threshold: float) 
     return values
 
 
-def distribution_metrics(predicted: ArrayLike, rated: ArrayLike, ratings: Sequence[float]) -> dict[str, float]:
+def distribution_metrics(
+    predicted: ArrayLike, rated: ArrayLike, ratings: Sequence[float]
+) -> dict[str, float]:
     """All figures for predicted rating distributions, over the pictures that have votes; {} if none has.
 
     Args:

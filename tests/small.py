@@ -310,8 +310,8 @@ def make_para(
 ) -> Path:
     """65 pictures in two sessions with scores 1 + i/100, the last 5 for testing.
 
-    twins: lines of the list. voted: numbers of the training pictures with votes in the csv beside, where picture
-    i has i votes of 2 and 100 - i of 1; the test pictures then have such votes too.
+    twins: lines of the list. voted: numbers of the training pictures with votes in the csv beside; picture i
+    has i votes of 2 and 100 - i of 1. The test pictures then have such votes too.
     """
     header = ["imageName", "sessionId", "aestheticScore_mean"]
     header += [*VOTE_COLUMNS] * bins

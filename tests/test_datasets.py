@@ -108,7 +108,7 @@ def test_only_training_pictures_with_votes_if_asked_for_and_the_limit_counts_tho
     options = DataOptions(**target, only_with_votes=True)
     few = load_datasets(["para"], [root], ("train",), options, limit=7)["train"]
     assert few.ids == first_by_hash(some["train"], 7).ids and few.with_votes.all()
-    words = "no votes are known for the train split of para, so data.only_with_votes leaves nothing; PARA needs"
+    words = "no votes are known for the train split of para, so data.only_with_votes leaves nothing"
     refused(words, "para", root, only_with_votes=True)
 
 

@@ -164,9 +164,10 @@ def test_votes_of_some_pictures_train_in_three_ways_and_are_measured_where_known
     # Without data.target: the weights say that votes are to be read.
     assert evaluate(run / "best.pt", "para", root, tmp_path / "out", "--split", "train") == 0
     kept, known = read_json(tmp_path / "out" / "metrics.json"), splits["train"].with_votes
-    said = f"pictures whose votes are known, for EMD, spread and central shares: {known.sum()}"
+    said = f"pictures with votes, for EMD, spread and central shares: {known.sum()}"
     assert said in kept["notes"] and said in capsys.readouterr().out
-    shares = [[float(row[f"p_{value:g}"]) for value in PARA_BINS] for row in read_csv(tmp_path / "out/predictions.csv")]
+    rows = read_csv(tmp_path / "out" / "predictions.csv")
+    shares = [[float(row[f"p_{value:g}"]) for value in PARA_BINS] for row in rows]
     expected = distribution_metrics(np.array(shares)[known], splits["train"].distributions[known], PARA_BINS)
     assert expected == {name: kept["metrics"][name] for name in expected}
     assert kept["metrics"]["n"] == len(known) > known.sum()
@@ -185,10 +186,10 @@ def test_validating_on_test_leaves_out_pictures_without_votes_from_both_other_sp
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("data.target=distribution", r"the votes of \d+ of \d+ training pictures of para are not known; loss.mean_weight"),
-        ("data.target=distribution loss.emd_weight=0", "loss.emd_weight=0 and loss.mean_weight=0 nothing is learned"),
-        ("loss.mean_weight=1", "networks that predict distributions, and this one predicts a score; leave them out"),
-        ("loss.emd_weight=0", "networks that predict distributions, and this one predicts a score; leave them out"),
+        ("data.target=distribution", r"the votes of \d+ of \d+ training pictures of para are not known"),
+        ("data.target=distribution loss.emd_weight=0", "loss.mean_weight=0 nothing is learned"),
+        ("loss.mean_weight=1", "networks that predict distributions, and this one predicts a score; leave"),
+        ("loss.emd_weight=0", "networks that predict distributions, and this one predicts a score; leave"),
         ("data.only_with_votes=true", "datasets: no votes are known for the train split of para, so"),
     ],
 )
@@ -369,5 +370,5 @@ def test_the_mean_is_learned_from_all_pictures_and_the_shape_where_votes_are_kno
         loss_of(words=words, **known | {"prediction": leaf.softmax(dim=1)}).backward()
         assert leaf.grad.isfinite().all() and leaf.grad[0].any()
         assert bool(leaf.grad[1].any()) == bool(of_means)
-    words = ["loss.emd_weight=0", "loss.mean_weight=0.5", "loss.correlation_weight=2"]  # -1: p rises, 2 to 1 falls
+    words = ["loss.emd_weight=0", "loss.mean_weight=0.5", "loss.correlation_weight=2"]  # PLCC -1
     assert loss_of(words=words, **known).item() == pytest.approx(0.5 * (0.625 + 2 * 2))

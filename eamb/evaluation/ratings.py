@@ -110,7 +110,7 @@ def compare_scores(
             arguments = {"predicted": predicted, "rated": scores, "unit": "rating", "title": title}
             report.plots["scatter.png"] = arguments
         if "emd2" in report.metrics and (count := rated.with_votes.sum()) < len(rated):
-            report.notes.append(f"pictures whose votes are known, for EMD, spread and central shares: {count:,}")
+            report.notes.append(f"pictures with votes, for EMD, spread and central shares: {count:,}")
         high, voted = rated.high(), has_votes(rated)
         majority = report.facts["majority_accuracy"] = float(max(np.mean(high), 1 - np.mean(high)))
         report.notes.append(f"accuracy of always naming the majority: {majority:.4f}")

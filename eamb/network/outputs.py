@@ -79,8 +79,8 @@ class Scale:
         return np.sqrt((prediction * distance**2).sum(1))
 
     def probability(self, value: Tensor) -> Tensor:
-        """Ratings -> numbers in [0, 1], of the same shape: the p that a score network should give for them; for
-        a distribution, where they lie from the minimum to the maximum."""
+        """Ratings -> as many numbers in [0, 1]: the p that a score network should give for them, or where they
+        lie between the ends of a distribution."""
         if self.kind == "distribution":
             return (value - self.minimum) / (self.maximum - self.minimum)
         return (value - self.offset) / self.factor

@@ -94,8 +94,8 @@ class Model:
 class Loss:
     """What is learned from ratings (`losses`), and what emotions add.
 
-    A network that predicts a distribution learns emd_weight * EMD from the pictures with votes, plus mean_weight
-        * the loss of scores, for its expected rating, from all pictures.
+    A network for distributions learns emd_weight * EMD from the pictures with votes, plus mean_weight * the
+        loss of scores, for its expected rating, from all pictures.
 
     class_weights: "balanced" weights every emotion equally, however rare its votes. Rare emotions are then
         put first more often, but the predicted shares of votes become wrong.

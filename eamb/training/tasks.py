@@ -220,15 +220,15 @@ class Aesthetics(Task):
         given = f"loss.emd_weight={loss.emd_weight:g} and loss.mean_weight={loss.mean_weight:g}"
         if kind != "distribution" and (loss.emd_weight, loss.mean_weight) != (1, 0):
             raise ValueError(
-                f"training: {given} are for networks that predict distributions, and this one predicts a {kind}; "
-                "leave them out, or add data.target=distribution"
+                f"training: {given} are for networks that predict distributions, and this one predicts a "
+                f"{kind}; leave them out, or add data.target=distribution"
             )
         if kind == "distribution" and not (loss.emd_weight or loss.mean_weight):
             raise ValueError(f"training: with {given} nothing is learned from ratings; raise one of them")
         if kind == "distribution" and lacking and not loss.mean_weight:
             raise ValueError(
-                f"training: the votes of {lacking:,} of {len(train):,} training pictures of {train.name} are not "
-                "known; loss.mean_weight=1 learns the mean ratings of all, data.only_with_votes=true leaves "
+                f"training: the votes of {lacking:,} of {len(train):,} training pictures of {train.name} are "
+                "not known; loss.mean_weight=1 learns the mean ratings of all, data.only_with_votes=true leaves "
                 "those pictures out"
             )
 
