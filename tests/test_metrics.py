@@ -128,14 +128,14 @@ def test_spread_is_the_standard_deviation_of_the_single_votes():
     assert spread([[0, 1, 0, 0], [0.5, 0, 0, 0.5]], ratings).tolist() == [0, 2]
 
 
-PREDICTED = np.array([[0.25, 0.25, 0.25, 0.25], [0.1, 0.2, 0.3, 0.4], [0, 1, 0, 0], [0, 0.5, 0, 0.5]])
+SHARES = np.array([[0.25, 0.25, 0.25, 0.25], [0.1, 0.2, 0.3, 0.4], [0, 1, 0, 0], [0, 0.5, 0, 0.5]])
 # How much of a vote for each rating lies in the central half, from .25 to .75 of the cumulative shares.
 CENTRAL_HALF = np.array([[0, 1, 1, 0], [0, 0.25, 1, 0.375], [0, 0.5, 0, 0], [0, 0.5, 1, 0.5]])
 
 
 def test_central_share_by_hand():
     for rating, vote in enumerate(np.eye(4)):
-        shares = central_share(PREDICTED, np.tile(vote, (4, 1)), 0.5)
+        shares = central_share(SHARES, np.tile(vote, (4, 1)), 0.5)
         assert shares == pytest.approx(CENTRAL_HALF[:, rating]), rating
     assert central_share([[0.25] * 4], [[0.1, 0.2, 0.3, 0.4]], 0.8) == pytest.approx(0.5 * 0.6 + 0.5)
 

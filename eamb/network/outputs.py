@@ -79,8 +79,8 @@ class Scale:
         return np.sqrt((prediction * distance**2).sum(1))
 
     def probability(self, value: Tensor) -> Tensor:
-        """Ratings -> as many numbers in [0, 1]: the p that a score network should give for them, or where they
-        lie between the ends of a distribution."""
+        """Ratings -> as many numbers in [0, 1]: the p that a score network should give for them, or where
+        between its ends a distribution has them."""
         if self.kind == "distribution":
             return (value - self.minimum) / (self.maximum - self.minimum)
         return (value - self.offset) / self.factor

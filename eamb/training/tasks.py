@@ -228,8 +228,8 @@ class Aesthetics(Task):
         if kind == "distribution" and lacking and not loss.mean_weight:
             raise ValueError(
                 f"training: the votes of {lacking:,} of {len(train):,} training pictures of {train.name} are "
-                "not known; loss.mean_weight=1 learns the mean ratings of all, data.only_with_votes=true leaves "
-                "those pictures out"
+                "not known; loss.mean_weight=1 learns the mean ratings of all, and data.only_with_votes=true "
+                "leaves those pictures out"
             )
 
     def start_from(self, network: Network, source: Source, scale: Scale, other_branch: bool) -> str:
