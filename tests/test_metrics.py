@@ -14,6 +14,7 @@ from metrics import (
     auc,
     bradley_terry,
     central_share,
+    compare_distributions,
     confusion_matrix,
     distribution_metrics,
     emd,
@@ -120,6 +121,10 @@ def test_labels_get_an_auc_and_scores_do_not():
 # ---- distributions
 
 
+def of_distributions(predicted, rated, ratings) -> dict[str, float]:
+    return distribution_metrics(compare_distributions(predicted, rated, ratings))
+
+
 def test_spread_is_the_standard_deviation_of_the_single_votes():
     counts = np.random.default_rng(0).integers(1, 9, (5, 4))
     ratings = np.array([1.0, 1.5, 2.0, 5.0])
@@ -128,14 +133,14 @@ def test_spread_is_the_standard_deviation_of_the_single_votes():
     assert spread([[0, 1, 0, 0], [0.5, 0, 0, 0.5]], ratings).tolist() == [0, 2]
 
 
-SHARES = np.array([[0.25, 0.25, 0.25, 0.25], [0.1, 0.2, 0.3, 0.4], [0, 1, 0, 0], [0, 0.5, 0, 0.5]])
+BARS = np.array([[0.25, 0.25, 0.25, 0.25], [0.1, 0.2, 0.3, 0.4], [0, 1, 0, 0], [0, 0.5, 0, 0.5]])
 # How much of a vote for each rating lies in the central half, from .25 to .75 of the cumulative shares.
 CENTRAL_HALF = np.array([[0, 1, 1, 0], [0, 0.25, 1, 0.375], [0, 0.5, 0, 0], [0, 0.5, 1, 0.5]])
 
 
 def test_central_share_by_hand():
     for rating, vote in enumerate(np.eye(4)):
-        shares = central_share(SHARES, np.tile(vote, (4, 1)), 0.5)
+        shares = central_share(BARS, np.tile(vote, (4, 1)), 0.5)
         assert shares == pytest.approx(CENTRAL_HALF[:, rating]), rating
     assert central_share([[0.25] * 4], [[0.1, 0.2, 0.3, 0.4]], 0.8) == pytest.approx(0.5 * 0.6 + 0.5)
 
@@ -153,7 +158,7 @@ def test_calibrated_too_wide_and_too_narrow_predictions_differ_in_their_central_
     bells = {sd: np.exp(-(((ratings - middle) / sd) ** 2) / 2) for sd in (0.4, 0.7, 1.1)}
     predicted = {sd: bell / bell.sum(1, keepdims=True) for sd, bell in bells.items()}
     votes = random.multinomial(25, predicted[0.7]) / 25
-    narrow, right, wide = (distribution_metrics(shares, votes, ratings) for shares in predicted.values())
+    narrow, right, wide = (of_distributions(shares, votes, ratings) for shares in predicted.values())
     for name, central in (("coverage_50", 0.5), ("coverage_80", 0.8)):
         assert right[name] == pytest.approx(central, abs=0.005)
         assert narrow[name] + 0.1 < central < wide[name] - 0.1
@@ -167,23 +172,23 @@ def test_distribution_metrics_are_means_over_the_pictures_that_have_votes():
     expected |= {"std_srcc": srcc(spread(p, ratings), spread(q, ratings))}
     expected |= {"std_mae": mae(spread(p, ratings), spread(q, ratings))}
     expected |= {f"coverage_{c}": central_share(p, q, c / 100).mean() for c in (50, 80)}
-    assert distribution_metrics(p, q, ratings) == pytest.approx(expected)
+    assert of_distributions(p, q, ratings) == pytest.approx(expected)
     unknown = np.full((25, 10), np.nan)
     both = np.concatenate([p, random_distributions(25, seed=2)]), np.concatenate([q, unknown])
-    assert distribution_metrics(*both, ratings) == distribution_metrics(p, q, ratings)
-    assert distribution_metrics(p[:25], unknown, ratings) == {}
+    assert of_distributions(*both, ratings) == of_distributions(p, q, ratings)
+    assert of_distributions(p[:25], unknown, ratings) == {}
     q[3, 4] = np.nan  # of a row with numbers
     with pytest.raises(ValueError, match=r"1 of 60 rows hold NaN .* \(first: row 3"):
-        distribution_metrics(p, q, ratings)
+        compare_distributions(p, q, ratings)
     with pytest.raises(ValueError, match=r"do not fit ratings \(60, 10\)"):
-        distribution_metrics(p[:9], q, ratings)
+        compare_distributions(p[:9], q, ratings)
 
 
 def test_pictures_whose_votes_are_mirrored_or_shifted_disagree_equally():
     q = np.array([[0.2, 0.3, 0.5, 0, 0], [0, 0, 0.2, 0.3, 0.5], [0, 0, 0.5, 0.3, 0.2], [0.5, 0, 0, 0, 0.5]])
     p = np.array([[1, 0, 0, 0, 0], [0.5, 0.5, 0, 0, 0], [0.5, 0, 0.5, 0, 0], [0.5, 0, 0, 0, 0.5]])
     ties = stats.spearmanr([0, 0.5, 1, 2], [1, 1, 1, 2]).statistic
-    assert distribution_metrics(p, q, np.arange(1, 6) / 3)["std_srcc"] == pytest.approx(ties)
+    assert of_distributions(p, q, np.arange(1, 6) / 3)["std_srcc"] == pytest.approx(ties)
 
 
 # ---- emotions

@@ -31,7 +31,7 @@ from eamb.training.tasks import choose_task
 from eamb.weights import checkpoint
 from eamb.weights.registry import kind_of, name_of
 from main import main
-from metrics import distribution_metrics
+from metrics import compare_distributions, distribution_metrics
 
 SCORES = Scale("score", 1, 5, 3, offset=1, factor=4)
 
@@ -168,7 +168,8 @@ def test_votes_of_some_pictures_train_in_three_ways_and_are_measured_where_known
     assert said in kept["notes"] and said in capsys.readouterr().out
     rows = read_csv(tmp_path / "out" / "predictions.csv")
     shares = [[float(row[f"p_{value:g}"]) for value in PARA_BINS] for row in rows]
-    expected = distribution_metrics(np.array(shares)[known], splits["train"].distributions[known], PARA_BINS)
+    votes = splits["train"].distributions[known]
+    expected = distribution_metrics(compare_distributions(np.array(shares)[known], votes, PARA_BINS))
     assert expected == {name: kept["metrics"][name] for name in expected}
     assert kept["metrics"]["n"] == len(known) > known.sum()
 

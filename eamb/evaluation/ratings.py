@@ -93,13 +93,14 @@ def compare_scores(
     arrays = [predicted, scores]
     bins = [f"p_{value:g}" for value in rated.bins]
     if bins and bins == [name for name in columns if name.startswith("p_")]:
-        arrays += [np.stack([columns[name] for name in bins], axis=1), rated.distributions]  # (n, K) each
+        shares = np.stack([columns[name] for name in bins], axis=1)  # (n, K)
+        arrays.append(metrics.compare_distributions(shares, rated.distributions, rated.bins))
 
     def figures(*arrays: np.ndarray) -> dict[str, float]:
         result = metrics.aesthetic_metrics(arrays[0], arrays[1], threshold)
         if correlations_only:
             return {name: result[name] for name in ("n", "srcc", "plcc", "krcc")}
-        return result | (metrics.distribution_metrics(*arrays[2:], rated.bins) if arrays[2:] else {})
+        return result | (metrics.distribution_metrics(arrays[2]) if arrays[2:] else {})
 
     report = Report(f"{rated.name} {rated.split}", figures(*arrays), columns)
     if bootstrap:
