@@ -116,11 +116,9 @@ class Task:
         If a run validates on test, as the official code does on PARA, nothing is held out of training.
         """
         data, held_out = self.config.data, self.config.train.validate_on == "val"
-        limit, options = data.limit, data.options()
-        if not held_out:  # chosen from both splits below
-            limit, options = 0, replace(options, only_with_votes=False)
+        limit = data.limit if held_out else 0
         readers = [self.reader] if len(data.names) == 1 else ()
-        loaded = load_datasets(data.names, data.roots, splits, options, limit, readers)
+        loaded = load_datasets(data.names, data.roots, splits, data.options(), limit, readers)
         loaded = {split: labelled(rated, self.name) for split, rated in loaded.items()}
         if not held_out:
             train, val, columns = loaded["train"], loaded.pop("val"), {}
