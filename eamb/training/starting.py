@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from eamb.files import file_hash
 from eamb.network.outputs import EMOTIONS
 from eamb.readers.rated import RatedSet, emotion_name
 from eamb.runtime import distributed
@@ -77,12 +78,14 @@ def build_network(task: Task, rated: RatedSet, sources: Sources) -> tuple[Networ
     origin["emotion_branch"] = "never trained"
     if source:
         note = task.start_from(network, source, rated.scale, other_branch=bool(branch))
-        if note and distributed.is_main():
-            print(note, flush=True)
         known = source.weights
         ids = known.training_ids if task.name == known.task else known.emotion_training_ids
         origin = describe_file("weights", source) | {"training_ids": ids}
         origin |= {"emotion_branch": known.emotion_branch, "emotion_training_ids": known.emotion_training_ids}
+        if note:
+            origin["new_layer_seed"] = config.train.seed
+            if distributed.is_main():
+                print(note, flush=True)
     elif config.model.imagenet != "none":
         checkpoint.load_imagenet(network, config.model.imagenet)
         origin["imagenet"] = Path(config.model.imagenet).name  # not the folder, which means nothing elsewhere
@@ -90,6 +93,8 @@ def build_network(task: Task, rated: RatedSet, sources: Sources) -> tuple[Networ
         known = checkpoint.load_emotion_branch(network, branch)
         origin |= describe_file("emotion_checkpoint", branch)
         origin |= {"emotion_branch": known.emotion_branch, "emotion_training_ids": known.emotion_training_ids}
+    if file := config.data.distill:
+        origin |= {"distill": Path(file).name, "distill_sha256": file_hash(file)}
     if task.learns_emotions or not task.has_emotion_branch:
         origin["emotion_branch"] = "trained" if task.learns_emotions else "none"
     return network.to(memory_format=torch.channels_last), origin
