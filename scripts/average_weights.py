@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -33,6 +33,7 @@ from datasets import TrainOrder, make_loader
 from eamb.evaluation.predicting import as_trained
 from eamb.files import file_hash
 from eamb.network import backbones
+from eamb.readers.rated import RatedSet
 from eamb.runtime import distributed, engine
 from eamb.runtime.command import check_output, guarded
 from eamb.runtime.config import Config, from_settings, read_settings
@@ -196,8 +197,7 @@ def changing_layers(network: nn.Module) -> list[_BatchNorm]:
 
 def measure_on_set(network: nn.Module, layers: list[_BatchNorm], config: Config, ids: np.ndarray) -> int:
     """Measures the statistics on those training pictures whose hashes are in `ids`; returns their number."""
-    task = choose_task(config)
-    rated = task.load(("train",))["train"]
+    rated = choose_task(config).load(("train",))["train"]
     rated = rated.take(np.isin(rated.row_hashes, ids))
     if not rated.draws:
         raise ValueError(
@@ -205,16 +205,22 @@ def measure_on_set(network: nn.Module, layers: list[_BatchNorm], config: Config,
         )
     device = distributed.choose_device(config.train.device)
     engine.allow_tf32(False, device)
-    compute = engine.Compute(device, "fp32", *backbones.normalisation(config.model.backbone))
-    order = TrainOrder(rated.draws, config.train.batch_size, config.train.seed, epoch=0)
-    loader = make_loader(task.pictures(rated), order, config.data.worker_count(), timeout=config.data.timeout)
-    shown = progress(loader, desc="BatchNorm", unit="batch")
-    batches = (compute.images(batch) for batch in shown if len(batch.images))
+    batches = progress(training_batches(rated, config, device), desc="BatchNorm", unit="batch")
     pictures = measure_statistics(network.to(device), layers, batches)
     network.cpu()
     if not pictures:
         raise ValueError(f"average_weights: none of the pictures of {rated.name} can be decoded")
     return pictures
+
+
+def training_batches(rated: RatedSet, config: Config, device: torch.device) -> Iterator[Tensor]:
+    """Batches (N, 3, H, W) of an epoch of training, normalised, on the device."""
+    compute = engine.Compute(device, "fp32", *backbones.normalisation(config.model.backbone))
+    order = TrainOrder(rated.draws, config.train.batch_size, config.train.seed, epoch=0)
+    workers, timeout = config.data.worker_count(), config.data.timeout
+    for batch in make_loader(choose_task(config).pictures(rated), order, workers, timeout=timeout):
+        if len(batch.images):
+            yield compute.images(batch)
 
 
 @torch.no_grad()

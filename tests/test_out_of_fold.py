@@ -91,7 +91,7 @@ def test_an_interrupted_fold_is_resumed_and_those_that_are_done_stay(
     )
     assert run(scored_set, tmp_path / "folds") == 0
     assert recorded == ["fold_1", "fold_2"]
-    assert "fold_1/last.pt at epoch 1, step 4" in capsys.readouterr().out  # not its first step
+    assert "fold_1/last.pt at epoch 1, step 3" in capsys.readouterr().out  # not its first step
     assert first.stat().st_mtime_ns == before
     again, once = (path / "out_of_fold.csv" for path in (tmp_path / "folds", folds))
     assert again.read_bytes() == once.read_bytes()
