@@ -64,6 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--output", type=Path, metavar="FILE.safetensors", required=True)
     add("--data-root", metavar="DIR", action="append", help="of the set they were trained on; of each set")
     add("--pictures", type=int, default=2048, help="how many to measure BatchNorm's statistics on")
+    add("--precision", choices=("fp32", "fp16"), default="fp32", help="fp16: half the size")
     add("--force", action="store_true", help="overwrite an existing file")
     return guarded(average, parser.parse_intermixed_args(arguments))
 
@@ -80,12 +81,13 @@ def average(options: argparse.Namespace) -> int:
     read = [(path, checkpoint.load_weights(path)) for path in paths]
     inputs = [Input(path, file_hash(path), weights) for path, weights in read]
     check_alike(inputs)
-    weights, words = merged(inputs), "no BatchNorm"
+    rounded = checkpoint.in_half_precision if options.precision == "fp16" else lambda weights: weights
+    weights, words = rounded(merged(inputs)), "no BatchNorm"
     network = weights.build()
     if layers := changing_layers(network):
         config = read_config(weights, settings, options.data_root or [], options.pictures)
         pictures = measure_on_set(network, layers, config, weights.training_ids)
-        weights = replace(weights, tensors=network.state_dict())
+        weights = rounded(replace(weights, tensors=network.state_dict()))
         words = f"BatchNorm's statistics from {pictures:,} training pictures"
     checkpoint.export_weights(output, weights)
     print(f"{output}: mean of {len(inputs)} networks, {words}, {output.stat().st_size / 1e6:.1f} MB")
@@ -118,8 +120,8 @@ def check_alike(inputs: list[Input]) -> None:
 
 def facts(weights: Weights) -> dict:
     """What the networks must share, by name. Dropout may differ: it does nothing after the training."""
-    arguments = {f"model.{name}": value for name, value in weights.build().arguments.items()}
-    arguments.pop("model.dropout", None)
+    arguments = weights.build().arguments.items()
+    arguments = {f"model.{name}": value for name, value in arguments if name not in ("dropout", "drop_path")}
     return {name: weights.description.get(name, default) for name, default in ALIKE.items()} | arguments
 
 
@@ -151,7 +153,7 @@ def merged(inputs: list[Input]) -> Weights:
 
 
 def mean_of(states: list[Tensors]) -> Tensors:
-    """Means of floating-point tensors, computed in float64, as float32; other tensors are the first's."""
+    """Means of the floats, computed in float64, as float32; other tensors are the first's."""
     means = {}
     for name, value in states[0].items():
         if value.is_floating_point():

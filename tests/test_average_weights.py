@@ -191,6 +191,24 @@ def test_half_precision_is_averaged_without_loss():
     assert mean["n"].item() == 7
 
 
+def test_in_fp16_the_file_is_half_as_large_and_statistics_are_those_of_the_rounded_weights(
+    averaged, soup_runs, scored_set, tmp_path
+):
+    output = tmp_path / "half.safetensors"
+    words = ["--output", output, "--data-root", scored_set, "train.batch_size=4", "--precision", "fp16"]
+    assert average(*soup_runs, *words) == 0
+    whole, half = tensors(averaged), tensors(output)
+    for name in whole:
+        if whole[name].ndim > 1:
+            assert torch.equal(half[name], whole[name].half())
+        elif not name.endswith(STATISTICS):
+            assert torch.equal(half[name], whole[name])
+    changed = [n for n in whole if n.endswith("running_var") and not torch.equal(whole[n], half[n])]
+    assert changed and not any(name.startswith("emotion.") for name in changed)
+    assert output.stat().st_size < 0.75 * averaged.stat().st_size
+    assert evaluate(output, "csv", scored_set, tmp_path / "report") == 0
+
+
 def test_a_network_without_batchnorm_needs_no_pictures(scored_set, tmp_path, capsys):
     words = ["model.network=linear", "model.backbone=test_convnext", *QUICK]
     assert train("csv", scored_set, tmp_path / "first", *words) == 0
