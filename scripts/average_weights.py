@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--output", type=Path, metavar="FILE.safetensors", required=True)
     add("--data-root", metavar="DIR", action="append", help="of the set they were trained on; of each set")
     add("--pictures", type=int, default=2048, help="how many to measure BatchNorm's statistics on")
-    add("--precision", choices=("fp32", "fp16"), default="fp32", help="fp16: half the size")
+    add("--fp16", action="store_true", help="half the size, rounded")
     add("--force", action="store_true", help="overwrite an existing file")
     return guarded(average, parser.parse_intermixed_args(arguments))
 
@@ -81,7 +81,7 @@ def average(options: argparse.Namespace) -> int:
     read = [(path, checkpoint.load_weights(path)) for path in paths]
     inputs = [Input(path, file_hash(path), weights) for path, weights in read]
     check_alike(inputs)
-    rounded = checkpoint.in_half_precision if options.precision == "fp16" else lambda weights: weights
+    rounded = checkpoint.in_half_precision if options.fp16 else lambda weights: weights
     weights, words = rounded(merged(inputs)), "no BatchNorm"
     network = weights.build()
     if layers := changing_layers(network):
@@ -126,7 +126,7 @@ def facts(weights: Weights) -> dict:
 
 
 def start_of(weights: Weights) -> str:
-    """What a network started from, in words: the hashes of files, the seed of a last layer that was replaced."""
+    """What a network started from, in words: hashes of files, the seed of a last layer that was replaced."""
     origin = weights.description.get("origin", {})
     if "weights_sha256" not in origin:
         return RANDOM

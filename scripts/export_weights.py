@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("output", type=Path, metavar="FILE.safetensors")
     parser.add_argument("--licence", required=True, help="what users may do with the weights")
     parser.add_argument("--source", required=True, help="the pictures and ratings they were trained on")
-    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="fp16: half the size")
+    parser.add_argument("--fp16", action="store_true", help="half the size, rounded")
     parser.add_argument("--force", action="store_true", help="overwrite an existing file")
     return guarded(export, parser.parse_args())
 
@@ -33,7 +33,7 @@ def export(options: argparse.Namespace) -> int:
     weights = checkpoint.load_weights(options.checkpoint)
     description = {**weights.description, "licence": options.licence, "source": options.source}
     weights = replace(weights, description=description)
-    if options.precision == "fp16":
+    if options.fp16:
         weights = checkpoint.in_half_precision(weights)
     checkpoint.export_weights(options.output, weights)
     print(f"{options.output}: {options.output.stat().st_size / 1e6:.1f} MB")

@@ -4,8 +4,8 @@
         --emotion-checkpoint checkpoints/emotion_lite_para.safetensors --output runs/para_lite_folds
 
 Divides the training split into folds by the hash of the ids, identical pictures together. There is one
-training per fold (OUTPUT/fold_0 ...), on the training pictures of the others; one that was stopped is resumed,
-and one that is done is not repeated. Validation pictures stay validation pictures.
+training per fold (OUTPUT/fold_0 ...), on the training pictures of the others; one that was stopped is
+resumed, and one that is done is not repeated. Validation pictures stay validation pictures.
 
 Writes OUTPUT/out_of_fold.csv, a row for each training picture: id, prediction in the unit of the ratings,
 fold, and the SHA-256 of the weights that predict it. A picture that cannot be decoded (data.skip_broken=true)
@@ -140,8 +140,8 @@ def check_unseen(rated: RatedSet, weights: Weights, path: Path | str) -> None:
     seen = int(np.isin(rated.id_hashes, weights.training_ids).sum())
     if seen:
         raise ValueError(
-            f"out_of_fold: {path} was trained on {seen:,} of the {len(rated):,} pictures of {rated.name} that "
-            "are to be predicted unseen; give other weights, or none"
+            f"out_of_fold: {path} was trained on {seen:,} of the {len(rated):,} pictures of {rated.name} "
+            "that are to be predicted unseen; give other weights, or none"
         )
 
 

@@ -1,12 +1,13 @@
-"""Averaged weights: the mean of what started alike, with statistics of their own; everything else is refused."""
+"""Averaged weights: the mean of networks that started alike, with statistics of its own; others are refused."""
 
 import copy
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from small import BACKBONE, UNTRAINED, evaluate, read_csv, read_json, same, tensors, train
+from small import UNTRAINED, evaluate, read_csv, read_json, same, tensors, train
 from torch import nn
 
 from datasets import load_dataset
@@ -66,7 +67,9 @@ def test_statistics_are_those_of_training_pictures_in_the_averaged_network(avera
             module.eval()
 
     def note(name):
-        return lambda _, inputs: seen.setdefault(name, []).append(inputs[0].double().var_mean((0, 2, 3)))
+        return lambda _, inputs: seen.setdefault(name, []).append(
+            torch.var_mean(inputs[0].double(), (0, 2, 3))
+        )
 
     for name, norm in norms.items():
         norm.register_forward_pre_hook(note(name))
@@ -77,7 +80,7 @@ def test_statistics_are_those_of_training_pictures_in_the_averaged_network(avera
     with torch.no_grad():
         for images in batches:
             network(images)
-    for name, norm in norms.items():
+    for name in norms:
         variance, mean = (torch.stack(values).mean(dim=0) for values in zip(*seen[name], strict=True))
         kept = {part: weights.tensors[f"{name}.{part}"] for part in STATISTICS}
         assert torch.allclose(kept["running_mean"].double(), mean, rtol=1e-4, atol=1e-5)
@@ -98,7 +101,9 @@ def test_dropout_is_off_while_statistics_are_measured_and_statistics_are_those_o
 
 def test_torch_measures_the_same_where_nothing_is_frozen():
     torch.manual_seed(0)
-    ours = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2))
+    ours = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2)
+    )
     theirs, batches = copy.deepcopy(ours), [torch.randn(5, 3, 9, 9) for _ in range(4)]
     torch.optim.swa_utils.update_bn(batches, theirs)
     average_weights.measure_statistics(ours.eval(), [ours[1], ours[4]], batches)
@@ -111,7 +116,10 @@ def test_the_description_names_the_files_and_what_differs_and_keeps_what_they_sh
     weights, (first, second) = checkpoint.load_weights(averaged), map(checkpoint.load_weights, soup_runs)
     description, origin = weights.description, weights.description["origin"]
     for name in ("task", "network", "scale", "dataset", "image_size", "exif", "protocol", "training_ratings"):
-        assert description.get(name) == second.description[name] or first.description[name] != second.description[name]
+        assert (
+            description.get(name) == second.description[name]
+            or first.description[name] != second.description[name]
+        )
     assert origin["weights_sha256"] == file_hash(score_run / "best.pt")
     assert origin["emotion_branch"] == "trained"
     assert "best" not in description
@@ -132,7 +140,9 @@ def test_training_ids_are_those_of_all(soup_runs, tmp_path):
     inputs = []
     for path, ids in zip(soup_runs, ([1, 2], [2, 5]), strict=True):
         weights = replace(checkpoint.load_weights(path), training_ids=np.array(ids))
-        inputs.append(average_weights.Input(path, "", replace(weights, emotion_training_ids=np.array(ids) + 5)))
+        inputs.append(
+            average_weights.Input(path, "", replace(weights, emotion_training_ids=np.array(ids) + 5))
+        )
     merged = average_weights.merged(inputs)
     assert merged.training_ids.tolist() == [1, 2, 5]
     assert merged.emotion_training_ids.tolist() == [6, 7, 10]
@@ -144,7 +154,10 @@ def test_evaluate_predict_and_train_read_the_result(averaged, scored_set, tmp_pa
     assert len(facts["origin"]["averaged"]) == 2
     assert facts["test_pictures_trained_on"] == 0
     scores = tmp_path / "scores.csv"
-    assert main(["predict", str(scored_set / "images"), "--checkpoint", str(averaged), "--output", str(scores)]) == 0
+    assert (
+        main(["predict", str(scored_set / "images"), "--checkpoint", str(averaged), "--output", str(scores)])
+        == 0
+    )
     assert len(read_csv(scores)) == 24
     assert train("csv", scored_set, tmp_path / "run", "--weights", averaged, *QUICK) == 0
 
@@ -174,8 +187,6 @@ def test_only_pictures_that_were_trained_on_are_measured(soup_runs, scored_set, 
 
 
 def test_broken_pictures_are_left_out(soup_runs, scored_set, tmp_path, capsys):
-    import shutil
-
     root = shutil.copytree(scored_set, tmp_path / "set")
     (root / "images" / load_dataset("csv", root, ("train",))["train"].ids[0]).write_bytes(b"no picture")
     words = ["--output", tmp_path / "a.safetensors", "--data-root", root, "train.batch_size=4"]
@@ -184,7 +195,9 @@ def test_broken_pictures_are_left_out(soup_runs, scored_set, tmp_path, capsys):
 
 
 def test_half_precision_is_averaged_without_loss():
-    first, second = ({"a": torch.tensor([v], dtype=torch.float16), "n": torch.tensor(7)} for v in (1.0, 1 + 2**-10))
+    first, second = (
+        {"a": torch.tensor([v], dtype=torch.float16), "n": torch.tensor(7)} for v in (1.0, 1 + 2**-10)
+    )
     mean = average_weights.mean_of([first, second])
     assert mean["a"].dtype == torch.float32
     assert mean["a"].item() == 1 + 2**-11
@@ -195,7 +208,7 @@ def test_in_fp16_the_file_is_half_as_large_and_statistics_are_those_of_the_round
     averaged, soup_runs, scored_set, tmp_path
 ):
     output = tmp_path / "half.safetensors"
-    words = ["--output", output, "--data-root", scored_set, "train.batch_size=4", "--precision", "fp16"]
+    words = ["--output", output, "--data-root", scored_set, "train.batch_size=4", "--fp16"]
     assert average(*soup_runs, *words) == 0
     whole, half = tensors(averaged), tensors(output)
     for name in whole:
@@ -243,7 +256,7 @@ OTHER = {"kind": "score", "minimum": 0, "maximum": 10, "threshold": 5, "inclusiv
         ({"scale": OTHER | {"offset": 0, "factor": 10}}, "has scale {'kind': 'score', 'minimum': 0"),
         ({"image_size": 96}, "has image_size 96 and "),
         ({"dataset": "para"}, "has dataset para and "),
-        ({"origin": {"weights_sha256": "0"}}, "started from weights_sha256 0, "),
+        ({"origin": {"weights_sha256": "0"}}, "started from weights_sha256 0 and "),
         ({"origin": {"emotion_checkpoint_sha256": "0"}}, "emotion_checkpoint_sha256 0 and "),
         ({"origin": {"new_layer_seed": 1}}, "new_layer_seed 1 and "),
     ],
@@ -301,9 +314,15 @@ def test_a_replaced_last_layer_is_part_of_the_start(score_run, counts_set, tmp_p
         (["A", "--output", "mean.pt"], "--output must end|an --output that ends in .safetensors"),
         (["A", "--output", "m.safetensors", "--pictures", "0"], "--pictures of 1 or more; got 1 files"),
         (["data.exif=false", "--output", "m.safetensors"], "got 0 files, m.safetensors and 2048"),
-        (["A", "--output", "m.safetensors"], "BatchNorm's statistics are measured on training pictures; name the"),
+        (
+            ["A", "--output", "m.safetensors"],
+            "BatchNorm's statistics are measured on training pictures; name the",
+        ),
         (["A", "--output", "m.safetensors", "--data-root", "none"], "there is no folder none"),
-        (["A", "--output", "m.safetensors", "--data-root", "SET", "data.size=96"], "data.size=96 does not go"),
+        (
+            ["A", "--output", "m.safetensors", "--data-root", "SET", "data.size=96"],
+            "data.size=96 does not go",
+        ),
         (["none.pt", "--output", "m.safetensors"], "no file none.pt"),
         (["TABLE", "--output", "m.safetensors"], "is not a weights file"),
     ],

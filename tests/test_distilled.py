@@ -1,4 +1,4 @@
-"""Targets for distillation: read by id, refused unless they fit the pictures, and learned beside the ratings."""
+"""Targets for distillation: read by id, refused unless they fit, and learned beside the ratings."""
 
 import re
 import shutil
@@ -50,7 +50,10 @@ GOOD = [("'=a.jpg", 2), ("b.jpg", 3), ("c.jpg", 4)]
     [
         ([*GOOD, ("d.jpg", 2)], "t.csv row 5: 'id' is 'd.jpg', expected one of the 3 pictures of csv train"),
         ([*GOOD, ("b.jpg", 3)], "t.csv row 5: 'id' is 'b.jpg', expected each picture once"),
-        (GOOD[:1], "t.csv lacks 2 of the 3 pictures of csv train, e.g. 'b.jpg'; make it with scripts/out_of_f"),
+        (
+            GOOD[:1],
+            "t.csv lacks 2 of the 3 pictures of csv train, e.g. 'b.jpg'; make it with scripts/out_of_f",
+        ),
         ([*GOOD[:2], ("c.jpg", 5.01)], "t.csv row 4: 'prediction' is '5.01', expected a number from 1 to 5"),
         ([*GOOD[:2], ("c.jpg", 0.99)], "t.csv row 4: 'prediction' is '0.99', expected a number from 1 to 5"),
         ([*GOOD[:2], ("c.jpg", "nan")], "t.csv row 4: 'prediction' is 'nan', expected a number from 1 to 5"),
@@ -115,7 +118,12 @@ def test_targets_alone_train_as_ratings_of_the_same_value_would(scored_set, tmp_
     table = pd.read_csv(root / "ratings.csv", dtype=str)
     table["score"] = table["path"].map(targets.astype(str)).fillna(table["score"])
     table.to_csv(root / "ratings.csv", index=False)
-    words = ["train.score_test=false", UNTRAINED, "optimizer.learning_rate=1e-2", "loss.correlation_weight=0.5"]
+    words = [
+        "train.score_test=false",
+        UNTRAINED,
+        "optimizer.learning_rate=1e-2",
+        "loss.correlation_weight=0.5",
+    ]
     words += ["data.minimum=1", "data.maximum=5"]
     distilled = [f"data.distill={path}", "loss.distill_weight=1"]
     assert train("csv", scored_set, tmp_path / "plain", *words) == 0
@@ -168,12 +176,21 @@ def test_a_run_is_resumed_with_the_same_targets_only(distilled_run, scored_set, 
     [
         (["data.distill=FILE"], "data.distill=FILE and loss.distill_weight, above 0, need each other; got '"),
         (["loss.distill_weight=0.5"], "need each other; got '' and 0.5"),
-        (["data.distill=FILE", "loss.distill_weight=1.01"], "'loss.distill_weight' must be at most 1, got '1."),
-        (["data.distill=FILE", "loss.distill_weight=-1"], "'loss.distill_weight' must be at least 0, got '-1'"),
+        (
+            ["data.distill=FILE", "loss.distill_weight=1.01"],
+            "'loss.distill_weight' must be at most 1, got '1.",
+        ),
+        (
+            ["data.distill=FILE", "loss.distill_weight=-1"],
+            "'loss.distill_weight' must be at least 0, got '-1'",
+        ),
         (["data.distill=FILE", "loss.distill_weight=1", "data.limit=8"], "expected one of the 8 pictures of"),
         (["data.distill=FILE", "loss.distill_weight=1", "data.target=label"], "this run learns a label"),
         (["--task", "emotion", "data.distill=FILE"], "FILE means nothing for this run of the task emotion"),
-        (["--task", "emotion", "loss.distill_weight=1"], "loss.distill_weight=1.0 means nothing for this run"),
+        (
+            ["--task", "emotion", "loss.distill_weight=1"],
+            "loss.distill_weight=1.0 means nothing for this run",
+        ),
         (["data.distill=none.csv", "loss.distill_weight=1"], "there is no file none.csv, data.distill"),
     ],
 )
@@ -181,7 +198,9 @@ def test_targets_that_cannot_be_learned_are_refused_before_anything_is_trained(
     words, said, scored_set, tmp_path, capsys
 ):
     path = str(targets_for(scored_set, tmp_path / "targets.csv"))
-    assert train("csv", scored_set, tmp_path / "run", UNTRAINED, *(w.replace("FILE", path) for w in words)) == 2
+    assert (
+        train("csv", scored_set, tmp_path / "run", UNTRAINED, *(w.replace("FILE", path) for w in words)) == 2
+    )
     error = capsys.readouterr().err
     assert said in error.replace(path, "FILE")
     assert error.startswith("error: ")

@@ -1,4 +1,4 @@
-"""Out-of-fold predictions: every training picture by a network that was not trained on it, or no csv at all."""
+"""Out-of-fold predictions: every training picture by a network that was not trained on it."""
 
 import shutil
 import warnings
@@ -9,6 +9,7 @@ import pytest
 from small import UNTRAINED, WORDS, evaluate, read_csv, train
 
 from datasets import load_dataset
+from eamb.readers.splitting import fold_numbers
 from eamb.training import run as run_module
 from eamb.weights import checkpoint
 from scripts import out_of_fold
@@ -123,6 +124,8 @@ def test_identical_pictures_are_in_one_fold(scored_set, tmp_path):
     train_ids = load_dataset("csv", root, ("train",))["train"].ids
     for copy in train_ids[1:4]:
         shutil.copyfile(root / "images" / train_ids[0], root / "images" / copy)
+    alone = fold_numbers(train_ids, np.zeros(len(train_ids)), FOLDS)
+    assert len(set(alone[:4])) > 1  # if they were different pictures
     assert run(root, tmp_path / "folds") == 0
     folds = {row["id"]: row["fold"] for row in read_csv(tmp_path / "folds" / "out_of_fold.csv")}
     assert len({folds[name] for name in train_ids[:4]}) == 1
@@ -151,10 +154,15 @@ def test_a_picture_that_cannot_be_decoded_costs_its_row_alone(scored_set, tmp_pa
         (["task=emotion"], "these networks learn scores, from ratings alone; leave out task=emotion"),
         (["data.distill=t.csv", "loss.distill_weight=1"], "from ratings alone; leave out data.distill=t.csv"),
         (["data.target=label"], "a network trained on csv predicts a label, not a score"),
-        (["--weights", "SCORE"], "was trained on 16 of the 16 pictures of csv that are to be predicted unseen"),
+        (
+            ["--weights", "SCORE"],
+            "was trained on 16 of the 16 pictures of csv that are to be predicted unseen",
+        ),
     ],
 )
-def test_bad_input_is_an_error_before_anything_is_trained(words, said, scored_set, score_run, tmp_path, capsys):
+def test_bad_input_is_an_error_before_anything_is_trained(
+    words, said, scored_set, score_run, tmp_path, capsys
+):
     words = [str(score_run / "best.pt") if word == "SCORE" else word for word in words]
     assert run(scored_set, tmp_path / "out", *words) == 2
     error = capsys.readouterr().err

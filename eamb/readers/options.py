@@ -14,9 +14,7 @@ def one_of(*choices: str) -> Any:
     return field(default=choices[0], metadata={"choices": choices})
 
 
-def limited(
-    default: float, *, least: float, below: float | None = None, most: float | None = None
-) -> Any:
+def limited(default: float, *, least: float, below: float | None = None, most: float | None = None) -> Any:
     """A number from `least` up; less than `below`, or at most `most`, if that is given."""
     return field(default=default, metadata={"least": least, "below": below, "most": most})
 

@@ -43,11 +43,12 @@ def read_sources(task: Task, weights: str | None, emotion_checkpoint: str | None
             f"one for {task.name}; an emotion branch alone is given with --emotion-checkpoint"
         )
     if source:
-        description = source.weights.description
-        theirs = asdict(Model()) | {"network": description.get("network", "eambnet")}
-        theirs |= description["architecture"]
-        theirs["without"] = ",".join(theirs.get("without", ()))
+        description, architecture = source.weights.description, source.weights.description["architecture"]
+        network = description.get("network", "eambnet")
         ours = asdict(task.config.model) | {"without": ",".join(left_out_parts(task.config))}
+        # Older files of an EAMBNet lack newer settings; other networks do not have all of them.
+        theirs = (asdict(Model()) if network == "eambnet" else ours) | architecture
+        theirs |= {"network": network, "without": ",".join(architecture.get("without", ()))}
         other = [name for name in task.shapes if theirs[name] != ours[name]]
         if other:
             has, wants = (" ".join(f"model.{name}={d[name]}" for name in other) for d in (theirs, ours))
