@@ -1,4 +1,4 @@
-"""Averaged weights: the mean of networks that started alike, with statistics of its own; others are refused."""
+"""Averaged weights: the mean of networks that started alike, with statistics of its own; else refused."""
 
 import copy
 import shutil
