@@ -90,7 +90,8 @@ def average(options: argparse.Namespace) -> int:
         weights = rounded(replace(weights, tensors=network.state_dict()))
         words = f"BatchNorm's statistics from {pictures:,} training pictures"
     checkpoint.export_weights(output, weights)
-    print(f"{output}: mean of {len(inputs)} networks, {words}, {output.stat().st_size / 1e6:.1f} MB")
+    networks = f"mean of {len(inputs)} networks" if len(inputs) > 1 else "one network"
+    print(f"{output}: {networks}, {words}, {output.stat().st_size / 1e6:.1f} MB")
     print(f"weights sha256 {weights.sha256}")
     return 0
 
@@ -207,7 +208,7 @@ def measure_on_set(network: nn.Module, layers: list[_BatchNorm], config: Config,
         )
     device = distributed.choose_device(config.train.device)
     engine.allow_tf32(False, device)
-    batches = progress(training_batches(rated, config, device), desc="BatchNorm", unit="batch")
+    batches = training_batches(rated, config, device)
     pictures = measure_statistics(network.to(device), layers, batches)
     network.cpu()
     if not pictures:
@@ -220,7 +221,8 @@ def training_batches(rated: RatedSet, config: Config, device: torch.device) -> I
     compute = engine.Compute(device, "fp32", *backbones.normalisation(config.model.backbone))
     order = TrainOrder(rated.draws, config.train.batch_size, config.train.seed, epoch=0)
     workers, timeout = config.data.worker_count(), config.data.timeout
-    for batch in make_loader(choose_task(config).pictures(rated), order, workers, timeout=timeout):
+    loader = make_loader(choose_task(config).pictures(rated), order, workers, timeout=timeout)
+    for batch in progress(loader, desc="BatchNorm", unit="batch"):
         if len(batch.images):
             yield compute.images(batch)
 
