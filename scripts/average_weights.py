@@ -42,6 +42,7 @@ from eamb.training.tasks import choose_task
 from eamb.weights import checkpoint
 from eamb.weights.checkpoint import Weights
 from eamb.weights.official import Tensors
+from scripts.export_weights import halved
 
 # What descriptions must share, and what it is where an older file does not say it.
 ALIKE = {"task": None, "network": "eambnet", "scale": None, "dataset": None, "image_size": None, "exif": None}
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--output", type=Path, metavar="FILE.safetensors", required=True)
     add("--data-root", metavar="DIR", action="append", help="of the set they were trained on; of each set")
     add("--pictures", type=int, default=2048, help="how many to measure BatchNorm's statistics on")
-    add("--fp16", action="store_true", help="half the size, rounded")
+    add("--half", action="store_true", help="store float16 instead of float32")
     add("--force", action="store_true", help="overwrite an existing file")
     return guarded(average, parser.parse_intermixed_args(arguments))
 
@@ -81,13 +82,15 @@ def average(options: argparse.Namespace) -> int:
     read = [(path, checkpoint.load_weights(path)) for path in paths]
     inputs = [Input(path, file_hash(path), weights) for path, weights in read]
     check_alike(inputs)
-    rounded = checkpoint.in_half_precision if options.fp16 else lambda weights: weights
-    weights, words = rounded(merged(inputs)), "no BatchNorm"
+    weights, words = merged(inputs), "no BatchNorm"
+    if options.half:  # before the statistics are measured
+        weights = replace(weights, tensors=halved(weights.tensors, output))
     network = weights.build()
     if layers := changing_layers(network):
         config = read_config(weights, settings, options.data_root or [], options.pictures)
         pictures = measure_on_set(network, layers, config, weights.training_ids)
-        weights = rounded(replace(weights, tensors=network.state_dict()))
+        tensors = network.state_dict()
+        weights = replace(weights, tensors=halved(tensors, output) if options.half else tensors)
         words = f"BatchNorm's statistics from {pictures:,} training pictures"
     checkpoint.export_weights(output, weights)
     networks = f"mean of {len(inputs)} networks" if len(inputs) > 1 else "one network"

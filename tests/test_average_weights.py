@@ -208,16 +208,17 @@ def test_in_fp16_the_file_is_half_as_large_and_statistics_are_those_of_the_round
     averaged, soup_runs, scored_set, tmp_path
 ):
     output = tmp_path / "half.safetensors"
-    words = ["--output", output, "--data-root", scored_set, "train.batch_size=4", "--fp16"]
+    words = ["--output", output, "--data-root", scored_set, "train.batch_size=4", "--half"]
     assert average(*soup_runs, *words) == 0
     whole, half = tensors(averaged), tensors(output)
     for name in whole:
-        if whole[name].ndim > 1:
-            assert torch.equal(half[name], whole[name].half())
-        elif not name.endswith(STATISTICS):
-            assert torch.equal(half[name], whole[name])
-    changed = [n for n in whole if n.endswith("running_var") and not torch.equal(whole[n], half[n])]
-    assert changed and not any(name.startswith("emotion.") for name in changed)
+        if name.startswith("emotion.") or not name.endswith(STATISTICS):
+            assert torch.equal(
+                half[name], whole[name].half() if whole[name].is_floating_point() else whole[name]
+            )
+    statistics = [n for n in whole if n.endswith("running_var") and not n.startswith("emotion.")]
+    assert any(not torch.equal(half[name], whole[name].half()) for name in statistics)
+    assert all(torch.allclose(half[name].float(), whole[name], rtol=0.05, atol=1e-3) for name in statistics)
     assert output.stat().st_size < 0.75 * averaged.stat().st_size
     assert evaluate(output, "csv", scored_set, tmp_path / "report") == 0
 

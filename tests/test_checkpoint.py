@@ -25,7 +25,6 @@ from eamb.weights.checkpoint import (
     Weights,
     describe,
     export_weights,
-    in_half_precision,
     load_emotion_branch,
     load_tensors,
     load_training,
@@ -522,24 +521,3 @@ def test_a_branch_of_another_backbone_or_other_emotions_is_refused_before_anythi
         with pytest.raises(ValueError, match=said):
             load_emotion_branch(network, source)
         assert snapshot(network) == before
-
-
-# ---- half precision
-
-
-def test_in_half_precision_kernels_and_matrices_are_rounded_and_nothing_else():
-    given = {
-        "kernel": torch.rand(2, 3, 3, 3),
-        "bias": torch.rand(2),
-        "count": torch.zeros(2, 2, dtype=torch.int64),
-    }
-    weights = in_half_precision(Weights(given, {"task": "aesthetics"}, np.array([1])))
-    assert torch.equal(weights.tensors["kernel"], given["kernel"].half())
-    assert all(weights.tensors[name] is given[name] for name in ("bias", "count"))
-    assert weights.training_ids.tolist() == [1]
-
-
-def test_what_half_precision_cannot_hold_is_refused_by_name():
-    weights = Weights({"a": torch.ones(2, 2), "b": torch.full((2, 2), 7e4)}, {})
-    with pytest.raises(ValueError, match="fp16 ends at 65504, and b has larger values"):
-        in_half_precision(weights)

@@ -212,19 +212,6 @@ def export_weights(path: Path, weights: Weights) -> None:
         save_file(tensors, temporary, {"format": "pt", "eambnet": json.dumps(weights.description)})
 
 
-def in_half_precision(weights: Weights) -> Weights:
-    """The weights with kernels and matrices as float16; biases and BatchNorm stay float32, and weigh little.
-
-    Raises:
-        ValueError: a value is beyond float16's range.
-    """
-    wide = [n for n, value in weights.tensors.items() if value.is_floating_point() and value.ndim > 1]
-    halves = {name: weights.tensors[name].half() for name in wide}
-    if large := [name for name, value in halves.items() if not value.isfinite().all()]:
-        raise ValueError(f"checkpoint: fp16 ends at 65504, and {some(large)} has larger values; use fp32")
-    return replace(weights, tensors=weights.tensors | halves)
-
-
 def save_training(path: Path, weights: Weights, state: dict, previous: Path | None = None) -> None:
     """Writes weights and what else a resumed training needs (`state`); `previous`: as in `written_whole`.
 
