@@ -185,10 +185,13 @@ def test_distribution_metrics_are_means_over_the_pictures_that_have_votes():
 
 
 def test_pictures_whose_votes_are_mirrored_or_shifted_disagree_equally():
-    q = np.array([[0.2, 0.3, 0.5, 0, 0], [0, 0, 0.2, 0.3, 0.5], [0, 0, 0.5, 0.3, 0.2], [0.5, 0, 0, 0, 0.5]])
-    p = np.array([[1, 0, 0, 0, 0], [0.5, 0.5, 0, 0, 0], [0.5, 0, 0.5, 0, 0], [0.5, 0, 0, 0, 0.5]])
-    ties = stats.spearmanr([0, 0.5, 1, 2], [1, 1, 1, 2]).statistic
-    assert of_distributions(p, q, np.arange(1, 6) / 3)["std_srcc"] == pytest.approx(ties)
+    q, p = np.zeros((4, 9)), np.zeros((4, 9))
+    q[0, :4] = q[1, 5:] = q[2, 3::-1] = np.array([8, 6, 5, 2]) / 21  # whose spreads differ by rounding
+    q[3, [0, 8]] = 0.5
+    for row, distance in enumerate((1, 2, 3, 4)):
+        p[row, [0, distance]] = 0.5
+    ties = stats.spearmanr([1, 2, 3, 4], [1, 1, 1, 2]).statistic
+    assert of_distributions(p, q, np.arange(1, 5.5, 0.5))["std_srcc"] == pytest.approx(ties)
 
 
 # ---- emotions

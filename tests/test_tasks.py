@@ -191,6 +191,10 @@ def test_validating_on_test_leaves_out_pictures_without_votes_from_both_other_sp
         ("data.target=distribution loss.emd_weight=0", "loss.mean_weight=0 nothing is learned"),
         ("loss.mean_weight=1", "networks that predict distributions, and this one predicts a score; leave"),
         ("loss.emd_weight=0", "networks that predict distributions, and this one predicts a score; leave"),
+        (
+            "data.target=distribution data.only_with_votes=true data.distill=t.csv loss.distill_weight=1",
+            "data.distill is for scores, or means with loss.mean_weight above 0",
+        ),
         ("data.only_with_votes=true", "datasets: no votes are known for the train split of para, so"),
     ],
 )
