@@ -27,7 +27,7 @@ from eamb.inference.maps import MapFolder, panel_drawers
 from eamb.inference.photographs import find_pictures
 from eamb.inference.scorer import Scorer
 from eamb.network.outputs import EMOTIONS, Scale
-from eamb.readers.decoding import decode
+from eamb.readers.decoding import decode, decode_views
 from main import main
 
 pytestmark = pytest.mark.portable
@@ -271,7 +271,8 @@ def test_a_csv_for_excel_is_the_same_behind_a_byte_order_mark(
 
 def test_only_the_rest_is_computed(uninterrupted, album, lively_weights, tmp_path, monkeypatch, capsys):
     lines, decoded = uninterrupted.read_bytes().splitlines(keepends=True), []
-    monkeypatch.setattr(scorer_module, "decode", lambda *words: decoded.append(1) or decode(*words))
+    count = lambda *words: decoded.append(1) or decode_views(*words)  # noqa: E731
+    monkeypatch.setattr(scorer_module, "decode_views", count)
     resume(album, lively_weights, tmp_path / uninterrupted.name, b"".join(lines[:-2]))
     assert 0 < len(decoded) <= 2 * 3  # the batch of the last row with a score, and the last one
     assert "6 of 8 pictures scored" in capsys.readouterr().err
