@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 import small
-from lively import blotches
+from lively import blotches, build_lively, write_weights
 from PIL import Image
 
 from eamb.files import encodable
@@ -279,6 +279,17 @@ def test_scores_are_those_of_predict(rows, album, lively_weights, tmp_path):
         selected = rows[Path(row["path"]).name]
         for column in ("path", "score", "percentile", "error"):
             assert selected[column] == row[column]
+
+
+def test_several_networks_pick_by_their_mean(album, lively_weights, tmp_path):
+    other = write_weights(tmp_path / "other.safetensors", build_lively(seed=1))
+    words = ["--checkpoint", str(lively_weights), "--checkpoint", str(other), "--flip", "--force"]
+    assert select(album / "mixed", *words, "--output", tmp_path / "picks.csv") == 0
+    words += ["--output", str(tmp_path / "s.csv"), "--device", "cpu", "--workers", "0", "--batch-size", "4"]
+    assert main(["predict", str(album / "mixed"), *words]) == 0
+    scores = {row["path"]: row["score"] for row in small.read_csv(tmp_path / "s.csv")}
+    assert {row["path"]: row["score"] for row in small.read_csv(tmp_path / "picks.csv")} == scores
+    assert len(set(scores.values())) == 3
 
 
 def test_no_cell_is_a_formula():
