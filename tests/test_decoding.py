@@ -16,7 +16,16 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 
 from eamb.readers import decoding
-from eamb.readers.decoding import MOST_SCANS, PICTURE_ENDINGS, DecodeError, View, decode, decode_views, normalise, stack
+from eamb.readers.decoding import (
+    MOST_SCANS,
+    PICTURE_ENDINGS,
+    DecodeError,
+    View,
+    decode,
+    decode_views,
+    normalise,
+    stack,
+)
 from tests.stress.images import chunk
 
 

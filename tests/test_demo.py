@@ -10,11 +10,11 @@ import pytest
 import small
 from PIL import Image
 
-from eamb.weights.shipped import SHIPPED
 from eamb.readers import demo
 from eamb.training.starting import build_network, read_sources
 from eamb.training.tasks import choose_task
 from eamb.weights.checkpoint import load_weights
+from eamb.weights.shipped import SHIPPED
 from main import parse, read_config
 
 # Made by this code with Python 3.11. The votes are a formula, so every machine must arrive at the same bytes.

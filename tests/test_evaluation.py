@@ -193,7 +193,9 @@ def test_mirrored_pictures_are_evaluated_too(several, scored_set, tmp_path):
         alone.append(column(tmp_path / "one/predictions.csv", "prediction"))
     assert evaluate(several[0], "csv", scored_set, tmp_path / "both", "--flip") == 0
     assert np.abs(alone[0] - alone[1]).min() > 1e-6
-    assert np.allclose(column(tmp_path / "both/predictions.csv", "prediction"), np.mean(alone, axis=0), atol=1e-6)
+    assert np.allclose(
+        column(tmp_path / "both/predictions.csv", "prediction"), np.mean(alone, axis=0), atol=1e-6
+    )
     assert read_json(tmp_path / "both/metrics.json")["flip"] is True
 
 

@@ -95,7 +95,11 @@ def weights(path, scale=STARS, task="aesthetics", dataset="para", ids=(), emotio
 
 
 def test_together_they_have_seen_what_any_of_them_has_and_come_from_all_their_sets():
-    several = [weights("a", ids=[1, 5], emotion_ids=[9]), weights("b", ids=[2, 5]), weights("c", dataset="csv")]
+    several = [
+        weights("a", ids=[1, 5], emotion_ids=[9]),
+        weights("b", ids=[2, 5]),
+        weights("c", dataset="csv"),
+    ]
     networks = [Left(View(8)) for _ in several]
     for network, each in zip(networks, several, strict=True):
         network.weights = each
@@ -110,9 +114,18 @@ def test_together_they_have_seen_what_any_of_them_has_and_come_from_all_their_se
     ("other", "words"),
     [
         ({"scale": BINS}, r"b\.pt predicts on another scale than a\.pt \(kind score and distribution; "),
-        ({"scale": replace(STARS, maximum=10.0)}, r"than a\.pt \(maximum 5\.0 and 10\.0\), so they cannot be "),
-        ({"scale": replace(STARS, offset=0.0, factor=5.0)}, r"\(offset 1\.0 and 0\.0; factor 4\.0 and 5\.0\)"),
-        ({"task": "emotion", "scale": None}, r"a\.pt was trained with --task aesthetics, b\.pt with --task emo"),
+        (
+            {"scale": replace(STARS, maximum=10.0)},
+            r"than a\.pt \(maximum 5\.0 and 10\.0\), so they cannot be ",
+        ),
+        (
+            {"scale": replace(STARS, offset=0.0, factor=5.0)},
+            r"\(offset 1\.0 and 0\.0; factor 4\.0 and 5\.0\)",
+        ),
+        (
+            {"task": "emotion", "scale": None},
+            r"a\.pt was trained with --task aesthetics, b\.pt with --task emo",
+        ),
     ],
 )
 def test_networks_that_cannot_be_averaged_are_named(other, words):

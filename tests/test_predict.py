@@ -256,7 +256,9 @@ def test_a_flipped_score_is_the_mean_of_a_picture_and_its_mirror_image(lively_we
         assert abs(scores[0] - scores[1]) > 1e-3
         assert [float(row["score"]) for row in flipped] == pytest.approx([np.mean(scores)] * 2, abs=1e-5)
         same = ("path", "emotion", "emotion_probability", "error")
-        assert [[row[name] for name in same] for row in flipped] == [[r[name] for name in same] for r in plain]
+        assert [[row[name] for name in same] for row in flipped] == [
+            [r[name] for name in same] for r in plain
+        ]
         assert ("score_model_std" in flipped[0]) == bool(words)
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from lively import RATINGS, SIZE, blotches, direct_score, write_weights
 
-
 from eamb.inference.scorer import Scorer, in_threads, percentile
 from eamb.network.outputs import Scale
 from eamb.readers.decoding import DecodeError

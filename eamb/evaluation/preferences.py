@@ -16,9 +16,7 @@ from eamb.runtime.config import Config
 from eamb.runtime.networks import Ensemble
 
 
-def evaluate_pairs(
-    network: Ensemble, rated: PairedSet, config: Config
-) -> tuple[Report, engine.Predictions]:
+def evaluate_pairs(network: Ensemble, rated: PairedSet, config: Config) -> tuple[Report, engine.Predictions]:
     """The report on a pair network, or on one that scores single photographs, and its predictions.
 
     For scores, the slope from their difference to a preference is fitted to the validation pairs.

@@ -1,8 +1,8 @@
 """Networks that predict batches of pictures: one run by PyTorch, and several that are averaged.
 
-    network = Ensemble([TorchNetwork.load(weights, device) for weights in several])
-    for batch, output in network.outputs(batches, batch_size=16):
-        ...
+network = Ensemble([TorchNetwork.load(weights, device) for weights in several])
+for batch, output in network.outputs(batches, batch_size=16):
+    ...
 """
 
 from __future__ import annotations

@@ -44,5 +44,7 @@ def checkpoint_files(given: str | Path | Sequence[str | Path]) -> list[Path]:
         raise ValueError("checkpoint: give at least one file of weights, or the name of a shipped network")
     for number, file in enumerate(files):
         if file.resolve() in [each.resolve() for each in files[:number]]:
-            raise ValueError(f"checkpoint: {file} is given twice, and each network counts once; leave one out")
+            raise ValueError(
+                f"checkpoint: {file} is given twice, and each network counts once; leave one out"
+            )
     return files
