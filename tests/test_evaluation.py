@@ -131,8 +131,8 @@ def test_pictures_that_were_trained_on_are_counted(split, leaked, score_run, sco
 
 @pytest.fixture(scope="module")
 def several(score_run, scored_set, tmp_path_factory):
-    """Three checkpoints on one scale; the second is for larger pictures, and was trained on a test picture, as
-    was its emotion branch on another one."""
+    """Three checkpoints on one scale; the second is for larger pictures, and has seen a test picture in its
+    training, and its emotion branch another one."""
     folder, tested = tmp_path_factory.mktemp("several"), load_dataset("csv", scored_set, ("test",))["test"]
     own = checkpoint.load_weights(score_run / "best.pt")
     paths = [folder / f"{name}.safetensors" for name in ("a", "b", "c")]

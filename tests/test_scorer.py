@@ -13,6 +13,7 @@ from lively import RATINGS, SIZE, blotches, direct_score, write_weights
 from eamb.inference.scorer import Scorer, in_threads, percentile
 from eamb.network.outputs import Scale
 from eamb.readers.decoding import DecodeError
+from eamb.weights.shipped import SHIPPED
 
 pytestmark = pytest.mark.portable
 

@@ -316,6 +316,6 @@ def check_scores(weights: Weights, tasks: tuple[str, ...] = ("aesthetics",)) -> 
     """Raises ValueError unless the weights are of a task that gives a picture a score."""
     if weights.task not in tasks:
         raise ValueError(
-            f"predict: {weights.path} was trained with --task {weights.task}; scoring needs weights of --task "
-            f"{' or '.join(tasks)}"
+            f"predict: {weights.path} was trained with --task {weights.task}; scoring needs weights of "
+            f"--task {' or '.join(tasks)}"
         )

@@ -166,8 +166,8 @@ class Ensemble:
 
 
 def spread(members: np.ndarray, scale: Scale) -> np.ndarray | None:
-    """(N, M, K) predictions of M networks -> (N,) standard deviation over the networks of their scores, in the
-    unit of `scale.value`; None for a single network."""
+    """(N, M, K) predictions of M networks -> (N,) standard deviation of the networks' scores, in the unit of
+    `scale.value`; None for a single network."""
     scores = [scale.value(member) for member in members.transpose(1, 0, 2)]  # M times (N,)
     return np.std(scores, axis=0) if len(scores) > 1 else None
 
@@ -186,8 +186,8 @@ def check_averaged(several: Sequence[Weights], flip: bool = False) -> None:
             )
         if differing := differences(first.scale, other.scale):
             raise ValueError(
-                f"checkpoint: {other.path} predicts on another scale than {first.path} ({differing}), so they "
-                "cannot be averaged; give networks that were trained on ratings of one kind"
+                f"checkpoint: {other.path} predicts on another scale than {first.path} ({differing}), so "
+                "they cannot be averaged; give networks that were trained on ratings of one kind"
             )
 
 
