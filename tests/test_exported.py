@@ -191,7 +191,7 @@ def test_an_exported_network_is_one_of_several(exported, tmp_path):
     described = checkpoint.describe(other, SCALE) | known
     file = exported.with_name("other.safetensors")
     checkpoint.export_weights(file, checkpoint.Weights(other.state_dict(), described))
-    alone = [table("predict", tmp_path, each) for each in (exported, file)]
+    alone = [table("predict", tmp_path, each, "--force") for each in (exported, file)]
     both = table("predict", tmp_path, exported, "--checkpoint", str(file), "--force")
     for row, *rows in zip(both, *alone, strict=True):
         scores = [float(each["score"]) for each in rows]
