@@ -176,7 +176,7 @@ def explain(options: argparse.Namespace) -> int:
     with written_whole(options.output / "explain.json") as path:
         path.write_text(json.dumps(without_nan(content), indent=1) + "\n", encoding="utf-8")
     write_columns(options.output / "explain.csv", pd.DataFrame(rows).to_dict("list"))
-    figure = draw(estimates, f"{options.checkpoint.name} on {pictures}", unit)
+    figure = draw(estimates, f"{file.name} on {pictures}", unit)
     write_figure(figure, options.output / "explain.png")
     print(*notes, facts["sentence"], f"{options.output}: explain.json explain.csv explain.png", sep="\n")
     return 0
