@@ -144,7 +144,8 @@ class Scorer:
         self.scale, self.emotions = weights.scale or ODDS, weights.emotions
         self.emotions_trained = weights.emotion_branch == "trained"
         if maps and (exported[0] or not self.emotions):
-            raise ValueError("predict: maps need a .pt or .safetensors file with an emotion branch")
+            words = "maps need a .pt or .safetensors file with an emotion branch, the first of several"
+            raise ValueError(f"predict: {words}; {files[0]} is none")
         self.with_class_maps = maps and self.emotions_trained
         self.batch_size, self.exact = batch_size, exact
         ratings = weights.description.get("training_ratings", ()) if self.scale.kind != "label" else ()
