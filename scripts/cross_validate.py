@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import metrics
 from datasets import PictureSet, TestOrder, load_dataset, make_loader
 from eamb.evaluation.emotions import with_emotions
-from eamb.evaluation.evaluate import evaluate_checkpoint
+from eamb.evaluation.evaluate import evaluate_checkpoints
 from eamb.evaluation.intervals import bootstrap_intervals
 from eamb.evaluation.predicting import as_trained
 from eamb.evaluation.report import table, versions, without_nan, write_columns
@@ -143,7 +143,7 @@ def train_fold(config: Config, fold: int, folder: Path) -> tuple[RatedSet, np.nd
         train(choose_task(config), output=folder, resume=True)
         weights = checkpoint.load_weights(folder / "best.pt")
         task = choose_task(as_trained(test_config, weights))
-        evaluate_checkpoint(weights, task, "test", done.parent, force=True)
+        evaluate_checkpoints([weights], task, "test", done.parent, force=True)
     rows = pd.read_csv(done, dtype={"id": str}, keep_default_na=False, float_precision="round_trip")
     rows = rows.set_index(rows["id"].map(original)).filter(regex="^emotion_")
     rated = rated.take([i in rows.index for i in rated.ids])

@@ -24,7 +24,7 @@ from datasets import (
     unite,
 )
 from eamb.network.outputs import EMOTIONS, Scale
-from eamb.readers.decoding import DecodeError, decode
+from eamb.readers.decoding import DecodeError, View, decode
 from eamb.readers.iae import IAE_EMOTIONS
 from eamb.readers.para import PARA_EMOTIONS
 from eamb.readers.rated import DataOptions, RatedSet, describe, emotion_name
@@ -259,6 +259,21 @@ def test_batch_holds_what_the_set_holds(tmp_path):
     assert batch.images[2].permute(1, 2, 0).equal(torch.from_numpy(decode(rated.paths[2], (4, 5))))
     assert batch.scores.tolist() == rated.scores[:6].tolist() and batch.scores.dtype == torch.float64
     assert batch.distributions.shape == (6, 4) and batch.emotions.dtype == torch.float32 and not batch.broken
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_holds_its_pictures_in_every_view_and_none_where_all_are_broken(tmp_path, workers):
+    rated, views = rated_set(tmp_path), (View(5, crop=True), View((4, 7)))
+    (tmp_path / "broken.png").touch()
+    rated.paths[2:4] = [str(tmp_path / "broken.png")] * 2
+    pictures = PictureSet(rated, 8, skip_broken=True, others=views)
+    whole, empty, *_ = make_loader(pictures, TestOrder(13, 2), workers)
+    for images, view in zip((whole.images, *whole.others), (View(8), *views), strict=True):
+        expected = [decode(path, view.size, crop=view.crop) for path in rated.paths[:2]]
+        assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), expected)
+    shapes = [tuple(images.shape) for images in (empty.images, *empty.others)]
+    assert shapes == [(0, 3, 8, 8), (0, 3, 5, 5), (0, 3, 4, 7)]
+    assert len(empty.broken) == 2
 
 
 def test_flips_mirror_half_of_the_pictures_by_seed_epoch_and_index(tmp_path):

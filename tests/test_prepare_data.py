@@ -13,7 +13,7 @@ from PIL import Image
 from small import make_ava, make_emoset, make_fi, make_iae, make_para, read_json, write_table
 
 from datasets import PictureSet, load_dataset
-from eamb.readers.decoding import decode
+from eamb.readers.decoding import View, decode
 from eamb.readers.prepared import MANIFEST
 from eamb.readers.rated import DataOptions, describe
 from scripts import prepare_data as script
@@ -228,6 +228,7 @@ def test_copies_are_refused_for_another_size_or_exif(source, tmp_path):
     assert f"--output {output} --quality 95 data.size=64" in refused(output, 96)
     assert "data.size=64 data.exif=false is asked" in refused(output, exif=False)
     assert "data.size=None" in refused(output, None)
+    assert "data.size=96 data.exif=true is asked" in refused(output, others=(View(SIZE), View(96)))
 
 
 def test_copies_outlive_their_sources_and_a_damaged_manifest_is_named(source, tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import numpy as np
-from torch import nn
 
 import metrics
 from datasets import SetReader
@@ -16,19 +15,16 @@ from eamb.evaluation.report import Report, rounded
 from eamb.readers.rated import RatedSet
 from eamb.runtime import engine
 from eamb.runtime.config import Config
+from eamb.runtime.networks import Ensemble, spread
 from eamb.weights.checkpoint import Weights
 
 
 def evaluate_scores(
-    network: nn.Module,
-    weights: Weights,
-    rated: RatedSet,
-    config: Config,
-    compute: engine.Compute,
-    reader: SetReader,
+    network: Ensemble, rated: RatedSet, config: Config, reader: SetReader
 ) -> tuple[Report, engine.Predictions]:
     """The report on a network that scores pictures (and emotions, if it predicts them); its predictions."""
-    predictions = predict_set(network, rated, config, compute, show=True)
+    weights = network.weights
+    predictions = predict_set(network, rated, config, show=True)
     twins, notes = find_twins(rated, reader)
     reason = emotions.why_not_measured(weights, rated)
     description = None if reason else weights.description
@@ -57,6 +53,9 @@ def measure_scores(
     scale = weights.scale if weights else rated.scale
     cross = weights is not None and is_cross_set(weights, rated)
     columns = {"id": np.array(kept.ids), "prediction": rounded(scale.value(predictions.prediction))}
+    differences = None if predictions.members is None else spread(predictions.members, scale)  # (n,)
+    if differences is not None:
+        columns["score_model_std"] = rounded(differences)
     shares = rounded(predictions.prediction)  # (n, K)
     columns |= {f"p_{value:g}": shares[:, i] for i, value in enumerate(scale.bins)}
     labels = scale.kind == "label" and not cross

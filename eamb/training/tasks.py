@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import losses
 from datasets import (
@@ -37,8 +37,9 @@ from eamb.readers.pairs import PairedSet, describe_pairs, load_pairs
 from eamb.readers.rated import RatedSet, describe
 from eamb.readers.registry import DATASETS, PAIRED, SINGLE
 from eamb.runtime.config import Config, Loss
-from eamb.runtime.engine import Compute, Predictions
-from eamb.weights.checkpoint import Source, Weights, load_tensors
+from eamb.runtime.engine import Predictions
+from eamb.runtime.networks import Ensemble
+from eamb.weights.checkpoint import Source, load_tensors
 from eamb.weights.registry import Network, kind_of
 from EAMBNet import EmotionNetwork, LinearNetwork, build_model
 
@@ -54,7 +55,7 @@ class Task:
         loss(rated): the training loss, a function of the network's output and the batch.
         best_measure(scale): the validation metric that chooses the weights to keep.
         validate(predictions, rated, description): metrics without intervals; description is the network's.
-        evaluate(network, weights, rated, compute): predicts each picture of a set once; the report.
+        evaluate(network, rated): predicts each picture of a set once; the report, the predictions.
 
     name: the value of the setting `task`.
     unit, draws: what a batch size counts, and the class of what an epoch draws from.
@@ -296,10 +297,10 @@ class Aesthetics(Task):
         emotions = report.emotions.metrics if report.emotions else {}
         return report.metrics | {f"emotion_{name}": emotions[name] for name in ("kl", "accuracy") if emotions}
 
-    def evaluate(self, network: nn.Module, weights: Weights, rated: RatedSet, compute: Compute) -> Evaluated:
+    def evaluate(self, network: Ensemble, rated: RatedSet) -> Evaluated:
         if isinstance(rated, PairedSet):
-            return evaluate_pairs(network, weights, rated, self.config, compute)
-        return evaluate_scores(network, weights, rated, self.config, compute, self.reader)
+            return evaluate_pairs(network, rated, self.config)
+        return evaluate_scores(network, rated, self.config, self.reader)
 
 
 class Emotion(Task):
@@ -336,8 +337,8 @@ class Emotion(Task):
     def validate(self, predictions: Predictions, rated: RatedSet, description: dict) -> dict[str, float]:
         return measure_emotions(predictions, rated, description).metrics
 
-    def evaluate(self, network: nn.Module, weights: Weights, rated: RatedSet, compute: Compute) -> Evaluated:
-        return evaluate_emotions(network, weights, rated, self.config, compute)
+    def evaluate(self, network: Ensemble, rated: RatedSet) -> Evaluated:
+        return evaluate_emotions(network, rated, self.config)
 
 
 class Series(Task):
@@ -376,8 +377,8 @@ class Series(Task):
     def validate(self, predictions: Predictions, rated: RatedSet, description: dict) -> dict[str, float]:
         return measure_pairs(predictions, rated).metrics
 
-    def evaluate(self, network: nn.Module, weights: Weights, rated: RatedSet, compute: Compute) -> Evaluated:
-        return evaluate_pairs(network, weights, rated, self.config, compute)
+    def evaluate(self, network: Ensemble, rated: RatedSet) -> Evaluated:
+        return evaluate_pairs(network, rated, self.config)
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from eamb.files import written_whole
 from eamb.network import backbones
 from eamb.network.outputs import EMOTIONS, Scale
+from eamb.readers.decoding import View
 from eamb.weights.official import Tensors, looks_official, translate_official, unwrapped
 from eamb.weights.registry import Network, build_network, kind_of, name_of
 
@@ -43,12 +44,14 @@ class Weights:
     description: plain values; "task", "architecture" (arguments of the constructor) and "scale" always, and
         what training adds (image_size, dataset, splits, config ...).
     training_ids, emotion_training_ids: int64, sorted 64-bit hashes of the ids of every picture trained on.
+    path: the file that they were read from, for messages.
     """
 
     tensors: Tensors
     description: dict
     training_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     emotion_training_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    path: str = "these weights"
 
     @cached_property
     def sha256(self) -> str:
@@ -85,6 +88,11 @@ class Weights:
             "checkpoint: the description of these weights must say which pictures they are for, "
             f'"image_size" in pixels and "exif" true or false; found {size} and {exif}'
         )
+
+    @property
+    def view(self) -> View:
+        """How the network wants its pictures; raises as `size_and_exif`."""
+        return View(*self.size_and_exif, self.description.get("crop", False))
 
     def build(self) -> Network:
         """The network with these weights, in evaluation mode."""
@@ -271,7 +279,8 @@ def weights_in(content: dict, path: Path | str) -> Weights:
             f"checkpoint: {path} was written neither by this program nor by the official code (keys found: "
             f"{some(content)}); give a best.pt, an exported .safetensors or an official state dict"
         )
-    return Weights(tensors, read_description(description, path), *(each.numpy() for each in ids))
+    ids = (each.numpy() for each in ids)
+    return Weights(tensors, read_description(description, path), *ids, path=str(path))
 
 
 def read_description(text: str, path: Path | str) -> dict:
