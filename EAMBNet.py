@@ -294,7 +294,9 @@ class EAMBNet(nn.Module):
         taken = {"depth": depth, "drop_path": drop_path}
         alone = "detail" not in without and not share_backbone
         self.detail = build_pyramid(backbone, levels=2, first=2, **taken) if alone else None
-        self.context = build_pyramid(backbone, levels=4, first=2, **taken) if "context" not in without else None
+        self.context = (
+            build_pyramid(backbone, levels=4, first=2, **taken) if "context" not in without else None
+        )
         self.emotion = None
         if "emotion" not in without:
             seeing = emotion_backbone or backbone
@@ -366,9 +368,7 @@ class LinearNetwork(nn.Module):
     Gives an `Output` without emotions, as an EAMBNet without the branch does.
     """
 
-    def __init__(
-        self, backbone: str, outputs: int, dropout: float, depth: int = 0, drop_path: float = 0.0
-    ):
+    def __init__(self, backbone: str, outputs: int, dropout: float, depth: int = 0, drop_path: float = 0.0):
         super().__init__()
         checked = {"outputs": outputs, "dropout": dropout, "depth": depth, "drop_path": drop_path}
         self.arguments = {"backbone": backbone, **checked, "emotions": ()}

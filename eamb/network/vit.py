@@ -72,7 +72,6 @@ def check_side(name: str, size: int, scale: float = 1) -> None:
         )
 
 
-
 class Level(nn.Module):
     """Tokens of a block -> a map at stride P/2 (levels 1 and 2), P (3) or 2P (4), by a learned convolution.
 
@@ -180,7 +179,7 @@ def pretrained_tensors(name: str, state: dict[str, Tensor] | None = None) -> dic
     """A ViT's tensors under the names that they have in its pyramid; positions resampled for timm's own grid.
 
     Args:
-        state: as in a file, under timm's names or those of the first authors' code. None: timm downloads them.
+        state: as in a file, under timm's names or those of the authors. None: timm downloads them.
     """
     import timm
 

@@ -42,7 +42,7 @@ def make_optimizer(config: Config, network: nn.Module) -> torch.optim.Optimizer:
 
 
 def placed(name: str, pyramids: dict[str, nn.Module]) -> tuple[bool, int]:
-    """Whether a parameter is one of a backbone as it was pretrained, and how many of a ViT's blocks follow."""
+    """Whether a parameter belongs to a pretrained backbone, and how many blocks of a ViT come after it."""
     for prefix, pyramid in pyramids.items():
         rest = name.removeprefix(prefix)
         if rest != name and not rest.startswith(ADDED):

@@ -103,8 +103,8 @@ class Task:
         config, decay = self.config, self.config.optimizer.layer_decay
         if decay != 1 and (decay > 1 or not plain_vit(config.model.backbone)):
             raise ValueError(
-                f"training: optimizer.layer_decay={decay} must be from 0 to 1, and 1 for backbones that are no "
-                f"ViTs, such as {config.model.backbone}; they have optimizer.backbone_factor"
+                f"training: optimizer.layer_decay={decay} must be from 0 to 1, and is for "
+                f"ViTs only, unlike {config.model.backbone}; for others there is optimizer.backbone_factor"
             )
         if not config.model.resize_input:
             for scale, backbone in sorted(self.views()):
@@ -328,9 +328,7 @@ class Series(Task):
 
     def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:
         model = self.config.model
-        return SeriesNetwork(
-            model.backbone, model.network, model.symmetric, model.depth, model.drop_path
-        )
+        return SeriesNetwork(model.backbone, model.network, model.symmetric, model.depth, model.drop_path)
 
     def loss(self, rated: RatedSet) -> LossFunction:
         """Learns which photograph the majority prefers (ties: 0.5), or the share of people who prefer it."""
