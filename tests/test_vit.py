@@ -285,7 +285,8 @@ def test_a_frozen_branch_drops_nothing_even_where_its_statistics_are_trained():
 
 @pytest.mark.parametrize("name", [TINY, DINOV3])
 def test_recomputed_blocks_give_the_same_output_and_gradients_and_keep_less(name):
-    network = build(name, depth=4, drop_path=0.3, share_backbone=True, emotion_backbone=BACKBONE).train()
+    changes = {"width": 16, "share_backbone": True, "emotion_backbone": BACKBONE}
+    network = build(name, depth=4, drop_path=0.3, **changes).train()
     other = copy.deepcopy(network)
     cnn = sum(any(layer.children()) for stage in network.emotion.pyramid.body.blocks for layer in stage)
     assert recompute_blocks(other) == 4 + cnn
