@@ -22,6 +22,7 @@ from eamb.network.vit import ViTPyramid, blocks_of_levels, check_side, nearest_m
 from eamb.runtime import engine
 from eamb.runtime.config import load_config
 from eamb.training.optimizer import make_optimizer
+from eamb.training.tasks import choose_task
 from eamb.weights import checkpoint
 from EAMBNet import EmotionNetwork, LinearNetwork, build_model
 from scripts import export
@@ -325,6 +326,17 @@ def test_a_run_and_its_file_which_builds_the_same_network_again(scored_set, tmp_
     assert small.evaluate(tmp_path / "again.safetensors", "csv", scored_set, tmp_path / "report") == 0
     rows = [small.read_csv(tmp_path / place / "predictions.csv") for place in ("report", "run/test")]
     assert [row["prediction"] for row in rows[0]] == [row["prediction"] for row in rows[1]]
+
+
+def test_the_small_recipe_is_nine_blocks_for_both_branches_and_fits_40_mb_in_fp16():
+    plain_vit("vit_small_patch14_dinov2")  # timm is imported before a network is built without memory
+    config = load_config([small.ROOT / "configs" / "para_small.yaml"])
+    scale = Scale("score", 1.0, 5.0, 3.0, offset=1.0, factor=4.0)
+    with torch.device("meta"):
+        network = choose_task(config).build(scale, EMOTIONS)
+    assert (len(network.context.body.blocks), network.detail) == (9, None)
+    assert "conv_stem.weight" in network.emotion.pyramid.body.state_dict()
+    assert sum(2 * value.numel() for value in network.state_dict().values()) < 40e6
 
 
 def test_files_from_before_these_settings_load(lively_weights):

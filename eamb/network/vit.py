@@ -83,23 +83,19 @@ class Level(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6)  # the ViT's own last norm knows the last block only
         self.conv = nn.Identity()
         if number < 3:
-            self.conv, kernel = nn.ConvTranspose2d(width, width, 2, stride=2), torch.ones(2, 2)
-        elif number == 4:
-            self.conv, kernel = nn.Conv2d(width, width, 3, stride=2, padding=1), binomial()
-        if number != 3:
+            self.conv = nn.ConvTranspose2d(width, width, 2, stride=2)
             nn.init.zeros_(self.conv.bias)
             with torch.no_grad():
-                self.conv.weight.copy_(torch.einsum("io,kl->iokl", torch.eye(width), kernel))
+                self.conv.weight.copy_(torch.eye(width)[:, :, None, None])
+        elif number == 4:  # by channel: the layer that reads this map mixes channels
+            self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1, groups=width, bias=False)
+            row = torch.tensor([0.25, 0.5, 0.25])
+            with torch.no_grad():
+                self.conv.weight.copy_(row[:, None] * row)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """(N, h * w, C) and (h, w) -> (N, C, 2h, 2w), (N, C, h, w) or (N, C, h/2, w/2), rounded up."""
         return self.conv(self.norm(tokens).unflatten(1, grid).permute(0, 3, 1, 2))
-
-
-def binomial() -> Tensor:
-    """(3, 3), a small blur; sums to 1."""
-    row = torch.tensor([0.25, 0.5, 0.25])
-    return row[:, None] * row
 
 
 class ViTPyramid(nn.Module):

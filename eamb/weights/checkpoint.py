@@ -395,8 +395,13 @@ def load_imagenet(network: Network, source: str = "auto") -> None:
         # A local file is the main backbone's; another one of the emotion branch gets its own weights.
         file = Path(source) if source != "auto" and name == main else backbones.imagenet_file(name)
         state = states[name] = states.get(name) or imagenet_state(name, file)
-        tensors = {key: state[key] for key in pyramid.state_dict() if key in state}
-        load_tensors(pyramid, tensors, str(file or name), leave=(vit.ADDED,))
+        load_pyramid(pyramid, state, str(file or name))
+
+
+def load_pyramid(pyramid: nn.Module, state: Tensors, source: str) -> None:
+    """`load_tensors` of the part of `imagenet_state` that a pyramid has; layers added to a ViT stay."""
+    tensors = {key: state[key] for key in pyramid.state_dict() if key in state}
+    load_tensors(pyramid, tensors, source, leave=(vit.ADDED,))
 
 
 def imagenet_state(name: str, file: Path | None) -> Tensors:
