@@ -49,7 +49,7 @@ def build_pyramid(
     if name != RESNET50 and plain_vit(name):
         return ViTPyramid(name, levels, first, depth, drop_path)
     if depth:
-        raise ValueError(f"backbones: model.depth={depth} counts a ViT's blocks, and '{name}' is no ViT")
+        raise ValueError(f"backbones: model.depth={depth} counts a ViT's blocks; '{name}' is no plain ViT")
     if name == RESNET50 and drop_path:
         raise ValueError("backbones: resnet50 has no drop path; timm's has: model.backbone=resnet50.a1_in1k")
     return ResNetPyramid(levels) if name == RESNET50 else TimmPyramid(name, levels, drop_path)
@@ -91,7 +91,7 @@ class TimmPyramid(nn.Module):
             # timm's EfficientNets and MobileNetV3s keep the stages after the last map.
             self.body.blocks = self.body.blocks[: max(returned)]
         if drop_path and not any(type(layer).__name__ == "DropPath" for layer in self.body.modules()):
-            raise ValueError(f"backbones: '{name}' has no drop path; leave out model.drop_path={drop_path}")
+            raise ValueError(f"backbones: '{name}' has no drop path; leave out model.drop_path")
         use_fast_gradients(self.body)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -133,8 +133,10 @@ def create_timm_features(name: str, **options) -> nn.Module:
 
     try:
         return timm.create_model(name, features_only=True, **options)
-    except (RuntimeError, AttributeError, AssertionError, TypeError) as error:
+    except (RuntimeError, AttributeError, AssertionError) as error:
         raise ValueError(f"backbones: timm cannot give '{name}' as a feature pyramid: {error}") from error
+    except TypeError as error:  # for an argument that not every network has
+        raise ValueError(f"backbones: '{name}' has no drop path; leave out model.drop_path") from error
 
 
 @cache

@@ -31,7 +31,7 @@ def plain_vit(name: str) -> Shape | None:
     import timm
     from timm.layers import PatchEmbed
 
-    if not timm.models.is_model_in_modules(name, ("vision_transformer", "eva")):
+    if not timm.models.is_model_in_modules(name, ("vision_transformer", "deit", "eva")):
         return None
     with torch.device("meta"):  # without memory for weights
         body = create_timm(name)
