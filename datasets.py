@@ -187,6 +187,19 @@ def first_by_hash(rated: RatedSet, limit: int) -> RatedSet:
     return replace(rated.take(chosen), protocol=f"{rated.protocol}, {limit} of it by hash of the id")
 
 
+def training_pictures(rated: RatedSet, only_with_votes: bool, limit: int) -> RatedSet:
+    """What data.only_with_votes and data.limit (0: all) leave of the pictures for training."""
+    if only_with_votes:
+        chosen = rated.with_votes
+        if not chosen.any():
+            raise ValueError(
+                f"datasets: no votes are known for the {rated.split} split of {rated.name}, so "
+                "data.only_with_votes leaves nothing; PARA needs data.target=distribution for its votes."
+            )
+        rated = replace(rated.take(chosen), protocol=f"{rated.protocol}, {chosen.sum()} of it with votes")
+    return first_by_hash(rated, limit or len(rated))
+
+
 def load_datasets(
     names: Sequence[str],
     roots: Sequence[str | Path],
@@ -230,8 +243,8 @@ def load_datasets(
             "without them (fi, or a csv without a split column)."
         )
     loaded = [split_sets(table, paths, splits, options) for table, paths in tables]
-    for sets in loaded if limit and "train" in splits else ():
-        sets["train"] = first_by_hash(sets["train"], limit)
+    for sets in loaded if "train" in splits else ():
+        sets["train"] = training_pictures(sets["train"], options.only_with_votes, limit)
     if len(loaded) == 1:
         return loaded[0]
     united = {split: [sets[split] for sets in loaded] for split in splits}

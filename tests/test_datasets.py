@@ -96,6 +96,22 @@ def test_first_by_hash_is_the_same_whatever_the_order(tmp_path):
     assert first_by_hash(rated, 13) is rated
 
 
+def test_only_training_pictures_with_votes_if_asked_for_and_the_limit_counts_those(tmp_path):
+    root, target = make_para(tmp_path, voted=range(0, 60, 2)), {"target": "distribution"}
+    whole = load_dataset("para", root, options=DataOptions(**target))
+    some = load_dataset("para", root, options=DataOptions(**target, only_with_votes=True))
+    voted = [i for i, known in zip(whole["train"].ids, whole["train"].with_votes, strict=True) if known]
+    assert some["train"].ids == voted and 20 < len(voted) < len(whole["train"])
+    assert some["train"].with_votes.all() and f", {len(voted)} of it with votes" in describe(some["train"])
+    for split in ("val", "test"):
+        assert some[split].labels_sha256 == whole[split].labels_sha256
+    options = DataOptions(**target, only_with_votes=True)
+    few = load_datasets(["para"], [root], ("train",), options, limit=7)["train"]
+    assert few.ids == first_by_hash(some["train"], 7).ids and few.with_votes.all()
+    words = "no votes are known for the train split of para, so data.only_with_votes leaves nothing"
+    refused(words, "para", root, only_with_votes=True)
+
+
 # ---- several sets
 
 

@@ -28,11 +28,13 @@ from eamb.inference.photographs import find_pictures
 from eamb.inference.scorer import Scorer
 from eamb.network.outputs import EMOTIONS, Scale
 from eamb.readers.decoding import decode
+from eamb.readers.para import PARA_BINS
 from main import main
 
 pytestmark = pytest.mark.portable
 
 TEN_BINS = Scale("distribution", 1.0, 10.0, 5.0, bins=tuple(map(float, range(1, 11))))
+PARA_VOTES = Scale("distribution", 1.0, 5.0, 3.0, bins=PARA_BINS)
 GOOD = ["a.PNG", "b.jpg", "f\r\n,x.png", "\udcff.jpg", "sub/b.jpg", "sub/c.webp"]
 ALBUM = [*GOOD[:2], "broken.jpg", "empty.jpg", *GOOD[2:]]
 
@@ -139,16 +141,22 @@ def test_json_lines_say_the_same_as_csv(scored, album, lively_weights, tmp_path)
         assert {key: "" if value is None else str(value) for key, value in line.items()} == row
 
 
-def test_rating_bins_become_columns_that_give_score_and_deviation(album, tmp_path):
-    file = write_weights(tmp_path / "ten.safetensors", build_lively(outputs=10), TEN_BINS)
+@pytest.mark.parametrize("scale", [TEN_BINS, PARA_VOTES])
+def test_rating_bins_become_columns_that_give_score_and_deviation(scale, album, tmp_path, capsys):
+    file = write_weights(tmp_path / "bins.safetensors", build_lively(outputs=scale.outputs), scale)
     assert call(album / "b.jpg", file, "--output", tmp_path / "scores.csv") == 0
     [row] = read_csv(tmp_path / "scores.csv")
-    assert list(row)[9:] == [f"p_{rating}" for rating in range(1, 11)]
-    shares, bins = np.array(list(row.values())[9:], dtype=float), np.array(TEN_BINS.bins)
+    assert list(row)[9:] == [f"p_{rating:g}" for rating in scale.bins]
+    shares, bins = np.array(list(row.values())[9:], dtype=float), np.array(scale.bins)
     mean = (shares * bins).sum()
     deviation = np.sqrt((shares * (bins - mean) ** 2).sum())
     assert shares.sum() == pytest.approx(1, abs=1e-5)
     assert [float(row["score"]), float(row["score_std"])] == pytest.approx([mean, deviation], abs=1e-4)
+    capsys.readouterr()
+    assert call(album / "b.jpg", file) == 0
+    header, line = (text.split() for text in capsys.readouterr().out.splitlines())
+    assert header == ["score", "score_std", "percentile", "emotion", "path"]
+    assert line[:2] == [f"{float(row[name]):.2f}" for name in header[:2]]
 
 
 def test_the_table_on_standard_output_is_aligned_and_on_one_line_a_picture(lively_weights, tmp_path, capsys):

@@ -38,8 +38,11 @@ def as_trained(config: Config, weights: Weights, given: dict[str, object] | None
                 "leave it out"
             )
     kept = {}  # settings of the training, used unless others are given
-    if weights.scale and described["dataset"] == data.dataset and data.threshold is None:
-        kept["threshold"] = weights.scale.threshold
+    if weights.scale and described["dataset"] == data.dataset:
+        if data.threshold is None:
+            kept["threshold"] = weights.scale.threshold
+        if data.dataset == "para" and data.target == "auto":  # votes are read only if asked for
+            kept["target"] = weights.scale.kind
     trained, names = described.get("config", {}).get("data", {}), ()
     if data.dataset == "csv" and "csv" in described["dataset"].split("+"):  # how the csv is read
         names += ("table", "images", *(name for name in trained if "_column" in name))

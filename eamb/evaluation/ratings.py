@@ -93,11 +93,14 @@ def compare_scores(
     arrays = [predicted, scores]
     bins = [f"p_{value:g}" for value in rated.bins]
     if bins and bins == [name for name in columns if name.startswith("p_")]:
-        arrays += [np.stack([columns[name] for name in bins], axis=1), rated.distributions]  # (n, K) each
+        shares = np.stack([columns[name] for name in bins], axis=1)  # (n, K)
+        arrays.append(metrics.compare_distributions(shares, rated.distributions, rated.bins))
 
     def figures(*arrays: np.ndarray) -> dict[str, float]:
-        result = metrics.aesthetic_metrics(arrays[0], arrays[1], threshold, *arrays[2:])
-        return {name: result[name] for name in ("n", "srcc", "plcc", "krcc")} if correlations_only else result
+        result = metrics.aesthetic_metrics(arrays[0], arrays[1], threshold)
+        if correlations_only:
+            return {name: result[name] for name in ("n", "srcc", "plcc", "krcc")}
+        return result | (metrics.distribution_metrics(arrays[2]) if arrays[2:] else {})
 
     report = Report(f"{rated.name} {rated.split}", figures(*arrays), columns)
     if bootstrap:
@@ -107,6 +110,8 @@ def compare_scores(
             title = "{}\nSRCC {srcc:.3f}, PLCC {plcc:.3f}, n = {n:,}".format(report.title, **report.metrics)
             arguments = {"predicted": predicted, "rated": scores, "unit": "rating", "title": title}
             report.plots["scatter.png"] = arguments
+        if "emd2" in report.metrics and (count := rated.with_votes.sum()) < len(rated):
+            report.notes.append(f"pictures with votes, for EMD, spread and central shares: {count:,}")
         high, voted = rated.high(), has_votes(rated)
         majority = report.facts["majority_accuracy"] = float(max(np.mean(high), 1 - np.mean(high)))
         report.notes.append(f"accuracy of always naming the majority: {majority:.4f}")

@@ -42,7 +42,9 @@ def as_row(scored: Scored, columns: Sequence[str]) -> dict[str, str | float | No
 
 def write_table_row(file: TextIO, columns: Sequence[str], row: dict | None) -> None:
     """Writes a row of aligned columns (None: the header). Paths vary in length, so they come last."""
-    shown = ["score", "percentile", "emotion", *(name for name in columns if name.startswith("emotion_"))]
+    spread = ["score_std"] * any(name.startswith("p_") for name in columns)  # of predicted distributions
+    shown = ["score", *spread, "percentile", "emotion"]
+    shown += [name for name in columns if name.startswith("emotion_")]
     shown.remove("emotion_probability")
     cells, path = shown, "path"
     if row is not None:

@@ -96,7 +96,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Loss:
-    """How the distance of rating distributions becomes one number (`losses.emd_loss`), and what emotions add.
+    """What is learned from ratings (`losses`), and what emotions add.
+
+    A network for distributions learns emd_weight * EMD from the pictures with votes, plus mean_weight * the
+        loss of scores, for its expected rating, from all pictures.
 
     class_weights: "balanced" weights every emotion equally, however rare its votes. Rare emotions are then
         put first more often, but the predicted shares of votes become wrong.
@@ -104,6 +107,8 @@ class Loss:
 
     emd_r: float = limited(2.0, least=1)
     emd_reduction: str = one_of("image", "batch")
+    emd_weight: float = limited(1.0, least=0)
+    mean_weight: float = limited(0.0, least=0)  # 0: only votes are learned, as the paper does
     class_weights: str = one_of("none", "balanced")
     class_shift: str = one_of("sets", "none")  # allows for each set's class shares (`losses.class_shift`)
     emotion_weight: float = limited(0.0, least=0)  # the paper freezes the branch; above 0 it is trained too

@@ -15,7 +15,15 @@ import torch
 from torch import Tensor, nn
 
 import losses
-from datasets import Batch, PairPictures, PictureSet, SetReader, check_classes, first_by_hash, load_datasets
+from datasets import (
+    Batch,
+    PairPictures,
+    PictureSet,
+    SetReader,
+    check_classes,
+    load_datasets,
+    training_pictures,
+)
 from eamb.evaluation.emotions import evaluate_emotions, measure_emotions
 from eamb.evaluation.predicting import labelled
 from eamb.evaluation.preferences import evaluate_pairs, measure_pairs
@@ -140,7 +148,7 @@ class Task:
             for name in ("ids", "paths", "left_out"):
                 columns[name] = [*getattr(train, name), *getattr(val, name)]
             train = replace(train, protocol=f"{train.protocol}; and {val.protocol}", **columns)
-            loaded["train"] = first_by_hash(train, data.limit or len(train))
+            loaded["train"] = training_pictures(train, data.only_with_votes, data.limit)
         train = loaded["train"]
         if self.learns_emotions and train.emotions is None:
             raise ValueError(f"training: {train.name} train has no emotions; loss.emotion_weight needs them")
@@ -229,6 +237,7 @@ class Aesthetics(Task):
 
     def load(self, splits: tuple[str, ...]) -> dict[str, RatedSet]:
         loaded = super().load(splits)
+        self.check_votes(loaded["train"])
         if file := self.config.data.distill:
             loaded["train"] = replace(loaded["train"], distilled=read_targets(Path(file), loaded["train"]))
         return loaded
@@ -242,6 +251,26 @@ class Aesthetics(Task):
             del settings[name]
         settings |= {"without": left_out_parts(self.config), "emotions": emotions}
         return build_model(outputs=scale.outputs, train_emotion=self.learns_emotions, **settings)
+
+    def check_votes(self, train: RatedSet) -> None:
+        """Refuses weights of the loss that mean nothing for this network, or for some of its pictures."""
+        loss, kind, lacking = self.config.loss, train.scale.kind, int((~train.with_votes).sum())
+        given = f"loss.emd_weight={loss.emd_weight:g} and loss.mean_weight={loss.mean_weight:g}"
+        if kind != "distribution" and (loss.emd_weight, loss.mean_weight) != (1, 0):
+            raise ValueError(
+                f"training: {given} are for networks that predict distributions, and this one predicts a "
+                f"{kind}; leave them out, or add data.target=distribution"
+            )
+        if kind == "distribution" and not (loss.emd_weight or loss.mean_weight):
+            raise ValueError(f"training: with {given} nothing is learned from ratings; raise one of them")
+        if kind == "distribution" and self.config.data.distill and not loss.mean_weight:
+            raise ValueError("training: data.distill is for scores, or means with loss.mean_weight above 0")
+        if kind == "distribution" and lacking and not loss.mean_weight:
+            raise ValueError(
+                f"training: the votes of {lacking:,} of {len(train):,} training pictures of {train.name} are "
+                "not known; loss.mean_weight=1 learns the mean ratings of all, and data.only_with_votes=true "
+                "leaves those pictures out"
+            )
 
     def start_from(self, network: Network, source: Source, scale: Scale, other_branch: bool) -> str:
         """The last layer keeps its random values if the weights are for another kind of rating."""
@@ -258,21 +287,30 @@ class Aesthetics(Task):
         settings, scale = self.config.loss, rated.scale
         emotions = emotion_loss(settings, rated) if self.learns_emotions else None
         distilled = None if rated.distilled is None else torch.from_numpy(rated.distilled)  # (n,)
+        bins = torch.tensor(scale.bins)  # (K,)
+
+        def score_terms(p: Tensor, batch: Batch) -> Tensor:
+            target = batch.scores  # (N,)
+            if distilled is not None:
+                target = target.lerp(distilled[batch.index].to(target), settings.distill_weight)
+            target = scale.probability(target)
+            value = losses.score_loss(p, target)
+            if settings.correlation_weight:
+                value = value + settings.correlation_weight * losses.correlation_loss(p, target)
+            return value
 
         def loss(output: Output, batch: Batch) -> Tensor:
             p = output.prediction
             if scale.kind == "distribution":
-                value = losses.emd_loss(p, batch.distributions, settings.emd_r, settings.emd_reduction)
+                emd = losses.emd_loss(p, batch.distributions, settings.emd_r, settings.emd_reduction)
+                value = settings.emd_weight * emd
+                if settings.mean_weight:
+                    mean = scale.probability(losses.expected_rating(p, bins))  # (N, 1)
+                    value = value + settings.mean_weight * score_terms(mean, batch)
             elif scale.kind == "label":
                 value = losses.label_loss(p, scale.is_high(batch.scores).float())
             else:
-                target = batch.scores  # (N,)
-                if distilled is not None:
-                    target = target.lerp(distilled[batch.index].to(target), settings.distill_weight)
-                target = scale.probability(target)
-                value = losses.score_loss(p, target)
-                if settings.correlation_weight:
-                    value = value + settings.correlation_weight * losses.correlation_loss(p, target)
+                value = score_terms(p, batch)
             return value + settings.emotion_weight * emotions(output, batch) if emotions else value
 
         return loss
