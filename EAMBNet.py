@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from eamb.network.backbones import Renormalise, Tail, build_pyramid
 from eamb.network.outputs import EMOTIONS, Output, as_prediction, check_size, no_emotions
+from eamb.network.vit import ViTPyramid
 
 PARTS = ("emotion", "detail", "context", "guided_fusion", "attention")  # an ablation leaves some of them out
 
@@ -98,15 +99,15 @@ class EmotionBranch(nn.Module):
     """A top-down pyramid whose pooled features are classified into emotions.
 
     For ResNet-50 the widths are the paper's, 1024 -> 512 -> 256 -> 256. Where a pyramid's finest level is
-    narrower than `width`, 1x1 lateral convolutions give the whole path that width.
+    narrower than `width`, and for ViTs, 1x1 lateral convolutions give the whole path that width.
     """
 
-    def __init__(self, backbone: str, emotions: int, width: int):
+    def __init__(self, backbone: str, emotions: int, width: int, depth: int = 0, drop_path: float = 0.0):
         super().__init__()
-        self.pyramid = build_pyramid(backbone, levels=3)
+        self.pyramid = build_pyramid(backbone, levels=3, depth=depth, drop_path=drop_path)
         fine, middle, coarse = self.pyramid.channels
         self.lateral_fine, self.lateral_middle = nn.Identity(), nn.Identity()
-        if fine < width:
+        if fine < width or isinstance(self.pyramid, ViTPyramid):
             self.lateral_fine, self.lateral_middle = nn.Conv2d(fine, width, 1), nn.Conv2d(middle, width, 1)
             fine = middle = width
         self.coarse = ConvBNReLU(coarse, middle)
@@ -151,12 +152,21 @@ class EmotionNetwork(nn.Module):
     Its tensors are named as in EAMBNet (`emotion.*`), so that the weights of one load into the other.
     """
 
-    def __init__(self, backbone: str, emotions: tuple[str, ...], emotion_scale: float, width: int):
+    def __init__(
+        self,
+        backbone: str,
+        emotions: tuple[str, ...],
+        emotion_scale: float,
+        width: int,
+        depth: int = 0,
+        drop_path: float = 0.0,
+    ):
         super().__init__()
         arguments = {"backbone": backbone, "emotions": tuple(emotions)}
-        self.arguments = arguments | {"emotion_scale": emotion_scale, "width": width}
+        arguments |= {"emotion_scale": emotion_scale, "width": width}
+        self.arguments = arguments | {"depth": depth, "drop_path": drop_path}
         check_arguments(self.arguments)
-        self.emotion = EmotionBranch(backbone, len(emotions), width)
+        self.emotion = EmotionBranch(backbone, len(emotions), width, depth, drop_path)
         self.emotion_scale = emotion_scale
 
     def forward(self, images: Tensor) -> Output:
@@ -233,7 +243,7 @@ class EAMBNet(nn.Module):
     "guided_fusion" maps are simply added, without "attention" there is no CBAM.
 
     Args:
-        backbone: "resnet50" or a timm name with maps at strides 4, 8, 16, 32 (`backbones.py`).
+        backbone: "resnet50", a timm name with maps at strides 4, 8, 16, 32, or a plain ViT of timm.
         outputs: 1 for a sigmoid, K for a softmax over K rating bins.
         emotions: class names of the emotion branch, in the order of its logits.
         width: channels of the fused map, and of the emotion path of narrow backbones (Lite: 128).
@@ -245,6 +255,7 @@ class EAMBNet(nn.Module):
         shortcut: the head also gets the context branch's deepest map, through the backbone's last layers.
         share_backbone: the detail map is the context branch's map at stride 8: both see the same picture.
         emotion_backbone: of the emotion branch, if it is another one.
+        depth, drop_path: as in `build_pyramid`; of the emotion branch only if it is on the same backbone.
 
     Raises:
         ValueError: an argument out of range or an unknown backbone.
@@ -269,6 +280,8 @@ class EAMBNet(nn.Module):
         shortcut: bool = False,
         share_backbone: bool = False,
         emotion_backbone: str = "",
+        depth: int = 0,
+        drop_path: float = 0.0,
     ):
         without = tuple(without)
         emotions = () if "emotion" in without else tuple(emotions)
@@ -278,13 +291,19 @@ class EAMBNet(nn.Module):
         check_arguments(self.arguments)
         self.context_scale, self.emotion_scale = context_scale, emotion_scale
         self.emotion_batchnorm, self.train_emotion = emotion_batchnorm, train_emotion
+        taken = {"depth": depth, "drop_path": drop_path}
         alone = "detail" not in without and not share_backbone
-        self.detail = build_pyramid(backbone, levels=2) if alone else None
-        self.context = build_pyramid(backbone, levels=4) if "context" not in without else None
+        self.detail = build_pyramid(backbone, levels=2, first=2, **taken) if alone else None
+        self.context = (
+            build_pyramid(backbone, levels=4, first=2, **taken) if "context" not in without else None
+        )
         self.emotion = None
         if "emotion" not in without:
             seeing = emotion_backbone or backbone
-            self.emotion = EmotionBranch(seeing, len(emotions), width).requires_grad_(train_emotion)
+            if seeing != backbone:
+                depth = drop_path = 0
+            branch = EmotionBranch(seeing, len(emotions), width, depth, drop_path if train_emotion else 0)
+            self.emotion = branch.requires_grad_(train_emotion)
             self.renormalise = Renormalise(backbone, seeing)
         self.share_backbone = share_backbone
         detailed = self.context if share_backbone else self.detail
@@ -349,11 +368,12 @@ class LinearNetwork(nn.Module):
     Gives an `Output` without emotions, as an EAMBNet without the branch does.
     """
 
-    def __init__(self, backbone: str, outputs: int, dropout: float):
+    def __init__(self, backbone: str, outputs: int, dropout: float, depth: int = 0, drop_path: float = 0.0):
         super().__init__()
-        self.arguments = {"backbone": backbone, "outputs": outputs, "dropout": dropout, "emotions": ()}
-        check_arguments({"outputs": outputs, "dropout": dropout})
-        self.context = build_pyramid(backbone, levels=4)
+        checked = {"outputs": outputs, "dropout": dropout, "depth": depth, "drop_path": drop_path}
+        self.arguments = {"backbone": backbone, **checked, "emotions": ()}
+        check_arguments(checked)
+        self.context = build_pyramid(backbone, levels=4, first=4, depth=depth, drop_path=drop_path)
         self.tail = Tail(backbone)
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.tail.channels, outputs))
 
@@ -378,8 +398,10 @@ def check_arguments(arguments: dict) -> None:
             raise ValueError(f"EAMBNet: {name} must be above 0 and at most 1, got {value}")
         if name in ("outputs", "width", "guided_width", "guided_hidden", "head_width") and value < 1:
             raise ValueError(f"EAMBNet: {name} must be at least 1, got {value}")
-        if name == "dropout" and not 0 <= value < 1:
-            raise ValueError(f"EAMBNet: dropout must be from 0 to below 1, got {value}")
+        if name in ("dropout", "drop_path") and not 0 <= value < 1:
+            raise ValueError(f"EAMBNet: {name} must be from 0 to below 1, got {value}")
+        if name == "depth" and value < 0:
+            raise ValueError(f"EAMBNet: depth must be a number of blocks, or 0 for all, got {value}")
         if name == "emotion_batchnorm" and value not in ("frozen", "official"):
             raise ValueError(f"EAMBNet: emotion_batchnorm must be frozen or official, got '{value}'")
     emotions, without = arguments.get("emotions", EMOTIONS), set(arguments.get("without", ()))

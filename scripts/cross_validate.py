@@ -181,7 +181,7 @@ def imagenet_network(name: str, source: str) -> Callable[[Tensor], Tensor]:
         checkpoint.load_tensors(network, state, str(file))
         return network.forward_features
     pyramid = backbones.build_pyramid(name, levels=4).eval()
-    checkpoint.load_tensors(pyramid, {key: state[key] for key in pyramid.state_dict()}, str(file or name))
+    checkpoint.load_pyramid(pyramid, state, str(file or name))
     return lambda images: pyramid(images)[-1]
 
 

@@ -85,6 +85,9 @@ class Model:
     shortcut: bool = False  # not the paper's: the context branch's deepest map enters the head too
     share_backbone: bool = False  # one backbone for detail and context; needs context_scale=1
     emotion_backbone: str = ""  # of the emotion branch; "": the same as `backbone`
+    depth: int = limited(0, least=0)  # take a ViT's first so many blocks; 0: all
+    drop_path: float = limited(0.0, least=0, below=1)  # leave out blocks in training (`build_pyramid`)
+    resize_input: bool = True  # a ViT resizes pictures to multiples of its patch; false: others are refused
     symmetric: bool = True  # P(A over B) + P(B over A) = 1; false is the published behaviour of pair networks
     emotions: str = ""  # class names, in order, for an official emotion file whose list is not the usual one
     emotion_weights: str = one_of("required", "none")  # "none" allows a branch never trained on emotions
@@ -116,11 +119,16 @@ class Loss:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """`engine.learning_rate` explains the schedules; sgd has a momentum of 0.9."""
+    """`engine.learning_rate` explains the schedules; sgd has a momentum of 0.9.
+
+    layer_decay: a ViT's rate falls by this factor from each block to the one before it, and once more to the
+        embedding of patches; 1: one rate for all.
+    """
 
     name: str = one_of("adam", "adamw", "sgd")
     learning_rate: float = limited(3e-5, least=0)
     backbone_factor: float = limited(1.0, least=0)  # the backbones' learning rate is this times the above
+    layer_decay: float = limited(1.0, least=0)
     weight_decay: float = limited(0.0, least=0)
     schedule: str = one_of("constant", "ava", "para", "series", "one_cycle")
 

@@ -32,6 +32,7 @@ from eamb.evaluation.report import Report
 from eamb.network.names import NETWORKS, PAIR_NETWORKS
 from eamb.network.outputs import Output, Scale
 from eamb.network.pair_networks import SeriesNetwork
+from eamb.network.vit import check_side, plain_vit
 from eamb.readers.distilled import read_targets
 from eamb.readers.pairs import PairedSet, describe_pairs, load_pairs
 from eamb.readers.rated import RatedSet, describe
@@ -106,6 +107,23 @@ class Task:
                     f"training: {section}.{name}={given} means nothing for this run of the task {self.name}; "
                     "leave it out"
                 )
+        self.check_backbones()
+
+    def check_backbones(self) -> None:
+        """Refuses a size that a ViT would resize where it may not, and rates by block for other backbones."""
+        config, decay = self.config, self.config.optimizer.layer_decay
+        if decay != 1 and (decay > 1 or not plain_vit(config.model.backbone)):
+            raise ValueError(
+                f"training: optimizer.layer_decay={decay} must be from 0 to 1, and is for "
+                f"ViTs only, unlike {config.model.backbone}; for others there is optimizer.backbone_factor"
+            )
+        if not config.model.resize_input:
+            for scale, backbone in sorted(self.views()):
+                check_side(backbone, config.data.size, scale)
+
+    def views(self) -> set[tuple[float, str]]:
+        """The backbones, each with the factor by which the pictures that it sees are made smaller."""
+        return {(1.0, self.config.model.backbone)}
 
     @cached_property
     def reader(self) -> SetReader:
@@ -192,7 +210,7 @@ class Aesthetics(Task):
     evaluated_on = tuple(DATASETS)
     starts_from = ("aesthetics",)
     shapes = ("backbone", "width", "guided_width", "guided_hidden", "head_width")
-    shapes += ("network", "without", "shortcut", "share_backbone", "emotion_backbone")
+    shapes += ("network", "without", "shortcut", "share_backbone", "emotion_backbone", "depth")
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -200,6 +218,14 @@ class Aesthetics(Task):
         self.has_emotion_branch = eambnet and "emotion" not in left_out_parts(config)
         self.takes_branch = self.has_emotion_branch
         self.learns_emotions = config.loss.emotion_weight > 0
+
+    def views(self) -> set[tuple[float, str]]:
+        model, without = self.config.model, left_out_parts(self.config)
+        if model.network != "eambnet":
+            return super().views()
+        seen = {"detail": (1.0, model.backbone), "context": (model.context_scale, model.backbone)}
+        seen["emotion"] = (model.emotion_scale, model.emotion_backbone or model.backbone)
+        return {view for part, view in seen.items() if part not in without}
 
     def check(self) -> None:
         super().check()
@@ -220,8 +246,9 @@ class Aesthetics(Task):
     def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:
         settings = asdict(self.config.model)
         if settings["network"] == "linear":
-            return LinearNetwork(settings["backbone"], scale.outputs, settings["dropout"])
-        for name in ("network", "imagenet", "emotion_weights", "symmetric"):
+            shape = (settings[name] for name in ("dropout", "depth", "drop_path"))
+            return LinearNetwork(settings["backbone"], scale.outputs, *shape)
+        for name in ("network", "imagenet", "emotion_weights", "symmetric", "resize_input"):
             del settings[name]
         settings |= {"without": left_out_parts(self.config), "emotions": emotions}
         return build_model(outputs=scale.outputs, train_emotion=self.learns_emotions, **settings)
@@ -310,11 +337,15 @@ class Emotion(Task):
     networks = ("eambnet",)
     unites = True
     meaningless = (*Task.meaningless, "loss.emotion_weight", "data.distill", "loss.distill_weight")
-    starts_from, shapes = ("emotion", "aesthetics"), ("backbone", "width")
+    starts_from, shapes = ("emotion", "aesthetics"), ("backbone", "width", "depth")
 
     def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:
         model = self.config.model
-        return EmotionNetwork(model.backbone, emotions, model.emotion_scale, model.width)
+        shape = model.width, model.depth, model.drop_path
+        return EmotionNetwork(model.backbone, emotions, model.emotion_scale, *shape)
+
+    def views(self) -> set[tuple[float, str]]:
+        return {(self.config.model.emotion_scale, self.config.model.backbone)}
 
     def start_from(self, network: Network, source: Source, scale: Scale, other_branch: bool) -> str:
         """Takes the emotion branch; a classifier of other emotions gets the rows of those that both know."""
@@ -349,7 +380,7 @@ class Series(Task):
     networks = PAIR_NETWORKS
     meaningless = ("data.folds", "train.emotion_maps", "train.validate_on", "data.distill")
     meaningless += ("loss.distill_weight",)
-    starts_from, shapes = ("series",), ("backbone", "network", "symmetric")
+    starts_from, shapes = ("series",), ("backbone", "network", "symmetric", "depth")
     has_emotion_branch = learns_emotions = False
 
     def load(self, splits: tuple[str, ...]) -> dict[str, RatedSet]:
@@ -358,7 +389,7 @@ class Series(Task):
 
     def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:
         model = self.config.model
-        return SeriesNetwork(model.backbone, model.network, model.symmetric)
+        return SeriesNetwork(model.backbone, model.network, model.symmetric, model.depth, model.drop_path)
 
     def loss(self, rated: RatedSet) -> LossFunction:
         """Learns which photograph the majority prefers (ties: 0.5), or the share of people who prefer it."""

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from eamb.files import written_whole
-from eamb.network import backbones
+from eamb.network import backbones, vit
 from eamb.network.outputs import EMOTIONS, Scale
 from eamb.readers.decoding import View
 from eamb.weights.official import Tensors, looks_official, translate_official, unwrapped
@@ -380,6 +380,7 @@ def load_emotion_branch(network: Network, source: Source) -> Weights:
     theirs, ours = weights.description["architecture"], network.arguments
     for what, its, wanted in (
         ("emotion backbone", emotion_backbone(theirs), emotion_backbone(ours)),
+        ("model.depth", emotion_depth(theirs), emotion_depth(ours)),
         ("emotions", list(theirs.get("emotions", ())), list(ours["emotions"])),
     ):
         if its != wanted:
@@ -403,8 +404,13 @@ def load_imagenet(network: Network, source: str = "auto") -> None:
         # A local file is the main backbone's; another one of the emotion branch gets its own weights.
         file = Path(source) if source != "auto" and name == main else backbones.imagenet_file(name)
         state = states[name] = states.get(name) or imagenet_state(name, file)
-        tensors = {key: state[key] for key in pyramid.state_dict() if key in state}
-        load_tensors(pyramid, tensors, str(file or name))
+        load_pyramid(pyramid, state, str(file or name))
+
+
+def load_pyramid(pyramid: nn.Module, state: Tensors, source: str) -> None:
+    """`load_tensors` of the part of `imagenet_state` that a pyramid has; layers added to a ViT stay."""
+    tensors = {key: state[key] for key in pyramid.state_dict() if key in state}
+    load_tensors(pyramid, tensors, source, leave=(vit.ADDED,))
 
 
 def imagenet_state(name: str, file: Path | None) -> Tensors:
@@ -417,6 +423,11 @@ def imagenet_state(name: str, file: Path | None) -> Tensors:
 def emotion_backbone(arguments: dict) -> str:
     """The name of the emotion branch's backbone, from a constructor's arguments."""
     return arguments.get("emotion_backbone") or arguments["backbone"]
+
+
+def emotion_depth(arguments: dict) -> int:
+    """The number of blocks that the emotion branch takes of a ViT; 0: all."""
+    return arguments.get("depth", 0) if emotion_backbone(arguments) == arguments["backbone"] else 0
 
 
 def pyramids(model: Network) -> dict[str, nn.Module]:
