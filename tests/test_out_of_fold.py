@@ -2,6 +2,7 @@
 
 import shutil
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -153,6 +154,8 @@ def test_a_picture_that_cannot_be_decoded_costs_its_row_alone(scored_set, tmp_pa
         (["--folds", "17"], "16 pictures cannot be divided into 17 folds"),
         (["task=emotion"], "these networks learn scores, from ratings alone; leave out task=emotion"),
         (["data.distill=t.csv", "loss.distill_weight=1"], "from ratings alone; leave out data.distill=t.csv"),
+        (["train.validate_on=test"], "train.validate_on=test chooses networks by test pictures; leave it out"),
+        (["--weights", "UNKNOWN"], "unknown.safetensors does not say which pictures it was trained on, so it"),
         (["data.target=label"], "a network trained on csv predicts a label, not a score"),
         (
             ["--weights", "SCORE"],
@@ -163,7 +166,11 @@ def test_a_picture_that_cannot_be_decoded_costs_its_row_alone(scored_set, tmp_pa
 def test_bad_input_is_an_error_before_anything_is_trained(
     words, said, scored_set, score_run, tmp_path, capsys
 ):
-    words = [str(score_run / "best.pt") if word == "SCORE" else word for word in words]
+    weights = checkpoint.load_weights(score_run / "best.pt")
+    unknown = tmp_path / "unknown.safetensors"
+    checkpoint.export_weights(unknown, replace(weights, training_ids=np.empty(0, np.int64)))
+    files = {"SCORE": str(score_run / "best.pt"), "UNKNOWN": str(unknown)}
+    words = [files.get(word, word) for word in words]
     assert run(scored_set, tmp_path / "out", *words) == 2
     error = capsys.readouterr().err
     assert said in error
