@@ -293,7 +293,8 @@ class Aesthetics(Task):
         def score_terms(p: Tensor, batch: Batch) -> Tensor:
             target = batch.scores  # (N,)
             if distilled is not None:
-                target = target.lerp(distilled[batch.index].to(target), settings.distill_weight)
+                predicted = distilled[batch.index].to(target, non_blocking=True)  # a GPU need not wait
+                target = target.lerp(predicted, settings.distill_weight)
             target = scale.probability(target)
             value = losses.score_loss(p, target)
             if settings.correlation_weight:
