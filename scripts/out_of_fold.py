@@ -111,7 +111,9 @@ def divide(config: Config, folds: int) -> tuple[RatedSet, np.ndarray]:
         wrong = f"data.distill={config.data.distill}" if config.data.distill else f"task={config.task}"
         raise ValueError(f"out_of_fold: these networks learn scores, from ratings alone; leave out {wrong}")
     if config.train.validate_on == "test":
-        raise ValueError("out_of_fold: train.validate_on=test chooses networks by test pictures; leave it out")
+        raise ValueError(
+            "out_of_fold: train.validate_on=test chooses networks by test pictures; leave it out"
+        )
     task = Aesthetics(config)
     whole = task.load(SPLITS[:2])["train"]
     if whole.scale.kind == "label":

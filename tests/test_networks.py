@@ -113,7 +113,10 @@ def test_together_they_have_seen_what_any_of_them_has_and_come_from_all_their_se
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        ({"scale": BINS}, r"b\.pt predicts on another scale than a\.pt \(kind score and distribution\), so they"),
+        (
+            {"scale": BINS},
+            r"b\.pt predicts on another scale than a\.pt \(kind score and distribution\), so they",
+        ),
         (
             {"scale": replace(STARS, maximum=10.0)},
             r"than a\.pt \(maximum 5\.0 and 10\.0\), so they cannot be ",

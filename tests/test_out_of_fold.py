@@ -154,8 +154,8 @@ def test_a_picture_that_cannot_be_decoded_costs_its_row_alone(scored_set, tmp_pa
         (["--folds", "17"], "16 pictures cannot be divided into 17 folds"),
         (["task=emotion"], "these networks learn scores, from ratings alone; leave out task=emotion"),
         (["data.distill=t.csv", "loss.distill_weight=1"], "from ratings alone; leave out data.distill=t.csv"),
-        (["train.validate_on=test"], "train.validate_on=test chooses networks by test pictures; leave it out"),
-        (["--weights", "UNKNOWN"], "unknown.safetensors does not say which pictures it was trained on, so it"),
+        (["train.validate_on=test"], "validate_on=test chooses networks by test pictures; leave it out"),
+        (["--weights", "UNKNOWN"], "unknown.safetensors does not say which pictures it was trained on, so"),
         (["data.target=label"], "a network trained on csv predicts a label, not a score"),
         (
             ["--weights", "SCORE"],
