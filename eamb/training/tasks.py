@@ -287,7 +287,7 @@ class Aesthetics(Task):
     def loss(self, rated: RatedSet) -> LossFunction:
         settings, scale = self.config.loss, rated.scale
         emotions = emotion_loss(settings, rated) if self.learns_emotions else None
-        distilled = None if rated.distilled is None else torch.from_numpy(rated.distilled)  # (n,)
+        distilled = None if rated.distilled is None else torch.from_numpy(rated.distilled).float()  # (n,)
         bins = torch.tensor(scale.bins)  # (K,)
 
         def score_terms(p: Tensor, batch: Batch) -> Tensor:
