@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from small import UNTRAINED, WORDS, evaluate, read_csv, train
+from small import UNTRAINED, WORDS, command, evaluate, read_csv, train
 
 from datasets import load_dataset
 from eamb.readers.splitting import fold_numbers
@@ -53,6 +53,20 @@ def test_every_training_picture_is_predicted_once_by_a_network_that_has_not_seen
         assert np.array_equal(others.id_hashes, weights.training_ids)  # and no validation picture
         assert weights.description["splits"] == {"train": others.sha256, "val": rated["val"].sha256}
         assert weights.description["protocol"].endswith(f"without fold {fold + 1} of 3 by hash of the id")
+
+
+@pytest.mark.slow
+def test_two_processes_predict_every_training_picture_too(scored_set, tmp_path):
+    (tmp_path / "small.yaml").write_text("task: aesthetics\n")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
+    options = ["--config", tmp_path / "small.yaml", "--dataset", "csv", "--data-root", scored_set]
+    options += ["--output", tmp_path / "folds", "--folds", FOLDS, *WORDS, UNTRAINED, "train.batch_size=4"]
+    done = command(*torchrun, out_of_fold.__file__, *options)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("16 of 16 pictures predicted") == 1
+    test_every_training_picture_is_predicted_once_by_a_network_that_has_not_seen_it(
+        tmp_path / "folds", scored_set
+    )
 
 
 def test_the_predictions_are_those_of_the_networks_in_the_unit_of_the_ratings(folds, scored_set, tmp_path):
