@@ -99,12 +99,16 @@ class EmotionBranch(nn.Module):
 
     For ResNet-50 the widths are the paper's, 1024 -> 512 -> 256 -> 256. Where a pyramid's finest level is
     narrower than `width`, 1x1 lateral convolutions give the whole path that width.
+
+    With 4 levels, which is not the paper's, the path is one level further down: it begins at stride 32 and
+    ends at stride 8. The features are then its last map plus a linear view of the backbone's last map.
     """
 
-    def __init__(self, backbone: str, emotions: int, width: int):
+    def __init__(self, backbone: str, emotions: int, width: int, levels: int = 3):
         super().__init__()
-        self.pyramid = build_pyramid(backbone, levels=3)
-        fine, middle, coarse = self.pyramid.channels
+        self.pyramid = build_pyramid(backbone, levels)
+        fine, middle, coarse = self.pyramid.channels[-3:]
+        deepest = coarse
         self.lateral_fine, self.lateral_middle = nn.Identity(), nn.Identity()
         if fine < width:
             self.lateral_fine, self.lateral_middle = nn.Conv2d(fine, width, 1), nn.Conv2d(middle, width, 1)
@@ -112,18 +116,23 @@ class EmotionBranch(nn.Module):
         self.coarse = ConvBNReLU(coarse, middle)
         self.middle = ConvBNReLU(middle, fine)
         self.fine = ConvBNReLU(fine, fine)
+        self.deep = nn.Conv2d(deepest, fine, 1) if levels == 4 else None
         self.classifier = nn.Linear(fine, emotions)
         for block in (self.coarse, self.middle, self.fine):
             nn.init.xavier_normal_(block[0].weight)
             nn.init.zeros_(block[0].bias)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Resized pictures -> logits (N, E) and features z (N, C, h, w), h = ceil(H / 4)."""
-        fine, middle, coarse = self.pyramid(images)  # (N, 256, h, w), (N, 512, h/2, w/2), (N, 1024, h/4, w/4)
+        """Resized pictures -> logits (N, E) and features z (N, C, h, w), h = ceil(H / 4); H / 8 of 4 levels."""
+        fine, middle, coarse = self.pyramid(images)[
+            -3:
+        ]  # (N, 256, h, w), (N, 512, h/2, w/2), (N, 1024, h/4, w/4)
         middle, fine = self.lateral_middle(middle), self.lateral_fine(fine)
         x = resize(self.coarse(coarse), middle.shape[2:], align_corners=True) + middle  # (N, 512, h/2, w/2)
         x = resize(self.middle(x), fine.shape[2:], align_corners=True) + fine  # (N, 256, h, w)
         features = self.fine(x)  # (N, 256, h, w)
+        if self.deep:  # the classifier stays linear in z, so the maps stay exact
+            features = features + resize(self.deep(coarse), features.shape[2:], align_corners=True)
         return self.classifier(features.mean(dim=(2, 3))), features
 
     def class_activation_maps(self, features: Tensor) -> Tensor:
@@ -151,12 +160,19 @@ class EmotionNetwork(nn.Module):
     Its tensors are named as in EAMBNet (`emotion.*`), so that the weights of one load into the other.
     """
 
-    def __init__(self, backbone: str, emotions: tuple[str, ...], emotion_scale: float, width: int):
+    def __init__(
+        self,
+        backbone: str,
+        emotions: tuple[str, ...],
+        emotion_scale: float,
+        width: int,
+        emotion_levels: int = 3,
+    ):
         super().__init__()
-        arguments = {"backbone": backbone, "emotions": tuple(emotions)}
-        self.arguments = arguments | {"emotion_scale": emotion_scale, "width": width}
+        arguments = {"backbone": backbone, "emotions": tuple(emotions), "emotion_scale": emotion_scale}
+        self.arguments = arguments | {"width": width, "emotion_levels": emotion_levels}
         check_arguments(self.arguments)
-        self.emotion = EmotionBranch(backbone, len(emotions), width)
+        self.emotion = EmotionBranch(backbone, len(emotions), width, emotion_levels)
         self.emotion_scale = emotion_scale
 
     def forward(self, images: Tensor) -> Output:
@@ -245,6 +261,7 @@ class EAMBNet(nn.Module):
         shortcut: the head also gets the context branch's deepest map, through the backbone's last layers.
         share_backbone: the detail map is the context branch's map at stride 8: both see the same picture.
         emotion_backbone: of the emotion branch, if it is another one.
+        emotion_levels: 3, or 4 for an emotion branch from stride 8 to 32 (`EmotionBranch`).
 
     Raises:
         ValueError: an argument out of range or an unknown backbone.
@@ -269,6 +286,7 @@ class EAMBNet(nn.Module):
         shortcut: bool = False,
         share_backbone: bool = False,
         emotion_backbone: str = "",
+        emotion_levels: int = 3,
     ):
         without = tuple(without)
         emotions = () if "emotion" in without else tuple(emotions)
@@ -284,7 +302,8 @@ class EAMBNet(nn.Module):
         self.emotion = None
         if "emotion" not in without:
             seeing = emotion_backbone or backbone
-            self.emotion = EmotionBranch(seeing, len(emotions), width).requires_grad_(train_emotion)
+            self.emotion = EmotionBranch(seeing, len(emotions), width, emotion_levels)
+            self.emotion.requires_grad_(train_emotion)
             self.renormalise = Renormalise(backbone, seeing)
         self.share_backbone = share_backbone
         detailed = self.context if share_backbone else self.detail
@@ -380,6 +399,8 @@ def check_arguments(arguments: dict) -> None:
             raise ValueError(f"EAMBNet: {name} must be at least 1, got {value}")
         if name == "dropout" and not 0 <= value < 1:
             raise ValueError(f"EAMBNet: dropout must be from 0 to below 1, got {value}")
+        if name == "emotion_levels" and value not in (3, 4):
+            raise ValueError(f"EAMBNet: emotion_levels must be 3 or 4, got {value}")
         if name == "emotion_batchnorm" and value not in ("frozen", "official"):
             raise ValueError(f"EAMBNet: emotion_batchnorm must be frozen or official, got '{value}'")
     emotions, without = arguments.get("emotions", EMOTIONS), set(arguments.get("without", ()))

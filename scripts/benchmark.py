@@ -540,7 +540,9 @@ def benchmark(options: argparse.Namespace) -> int:
     if options.readme:
         source = options.output or options.tables
         if not source:
-            raise ValueError("benchmark: --readme needs --output FILE, or --tables FILE, which its markers name")
+            raise ValueError(
+                "benchmark: --readme needs --output FILE, or --tables FILE, which its markers name"
+            )
         begin, end = f"<!-- {source.name} -->", f"<!-- end of {source.name} -->"
         before, _, rest = options.readme.read_text(encoding="utf-8").partition(begin)
         _, found, after = rest.partition(end)

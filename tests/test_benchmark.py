@@ -125,7 +125,9 @@ def test_the_tables_in_the_documents_are_those_of_the_results_and_can_be_put_in_
     results, page = small.ROOT / "results" / "benchmark.json", tmp_path / "page.md"
     text = (small.ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     words = ["--tables", str(results), "--readme", str(page)]
-    page.write_text(re.sub("(?s)(<!-- benchmark.json -->).*(<!-- end of benchmark.json -->)", r"\1\n\2", text))
+    page.write_text(
+        re.sub("(?s)(<!-- benchmark.json -->).*(<!-- end of benchmark.json -->)", r"\1\n\2", text)
+    )
     assert page.read_text() != text
     assert benchmark.main(words) == 0
     assert page.read_text(encoding="utf-8") == text

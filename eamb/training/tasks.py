@@ -82,7 +82,8 @@ class Task:
             )
         unused = list(self.meaningless)
         unused += ["train.validate_on"] if several else []
-        only_eambnet = ["model.without", "model.shortcut", "model.share_backbone", "model.emotion_backbone"]
+        only_eambnet = ["model.without", "model.shortcut", "model.share_backbone"]
+        only_eambnet += ["model.emotion_backbone", "model.emotion_levels"]
         unused += only_eambnet if network != "eambnet" else []
         unused += [] if self.learns_emotions else ["loss.class_weights"]
         unused += [] if self.has_emotion_branch else ["loss.emotion_weight"]
@@ -181,7 +182,7 @@ class Aesthetics(Task):
     evaluated_on = tuple(DATASETS)
     starts_from = ("aesthetics",)
     shapes = ("backbone", "width", "guided_width", "guided_hidden", "head_width")
-    shapes += ("network", "without", "shortcut", "share_backbone", "emotion_backbone")
+    shapes += ("network", "without", "shortcut", "share_backbone", "emotion_backbone", "emotion_levels")
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -250,11 +251,13 @@ class Emotion(Task):
     networks = ("eambnet",)
     unites = True
     meaningless = (*Task.meaningless, "loss.emotion_weight")
-    starts_from, shapes = ("emotion", "aesthetics"), ("backbone", "width")
+    starts_from, shapes = ("emotion", "aesthetics"), ("backbone", "width", "emotion_levels")
 
     def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:
         model = self.config.model
-        return EmotionNetwork(model.backbone, emotions, model.emotion_scale, model.width)
+        return EmotionNetwork(
+            model.backbone, emotions, model.emotion_scale, model.width, model.emotion_levels
+        )
 
     def start_from(self, network: Network, source: Source, scale: Scale, other_branch: bool) -> str:
         """Takes the emotion branch; a classifier of other emotions gets the rows of those that both know."""

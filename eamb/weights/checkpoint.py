@@ -371,6 +371,7 @@ def load_emotion_branch(network: Network, source: Source) -> Weights:
     theirs, ours = weights.description["architecture"], network.arguments
     for what, its, wanted in (
         ("emotion backbone", emotion_backbone(theirs), emotion_backbone(ours)),
+        ("emotion levels", theirs.get("emotion_levels", 3), ours["emotion_levels"]),
         ("emotions", list(theirs.get("emotions", ())), list(ours["emotions"])),
     ):
         if its != wanted:
