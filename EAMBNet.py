@@ -123,10 +123,9 @@ class EmotionBranch(nn.Module):
             nn.init.zeros_(block[0].bias)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Resized pictures -> logits (N, E) and features z (N, C, h, w), h = ceil(H / 4); H / 8 of 4 levels."""
-        fine, middle, coarse = self.pyramid(images)[
-            -3:
-        ]  # (N, 256, h, w), (N, 512, h/2, w/2), (N, 1024, h/4, w/4)
+        """Resized pictures -> logits (N, E) and features z (N, C, h, w), h = ceil(H / 4), of 4 levels H / 8."""
+        levels = self.pyramid(images)  # (N, 256, h, w), (N, 512, h/2, w/2), (N, 1024, h/4, w/4)
+        fine, middle, coarse = levels[-3:]
         middle, fine = self.lateral_middle(middle), self.lateral_fine(fine)
         x = resize(self.coarse(coarse), middle.shape[2:], align_corners=True) + middle  # (N, 512, h/2, w/2)
         x = resize(self.middle(x), fine.shape[2:], align_corners=True) + fine  # (N, 256, h, w)

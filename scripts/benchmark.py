@@ -68,6 +68,7 @@ START = "forkserver"  # how processes start; the peak memory of spawned ones wou
 FORWARD_STEPS = ("channels last", "early 1x1 convolution", "folding", "kept memory", "bf16")
 TRAINING_STEPS = ("known maps", "channels last", "early 1x1 convolution", "kept memory", "fused optimizer")
 TRAINING_STEPS += ("bf16", "fast depthwise gradients", "recomputed blocks")
+BF16_STEPS = ("bf16", "fast depthwise gradients")  # left out where the processor emulates bf16
 
 Steps = tuple[str, ...]  # optimisations added to the reference path
 
@@ -95,6 +96,8 @@ Job = tuple[str, list[Variant]]  # a table's title and its rows
 
 def cumulative(steps: Steps) -> dict[str, Steps]:
     """The reference, and for each step a row with this step and all before it."""
+    if not computes_bf16(CPU):
+        steps = tuple(step for step in steps if step not in BF16_STEPS)
     return {"reference": ()} | {f"+ {step}": steps[: i + 1] for i, step in enumerate(steps)}
 
 
@@ -244,7 +247,9 @@ def step_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
         operations = 3 * flops(build(name), side, known_emotions(1, side))
         # Only EfficientNet-Lite has depthwise convolutions.
         steps = tuple(step for step in TRAINING_STEPS if name == "lite" or step != "fast depthwise gradients")
-        rows = cumulative(steps) | {"the same in fp32": tuple(step for step in steps if step != "bf16")}
+        rows = cumulative(steps)
+        if computes_bf16(CPU):
+            rows["the same in fp32"] = tuple(step for step in steps if step != "bf16")
         title = f"step of training, {name}, {side} px, batch {batch}"
         yield title, with_steps(rows, make_step, (name, side, batch), batch, operations)
 
@@ -369,8 +374,12 @@ def table_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
     rows = (f"{number} {number} 0 1 5 17 38 36 15 6 5 1 1 22 1396" for number in numbers)
     (folder / "AVA.txt").write_text("\n".join(rows))
     (folder / "generic_test.jpgl").write_text("\n".join(map(str, numbers[: len(numbers) // 13])))
-    loading = Variant("load_dataset", partial, (load_dataset, "ava", str(folder)))
+    loading = Variant("load_dataset", make_loading, (str(folder),))
     yield f"table, {len(numbers):,} rows to a ready data set", [loading]
+
+
+def make_loading(folder: str) -> Callable[[], dict[str, int]]:
+    return lambda: {split: len(rated) for split, rated in load_dataset("ava", folder).items()}
 
 
 def make_ceiling(kind: str) -> Callable[[], None]:
@@ -524,9 +533,9 @@ def run_parts(options: argparse.Namespace) -> dict:
                 if options.quick:  # of the rows with +, only the last, with all steps
                     steps = [one for one in variants if one.name.startswith("+ ")]
                     variants = [one for one in variants if one not in steps[:-1]]
-                if not computes_bf16(CPU):
-                    variants = [one for one in variants if one.precision != "bf16"]
                 report["jobs"].append(measure_job(title, variants, rounds, options.threads))
+                if options.output:  # after each table, so that an error in a later one loses none
+                    write_report(report, options.output)
                 print("\n" + as_table(report["jobs"][-1]), flush=True)
     return report
 
@@ -536,24 +545,26 @@ def benchmark(options: argparse.Namespace) -> int:
     tables = "\n\n".join(map(as_table, report["jobs"]))
     if options.tables:
         print(tables)
-    contents = {options.output: json.dumps(report, indent=1) + "\n"} if options.output else {}
+    if options.tables and options.output:
+        write_report(report, options.output)
     if options.readme:
         source = options.output or options.tables
         if not source:
-            raise ValueError(
-                "benchmark: --readme needs --output FILE, or --tables FILE, which its markers name"
-            )
+            raise ValueError("benchmark: --readme needs --output or --tables, whose name is in its markers")
         begin, end = f"<!-- {source.name} -->", f"<!-- end of {source.name} -->"
         before, _, rest = options.readme.read_text(encoding="utf-8").partition(begin)
         _, found, after = rest.partition(end)
         if not found:
             raise ValueError(f"benchmark: {options.readme} must hold {begin} and behind it {end}")
         first = f"{head(report['machine'])} (`results/{source.name}`):"
-        contents[options.readme] = f"{before}{begin}\n{first}\n\n{tables}\n{end}{after}"
-    for target, content in contents.items():
-        with written_whole(target) as path:
-            path.write_text(content, encoding="utf-8")
+        with written_whole(options.readme) as path:
+            path.write_text(f"{before}{begin}\n{first}\n\n{tables}\n{end}{after}", encoding="utf-8")
     return 0
+
+
+def write_report(report: dict, target: Path) -> None:
+    with written_whole(target) as path:
+        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> int:

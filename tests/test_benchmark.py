@@ -82,12 +82,18 @@ def test_each_step_is_switched_on_in_its_row_and_below_alone(tiny, monkeypatch):
     network.register_forward_pre_hook(watch)
     monkeypatch.setattr(torch.optim, "AdamW", watched_optimizer)
     monkeypatch.setattr(benchmark, "build", lambda name: copy.deepcopy(network))
+    monkeypatch.setattr(benchmark, "computes_bf16", lambda device: True)
     rows = cumulative(benchmark.TRAINING_STEPS)
     assert [len(steps) for steps in rows.values()] == list(range(9))
     for steps in rows.values():
         tiny.clear()
         benchmark.make_step("lite", 64, 2, steps)()
         assert {step for step, on in switched.items() if on} == set(steps)
+
+
+def test_rows_in_bf16_are_left_out_where_it_is_emulated(monkeypatch):
+    monkeypatch.setattr(benchmark, "computes_bf16", lambda device: False)
+    assert list(cumulative(("a", "bf16", "fast depthwise gradients", "b"))) == ["reference", "+ a", "+ b"]
 
 
 def make_noted(path, name, value):
@@ -121,13 +127,12 @@ def test_variants_take_turns_a_few_beside_the_reference(tmp_path, monkeypatch):
         assert row["memory_gb"] > 0.05
 
 
-def test_the_tables_in_the_documents_are_those_of_the_results_and_can_be_put_in_again(tmp_path, capsys):
-    results, page = small.ROOT / "results" / "benchmark.json", tmp_path / "page.md"
+@pytest.mark.parametrize("name", ["benchmark.json", "benchmark_avx2.json"])
+def test_the_tables_in_the_documents_are_those_of_the_results_and_can_be_put_in_again(name, tmp_path, capsys):
+    results, page = small.ROOT / "results" / name, tmp_path / "page.md"
     text = (small.ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     words = ["--tables", str(results), "--readme", str(page)]
-    page.write_text(
-        re.sub("(?s)(<!-- benchmark.json -->).*(<!-- end of benchmark.json -->)", r"\1\n\2", text)
-    )
+    page.write_text(re.sub(f"(?s)(<!-- {name} -->).*(<!-- end of {name} -->)", r"\1\n\2", text))
     assert page.read_text() != text
     assert benchmark.main(words) == 0
     assert page.read_text(encoding="utf-8") == text
@@ -135,7 +140,7 @@ def test_the_tables_in_the_documents_are_those_of_the_results_and_can_be_put_in_
     assert capsys.readouterr().out == "\n\n".join(map(as_table, jobs)) + "\n"
     page.write_text("no markers")
     assert benchmark.main(words) == 2
-    assert "must hold <!-- benchmark.json -->" in capsys.readouterr().err
+    assert f"must hold <!-- {name} -->" in capsys.readouterr().err
 
 
 def test_quick_measures_the_reference_and_all_steps_together(monkeypatch, tmp_path, capsys):
@@ -159,7 +164,7 @@ def test_quick_measures_the_reference_and_all_steps_together(monkeypatch, tmp_pa
 def test_the_sets_of_avas_size_and_of_ones_own_pictures(tmp_path, monkeypatch):
     [(title, [variant])] = benchmark.table_jobs(benchmark.argparse.Namespace(quick=True), tmp_path)
     assert title == "table, 1,000 rows to a ready data set"
-    assert sum(map(len, variant.make(*variant.arguments)().values())) == 1_000
+    assert sum(benchmark.take_turn(variant, threads=1)[1].values()) == 1_000
     small.write_pictures(tmp_path / "own", 3)
     (tmp_path / "own" / "notes.txt").write_text("no picture")
     sides = []
