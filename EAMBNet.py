@@ -108,7 +108,6 @@ class EmotionBranch(nn.Module):
         super().__init__()
         self.pyramid = build_pyramid(backbone, levels)
         fine, middle, coarse = self.pyramid.channels[-3:]
-        deepest = coarse
         self.lateral_fine, self.lateral_middle = nn.Identity(), nn.Identity()
         if fine < width:
             self.lateral_fine, self.lateral_middle = nn.Conv2d(fine, width, 1), nn.Conv2d(middle, width, 1)
@@ -116,14 +115,14 @@ class EmotionBranch(nn.Module):
         self.coarse = ConvBNReLU(coarse, middle)
         self.middle = ConvBNReLU(middle, fine)
         self.fine = ConvBNReLU(fine, fine)
-        self.deep = nn.Conv2d(deepest, fine, 1) if levels == 4 else None
+        self.deep = nn.Conv2d(coarse, fine, 1) if levels == 4 else None
         self.classifier = nn.Linear(fine, emotions)
         for block in (self.coarse, self.middle, self.fine):
             nn.init.xavier_normal_(block[0].weight)
             nn.init.zeros_(block[0].bias)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Resized pictures -> logits (N, E) and features z (N, C, h, w), h = ceil(H / 4), of 4 levels H / 8."""
+        """Resized pictures -> logits (N, E) and features z (N, C, h, w), h = ceil(H / 4); of 4, H / 8."""
         levels = self.pyramid(images)  # (N, 256, h, w), (N, 512, h/2, w/2), (N, 1024, h/4, w/4)
         fine, middle, coarse = levels[-3:]
         middle, fine = self.lateral_middle(middle), self.lateral_fine(fine)
