@@ -196,8 +196,8 @@ def test_four_levels_add_a_linear_view_of_the_backbones_last_map():
     row = torch.tensor([1.0, 0, 0]), torch.tensor([0, 1.0, 0]), torch.tensor([0, 0, 1.0])
     line = torch.stack([interpolated(each, 12).mean() for each in row])  # what each of three cells counts for
     pooled = torch.einsum("nchw,h,w->nc", last, line, line)
-    weight = branch.classifier.weight @ branch.deep.weight[:, :, 0, 0]
-    bias = branch.classifier.weight @ branch.deep.bias + branch.classifier.bias
+    weight = branch.classifier.weight @ branch.coarse.weight[:, :, 0, 0]
+    bias = branch.classifier.weight @ branch.coarse.bias + branch.classifier.bias
     torch.testing.assert_close(logits, pooled @ weight.T + bias, rtol=1e-4, atol=1e-4)
 
 
