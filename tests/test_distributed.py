@@ -163,10 +163,10 @@ def train_run(root: Path) -> dict[str, object]:
         record(run, *arguments)
         weights.append(flat(run.network))
 
-    with redirect_stdout(io.StringIO()) as said, mock.patch.object(Run, "record", recording):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", category=UserWarning, module="torch|eamb")
-            code = train("csv", root, root / "run", *words)
+    patched = mock.patch.object(Run, "record", recording)
+    with redirect_stdout(io.StringIO()) as said, warnings.catch_warnings(), patched:
+        warnings.filterwarnings("error", category=UserWarning, module="torch|eamb")
+        code = train("csv", root, root / "run", *words)
     return {"code": code, "printed": said.getvalue(), "weights": weights}
 
 
