@@ -101,25 +101,27 @@ class EmotionBranch(nn.Module):
     narrower than `width`, 1x1 lateral convolutions give the whole path that width.
 
     With 4 levels, which is not the paper's, the path is one level further down, from stride 32 to stride 8,
-    always `width` wide, and begins with a linear view of the backbone's last map, which is also added to its
-    end: so the features hold all that a linear classifier of that map could use.
+    and always `width` wide. It begins with a linear view of the map that the backbone's own classifier pools,
+    and this view is also added at its end: the branch can be a linear classifier of that map, and more.
     """
 
     def __init__(self, backbone: str, emotions: int, width: int, levels: int = 3):
         super().__init__()
         self.pyramid = build_pyramid(backbone, levels)
         fine, middle, coarse = self.pyramid.channels[-3:]
-        self.deep = levels == 4
+        self.tail = Tail(backbone) if levels == 4 else None
         self.lateral_fine, self.lateral_middle = nn.Identity(), nn.Identity()
-        if fine < width or self.deep:
+        if fine < width or self.tail:
             self.lateral_fine, self.lateral_middle = nn.Conv2d(fine, width, 1), nn.Conv2d(middle, width, 1)
             fine = middle = width
-        self.coarse = nn.Conv2d(coarse, middle, 1) if self.deep else ConvBNReLU(coarse, middle)
+        if self.tail:
+            self.coarse = nn.Conv2d(self.tail.channels, middle, 1)
+        else:
+            self.coarse = ConvBNReLU(coarse, middle)
         self.middle = ConvBNReLU(middle, fine)
         self.fine = ConvBNReLU(fine, fine)
         self.classifier = nn.Linear(fine, emotions)
-        convolutions = (self.coarse if self.deep else self.coarse[0], self.middle[0], self.fine[0])
-        for conv in convolutions:
+        for conv in (self.coarse if self.tail else self.coarse[0], self.middle[0], self.fine[0]):
             nn.init.xavier_normal_(conv.weight)
             nn.init.zeros_(conv.bias)
 
@@ -127,11 +129,13 @@ class EmotionBranch(nn.Module):
         """Resized pictures -> logits (N, E) and features z (N, C, h, w), h = ceil(H / 4); of 4, H / 8."""
         levels = self.pyramid(images)  # (N, 256, h, w), (N, 512, h/2, w/2), (N, 1024, h/4, w/4)
         fine, middle = self.lateral_fine(levels[-3]), self.lateral_middle(levels[-2])
-        coarse = self.coarse(levels[-1])  # (N, 512, h/4, w/4)
+        coarse = self.coarse(
+            self.tail.last_map(levels[-1]) if self.tail else levels[-1]
+        )  # (N, 512, h/4, w/4)
         x = resize(coarse, middle.shape[2:], align_corners=True) + middle  # (N, 512, h/2, w/2)
         x = resize(self.middle(x), fine.shape[2:], align_corners=True) + fine  # (N, 256, h, w)
         features = self.fine(x)  # (N, 256, h, w)
-        if self.deep:  # the classifier stays linear in z, so the maps stay exact
+        if self.tail:  # the classifier stays linear in z, so the maps stay exact
             features = features + resize(coarse, features.shape[2:], align_corners=True)
         return self.classifier(features.mean(dim=(2, 3))), features
 

@@ -186,13 +186,13 @@ def test_the_class_maps_before_stretching_add_up_to_the_logits(levels):
     torch.testing.assert_close(maps.mean(dim=(2, 3)) + branch.classifier.bias, logits, rtol=0, atol=1e-4)
 
 
-def test_four_levels_add_a_linear_view_of_the_backbones_last_map():
+def test_four_levels_add_a_linear_view_of_the_map_that_the_backbones_classifier_pools():
     branch = enliven(EmotionNetwork(BACKBONE, EMOTIONS, 1.0, width=64, emotion_levels=4)).emotion
     for value in branch.fine[1].parameters():  # without what the pyramid says
         torch.nn.init.zeros_(value)
     images = numbers(3, 3, 96, 96)
     with torch.inference_mode():
-        logits, last = branch(images)[0], branch.pyramid(images)[3]  # (3, E), (3, C, 3, 3)
+        logits, last = branch(images)[0], branch.tail.last_map(branch.pyramid(images)[3])  # (3, C, 3, 3)
     row = torch.tensor([1.0, 0, 0]), torch.tensor([0, 1.0, 0]), torch.tensor([0, 0, 1.0])
     line = torch.stack([interpolated(each, 12).mean() for each in row])  # what each of three cells counts for
     pooled = torch.einsum("nchw,h,w->nc", last, line, line)

@@ -412,7 +412,7 @@ def emotion_backbone(arguments: dict) -> str:
 
 
 def pyramids(model: Network) -> dict[str, nn.Module]:
-    """The network's backbones, and its tail, which has ImageNet weights too, by the prefix of their names."""
+    """The backbones, and their tails, which have ImageNet weights too, by the prefix of their names."""
     modules = dict(model.named_modules())
-    places = ("emotion.pyramid", "detail", "context", "tail")
+    places = ("emotion.pyramid", "emotion.tail", "detail", "context", "tail")
     return {f"{place}.": modules[place] for place in places if place in modules}
