@@ -513,8 +513,8 @@ def test_a_branch_of_another_backbone_or_other_emotions_is_refused_before_anythi
 ):
     ours = read_source(write(tmp_path / "emotion.pt", emotion_weights))
     for network, source, said in (
-        (build_lite(), official(official_emotion), "the backbone resnet50; the network's: tf_efficientnet"),
-        (build_lite(emotions=("neutral", "awe")), ours, r"emotions \['amuse.*; the network's: \('neutral'"),
+        (build_lite(), official(official_emotion), "the emotion backbone resnet50; the network's: tf_eff"),
+        (build_lite(emotions=("neutral", "awe")), ours, r"emotions \['amuse.*; the network's: \['neutral'"),
         (build_lite(width=32), ours, r"emotion\.classifier\.weight is \(8, 128\), the network's is \(8, 32"),
     ):
         before = snapshot(network)

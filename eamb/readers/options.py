@@ -14,9 +14,9 @@ def one_of(*choices: str) -> Any:
     return field(default=choices[0], metadata={"choices": choices})
 
 
-def limited(default: float, *, least: float, below: float | None = None) -> Any:
-    """A number from `least` up, and less than `below` if that is given."""
-    return field(default=default, metadata={"least": least, "below": below})
+def limited(default: float, *, least: float, below: float | None = None, most: float | None = None) -> Any:
+    """A number from `least` up; less than `below`, or at most `most`, if that is given."""
+    return field(default=default, metadata={"least": least, "below": below, "most": most})
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,7 @@ class RatedSet:
     distributions: (n, K) shares of votes per rating of `bins`, rows sum to 1.
     emotions: (n, E) shares of votes or one-hot, over `emotion_classes`; what is not NaN in a row sums to 1.
         NaN: its raters could not choose this class. A row of NaN: no emotion is known.
+    distilled: (n,) float64 in the unit of the scores, what other networks predict, to be learned beside them.
     dealt: the set has no splits of its own, and its pictures were dealt to folds.
     united: made of several sets by `unite`, which are `parts`; the ids begin with "set:".
     copies: an entry for each set whose pictures are prepared copies.
@@ -99,6 +100,7 @@ class RatedSet:
     bins: tuple[float, ...] = ()
     emotions: np.ndarray | None = None
     emotion_classes: tuple[str, ...] = ()
+    distilled: np.ndarray | None = None
     left_out: list[LeftOut] = field(default_factory=list)
     dealt: bool = False
     united: bool = False
@@ -127,6 +129,7 @@ class RatedSet:
             scores=self.scores[indices],
             distributions=take_rows(self.distributions, indices),
             emotions=take_rows(self.emotions, indices),
+            distilled=take_rows(self.distilled, indices),
             parts=(),
         )
 
@@ -155,10 +158,15 @@ class RatedSet:
         return np.array([rows[name] for name in sets], dtype=np.float64)
 
     @property
-    def id_hashes(self) -> np.ndarray:
-        """(distinct ids,) int64, sorted: first 64 bits of the SHA-256 of "set:id", united or not."""
+    def row_hashes(self) -> np.ndarray:
+        """(n,) int64: first 64 bits of the SHA-256 of "set:id", united or not."""
         texts = self.ids if self.united else [f"{self.name}:{i}" for i in self.ids]
-        return np.unique(hash64(texts).view(np.int64))
+        return hash64(texts).view(np.int64)
+
+    @property
+    def id_hashes(self) -> np.ndarray:
+        """(distinct ids,) int64: the `row_hashes`, sorted, each once."""
+        return np.unique(self.row_hashes)
 
 
 def describe(rated: RatedSet) -> str:

@@ -78,22 +78,29 @@ def hash_split(
 def fold_split(
     ids: Sequence[str], classes: np.ndarray, options: DataOptions, twins: Sequence[Sequence[int]] = ()
 ) -> np.ndarray:
-    """(n,) split names: "test" is one fold, "val" a share of the rest by hash.
-
-    The pictures of each of the `classes` (n,), sorted by hash, go to the folds in turn, so that the counts of
-    a class differ by at most one between folds. A group of twins goes with its smallest id.
-    """
-    leaders = twin_leaders(ids, twins, 1 / options.folds)
-    distinct = np.unique(leaders)
-    distinct = distinct[np.lexsort((hash_fractions(ids)[distinct], classes[distinct]))]
-    folds = np.empty(len(ids), dtype=int)
-    folds[distinct] = np.arange(len(distinct)) % options.folds
+    """(n,) split names: "test" is one of the folds (`fold_numbers`), "val" a share of the rest by hash."""
     split = np.full(len(ids), "test", dtype="<U5")
-    in_rest = folds[leaders] != options.fold
+    in_rest = fold_numbers(ids, classes, options.folds, twins) != options.fold
     rest = np.flatnonzero(in_rest)
     groups = [[int(np.searchsorted(rest, i)) for i in group if in_rest[i]] for group in twins]
     split[rest] = hash_split([ids[i] for i in rest], {"val": options.validation}, list(filter(None, groups)))
     return split
+
+
+def fold_numbers(
+    ids: Sequence[str], classes: np.ndarray, folds: int, twins: Sequence[Sequence[int]] = ()
+) -> np.ndarray:
+    """(n,) the fold of each picture, from 0.
+
+    The pictures of each of the `classes` (n,), sorted by hash, go to the folds in turn, so that the counts of
+    a class differ by at most one between folds. A group of twins goes with its smallest id.
+    """
+    leaders = twin_leaders(ids, twins, 1 / folds)
+    distinct = np.unique(leaders)
+    distinct = distinct[np.lexsort((hash_fractions(ids)[distinct], classes[distinct]))]
+    numbers = np.empty(len(ids), dtype=int)
+    numbers[distinct] = np.arange(len(distinct)) % folds
+    return numbers[leaders]
 
 
 def twin_leaders(ids: Sequence[str], twins: Sequence[Sequence[int]], share: float) -> np.ndarray:

@@ -38,6 +38,7 @@ class Data(DataOptions):
     timeout: int = limited(600, least=0)  # seconds without a batch after which a run ends; 0: never
     skip_broken: bool = False
     limit: int = limited(0, least=0)  # training pictures per set, those with the smallest id hashes; 0: all
+    distill: str = ""  # a csv of predictions for the training pictures, as scripts/out_of_fold.py writes it
 
     def __post_init__(self):
         pass  # left to `options`, after all sources are read, because keys depend on each other
@@ -105,6 +106,7 @@ class Loss:
     class_shift: str = one_of("sets", "none")  # allows for each set's class shares (`losses.class_shift`)
     emotion_weight: float = limited(0.0, least=0)  # the paper freezes the branch; above 0 it is trained too
     correlation_weight: float = limited(0.0, least=0)  # not the paper's: weight of 1 - PLCC per batch
+    distill_weight: float = limited(0.0, least=0, most=1)  # share of data.distill in the target of a score
     preference: str = one_of("majority", "share")  # learn which of a pair most people prefer, or how many do
 
 
@@ -181,7 +183,8 @@ class Config:
     def without_folders(self) -> dict:
         """`as_dict` for publication: without folders of the machine it ran on."""
         maps = "kept" if self.train.emotion_maps else ""
-        data, train = replace(self.data, root=""), replace(self.train, emotion_maps=maps)
+        data = replace(self.data, root="", distill=Path(self.data.distill).name)
+        train = replace(self.train, emotion_maps=maps)
         return replace(self, data=data, train=train).as_dict()
 
 
@@ -279,6 +282,8 @@ def checked(key: str, text: Any, source: str) -> Any:
         must = f"at least {limits['least']}"
     elif limits.get("below") is not None and value >= limits["below"]:
         must = f"below {limits['below']}"
+    elif limits.get("most") is not None and value > limits["most"]:
+        must = f"at most {limits['most']}"
     else:
         return value
     raise ValueError(f"config: {source}: '{key}' must be {must}, got {text!r:.80}")

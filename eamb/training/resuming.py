@@ -15,6 +15,7 @@ from eamb.weights.checkpoint import Weights, load_training
 SETTLED = ("task", "data", "model", "loss", "optimizer", "train")  # sections that a resumed run must share
 FREE = ("data.root", "data.workers", "data.timeout", "train.device", "train.checkpoint_minutes")
 FREE += ("train.log_every",)
+MOVABLE = ("train.emotion_maps", "data.distill")  # may lie elsewhere, but are used or not
 
 
 def load_stopped(output: Path) -> tuple[Path, Weights, dict]:
@@ -40,7 +41,8 @@ def check_same_run(
 ) -> None:
     """Refuses to resume with other settings, processes, pictures, ratings, copies or first weights.
 
-    `files` are "weights" and "emotion_checkpoint", as on the command line; None if not given again.
+    `files` are "weights" and "emotion_checkpoint", as on the command line, and "distill", as in data.distill;
+    empty if not given again.
     """
     differences = changed_settings(state["config"], config.as_dict())
     if state["world"] != distributed.world():
@@ -58,7 +60,8 @@ def check_same_run(
             if before != value:
                 differences.append(f"{words[key]} of {name} was {before} and is {value}")
     for what, file in files.items():
-        before, option = description["origin"].get(f"{what}_sha256"), f"--{what.replace('_', '-')}"
+        option = "data.distill" if what == "distill" else f"--{what.replace('_', '-')}"
+        before = description["origin"].get(f"{what}_sha256")
         if file and not Path(file).is_file():
             raise FileNotFoundError(f"training: no file {file}, {option}")
         if file and file_hash(Path(file)) != before:
@@ -86,7 +89,7 @@ def changed_settings(before: dict, now: dict) -> list[str]:
             old = defaults[section] | before[section]
             pairs = [(f"{section}.{key}", old[key], value) for key, value in now[section].items()]
         pairs = [pair for pair in pairs if (pair[0], pair[2]) != ("train.precision", "auto")]
-        # The folder of kept emotion maps may change, using them or not may not: in bf16 results differ.
-        pairs = [pair for pair in pairs if pair[0] != "train.emotion_maps" or not (pair[1] and pair[2])]
+        # Using kept emotion maps or not may not change: in bf16 results differ.
+        pairs = [pair for pair in pairs if pair[0] not in MOVABLE or not (pair[1] and pair[2])]
         differences += [f"{key} was {a} and is {b}" for key, a, b in pairs if a != b and key not in FREE]
     return differences

@@ -79,6 +79,7 @@ def train(
             print(*map(task.describe, data.values()), sep="\n", flush=True)
         if resume:
             files = {"weights": weights, "emotion_checkpoint": emotion_checkpoint}
+            files["distill"] = config.data.distill
             check_same_run(last, config, data, stopped, state, files)
             network = stopped.build().to(memory_format=torch.channels_last)
             ids = {"training_ids": stopped.training_ids, "emotion_training_ids": stopped.emotion_training_ids}

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from eamb.files import file_hash
 from eamb.network.outputs import EMOTIONS
 from eamb.readers.rated import RatedSet, emotion_name
 from eamb.runtime import distributed
@@ -42,11 +43,12 @@ def read_sources(task: Task, weights: str | None, emotion_checkpoint: str | None
             f"one for {task.name}; an emotion branch alone is given with --emotion-checkpoint"
         )
     if source:
-        description = source.weights.description
-        theirs = asdict(Model()) | {"network": description.get("network", "eambnet")}
-        theirs |= description["architecture"]
-        theirs["without"] = ",".join(theirs.get("without", ()))
+        description, architecture = source.weights.description, source.weights.description["architecture"]
+        network = description.get("network", "eambnet")
         ours = asdict(task.config.model) | {"without": ",".join(left_out_parts(task.config))}
+        # Older files of an EAMBNet lack newer settings; other networks do not have all of them.
+        theirs = (asdict(Model()) if network == "eambnet" else ours) | architecture
+        theirs |= {"network": network, "without": ",".join(architecture.get("without", ()))}
         other = [name for name in task.shapes if theirs[name] != ours[name]]
         if other:
             has, wants = (" ".join(f"model.{name}={d[name]}" for name in other) for d in (theirs, ours))
@@ -77,12 +79,14 @@ def build_network(task: Task, rated: RatedSet, sources: Sources) -> tuple[Networ
     origin["emotion_branch"] = "never trained"
     if source:
         note = task.start_from(network, source, rated.scale, other_branch=bool(branch))
-        if note and distributed.is_main():
-            print(note, flush=True)
         known = source.weights
         ids = known.training_ids if task.name == known.task else known.emotion_training_ids
         origin = describe_file("weights", source) | {"training_ids": ids}
         origin |= {"emotion_branch": known.emotion_branch, "emotion_training_ids": known.emotion_training_ids}
+        if note:
+            origin["new_layer_seed"] = config.train.seed
+            if distributed.is_main():
+                print(note, flush=True)
     elif config.model.imagenet != "none":
         checkpoint.load_imagenet(network, config.model.imagenet)
         origin["imagenet"] = Path(config.model.imagenet).name  # not the folder, which means nothing elsewhere
@@ -90,6 +94,8 @@ def build_network(task: Task, rated: RatedSet, sources: Sources) -> tuple[Networ
         known = checkpoint.load_emotion_branch(network, branch)
         origin |= describe_file("emotion_checkpoint", branch)
         origin |= {"emotion_branch": known.emotion_branch, "emotion_training_ids": known.emotion_training_ids}
+    if file := config.data.distill:
+        origin |= {"distill": Path(file).name, "distill_sha256": file_hash(file)}
     if task.learns_emotions or not task.has_emotion_branch:
         origin["emotion_branch"] = "trained" if task.learns_emotions else "none"
     return network.to(memory_format=torch.channels_last), origin

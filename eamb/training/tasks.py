@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from eamb.evaluation.report import Report
 from eamb.network.names import NETWORKS, PAIR_NETWORKS
 from eamb.network.outputs import Output, Scale
 from eamb.network.pair_networks import SeriesNetwork
+from eamb.readers.distilled import read_targets
 from eamb.readers.pairs import PairedSet, describe_pairs, load_pairs
 from eamb.readers.rated import RatedSet, describe
 from eamb.readers.registry import DATASETS, PAIRED, SINGLE
@@ -191,6 +193,21 @@ class Aesthetics(Task):
         self.takes_branch = self.has_emotion_branch
         self.learns_emotions = config.loss.emotion_weight > 0
 
+    def check(self) -> None:
+        super().check()
+        file, weight = self.config.data.distill, self.config.loss.distill_weight
+        if bool(file) != (weight > 0):
+            raise ValueError(
+                "training: data.distill=FILE and loss.distill_weight, above 0, need each other; got "
+                f"'{file}' and {weight}"
+            )
+
+    def load(self, splits: tuple[str, ...]) -> dict[str, RatedSet]:
+        loaded = super().load(splits)
+        if file := self.config.data.distill:
+            loaded["train"] = replace(loaded["train"], distilled=read_targets(Path(file), loaded["train"]))
+        return loaded
+
     def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:
         settings = asdict(self.config.model)
         if settings["network"] == "linear":
@@ -214,6 +231,7 @@ class Aesthetics(Task):
     def loss(self, rated: RatedSet) -> LossFunction:
         settings, scale = self.config.loss, rated.scale
         emotions = emotion_loss(settings, rated) if self.learns_emotions else None
+        distilled = None if rated.distilled is None else torch.from_numpy(rated.distilled)  # (n,)
 
         def loss(output: Output, batch: Batch) -> Tensor:
             p = output.prediction
@@ -222,7 +240,10 @@ class Aesthetics(Task):
             elif scale.kind == "label":
                 value = losses.label_loss(p, scale.is_high(batch.scores).float())
             else:
-                target = scale.probability(batch.scores)  # (N,)
+                target = batch.scores  # (N,)
+                if distilled is not None:
+                    target = target.lerp(distilled[batch.index].to(target), settings.distill_weight)
+                target = scale.probability(target)
                 value = losses.score_loss(p, target)
                 if settings.correlation_weight:
                     value = value + settings.correlation_weight * losses.correlation_loss(p, target)
@@ -250,7 +271,7 @@ class Emotion(Task):
     name = "emotion"
     networks = ("eambnet",)
     unites = True
-    meaningless = (*Task.meaningless, "loss.emotion_weight")
+    meaningless = (*Task.meaningless, "loss.emotion_weight", "data.distill", "loss.distill_weight")
     starts_from, shapes = ("emotion", "aesthetics"), ("backbone", "width", "emotion_levels")
 
     def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:
@@ -290,7 +311,8 @@ class Series(Task):
     name, unit, draws = "series", "pairs", PairPictures
     trained_on = evaluated_on = PAIRED
     networks = PAIR_NETWORKS
-    meaningless = ("data.folds", "train.emotion_maps", "train.validate_on")
+    meaningless = ("data.folds", "train.emotion_maps", "train.validate_on", "data.distill")
+    meaningless += ("loss.distill_weight",)
     starts_from, shapes = ("series",), ("backbone", "network", "symmetric")
     has_emotion_branch = learns_emotions = False
 
