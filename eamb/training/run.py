@@ -187,6 +187,7 @@ class Run:
         self.optimizer = make_optimizer(config, self.network)
         pyramids = checkpoint.pyramids(self.network).values()
         self.backbones = [part for part in pyramids if any(p.requires_grad for p in part.parameters())]
+        self.learning = [p for part in self.backbones for p in part.parameters() if p.requires_grad]
         self.set_frozen(config.train.freeze_backbone > 0)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
         mean, std = backbones.normalisation(config.model.backbone)
@@ -198,10 +199,10 @@ class Run:
         self.emotion_maps: emotion_maps.EmotionMaps | None = None
 
     def set_frozen(self, frozen: bool) -> None:
-        """Freezes the backbones that learn, or lets them learn."""
+        """Freezes the backbones' weights that learn, or lets them learn."""
         self.frozen = frozen
-        for backbone in self.backbones:
-            backbone.requires_grad_(not frozen)
+        for parameter in self.learning:
+            parameter.requires_grad_(not frozen)
         # Made anew each time: several processes wait for the gradients that were required when it was made.
         self.model = distributed.wrap(self.network, self.device, self.config.train.gradient_precision)
         if self.config.train.compile:
