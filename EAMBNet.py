@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from eamb.network.backbones import Renormalise, Tail, build_pyramid
 from eamb.network.outputs import EMOTIONS, Output, as_prediction, check_size, no_emotions
+from eamb.network.vit import ViTPyramid
 
 PARTS = ("emotion", "detail", "context", "guided_fusion", "attention")  # an ablation leaves some of them out
 
@@ -98,20 +99,28 @@ class EmotionBranch(nn.Module):
     """A top-down pyramid whose pooled features are classified into emotions.
 
     For ResNet-50 the widths are the paper's, 1024 -> 512 -> 256 -> 256. Where a pyramid's finest level is
-    narrower than `width`, 1x1 lateral convolutions give the whole path that width.
+    narrower than `width`, and for ViTs, 1x1 lateral convolutions give the whole path that width.
 
     With 4 levels, which is not the paper's, the path is one level further down, from stride 32 to stride 8,
     and always `width` wide. It begins with a linear view of the map that the backbone's own classifier pools,
     and this view is also added at its end: the branch can be a linear classifier of that map, and more.
     """
 
-    def __init__(self, backbone: str, emotions: int, width: int, levels: int = 3):
+    def __init__(
+        self,
+        backbone: str,
+        emotions: int,
+        width: int,
+        levels: int = 3,
+        depth: int = 0,
+        drop_path: float = 0.0,
+    ):
         super().__init__()
-        self.pyramid = build_pyramid(backbone, levels)
+        self.pyramid = build_pyramid(backbone, levels, depth=depth, drop_path=drop_path)
         fine, middle, coarse = self.pyramid.channels[-3:]
         self.tail = Tail(backbone) if levels == 4 else None
         self.lateral_fine, self.lateral_middle = nn.Identity(), nn.Identity()
-        if fine < width or self.tail:
+        if fine < width or self.tail or isinstance(self.pyramid, ViTPyramid):
             self.lateral_fine, self.lateral_middle = nn.Conv2d(fine, width, 1), nn.Conv2d(middle, width, 1)
             fine = middle = width
         if self.tail:
@@ -129,9 +138,8 @@ class EmotionBranch(nn.Module):
         """Resized pictures -> logits (N, E) and features z (N, C, h, w), h = ceil(H / 4); of 4, H / 8."""
         levels = self.pyramid(images)  # (N, 256, h, w), (N, 512, h/2, w/2), (N, 1024, h/4, w/4)
         fine, middle = self.lateral_fine(levels[-3]), self.lateral_middle(levels[-2])
-        coarse = self.coarse(
-            self.tail.last_map(levels[-1]) if self.tail else levels[-1]
-        )  # (N, 512, h/4, w/4)
+        deepest = self.tail.last_map(levels[-1]) if self.tail else levels[-1]  # (N, 1024, h/4, w/4)
+        coarse = self.coarse(deepest)  # (N, 512, h/4, w/4)
         x = resize(coarse, middle.shape[2:], align_corners=True) + middle  # (N, 512, h/2, w/2)
         x = resize(self.middle(x), fine.shape[2:], align_corners=True) + fine  # (N, 256, h, w)
         features = self.fine(x)  # (N, 256, h, w)
@@ -171,12 +179,15 @@ class EmotionNetwork(nn.Module):
         emotion_scale: float,
         width: int,
         emotion_levels: int = 3,
+        depth: int = 0,
+        drop_path: float = 0.0,
     ):
         super().__init__()
         arguments = {"backbone": backbone, "emotions": tuple(emotions), "emotion_scale": emotion_scale}
-        self.arguments = arguments | {"width": width, "emotion_levels": emotion_levels}
+        arguments |= {"width": width, "emotion_levels": emotion_levels}
+        self.arguments = arguments | {"depth": depth, "drop_path": drop_path}
         check_arguments(self.arguments)
-        self.emotion = EmotionBranch(backbone, len(emotions), width, emotion_levels)
+        self.emotion = EmotionBranch(backbone, len(emotions), width, emotion_levels, depth, drop_path)
         self.emotion_scale = emotion_scale
 
     def forward(self, images: Tensor) -> Output:
@@ -253,7 +264,7 @@ class EAMBNet(nn.Module):
     "guided_fusion" maps are simply added, without "attention" there is no CBAM.
 
     Args:
-        backbone: "resnet50" or a timm name with maps at strides 4, 8, 16, 32 (`backbones.py`).
+        backbone: "resnet50", a timm name with maps at strides 4, 8, 16, 32, or a plain ViT of timm.
         outputs: 1 for a sigmoid, K for a softmax over K rating bins.
         emotions: class names of the emotion branch, in the order of its logits.
         width: channels of the fused map, and of the emotion path of narrow backbones (Lite: 128).
@@ -266,6 +277,7 @@ class EAMBNet(nn.Module):
         share_backbone: the detail map is the context branch's map at stride 8: both see the same picture.
         emotion_backbone: of the emotion branch, if it is another one.
         emotion_levels: 3, or 4 for an emotion branch from stride 8 to 32 (`EmotionBranch`).
+        depth, drop_path: as in `build_pyramid`; of the emotion branch only if it is on the same backbone.
 
     Raises:
         ValueError: an argument out of range or an unknown backbone.
@@ -291,6 +303,8 @@ class EAMBNet(nn.Module):
         share_backbone: bool = False,
         emotion_backbone: str = "",
         emotion_levels: int = 3,
+        depth: int = 0,
+        drop_path: float = 0.0,
     ):
         without = tuple(without)
         emotions = () if "emotion" in without else tuple(emotions)
@@ -300,14 +314,20 @@ class EAMBNet(nn.Module):
         check_arguments(self.arguments)
         self.context_scale, self.emotion_scale = context_scale, emotion_scale
         self.emotion_batchnorm, self.train_emotion = emotion_batchnorm, train_emotion
+        taken = {"depth": depth, "drop_path": drop_path}
         alone = "detail" not in without and not share_backbone
-        self.detail = build_pyramid(backbone, levels=2) if alone else None
-        self.context = build_pyramid(backbone, levels=4) if "context" not in without else None
+        self.detail = build_pyramid(backbone, levels=2, first=2, **taken) if alone else None
+        self.context = (
+            build_pyramid(backbone, levels=4, first=2, **taken) if "context" not in without else None
+        )
         self.emotion = None
         if "emotion" not in without:
             seeing = emotion_backbone or backbone
-            self.emotion = EmotionBranch(seeing, len(emotions), width, emotion_levels)
-            self.emotion.requires_grad_(train_emotion)
+            if seeing != backbone:
+                depth = drop_path = 0
+            dropped = drop_path if train_emotion else 0
+            branch = EmotionBranch(seeing, len(emotions), width, emotion_levels, depth, dropped)
+            self.emotion = branch.requires_grad_(train_emotion)
             self.renormalise = Renormalise(backbone, seeing)
         self.share_backbone = share_backbone
         detailed = self.context if share_backbone else self.detail
@@ -372,11 +392,12 @@ class LinearNetwork(nn.Module):
     Gives an `Output` without emotions, as an EAMBNet without the branch does.
     """
 
-    def __init__(self, backbone: str, outputs: int, dropout: float):
+    def __init__(self, backbone: str, outputs: int, dropout: float, depth: int = 0, drop_path: float = 0.0):
         super().__init__()
-        self.arguments = {"backbone": backbone, "outputs": outputs, "dropout": dropout, "emotions": ()}
-        check_arguments({"outputs": outputs, "dropout": dropout})
-        self.context = build_pyramid(backbone, levels=4)
+        checked = {"outputs": outputs, "dropout": dropout, "depth": depth, "drop_path": drop_path}
+        self.arguments = {"backbone": backbone, **checked, "emotions": ()}
+        check_arguments(checked)
+        self.context = build_pyramid(backbone, levels=4, first=4, depth=depth, drop_path=drop_path)
         self.tail = Tail(backbone)
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.tail.channels, outputs))
 
@@ -401,10 +422,12 @@ def check_arguments(arguments: dict) -> None:
             raise ValueError(f"EAMBNet: {name} must be above 0 and at most 1, got {value}")
         if name in ("outputs", "width", "guided_width", "guided_hidden", "head_width") and value < 1:
             raise ValueError(f"EAMBNet: {name} must be at least 1, got {value}")
-        if name == "dropout" and not 0 <= value < 1:
-            raise ValueError(f"EAMBNet: dropout must be from 0 to below 1, got {value}")
+        if name in ("dropout", "drop_path") and not 0 <= value < 1:
+            raise ValueError(f"EAMBNet: {name} must be from 0 to below 1, got {value}")
         if name == "emotion_levels" and value not in (3, 4):
             raise ValueError(f"EAMBNet: emotion_levels must be 3 or 4, got {value}")
+        if name == "depth" and value < 0:
+            raise ValueError(f"EAMBNet: depth must be a number of blocks, or 0 for all, got {value}")
         if name == "emotion_batchnorm" and value not in ("frozen", "official"):
             raise ValueError(f"EAMBNet: emotion_batchnorm must be frozen or official, got '{value}'")
     emotions, without = arguments.get("emotions", EMOTIONS), set(arguments.get("without", ()))

@@ -24,7 +24,7 @@ from torch.utils.data import BatchSampler, Dataset, Sampler
 from eamb.files import home
 from eamb.network.outputs import EMOTIONS, Scale
 from eamb.readers import splitting
-from eamb.readers.decoding import DecodeError, decode, stack
+from eamb.readers.decoding import DecodeError, View, decode_views, stack
 from eamb.readers.prepared import check_copies, read_manifest
 from eamb.readers.rated import SPLITS, DataOptions, LeftOut, RatedSet, hash_fractions
 from eamb.readers.registry import DATASETS, SINGLE
@@ -187,6 +187,19 @@ def first_by_hash(rated: RatedSet, limit: int) -> RatedSet:
     return replace(rated.take(chosen), protocol=f"{rated.protocol}, {limit} of it by hash of the id")
 
 
+def training_pictures(rated: RatedSet, only_with_votes: bool, limit: int) -> RatedSet:
+    """What data.only_with_votes and data.limit (0: all) leave of the pictures for training."""
+    if only_with_votes:
+        chosen = rated.with_votes
+        if not chosen.any():
+            raise ValueError(
+                f"datasets: no votes are known for the {rated.split} split of {rated.name}, so "
+                "data.only_with_votes leaves nothing; PARA needs data.target=distribution for its votes."
+            )
+        rated = replace(rated.take(chosen), protocol=f"{rated.protocol}, {chosen.sum()} of it with votes")
+    return first_by_hash(rated, limit or len(rated))
+
+
 def load_datasets(
     names: Sequence[str],
     roots: Sequence[str | Path],
@@ -230,8 +243,8 @@ def load_datasets(
             "without them (fi, or a csv without a split column)."
         )
     loaded = [split_sets(table, paths, splits, options) for table, paths in tables]
-    for sets in loaded if limit and "train" in splits else ():
-        sets["train"] = first_by_hash(sets["train"], limit)
+    for sets in loaded if "train" in splits else ():
+        sets["train"] = training_pictures(sets["train"], options.only_with_votes, limit)
     if len(loaded) == 1:
         return loaded[0]
     united = {split: [sets[split] for sets in loaded] for split in splits}
@@ -300,13 +313,15 @@ class Draw(NamedTuple):
 class Picture(NamedTuple):
     index: int
     image: Tensor  # (3, H, W) uint8
+    others: tuple[Tensor, ...] = ()
 
 
 class Batch(NamedTuple):
     """N pictures; those that could not be decoded are in `broken` and nowhere else.
 
     index (N,) int64, images (N, 3, H, W) uint8, channels last in memory, scores (N,) float64 in the set's
-    unit, distributions (N, K) float32, emotions (N, E) float32, NaN as in Sample.
+    unit, distributions (N, K) float32, emotions (N, E) float32, NaN as in Sample. others: the pictures again,
+    as `images`, for each of `PictureSet.others`.
     """
 
     index: Tensor
@@ -315,6 +330,7 @@ class Batch(NamedTuple):
     distributions: Tensor | None
     emotions: Tensor | None
     broken: list[LeftOut]
+    others: tuple[Tensor, ...] = ()
 
 
 @dataclass(eq=False)
@@ -327,6 +343,7 @@ class PictureSet(Dataset):
         flip_seed: mirror half of the pictures at random, by (flip_seed, epoch, index); None: mirror none.
         skip_broken: leave out files that cannot be decoded and list them; otherwise they are errors.
         crop: keep the aspect ratio and cut out the middle (`decoding.decode`) instead of squashing.
+        others: further views of each picture, from the same decoding, never mirrored.
 
     Raises:
         ValueError: the pictures are copies made for another size, or with another use of EXIF.
@@ -338,10 +355,16 @@ class PictureSet(Dataset):
     flip_seed: int | None = None
     skip_broken: bool = False
     crop: bool = False
+    others: tuple[View, ...] = ()
 
     def __post_init__(self):
         for copies in self.rated.copies:
-            check_copies(copies, self.size, self.exif)
+            for view in self.views:
+                check_copies(copies, view.size, view.exif)
+
+    @property
+    def views(self) -> list[View]:
+        return [View(self.size, self.exif, self.crop), *self.others]
 
     def __len__(self) -> int:
         return len(self.rated)
@@ -353,32 +376,41 @@ class PictureSet(Dataset):
         """
         epoch, index = draw if isinstance(draw, tuple) else (0, draw)
         try:
-            image = decode(self.rated.paths[index], self.size, self.exif, crop=self.crop)  # (H, W, 3)
+            images = decode_views(self.rated.paths[index], self.views)  # (H, W, 3) each
         except DecodeError as error:
             return LeftOut(self.rated.ids[index], str(error))
-        tensor = torch.from_numpy(image).permute(2, 0, 1)  # (3, H, W)
+        tensor, *others = (torch.from_numpy(image).permute(2, 0, 1) for image in images)  # (3, H, W) each
         if self.flip_seed is not None and coin(self.flip_seed, epoch, index):
             tensor = tensor.flip(2)  # 30 times as fast as numpy's [:, ::-1]
-        return Picture(index, tensor)
+        return Picture(index, tensor, tuple(others))
 
     def collate(self, pictures: Sequence[Picture | LeftOut]) -> Batch:
         """Stacks what was decoded and lists what was not; a batch may come out empty."""
         good = [picture for picture in pictures if isinstance(picture, Picture)]
         index = np.array([picture.index for picture in good], dtype=np.int64)
-        height, width = (self.size, self.size) if isinstance(self.size, int) else self.size or (1, 1)
-        images = [picture.image for picture in good]
+        images, *others = (
+            stack([(picture.image, *picture.others)[k] for picture in good]) if good else empty(view)
+            for k, view in enumerate(self.views)
+        )
         distributions, emotions = (
             None if values is None else torch.from_numpy(values[index]).float()
             for values in (self.rated.distributions, self.rated.emotions)
         )
         return Batch(
             index=torch.from_numpy(index),
-            images=stack(images) if good else torch.empty(0, 3, height, width, dtype=torch.uint8),
+            images=images,
             scores=torch.from_numpy(self.rated.scores[index]),
             distributions=distributions,
             emotions=emotions,
             broken=[picture for picture in pictures if isinstance(picture, LeftOut)],
+            others=tuple(others),
         )
+
+
+def empty(view: View) -> Tensor:
+    """No picture of this size, (0, 3, H, W) uint8."""
+    height, width = (view.size, view.size) if isinstance(view.size, int) else view.size or (1, 1)
+    return torch.empty(0, 3, height, width, dtype=torch.uint8)
 
 
 def coin(seed: int, epoch: int, index: int) -> bool:

@@ -31,18 +31,30 @@ def emd(p: Tensor, q: Tensor, r: float = 2) -> Tensor:
 
 
 def emd_loss(p: Tensor, q: Tensor, r: float = 2, reduction: str = "image") -> Tensor:
-    """EMD of a batch (N, K), whose rows sum to 1; a scalar.
+    """EMD of a batch (N, K), whose rows sum to 1; a scalar, 0 if no picture has votes.
 
     Args:
+        q: a row of NaN is a picture without votes, which counts for nothing.
         reduction: "image" takes the root per image, then the mean over images. "batch" takes the mean over
             images and bins, then the root, as the official code does; an image's weight depends on its batch.
     """
+    check_shapes(p, q, "(N, K)", p.ndim == 2 and p.shape == q.shape)
+    has_votes = ~q.isnan().any(dim=1, keepdim=True)  # (N, 1)
+    count = has_votes.sum().clamp(min=1)
+    q = torch.where(has_votes, q, p.detach())  # a distance of 0; choosing rows would make a GPU wait
     if reduction == "image":
-        return emd(p, q, r).mean()
+        return emd(p, q, r).sum() / count
     if reduction == "batch":
         gap = cumulative_gap(p, q)  # (N, K)
-        return torch.linalg.vector_norm(gap, ord=r) / gap.numel() ** (1 / r)
+        return torch.linalg.vector_norm(gap, ord=r) / (count * gap.shape[1]) ** (1 / r)
     raise ValueError(f"losses: reduction must be 'image' or 'batch', not {reduction!r}.")
+
+
+def expected_rating(p: Tensor, ratings: Tensor) -> Tensor:
+    """Means (N, 1) of distributions (N, K), whose rows sum to 1, over the K ratings."""
+    check_shapes(p, ratings, "(N, K) and (K,)", p.shape[1:] == ratings.shape)
+    # No matrix product, which autocast would round to half precision.
+    return (at_least_float32(p) * ratings.to(p.device, non_blocking=True)).sum(dim=1, keepdim=True)
 
 
 def score_loss(p: Tensor, target: Tensor) -> Tensor:

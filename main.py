@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from eamb.network.names import NETWORKS, TASKS
 from eamb.readers.registry import DATASETS
 from eamb.runtime.command import guarded
+from eamb.weights import shipped
 
 if TYPE_CHECKING:
     from eamb.runtime.config import Config
@@ -86,11 +87,12 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         "with or without its ending, if it is unique in the split."
     )
     scored = parser.add_mutually_exclusive_group(required=True)
-    scored.add_argument("--checkpoint", metavar="FILE", type=Path, help="weights that score the pictures")
+    scored.add_argument("--checkpoint", metavar="FILE", action="append", help=shipped.HELP)
     scored.add_argument("--predictions", metavar="FILE", type=Path, help="scores made by any program")
     add_data_options(parser)
     add = parser.add_argument
     add("--split", type=str.lower, choices=("train", "val", "test"), default="test")
+    add("--flip", action="store_true", help=shipped.FLIP_HELP)
     add("--output", metavar="DIR", type=Path, help="default: runs/evaluate_<dataset>_<split>_<hash>")
     add("--force", action="store_true", help="overwrite an existing report")
     parser.set_defaults(run=run_evaluate)
@@ -136,7 +138,8 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
         "threads; on a CPU each decodes and scores with its share of the cores, on a GPU they decode ahead; "
         "-1: chosen for the machine"
     )
-    add("--checkpoint", metavar="FILE", type=Path, help="default: the shipped weights")
+    add("--checkpoint", metavar="FILE", action="append", help=f"{shipped.HELP}; default: {shipped.DEFAULT}")
+    add("--flip", action="store_true", help=shipped.FLIP_HELP)
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     add("--precision", choices=("fp32", "bf16", "fp16", "int8", "auto"), help=precision)
     add("--batch-size", type=int, default=16)
@@ -178,7 +181,7 @@ def resuming_command(words: list[str]) -> str:
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
-    from eamb.evaluation.evaluate import evaluate_checkpoint
+    from eamb.evaluation.evaluate import evaluate_checkpoints
     from eamb.evaluation.external import evaluate_predictions
     from eamb.evaluation.predicting import as_trained
     from eamb.training.tasks import choose_task
@@ -189,14 +192,18 @@ def run_evaluate(options: argparse.Namespace) -> int:
     if len(config.data.names) > 1:
         raise ValueError(f"evaluation: one data set at a time, not {' and '.join(config.data.names)}")
     if options.predictions:
+        if options.flip:
+            raise ValueError("evaluation: --flip is for a --checkpoint; --predictions are taken as they are")
         evaluate_predictions(options.predictions, choose_task(config), *target)
     else:
-        weights = load_weights(options.checkpoint)
-        evaluate_checkpoint(weights, choose_task(as_trained(config, weights, given)), *target)
+        several = [load_weights(file) for file in shipped.checkpoint_files(options.checkpoint)]
+        config, *_ = [as_trained(config, weights, given) for weights in several]  # all must allow `given`
+        evaluate_checkpoints(several, choose_task(config), *target, options.flip)
     return 0
 
 
 def run_scoring(options: argparse.Namespace) -> int:
+    options.checkpoint = options.checkpoint or [shipped.DEFAULT]
     if options.command == "predict":
         from eamb.inference.predict import predict as command
     else:

@@ -21,6 +21,10 @@ TERMS = {name: name.upper() for name in ("srcc", "plcc", "krcc", "rmse", "mae", 
     "n": "pictures",
     "emd1": "EMD (r = 1)",
     "emd2": "EMD (r = 2)",
+    "std_srcc": "SRCC of the spread",
+    "std_mae": "MAE of the spread",
+    "coverage_50": "votes in the central 50 %",
+    "coverage_80": "votes in the central 80 %",
     "macro_f1": "macro F1",
     "kl_prior": "KL of the prior",
     "kl_ratio": "KL / KL of the prior",
@@ -112,24 +116,17 @@ def _cumulative_gap(predicted: ArrayLike, rated: ArrayLike) -> np.ndarray:
     return np.abs((predicted - rated).cumsum(axis=1))
 
 
-def aesthetic_metrics(
-    predicted: ArrayLike,
-    rated: ArrayLike,
-    threshold: float,
-    predicted_distributions: ArrayLike | None = None,
-    rated_distributions: ArrayLike | None = None,
-) -> dict[str, float]:
+def aesthetic_metrics(predicted: ArrayLike, rated: ArrayLike, threshold: float) -> dict[str, float]:
     """All figures that the field reports for predicted scores.
 
     Args:
         predicted, rated: (n,), in one unit; for high/low labels the probability of "high", and 0 or 1.
         threshold: above it a picture counts as high.
-        predicted_distributions, rated_distributions: (n, K), rows sum to 1; both or neither.
 
     Returns:
         n, srcc, plcc, krcc, rmse, mae, accuracy (high is > threshold), accuracy_inclusive (>= threshold),
-        threshold; emd1 and emd2, means over images, if there are distributions; auc, if the ratings are
-        labels (all 0 or 1, with the threshold between), whose rmse is the root of the Brier score.
+        threshold; auc, if the ratings are labels (all 0 or 1, with the threshold between), whose rmse is the
+        root of the Brier score.
     """
     predicted, rated = np.asarray(predicted), np.asarray(rated)
     values = {"n": rated.size}
@@ -139,11 +136,92 @@ def aesthetic_metrics(
     values["threshold"] = float(threshold)
     if len(rated) and 0 < threshold < 1 and ((rated == 0) | (rated == 1)).all():  # labels
         values["auc"] = auc(predicted, rated)
-    if predicted_distributions is not None:
-        gap = _cumulative_gap(predicted_distributions, rated_distributions)
-        values["emd1"] = float(gap.mean())
-        values["emd2"] = float(np.sqrt((gap**2).mean(axis=1)).mean())
     return values
+
+
+def compare_distributions(predicted: ArrayLike, rated: ArrayLike, ratings: Sequence[float]) -> np.ndarray:
+    """What `distribution_metrics` needs to know of each picture: (n, 6), NaN where votes are unknown.
+
+    The columns are EMD with r = 1 and r = 2, the predicted and the real spread, and the shares of votes in
+    the central 50 % and 80 %.
+
+    Args:
+        predicted: (n, K), rows sum to 1.
+        rated: (n, K), shares of the votes; a row of NaN is a picture whose votes are unknown.
+        ratings: the K ratings, ascending.
+    """
+    predicted, rated = np.asarray(predicted, np.float64), np.asarray(rated, np.float64)
+    compared = np.full((len(rated), 6), np.nan)
+    known = ~np.isnan(rated).all(axis=-1)  # (n,)
+    if predicted.shape == rated.shape:  # otherwise `_distributions` says what is wrong
+        predicted, rated = predicted[known], rated[known]
+    predicted, rated = _distributions(predicted, rated)
+    columns = [emd(predicted, rated, 1), emd(predicted, rated, 2)]
+    # Equal spreads may differ in the last bits, which must not be ranked.
+    columns += [spread(shares, ratings).round(12) for shares in (predicted, rated)]
+    columns += [central_share(predicted, rated, central) for central in (0.5, 0.8)]
+    compared[known] = np.stack(columns, axis=1)
+    return compared
+
+
+def distribution_metrics(compared: np.ndarray) -> dict[str, float]:
+    """All figures for predicted rating distributions, over the pictures that have votes; {} if none has.
+
+    Args:
+        compared: (n, 6), from `compare_distributions`.
+
+    Returns:
+        emd1 and emd2, means over the pictures; std_srcc and std_mae, of the standard deviation of each
+        picture's ratings (`spread`); coverage_50 and coverage_80, means over the pictures of the share of
+        votes in the central 50 % and 80 % (`central_share`): 0.5 and 0.8 if the predicted distributions are
+        calibrated, more if they are too wide, less if they are too narrow or lie beside the votes.
+    """
+    compared = compared[~np.isnan(compared[:, 0])]
+    if not len(compared):
+        return {}
+    emd1, emd2, _, _, half, four_fifths = compared.mean(axis=0).tolist()
+    spreads = compared[:, 2], compared[:, 3]
+    return {
+        "emd1": emd1,
+        "emd2": emd2,
+        "std_srcc": srcc(*spreads),
+        "std_mae": mae(*spreads),
+        "coverage_50": half,
+        "coverage_80": four_fifths,
+    }
+
+
+def spread(shares: ArrayLike, ratings: Sequence[float]) -> np.ndarray:
+    """(n, K) shares of the K ratings -> (n,) standard deviations, in the unit of the ratings.
+
+    That of the votes themselves (divided by their number, not by one less), as PARA gives it.
+    """
+    shares, ratings = np.asarray(shares, np.float64), np.asarray(ratings, np.float64)
+    distance = ratings - (shares @ ratings)[:, None]  # (n, K)
+    return np.sqrt((shares * distance**2).sum(axis=1))
+
+
+def central_share(predicted: ArrayLike, rated: ArrayLike, central: float) -> np.ndarray:
+    """The share of each picture's votes in the middle of its predicted distribution: (n, K) twice -> (n,).
+
+    Ratings are few, so no interval of whole ratings holds just half of a distribution. Each rating stands for
+    its bin, within which votes count as evenly spread: a vote for rating k lies anywhere from P_(k-1) to P_k,
+    the predicted cumulative shares, and so much of it counts as lies between (1 - central) / 2 and
+    (1 + central) / 2 (the uniform version of the probability integral transform, Czado et al. 2009). Votes
+    drawn from the predicted distribution itself give `central`, however few the ratings.
+
+    Args:
+        predicted, rated: rows sum to 1. A rating predicted with a share of 0 is a single point, in or out.
+        central: in (0, 1), 0.5 for the half between the quartiles.
+    """
+    predicted, rated = _distributions(predicted, rated)
+    low, high = (1 - central) / 2, (1 + central) / 2
+    above = predicted.cumsum(axis=1)  # (n, K), P_k
+    below = above - predicted
+    within = np.minimum(above, high) - np.maximum(below, low)  # (n, K), negative outside
+    part = (within / np.maximum(predicted, SMALLEST_PROBABILITY)).clip(0, 1)
+    point = (below > low) & (above < high)
+    return (rated * np.where(predicted > SMALLEST_PROBABILITY, part, point)).sum(axis=1)
 
 
 # ---- Emotions

@@ -45,7 +45,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from datasets import PictureSet, load_dataset
 from eamb.files import written_whole
-from eamb.inference.scorer import SHIPPED, Scorer
+from eamb.inference.scorer import Scorer
 from eamb.network import backbones
 from eamb.network.backbones import DepthwiseConv2d, convolve, recompute_blocks
 from eamb.network.fast import prepare_for_inference
@@ -57,6 +57,7 @@ from eamb.runtime import engine
 from eamb.runtime.command import check_output, guarded
 from eamb.runtime.precision import computes_bf16
 from eamb.weights import checkpoint
+from eamb.weights.shipped import SHIPPED
 from EAMBNet import EAMBNet, Fusion, build_model, resize
 from losses import emd_loss
 from scripts.export import embedded_pictures
@@ -148,7 +149,7 @@ def networks(options: argparse.Namespace) -> list[tuple[str, int, int]]:
 def build(name: str) -> EAMBNet:
     """The paper's network with random weights and BatchNorm statistics, or Lite with the shipped weights."""
     if name == "lite":
-        return checkpoint.load_weights(SHIPPED).build()
+        return checkpoint.load_weights(SHIPPED["lite"]).build()
     torch.manual_seed(0)
     network = build_model()
     for layer in network.modules():
@@ -222,7 +223,7 @@ def engines_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
     pictures = [str(folder / f"{number}.png") for number in range(len(PHOTOGRAPHS))]
     for one, path in zip(PHOTOGRAPHS, pictures, strict=True):
         open_photograph(one).save(path)
-    export = [str(ROOT / "scripts/export.py"), str(SHIPPED)]
+    export = [str(ROOT / "scripts/export.py"), str(SHIPPED["lite"])]
     lite, int8 = str(folder / "lite.onnx"), str(folder / "lite.int8")
     make_command(*export, lite)()
     make_command(*export, int8, "--int8", "--calibrate", *pictures)()
@@ -323,7 +324,7 @@ def make_predict(paths: tuple[Path, ...], steps: Steps) -> Callable[[], dict[str
         reference = build("lite")
         reference.fusion.__class__ = ReferenceFusion
         reference.register_forward_pre_hook(lambda _, inputs: inputs[0].contiguous())  # channels first
-        scorer.network.model = reference
+        scorer.network.networks[0].model = reference
     return lambda: {"score": torch.tensor([one.score for one in scorer.score_all(paths)])}
 
 

@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import metrics
 from datasets import PictureSet, TestOrder, load_dataset, make_loader
 from eamb.evaluation.emotions import with_emotions
-from eamb.evaluation.evaluate import evaluate_checkpoint
+from eamb.evaluation.evaluate import evaluate_checkpoints
 from eamb.evaluation.intervals import bootstrap_intervals
 from eamb.evaluation.predicting import as_trained
 from eamb.evaluation.report import table, versions, without_nan, write_columns
@@ -167,7 +167,7 @@ def train_fold(
         train(choose_task(config), weights=weights_file, output=folder, resume=True)
         weights = checkpoint.load_weights(folder / "best.pt")
         task = choose_task(as_trained(test_config, weights))
-        evaluate_checkpoint(weights, task, "test", done.parent, force=True)
+        evaluate_checkpoints([weights], task, "test", done.parent, force=True)
     rows = pd.read_csv(done, dtype={"id": str}, keep_default_na=False, float_precision="round_trip")
     rows = rows.set_index(rows["id"].map(original)).filter(regex="^emotion_")
     rated = rated.take([i in rows.index for i in rated.ids])
@@ -205,7 +205,7 @@ def imagenet_network(name: str, source: str) -> Callable[[Tensor], Tensor]:
         checkpoint.load_tensors(network, state, str(file))
         return network.forward_features
     pyramid = backbones.build_pyramid(name, levels=4).eval()
-    checkpoint.load_tensors(pyramid, {key: state[key] for key in pyramid.state_dict()}, str(file or name))
+    checkpoint.load_pyramid(pyramid, state, str(file or name))
     return lambda images: pyramid(images)[-1]
 
 

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from eamb.files import written_whole
 from eamb.inference.exported import ENDINGS, INPUT, KEY, Exported, metadata, openvino, pack
-from eamb.network import backbones
+from eamb.network import backbones, vit
 from eamb.network.outputs import Output
 from eamb.readers.decoding import decode, normalise
 from eamb.readers.demo import PHOTOGRAPHS, open_photograph
@@ -135,6 +135,7 @@ def trace(whole: nn.Module, pictures: Tensor):
     import onnx
 
     file, fields = io.BytesIO(), list(Output._fields)
+    vit.fix_positions(whole, pictures[:2])
     with warnings.catch_warnings(), torch.no_grad():
         # Warnings: sizes become constants, as intended; the newer exporter needs one more package.
         warnings.simplefilter("ignore")

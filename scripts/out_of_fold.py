@@ -28,12 +28,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from eamb.evaluation.predicting import predict_set
 from eamb.evaluation.ratings import compare_scores
 from eamb.evaluation.report import write_columns
-from eamb.network import backbones
 from eamb.readers.rated import SPLITS, RatedSet
 from eamb.readers.splitting import TWIN_LIMIT, find_twins, fold_numbers
-from eamb.runtime import distributed, engine
+from eamb.runtime import distributed
 from eamb.runtime.command import guarded
 from eamb.runtime.config import Config, load_config
+from eamb.runtime.networks import Ensemble, TorchNetwork
 from eamb.training.run import train
 from eamb.training.tasks import Aesthetics
 from eamb.weights import checkpoint
@@ -131,8 +131,8 @@ def predict_fold(
     ratings, (m,), and the hash of the weights."""
     weights = checkpoint.load_weights(path)
     check_unseen(part, weights, path)
-    compute = engine.Compute(device, "fp32", *backbones.normalisation(config.model.backbone))
-    predictions = predict_set(weights.build().to(device), part, config, compute, show=True)
+    network = Ensemble([TorchNetwork.load(weights, device)])
+    predictions = predict_set(network, part, config, show=True)
     return predictions.index, weights.scale.value(predictions.prediction), weights.sha256
 
 

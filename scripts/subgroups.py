@@ -158,9 +158,7 @@ def make_groups(rated: RatedSet, root: Path) -> list[Group]:
             classes = np.array([class_of[i] for i in rated.ids])  # (n,)
             semantic = [Group("semantic", n, "", classes == n) for n in np.unique(classes).tolist()]
     if rated.distributions is not None:
-        bins = np.array(rated.bins)  # (K,)
-        distance = bins - (rated.distributions @ bins)[:, None]  # (n, K)
-        deviation = np.sqrt((rated.distributions * distance**2).sum(axis=1))
+        deviation = metrics.spread(rated.distributions, rated.bins)
     luminance, gap = measure_pictures(rated.paths)
     middle = (luminance >= DARK) & (luminance < BRIGHT)
     limit = f"{GRAY} of 255 between a pixel's channels, mean over pixels"

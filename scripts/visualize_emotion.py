@@ -39,6 +39,7 @@ from eamb.readers.rated import SPLITS, RatedSet, describe
 from eamb.runtime.command import check_output, guarded
 from eamb.runtime.config import load_config
 from eamb.runtime.progress import progress
+from eamb.weights import shipped
 from eamb.weights.checkpoint import Weights
 
 FILES = ("most_least.png", "page.png", "pictures.csv")
@@ -142,7 +143,7 @@ def make_entry(rank: int, place: int, rated: RatedSet, all_scored: Sequence[Scor
     scorer.with_class_maps = scorer.emotions_trained
     scored = all_scored[place]
     maps = scorer.score(scored.path)
-    picture = Image.fromarray(decode(scored.path, exif=scorer.exif))
+    picture = Image.fromarray(decode(scored.path, exif=scorer.network.views[0].exif))
     picture.thumbnail((600, 600), Image.Resampling.LANCZOS)  # a camera's picture takes 70 MB
     strongest = sorted(scored.emotions, key=scored.emotions.get, reverse=True)[:PAGE_EMOTIONS]
     sample = rated[place]
@@ -279,7 +280,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     source.add_argument("--folder", type=Path, metavar="DIR", help="photographs without ratings")
     add("--data-root", metavar="DIR", help="the set's folder")
     add("--split", type=str.lower, choices=SPLITS, default="test")
-    add("--checkpoint", metavar="FILE", type=Path, help="default: the shipped weights")
+    add("--checkpoint", metavar="FILE", action="append", help=f"{shipped.HELP}; default: {shipped.DEFAULT}")
     add("--count", metavar="N", type=int, default=8, help="at each end; default: 8")
     add("--by", choices=("score", "rating"), default="score", help="what ranks; default: score")
     add("--limit", metavar="N", type=int, help="only N pictures, by the hash of their ids")
@@ -298,7 +299,8 @@ def visualize(options: argparse.Namespace) -> int:
         ValueError, OSError: bad arguments or data, in one sentence; nothing was written then.
     """
     check_options(options)
-    scorer = Scorer(options.checkpoint, options.device, workers=options.workers, maps=True, exact=True)
+    checkpoints = tuple(options.checkpoint or [shipped.DEFAULT])
+    scorer = Scorer(checkpoints, options.device, workers=options.workers, maps=True, exact=True)
     name, rated = read_set(options, scorer.network.weights)
     scored, scorer.with_class_maps = [], False
     for row in progress(scorer.score_all(rated.paths), total=len(rated), unit=" images"):

@@ -27,8 +27,8 @@ def as_input(picture):
     return normalise(torch.from_numpy(picture).permute(2, 0, 1)[None], *normalisation(small.BACKBONE))
 
 
-def build_lively(outputs=1):
-    torch.manual_seed(0)
+def build_lively(outputs=1, seed=0):
+    torch.manual_seed(seed)
     sizes = {"width": 16, "guided_width": 8, "guided_hidden": 4, "head_width": 8}
     model = build_model(small.BACKBONE, outputs, **sizes, emotion_batchnorm="official").train()
     for module in model.modules():

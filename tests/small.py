@@ -22,7 +22,7 @@ from PIL import Image
 
 from datasets import Batch, load_dataset
 from eamb.network.outputs import EMOTIONS, Output
-from eamb.readers.para import PARA_BINS, PARA_EMOTIONS
+from eamb.readers.para import PARA_EMOTIONS, PARA_TRAINING_VOTES, VOTE_COLUMNS
 from eamb.readers.rated import SPLITS, DataOptions
 from eamb.training import run as run_module
 from eamb.training.run import Run
@@ -305,10 +305,16 @@ def make_csv(root: Path, header=("path", "score"), rows=None, name="ratings.csv"
     return root
 
 
-def make_para(root: Path, bins: bool = False, emotions: bool = True, twins: str = "") -> Path:
-    """65 pictures in two sessions with scores 1 + i/100, the last 5 for testing. twins: lines of the list."""
+def make_para(
+    root: Path, bins: bool = False, emotions: bool = True, twins: str = "", voted: Iterable[int] = ()
+) -> Path:
+    """65 pictures in two sessions with scores 1 + i/100, the last 5 for testing.
+
+    twins: lines of the list. voted: numbers of the training pictures with votes in the csv beside; picture i
+    has i votes of 2 and 100 - i of 1. The test pictures then have such votes too.
+    """
     header = ["imageName", "sessionId", "aestheticScore_mean"]
-    header += [f"aestheticScore_{rating:.1f}" for rating in PARA_BINS] * bins
+    header += [*VOTE_COLUMNS] * bins
     header += [f"imgEmotion_{emotion}" for emotion in PARA_EMOTIONS] * emotions
     rows = [
         [f"p{i}_.jpg", f"session{i % 2}", f"{1 + i / 100:.2f}"]
@@ -317,6 +323,12 @@ def make_para(root: Path, bins: bool = False, emotions: bool = True, twins: str 
         for i in range(65)
     ]
     write_table(root / "annotation" / "PARA-GiaaTrain.csv", [header, *rows[:60]])
+    if voted:
+        header += VOTE_COLUMNS
+        rows = [[*row, 100 - i, 0, i, *[0] * 6] for i, row in enumerate(rows)]
+        picture = [*header[:2], *VOTE_COLUMNS]
+        known = [[*rows[i][:2], *rows[i][-9:]] for i in voted]
+        write_table(root / "annotation" / PARA_TRAINING_VOTES, [picture, *known])
     write_table(root / "annotation" / "PARA-GiaaTest.csv", [header, *rows[60:]])
     if twins:
         (root / "annotation" / "identical_images.txt").write_text(twins)

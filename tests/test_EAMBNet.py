@@ -329,8 +329,8 @@ def test_the_paper_is_the_default(paper_network):
         "backbone": "resnet50", "outputs": 10, "emotions": tuple(names.split()), "width": 256,
         "guided_width": 56, "guided_hidden": 16, "head_width": 128, "dropout": 0.75, "context_scale": 0.5,
         "emotion_scale": 0.5, "emotion_batchnorm": "frozen", "train_emotion": False, "without": (),
-        "shortcut": False, "share_backbone": False, "emotion_backbone": "",
-        "emotion_levels": 3,
+        "shortcut": False, "share_backbone": False, "emotion_backbone": "", "emotion_levels": 3,
+        "depth": 0, "drop_path": 0.0,
     }  # fmt: skip
 
 
@@ -339,6 +339,8 @@ WRONG = [
     ({"context_scale": 1.5}, "context_scale must be above 0 and at most 1, got 1.5"),
     ({"dropout": 1.0}, "dropout must be .*got 1"),
     ({"emotion_levels": 2}, "emotion_levels must be 3 or 4, got 2"),
+    ({"drop_path": 1.0}, "drop_path must be .*got 1"),
+    ({"depth": -1}, "depth must be a number of blocks, or 0 for all, got -1"),
     ({"emotion_batchnorm": "thawed"}, "emotion_batchnorm must be .*got 'thawed'"),
     ({"emotions": ("awe", "awe")}, "emotions must be different names"),
     ({"emotions": ()}, "emotions must be different names"),

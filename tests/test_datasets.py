@@ -24,7 +24,7 @@ from datasets import (
     unite,
 )
 from eamb.network.outputs import EMOTIONS, Scale
-from eamb.readers.decoding import DecodeError, decode
+from eamb.readers.decoding import DecodeError, View, decode
 from eamb.readers.iae import IAE_EMOTIONS
 from eamb.readers.para import PARA_EMOTIONS
 from eamb.readers.rated import DataOptions, RatedSet, describe, emotion_name
@@ -94,6 +94,22 @@ def test_first_by_hash_is_the_same_whatever_the_order(tmp_path):
     assert first_by_hash(rated.take(range(12, -1, -1)), 4).sha256 == first_by_hash(rated, 4).sha256
     assert first_by_hash(rated, 4).protocol == "made here, 4 of it by hash of the id"
     assert first_by_hash(rated, 13) is rated
+
+
+def test_only_training_pictures_with_votes_if_asked_for_and_the_limit_counts_those(tmp_path):
+    root, target = make_para(tmp_path, voted=range(0, 60, 2)), {"target": "distribution"}
+    whole = load_dataset("para", root, options=DataOptions(**target))
+    some = load_dataset("para", root, options=DataOptions(**target, only_with_votes=True))
+    voted = [i for i, known in zip(whole["train"].ids, whole["train"].with_votes, strict=True) if known]
+    assert some["train"].ids == voted and 20 < len(voted) < len(whole["train"])
+    assert some["train"].with_votes.all() and f", {len(voted)} of it with votes" in describe(some["train"])
+    for split in ("val", "test"):
+        assert some[split].labels_sha256 == whole[split].labels_sha256
+    options = DataOptions(**target, only_with_votes=True)
+    few = load_datasets(["para"], [root], ("train",), options, limit=7)["train"]
+    assert few.ids == first_by_hash(some["train"], 7).ids and few.with_votes.all()
+    words = "no votes are known for the train split of para, so data.only_with_votes leaves nothing"
+    refused(words, "para", root, only_with_votes=True)
 
 
 # ---- several sets
@@ -243,6 +259,21 @@ def test_batch_holds_what_the_set_holds(tmp_path):
     assert batch.images[2].permute(1, 2, 0).equal(torch.from_numpy(decode(rated.paths[2], (4, 5))))
     assert batch.scores.tolist() == rated.scores[:6].tolist() and batch.scores.dtype == torch.float64
     assert batch.distributions.shape == (6, 4) and batch.emotions.dtype == torch.float32 and not batch.broken
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_holds_its_pictures_in_every_view_and_none_where_all_are_broken(tmp_path, workers):
+    rated, views = rated_set(tmp_path), (View(5, crop=True), View((4, 7)))
+    (tmp_path / "broken.png").touch()
+    rated.paths[2:4] = [str(tmp_path / "broken.png")] * 2
+    pictures = PictureSet(rated, 8, skip_broken=True, others=views)
+    whole, empty, *_ = make_loader(pictures, TestOrder(13, 2), workers)
+    for images, view in zip((whole.images, *whole.others), (View(8), *views), strict=True):
+        expected = [decode(path, view.size, crop=view.crop) for path in rated.paths[:2]]
+        assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), expected)
+    shapes = [tuple(images.shape) for images in (empty.images, *empty.others)]
+    assert shapes == [(0, 3, 8, 8), (0, 3, 5, 5), (0, 3, 4, 7)]
+    assert len(empty.broken) == 2
 
 
 def test_flips_mirror_half_of_the_pictures_by_seed_epoch_and_index(tmp_path):

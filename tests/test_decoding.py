@@ -16,7 +16,16 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 
 from eamb.readers import decoding
-from eamb.readers.decoding import MOST_SCANS, PICTURE_ENDINGS, DecodeError, decode, normalise, stack
+from eamb.readers.decoding import (
+    MOST_SCANS,
+    PICTURE_ENDINGS,
+    DecodeError,
+    View,
+    decode,
+    decode_views,
+    normalise,
+    stack,
+)
 from tests.stress.images import chunk
 
 
@@ -283,6 +292,21 @@ def test_exif_orientation_is_respected_unless_told_otherwise(tmp_path, orientati
     assert decode(path).shape == ((6, 8, 3) if orientation < 5 else (8, 6, 3))
 
 
+@pytest.mark.parametrize("name", ["turned.png", "turned.jpg", "turned.tif"])
+def test_several_views_are_what_decoding_for_each_gives(tmp_path, monkeypatch, name):
+    exif, opened, seen = Image.Exif(), [], []
+    exif[0x0112] = 6
+    path = saved(tmp_path, random_image(), name, exif=exif)
+    views = [View(exif=False), View(5), View((7, 3), crop=True), View(5, exif=False, crop=True)]
+    expected = [decode(path, size, exif, crop=crop) for size, exif, crop in views]
+    assert [pixels.shape[:2] for pixels in expected] == [(6, 8), (5, 5), (7, 3), (5, 5)]
+    open_file = decoding._opened
+    monkeypatch.setattr(decoding, "_opened", lambda *words: opened.append(words) or open_file(*words))
+    found = decode_views(path, views, look=lambda picture, exif: seen.append(picture.size))
+    assert all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
+    assert (len(opened), seen) == (1, [(8, 6)])  # as the first wants it
+
+
 def test_damaged_exif_does_not_lose_the_picture(tmp_path):
     path = saved(tmp_path, random_image(), "odd.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"\1" * 20)
     assert decode(path).shape == (6, 8, 3)
@@ -407,6 +431,16 @@ def test_a_jpeg_is_decoded_as_small_as_the_margin_allows(tmp_path, decoded_sides
     for size, exact in ((SMALL, True), (SMALL, False), ((SMALL, SMALL // 2), False), (None, False)):
         decode(path, size, exact=exact)
     assert decoded_sides == [times * SMALL, expected * SMALL, expected * SMALL, times * SMALL]
+
+
+def test_for_several_views_a_jpeg_is_decoded_once_as_the_largest_needs_it(tmp_path, decoded_sides):
+    path = saved(tmp_path, landscape(BIG, BIG + 40), "large.jpg")
+    views = [View(SMALL // 2), View((SMALL, SMALL // 4)), View(SMALL // 4, crop=True)]
+    small, largest, _ = decode_views(path, views, exact=False)
+    assert decoded_sides == [4 * SMALL]
+    assert np.array_equal(largest, decode(path, views[1].size, exact=False))
+    assert np.abs(small.astype(int) - decode(path, views[0].size)).max() < 8
+    assert decode_views(path, [View(SMALL), View()], exact=False)[1].shape == (BIG, BIG + 40, 3)
 
 
 @pytest.mark.parametrize(("orientation", "mode"), [(1, "RGB"), (3, "L"), (6, "CMYK"), (7, "RGB"), (8, "L")])

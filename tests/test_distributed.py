@@ -24,8 +24,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from datasets import Batch, PictureSet, TestOrder, TrainOrder, load_dataset, make_loader
+from eamb.readers.decoding import View
 from eamb.readers.rated import DataOptions, LeftOut, RatedSet
 from eamb.runtime import distributed, engine
+from eamb.runtime.networks import Ensemble, TorchNetwork
 from eamb.training.run import Run
 from EAMBNet import build_model
 
@@ -46,8 +48,8 @@ def small_network() -> nn.Module:
 
 def predict(rated: RatedSet) -> dict[str, np.ndarray]:
     order = TestOrder(len(rated), 4, distributed.rank(), distributed.world())
-    pictures = PictureSet(rated, 64, skip_broken=True)
-    found = engine.predict(small_network(), make_loader(pictures, order, workers=0), COMPUTE, batch_size=4)
+    loader = make_loader(PictureSet(rated, 64, skip_broken=True), order, workers=0)
+    found = engine.predict(Ensemble([TorchNetwork(small_network(), COMPUTE, View(64))]), loader, batch_size=4)
     return vars(found) | {"broken": np.array([entry.id for entry in found.broken])}
 
 

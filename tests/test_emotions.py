@@ -1,6 +1,7 @@
 """Predicted emotions against votes: by name, among those of the set, and when they are not measured."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from eamb.evaluation import evaluate as evaluate_module
 from eamb.evaluation import ratings
 from eamb.network.backbones import normalisation
 from eamb.network.outputs import EMOTIONS
-from eamb.readers.decoding import normalise
+from eamb.readers.decoding import View, normalise
 from eamb.runtime.config import Config, Data, Evaluate
-from eamb.runtime.engine import Compute, Predictions
+from eamb.runtime.engine import Predictions
+from eamb.runtime.networks import Ensemble
 from eamb.training.tasks import choose_task
 from eamb.weights import checkpoint
 
@@ -132,9 +134,9 @@ def test_a_network_without_emotions_is_measured_without_them(scored_set, tmp_pat
     none = Predictions(np.arange(4), np.full((4, 1), 0.5), np.empty((4, 0)), [])
     monkeypatch.setattr(ratings, "predict_set", lambda *a, **k: none)
     config = Config(data=Data(dataset="csv", root=str(scored_set)), evaluate=Evaluate(bootstrap=0))
-    compute = Compute(torch.device("cpu"), "fp32", (0.0,) * 3, (1.0,) * 3)
+    network = Ensemble([SimpleNamespace(weights=weights, view=View(64))])
     with pytest.warns(UserWarning, match="(SRCC|PLCC|KRCC) is undefined"):
-        report = evaluate_module.evaluate(torch.nn.Identity(), weights, rated, choose_task(config), compute)
+        report = evaluate_module.evaluate(network, rated, choose_task(config))
     report.write(tmp_path)
     found = read_json(tmp_path / "metrics.json")
     assert found["metrics"]["mae"] == pytest.approx(np.abs(rated.scores - 3).mean())

@@ -13,9 +13,11 @@ from small import Toy, squared_error
 from torch import nn
 
 from datasets import Batch
+from eamb.readers.decoding import View
 from eamb.readers.rated import LeftOut
 from eamb.runtime import engine
 from eamb.runtime.engine import Compute, Epoch, Totals, learning_rate, step_seed
+from eamb.runtime.networks import Ensemble, TorchNetwork
 from EAMBNet import EAMBNet, build_model
 
 pytestmark = pytest.mark.portable
@@ -80,6 +82,10 @@ def fit(model: nn.Module, batches: list[Batch], optimizer=None, totals=None, **o
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=9.0, fused=True)
     totals = totals or Totals()
     return engine.train_one_epoch(model, batches, optimizer, scaler, compute, epoch, totals, after_step)
+
+
+def predict(model: nn.Module, batches: list[Batch], batch_size: int) -> engine.Predictions:
+    return engine.predict(Ensemble([TorchNetwork(model, CPU, View(64))]), batches, batch_size)
 
 
 def weights(model: nn.Module) -> torch.Tensor:
@@ -183,7 +189,7 @@ def test_cuda_rounds_products_in_training_and_never_in_scoring(monkeypatch, lite
     asked = []
     monkeypatch.setattr(engine, "allow_tf32", lambda allowed, device: asked.append((allowed, device.type)))
     fit(Toy(), [batch_of(pictures(4))])
-    engine.predict(lite, [batch_of(pictures(2, 64))], CPU, batch_size=2)
+    predict(lite, [batch_of(pictures(2, 64))], batch_size=2)
     assert asked == [(True, "cpu"), (False, "cpu")]
 
 
@@ -274,9 +280,9 @@ def lite():
 
 def test_a_pictures_output_does_not_depend_on_its_neighbours(lite):
     images = pictures(7, 64)
-    together = engine.predict(lite, [batch_of(images)], CPU, batch_size=8)
+    together = predict(lite, [batch_of(images)], batch_size=8)
     assert len({tuple(row) for row in together.prediction.tolist()}) == 7
-    alone = [engine.predict(lite, [batch_of(images[i : i + 1], i)], CPU, batch_size=8) for i in range(7)]
+    alone = [predict(lite, [batch_of(images[i : i + 1], i)], batch_size=8) for i in range(7)]
     for part in ("prediction", "emotion"):
         expected = np.concatenate([getattr(each, part) for each in alone])
         assert np.array_equal(getattr(together, part), expected)
@@ -290,8 +296,8 @@ def test_predictions_come_in_the_order_of_the_set_with_what_was_broken(lite):
         batch_of(images[:0], 0, broken=broken[:1]),
         batch_of(images[:4], 0),
     ]
-    found = engine.predict(lite, batches, CPU, batch_size=4)
-    in_order = engine.predict(lite, [batch_of(images[:4]), batch_of(images[4:], 4)], CPU, batch_size=4)
+    found = predict(lite, batches, batch_size=4)
+    in_order = predict(lite, [batch_of(images[:4]), batch_of(images[4:], 4)], batch_size=4)
     assert (found.index.tolist(), found.broken) == ([0, 1, 2, 3, 4, 5], broken)
     assert np.array_equal(found.prediction, in_order.prediction)
     for shares in (found.prediction, found.emotion):

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small
+from PIL import Image
 from small import evaluate, read_csv, read_json, write_csv
 
+import datasets
 from datasets import SetReader, load_dataset
 from eamb.evaluation.predicting import labelled
 from eamb.evaluation.preferences import measure_pairs
@@ -127,6 +129,104 @@ def test_pictures_that_were_trained_on_are_counted(split, leaked, score_run, sco
         assert f"test pictures {what}: {leaked}\n" in said
 
 
+@pytest.fixture(scope="module")
+def several(score_run, scored_set, tmp_path_factory):
+    """Three checkpoints on one scale; the second is for larger pictures, and has seen a test picture in its
+    training, and its emotion branch another one."""
+    folder, tested = tmp_path_factory.mktemp("several"), load_dataset("csv", scored_set, ("test",))["test"]
+    own = checkpoint.load_weights(score_run / "best.pt")
+    paths = [folder / f"{name}.safetensors" for name in ("a", "b", "c")]
+    for number, path in enumerate(paths):
+        tensors = {name: value.clone() for name, value in own.tensors.items()}
+        last = tensors["head.5.bias"]
+        last += number
+        description = own.description | {"image_size": 96 if path.stem == "b" else 64}
+        weights = replace(own, tensors=tensors, description=description)
+        if path.stem == "b":
+            ids = [np.union1d(own.training_ids, tested.take([i]).id_hashes) for i in (0, 1)]
+            weights = replace(weights, training_ids=ids[0], emotion_training_ids=ids[1])
+        checkpoint.export_weights(path, weights)
+    return paths
+
+
+def more(paths) -> list:
+    return [word for path in paths for word in ("--checkpoint", path)]
+
+
+def test_several_checkpoints_are_evaluated_by_their_mean(several, scored_set, tmp_path, monkeypatch, capsys):
+    alone = []
+    for path in several:
+        assert evaluate(path, "csv", scored_set, tmp_path / path.stem) == 0
+        alone.append(column(tmp_path / path.stem / "predictions.csv", "prediction"))
+    decoded, decode_views = [], datasets.decode_views
+    count = lambda *words: decoded.append(words[0]) or decode_views(*words)  # noqa: E731
+    monkeypatch.setattr(datasets, "decode_views", count)
+    capsys.readouterr()
+    assert evaluate(several[0], "csv", scored_set, tmp_path / "all", *more(several[1:])) == 0
+    assert len(decoded) == len(set(decoded)) == 4  # each picture once
+    path, found = tmp_path / "all/predictions.csv", read_json(tmp_path / "all/metrics.json")
+    assert np.allclose(column(path, "prediction"), np.mean(alone, axis=0), atol=1e-6)
+    assert np.allclose(column(path, "score_model_std"), np.std(alone, axis=0), atol=1e-6)
+    assert np.std(alone, axis=0).min() > 0.01
+    first = read_csv(tmp_path / "a/predictions.csv")
+    assert list(read_csv(path)[0]) == ["id", "prediction", "score_model_std", *list(first[0])[2:]]
+    emotions = [{name: row[name] for name in row if "emotion" in name} for row in read_csv(path)]
+    assert emotions == [{name: row[name] for name in row if "emotion" in name} for row in first]
+    hashes = [checkpoint.load_weights(each).sha256 for each in several]
+    assert [each["weights_sha256"] for each in found["checkpoints"]] == hashes and len(set(hashes)) == 3
+    assert [each["checkpoint"] for each in found["checkpoints"]] == [path.name for path in several]
+    said = capsys.readouterr().out
+    for what in ("trained on", "that the emotion branch was trained on"):
+        assert found[f"test_pictures_{what.replace(' ', '_')}"] == 1
+        assert f"test pictures {what}: 1\n" in said
+    single = read_json(tmp_path / "a/metrics.json")
+    assert single["weights_sha256"] == hashes[0] and not {"checkpoints", "flip"} & single.keys()
+
+
+def test_mirrored_pictures_are_evaluated_too(several, scored_set, tmp_path):
+    mirrored = shutil.copytree(scored_set, tmp_path / "mirrored")
+    for path in (mirrored / "images").iterdir():
+        Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
+    alone = []
+    for root in (scored_set, mirrored):
+        assert evaluate(several[0], "csv", root, tmp_path / "one") == 0
+        alone.append(column(tmp_path / "one/predictions.csv", "prediction"))
+    assert evaluate(several[0], "csv", scored_set, tmp_path / "both", "--flip") == 0
+    assert np.abs(alone[0] - alone[1]).min() > 1e-6
+    assert np.allclose(
+        column(tmp_path / "both/predictions.csv", "prediction"), np.mean(alone, axis=0), atol=1e-6
+    )
+    assert read_json(tmp_path / "both/metrics.json")["flip"] is True
+
+
+def test_reports_of_several_and_of_flipped_networks_have_folders_of_their_own(
+    several, scored_set, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    words = ["evaluate", "--dataset", "csv", "--data-root", str(scored_set), "data.workers=0"]
+    words += ["evaluate.bootstrap=0", "train.device=cpu"]
+    runs = [more(several[:1]), more(several[:2]), [*more(several[:2]), "--flip"], more(several[1:2])]
+    with small.without_drawing():
+        assert [main([*words, *map(str, extra)]) for extra in runs] == [0, 0, 0, 0]
+    assert len(list(tmp_path.glob("runs/evaluate_csv_test_*"))) == 4
+
+
+def test_checkpoints_that_do_not_go_together_are_refused_by_name(
+    several, bins_run, emotion_run, scored_set, tmp_path, capsys
+):
+    for other, words in (
+        ([bins_run / "best.pt"], "best.pt predicts on another scale than"),
+        ([emotion_run / "best.pt"], "best.pt with --task emotion"),
+        ([several[0]], "a.safetensors is given twice"),
+        (several[1:2], "b.safetensors, whose data.size is 96; leave it out"),
+    ):
+        assert evaluate(several[0], "csv", scored_set, tmp_path / "out", *more(other), "data.size=64") == 2
+        assert words in capsys.readouterr().err
+    assert evaluate(emotion_run / "best.pt", "csv", scored_set, tmp_path / "out", "--flip") == 2
+    assert "--flip averages scores, and " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_figures_are_given_without_the_pictures_that_are_in_training_too(score_run, scored_set, tmp_path):
     root = shutil.copytree(scored_set, tmp_path / "set")
     for copy, original in ((5, 0), (17, 11)):  # 5, 11 and 17 are tested, 0 is trained on
@@ -218,7 +318,7 @@ def test_a_setting_that_the_weights_fix_is_refused_where_it_differs(
     key, other, fixed, score_run, scored_set, tmp_path, capsys
 ):
     assert evaluate(score_run / "best.pt", "csv", scored_set, tmp_path / "out", f"{key}={other}") == 2
-    said = f"evaluation: {key}={other} does not go with these weights, whose {key} is {fixed}; leave it out"
+    said = f"does not go with {score_run}/best.pt, whose {key} is {fixed}; leave it out"
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert evaluate(score_run / "best.pt", "csv", scored_set, tmp_path / "out", f"{key}={fixed}") == 0

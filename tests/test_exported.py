@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import small
 import torch
-from test_export import write_checkpoint, write_pair_checkpoint
+from conftest import enliven
+from test_export import SCALE, write_checkpoint, write_pair_checkpoint
 
 from eamb.inference.exported import Exported, metadata, parse_metadata
 from eamb.inference.scorer import Decoded
 from eamb.network.backbones import normalisation
 from eamb.runtime.engine import Compute, outputs
 from eamb.weights import checkpoint
+from EAMBNet import build_model
 from main import main as program
 from scripts.export import main
 
@@ -178,6 +180,24 @@ def test_predict_gives_the_same_scores_on_either_engine(exported, tmp_path):
         assert {name: a[name] for name in texts} == {name: b[name] for name in texts}
         for name, allowed in tolerance.items():
             assert float(a[name]) == pytest.approx(float(b[name]), abs=allowed), name
+
+
+def test_an_exported_network_is_one_of_several(exported, tmp_path):
+    small.write_pictures(tmp_path, 3)
+    torch.manual_seed(1)
+    widths = {"width": 16, "guided_width": 8, "guided_hidden": 4, "head_width": 8}
+    other = enliven(build_model(small.BACKBONE, 4, emotions=("awe",), **widths))
+    known = {"image_size": 96, "exif": True, "training_ratings": [1.0, 4.0]}
+    described = checkpoint.describe(other, SCALE) | known
+    file = exported.with_name("other.safetensors")
+    checkpoint.export_weights(file, checkpoint.Weights(other.state_dict(), described))
+    alone = [table("predict", tmp_path, each, "--force") for each in (exported, file)]
+    both = table("predict", tmp_path, exported, "--checkpoint", str(file), "--force")
+    for row, *rows in zip(both, *alone, strict=True):
+        scores = [float(each["score"]) for each in rows]
+        assert float(row["score"]) == pytest.approx(np.mean(scores), abs=2e-5)
+        assert float(row["score_model_std"]) == pytest.approx(np.std(scores), abs=2e-5)
+        assert row["emotion"] == rows[0]["emotion"] in ("joy", "fear")
 
 
 @pytest.mark.parametrize(

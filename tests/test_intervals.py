@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from eamb.evaluation.intervals import bootstrap_intervals
-from metrics import aesthetic_metrics, srcc
+from metrics import aesthetic_metrics, compare_distributions, distribution_metrics, srcc
 
 RANDOM = np.random.default_rng(0)
 RATED = RANDOM.integers(10, 50, 60) / 10
@@ -26,10 +26,10 @@ def test_interval_of_a_mean_is_that_of_normal_theory():
 
 def test_intervals_of_all_metrics_hold_them_and_are_the_same_for_the_same_seed():
     p, q = (np.random.default_rng(seed).dirichlet(np.ones(10), 60) for seed in (0, 1))
-    arrays = (PREDICTED, RATED, p, q)
+    arrays = (PREDICTED, RATED, compare_distributions(p, q, range(1, 11)))
 
-    def figures(a, b, c, d):
-        return aesthetic_metrics(a, b, 3.05, c, d)
+    def figures(a, b, c):
+        return aesthetic_metrics(a, b, 3.05) | distribution_metrics(c)
 
     values = figures(*arrays)
     intervals = bootstrap_intervals(figures, arrays, repeats=60)
@@ -37,6 +37,15 @@ def test_intervals_of_all_metrics_hold_them_and_are_the_same_for_the_same_seed()
     assert all(low < values[name] < high for name, (low, high) in intervals.items())
     assert intervals == bootstrap_intervals(figures, arrays, repeats=60)
     assert intervals != bootstrap_intervals(figures, arrays, repeats=60, seed=1)
+
+
+def test_resamples_without_any_votes_are_left_out():
+    p, q = np.full((40, 2), 0.5), np.full((40, 2), np.nan)
+    q[0] = 1, 0  # about a third of the resamples lack it
+    compared = compare_distributions(p, q, (1, 2))
+    intervals = bootstrap_intervals(distribution_metrics, (compared,), repeats=50)
+    assert intervals["coverage_50"] == (0.5, 0.5) and intervals["emd1"] == (0.25, 0.25)
+    assert np.isnan(intervals["std_srcc"]).all()
 
 
 def test_rows_stay_together_so_that_differences_are_paired():

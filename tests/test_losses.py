@@ -15,6 +15,7 @@ from losses import (
     emd,
     emd_loss,
     emotion_loss,
+    expected_rating,
     label_loss,
     pair_loss,
     score_loss,
@@ -77,6 +78,29 @@ def test_reduction_image_is_the_mean_of_roots_and_batch_the_root_of_the_mean():
     p, q = torch.cat([spike(3), spike(7)]), torch.cat([spike(3), spike(8)])
     assert emd_loss(p, q).item() == pytest.approx((0 + 0.1**0.5) / 2)
     assert emd_loss(p, q, reduction="batch").item() == pytest.approx(((0 + 0.1) / 2) ** 0.5)
+
+
+@pytest.mark.parametrize("reduction", ["image", "batch"])
+def test_a_picture_without_votes_has_no_part_in_emd(reduction):
+    p, q = random_distributions(6), random_distributions(6, seed=1)
+    voted = torch.tensor([True, False, False, True, True, False])
+    partly = torch.where(voted[:, None], q, torch.nan)
+    torch.testing.assert_close(emd_loss(p, partly, 2, reduction), emd_loss(p[voted], q[voted], 2, reduction))
+    slope = gradient(lambda x: emd_loss(x, partly, 2, reduction), p)
+    expected = gradient(lambda x: emd_loss(x, q[voted], 2, reduction), p[voted])
+    assert not slope[~voted].any()
+    torch.testing.assert_close(slope[voted], expected)
+    nobody = torch.full_like(q, torch.nan)
+    assert emd_loss(p, nobody, 2, reduction).item() == 0
+    assert not gradient(lambda x: emd_loss(x, nobody, 2, reduction), p).any()
+
+
+def test_the_expected_rating_is_exact_under_autocast_too():
+    p, ratings = torch.tensor([[0.5, 0.25, 0.25], [0.0, 0.0, 1.0]]), torch.tensor([1.0, 3.003, 5.0])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert expected_rating(p, ratings).tolist() == [[pytest.approx(2.50075, abs=1e-6)], [5.0]]
+    with pytest.raises(ValueError, match=r"must be \(N, K\) and \(K,\), got \(2, 3\) and \(2,\)"):
+        expected_rating(p, ratings[:2])
 
 
 def test_correlation_loss_is_one_minus_plcc():

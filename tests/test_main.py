@@ -32,7 +32,7 @@ def calls(monkeypatch):
     monkeypatch.setattr(run, "train", lambda task, **options: made.append((task.config, options)))
     monkeypatch.setattr(checkpoint, "load_weights", lambda path: path)
     monkeypatch.setattr(predicting, "as_trained", lambda config, weights, given: config)
-    monkeypatch.setattr(evaluate_module, "evaluate_checkpoint", lambda *arguments: made.append(arguments))
+    monkeypatch.setattr(evaluate_module, "evaluate_checkpoints", lambda *arguments: made.append(arguments))
     monkeypatch.setattr(external, "evaluate_predictions", lambda *a: made.append(("external", *a)))
     monkeypatch.setattr(predict, "predict", lambda options: made.append(options) or 1)
     return made
@@ -71,7 +71,7 @@ def test_names_are_taken_in_any_case(calls):
     assert main(["evaluate", "--predictions", "f.csv", "--output", "o", *words, "evaluate.bootstrap=7"]) == 0
     (config, _), (weights, task, *target), (_, path, external_task, *external_target) = calls
     assert (config.task, config.data.dataset) == ("emotion", "iae")
-    assert (weights, task.config.data.dataset, target) == (Path("f"), "ava", ["val", None, False])
+    assert (weights, task.config.data.dataset, target) == ([Path("f")], "ava", ["val", None, False, False])
     assert (path, external_task.config.evaluate.bootstrap) == (Path("f.csv"), 7)
     assert external_target == ["val", Path("o"), False]
 

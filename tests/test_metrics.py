@@ -13,7 +13,10 @@ from metrics import (
     aesthetic_metrics,
     auc,
     bradley_terry,
+    central_share,
+    compare_distributions,
     confusion_matrix,
+    distribution_metrics,
     emd,
     emotion_metrics,
     fit_steepness,
@@ -24,6 +27,7 @@ from metrics import (
     positive_emotion_accuracy,
     rmse,
     series_ranks,
+    spread,
     srcc,
     top_classes,
 )
@@ -97,12 +101,11 @@ def test_emd1_is_the_transport_cost_in_bins():
 
 def test_aesthetic_metrics_are_the_functions_of_the_same_names():
     predicted, rated = scores()
-    p, q = random_distributions(60), random_distributions(60, seed=1)
-    expected = {"n": 60, "threshold": 3.0, "emd1": emd(p, q, 1).mean(), "emd2": emd(p, q, 2).mean()}
+    expected = {"n": 60, "threshold": 3.0}
     expected |= {each.__name__: each(predicted, rated) for each in (srcc, plcc, krcc, rmse, mae)}
     expected |= {"accuracy": accuracy(predicted, rated, 3)}
     expected |= {"accuracy_inclusive": accuracy(predicted, rated, 3, inclusive=True)}
-    assert aesthetic_metrics(predicted, rated, 3, p, q) == expected
+    assert aesthetic_metrics(predicted, rated, 3) == expected
 
 
 def test_labels_get_an_auc_and_scores_do_not():
@@ -113,6 +116,82 @@ def test_labels_get_an_auc_and_scores_do_not():
     assert found["rmse"] ** 2 == pytest.approx(np.mean((predicted / 5 - (rated > 3)) ** 2))
     assert "auc" not in aesthetic_metrics(predicted, rated, 3)
     assert "auc" not in aesthetic_metrics(predicted, rated > 3, 3)  # ratings that all are 0 or 1 of 5
+
+
+# ---- distributions
+
+
+def of_distributions(predicted, rated, ratings) -> dict[str, float]:
+    return distribution_metrics(compare_distributions(predicted, rated, ratings))
+
+
+def test_spread_is_the_standard_deviation_of_the_single_votes():
+    counts = np.random.default_rng(0).integers(1, 9, (5, 4))
+    ratings = np.array([1.0, 1.5, 2.0, 5.0])
+    single = [np.repeat(ratings, row).std() for row in counts]
+    assert spread(counts / counts.sum(1, keepdims=True), ratings) == pytest.approx(single)
+    assert spread([[0, 1, 0, 0], [0.5, 0, 0, 0.5]], ratings).tolist() == [0, 2]
+
+
+BARS = np.array([[0.25, 0.25, 0.25, 0.25], [0.1, 0.2, 0.3, 0.4], [0, 1, 0, 0], [0, 0.5, 0, 0.5]])
+# How much of a vote for each rating lies in the central half, from .25 to .75 of the cumulative shares.
+CENTRAL_HALF = np.array([[0, 1, 1, 0], [0, 0.25, 1, 0.375], [0, 0.5, 0, 0], [0, 0.5, 1, 0.5]])
+
+
+def test_central_share_by_hand():
+    for rating, vote in enumerate(np.eye(4)):
+        shares = central_share(BARS, np.tile(vote, (4, 1)), 0.5)
+        assert shares == pytest.approx(CENTRAL_HALF[:, rating]), rating
+    assert central_share([[0.25] * 4], [[0.1, 0.2, 0.3, 0.4]], 0.8) == pytest.approx(0.5 * 0.6 + 0.5)
+
+
+@of_any
+@given(arrays(np.float64, (3, 5), elements=st.floats(0, 1)), st.floats(0.01, 0.99))
+def test_votes_that_are_as_predicted_have_the_central_share_asked_for(values, central):
+    shares = (values + 1e-3) / (values + 1e-3).sum(1, keepdims=True)
+    assert central_share(shares, shares, central) == pytest.approx(central, abs=1e-9)
+
+
+def test_calibrated_too_wide_and_too_narrow_predictions_differ_in_their_central_shares():
+    random, ratings = np.random.default_rng(0), np.arange(1.0, 6.0, 0.5)[:9]
+    middle = random.uniform(2.5, 3.5, (4000, 1))
+    bells = {sd: np.exp(-(((ratings - middle) / sd) ** 2) / 2) for sd in (0.4, 0.7, 1.1)}
+    predicted = {sd: bell / bell.sum(1, keepdims=True) for sd, bell in bells.items()}
+    votes = random.multinomial(25, predicted[0.7]) / 25
+    narrow, right, wide = (of_distributions(shares, votes, ratings) for shares in predicted.values())
+    for name, central in (("coverage_50", 0.5), ("coverage_80", 0.8)):
+        assert right[name] == pytest.approx(central, abs=0.005)
+        assert narrow[name] + 0.1 < central < wide[name] - 0.1
+    assert right["std_mae"] < min(narrow["std_mae"], wide["std_mae"])
+    assert right["emd2"] < min(narrow["emd2"], wide["emd2"])
+
+
+def test_distribution_metrics_are_means_over_the_pictures_that_have_votes():
+    p, q, ratings = random_distributions(60), random_distributions(60, seed=1), np.arange(1.0, 11)
+    expected = {"emd1": emd(p, q, 1).mean(), "emd2": emd(p, q, 2).mean()}
+    expected |= {"std_srcc": srcc(spread(p, ratings), spread(q, ratings))}
+    expected |= {"std_mae": mae(spread(p, ratings), spread(q, ratings))}
+    expected |= {f"coverage_{c}": central_share(p, q, c / 100).mean() for c in (50, 80)}
+    assert of_distributions(p, q, ratings) == pytest.approx(expected)
+    unknown = np.full((25, 10), np.nan)
+    both = np.concatenate([p, random_distributions(25, seed=2)]), np.concatenate([q, unknown])
+    assert of_distributions(*both, ratings) == of_distributions(p, q, ratings)
+    assert of_distributions(p[:25], unknown, ratings) == {}
+    q[3, 4] = np.nan  # of a row with numbers
+    with pytest.raises(ValueError, match=r"1 of 60 rows hold NaN .* \(first: row 3"):
+        compare_distributions(p, q, ratings)
+    with pytest.raises(ValueError, match=r"do not fit ratings \(60, 10\)"):
+        compare_distributions(p[:9], q, ratings)
+
+
+def test_pictures_whose_votes_are_mirrored_or_shifted_disagree_equally():
+    q, p = np.zeros((4, 9)), np.zeros((4, 9))
+    q[0, :4] = q[1, 5:] = q[2, 3::-1] = np.array([8, 6, 5, 2]) / 21  # whose spreads differ by rounding
+    q[3, [0, 8]] = 0.5
+    for row, distance in enumerate((1, 2, 3, 4)):
+        p[row, [0, distance]] = 0.5
+    ties = stats.spearmanr([1, 2, 3, 4], [1, 1, 1, 2]).statistic
+    assert of_distributions(p, q, np.arange(1, 5.5, 0.5))["std_srcc"] == pytest.approx(ties)
 
 
 # ---- emotions

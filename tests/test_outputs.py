@@ -34,6 +34,8 @@ def test_a_score_is_1_plus_4p_and_back_and_a_label_its_own_probability():
     ratings = torch.tensor([1.0, 2.0, 3.5, 5.0])
     p = PARA.probability(ratings)
     torch.testing.assert_close(p, torch.tensor([0, 0.25, 0.625, 1]))
+    distribution = Scale("distribution", 1, 5, 3, bins=(1.0, 3.0, 5.0))  # whose mean is learned as a score is
+    torch.testing.assert_close(distribution.probability(ratings[:, None]), p[:, None])
     np.testing.assert_allclose(PARA.value(p[:, None].numpy()), ratings)
     assert np.isnan(PARA.deviation(np.zeros((3, 1)))).all()
     np.testing.assert_allclose(LABEL.value(np.array([[0.2], [0.7]])), [0.2, 0.7])

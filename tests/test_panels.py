@@ -11,6 +11,7 @@ from small import grey_image, spot_map
 
 from eamb.inference import panels
 from eamb.inference.panels import Explanation
+from eamb.readers.para import PARA_BINS
 
 EMOTIONS = {"anger": 0.01, "awe": 0.6, "fear": 0.05, "contentment": 0.24, "disgust": 0.1}
 STRONGEST = ["awe", "contentment", "disgust"]
@@ -172,7 +173,23 @@ def test_the_predicted_distribution_is_drawn_as_bars():
     bars = {bar.get_x() + bar.get_width() / 2: bar.get_height() for bar in chart.patches}
     assert bars == pytest.approx(SHARES)
     assert [text.get_text() for text in chart.texts] == ["5", "15", "50", "20", "10"]
+    value = sum(rating * share for rating, share in SHARES.items())
+    figure = draw(grey_image(60, 80), **BARE | {"distribution": SHARES, "value": value})
+    assert "predicted ratings in %: mean 3.15, SD 0.96" in [text.get_text() for text in figure.texts]
     assert [tick.get_text() for tick in chart.get_xticklabels()] == ["1", "2", "3", "4", "5"]
+
+
+@pytest.mark.parametrize("shape", [(300, 450), (450, 300)])
+def test_the_votes_of_para_fit_beside_the_training_ratings(shape):
+    shares = dict(zip(PARA_BINS, [0.01, 0.02, 0.05, 0.1, 0.24, 0.3, 0.2, 0.07, 0.01], strict=True))
+    figure = draw(grey_image(*shape), distribution=shares)
+    bars = [text.get_window_extent() for text in part(figure, "predicted ratings").texts]
+    ticks = [tick.get_window_extent() for tick in part(figure, "predicted ratings").get_xticklabels()]
+    assert len(bars) == len(ticks) == 9
+    for row in (bars, ticks):
+        assert all(a.x1 < b.x0 for a, b in itertools.pairwise(row))
+    words = [text.get_window_extent() for text in figure.texts if " in %: mean " in text.get_text()]
+    assert words[0].x1 <= part(figure, "predicted ratings").get_window_extent().x1
 
 
 def test_a_chart_that_is_not_known_leaves_its_room_to_the_others():

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 import small
-from lively import blotches
+from lively import blotches, build_lively, write_weights
 from PIL import Image
 
 from eamb.files import encodable
@@ -281,6 +281,18 @@ def test_scores_are_those_of_predict(rows, album, lively_weights, tmp_path):
             assert selected[column] == row[column]
 
 
+def test_several_networks_pick_by_their_mean(album, lively_weights, tmp_path):
+    other = write_weights(tmp_path / "other.safetensors", build_lively(seed=1))
+    words = ["--checkpoint", str(lively_weights), "--checkpoint", str(other), "--flip", "--force"]
+    photos = (str(album / "mixed"), str(album / "scans"))
+    assert select(*photos, *words, "--output", tmp_path / "picks.csv") == 0
+    words += ["--output", str(tmp_path / "s.csv"), "--device", "cpu", "--workers", "0", "--batch-size", "4"]
+    assert main(["predict", *photos, *words]) == 0
+    scores = {row["path"]: row["score"] for row in small.read_csv(tmp_path / "s.csv")}
+    assert {row["path"]: row["score"] for row in small.read_csv(tmp_path / "picks.csv")} == scores
+    assert len(scores) == 5 and len(set(scores.values())) == 2  # of two subjects
+
+
 def test_no_cell_is_a_formula():
     photograph = Photograph("=1+1.jpg", Taken(NOON, "=cmd|' /C calc'!A0"), scored=Scored("", score=-1.0))
     table = as_table([photograph])
@@ -337,7 +349,7 @@ class Page(html.parser.HTMLParser):
 
 def test_for_excel_the_table_and_what_the_page_saves_begin_with_a_byte_order_mark(tmp_path, monkeypatch):
     save(tmp_path / "\u00e4.jpg", 0)
-    monkeypatch.setattr(picks, "Scorer", lambda *settings: OrderScorer(emotions_trained=False))
+    monkeypatch.setattr(picks, "Scorer", lambda *settings, **named: OrderScorer(emotions_trained=False))
     tables, pages = [tmp_path / f"{i}.csv" for i in range(2)], [tmp_path / f"page{i}" for i in range(2)]
     for table, page, words in zip(tables, pages, ([], ["--excel"]), strict=True):
         assert select(tmp_path / "\u00e4.jpg", "--output", table, "--page", page, *words) == 0
@@ -350,14 +362,14 @@ def test_with_force_a_page_is_written_again_and_thumbnails_go_with_their_photogr
     for seed, name in enumerate(["a.jpg", "bb.jpg"]):
         save(tmp_path / name, seed)
     page, words = tmp_path / "page", ("--output", tmp_path / "picks.csv", "--page", tmp_path / "page")
-    monkeypatch.setattr(picks, "Scorer", lambda *settings: OrderScorer(emotions_trained=True))
+    monkeypatch.setattr(picks, "Scorer", lambda *settings, **named: OrderScorer(emotions_trained=True))
     assert [select(tmp_path, *words), select(tmp_path, *words)] == [0, 2]
     assert {"maps/000002.png", "thumbnails/000002.jpg"} < small.contents(page).keys()
     mine = {"maps/mine.png", "thumbnails/2.jpg", "thumbnails/000009.jpg", "000002.jpg"}
     for name in mine:
         (page / name).touch()
     (tmp_path / "bb.jpg").unlink()
-    monkeypatch.setattr(picks, "Scorer", lambda *settings: OrderScorer(emotions_trained=False))
+    monkeypatch.setattr(picks, "Scorer", lambda *settings, **named: OrderScorer(emotions_trained=False))
     assert select(tmp_path, *words, "--force") == 0
     assert small.contents(page).keys() == {"index.html", "thumbnails/000001.jpg", *mine}
     assert len(small.read_csv(tmp_path / "picks.csv")) == 1  # a thumbnail is not a photograph

@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
         picture = Image.fromarray(colours).resize((600, 800 if scene else 400), Image.Resampling.BICUBIC)
         picture.save(folder / "photos" / name, exif=exif)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(picks, "Scorer", lambda *settings: OrderScorer(emotions_trained=True))
+        patch.setattr(picks, "Scorer", lambda *settings, **named: OrderScorer(emotions_trained=True))
         words = ["--output", str(folder / "picks.csv"), "--page", str(folder / "page")]
         assert main(["select", str(folder / "photos"), *words]) == 0
     return folder

@@ -17,6 +17,7 @@ import pytest
 import small
 import torch
 from lively import RATINGS, SIZE, as_input, blotches, build_lively, direct_score, write_weights
+from PIL import Image
 from small import contents, read_csv
 
 from eamb.files import written_whole
@@ -27,12 +28,15 @@ from eamb.inference.maps import MapFolder, panel_drawers
 from eamb.inference.photographs import find_pictures
 from eamb.inference.scorer import Scorer
 from eamb.network.outputs import EMOTIONS, Scale
-from eamb.readers.decoding import decode
+from eamb.readers.decoding import decode, decode_views
+from eamb.readers.para import PARA_BINS
+from eamb.weights.shipped import SHIPPED
 from main import main
 
 pytestmark = pytest.mark.portable
 
 TEN_BINS = Scale("distribution", 1.0, 10.0, 5.0, bins=tuple(map(float, range(1, 11))))
+PARA_VOTES = Scale("distribution", 1.0, 5.0, 3.0, bins=PARA_BINS)
 GOOD = ["a.PNG", "b.jpg", "f\r\n,x.png", "\udcff.jpg", "sub/b.jpg", "sub/c.webp"]
 ALBUM = [*GOOD[:2], "broken.jpg", "empty.jpg", *GOOD[2:]]
 
@@ -139,16 +143,22 @@ def test_json_lines_say_the_same_as_csv(scored, album, lively_weights, tmp_path)
         assert {key: "" if value is None else str(value) for key, value in line.items()} == row
 
 
-def test_rating_bins_become_columns_that_give_score_and_deviation(album, tmp_path):
-    file = write_weights(tmp_path / "ten.safetensors", build_lively(outputs=10), TEN_BINS)
+@pytest.mark.parametrize("scale", [TEN_BINS, PARA_VOTES])
+def test_rating_bins_become_columns_that_give_score_and_deviation(scale, album, tmp_path, capsys):
+    file = write_weights(tmp_path / "bins.safetensors", build_lively(outputs=scale.outputs), scale)
     assert call(album / "b.jpg", file, "--output", tmp_path / "scores.csv") == 0
     [row] = read_csv(tmp_path / "scores.csv")
-    assert list(row)[9:] == [f"p_{rating}" for rating in range(1, 11)]
-    shares, bins = np.array(list(row.values())[9:], dtype=float), np.array(TEN_BINS.bins)
+    assert list(row)[9:] == [f"p_{rating:g}" for rating in scale.bins]
+    shares, bins = np.array(list(row.values())[9:], dtype=float), np.array(scale.bins)
     mean = (shares * bins).sum()
     deviation = np.sqrt((shares * (bins - mean) ** 2).sum())
     assert shares.sum() == pytest.approx(1, abs=1e-5)
     assert [float(row["score"]), float(row["score_std"])] == pytest.approx([mean, deviation], abs=1e-4)
+    capsys.readouterr()
+    assert call(album / "b.jpg", file) == 0
+    header, line = (text.split() for text in capsys.readouterr().out.splitlines())
+    assert header == ["score", "score_std", "percentile", "emotion", "path"]
+    assert line[:2] == [f"{float(row[name]):.2f}" for name in header[:2]]
 
 
 def test_the_table_on_standard_output_is_aligned_and_on_one_line_a_picture(lively_weights, tmp_path, capsys):
@@ -188,6 +198,95 @@ def test_large_jpegs_are_decoded_whole_only_if_asked(lively_weights, lively_mode
         score = float(read_csv(tmp_path / "s.csv")[0]["score"])
         differences.append(abs(score - direct_score(lively_model, large)))
     assert differences[1] < 4e-5 < 1e-4 < differences[0] < 0.2
+
+
+# ---- several networks, mirrored pictures
+
+
+@pytest.fixture(scope="module")
+def another(tmp_path_factory):
+    """A second network on the same scale, for larger pictures of another shape."""
+    path = tmp_path_factory.mktemp("weights") / "another.safetensors"
+    return write_weights(path, build_lively(seed=1), image_size=2 * SIZE, crop=True, exif=False)
+
+
+def rows_of(paths, weights, output, *words, code=1):
+    assert call(paths, weights, "--output", output, "--force", *words) == code
+    return read_csv(output)
+
+
+def test_several_networks_give_their_mean_and_how_much_they_differ(
+    album, lively_weights, another, tmp_path, monkeypatch
+):
+    output, maps = tmp_path / "s.csv", ("--emotions", "--maps", tmp_path / "maps", "--maps-raw")
+    monkeypatch.setattr(panels, "save_panel", save_small_panel)
+    alone = [rows_of(album, weights, output) for weights in (lively_weights, another)]
+    decoded = []
+    count = lambda *words: decoded.append(words[0]) or decode_views(*words)  # noqa: E731
+    monkeypatch.setattr(scorer_module, "decode_views", count)
+    together = rows_of(album, lively_weights, output, "--checkpoint", another, *maps)
+    assert len(decoded) == len(set(decoded)) == len(ALBUM)  # each file once, however many networks
+    names = "path score score_min score_max score_std score_model_std percentile emotion"
+    assert list(together[0])[:8] == names.split()
+    first = rows_of(album, lively_weights, tmp_path / "first.csv", "--emotions", "--maps", tmp_path / "one")
+    for both, one, *rows in zip(together, first, *alone, strict=True):
+        assert (both["error"], both["path"]) == (one["error"], one["path"])
+        if not both["error"]:
+            scores = [float(row["score"]) for row in rows]
+            assert float(both["score"]) == pytest.approx(np.mean(scores), abs=2e-5)
+            assert float(both["score_model_std"]) == pytest.approx(np.std(scores), abs=2e-5)
+            assert np.std(scores) > 1e-3
+            assert {n: both[n] for n in both if "emotion" in n} == {n: one[n] for n in one if "emotion" in n}
+    assert "score_model_std" not in first[0]
+    with torch.no_grad():
+        expected = build_lively()(as_input(decode(album / "b.jpg", SIZE))).emotion_map[0, 0]
+    assert np.abs(np.load(tmp_path / "maps/b.jpg.eam.npy") - expected.numpy()).max() < 1e-5
+
+
+def test_several_networks_go_on_where_they_were_interrupted(album, lively_weights, another, tmp_path, capsys):
+    output, words = tmp_path / "s.jsonl", ("--checkpoint", another, "--output", tmp_path / "s.jsonl")
+    assert call(album, lively_weights, *words) == 1
+    whole = output.read_bytes()
+    output.write_bytes(whole[: len(whole) // 2])
+    assert call(album, lively_weights, *words, "--resume") == 1 and output.read_bytes() == whole
+    message = refused(capsys, album, lively_weights, "--output", output, "--resume")
+    assert "has other columns than this run would write; go on with the same --checkpoint" in message
+
+
+def test_a_flipped_score_is_the_mean_of_a_picture_and_its_mirror_image(lively_weights, another, tmp_path):
+    picture = blotches(3, 2 * SIZE, 2 * SIZE)
+    picture.resize((SIZE, SIZE)).save(tmp_path / "a.png")
+    picture.resize((SIZE, SIZE)).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "b.png")
+    for words in ((), ("--checkpoint", another)):
+        plain = rows_of(tmp_path, lively_weights, tmp_path / "s.csv", *words, code=0)
+        flipped = rows_of(tmp_path, lively_weights, tmp_path / "s.csv", "--flip", *words, code=0)
+        scores = [float(row["score"]) for row in plain]
+        assert abs(scores[0] - scores[1]) > 1e-3
+        assert [float(row["score"]) for row in flipped] == pytest.approx([np.mean(scores)] * 2, abs=1e-5)
+        same = ("path", "emotion", "emotion_probability", "error")
+        assert [[row[name] for name in same] for row in flipped] == [
+            [r[name] for name in same] for r in plain
+        ]
+        assert ("score_model_std" in flipped[0]) == bool(words)
+
+
+def test_networks_that_do_not_go_together_are_named(album, lively_weights, tmp_path, capsys, monkeypatch):
+    ten = write_weights(tmp_path / "ten.safetensors", build_lively(outputs=10), TEN_BINS)
+    message = refused(capsys, album, lively_weights, "--checkpoint", ten)
+    assert re.search(r"ten\.safetensors predicts on another scale than .*stars\.safetensors \(kind", message)
+    message = refused(capsys, album, lively_weights, "--checkpoint", lively_weights)
+    assert "stars.safetensors is given twice" in message
+    monkeypatch.setitem(SHIPPED, "small", tmp_path / "none.safetensors")
+    assert "the network 'small' is not shipped" in refused(capsys, album, "small")
+
+
+def test_without_a_checkpoint_the_shipped_lite_scores(album, lively_weights, tmp_path, monkeypatch):
+    monkeypatch.setitem(SHIPPED, "lite", lively_weights)
+    expected = rows_of(album / "a.PNG", lively_weights, tmp_path / "s.csv", code=0)
+    assert rows_of(album / "a.PNG", "lite", tmp_path / "s.csv", code=0) == expected
+    words = ["--output", str(tmp_path / "s.csv"), "--force", "--device", "cpu", "--batch-size", "3"]
+    assert main(["predict", str(album / "a.PNG"), *words, "--workers", "0"]) == 0
+    assert read_csv(tmp_path / "s.csv") == expected
 
 
 # ---- parts for several processes
@@ -271,7 +370,8 @@ def test_a_csv_for_excel_is_the_same_behind_a_byte_order_mark(
 
 def test_only_the_rest_is_computed(uninterrupted, album, lively_weights, tmp_path, monkeypatch, capsys):
     lines, decoded = uninterrupted.read_bytes().splitlines(keepends=True), []
-    monkeypatch.setattr(scorer_module, "decode", lambda *words: decoded.append(1) or decode(*words))
+    count = lambda *words: decoded.append(1) or decode_views(*words)  # noqa: E731
+    monkeypatch.setattr(scorer_module, "decode_views", count)
     resume(album, lively_weights, tmp_path / uninterrupted.name, b"".join(lines[:-2]))
     assert 0 < len(decoded) <= 2 * 3  # the batch of the last row with a score, and the last one
     assert "6 of 8 pictures scored" in capsys.readouterr().err

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 from small import make_ava, make_emoset, make_fi, make_iae, make_para, read_json, write_table
 
 from datasets import PictureSet, load_dataset
-from eamb.readers.decoding import decode
+from eamb.readers.decoding import View, decode
 from eamb.readers.prepared import MANIFEST
 from eamb.readers.rated import DataOptions, describe
 from scripts import prepare_data as script
@@ -110,7 +111,8 @@ def test_a_process_that_is_killed_ends_the_script_and_the_next_run_goes_on(
     assert prepare(source, tmp_path / "copies") == 0
 
 
-SETS = {"ava": make_ava, "para": make_para, "iae": make_iae, "fi": make_fi, "emoset": make_emoset}
+SETS = {"ava": make_ava, "iae": make_iae, "fi": make_fi, "emoset": make_emoset}
+SETS["para"] = partial(make_para, voted=range(0, 60, 2))
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -119,9 +121,11 @@ def test_every_set_is_read_from_its_copies_as_from_itself(tmp_path, name):
     if name == "fi" and sys.platform.startswith("linux"):
         (root / "awe/1.jpg").rename(root / "awe/\udcff.jpg")  # no UTF-8
     assert prepare(root, output, dataset=name) == 0
-    ours, theirs = load_dataset(name, output), load_dataset(name, root)
+    options = DataOptions(target="distribution" if name == "para" else "auto")
+    ours, theirs = (load_dataset(name, folder, options=options) for folder in (output, root))
     for split in theirs:
         assert ours[split].ids == theirs[split].ids
+        assert ours[split].labels_sha256 == theirs[split].labels_sha256
         names = [os.path.relpath(path, root) for path in theirs[split].paths]
         assert [os.path.relpath(path, output) for path in ours[split].paths] == names
         assert {decode(path).shape for path in ours[split].paths} == {(SIZE, SIZE, 3)}
@@ -224,6 +228,7 @@ def test_copies_are_refused_for_another_size_or_exif(source, tmp_path):
     assert f"--output {output} --quality 95 data.size=64" in refused(output, 96)
     assert "data.size=64 data.exif=false is asked" in refused(output, exif=False)
     assert "data.size=None" in refused(output, None)
+    assert "data.size=96 data.exif=true is asked" in refused(output, others=(View(SIZE), View(96)))
 
 
 def test_copies_outlive_their_sources_and_a_damaged_manifest_is_named(source, tmp_path):

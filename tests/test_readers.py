@@ -12,7 +12,7 @@ from datasets import SetReader, load_dataset
 from eamb.network.outputs import EMOTIONS, Scale
 from eamb.readers import demo, iae
 from eamb.readers.decoding import decode
-from eamb.readers.para import PARA_BINS
+from eamb.readers.para import PARA_BINS, PARA_TRAINING_VOTES
 from eamb.readers.rated import SPLITS, DataOptions, LeftOut, describe, write_left_out
 
 EMOTIONS_ONLY = Scale("score", 0, 1, 0.5, offset=0, factor=1)
@@ -120,6 +120,64 @@ def test_para_targets(tmp_path):
     sets = load_dataset("para", root, options=DataOptions(target="distribution"))
     assert sets["train"].scale.bins == PARA_BINS
     assert sets["test"].distributions[1].tolist() == pytest.approx([1 / 4, 0, 0, 1 / 4, 1 / 2, 0, 0, 0, 0])
+
+
+VOTED = range(0, 60, 2)  # of the training pictures, 0 to 59
+
+
+def test_votes_of_some_training_pictures_come_from_the_csv_beside(tmp_path):
+    plain = load_dataset("para", make_para(tmp_path / "plain"))
+    root = make_para(tmp_path / "votes", voted=VOTED)
+    usual = load_dataset("para", root)  # scores, with nothing read from that csv
+    for split in ("train", "val"):
+        assert usual[split].labels_sha256 == plain[split].labels_sha256 and not usual[split].with_votes.any()
+        assert usual[split].scale.kind == "score"
+    sets = load_dataset("para", root, options=DataOptions(target="distribution"))
+    train, val, test = sets.values()
+    assert train.scale.bins == PARA_BINS and test.with_votes.all()
+    assert train.ids == usual["train"].ids and (train.scores == usual["train"].scores).all()
+    known = [i for rated in (train, val) for i in rated.take(rated.with_votes).ids]
+    assert sorted(known) == sorted(f"session0/p{i}_.jpg" for i in VOTED)
+    for sample in train:
+        share, voted = sample.score - 1, sample.id.startswith("session0")
+        expected = [1 - share, 0, share, *[0] * 6] if voted else [np.nan] * 9
+        assert sample.distribution.tolist() == pytest.approx(expected, nan_ok=True)
+    few = train.take(~train.with_votes)
+    assert few.distributions.shape == (len(few), 9) and not few.with_votes.any()
+    assert "official PARA-GiaaTrain.csv with the votes in PARA-GiaaTrain-distributions.csv" in train.protocol
+    assert f", votes of {train.with_votes.sum()}, 8 emotions" in describe(train)
+    assert "votes of" not in describe(test)
+    assert train.labels_sha256 != usual["train"].labels_sha256
+
+
+def test_votes_in_the_training_csv_itself_come_first(tmp_path):
+    root = make_para(tmp_path, bins=True)
+    (root / "annotation" / PARA_TRAINING_VOTES).write_text("nonsense")
+    assert load_dataset("para", root, options=DataOptions(target="distribution"))["train"].with_votes.all()
+
+
+FIRST = "p0_.jpg,session0,100,0,0"  # its row of votes
+WRONG_VOTES = [
+    ("p0_.jpg", "p60_.jpg", "row 2: 'imageName' is 'p60_.jpg', expected no picture of PARA-GiaaTest.csv"),
+    ("p0_.jpg", "p99_.jpg", "row 2: 'imageName' is 'p99_.jpg', expected a picture of PARA-GiaaTrain.csv"),
+    ("session0", "session1", "row 2: 'imageName' is 'p0_.jpg', expected a picture of PARA-Gi"),
+    ("p0_.jpg", "p2_.jpg", "row 3: 'imageName' is 'p2_.jpg', expected each picture once"),
+    ("100,0,0", "99,1,0", "row 2: the votes of session0/p0_.jpg have the mean 1.0050, and its mean in"),
+    ("100,0,0", "0,0,0", "row 2: 'aestheticScore_1.0' is '0', expected 1 to 100 votes in"),
+    ("100,0,0", "9.5,0,0", "row 2: 'aestheticScore_1.0' is '9.5', expected a whole number from 0 to 100"),
+    ("aestheticScore_1.5", "x", "PARA-GiaaTrain-distributions.csv has no column 'aestheticScore_1.5'"),
+]
+
+
+def test_votes_of_other_pictures_or_with_another_mean_are_refused(tmp_path):
+    path = make_para(tmp_path, voted=VOTED) / "annotation" / PARA_TRAINING_VOTES
+    correct = path.read_text()
+    for old, new, words in WRONG_VOTES:
+        assert FIRST in correct and old in correct
+        path.write_text(correct.replace(old, new, 1))
+        refused(words, "para", tmp_path, ("train",), target="distribution")
+    path.write_text(correct.replace("100,0,0", "1,0,0", 1))  # of one person, with the same mean
+    load_dataset("para", tmp_path, ("train",), DataOptions(target="distribution"))
 
 
 # ---- AVA

@@ -10,10 +10,10 @@ import pytest
 import torch
 from lively import RATINGS, SIZE, blotches, direct_score, write_weights
 
-from eamb.inference import scorer as scorer_module
 from eamb.inference.scorer import Scorer, in_threads, percentile
 from eamb.network.outputs import Scale
 from eamb.readers.decoding import DecodeError
+from eamb.weights.shipped import SHIPPED
 
 pytestmark = pytest.mark.portable
 
@@ -39,7 +39,7 @@ def test_percentile_is_the_share_of_ratings_below(value, share):
 
 
 def test_three_lines_of_python(pictures, lively_weights, lively_model, monkeypatch):
-    monkeypatch.setattr(scorer_module, "SHIPPED", lively_weights)
+    monkeypatch.setitem(SHIPPED, "lite", lively_weights)
     result = Scorer().score(pictures[1])
     assert result.score == pytest.approx(direct_score(lively_model, pictures[1]), abs=1e-4)
     assert result.emotion_map.shape == (SIZE // 8, SIZE // 8)
@@ -78,7 +78,7 @@ def test_score_raises_where_score_all_reports(lively_scorer, tmp_path):
 
 def test_a_network_that_gives_no_number_is_a_reason(lively_weights, pictures):
     scorer = Scorer(lively_weights, device="cpu")
-    scorer.network.model.network.head[5].bias.fill_(float("nan"))
+    scorer.network.networks[0].model.network.head[5].bias.fill_(float("nan"))
     [result] = scorer.score_all(pictures[:1])
     assert result.score is None and "not a number" in result.error
 

@@ -8,17 +8,30 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small import UNTRAINED, WORDS, evaluate, read_csv, read_json, read_log, train, write_csv, write_pictures
+from small import (
+    UNTRAINED,
+    WORDS,
+    evaluate,
+    make_para,
+    read_csv,
+    read_json,
+    read_log,
+    train,
+    write_csv,
+    write_pictures,
+)
 
 from datasets import Batch, load_dataset
 from eamb.network.names import NETWORKS, PAIR_NETWORKS
 from eamb.network.outputs import EMOTIONS, Output, Scale
-from eamb.readers.rated import RatedSet
+from eamb.readers.para import PARA_BINS
+from eamb.readers.rated import DataOptions, RatedSet
 from eamb.runtime.config import load_config
 from eamb.training.tasks import choose_task
 from eamb.weights import checkpoint
 from eamb.weights.registry import kind_of, name_of
 from main import main
+from metrics import compare_distributions, distribution_metrics
 
 SCORES = Scale("score", 1, 5, 3, offset=1, factor=4)
 
@@ -133,6 +146,72 @@ def test_every_kind_of_rating_trains(words, kind, outputs, offset, counts_set, t
     assert ("emd2" in metrics) == (kind == "distribution")
 
 
+MODES = {
+    "votes": ["data.only_with_votes=true"],
+    "means": ["loss.emd_weight=0", "loss.mean_weight=1"],
+    "both": ["loss.emd_weight=0.3", "loss.mean_weight=1", "loss.correlation_weight=0.1"],
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_votes_of_some_pictures_train_in_three_ways_and_are_measured_where_known(mode, tmp_path, capsys):
+    root, run = make_para(tmp_path / "set", voted=range(0, 60, 2)), tmp_path / "run"
+    words = [*MODES[mode], "data.target=distribution", UNTRAINED]
+    assert train("para", root, run, *words) == 0
+    weights = checkpoint.load_weights(run / "best.pt")
+    assert (weights.scale.bins, weights.tensors["head.5.bias"].shape) == (PARA_BINS, (9,))
+    splits = load_dataset("para", root, options=DataOptions(target="distribution"))
+    learned = splits["train"].take(splits["train"].with_votes) if mode == "votes" else splits["train"]
+    assert np.array_equal(weights.training_ids, learned.id_hashes)
+    [line] = read_log(run)
+    assert line["train_pictures"] == len(learned) // 8 * 8 and math.isfinite(line["train_loss"])
+    found = read_json(run / "test" / "metrics.json")["metrics"]
+    assert {"emd1", "emd2", "std_srcc", "std_mae", "coverage_50", "coverage_80"} < set(found)
+    capsys.readouterr()
+    # Without data.target: the weights say that votes are to be read.
+    assert evaluate(run / "best.pt", "para", root, tmp_path / "out", "--split", "train") == 0
+    kept, known = read_json(tmp_path / "out" / "metrics.json"), splits["train"].with_votes
+    said = f"pictures with votes, for EMD, spread and central shares: {known.sum()}"
+    assert said in kept["notes"] and said in capsys.readouterr().out
+    rows = read_csv(tmp_path / "out" / "predictions.csv")
+    shares = [[float(row[f"p_{value:g}"]) for value in PARA_BINS] for row in rows]
+    votes = splits["train"].distributions[known]
+    expected = distribution_metrics(compare_distributions(np.array(shares)[known], votes, PARA_BINS))
+    assert expected == {name: kept["metrics"][name] for name in expected}
+    assert kept["metrics"]["n"] == len(known) > known.sum()
+
+
+def test_validating_on_test_leaves_out_pictures_without_votes_from_both_other_splits(tmp_path):
+    root, run = make_para(tmp_path / "set", voted=range(0, 60, 2)), tmp_path / "run"
+    words = ["data.target=distribution", "data.only_with_votes=true", UNTRAINED]
+    words += ["train.validate_on=test", "train.score_test=false"]
+    assert train("para", root, run, *words) == 0
+    sets = load_dataset("para", root, options=DataOptions(target="distribution"))
+    voted = [sets[split].take(sets[split].with_votes).id_hashes for split in ("train", "val")]
+    assert np.array_equal(checkpoint.load_weights(run / "best.pt").training_ids, np.union1d(*voted))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("data.target=distribution", r"the votes of \d+ of \d+ training pictures of para are not known"),
+        ("data.target=distribution loss.emd_weight=0", "loss.mean_weight=0 nothing is learned"),
+        ("loss.mean_weight=1", "networks that predict distributions, and this one predicts a score; leave"),
+        ("loss.emd_weight=0", "networks that predict distributions, and this one predicts a score; leave"),
+        (
+            "data.target=distribution data.only_with_votes=true data.distill=t.csv loss.distill_weight=1",
+            "data.distill is for scores, or means with loss.mean_weight above 0",
+        ),
+        ("data.only_with_votes=true", "datasets: no votes are known for the train split of para, so"),
+    ],
+)
+def test_weights_of_the_loss_that_would_teach_nothing_are_refused(words, said, tmp_path, capsys):
+    root = make_para(tmp_path / "set", voted=range(0, 60, 2))
+    assert train("para", root, tmp_path / "run", UNTRAINED, *words.split()) == 2
+    assert re.search(said, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
 def test_iae_over_a_branch_that_knows_more_emotions_predicts_high_and_low_and_emotions(tmp_path):
     nine = (*EMOTIONS, "neutral")
     votes = {f"emotion_{name}": [int(i // 6 % 4 == k % 4) for i in range(24)] for k, name in enumerate(nine)}
@@ -242,17 +321,17 @@ def test_validate_on_test_trains_on_the_validation_pictures_too(scored_set, tmp_
 # ---- losses
 
 
-def loss_of(prediction: list = (), scale: Scale = SCORES, words=(), logits=(), votes=(), **labels) -> float:
+def loss_of(prediction=(), scale: Scale = SCORES, words=(), logits=(), votes=(), **labels) -> torch.Tensor:
     """The loss of a task; the words of its config name it."""
-    count, votes = len(prediction or logits), np.array(votes)
+    count, votes = len(prediction) or len(logits), np.array(votes)
     fields = {name: torch.tensor(value) for name, value in labels.items()}
     fields = {"scores": None, "distributions": None, "emotions": torch.tensor(votes), **fields}
     batch = Batch(torch.arange(count), torch.zeros(count), broken=[], **fields)
     rated = RatedSet("csv", "train", "", ["a"], ["a"], np.array([1.0]), scale)
     if len(votes):
         rated = replace(rated, emotions=votes, emotion_classes=EMOTIONS[: votes.shape[1]])
-    output = Output(torch.tensor(prediction), torch.tensor(logits), torch.zeros(count))
-    return choose_task(load_config(words=words)).loss(rated)(output, batch).item()
+    output = Output(torch.as_tensor(prediction), torch.tensor(logits), torch.zeros(count))
+    return choose_task(load_config(words=words)).loss(rated)(output, batch)
 
 
 P = {"prediction": [[0.5], [0.25]], "scores": [5.0, 3.0]}  # 5 is p = 1 and 3 is p = 0.5
@@ -287,4 +366,21 @@ BOTH = P | {name: values[:2] for name, values in VOTES.items()}
     ],
 )
 def test_each_kind_of_rating_has_its_loss_as_the_config_says(words, arguments, expected):
-    assert loss_of(words=words.split(), **arguments) == pytest.approx(expected, abs=1e-6)
+    assert loss_of(words=words.split(), **arguments).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_mean_is_learned_from_all_pictures_and_the_shape_where_votes_are_known():
+    nobody = [math.nan, math.nan]
+    known = {**BINS, "scores": [2.0, 1.0], "distributions": [[0.0, 1.0], nobody]}  # predicted: 1.0 and 1.5
+    logits = torch.tensor([[0.4, 0.1], [0.2, -0.3]])
+    for words, of_votes, of_means in (("1 0", 1, 0), ("0 1", 0, 1), ("0.5 2", 0.5, 2)):
+        emd, mean = words.split()
+        words = [f"loss.emd_weight={emd}", f"loss.mean_weight={mean}"]
+        expected = of_votes * math.sqrt(0.5) + of_means * (1 + 0.25) / 2
+        assert loss_of(words=words, **known).item() == pytest.approx(expected)
+        leaf = logits.clone().requires_grad_()
+        loss_of(words=words, **known | {"prediction": leaf.softmax(dim=1)}).backward()
+        assert leaf.grad.isfinite().all() and leaf.grad[0].any()
+        assert bool(leaf.grad[1].any()) == bool(of_means)
+    words = ["loss.emd_weight=0", "loss.mean_weight=0.5", "loss.correlation_weight=2"]  # PLCC -1
+    assert loss_of(words=words, **known).item() == pytest.approx(0.5 * (0.625 + 2 * 2))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from torch import nn
 
 import metrics
 from datasets import over_classes
@@ -15,15 +14,16 @@ from eamb.evaluation.report import Report, rounded
 from eamb.readers.rated import RatedSet
 from eamb.runtime import engine
 from eamb.runtime.config import Config
+from eamb.runtime.networks import Ensemble
 from eamb.weights.checkpoint import Weights
 
 
 def evaluate_emotions(
-    network: nn.Module, weights: Weights, rated: RatedSet, config: Config, compute: engine.Compute
+    network: Ensemble, rated: RatedSet, config: Config
 ) -> tuple[Report, engine.Predictions]:
     """The report on an emotion network, and its predictions; raises as `with_emotions`."""
-    rated = with_emotions(rated, weights.emotions)
-    predictions = predict_set(network, rated, config, compute, show=True)
+    weights, rated = network.weights, with_emotions(rated, network.weights.emotions)
+    predictions = predict_set(network, rated, config, show=True)
     report = measure_emotions(predictions, rated, weights.description, config.evaluate.bootstrap)
     if is_cross_set(weights, rated):
         report.title += f" (cross-set: trained on {weights.description['dataset']})"

@@ -1,44 +1,54 @@
-"""`main.py evaluate`: predicts a set with the weights of a checkpoint and reports it, with provenance."""
+"""`main.py evaluate`: predicts a set with the weights of checkpoints and reports it, with provenance."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import nn
 
 from eamb.evaluation.report import FILES, Report, versions
-from eamb.network import backbones
 from eamb.readers.pairs import PairedSet
 from eamb.readers.rated import RatedSet, write_left_out
-from eamb.runtime import distributed, engine
+from eamb.runtime import distributed
 from eamb.runtime.command import check_output
+from eamb.runtime.networks import Ensemble, TorchNetwork, check_averaged
 from eamb.weights.checkpoint import Weights
 
 if TYPE_CHECKING:
     from eamb.training.tasks import Task
 
 
-def evaluate_checkpoint(
-    weights: Weights, task: Task, split: str, output: Path | None = None, force: bool = False
+def evaluate_checkpoints(
+    several: Sequence[Weights],
+    task: Task,
+    split: str,
+    output: Path | None = None,
+    force: bool = False,
+    flip: bool = False,
 ) -> Report:
-    """Evaluates the weights of a checkpoint on one split of a set; prints and writes the report.
+    """Evaluates weights, or several together, on one split of a set; prints and writes the report.
 
     Args:
-        task: the task of the weights, with settings from `as_trained`.
+        several: of one or more checkpoints, whose predictions are averaged.
+        task: the task of the weights, with the settings that `as_trained` gives for the first.
         output: the report's folder; the default is below runs/.
+        flip: also average with the predictions for mirrored pictures.
 
     Raises:
-        ValueError, OSError: no such data, data that don't fit the weights, or a report exists and no `force`.
+        ValueError, OSError: no such data, data that don't fit the weights, weights that cannot be averaged,
+            or a report exists and no `force`.
     """
+    check_averaged(several, flip)
     rated = task.load_split(split)
-    folder = report_folder(output, rated, weights.sha256, force)
+    hashes = [weights.sha256 for weights in several] + ["flip"] * flip
+    together = hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+    folder = report_folder(output, rated, together, force)
     with distributed.session(task.config.train.device) as device:
-        network = weights.build().to(device)
-        mean, std = backbones.normalisation(task.config.model.backbone)
-        engine.keep_memory(device)
-        report = evaluate(network, weights, rated, task, engine.Compute(device, "fp32", mean, std))
+        network = Ensemble([TorchNetwork.load(weights, device) for weights in several], flip)
+        report = evaluate(network, rated, task)
         if distributed.is_main():
             publish(report, rated, task, folder)
     return report
@@ -60,26 +70,41 @@ def publish(report: Report, rated: RatedSet, task: Task, folder: Path) -> None:
     print(f"{task.describe(rated)}\n\n{report}\n\n{folder}: {report.files}")
 
 
-def evaluate(
-    network: nn.Module, weights: Weights, rated: RatedSet, task: Task, compute: engine.Compute
-) -> Report:
+def evaluate(network: Ensemble, rated: RatedSet, task: Task) -> Report:
     """Predicts every picture of the set once; the report has intervals, a leak check and the provenance.
     Raises ValueError if an emotion network does not know all of the set's emotions."""
-    report, predictions = task.evaluate(network, weights, rated, compute)
+    report, predictions = task.evaluate(network, rated)
     if predictions.broken:
         report.notes.append(f"pictures that cannot be decoded, left out: {len(predictions.broken)}")
-    leaked = leaks(rated, weights)
+    leaked = leaks(rated, network.weights)
     report.notes += [f"{name.replace('_', ' ')}: {count}" for name, count in leaked.items()]
     report.facts |= {
         **leaked,
         **about(rated, task.name),
-        "weights_sha256": weights.sha256,
-        "trained_on": weights.description["dataset"],
-        "origin": weights.description.get("origin", {}),
+        **provenance(network),
         "broken": [list(entry) for entry in predictions.broken],
-        "training": weights.description.get("config", {}),
     }
     return report
+
+
+def provenance(network: Ensemble) -> dict:
+    """What metrics.json says about the weights: of several, the same of each under "checkpoints"."""
+
+    def of(weights: Weights) -> dict:
+        described = weights.description
+        return {
+            "weights_sha256": weights.sha256,
+            "trained_on": described["dataset"],
+            "origin": described.get("origin", {}),
+            "training": described.get("config", {}),
+        }
+
+    several = [member.weights for member in network.networks]
+    flip = {"flip": True} if network.flip else {}
+    if len(several) == 1:
+        return of(several[0]) | flip
+    each = [{"checkpoint": Path(weights.path).name, **of(weights)} for weights in several]
+    return {"trained_on": network.weights.description["dataset"], "checkpoints": each, **flip}
 
 
 def about(rated: RatedSet, task: str) -> dict:
@@ -95,6 +120,6 @@ def leaks(rated: RatedSet, weights: Weights) -> dict[str, int]:
     if isinstance(rated, PairedSet) and weights.scale:
         return {}
     trained = {"test_pictures_trained_on": weights.training_ids}
-    if weights.emotions:
+    if weights.emotions or len(weights.emotion_training_ids):
         trained["test_pictures_that_the_emotion_branch_was_trained_on"] = weights.emotion_training_ids
     return {name: int(np.isin(rated.id_hashes, ids).sum()) for name, ids in trained.items()}

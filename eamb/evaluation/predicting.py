@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from torch import nn
 
 from datasets import PictureSet, TestOrder, make_loader
-from eamb.network.fast import prepare_for_inference
 from eamb.readers.rated import LeftOut, RatedSet
 from eamb.runtime import distributed, engine
 from eamb.runtime.config import Config
+from eamb.runtime.networks import Ensemble
 from eamb.runtime.progress import progress
 from eamb.weights.checkpoint import Weights
 
@@ -26,7 +25,7 @@ def as_trained(config: Config, weights: Weights, given: dict[str, object] | None
         ValueError: a given setting contradicts the weights.
     """
     described, data = weights.description, config.data
-    (size, exif), crop = weights.size_and_exif, described.get("crop", False)
+    size, exif, crop = weights.view
     fixed = {"task": weights.task, "data.size": size, "data.exif": exif, "data.crop": crop}
     architecture = {"network": described.get("network", "eambnet")} | described["architecture"]
     for name, value in architecture.items():
@@ -34,12 +33,15 @@ def as_trained(config: Config, weights: Weights, given: dict[str, object] | None
     for key, value in (given or {}).items():
         if value != fixed.get(key, value):
             raise ValueError(
-                f"evaluation: {key}={value} does not go with these weights, whose {key} is {fixed[key]}; "
+                f"evaluation: {key}={value} does not go with {weights.path}, whose {key} is {fixed[key]}; "
                 "leave it out"
             )
     kept = {}  # settings of the training, used unless others are given
-    if weights.scale and described["dataset"] == data.dataset and data.threshold is None:
-        kept["threshold"] = weights.scale.threshold
+    if weights.scale and described["dataset"] == data.dataset:
+        if data.threshold is None:
+            kept["threshold"] = weights.scale.threshold
+        if data.dataset == "para" and data.target == "auto":  # votes are read only if asked for
+            kept["target"] = weights.scale.kind
     trained, names = described.get("config", {}).get("data", {}), ()
     if data.dataset == "csv" and "csv" in described["dataset"].split("+"):  # how the csv is read
         names += ("table", "images", *(name for name in trained if "_column" in name))
@@ -80,10 +82,8 @@ def labelled(rated: RatedSet, task: str) -> RatedSet:
     return replace(rated.take(usable), left_out=left_out, parts=parts)
 
 
-def predict_set(
-    network: nn.Module, rated: RatedSet, config: Config, compute: engine.Compute, show: bool = False
-) -> engine.Predictions:
-    """Predicts every picture of the set once, over all processes, in the order of the set. Always in fp32.
+def predict_set(network: Ensemble, rated: RatedSet, config: Config, show: bool = False) -> engine.Predictions:
+    """Predicts every picture of the set once, over all processes, in the order of the set.
 
     Args:
         show: a progress bar.
@@ -91,16 +91,14 @@ def predict_set(
     Raises:
         ValueError: no picture can be decoded.
     """
-    distributed.share_buffers(network)  # BatchNorm statistics are the same in every process
-    fast, data = prepare_for_inference(network), config.data
-    pictures = PictureSet(rated, data.size, data.exif, skip_broken=data.skip_broken, crop=data.crop)
+    data, (view, *others) = config.data, network.views
+    pictures = PictureSet(rated, view.size, view.exif, None, data.skip_broken, view.crop, tuple(others))
     order = TestOrder(len(rated), config.evaluate.batch_size, distributed.rank(), distributed.world())
-    on_gpu = compute.device.type == "cuda"
+    on_gpu = network.device.type == "cuda"
     loader = make_loader(pictures, order, data.worker_count(), pin_memory=on_gpu, timeout=data.timeout)
     hidden = not (show and distributed.is_main())
     batches = progress(loader, desc=f"{rated.name} {rated.split}", unit="batch", disable=hidden)
-    compute = compute._replace(precision="fp32")
-    predictions = engine.predict(fast, batches, compute, config.evaluate.batch_size)
+    predictions = engine.predict(network, batches, config.evaluate.batch_size)
     if not len(predictions.index):
         raise ValueError(
             f"evaluation: none of the {len(rated)} pictures of {rated.name} {rated.split} can be decoded, "

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from torch import nn
 
 import metrics
 from eamb.evaluation.intervals import bootstrap_intervals
@@ -14,18 +13,16 @@ from eamb.evaluation.report import Report, rounded
 from eamb.readers.pairs import PairedSet, load_pairs
 from eamb.runtime import engine
 from eamb.runtime.config import Config
-from eamb.weights.checkpoint import Weights
+from eamb.runtime.networks import Ensemble
 
 
-def evaluate_pairs(
-    network: nn.Module, weights: Weights, rated: PairedSet, config: Config, compute: engine.Compute
-) -> tuple[Report, engine.Predictions]:
+def evaluate_pairs(network: Ensemble, rated: PairedSet, config: Config) -> tuple[Report, engine.Predictions]:
     """The report on a pair network, or on one that scores single photographs, and its predictions.
 
     For scores, the slope from their difference to a preference is fitted to the validation pairs.
     """
-    data, scale, bootstrap = config.data, weights.scale, config.evaluate.bootstrap
-    predictions = predict_set(network, rated, config, compute, show=True)
+    data, scale, bootstrap = config.data, network.weights.scale, config.evaluate.bootstrap
+    predictions = predict_set(network, rated, config, show=True)
     if not scale:
         return measure_pairs(predictions, rated, bootstrap), predictions
     steepness, words = 0.0, "no validation pair says that people prefer the higher score"
@@ -34,7 +31,7 @@ def evaluate_pairs(
     except (ValueError, OSError) as error:  # a test split can be scored without the files of the others
         words = str(error)
     else:
-        fitted = predict_set(network, validation, config, compute, show=True)
+        fitted = predict_set(network, validation, config, show=True)
         validation = validation.take(fitted.index)
         if len(validation.pairs):
             first, second = scale.value(fitted.prediction)[validation.pairs.T]  # (m,) each

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import numpy as np
-from torch import nn
 
 import metrics
 from datasets import SetReader
@@ -16,19 +15,16 @@ from eamb.evaluation.report import Report, rounded
 from eamb.readers.rated import RatedSet
 from eamb.runtime import engine
 from eamb.runtime.config import Config
+from eamb.runtime.networks import Ensemble, spread
 from eamb.weights.checkpoint import Weights
 
 
 def evaluate_scores(
-    network: nn.Module,
-    weights: Weights,
-    rated: RatedSet,
-    config: Config,
-    compute: engine.Compute,
-    reader: SetReader,
+    network: Ensemble, rated: RatedSet, config: Config, reader: SetReader
 ) -> tuple[Report, engine.Predictions]:
     """The report on a network that scores pictures (and emotions, if it predicts them); its predictions."""
-    predictions = predict_set(network, rated, config, compute, show=True)
+    weights = network.weights
+    predictions = predict_set(network, rated, config, show=True)
     twins, notes = find_twins(rated, reader)
     reason = emotions.why_not_measured(weights, rated)
     description = None if reason else weights.description
@@ -57,6 +53,9 @@ def measure_scores(
     scale = weights.scale if weights else rated.scale
     cross = weights is not None and is_cross_set(weights, rated)
     columns = {"id": np.array(kept.ids), "prediction": rounded(scale.value(predictions.prediction))}
+    differences = None if predictions.members is None else spread(predictions.members, scale)  # (n,)
+    if differences is not None:
+        columns["score_model_std"] = rounded(differences)
     shares = rounded(predictions.prediction)  # (n, K)
     columns |= {f"p_{value:g}": shares[:, i] for i, value in enumerate(scale.bins)}
     labels = scale.kind == "label" and not cross
@@ -93,11 +92,14 @@ def compare_scores(
     arrays = [predicted, scores]
     bins = [f"p_{value:g}" for value in rated.bins]
     if bins and bins == [name for name in columns if name.startswith("p_")]:
-        arrays += [np.stack([columns[name] for name in bins], axis=1), rated.distributions]  # (n, K) each
+        shares = np.stack([columns[name] for name in bins], axis=1)  # (n, K)
+        arrays.append(metrics.compare_distributions(shares, rated.distributions, rated.bins))
 
     def figures(*arrays: np.ndarray) -> dict[str, float]:
-        result = metrics.aesthetic_metrics(arrays[0], arrays[1], threshold, *arrays[2:])
-        return {name: result[name] for name in ("n", "srcc", "plcc", "krcc")} if correlations_only else result
+        result = metrics.aesthetic_metrics(arrays[0], arrays[1], threshold)
+        if correlations_only:
+            return {name: result[name] for name in ("n", "srcc", "plcc", "krcc")}
+        return result | (metrics.distribution_metrics(arrays[2]) if arrays[2:] else {})
 
     report = Report(f"{rated.name} {rated.split}", figures(*arrays), columns)
     if bootstrap:
@@ -107,6 +109,8 @@ def compare_scores(
             title = "{}\nSRCC {srcc:.3f}, PLCC {plcc:.3f}, n = {n:,}".format(report.title, **report.metrics)
             arguments = {"predicted": predicted, "rated": scores, "unit": "rating", "title": title}
             report.plots["scatter.png"] = arguments
+        if "emd2" in report.metrics and (count := rated.with_votes.sum()) < len(rated):
+            report.notes.append(f"pictures with votes, for EMD, spread and central shares: {count:,}")
         high, voted = rated.high(), has_votes(rated)
         majority = report.facts["majority_accuracy"] = float(max(np.mean(high), 1 - np.mean(high)))
         report.notes.append(f"accuracy of always naming the majority: {majority:.4f}")

@@ -60,7 +60,8 @@ def parse_metadata(text: str, path: Path | str) -> tuple[checkpoint.Weights, dic
             raise ValueError(f"precision {export['precision']}")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"exported: the metadata of {path} are damaged ({error}); export it anew") from error
-    return checkpoint.Weights({}, checkpoint.read_description(described, path), *ids), export
+    description = checkpoint.read_description(described, path)
+    return checkpoint.Weights({}, description, *ids, path=str(path)), export
 
 
 def openvino():
@@ -75,7 +76,7 @@ def openvino():
 
 
 class Exported:
-    """A network in a file that scripts/export.py wrote, compiled for the CPU.
+    """A network in a file that scripts/export.py wrote, compiled for the CPU; used as `TorchNetwork`.
 
     Args:
         precision: "fp32" or "int8", which the file must have; None accepts either.
@@ -84,12 +85,15 @@ class Exported:
     Attributes:
         weights: the description stored in the file, without tensors.
         export: its precision, and how much it differed from PyTorch when it was written.
+        view: how it wants its pictures. device: the CPU.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: OpenVINO is missing; the file is damaged, not from scripts/export.py, or of another
             precision; its output for a black picture is not finite or does not fit the description.
     """
+
+    device = torch.device("cpu")
 
     def __init__(self, path: Path | str, precision: str | None = None, streams: int = 1):
         if not Path(path).is_file():
@@ -129,9 +133,9 @@ class Exported:
         scale, emotions = self.weights.scale, len(self.weights.emotions)
         values = 2 if self.weights.task == "series" else scale.outputs if scale else emotions
         try:
-            size, _ = self.weights.size_and_exif
+            self.view = self.weights.view
             self.network = core.compile_model(model, "CPU", settings)
-            output = self.run(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+            output = self.run(torch.zeros(1, 3, self.view.size, self.view.size, dtype=torch.uint8))
             shapes = [(1, values), (1, emotions), (1, 1, *output.emotion_map.shape[-2:])]
             for name, value, shape in zip(Output._fields, output, shapes, strict=True):
                 if tuple(value.shape) != shape or not value.isfinite().all():

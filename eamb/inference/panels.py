@@ -173,13 +173,16 @@ def draw_training_ratings(figure: Figure, box: Box, explanation: Explanation) ->
 
 
 def draw_predicted_ratings(figure: Figure, box: Box, explanation: Explanation) -> None:
-    """The predicted rating distribution as bars."""
+    """The predicted rating distribution as bars: how much people disagree."""
     axes = add_axes(figure, box, "predicted ratings")
     bars = draw_shares(axes, explanation.distribution, color=BLUE)
     axes.bar_label(bars, fmt=lambda share: f"{100 * share:.0f}", fontsize=9, color=FAINT)
     axes.margins(x=0, y=0.2)
     axes.set_xticks(list(explanation.distribution))
-    finish_chart(axes, box, f"predicted ratings in %, mean {explanation.value:.2f}")
+    ratings, shares = np.array(list(explanation.distribution.items())).T  # (K,) each
+    spread = np.sqrt(shares @ (ratings - explanation.value) ** 2)
+    words = f"predicted ratings in %: mean {explanation.value:.2f}, SD {spread:.2f}"
+    finish_chart(axes, box, words)
 
 
 def draw_shares(axes: Axes, shares: Mapping[float, float], **style: object) -> BarContainer:

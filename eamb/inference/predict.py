@@ -22,6 +22,7 @@ from eamb.inference.rows import FORMATS, NOTE, as_row, column_names, open_rows, 
 from eamb.inference.scorer import Scored, Scorer, check_scores, is_exported
 from eamb.runtime.command import check_output
 from eamb.runtime.progress import progress
+from eamb.weights.shipped import checkpoint_files
 
 
 def predict(options: argparse.Namespace) -> int:
@@ -40,21 +41,23 @@ def predict(options: argparse.Namespace) -> int:
         options.paths, part or choose_shard(options.shard), map_folders if folder else ()
     )
     scorer = Scorer(
-        options.checkpoint,
+        tuple(options.checkpoint),
         options.device,
         options.precision,
         options.batch_size,
         options.workers,
         maps=folder is not None,
         exact=options.exact,
+        flip=options.flip,
     )
-    check_scores(scorer.network.weights, options.checkpoint)
+    check_scores(scorer.network.weights)
     if options.precision == "auto":
         print(f"--precision auto: {scorer.network.precision}", file=sys.stderr)
     if scorer.emotions and not scorer.emotions_trained:
         words = "the emotion branch of these weights was never trained on emotions; its emotions are left out"
         print(words, file=sys.stderr)
-    columns = column_names(scorer.scale, scorer.emotions if options.emotions else ())
+    several = len(options.checkpoint) > 1
+    columns = column_names(scorer.scale, scorer.emotions if options.emotions else (), several)
     maps = MapFolder(folder, scorer, options.maps_raw) if folder is not None else None
     rows = []
     if options.resume and output.exists():
@@ -87,11 +90,12 @@ def predict(options: argparse.Namespace) -> int:
 
 def check_options(options: argparse.Namespace, output: Path | None, folder: Path | None) -> None:
     """Refuses options that contradict each other or would overwrite something, before any work is done."""
-    if options.engine and is_exported(options.checkpoint) != (options.engine == "openvino"):
-        raise ValueError(
-            f"predict: --engine {options.engine} cannot run {options.checkpoint or 'the shipped weights'}; "
-            f"openvino runs what scripts/export.py writes ({', '.join(ENDINGS.values())}), torch the others"
-        )
+    for file in checkpoint_files(options.checkpoint) if options.engine else ():
+        if is_exported(file) != (options.engine == "openvino"):
+            raise ValueError(
+                f"predict: --engine {options.engine} cannot run {file}; openvino runs what scripts/export.py "
+                f"writes ({', '.join(ENDINGS.values())}), torch the others"
+            )
     if output is not None and output.suffix.lower() not in FORMATS:
         raise ValueError(f"predict: --output must end in {' or '.join(FORMATS)}, got {output}")
     if options.excel and (output is None or output.suffix.lower() != ".csv"):

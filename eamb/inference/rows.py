@@ -20,15 +20,20 @@ from eamb.inference.photographs import PictureFile
 from eamb.inference.scorer import Scored
 from eamb.network.outputs import Scale
 
-SCORE_COLUMNS = ("score", "score_min", "score_max", "score_std", "percentile")
-COLUMNS = ("path", *SCORE_COLUMNS, "emotion", "emotion_probability", "error")  # of every table
+SCORE_COLUMNS = ("score", "score_min", "score_max", "score_std", "score_model_std", "percentile")
+COLUMNS = ("path", *SCORE_COLUMNS, "emotion", "emotion_probability", "error")
 FORMATS = (".csv", ".jsonl")
 NOTE = "note: "  # begins an error cell that is only a note on a file that was scored
 
 
-def column_names(scale: Scale, emotions: Sequence[str]) -> list[str]:
-    """Columns of a table: COLUMNS, one per emotion of `emotions`, one per rating bin."""
-    return [*COLUMNS, *(f"emotion_{name}" for name in emotions), *(f"p_{value:g}" for value in scale.bins)]
+def column_names(scale: Scale, emotions: Sequence[str], several: bool) -> list[str]:
+    """Columns of a table: COLUMNS, one per emotion of `emotions`, one per rating bin.
+
+    Args:
+        several: the scores are of several networks; otherwise score_model_std is left out.
+    """
+    always = [name for name in COLUMNS if several or name != "score_model_std"]
+    return [*always, *(f"emotion_{name}" for name in emotions), *(f"p_{value:g}" for value in scale.bins)]
 
 
 def as_row(scored: Scored, columns: Sequence[str]) -> dict[str, str | float | None]:
@@ -42,7 +47,9 @@ def as_row(scored: Scored, columns: Sequence[str]) -> dict[str, str | float | No
 
 def write_table_row(file: TextIO, columns: Sequence[str], row: dict | None) -> None:
     """Writes a row of aligned columns (None: the header). Paths vary in length, so they come last."""
-    shown = ["score", "percentile", "emotion", *(name for name in columns if name.startswith("emotion_"))]
+    spread = ["score_std"] * any(name.startswith("p_") for name in columns)  # of predicted distributions
+    shown = ["score", *spread, "percentile", "emotion"]
+    shown += [name for name in columns if name.startswith("emotion_")]
     shown.remove("emotion_probability")
     cells, path = shown, "path"
     if row is not None:

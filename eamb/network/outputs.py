@@ -79,7 +79,10 @@ class Scale:
         return np.sqrt((prediction * distance**2).sum(1))
 
     def probability(self, value: Tensor) -> Tensor:
-        """(N,) ratings -> (N,) the p in [0, 1] that a score network should give for them."""
+        """Ratings -> as many numbers in [0, 1]: the p that a score network should give for them, or where
+        between its ends a distribution has them."""
+        if self.kind == "distribution":
+            return (value - self.minimum) / (self.maximum - self.minimum)
         return (value - self.offset) / self.factor
 
     def is_high(self, value: np.ndarray) -> np.ndarray:

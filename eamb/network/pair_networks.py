@@ -60,12 +60,16 @@ class SeriesNetwork(nn.Module):
             second photograph has units of its own, and there is a bias.
     """
 
-    def __init__(self, backbone: str, network: str, symmetric: bool = True):
+    def __init__(
+        self, backbone: str, network: str, symmetric: bool = True, depth: int = 0, drop_path: float = 0.0
+    ):
         super().__init__()
         if network not in PAIR_NETWORKS:
             raise ValueError(f"series: the pair networks are {' and '.join(PAIR_NETWORKS)}, got '{network}'")
         self.arguments = {"backbone": backbone, "network": network, "symmetric": symmetric, "emotions": ()}
-        self.context = build_pyramid(backbone, levels=4)
+        self.arguments |= {"depth": depth, "drop_path": drop_path}
+        first = 4 if network == "resnet" else 2
+        self.context = build_pyramid(backbone, levels=4, first=first, depth=depth, drop_path=drop_path)
         if network == "resnet":
             self.tail = Tail(backbone)
             width = self.tail.channels

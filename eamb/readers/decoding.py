@@ -2,6 +2,7 @@
 
 pixels = decode("photo.jpg", size=224)  # (224, 224, 3) uint8
 pixels = decode("photo.jpg", size=224, exact=False)  # large JPEGs several times faster
+small, large = decode_views("photo.jpg", [View(224), View(384, crop=True)])  # decoded once
 """
 
 from __future__ import annotations
@@ -16,11 +17,20 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, JpegImagePlugin
 from torch import Tensor
+
+
+class View(NamedTuple):
+    """How a network wants its pictures: `size`, `exif` and `crop` of `decode`."""
+
+    size: int | tuple[int, int] | None = None
+    exif: bool = True
+    crop: bool = False
 
 
 class DecodeError(ValueError):
@@ -107,6 +117,27 @@ def decode(
     Raises:
         DecodeError: one sentence that names the file and what is wrong with it.
     """
+    [pixels] = decode_views(path, [View(size, exif, crop)], exact, look, note)
+    return pixels
+
+
+def decode_views(
+    path: str | Path,
+    views: Sequence[View],
+    exact: bool = True,
+    look: Callable[[Image.Image, Image.Exif], object] | None = None,
+    note: Callable[[str], object] | None = None,
+) -> list[np.ndarray]:
+    """A picture file in several sizes, decoded only once: what `decode` gives for each view, in order.
+
+    Args:
+        exact: False lets a large JPEG be decoded no larger than the largest view needs it; for smaller views
+            `decode` would then have decoded it smaller still.
+        look: called once, with the picture as the first view turns it.
+
+    Raises:
+        DecodeError: as `decode`.
+    """
     if str(path).lower().endswith(RAW_ENDINGS):
         # PIL would open many of these as TIFF and return the small preview inside.
         raise _decode_error(path, "a raw camera file; convert it to JPEG first")
@@ -115,19 +146,21 @@ def decode(
     # Not by `warnings.catch_warnings`, which is not safe with threads.
     if PILLOW_IS_SILENT not in warnings.filters:
         warnings.filterwarnings("ignore", module=PILLOW_IS_SILENT[3].pattern)
+    sizes = [view.size for view in views]
     # The longer side for both, because EXIF may still turn the picture and swap width and height.
-    side = None if exact or size is None else MARGIN * (size if isinstance(size, int) else max(size))
+    side = None if exact or None in sizes else MARGIN * int(max(np.max(size) for size in sizes))
     try:
         with ExitStack() as opened:
             try:
-                image, tags = _loaded(path, side, exif, opened, note=note)
+                image, tags, turned = _loaded(path, side, opened, note=note)
             except Exception as error:
                 opened.close()
-                image, tags = _loaded(path, side, exif, opened, _mended(path, error))
-            picture = _rgb(_upright(image) if exif else image)
+                image, tags, turned = _loaded(path, side, opened, _mended(path, error))
+            used = dict.fromkeys(view.exif for view in views)
+            pictures = {exif: _rgb(_upright(image) if exif else _as_stored(image, turned)) for exif in used}
             if look:
-                look(picture, tags)
-            return _resized(picture, size, crop)
+                look(pictures[views[0].exif], tags)
+            return [_resized(pictures[view.exif], view.size, view.crop) for view in views]
     # PIL raises nearly anything on damaged files, SyntaxError and struct.error included.
     except Exception as error:
         raise _decode_error(path, explain_failure(path, error)) from error
@@ -136,16 +169,17 @@ def decode(
 def _loaded(
     path: str | Path,
     side: int | None,
-    exif: bool,
     opened: ExitStack,
     content: bytes | None = None,
     note: Callable[[str], object] | None = None,
-) -> tuple[Image.Image, Image.Exif]:
+) -> tuple[Image.Image, Image.Exif, int | None]:
     """The pixels and tags of a file, or of `content` instead; valid until `opened` is closed.
 
     Args:
         side: a JPEG may be decoded as small as this.
-        exif: a TIFF is turned as its EXIF says.
+
+    Returns:
+        The third value is the EXIF orientation by which Pillow has turned a TIFF already, or None.
     """
     image = _opened(path, content)
     opened.callback(image.close)
@@ -178,8 +212,7 @@ def _loaded(
             image = image.point(lambda value: value * (65535 / 4095) + 0)
         elif image.tag_v2.get(PHOTOMETRIC) == 0:  # 0 is white
             image = image.point(lambda value: value * -1 + 65535)
-    turn = None if exif else TURNS.get(TURNED_BACK.get(orientation, orientation))
-    return (image.transpose(Image.Transpose[turn]) if turn else image), tags
+    return image, tags, orientation
 
 
 def _opened(path: str | Path, content: bytes | None) -> Image.Image:
@@ -249,7 +282,7 @@ def _mended(path: str | Path, error: Exception) -> bytes:
         sums = set()
         for followed in (content, content + after):
             with ExitStack() as opened:
-                sums.add(zlib.crc32(_loaded(path, None, True, opened, followed + JPEG_END)[0].tobytes()))
+                sums.add(zlib.crc32(_loaded(path, None, opened, followed + JPEG_END)[0].tobytes()))
         if len(sums) == 1:
             return content + JPEG_END
     raise error
@@ -291,6 +324,12 @@ def _exif(image: Image.Image) -> Image.Exif:
 
 def _upright(image: Image.Image) -> Image.Image:
     turn = TURNS.get(_exif(image).get(ExifTags.Base.Orientation))
+    return image.transpose(Image.Transpose[turn]) if turn else image
+
+
+def _as_stored(image: Image.Image, turned: int | None) -> Image.Image:
+    """Undoes the turn that Pillow has made by the EXIF orientation `turned`."""
+    turn = TURNS.get(TURNED_BACK.get(turned, turned))
     return image.transpose(Image.Transpose[turn]) if turn else image
 
 

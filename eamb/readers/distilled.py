@@ -18,11 +18,11 @@ def read_targets(path: Path, rated: RatedSet) -> np.ndarray:
     The columns of the table are id and prediction, as `scripts/out_of_fold.py` writes them; it may have more.
 
     Raises:
-        ValueError, FileNotFoundError: the split is not rated by scores; no such table; a picture that is
+        ValueError, FileNotFoundError: the split is rated by labels; no such table; a picture that is
             unknown, missing or there twice; a target outside the scale. One sentence that names file and row.
     """
     split, scale = f"{rated.name} {rated.split}", rated.scale
-    if scale.kind != "score":
+    if scale.kind == "label":
         raise ValueError(
             f"datasets: data.distill needs scores to learn, and from {split} this run learns a {scale.kind}; "
             "leave it out, or use data.target=score."
@@ -43,4 +43,5 @@ def read_targets(path: Path, rated: RatedSet) -> np.ndarray:
             f"datasets: {path.name} lacks {len(missing):,} of the {len(rated):,} pictures of {split}, e.g. "
             f"'{missing[0]}'; make it with scripts/out_of_fold.py and the data settings of this run."
         )
-    return sheet.numbers("prediction", scale.offset, scale.offset + scale.factor)[rows]
+    low, high = scale.ends if scale.bins else (scale.offset, scale.offset + scale.factor)
+    return sheet.numbers("prediction", low, high)[rows]

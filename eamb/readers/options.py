@@ -25,6 +25,7 @@ class DataOptions:
 
     validation: share of the training pictures held out where the set has no validation split of its own.
     target: "distribution", "score" or "label"; "auto" is what the set is usually trained on.
+    only_with_votes: train only on pictures whose votes are known; validation and test stay whole.
     score_range: what p in [0, 1] means: "sound" from minimum to maximum, "official" maximum * p.
     twins: keep byte-identical pictures in one split when splitting by hash, in sets of up to TWIN_LIMIT.
     folds, fold: cross-validation of a set without a split of its own: its test split is number `fold`, from
@@ -38,6 +39,7 @@ class DataOptions:
 
     validation: float = 0.05
     target: str = one_of(*TARGETS)
+    only_with_votes: bool = False
     score_range: str = one_of(*SCORE_RANGES)
     twins: bool = True
     folds: int = limited(0, least=0)

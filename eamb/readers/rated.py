@@ -46,7 +46,8 @@ def emotion_name(text: str) -> str:
 class Sample(NamedTuple):
     """One rated picture: score in the set's unit (NaN if unknown), distribution (K,), emotion (E,).
 
-    A NaN in `emotion`: the raters of this picture could not choose this class; all NaN: no emotion is known.
+    A distribution of NaN: the votes are not known. A NaN in `emotion`: the raters of this picture could not
+    choose this class; all NaN: no emotion is known.
     """
 
     id: str
@@ -80,7 +81,7 @@ class RatedSet:
     ids: each once, except in a training split of several sets that shows some pictures repeatedly.
     scores: (n,) float64 in the set's unit, NaN where unknown.
     scale: what a network trained on it predicts.
-    distributions: (n, K) shares of votes per rating of `bins`, rows sum to 1.
+    distributions: (n, K) shares of votes per rating of `bins`, rows sum to 1; NaN where votes are unknown.
     emotions: (n, E) shares of votes or one-hot, over `emotion_classes`; what is not NaN in a row sums to 1.
         NaN: its raters could not choose this class. A row of NaN: no emotion is known.
     distilled: (n,) float64 in the unit of the scores, what other networks predict, to be learned beside them.
@@ -133,6 +134,13 @@ class RatedSet:
             parts=(),
         )
 
+    @property
+    def with_votes(self) -> np.ndarray:
+        """(n,) bool, the pictures whose rating votes are known."""
+        if self.distributions is None:
+            return np.zeros(len(self), dtype=bool)
+        return ~np.isnan(self.distributions).all(axis=1)
+
     def high(self) -> np.ndarray:
         """(n,) bool, by exact comparison of the scores with the scale's threshold."""
         return self.scale.is_high(self.scores)
@@ -175,6 +183,8 @@ def describe(rated: RatedSet) -> str:
     parts = [f"{rated.name} {rated.split}: {len(rated):,} pictures ({rated.protocol})"]
     if scores.size:
         parts.append(f"scores {scores.min():.4g} to {scores.max():.4g}, mean {scores.mean():.4g}")
+    if 0 < (count := rated.with_votes.sum()) < len(rated):
+        parts.append(f"votes of {count:,}")
     if rated.emotions is not None:
         parts.append(f"{len(rated.emotion_classes)} emotions")
     parts += [f"prepared copies of {copies.size} px" for copies in rated.copies]

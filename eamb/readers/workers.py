@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 SHM = "/dev/shm"  # noqa: S108
@@ -72,7 +73,7 @@ class WatchedLoader(DataLoader):
                     batch = self.receive(batches)
                 except StopIteration:
                     return
-                size = sum(value.nbytes for value in batch if isinstance(value, Tensor))
+                size = sum(value.nbytes for value in tree_leaves(batch) if isinstance(value, Tensor))
                 if min(len(self), self.prefetch_factor * self.num_workers + 1) * size > room:
                     raise no_room(self.num_workers)
                 room = math.inf
@@ -157,7 +158,7 @@ def collate_and_share(collate: Callable, drawn: Sequence) -> Sequence:
     torch would do that in a thread that loses the batch if there is no room.
     """
     batch = collate(drawn)
-    for value in batch if get_worker_info() else ():
+    for value in tree_leaves(batch) if get_worker_info() else ():
         if isinstance(value, Tensor) and value.numel():
             try:
                 value.share_memory_()

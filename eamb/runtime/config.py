@@ -86,6 +86,9 @@ class Model:
     share_backbone: bool = False  # one backbone for detail and context; needs context_scale=1
     emotion_backbone: str = ""  # of the emotion branch; "": the same as `backbone`
     emotion_levels: int = 3  # not the paper's: 4 gives it the backbone's last map too (`EmotionBranch`)
+    depth: int = limited(0, least=0)  # take a ViT's first so many blocks; 0: all
+    drop_path: float = limited(0.0, least=0, below=1)  # leave out blocks in training (`build_pyramid`)
+    resize_input: bool = True  # a ViT resizes pictures to multiples of its patch; false: others are refused
     symmetric: bool = True  # P(A over B) + P(B over A) = 1; false is the published behaviour of pair networks
     emotions: str = ""  # class names, in order, for an official emotion file whose list is not the usual one
     emotion_weights: str = one_of("required", "none")  # "none" allows a branch never trained on emotions
@@ -94,7 +97,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Loss:
-    """How the distance of rating distributions becomes one number (`losses.emd_loss`), and what emotions add.
+    """What is learned from ratings (`losses`), and what emotions add.
+
+    A network for distributions learns emd_weight * EMD from the pictures with votes, plus mean_weight * the
+        loss of scores, for its expected rating, from all pictures.
 
     class_weights: "balanced" weights every emotion equally, however rare its votes. Rare emotions are then
         put first more often, but the predicted shares of votes become wrong.
@@ -102,6 +108,8 @@ class Loss:
 
     emd_r: float = limited(2.0, least=1)
     emd_reduction: str = one_of("image", "batch")
+    emd_weight: float = limited(1.0, least=0)
+    mean_weight: float = limited(0.0, least=0)  # 0: only votes are learned, as the paper does
     class_weights: str = one_of("none", "balanced")
     class_shift: str = one_of("sets", "none")  # allows for each set's class shares (`losses.class_shift`)
     emotion_weight: float = limited(0.0, least=0)  # the paper freezes the branch; above 0 it is trained too
@@ -112,11 +120,16 @@ class Loss:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """`engine.learning_rate` explains the schedules; sgd has a momentum of 0.9."""
+    """`engine.learning_rate` explains the schedules; sgd has a momentum of 0.9.
+
+    layer_decay: a ViT's rate falls by this factor from each block to the one before it, and once more to the
+        embedding of patches; 1: one rate for all.
+    """
 
     name: str = one_of("adam", "adamw", "sgd")
     learning_rate: float = limited(3e-5, least=0)
     backbone_factor: float = limited(1.0, least=0)  # the backbones' learning rate is this times the above
+    layer_decay: float = limited(1.0, least=0)
     weight_decay: float = limited(0.0, least=0)
     schedule: str = one_of("constant", "ava", "para", "series", "one_cycle")
 

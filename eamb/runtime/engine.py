@@ -26,6 +26,7 @@ from eamb.runtime import distributed
 if TYPE_CHECKING:  # these load pandas, which scoring pictures does not need
     from datasets import Batch
     from eamb.readers.rated import LeftOut
+    from eamb.runtime.networks import Ensemble
 
 
 class Compute(NamedTuple):
@@ -247,26 +248,30 @@ class Average:
 
 @dataclass(frozen=True)
 class Predictions:
-    """The predictions of a set, one row per picture that could be read, in the order of the set."""
+    """The predictions of a set, one row per picture that could be read, in the order of the set.
+
+    members: (n, M, K) float64, of each of M networks, of which `prediction` is the mean; None if unknown.
+    """
 
     index: np.ndarray  # (n,) int64 rows of the RatedSet
     prediction: np.ndarray  # (n, K) float64, raw as in `Output`; `Scale.value` reads it
     emotion: np.ndarray  # (n, E) float64, probabilities
     broken: list[LeftOut]  # the pictures that could not be decoded, sorted by id
+    members: np.ndarray | None = None
 
 
-def predict(model: nn.Module, loader: Iterable[Batch], compute: Compute, batch_size: int) -> Predictions:
+def predict(network: Ensemble, loader: Iterable[Batch], batch_size: int) -> Predictions:
     """Predicts every picture of the loader once; gathered over all processes, however many."""
-    distributed.share_buffers(model)
     rows = []
-    for batch, output in outputs(model, loader, compute, batch_size):
+    for batch, output in network.outputs(loader, batch_size):
         emotion = output.emotion_logits.softmax(dim=1)
-        rows.append((batch.index.numpy(), output.prediction.numpy(), emotion.numpy(), batch.broken))
+        arrays = (batch.index, output.prediction, emotion, output.members)
+        rows.append((*(array.numpy() for array in arrays), batch.broken))
     rows = [row for part in distributed.gather(rows) for row in part]
-    index, prediction, emotion = (np.concatenate([row[i] for row in rows]) for i in range(3))
+    index, prediction, emotion, members = (np.concatenate([row[i] for row in rows]) for i in range(4))
     order = np.argsort(index)
-    broken = sorted(entry for row in rows for entry in row[3])
-    return Predictions(index[order], *(part[order].astype(float) for part in (prediction, emotion)), broken)
+    broken = sorted(entry for *_, lost in rows for entry in lost)
+    return Predictions(index[order], prediction[order], emotion[order].astype(float), broken, members[order])
 
 
 def outputs(

@@ -37,8 +37,9 @@ def select(options: argparse.Namespace) -> int:
     check_options(options)
     output, page = options.output, options.page
     pictures = find_pictures(options.paths, maps=[page] if page else ())
-    settings = (options.checkpoint, options.device, options.precision, options.batch_size, options.workers)
-    photographs = score_photographs([picture.path for picture in pictures], Scorer(*settings), page)
+    networks = (tuple(options.checkpoint), options.device, options.precision)
+    scorer = Scorer(*networks, options.batch_size, options.workers, flip=options.flip)
+    photographs = score_photographs([picture.path for picture in pictures], scorer, page)
     bar = progress(photographs, desc="select", total=len(pictures), unit=" images")
     photographs = choose(list(bar), options.keep, options.gap, options.similarity)
     table = as_table(photographs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from eamb.network.vit import ADDED, ViTPyramid
 from eamb.runtime.config import Config
 from eamb.weights import checkpoint
 
@@ -12,15 +13,20 @@ from eamb.weights import checkpoint
 def make_optimizer(config: Config, network: nn.Module) -> torch.optim.Optimizer:
     """SGD, Adam or AdamW; AdamW decays no biases or BatchNorm; SGD and Adam decay all, as the official code.
 
-    The backbones come first, in groups whose rate is `optimizer.backbone_factor` times that of the rest.
+    The backbones come first, in groups whose rate is `optimizer.backbone_factor` times that of the rest; the
+    blocks of ViTs have groups of their own if there is an `optimizer.layer_decay`.
     """
     settings = config.optimizer
-    slow = (*checkpoint.pyramids(network), *getattr(network, "slow_prefixes", ()))
     fused = next(network.parameters()).device.type in ("cpu", "cuda")  # one kernel for all weights
-    groups = []
-    for factor, in_backbone in ((settings.backbone_factor, True), (1.0, False)):
-        named = [(n, p) for n, p in network.named_parameters() if n.startswith(slow) == in_backbone]
-        groups.append({"params": [p for _, p in named if p.requires_grad], "factor": factor})
+    members, pyramids = {(True, settings.backbone_factor): [], (False, 1.0): []}, checkpoint.pyramids(network)
+    slow = tuple(getattr(network, "slow_prefixes", ()))
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            in_backbone, power = placed(name, pyramids)
+            factor = settings.backbone_factor * settings.layer_decay**power
+            key = (True, factor) if in_backbone or name.startswith(slow) else (False, 1.0)
+            members.setdefault(key, []).append(parameter)
+    groups = [{"params": members[key], "factor": key[1]} for key in sorted(members, reverse=True)]
     if settings.name != "adamw":
         options = {"weight_decay": settings.weight_decay, "fused": fused}
         if settings.name == "sgd":
@@ -33,3 +39,12 @@ def make_optimizer(config: Config, network: nn.Module) -> torch.optim.Optimizer:
         halves.append({**group, "params": matrices, "weight_decay": settings.weight_decay})
         halves.append({**group, "params": vectors, "weight_decay": 0.0})
     return torch.optim.AdamW(halves, lr=settings.learning_rate, fused=fused)
+
+
+def placed(name: str, pyramids: dict[str, nn.Module]) -> tuple[bool, int]:
+    """Whether a parameter belongs to a pretrained backbone, and how many blocks of a ViT come after it."""
+    for prefix, pyramid in pyramids.items():
+        rest = name.removeprefix(prefix)
+        if rest != name and not rest.startswith(ADDED):
+            return True, pyramid.blocks_above(rest) if isinstance(pyramid, ViTPyramid) else 0
+    return False, 0

@@ -20,9 +20,11 @@ from eamb.evaluation.report import versions
 from eamb.network import backbones
 from eamb.network.backbones import recompute_blocks
 from eamb.network.names import PAIR_NETWORKS
+from eamb.readers.decoding import View
 from eamb.readers.rated import SPLITS, LeftOut, RatedSet
 from eamb.runtime import distributed, engine
 from eamb.runtime.config import Config
+from eamb.runtime.networks import Ensemble, TorchNetwork
 from eamb.runtime.precision import choose_precision
 from eamb.runtime.progress import progress
 from eamb.training import emotion_maps
@@ -339,9 +341,11 @@ def train_epoch(run: Run, epoch: int) -> dict[str, float]:
 
 
 def validate(run: Run) -> dict[str, float]:
-    """Metrics on the validation pictures, without intervals."""
-    rated = run.data[run.config.train.validate_on]
-    predictions = predict_set(run.kept, rated, run.config, run.compute)
+    """Metrics on the validation pictures, without intervals; always in fp32."""
+    data, rated = run.config.data, run.data[run.config.train.validate_on]
+    compute, view = run.compute._replace(precision="fp32"), View(data.size, data.exif, data.crop)
+    network = Ensemble([TorchNetwork(run.kept, compute, view)])
+    predictions = predict_set(network, rated, run.config)
     run.records.list_broken(rated, predictions.broken)
     return run.task.validate(predictions, rated, run.description)
 
@@ -366,10 +370,10 @@ def finish(run: Run) -> None:
         print(f"\n{run.output}: best.pt ({shown}) last.pt metrics.jsonl curves.png", flush=True)
     if not run.config.train.score_test:
         return
-    checkpoint.load_tensors(run.network, best.tensors, str(run.records.best_file))
     test = run.data["test"]
+    network = Ensemble([TorchNetwork.load(best, run.device)])
     for rated in test.parts or (test,):
-        report = evaluate(run.network, best, rated, run.task, run.compute)
+        report = evaluate(network, rated, run.task)
         folder = run.output / "test" / (rated.name if test.parts else "")
         if distributed.is_main():
             report.write(folder)

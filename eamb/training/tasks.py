@@ -12,10 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import losses
-from datasets import Batch, PairPictures, PictureSet, SetReader, check_classes, first_by_hash, load_datasets
+from datasets import (
+    Batch,
+    PairPictures,
+    PictureSet,
+    SetReader,
+    check_classes,
+    load_datasets,
+    training_pictures,
+)
 from eamb.evaluation.emotions import evaluate_emotions, measure_emotions
 from eamb.evaluation.predicting import labelled
 from eamb.evaluation.preferences import evaluate_pairs, measure_pairs
@@ -24,13 +32,15 @@ from eamb.evaluation.report import Report
 from eamb.network.names import NETWORKS, PAIR_NETWORKS
 from eamb.network.outputs import Output, Scale
 from eamb.network.pair_networks import SeriesNetwork
+from eamb.network.vit import check_side, plain_vit
 from eamb.readers.distilled import read_targets
 from eamb.readers.pairs import PairedSet, describe_pairs, load_pairs
 from eamb.readers.rated import RatedSet, describe
 from eamb.readers.registry import DATASETS, PAIRED, SINGLE
 from eamb.runtime.config import Config, Loss
-from eamb.runtime.engine import Compute, Predictions
-from eamb.weights.checkpoint import Source, Weights, load_tensors
+from eamb.runtime.engine import Predictions
+from eamb.runtime.networks import Ensemble
+from eamb.weights.checkpoint import Source, load_tensors
 from eamb.weights.registry import Network, kind_of
 from EAMBNet import EmotionNetwork, LinearNetwork, build_model
 
@@ -46,7 +56,7 @@ class Task:
         loss(rated): the training loss, a function of the network's output and the batch.
         best_measure(scale): the validation metric that chooses the weights to keep.
         validate(predictions, rated, description): metrics without intervals; description is the network's.
-        evaluate(network, weights, rated, compute): predicts each picture of a set once; the report.
+        evaluate(network, rated): predicts each picture of a set once; the report, the predictions.
 
     name: the value of the setting `task`.
     unit, draws: what a batch size counts, and the class of what an epoch draws from.
@@ -98,6 +108,23 @@ class Task:
                     f"training: {section}.{name}={given} means nothing for this run of the task {self.name}; "
                     "leave it out"
                 )
+        self.check_backbones()
+
+    def check_backbones(self) -> None:
+        """Refuses a size that a ViT would resize where it may not, and rates by block for other backbones."""
+        config, decay = self.config, self.config.optimizer.layer_decay
+        if decay != 1 and (decay > 1 or not plain_vit(config.model.backbone)):
+            raise ValueError(
+                f"training: optimizer.layer_decay={decay} must be from 0 to 1, and is for "
+                f"ViTs only, unlike {config.model.backbone}; for others there is optimizer.backbone_factor"
+            )
+        if not config.model.resize_input:
+            for scale, backbone in sorted(self.views()):
+                check_side(backbone, config.data.size, scale)
+
+    def views(self) -> set[tuple[float, str]]:
+        """The backbones, each with the factor by which the pictures that it sees are made smaller."""
+        return {(1.0, self.config.model.backbone)}
 
     @cached_property
     def reader(self) -> SetReader:
@@ -123,7 +150,7 @@ class Task:
             for name in ("ids", "paths", "left_out"):
                 columns[name] = [*getattr(train, name), *getattr(val, name)]
             train = replace(train, protocol=f"{train.protocol}; and {val.protocol}", **columns)
-            loaded["train"] = first_by_hash(train, data.limit or len(train))
+            loaded["train"] = training_pictures(train, data.only_with_votes, data.limit)
         train = loaded["train"]
         if self.learns_emotions and train.emotions is None:
             raise ValueError(f"training: {train.name} train has no emotions; loss.emotion_weight needs them")
@@ -184,7 +211,15 @@ class Aesthetics(Task):
     evaluated_on = tuple(DATASETS)
     starts_from = ("aesthetics",)
     shapes = ("backbone", "width", "guided_width", "guided_hidden", "head_width")
-    shapes += ("network", "without", "shortcut", "share_backbone", "emotion_backbone", "emotion_levels")
+    shapes += (
+        "network",
+        "without",
+        "shortcut",
+        "share_backbone",
+        "emotion_backbone",
+        "emotion_levels",
+        "depth",
+    )
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -192,6 +227,14 @@ class Aesthetics(Task):
         self.has_emotion_branch = eambnet and "emotion" not in left_out_parts(config)
         self.takes_branch = self.has_emotion_branch
         self.learns_emotions = config.loss.emotion_weight > 0
+
+    def views(self) -> set[tuple[float, str]]:
+        model, without = self.config.model, left_out_parts(self.config)
+        if model.network != "eambnet":
+            return super().views()
+        seen = {"detail": (1.0, model.backbone), "context": (model.context_scale, model.backbone)}
+        seen["emotion"] = (model.emotion_scale, model.emotion_backbone or model.backbone)
+        return {view for part, view in seen.items() if part not in without}
 
     def check(self) -> None:
         super().check()
@@ -204,6 +247,7 @@ class Aesthetics(Task):
 
     def load(self, splits: tuple[str, ...]) -> dict[str, RatedSet]:
         loaded = super().load(splits)
+        self.check_votes(loaded["train"])
         if file := self.config.data.distill:
             loaded["train"] = replace(loaded["train"], distilled=read_targets(Path(file), loaded["train"]))
         return loaded
@@ -211,11 +255,32 @@ class Aesthetics(Task):
     def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:
         settings = asdict(self.config.model)
         if settings["network"] == "linear":
-            return LinearNetwork(settings["backbone"], scale.outputs, settings["dropout"])
-        for name in ("network", "imagenet", "emotion_weights", "symmetric"):
+            shape = (settings[name] for name in ("dropout", "depth", "drop_path"))
+            return LinearNetwork(settings["backbone"], scale.outputs, *shape)
+        for name in ("network", "imagenet", "emotion_weights", "symmetric", "resize_input"):
             del settings[name]
         settings |= {"without": left_out_parts(self.config), "emotions": emotions}
         return build_model(outputs=scale.outputs, train_emotion=self.learns_emotions, **settings)
+
+    def check_votes(self, train: RatedSet) -> None:
+        """Refuses weights of the loss that mean nothing for this network, or for some of its pictures."""
+        loss, kind, lacking = self.config.loss, train.scale.kind, int((~train.with_votes).sum())
+        given = f"loss.emd_weight={loss.emd_weight:g} and loss.mean_weight={loss.mean_weight:g}"
+        if kind != "distribution" and (loss.emd_weight, loss.mean_weight) != (1, 0):
+            raise ValueError(
+                f"training: {given} are for networks that predict distributions, and this one predicts a "
+                f"{kind}; leave them out, or add data.target=distribution"
+            )
+        if kind == "distribution" and not (loss.emd_weight or loss.mean_weight):
+            raise ValueError(f"training: with {given} nothing is learned from ratings; raise one of them")
+        if kind == "distribution" and self.config.data.distill and not loss.mean_weight:
+            raise ValueError("training: data.distill is for scores, or means with loss.mean_weight above 0")
+        if kind == "distribution" and lacking and not loss.mean_weight:
+            raise ValueError(
+                f"training: the votes of {lacking:,} of {len(train):,} training pictures of {train.name} are "
+                "not known; loss.mean_weight=1 learns the mean ratings of all, and data.only_with_votes=true "
+                "leaves those pictures out"
+            )
 
     def start_from(self, network: Network, source: Source, scale: Scale, other_branch: bool) -> str:
         """The last layer keeps its random values if the weights are for another kind of rating."""
@@ -232,21 +297,30 @@ class Aesthetics(Task):
         settings, scale = self.config.loss, rated.scale
         emotions = emotion_loss(settings, rated) if self.learns_emotions else None
         distilled = None if rated.distilled is None else torch.from_numpy(rated.distilled)  # (n,)
+        bins = torch.tensor(scale.bins)  # (K,)
+
+        def score_terms(p: Tensor, batch: Batch) -> Tensor:
+            target = batch.scores  # (N,)
+            if distilled is not None:
+                target = target.lerp(distilled[batch.index].to(target), settings.distill_weight)
+            target = scale.probability(target)
+            value = losses.score_loss(p, target)
+            if settings.correlation_weight:
+                value = value + settings.correlation_weight * losses.correlation_loss(p, target)
+            return value
 
         def loss(output: Output, batch: Batch) -> Tensor:
             p = output.prediction
             if scale.kind == "distribution":
-                value = losses.emd_loss(p, batch.distributions, settings.emd_r, settings.emd_reduction)
+                emd = losses.emd_loss(p, batch.distributions, settings.emd_r, settings.emd_reduction)
+                value = settings.emd_weight * emd
+                if settings.mean_weight:
+                    mean = scale.probability(losses.expected_rating(p, bins))  # (N, 1)
+                    value = value + settings.mean_weight * score_terms(mean, batch)
             elif scale.kind == "label":
                 value = losses.label_loss(p, scale.is_high(batch.scores).float())
             else:
-                target = batch.scores  # (N,)
-                if distilled is not None:
-                    target = target.lerp(distilled[batch.index].to(target), settings.distill_weight)
-                target = scale.probability(target)
-                value = losses.score_loss(p, target)
-                if settings.correlation_weight:
-                    value = value + settings.correlation_weight * losses.correlation_loss(p, target)
+                value = score_terms(p, batch)
             return value + settings.emotion_weight * emotions(output, batch) if emotions else value
 
         return loss
@@ -259,10 +333,10 @@ class Aesthetics(Task):
         emotions = report.emotions.metrics if report.emotions else {}
         return report.metrics | {f"emotion_{name}": emotions[name] for name in ("kl", "accuracy") if emotions}
 
-    def evaluate(self, network: nn.Module, weights: Weights, rated: RatedSet, compute: Compute) -> Evaluated:
+    def evaluate(self, network: Ensemble, rated: RatedSet) -> Evaluated:
         if isinstance(rated, PairedSet):
-            return evaluate_pairs(network, weights, rated, self.config, compute)
-        return evaluate_scores(network, weights, rated, self.config, compute, self.reader)
+            return evaluate_pairs(network, rated, self.config)
+        return evaluate_scores(network, rated, self.config, self.reader)
 
 
 class Emotion(Task):
@@ -272,13 +346,15 @@ class Emotion(Task):
     networks = ("eambnet",)
     unites = True
     meaningless = (*Task.meaningless, "loss.emotion_weight", "data.distill", "loss.distill_weight")
-    starts_from, shapes = ("emotion", "aesthetics"), ("backbone", "width", "emotion_levels")
+    starts_from, shapes = ("emotion", "aesthetics"), ("backbone", "width", "emotion_levels", "depth")
 
     def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:
         model = self.config.model
-        return EmotionNetwork(
-            model.backbone, emotions, model.emotion_scale, model.width, model.emotion_levels
-        )
+        shape = model.width, model.emotion_levels, model.depth, model.drop_path
+        return EmotionNetwork(model.backbone, emotions, model.emotion_scale, *shape)
+
+    def views(self) -> set[tuple[float, str]]:
+        return {(self.config.model.emotion_scale, self.config.model.backbone)}
 
     def start_from(self, network: Network, source: Source, scale: Scale, other_branch: bool) -> str:
         """Takes the emotion branch; a classifier of other emotions gets the rows of those that both know."""
@@ -301,8 +377,8 @@ class Emotion(Task):
     def validate(self, predictions: Predictions, rated: RatedSet, description: dict) -> dict[str, float]:
         return measure_emotions(predictions, rated, description).metrics
 
-    def evaluate(self, network: nn.Module, weights: Weights, rated: RatedSet, compute: Compute) -> Evaluated:
-        return evaluate_emotions(network, weights, rated, self.config, compute)
+    def evaluate(self, network: Ensemble, rated: RatedSet) -> Evaluated:
+        return evaluate_emotions(network, rated, self.config)
 
 
 class Series(Task):
@@ -313,7 +389,7 @@ class Series(Task):
     networks = PAIR_NETWORKS
     meaningless = ("data.folds", "train.emotion_maps", "train.validate_on", "data.distill")
     meaningless += ("loss.distill_weight",)
-    starts_from, shapes = ("series",), ("backbone", "network", "symmetric")
+    starts_from, shapes = ("series",), ("backbone", "network", "symmetric", "depth")
     has_emotion_branch = learns_emotions = False
 
     def load(self, splits: tuple[str, ...]) -> dict[str, RatedSet]:
@@ -322,7 +398,7 @@ class Series(Task):
 
     def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:
         model = self.config.model
-        return SeriesNetwork(model.backbone, model.network, model.symmetric)
+        return SeriesNetwork(model.backbone, model.network, model.symmetric, model.depth, model.drop_path)
 
     def loss(self, rated: RatedSet) -> LossFunction:
         """Learns which photograph the majority prefers (ties: 0.5), or the share of people who prefer it."""
@@ -341,8 +417,8 @@ class Series(Task):
     def validate(self, predictions: Predictions, rated: RatedSet, description: dict) -> dict[str, float]:
         return measure_pairs(predictions, rated).metrics
 
-    def evaluate(self, network: nn.Module, weights: Weights, rated: RatedSet, compute: Compute) -> Evaluated:
-        return evaluate_pairs(network, weights, rated, self.config, compute)
+    def evaluate(self, network: Ensemble, rated: RatedSet) -> Evaluated:
+        return evaluate_pairs(network, rated, self.config)
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from eamb.files import written_whole
-from eamb.network import backbones
+from eamb.network import backbones, vit
 from eamb.network.outputs import EMOTIONS, Scale
+from eamb.readers.decoding import View
 from eamb.weights.official import Tensors, looks_official, translate_official, unwrapped
 from eamb.weights.registry import Network, build_network, kind_of, name_of
 
@@ -43,12 +44,14 @@ class Weights:
     description: plain values; "task", "architecture" (arguments of the constructor) and "scale" always, and
         what training adds (image_size, dataset, splits, config ...).
     training_ids, emotion_training_ids: int64, sorted 64-bit hashes of the ids of every picture trained on.
+    path: the file that they were read from, for messages.
     """
 
     tensors: Tensors
     description: dict
     training_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     emotion_training_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    path: str = "these weights"
 
     @cached_property
     def sha256(self) -> str:
@@ -85,6 +88,11 @@ class Weights:
             "checkpoint: the description of these weights must say which pictures they are for, "
             f'"image_size" in pixels and "exif" true or false; found {size} and {exif}'
         )
+
+    @property
+    def view(self) -> View:
+        """How the network wants its pictures; raises as `size_and_exif`."""
+        return View(*self.size_and_exif, self.description.get("crop", False))
 
     def build(self) -> Network:
         """The network with these weights, in evaluation mode."""
@@ -271,7 +279,8 @@ def weights_in(content: dict, path: Path | str) -> Weights:
             f"checkpoint: {path} was written neither by this program nor by the official code (keys found: "
             f"{some(content)}); give a best.pt, an exported .safetensors or an official state dict"
         )
-    return Weights(tensors, read_description(description, path), *(each.numpy() for each in ids))
+    ids = (each.numpy() for each in ids)
+    return Weights(tensors, read_description(description, path), *ids, path=str(path))
 
 
 def read_description(text: str, path: Path | str) -> dict:
@@ -372,6 +381,7 @@ def load_emotion_branch(network: Network, source: Source) -> Weights:
     for what, its, wanted in (
         ("emotion backbone", emotion_backbone(theirs), emotion_backbone(ours)),
         ("emotion levels", theirs.get("emotion_levels", 3), ours["emotion_levels"]),
+        ("model.depth", emotion_depth(theirs), emotion_depth(ours)),
         ("emotions", list(theirs.get("emotions", ())), list(ours["emotions"])),
     ):
         if its != wanted:
@@ -395,8 +405,13 @@ def load_imagenet(network: Network, source: str = "auto") -> None:
         # A local file is the main backbone's; another one of the emotion branch gets its own weights.
         file = Path(source) if source != "auto" and name == main else backbones.imagenet_file(name)
         state = states[name] = states.get(name) or imagenet_state(name, file)
-        tensors = {key: state[key] for key in pyramid.state_dict() if key in state}
-        load_tensors(pyramid, tensors, str(file or name))
+        load_pyramid(pyramid, state, str(file or name))
+
+
+def load_pyramid(pyramid: nn.Module, state: Tensors, source: str) -> None:
+    """`load_tensors` of the part of `imagenet_state` that a pyramid has; layers added to a ViT stay."""
+    tensors = {key: state[key] for key in pyramid.state_dict() if key in state}
+    load_tensors(pyramid, tensors, source, leave=(vit.ADDED,))
 
 
 def imagenet_state(name: str, file: Path | None) -> Tensors:
@@ -409,6 +424,11 @@ def imagenet_state(name: str, file: Path | None) -> Tensors:
 def emotion_backbone(arguments: dict) -> str:
     """The name of the emotion branch's backbone, from a constructor's arguments."""
     return arguments.get("emotion_backbone") or arguments["backbone"]
+
+
+def emotion_depth(arguments: dict) -> int:
+    """The number of blocks that the emotion branch takes of a ViT; 0: all."""
+    return arguments.get("depth", 0) if emotion_backbone(arguments) == arguments["backbone"] else 0
 
 
 def pyramids(model: Network) -> dict[str, nn.Module]:

@@ -49,7 +49,7 @@ from eamb.evaluation.intervals import bootstrap_intervals
 from eamb.evaluation.predicting import as_trained
 from eamb.evaluation.report import without_nan, write_columns
 from eamb.files import written_whole
-from eamb.inference.scorer import SHIPPED, check_scores
+from eamb.inference.scorer import check_scores
 from eamb.network import backbones
 from eamb.network.outputs import Scale
 from eamb.readers.rated import RatedSet, describe
@@ -59,6 +59,7 @@ from eamb.runtime.config import Config, load_config
 from eamb.runtime.distributed import choose_device
 from eamb.runtime.progress import progress
 from eamb.weights.checkpoint import load_weights
+from eamb.weights.shipped import DEFAULT, FILE_HELP, checkpoint_file
 from EAMBNet import EAMBNet, resize
 
 MAPS = {
@@ -109,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--dataset", type=str.lower, required=True, help="one of main.py's")
     add("--data-root", metavar="DIR", type=Path, required=True, help="its folder")
-    add("--checkpoint", metavar="FILE", type=Path, default=SHIPPED, help="default: the shipped weights")
+    add("--checkpoint", metavar="FILE", default=DEFAULT, help=f"{FILE_HELP}; default: {DEFAULT}")
     add("--pictures", type=int, default=300, help="how many, chosen by the hash of their ids")
     add("--split", type=str.lower, default="test", choices=("train", "val", "test"))
     add("--seed", type=int, default=0, help="of the random maps and the intervals")
@@ -124,8 +125,9 @@ def explain(options: argparse.Namespace) -> int:
     if options.pictures < 2 or options.seed < 0 or config.evaluate.bootstrap < 1:
         raise ValueError("explain: at least 2 --pictures, --seed 0 or more, evaluate.bootstrap 1 or more")
     check_output("explain", options.output)
-    weights = load_weights(options.checkpoint)
-    check_scores(weights, options.checkpoint)
+    file = checkpoint_file(options.checkpoint)
+    weights = load_weights(file)
+    check_scores(weights)
     config = as_trained(config, weights)
     data, scale = config.data, weights.scale
     whole_split = load_dataset(data.dataset, data.root, (options.split,), data.options())[options.split]
@@ -150,7 +152,7 @@ def explain(options: argparse.Namespace) -> int:
         "sentence": f"On {pictures} {area}, {', '.join(others)} (means, 95 % intervals).",
         "notes": notes,
         "n": len(changes),
-        "checkpoint": options.checkpoint.name,
+        "checkpoint": file.name,
         "weights_sha256": weights.sha256,
         **about(rated, "aesthetics"),
         "split_sha256": whole_split.sha256,
@@ -174,7 +176,7 @@ def explain(options: argparse.Namespace) -> int:
     with written_whole(options.output / "explain.json") as path:
         path.write_text(json.dumps(without_nan(content), indent=1) + "\n", encoding="utf-8")
     write_columns(options.output / "explain.csv", pd.DataFrame(rows).to_dict("list"))
-    figure = draw(estimates, f"{options.checkpoint.name} on {pictures}", unit)
+    figure = draw(estimates, f"{file.name} on {pictures}", unit)
     write_figure(figure, options.output / "explain.png")
     print(*notes, facts["sentence"], f"{options.output}: explain.json explain.csv explain.png", sep="\n")
     return 0
