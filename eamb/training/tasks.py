@@ -94,7 +94,8 @@ class Task:
             )
         unused = list(self.meaningless)
         unused += ["train.validate_on"] if several else []
-        only_eambnet = ["model.without", "model.shortcut", "model.share_backbone", "model.emotion_backbone"]
+        only_eambnet = ["model.without", "model.shortcut", "model.share_backbone"]
+        only_eambnet += ["model.emotion_backbone", "model.emotion_levels"]
         unused += only_eambnet if network != "eambnet" else []
         unused += [] if self.learns_emotions else ["loss.class_weights"]
         unused += [] if self.has_emotion_branch else ["loss.emotion_weight"]
@@ -210,7 +211,15 @@ class Aesthetics(Task):
     evaluated_on = tuple(DATASETS)
     starts_from = ("aesthetics",)
     shapes = ("backbone", "width", "guided_width", "guided_hidden", "head_width")
-    shapes += ("network", "without", "shortcut", "share_backbone", "emotion_backbone", "depth")
+    shapes += (
+        "network",
+        "without",
+        "shortcut",
+        "share_backbone",
+        "emotion_backbone",
+        "emotion_levels",
+        "depth",
+    )
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -338,11 +347,11 @@ class Emotion(Task):
     networks = ("eambnet",)
     unites = True
     meaningless = (*Task.meaningless, "loss.emotion_weight", "data.distill", "loss.distill_weight")
-    starts_from, shapes = ("emotion", "aesthetics"), ("backbone", "width", "depth")
+    starts_from, shapes = ("emotion", "aesthetics"), ("backbone", "width", "emotion_levels", "depth")
 
     def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:
         model = self.config.model
-        shape = model.width, model.depth, model.drop_path
+        shape = model.width, model.emotion_levels, model.depth, model.drop_path
         return EmotionNetwork(model.backbone, emotions, model.emotion_scale, *shape)
 
     def views(self) -> set[tuple[float, str]]:
