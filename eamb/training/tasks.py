@@ -337,6 +337,7 @@ class Emotion(Task):
     networks = ("eambnet",)
     unites = True
     meaningless = (*Task.meaningless, "loss.emotion_weight", "data.distill", "loss.distill_weight")
+    meaningless += ("model.emotion_backbone",)
     starts_from, shapes = ("emotion", "aesthetics"), ("backbone", "width", "depth")
 
     def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:

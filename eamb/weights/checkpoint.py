@@ -426,8 +426,9 @@ def emotion_backbone(arguments: dict) -> str:
 
 
 def emotion_depth(arguments: dict) -> int:
-    """The number of blocks that the emotion branch takes of a ViT; 0: all."""
-    return arguments.get("depth", 0) if emotion_backbone(arguments) == arguments["backbone"] else 0
+    """The number of blocks that the emotion branch takes of a ViT; 0 for other backbones."""
+    name = emotion_backbone(arguments)
+    return vit.blocks_taken(name, arguments.get("depth", 0) if name == arguments["backbone"] else 0)
 
 
 def pyramids(model: Network) -> dict[str, nn.Module]:
