@@ -1,9 +1,11 @@
 """First weights: of the emotion branch, of whole networks, of the official code; what cannot start a run."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from small import (
     BACKBONE,
@@ -184,6 +186,25 @@ def test_an_emotion_training_starts_from_the_branchs_own_backbone(backbone, emot
     other = BACKBONE if seen == VIT else VIT
     with pytest.raises(ValueError, match=f"has model.backbone={seen}.* and this run model.backbone={other}"):
         sources(path, "task=emotion", f"model.backbone={other}")
+
+
+def test_a_given_branch_needs_no_imagenet_weights_of_its_backbone(tmp_path, monkeypatch):
+    torch.save(timm.create_model(VIT).state_dict(), tmp_path / "vit.pth")
+    branch = kept(EmotionNetwork(BACKBONE, EMOTIONS, 0.5, 16), tmp_path / "branch.safetensors")
+    words = [f"model.backbone={VIT}", f"model.emotion_backbone={BACKBONE}", "model.width=16", UNTRAINED]
+    words.append(f"model.imagenet={tmp_path / 'vit.pth'}")
+    monkeypatch.setattr(timm, "create_model", partial(offline, timm.create_model))
+    network, origin = started(words, emotion_checkpoint=branch)
+    assert same(network.state_dict(), tensors(branch), "emotion.")
+    assert origin["imagenet"] == "vit.pth"
+    with pytest.raises(ValueError, match=f"no fitting ImageNet weights for timm's '{BACKBONE}'"):
+        started(words)
+
+
+def offline(create_model, name, *arguments, **options):
+    if options.get("pretrained"):
+        raise ConnectionError("offline")
+    return create_model(name, *arguments, **options)
 
 
 def test_all_blocks_of_a_vit_may_be_named_by_their_number(tmp_path):

@@ -102,7 +102,7 @@ def build_network(task: Task, rated: RatedSet, sources: Sources) -> tuple[Networ
             if distributed.is_main():
                 print(note, flush=True)
     elif config.model.imagenet != "none":
-        checkpoint.load_imagenet(network, config.model.imagenet)
+        checkpoint.load_imagenet(network, config.model.imagenet, branch_given=bool(branch))
         origin["imagenet"] = Path(config.model.imagenet).name  # not the folder, which means nothing elsewhere
     if branch:
         known = checkpoint.load_emotion_branch(network, branch)
