@@ -100,31 +100,51 @@ class EmotionBranch(nn.Module):
 
     For ResNet-50 the widths are the paper's, 1024 -> 512 -> 256 -> 256. Where a pyramid's finest level is
     narrower than `width`, and for ViTs, 1x1 lateral convolutions give the whole path that width.
+
+    With 4 levels, which is not the paper's, the path is one level further down, from stride 32 to stride 8,
+    and always `width` wide. It begins with a linear view of the map that the backbone's own classifier pools,
+    and this view is also added at its end: the branch can be a linear classifier of that map, and more.
     """
 
-    def __init__(self, backbone: str, emotions: int, width: int, depth: int = 0, drop_path: float = 0.0):
+    def __init__(
+        self,
+        backbone: str,
+        emotions: int,
+        width: int,
+        levels: int = 3,
+        depth: int = 0,
+        drop_path: float = 0.0,
+    ):
         super().__init__()
-        self.pyramid = build_pyramid(backbone, levels=3, depth=depth, drop_path=drop_path)
-        fine, middle, coarse = self.pyramid.channels
+        self.pyramid = build_pyramid(backbone, levels, depth=depth, drop_path=drop_path)
+        fine, middle, coarse = self.pyramid.channels[-3:]
+        self.tail = Tail(backbone) if levels == 4 else None
         self.lateral_fine, self.lateral_middle = nn.Identity(), nn.Identity()
-        if fine < width or isinstance(self.pyramid, ViTPyramid):
+        if fine < width or self.tail or isinstance(self.pyramid, ViTPyramid):
             self.lateral_fine, self.lateral_middle = nn.Conv2d(fine, width, 1), nn.Conv2d(middle, width, 1)
             fine = middle = width
-        self.coarse = ConvBNReLU(coarse, middle)
+        if self.tail:
+            self.coarse = nn.Conv2d(self.tail.channels, middle, 1)
+        else:
+            self.coarse = ConvBNReLU(coarse, middle)
         self.middle = ConvBNReLU(middle, fine)
         self.fine = ConvBNReLU(fine, fine)
         self.classifier = nn.Linear(fine, emotions)
-        for block in (self.coarse, self.middle, self.fine):
-            nn.init.xavier_normal_(block[0].weight)
-            nn.init.zeros_(block[0].bias)
+        for conv in (self.coarse if self.tail else self.coarse[0], self.middle[0], self.fine[0]):
+            nn.init.xavier_normal_(conv.weight)
+            nn.init.zeros_(conv.bias)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Resized pictures -> logits (N, E) and features z (N, C, h, w), h = ceil(H / 4)."""
-        fine, middle, coarse = self.pyramid(images)  # (N, 256, h, w), (N, 512, h/2, w/2), (N, 1024, h/4, w/4)
-        middle, fine = self.lateral_middle(middle), self.lateral_fine(fine)
-        x = resize(self.coarse(coarse), middle.shape[2:], align_corners=True) + middle  # (N, 512, h/2, w/2)
+        """Resized pictures -> logits (N, E) and features z (N, C, h, w), h = ceil(H / 4); of 4, H / 8."""
+        levels = self.pyramid(images)  # (N, 256, h, w), (N, 512, h/2, w/2), (N, 1024, h/4, w/4)
+        fine, middle = self.lateral_fine(levels[-3]), self.lateral_middle(levels[-2])
+        deepest = self.tail.last_map(levels[-1]) if self.tail else levels[-1]  # (N, 1024, h/4, w/4)
+        coarse = self.coarse(deepest)  # (N, 512, h/4, w/4)
+        x = resize(coarse, middle.shape[2:], align_corners=True) + middle  # (N, 512, h/2, w/2)
         x = resize(self.middle(x), fine.shape[2:], align_corners=True) + fine  # (N, 256, h, w)
         features = self.fine(x)  # (N, 256, h, w)
+        if self.tail:  # the classifier stays linear in z, so the maps stay exact
+            features = features + resize(coarse, features.shape[2:], align_corners=True)
         return self.classifier(features.mean(dim=(2, 3))), features
 
     def class_activation_maps(self, features: Tensor) -> Tensor:
@@ -158,15 +178,16 @@ class EmotionNetwork(nn.Module):
         emotions: tuple[str, ...],
         emotion_scale: float,
         width: int,
+        emotion_levels: int = 3,
         depth: int = 0,
         drop_path: float = 0.0,
     ):
         super().__init__()
-        arguments = {"backbone": backbone, "emotions": tuple(emotions)}
-        arguments |= {"emotion_scale": emotion_scale, "width": width}
+        arguments = {"backbone": backbone, "emotions": tuple(emotions), "emotion_scale": emotion_scale}
+        arguments |= {"width": width, "emotion_levels": emotion_levels}
         self.arguments = arguments | {"depth": depth, "drop_path": drop_path}
         check_arguments(self.arguments)
-        self.emotion = EmotionBranch(backbone, len(emotions), width, depth, drop_path)
+        self.emotion = EmotionBranch(backbone, len(emotions), width, emotion_levels, depth, drop_path)
         self.emotion_scale = emotion_scale
 
     def forward(self, images: Tensor) -> Output:
@@ -255,6 +276,7 @@ class EAMBNet(nn.Module):
         shortcut: the head also gets the context branch's deepest map, through the backbone's last layers.
         share_backbone: the detail map is the context branch's map at stride 8: both see the same picture.
         emotion_backbone: of the emotion branch, if it is another one.
+        emotion_levels: 3, or 4 for an emotion branch from stride 8 to 32 (`EmotionBranch`).
         depth, drop_path: as in `build_pyramid`; of the emotion branch only if it is on the same backbone.
 
     Raises:
@@ -280,6 +302,7 @@ class EAMBNet(nn.Module):
         shortcut: bool = False,
         share_backbone: bool = False,
         emotion_backbone: str = "",
+        emotion_levels: int = 3,
         depth: int = 0,
         drop_path: float = 0.0,
     ):
@@ -302,7 +325,8 @@ class EAMBNet(nn.Module):
             seeing = emotion_backbone or backbone
             if seeing != backbone:
                 depth = drop_path = 0
-            branch = EmotionBranch(seeing, len(emotions), width, depth, drop_path if train_emotion else 0)
+            dropped = drop_path if train_emotion else 0
+            branch = EmotionBranch(seeing, len(emotions), width, emotion_levels, depth, dropped)
             self.emotion = branch.requires_grad_(train_emotion)
             self.renormalise = Renormalise(backbone, seeing)
         self.share_backbone = share_backbone
@@ -400,6 +424,8 @@ def check_arguments(arguments: dict) -> None:
             raise ValueError(f"EAMBNet: {name} must be at least 1, got {value}")
         if name in ("dropout", "drop_path") and not 0 <= value < 1:
             raise ValueError(f"EAMBNet: {name} must be from 0 to below 1, got {value}")
+        if name == "emotion_levels" and value not in (3, 4):
+            raise ValueError(f"EAMBNet: emotion_levels must be 3 or 4, got {value}")
         if name == "depth" and value < 0:
             raise ValueError(f"EAMBNet: depth must be a number of blocks, or 0 for all, got {value}")
         if name == "emotion_batchnorm" and value not in ("frozen", "official"):

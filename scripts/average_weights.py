@@ -215,7 +215,10 @@ def measure_on_set(network: nn.Module, layers: list[_BatchNorm], config: Config,
     pictures = measure_statistics(network.to(device), layers, batches)
     network.cpu()
     if not pictures:
-        raise ValueError(f"average_weights: none of the pictures of {rated.name} can be decoded")
+        raise ValueError(
+            f"average_weights: no batch of {rated.name} has two pictures that can be decoded, and "
+            "BatchNorm's statistics need them; raise --pictures or train.batch_size"
+        )
     return pictures
 
 
@@ -226,7 +229,7 @@ def training_batches(rated: RatedSet, config: Config, device: torch.device) -> I
     workers, timeout = config.data.worker_count(), config.data.timeout
     loader = make_loader(choose_task(config).pictures(rated), order, workers, timeout=timeout)
     for batch in progress(loader, desc="BatchNorm", unit="batch"):
-        if len(batch.images):
+        if len(batch.images) > 1:  # one picture may have no variance
             yield compute.images(batch)
 
 
@@ -254,6 +257,8 @@ def read_config(weights: Weights, settings: list[str], roots: list[str], picture
             f"{dataset} with --data-root DIR"
         )
     words = ["data.skip_broken=true", *settings, f"data.dataset={dataset}", f"data.limit={pictures}"]
+    if weights.scale and weights.scale.kind == "distribution":
+        words.append("loss.mean_weight=1")  # pictures without votes will do
     given = read_settings((), [*words, "data.root=" + "\n".join(roots)])
     return as_trained(from_settings(given), weights, given)
 

@@ -3,7 +3,8 @@
     python scripts/cross_validate.py --config configs/emotion_lite.yaml --dataset para --data-root PARA \
         --dataset fi --data-root FI --folds 5 --output runs/emotion_lite_folds
 
-The last set named is divided into folds; the others are used in every training. There is one training per
+The last set named is divided into folds; the others are used in every training, and with --weights each
+training starts from that file, which must not have seen the divided set. There is one training per
 fold (OUTPUT/fold_0 ...); one that was stopped is resumed, and one that is done is not repeated. Every picture
 of the set is predicted once, by the network that was not trained on it.
 
@@ -42,11 +43,11 @@ from eamb.evaluation.evaluate import evaluate_checkpoints
 from eamb.evaluation.intervals import bootstrap_intervals
 from eamb.evaluation.predicting import as_trained
 from eamb.evaluation.report import table, versions, without_nan, write_columns
-from eamb.files import original
+from eamb.files import file_hash, original
 from eamb.network import backbones
 from eamb.readers.decoding import normalise
 from eamb.readers.rated import RatedSet
-from eamb.runtime.command import guarded
+from eamb.runtime.command import check_output, guarded
 from eamb.runtime.config import Config, load_config
 from eamb.training.resuming import changed_settings
 from eamb.training.run import train
@@ -62,6 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--dataset", action="append", required=True, type=str.lower)
     add("--data-root", metavar="DIR", action="append", required=True)
     add("--folds", type=int, default=5)
+    add("--weights", metavar="FILE", help="a branch that every fold starts from, as in train")
     add("--output", type=Path, metavar="DIR", required=True)
     add("settings", metavar="key=value", nargs="*", help="as in train.epochs=3")
     options = parser.parse_intermixed_args(arguments)
@@ -75,8 +77,12 @@ def cross_validate(options: argparse.Namespace) -> int:
     config = load_config(options.config, [*words, "train.score_test=false"])
     if options.folds < 2:
         raise ValueError(f"cross_validate: --folds must be 2 or more, got {options.folds}")
-    last_set(config, fold=0)  # refuses a set that cannot be divided before training starts
-    done = [train_fold(config, fold, options.output / f"fold_{fold}") for fold in range(options.folds)]
+    check_output("cross_validate", options.output)
+    parts = [last_set(config, fold)[1] for fold in range(options.folds)]  # refuses a set that has splits
+    if options.weights:
+        refuse_trained_on(options.weights, parts)
+    folders = [options.output / f"fold_{fold}" for fold in range(options.folds)]
+    done = [train_fold(config, fold, folder, options.weights) for fold, folder in enumerate(folders)]
     parts, shares = [part for part, _ in done], np.concatenate([predicted for _, predicted in done])
     classes, names = parts[0].emotion_classes, np.array(parts[0].emotion_classes)
     votes = np.concatenate([part.emotions for part in parts])  # (n, E)
@@ -129,18 +135,36 @@ def last_set(config: Config, fold: int) -> tuple[Config, RatedSet]:
     return replace(config, data=data), rated
 
 
-def train_fold(config: Config, fold: int, folder: Path) -> tuple[RatedSet, np.ndarray]:
+def refuse_trained_on(weights: str, parts: list[RatedSet]) -> None:
+    """Raises ValueError if the weights were trained on pictures that are to be predicted."""
+    known = checkpoint.read_source(weights).weights
+    trained = np.union1d(known.training_ids, known.emotion_training_ids)
+    if count := sum(int(np.isin(part.id_hashes, trained).sum()) for part in parts):
+        raise ValueError(
+            f"cross_validate: {weights} was trained on {count} pictures of {parts[0].name}, which the folds "
+            "are to predict; choose weights that have not seen them"
+        )
+
+
+def train_fold(
+    config: Config, fold: int, folder: Path, weights_file: str | None
+) -> tuple[RatedSet, np.ndarray]:
     """Trains and predicts a fold, or reads its predictions: the pictures and their shares (n, E)."""
     done = folder / "evaluation" / "predictions.csv"
     config = replace(config, data=replace(config.data, fold=fold))
     test_config, rated = last_set(config, fold)
     if done.is_file():
         before = load_config([folder / "config.yaml"]).as_dict()
-        if changed := changed_settings(before, config.as_dict()):
+        changed = changed_settings(before, config.as_dict())
+        started = json.loads((done.parent / "metrics.json").read_text(encoding="utf-8"))["origin"]
+        hashes = started.get("weights_sha256"), file_hash(Path(weights_file)) if weights_file else None
+        if hashes[0] != hashes[1]:
+            changed.append(f"the SHA-256 of --weights was {hashes[0]} and is {hashes[1]}")
+        if changed:
             what = f"{folder} was trained with other settings ({'; '.join(changed)})"
             raise ValueError(f"cross_validate: {what}; choose another --output")
     else:
-        train(choose_task(config), output=folder, resume=True)
+        train(choose_task(config), weights=weights_file, output=folder, resume=True)
         weights = checkpoint.load_weights(folder / "best.pt")
         task = choose_task(as_trained(test_config, weights))
         evaluate_checkpoints([weights], task, "test", done.parent, force=True)

@@ -6,6 +6,8 @@ Keeps config.yaml (without the data folders' paths), metrics.jsonl, metrics.json
 predictions.csv, compressed (ids and what the network predicted, nothing of the set's own ratings). A run on
 several sets has each set's report in a folder of its name, a cross-validation each fold's log, and a trial
 (train.score_test=false) only settings and log. An earlier copy in DIR is replaced.
+
+Of several networks, or of averaged weights, RUN is the first one's run, and --evaluation that of all.
 """
 
 from __future__ import annotations

@@ -143,7 +143,8 @@ class Run:
     """A folder of results/.
 
     facts: metrics.json. config: None for another program's predictions. sha256: of the predictions.
-    budget: pictures in an epoch x epochs; "" for another program's.
+    budget: pictures in an epoch x epochs, of several networks x their number, each counted as the one whose
+        settings lie in the folder; "" for another program's.
     """
 
     folder: Path
@@ -169,6 +170,9 @@ def read_run(folder: Path) -> Run:
             "evaluate the run again and keep it"
         )
     budget = f"{facts['train_pictures']:,} x {config.train.epochs}" if config else ""
+    several = facts.get("checkpoints") or facts.get("origin", {}).get("averaged", ())
+    if config and len(several) > 1:
+        budget += f" x {len(several)}"
     return Run(folder, facts, config, file_hash(folder / "predictions.csv.gz"), budget)
 
 

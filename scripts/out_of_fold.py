@@ -3,9 +3,9 @@
     python scripts/out_of_fold.py --config configs/para_lite.yaml --dataset para --data-root PARA --folds 4 \
         --emotion-checkpoint checkpoints/emotion_lite_para.safetensors --output runs/para_lite_folds
 
-Divides the training split into folds by the hash of the ids, identical pictures together. There is one
-training per fold (OUTPUT/fold_0 ...), on the training pictures of the others; one that was stopped is
-resumed, and one that is done is not repeated. Validation pictures stay validation pictures.
+Divides the training split into folds by the hash of the ids, identical pictures together (looked for in up to
+100,000). There is one training per fold (OUTPUT/fold_0 ...), on the training pictures of the others; one that
+was stopped is resumed, and one that is done is not repeated. Validation pictures stay validation pictures.
 
 Writes OUTPUT/out_of_fold.csv, a row for each training picture: id, prediction in the unit of the ratings,
 fold, and the SHA-256 of the weights that predict it. A picture that cannot be decoded (data.skip_broken=true)
@@ -110,6 +110,10 @@ def divide(config: Config, folds: int) -> tuple[RatedSet, np.ndarray]:
     if config.task != "aesthetics" or config.data.distill:
         wrong = f"data.distill={config.data.distill}" if config.data.distill else f"task={config.task}"
         raise ValueError(f"out_of_fold: these networks learn scores, from ratings alone; leave out {wrong}")
+    if config.train.validate_on == "test":
+        raise ValueError(
+            "out_of_fold: train.validate_on=test chooses networks by test pictures; leave it out"
+        )
     task = Aesthetics(config)
     whole = task.load(SPLITS[:2])["train"]
     if whole.scale.kind == "label":
@@ -137,6 +141,12 @@ def predict_fold(
 
 
 def check_unseen(rated: RatedSet, weights: Weights, path: Path | str) -> None:
+    """Refuses weights that were trained on one of the pictures, or on nobody knows which."""
+    if not len(weights.training_ids):
+        raise ValueError(
+            f"out_of_fold: {path} does not say which pictures it was trained on, so it may know those of "
+            f"{rated.name} already; give other weights, or none"
+        )
     seen = int(np.isin(rated.id_hashes, weights.training_ids).sum())
     if seen:
         raise ValueError(

@@ -112,8 +112,9 @@ def test_every_trainable_parameter_is_used(paper_network):
     assert all(parameter.grad is None for parameter in network.emotion.parameters())
     network = build_small(shortcut=True).eval()  # the shortcut has no ReLU before the head
     assert dead_parameters(network, network(numbers(2, 3, 96, 64)).prediction) == []
-    network = EmotionNetwork(BACKBONE, EMOTIONS, emotion_scale=0.5, width=64).eval()
-    assert dead_parameters(network, network(numbers(2, 3, 96, 96)).emotion_logits) == []
+    for levels in (3, 4):
+        network = EmotionNetwork(BACKBONE, EMOTIONS, 0.5, width=64, emotion_levels=levels).eval()
+        assert dead_parameters(network, network(numbers(2, 3, 96, 96)).emotion_logits) == []
 
 
 def test_emotion_convolutions_start_xavier_normal_without_bias():
@@ -158,13 +159,52 @@ def test_a_branch_that_is_trained_too_learns_from_its_logits_and_not_through_the
         assert not network(numbers(2, 3, 64, 64)).emotion_logits.requires_grad
 
 
-def test_the_emotion_network_trains_its_branch_and_shares_its_names():
-    network = EmotionNetwork(BACKBONE, EMOTIONS, emotion_scale=0.5, width=16).train()
+@pytest.mark.parametrize("levels", [3, 4])
+def test_the_emotion_network_trains_its_branch_and_shares_its_names(levels):
+    network = EmotionNetwork(BACKBONE, EMOTIONS, 0.5, width=16, emotion_levels=levels).train()
     output = network(numbers(2, 3, 64, 64))
     torch.testing.assert_close(output.prediction, output.emotion_logits.softmax(dim=1))
     assert not output.emotion_map.requires_grad
     assert all(parameter.requires_grad for parameter in network.parameters())
-    assert network.state_dict().keys() == {n for n in build_small().state_dict() if n.startswith("emotion.")}
+    whole = build_small(emotion_levels=levels)
+    assert network.state_dict().keys() == {n for n in whole.state_dict() if n.startswith("emotion.")}
+    whole.load_state_dict(network.state_dict(), strict=False)
+    images = numbers(2, 3, 64, 96)
+    with torch.inference_mode():
+        alone, within = network.eval()(images), whole.eval()(images)
+    torch.testing.assert_close(within[1:], alone[1:], rtol=0, atol=1e-6)  # logits and map
+
+
+@pytest.mark.parametrize("levels", [3, 4])
+def test_the_class_maps_before_stretching_add_up_to_the_logits(levels):
+    """M_k = sum_c W[k, c] z[c] has the mean logit_k - b_k: CAM is exact, because logits are linear in z."""
+    branch = enliven(EmotionNetwork(BACKBONE, EMOTIONS, 1.0, width=64, emotion_levels=levels)).emotion
+    with torch.inference_mode():
+        logits, features = branch(numbers(2, 3, 96, 128))
+        maps = torch.einsum("ec,nchw->nehw", branch.classifier.weight, features)
+    assert features.shape[2:] == ((12, 16) if levels == 4 else (24, 32))
+    torch.testing.assert_close(maps.mean(dim=(2, 3)) + branch.classifier.bias, logits, rtol=0, atol=1e-4)
+
+
+def test_four_levels_add_a_linear_view_of_the_map_that_the_backbones_classifier_pools():
+    branch = enliven(EmotionNetwork(BACKBONE, EMOTIONS, 1.0, width=64, emotion_levels=4)).emotion
+    for value in branch.fine[1].parameters():  # without what the pyramid says
+        torch.nn.init.zeros_(value)
+    images = numbers(3, 3, 96, 96)
+    with torch.inference_mode():
+        logits, last = branch(images)[0], branch.tail.last_map(branch.pyramid(images)[3])  # (3, C, 3, 3)
+    row = torch.tensor([1.0, 0, 0]), torch.tensor([0, 1.0, 0]), torch.tensor([0, 0, 1.0])
+    line = torch.stack([interpolated(each, 12).mean() for each in row])  # what each of three cells counts for
+    pooled = torch.einsum("nchw,h,w->nc", last, line, line)
+    weight = branch.classifier.weight @ branch.coarse.weight[:, :, 0, 0]
+    bias = branch.classifier.weight @ branch.coarse.bias + branch.classifier.bias
+    torch.testing.assert_close(logits, pooled @ weight.T + bias, rtol=1e-4, atol=1e-4)
+
+
+def interpolated(row: torch.Tensor, size: int) -> torch.Tensor:
+    """A row of numbers, interpolated to `size` of them between its ends."""
+    places = torch.linspace(0, len(row) - 1, size)
+    return torch.from_numpy(np.interp(places, np.arange(len(row)), row)).float()
 
 
 def test_what_the_branch_gave_before_is_used_and_it_does_not_run(lite_network, monkeypatch):
@@ -289,7 +329,8 @@ def test_the_paper_is_the_default(paper_network):
         "backbone": "resnet50", "outputs": 10, "emotions": tuple(names.split()), "width": 256,
         "guided_width": 56, "guided_hidden": 16, "head_width": 128, "dropout": 0.75, "context_scale": 0.5,
         "emotion_scale": 0.5, "emotion_batchnorm": "frozen", "train_emotion": False, "without": (),
-        "shortcut": False, "share_backbone": False, "emotion_backbone": "", "depth": 0, "drop_path": 0.0,
+        "shortcut": False, "share_backbone": False, "emotion_backbone": "", "emotion_levels": 3,
+        "depth": 0, "drop_path": 0.0,
     }  # fmt: skip
 
 
@@ -297,6 +338,7 @@ WRONG = [
     ({"outputs": 0}, "outputs must be .*got 0"),
     ({"context_scale": 1.5}, "context_scale must be above 0 and at most 1, got 1.5"),
     ({"dropout": 1.0}, "dropout must be .*got 1"),
+    ({"emotion_levels": 2}, "emotion_levels must be 3 or 4, got 2"),
     ({"drop_path": 1.0}, "drop_path must be .*got 1"),
     ({"depth": -1}, "depth must be a number of blocks, or 0 for all, got -1"),
     ({"emotion_batchnorm": "thawed"}, "emotion_batchnorm must be .*got 'thawed'"),

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small import UNTRAINED, evaluate, read_csv, read_json, same, tensors, train
+from small import UNTRAINED, evaluate, make_para, read_csv, read_json, same, tensors, train
 from torch import nn
 
 from datasets import load_dataset
@@ -184,6 +184,30 @@ def test_only_pictures_that_were_trained_on_are_measured(soup_runs, scored_set, 
     checkpoint.export_weights(tmp_path / "none.safetensors", none)
     assert average(tmp_path / "none.safetensors", *words, "--force") == 2
     assert "these networks were trained on no picture of the csv in --data-root" in capsys.readouterr().err
+
+
+def test_networks_for_votes_are_measured_on_pictures_without_votes_too(tmp_path, capsys):
+    root, start = make_para(tmp_path / "set", voted=range(0, 60, 2)), tmp_path / "first"
+    words = ["data.target=distribution", "loss.mean_weight=1", UNTRAINED, *QUICK]
+    assert train("para", root, start, *words) == 0
+    for seed in (1, 2):
+        again = ["--weights", start / "best.pt", f"train.seed={seed}"]
+        assert train("para", root, tmp_path / str(seed), *words, *again) == 0
+    files, output = [tmp_path / seed / "best.pt" for seed in "12"], tmp_path / "mean.safetensors"
+    capsys.readouterr()
+    assert average(*files, "--output", output, "--data-root", root, "train.batch_size=2") == 0
+    assert "from 58 training pictures" in capsys.readouterr().out
+    assert evaluate(output, "para", root, tmp_path / "report") == 0
+    assert "emd2" in read_json(tmp_path / "report" / "metrics.json")["metrics"]
+
+
+@pytest.mark.parametrize("words", [["--pictures", 1], ["train.batch_size=1"]])
+def test_a_picture_alone_has_no_variance(words, soup_runs, scored_set, tmp_path, capsys):
+    output = tmp_path / "a.safetensors"
+    assert average(*soup_runs, "--output", output, "--data-root", scored_set, *words) == 2
+    said = "error: average_weights: no batch of csv has two pictures that can be decoded, and BatchNorm's"
+    assert capsys.readouterr().err.startswith(said)
+    assert not output.exists()
 
 
 def test_broken_pictures_are_left_out(soup_runs, scored_set, tmp_path, capsys):

@@ -116,9 +116,10 @@ def test_the_packages_weights_recognise_a_cat(lite_package):
 def test_lite_takes_a_local_file_with_timms_names_and_no_other(lite_package, tmp_path):
     state = backbones.imagenet_tensors(LITE0, lite_package)
     torch.save({name.removeprefix("body."): value for name, value in state.items()}, tmp_path / "lite0.pth")
-    network = EmotionNetwork(LITE0, EMOTIONS, emotion_scale=0.5, width=32)
+    network = EmotionNetwork(LITE0, EMOTIONS, emotion_scale=0.5, width=32, emotion_levels=4)
     checkpoint.load_imagenet(network, str(tmp_path / "lite0.pth"))
     assert torch.equal(network.emotion.pyramid.body.bn1.weight, state["body.bn1.weight"])
+    assert torch.equal(network.emotion.tail.body.conv_head.weight, state["body.conv_head.weight"])
     before = copy.deepcopy(network.state_dict())
     wrong = {"weight": torch.zeros(3), "bn1.bias": torch.zeros(32)}
     torch.save(wrong, tmp_path / "other.pth")

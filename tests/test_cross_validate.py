@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from small import BACKBONE, WORDS, read_csv, read_json, write_pictures
+from small import BACKBONE, WORDS, parameters, read_csv, read_json, same, write_pictures
 
 from datasets import load_dataset
+from eamb.files import file_hash
 from eamb.readers.rated import DataOptions
 from eamb.weights import checkpoint
 from scripts import cross_validate
@@ -91,6 +92,34 @@ def test_folds_that_are_done_are_not_run_again_nor_taken_for_those_of_another_ru
     assert run(fi_set, weights_file, folds, "train.epochs=2") == 2
     assert "fold_0 was trained with other settings (train.epochs was 1 and is 2)" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_every_fold_starts_from_the_given_weights_unless_they_have_seen_its_pictures(
+    folds, fi_set, weights_file, emotion_run, tmp_path, capsys
+):
+    output, branch = tmp_path / "out", emotion_run / "best.pt"
+    words = ["--weights", branch, "optimizer.learning_rate=0"]
+    assert run(fi_set, weights_file, output, *words) == 0
+    given = parameters(branch)
+    for fold in (0, 1):
+        assert same(given, parameters(output / f"fold_{fold}" / "last.pt"), "emotion.fine.")
+    assert run(fi_set, weights_file, output, *words) == 0
+    assert run(fi_set, weights_file, output, *words[2:]) == 2
+    assert f"the SHA-256 of --weights was {file_hash(branch)} and is None" in capsys.readouterr().err
+    seen = folds / "fold_0" / "best.pt"
+    assert run(fi_set, weights_file, tmp_path / "other", "--weights", seen) == 2
+    count = len(checkpoint.load_weights(seen).training_ids)
+    assert f"{seen} was trained on {count} pictures of fi" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_an_output_that_cannot_be_written_is_found_before_any_picture_is_read(
+    fi_set, weights_file, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr(cross_validate, "last_set", lambda *_: pytest.fail("the set was read"))
+    assert run(fi_set, weights_file, tmp_path / "file") == 2
+    assert f"cross_validate: {tmp_path / 'file'} cannot be written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

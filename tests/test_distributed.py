@@ -13,6 +13,7 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from eamb.readers.decoding import View
 from eamb.readers.rated import DataOptions, LeftOut, RatedSet
 from eamb.runtime import distributed, engine
 from eamb.runtime.networks import Ensemble, TorchNetwork
+from eamb.training.run import Run
 from EAMBNet import build_model
 
 COUNT = 13  # pictures: two processes get 7 and 6, the last batches are not full
@@ -154,12 +156,20 @@ def one(root):
 
 
 def train_run(root: Path) -> dict[str, object]:
-    """A training through main.py; its exit code and what it prints."""
+    """A training through main.py; its exit code, what it prints, and this process's weights at its end."""
     words = ["--skip-broken", "train.batch_size=6", "train.score_test=false", "data.twins=false", UNTRAINED]
-    with redirect_stdout(io.StringIO()) as said, warnings.catch_warnings():
+    words += ["train.gradient_precision=bf16", "train.epochs=2", "train.freeze_backbone=1"]
+    weights, record = [], Run.record
+
+    def recording(run: Run, *arguments) -> None:
+        record(run, *arguments)
+        weights.append(flat(run.network))
+
+    patched = mock.patch.object(Run, "record", recording)
+    with redirect_stdout(io.StringIO()) as said, warnings.catch_warnings(), patched:
         warnings.filterwarnings("error", category=UserWarning, module="torch|eamb")
-        code = train("csv", root, root / "run", *words, "train.gradient_precision=bf16")
-    return {"code": code, "printed": said.getvalue()}
+        code = train("csv", root, root / "run", *words)
+    return {"code": code, "printed": said.getvalue(), "weights": weights}
 
 
 def work(rank: int, root: Path, ports: list[int]) -> dict[str, dict[str, np.ndarray]]:
@@ -242,12 +252,14 @@ def test_values_are_gathered_by_rank_and_a_loss_that_is_no_number_reaches_the_we
 def test_a_training_of_two_processes_writes_one_log_and_one_checkpoint(root, together):
     first, second = (found["run"] for found in together[:2])
     assert (first["code"], second["code"]) == (0, 0)
-    assert (first["printed"].count("epoch 1/1 "), second["printed"]) == (1, "")
-    [line] = read_log(root / "run")
-    assert (line["train_pictures"] + line["train_broken"], line["val_n"]) == (12, 5)
+    assert ([first["printed"].count(f"epoch {n}/2 ") for n in (1, 2)], second["printed"]) == ([1, 1], "")
+    for ours, theirs in zip(first["weights"], second["weights"], strict=True):
+        assert np.array_equal(ours, theirs)
+    for line in read_log(root / "run"):
+        assert (line["train_pictures"] + line["train_broken"], line["val_n"]) == (12, 5)
     assert {path.name for path in (root / "run").glob("*.pt")} == {"last.pt", "best.pt"}
     state = torch.load(root / "run" / "last.pt", weights_only=True)["state"]
-    assert (state["world"], len(state["totals"]), state["epoch"]) == (2, 2, 1)
+    assert (state["world"], len(state["totals"]), state["epoch"]) == (2, 2, 2)
 
 
 def test_synchronised_batchnorm_has_the_same_weights_names_and_activations(monkeypatch):

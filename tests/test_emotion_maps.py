@@ -65,8 +65,11 @@ def maps_of(network, tmp_path):
     return maps_of
 
 
-def test_kept_maps_are_the_branchs_own_and_stand_in_for_it(network, rated, maps_of):
-    maps = maps_of(rated)
+@pytest.mark.parametrize("levels", [3, 4])
+def test_kept_maps_are_the_branchs_own_and_stand_in_for_it(levels, rated, maps_of):
+    torch.manual_seed(0)
+    network = build_model(BACKBONE, 1, emotion_scale=1.0, emotion_levels=levels, **SHAPES).eval()
+    maps = maps_of(rated, network)
     images = torch.stack([PictureSet(rated, 64)[i].image for i in range(8)])
     with torch.inference_mode():
         for mirrored in (False, True):

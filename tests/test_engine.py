@@ -117,6 +117,22 @@ def test_accumulated_batches_equal_a_whole_one_and_those_left_at_the_end_count_f
     assert asked == [0, 0, 0.4, 0.4, 0.8]  # one rate a step
 
 
+def test_fixed_parts_stay_in_evaluation_mode_even_behind_a_batch_without_pictures():
+    class Normalised(Toy):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+        def forward(self, images):
+            return super().forward(self.second(self.first(images)))
+
+    model, none = Normalised(), batch_of(pictures(0), broken=[LeftOut("a", "b")])
+    fit(model, [batch_of(pictures(8)), none, batch_of(pictures(8))], fixed=[model.first])
+    assert not model.first.running_mean.any()
+    assert (model.first.num_batches_tracked, model.second.num_batches_tracked) == (0, 2)
+    assert model.first.bias.any()  # it learns all the same
+
+
 def test_random_numbers_of_a_step_depend_on_seed_epoch_and_step_only():
     class Noisy(Toy):
         def forward(self, images):

@@ -176,6 +176,7 @@ def test_several_checkpoints_are_evaluated_by_their_mean(several, scored_set, tm
     assert [each["weights_sha256"] for each in found["checkpoints"]] == hashes and len(set(hashes)) == 3
     assert [each["checkpoint"] for each in found["checkpoints"]] == [path.name for path in several]
     said = capsys.readouterr().out
+    assert "\nmean predictions of 3 networks\n" in said and "mean predictions of 3 networks" in found["notes"]
     for what in ("trained on", "that the emotion branch was trained on"):
         assert found[f"test_pictures_{what.replace(' ', '_')}"] == 1
         assert f"test pictures {what}: 1\n" in said
@@ -196,7 +197,10 @@ def test_mirrored_pictures_are_evaluated_too(several, scored_set, tmp_path):
     assert np.allclose(
         column(tmp_path / "both/predictions.csv", "prediction"), np.mean(alone, axis=0), atol=1e-6
     )
-    assert read_json(tmp_path / "both/metrics.json")["flip"] is True
+    found = read_json(tmp_path / "both/metrics.json")
+    assert found["flip"] is True
+    assert "mean predictions for each picture and its mirror image" in found["notes"]
+    assert not any("mean" in note for note in read_json(tmp_path / "one/metrics.json")["notes"])
 
 
 def test_reports_of_several_and_of_flipped_networks_have_folders_of_their_own(

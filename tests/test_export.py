@@ -59,8 +59,9 @@ def run(source, target, *words):
     return export.main([str(source), str(target), *map(str, words)])
 
 
-def test_everything_that_travels_with_the_weights_is_in_the_file(packages, tmp_path):
-    source = write_checkpoint(tmp_path)
+@pytest.mark.parametrize("branch", [{}, {"emotion_levels": 4, "emotion_scale": 1.0}])
+def test_everything_that_travels_with_the_weights_is_in_the_file(branch, packages, tmp_path):
+    source = write_checkpoint(tmp_path, **branch)
     pictures = [tmp_path / name for name in small.write_pictures(tmp_path, 3)]
     assert run(source, tmp_path / "small.onnx", "--check", *pictures) == 0
     assert set(tmp_path.iterdir()) == {source, tmp_path / "small.onnx", *pictures}

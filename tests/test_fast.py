@@ -23,6 +23,7 @@ FORMS = {
     "linear": lambda: LinearNetwork(BACKBONE, 1, 0.2),
     "pairs": lambda: SeriesNetwork(BACKBONE, "paunit", symmetric=False),
     "emotion": lambda: EmotionNetwork(BACKBONE, ("a", "b", "c"), 0.5, 16),
+    "emotion, 4 levels": lambda: EmotionNetwork(BACKBONE, ("a", "b", "c"), 1.0, 16, emotion_levels=4),
 }
 
 

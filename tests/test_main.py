@@ -180,7 +180,7 @@ BAD_WORDS = [
     (["train.epoch=3"], "unknown key 'train.epoch'; did you mean 'train.epochs'?"),
     (["fast"], "'fast' is neither an option nor key=value"),
     (["model.backbone=resnet5"], "timm cannot give 'resnet5' as a feature pyramid: Unknown model"),
-    (["model.backbone=test_vit"], "backbones: "),
+    (["model.backbone=test_mambaout"], "backbones: "),
     (["model.context_scale=0"], "context_scale must be above 0 and at most 1, got 0"),
     (["train.device=gpu"], "device 'gpu' is unknown or not here; choose train.device from auto, cpu"),
     (["--config", "mine.yaml"], "no file mine.yaml; the shipped ones are in configs/"),

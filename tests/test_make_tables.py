@@ -199,6 +199,17 @@ def test_pictures_that_were_trained_on_are_told(made):
     assert counts == {"Row": ("1234", "0"), "Branch": ("0", "7"), "Clean": ("0", "0"), "Theirs": ("", "")}
 
 
+def test_the_budget_of_several_networks_counts_each(made):
+    made.run("one", made.noisy(0.5))
+    made.run("mean", made.noisy(0.5), checkpoints=[{}, {}, {}])
+    made.run("soup", made.noisy(0.5), origin={"averaged": [{}, {}]})
+    made.tables(One=["one"], Mean=["mean"], Soup=["soup"])
+    assert made.make() == 0
+    text = made.readme.read_text()
+    for row in ("| One | 1,600 x 4 |", "| Mean | 1,600 x 4 x 3 |", "| Soup | 1,600 x 4 x 2 |"):
+        assert row in text
+
+
 def test_predictions_of_another_program_have_only_metrics_that_make_sense_and_unequal_budgets_are_told(made):
     made.run("theirs", 100 * made.noisy(0.5), predictions_file="scores.csv")
     correlations = ("n", "srcc", "plcc", "krcc")

@@ -113,7 +113,10 @@ def test_together_they_have_seen_what_any_of_them_has_and_come_from_all_their_se
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        ({"scale": BINS}, r"b\.pt predicts on another scale than a\.pt \(kind score and distribution; "),
+        (
+            {"scale": BINS},
+            r"b\.pt predicts on another scale than a\.pt \(kind score and distribution\), so they",
+        ),
         (
             {"scale": replace(STARS, maximum=10.0)},
             r"than a\.pt \(maximum 5\.0 and 10\.0\), so they cannot be ",
@@ -136,7 +139,7 @@ def test_networks_that_cannot_be_averaged_are_named(other, words):
 def test_only_scores_are_averaged():
     emotion = weights("e.pt", None, "emotion")
     check_averaged([emotion])
-    with pytest.raises(ValueError, match=r"only the scores of networks of one task are averaged; e\.pt was"):
+    with pytest.raises(ValueError, match=r"only scores are averaged, and e\.pt predicts emotions only; give"):
         check_averaged([emotion, replace(emotion, path="f.pt")])
     with pytest.raises(ValueError, match=r"--flip averages scores, and e\.pt predicts emotions only"):
         check_averaged([emotion], flip=True)

@@ -2,11 +2,12 @@
 
 import shutil
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
-from small import UNTRAINED, WORDS, evaluate, read_csv, train
+from small import UNTRAINED, WORDS, command, evaluate, read_csv, train
 
 from datasets import load_dataset
 from eamb.readers.splitting import fold_numbers
@@ -52,6 +53,20 @@ def test_every_training_picture_is_predicted_once_by_a_network_that_has_not_seen
         assert np.array_equal(others.id_hashes, weights.training_ids)  # and no validation picture
         assert weights.description["splits"] == {"train": others.sha256, "val": rated["val"].sha256}
         assert weights.description["protocol"].endswith(f"without fold {fold + 1} of 3 by hash of the id")
+
+
+@pytest.mark.slow
+def test_two_processes_predict_every_training_picture_too(scored_set, tmp_path):
+    (tmp_path / "small.yaml").write_text("task: aesthetics\n")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
+    options = ["--config", tmp_path / "small.yaml", "--dataset", "csv", "--data-root", scored_set]
+    options += ["--output", tmp_path / "folds", "--folds", FOLDS, *WORDS, UNTRAINED, "train.batch_size=4"]
+    done = command(*torchrun, out_of_fold.__file__, *options)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("16 of 16 pictures predicted") == 1
+    test_every_training_picture_is_predicted_once_by_a_network_that_has_not_seen_it(
+        tmp_path / "folds", scored_set
+    )
 
 
 def test_the_predictions_are_those_of_the_networks_in_the_unit_of_the_ratings(folds, scored_set, tmp_path):
@@ -153,6 +168,8 @@ def test_a_picture_that_cannot_be_decoded_costs_its_row_alone(scored_set, tmp_pa
         (["--folds", "17"], "16 pictures cannot be divided into 17 folds"),
         (["task=emotion"], "these networks learn scores, from ratings alone; leave out task=emotion"),
         (["data.distill=t.csv", "loss.distill_weight=1"], "from ratings alone; leave out data.distill=t.csv"),
+        (["train.validate_on=test"], "validate_on=test chooses networks by test pictures; leave it out"),
+        (["--weights", "UNKNOWN"], "unknown.safetensors does not say which pictures it was trained on, so"),
         (["data.target=label"], "a network trained on csv predicts a label, not a score"),
         (
             ["--weights", "SCORE"],
@@ -163,7 +180,11 @@ def test_a_picture_that_cannot_be_decoded_costs_its_row_alone(scored_set, tmp_pa
 def test_bad_input_is_an_error_before_anything_is_trained(
     words, said, scored_set, score_run, tmp_path, capsys
 ):
-    words = [str(score_run / "best.pt") if word == "SCORE" else word for word in words]
+    weights = checkpoint.load_weights(score_run / "best.pt")
+    unknown = tmp_path / "unknown.safetensors"
+    checkpoint.export_weights(unknown, replace(weights, training_ids=np.empty(0, np.int64)))
+    files = {"SCORE": str(score_run / "best.pt"), "UNKNOWN": str(unknown)}
+    words = [files.get(word, word) for word in words]
     assert run(scored_set, tmp_path / "out", *words) == 2
     error = capsys.readouterr().err
     assert said in error

@@ -74,5 +74,5 @@ def test_a_run_keeps_what_auto_chose_and_resumes_in_it_on_any_machine(
 
 def test_the_recipes_of_lite_take_what_the_machine_computes_and_the_papers_stay_in_fp32():
     for path in (ROOT / "configs").glob("*.yaml"):
-        lite = path.stem.endswith("_lite") or path.stem == "demo"
+        lite = {"lite", "small", "demo"} & set(path.stem.split("_"))
         assert load_config([path]).train.precision == ("auto" if lite else "fp32"), path

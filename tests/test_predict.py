@@ -243,6 +243,13 @@ def test_several_networks_give_their_mean_and_how_much_they_differ(
     assert np.abs(np.load(tmp_path / "maps/b.jpg.eam.npy") - expected.numpy()).max() < 1e-5
 
 
+def test_the_terminal_shows_how_much_several_networks_differ(album, lively_weights, another, capsys):
+    assert call(album / "b.jpg", lively_weights, "--checkpoint", another) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["score", "score_model_std", "percentile", "emotion", "path"]
+    assert float(row.split()[1]) >= 0
+
+
 def test_several_networks_go_on_where_they_were_interrupted(album, lively_weights, another, tmp_path, capsys):
     output, words = tmp_path / "s.jsonl", ("--checkpoint", another, "--output", tmp_path / "s.jsonl")
     assert call(album, lively_weights, *words) == 1

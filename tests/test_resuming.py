@@ -28,6 +28,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(place, stopped_runs, scored
     "words",
     [
         ["--task", "emotion", "train.accumulate=2"],
+        ["--task", "emotion", "train.freeze_backbone=1", "train.fixed_batchnorm=true"],
         ["loss.emotion_weight=0.1"],
         ["model.network=linear"],
         ["train.average=0.9", "train.emotion_maps={maps}", "--emotion-checkpoint", "{branch}"],

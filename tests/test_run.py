@@ -1,10 +1,12 @@
 """Whole runs, tiny: what their weights say, signals, chance, averages, kept maps; pairs of photographs."""
 
+import copy
 import math
 import os
 import shlex
 import signal
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +60,29 @@ def test_best_is_the_largest_or_the_smallest_divergence_and_something_even_where
         best = Best(measure)
         assert [best.update(i, {measure: value}) for i, value in enumerate(values)] == better
         assert (best.value, best.epoch) == expected
+
+
+# ---- frozen backbones
+
+
+@pytest.mark.parametrize(("epochs", "fixed"), [(0, False), (0, True), (1, False), (1, True), (2, False)])
+def test_backbones_learn_nothing_for_the_first_epochs(epochs, fixed, scored_set, tmp_path, monkeypatch):
+    states, train_epoch = [], run_module.train_epoch
+
+    def recording(run, epoch):
+        branch = run.network.emotion
+        state = {kind: [*getattr(branch.pyramid, kind)()] for kind in ("parameters", "buffers")}
+        states.append(copy.deepcopy(state | {"others": [*branch.fine.parameters()]}))
+        return train_epoch(run, epoch)
+
+    monkeypatch.setattr(run_module, "train_epoch", recording)
+    words = ["--task", "emotion", "train.epochs=3", f"train.freeze_backbone={epochs}", *SHORT[:1]]
+    words += [f"train.fixed_batchnorm={fixed}", "optimizer.learning_rate=1e-3", "train.average=0.5"]
+    assert train("csv", scored_set, tmp_path / "run", *words) == 0
+    for epoch, (before, after) in enumerate(pairwise(states)):  # the first two epochs
+        still = {"parameters": epoch < epochs, "buffers": epoch < epochs or fixed, "others": False}
+        for kind, expected in still.items():
+            assert all(map(torch.equal, before[kind], after[kind])) == expected, (epoch, kind)
 
 
 # ---- signals

@@ -58,6 +58,13 @@ IMPOSSIBLE = [
     ([*PAIRS, "--weights", "SCORE"], "a network for the task aesthetics, which cannot start one for series"),
     (["--weights", "EMOTION"], "cannot start one for aesthetics; an emotion branch alone is given with --em"),
     (["--weights", "SCORE", "model.width=24"], "has model.width=16 and this run model.width=24; give the fo"),
+    ([*EMOTION, "--weights", "EMOTION", "model.emotion_levels=4"], "has model.emotion_levels=3 and this run"),
+    (
+        ["--emotion-checkpoint", "EMOTION", "model.emotion_levels=4"],
+        "has the emotion levels 3; the network's",
+    ),
+    ([*EMOTION, "model.emotion_levels=5"], "emotion_levels must be 3 or 4, got 5"),
+    (["model.network=linear", "model.emotion_levels=4"], "model.emotion_levels=4 means nothing"),
     (["--weights", "SCORE", "model.without=detail"], "has model.without= and this run model.without=detail"),
     ([*EMOTION, "--emotion-checkpoint", "EMOTION"], "-checkpoint is for --task aesthetics and a net"),
 ]

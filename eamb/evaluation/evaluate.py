@@ -74,6 +74,8 @@ def evaluate(network: Ensemble, rated: RatedSet, task: Task) -> Report:
     """Predicts every picture of the set once; the report has intervals, a leak check and the provenance.
     Raises ValueError if an emotion network does not know all of the set's emotions."""
     report, predictions = task.evaluate(network, rated)
+    if words := averaged(network):
+        report.notes.insert(0, words)
     if predictions.broken:
         report.notes.append(f"pictures that cannot be decoded, left out: {len(predictions.broken)}")
     leaked = leaks(rated, network.weights)
@@ -85,6 +87,13 @@ def evaluate(network: Ensemble, rated: RatedSet, task: Task) -> Report:
         "broken": [list(entry) for entry in predictions.broken],
     }
     return report
+
+
+def averaged(network: Ensemble) -> str:
+    """What the report says about the predictions of several networks, or of mirrored pictures; else ""."""
+    count = len(network.networks)
+    words = f" of {count} networks" * (count > 1) + " for each picture and its mirror image" * network.flip
+    return f"mean predictions{words}" if words else ""
 
 
 def provenance(network: Ensemble) -> dict:

@@ -48,6 +48,7 @@ def as_row(scored: Scored, columns: Sequence[str]) -> dict[str, str | float | No
 def write_table_row(file: TextIO, columns: Sequence[str], row: dict | None) -> None:
     """Writes a row of aligned columns (None: the header). Paths vary in length, so they come last."""
     spread = ["score_std"] * any(name.startswith("p_") for name in columns)  # of predicted distributions
+    spread += ["score_model_std"] * ("score_model_std" in columns)
     shown = ["score", *spread, "percentile", "emotion"]
     shown += [name for name in columns if name.startswith("emotion_")]
     shown.remove("emotion_probability")

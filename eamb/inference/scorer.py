@@ -81,7 +81,7 @@ class Scorer:
             of a shipped network, as "lite". A pair network (`eamb.network.pair_networks`) works too; its
             scores are log-odds, which are comparable only within one series of photographs. Several, on one
             scale: a picture is decoded once and its score is the mean of theirs; emotions, maps and
-            percentiles are the first's.
+            the training ratings for percentiles are the first's.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         precision: "fp32" (the default), "bf16", "fp16" or "auto" (bf16 where the device computes it);
             an exported file has its own.

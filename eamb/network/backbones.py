@@ -121,11 +121,15 @@ class Tail(nn.Module):
                 self.body.update({layer: getattr(whole, layer) for layer in TAIL})
                 self.channels = whole.conv_head.out_channels
 
-    def forward(self, coarse: Tensor) -> Tensor:
-        """(N, C, H/32, W/32) -> (N, channels)."""
+    def last_map(self, coarse: Tensor) -> Tensor:
+        """(N, C, H/32, W/32) -> (N, channels, H/32, W/32)."""
         for layer in self.body.values():
             coarse = layer(coarse)
-        return coarse.mean(dim=(2, 3))
+        return coarse
+
+    def forward(self, coarse: Tensor) -> Tensor:
+        """(N, C, H/32, W/32) -> (N, channels)."""
+        return self.last_map(coarse).mean(dim=(2, 3))
 
 
 def create_timm_features(name: str, **options) -> nn.Module:

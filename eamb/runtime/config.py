@@ -85,6 +85,7 @@ class Model:
     shortcut: bool = False  # not the paper's: the context branch's deepest map enters the head too
     share_backbone: bool = False  # one backbone for detail and context; needs context_scale=1
     emotion_backbone: str = ""  # of the emotion branch; "": the same as `backbone`
+    emotion_levels: int = 3  # not the paper's: 4 gives it the backbone's last map too (`EmotionBranch`)
     depth: int = limited(0, least=0)  # take a ViT's first so many blocks; 0: all
     drop_path: float = limited(0.0, least=0, below=1)  # leave out blocks in training (`build_pyramid`)
     resize_input: bool = True  # a ViT resizes pictures to multiples of its patch; false: others are refused
@@ -141,6 +142,9 @@ class Train:
         average by this (as in 0.999) and adds the new weights with the rest (Polyak averaging).
     log_every: optimizer steps between two readings of the loss on CUDA, where each makes the GPU wait; on
         those steps several processes also agree on signals and checkpoints. It does not change the results.
+    freeze_backbone: the first epochs, in which the backbones learn nothing: they run in evaluation mode and
+        their weights stay. As many as `epochs`: they never learn.
+    fixed_batchnorm: BatchNorm in the backbones that learn keeps the statistics of the first weights.
     recompute: compute the inner maps of the backbones' blocks again for the gradient instead of keeping them:
         three quarters to four fifths of the memory, a fifth to two fifths more time, the same numbers.
     """
@@ -162,6 +166,8 @@ class Train:
     sync_batchnorm: bool = False  # over the pictures of all processes, not of each; CUDA only, not measured
     compile: bool = False  # the training step through torch.compile; no faster on a CPU (docs/performance.md)
     recompute: bool = False
+    freeze_backbone: int = limited(0, least=0)
+    fixed_batchnorm: bool = False
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,7 @@ class Epoch:
     accumulate: int = 1  # batches per optimizer step; the last step of an epoch takes what is left
     clip: float = 0.0  # largest gradient norm; 0: no clipping
     log_every: int = 1  # optimizer steps between two readings of the loss, each of which waits for the device
+    fixed: Sequence[nn.Module] = ()  # parts of the network that stay in evaluation mode
 
 
 @dataclass
@@ -145,7 +146,7 @@ def train_one_epoch(
     Raises:
         FloatingPointError: a loss or gradient is NaN or infinite; the weights are those before that step.
     """
-    model.train()
+    set_training(model, epoch)
     log_every = epoch.log_every if optimizer.defaults.get("fused") else 1  # others cannot skip a step
     # A GPU waits when Python reads a number from it. Between two readings `finite` guards the weights: a bad
     # loss or gradient makes it and all later gradients NaN, and where `found_inf` is 1 no step is made.
@@ -186,12 +187,18 @@ def train_one_epoch(
     return totals.means() | {"learning_rate": optimizer.param_groups[-1]["lr"]}
 
 
+def set_training(model: nn.Module, epoch: Epoch) -> None:
+    model.train()
+    for part in epoch.fixed:
+        part.eval()
+
+
 def forward_loss(model: nn.Module, batch: Batch, compute: Compute, epoch: Epoch) -> Tensor:
     allow_tf32(True, compute.device)
     if not len(batch.images):  # all broken; other processes still expect this one's gradients
         model.eval()  # a black picture must not enter BatchNorm's statistics
         output = model(compute.images(filled_up(batch, 1)))
-        model.train()
+        set_training(model, epoch)
         return 0 * (output.prediction.sum() + output.emotion_logits.sum())
     emotions = ()
     if epoch.emotions:

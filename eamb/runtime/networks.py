@@ -178,8 +178,12 @@ def check_averaged(several: Sequence[Weights], flip: bool = False) -> None:
     first, *others = several
     if flip and first.task == "emotion":
         raise ValueError(f"checkpoint: --flip averages scores, and {first.path} predicts emotions only")
+    if others and first.task == "emotion":
+        raise ValueError(
+            f"checkpoint: only scores are averaged, and {first.path} predicts emotions only; give one network"
+        )
     for other in others:
-        if other.task != first.task or first.task == "emotion":
+        if other.task != first.task:
             raise ValueError(
                 f"checkpoint: only the scores of networks of one task are averaged; {first.path} was trained "
                 f"with --task {first.task}, {other.path} with --task {other.task}"
@@ -196,8 +200,10 @@ def differences(first: Scale | None, second: Scale | None) -> str:
     threshold of high and low matters only where it is what is predicted; pair networks have no scale."""
     if first is None or second is None:
         return ""
+    if first.kind != second.kind:  # all else follows
+        return f"kind {first.kind} and {second.kind}"
     names = [field.name for field in fields(Scale)]
-    if first.kind == second.kind != "label":
+    if first.kind != "label":
         names = [name for name in names if name not in ("threshold", "inclusive")]
     pairs = ((name, getattr(first, name), getattr(second, name)) for name in names)
     return "; ".join(f"{name} {ours} and {theirs}" for name, ours, theirs in pairs if ours != theirs)

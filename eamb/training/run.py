@@ -184,13 +184,13 @@ class Run:
         if config.train.recompute:
             recompute_blocks(network)
         self.network = network.to(device)
-        self.model = distributed.wrap(self.network, device, config.train.gradient_precision)
-        if config.train.compile:
-            # Only the training step: checkpoints and scoring use the network itself, under its own names.
-            self.model = torch.compile(self.model)
         self.average = engine.Average(self.network, config.train.average) if config.train.average else None
         self.kept = self.average.network if self.average else self.network  # what is validated and kept
         self.optimizer = make_optimizer(config, self.network)
+        pyramids = checkpoint.pyramids(self.network).values()
+        self.backbones = [part for part in pyramids if any(p.requires_grad for p in part.parameters())]
+        self.learning = [p for part in self.backbones for p in part.parameters() if p.requires_grad]
+        self.set_frozen(config.train.freeze_backbone > 0)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
         mean, std = backbones.normalisation(config.model.backbone)
         self.compute = engine.Compute(device, config.train.precision, mean, std)
@@ -199,6 +199,17 @@ class Run:
         self.best = Best(task.best_measure(rated.scale))
         self.records, self.saved_at = Records(output), time.monotonic()
         self.emotion_maps: emotion_maps.EmotionMaps | None = None
+
+    def set_frozen(self, frozen: bool) -> None:
+        """Freezes the backbones' weights that learn, or lets them learn."""
+        self.frozen = frozen
+        for parameter in self.learning:
+            parameter.requires_grad_(not frozen)
+        # Made anew each time: several processes wait for the gradients that were required when it was made.
+        self.model = distributed.wrap(self.network, self.device, self.config.train.gradient_precision)
+        if self.config.train.compile:
+            # Only the training step: checkpoints and scoring use the network itself, under its own names.
+            self.model = torch.compile(self.model)
 
     def order(self, epoch: int) -> TrainOrder:
         """The batches of an epoch that this process still has to train on."""
@@ -278,6 +289,8 @@ class Run:
 def train_epoch(run: Run, epoch: int) -> dict[str, float]:
     """Trains the rest of an epoch, then writes last.pt; returns the means of `engine.train_one_epoch`."""
     config, rated, task = run.config, run.data["train"], run.task
+    if run.frozen != (frozen := epoch < config.train.freeze_backbone):
+        run.set_frozen(frozen)
     order, on_gpu = run.order(epoch), run.device.type == "cuda"
     workers, timeout = config.data.worker_count(), config.data.timeout
     loader = make_loader(task.pictures(rated), order, workers, pin_memory=on_gpu, timeout=timeout)
@@ -312,6 +325,7 @@ def train_epoch(run: Run, epoch: int) -> dict[str, float]:
             accumulate=config.train.accumulate,
             clip=config.train.clip,
             log_every=config.train.log_every if on_gpu else 1,
+            fixed=run.backbones if frozen or config.train.fixed_batchnorm else (),
         )
         means = engine.train_one_epoch(
             run.model, loader, run.optimizer, run.scaler, run.compute, plan, run.totals, after_step

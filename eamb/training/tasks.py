@@ -94,7 +94,8 @@ class Task:
             )
         unused = list(self.meaningless)
         unused += ["train.validate_on"] if several else []
-        only_eambnet = ["model.without", "model.shortcut", "model.share_backbone", "model.emotion_backbone"]
+        only_eambnet = ["model.without", "model.shortcut", "model.share_backbone"]
+        only_eambnet += ["model.emotion_backbone", "model.emotion_levels"]
         unused += only_eambnet if network != "eambnet" else []
         unused += [] if self.learns_emotions else ["loss.class_weights"]
         unused += [] if self.has_emotion_branch else ["loss.emotion_weight"]
@@ -210,7 +211,15 @@ class Aesthetics(Task):
     evaluated_on = tuple(DATASETS)
     starts_from = ("aesthetics",)
     shapes = ("backbone", "width", "guided_width", "guided_hidden", "head_width")
-    shapes += ("network", "without", "shortcut", "share_backbone", "emotion_backbone", "depth")
+    shapes += (
+        "network",
+        "without",
+        "shortcut",
+        "share_backbone",
+        "emotion_backbone",
+        "emotion_levels",
+        "depth",
+    )
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -287,13 +296,14 @@ class Aesthetics(Task):
     def loss(self, rated: RatedSet) -> LossFunction:
         settings, scale = self.config.loss, rated.scale
         emotions = emotion_loss(settings, rated) if self.learns_emotions else None
-        distilled = None if rated.distilled is None else torch.from_numpy(rated.distilled)  # (n,)
+        distilled = None if rated.distilled is None else torch.from_numpy(rated.distilled).float()  # (n,)
         bins = torch.tensor(scale.bins)  # (K,)
 
         def score_terms(p: Tensor, batch: Batch) -> Tensor:
             target = batch.scores  # (N,)
             if distilled is not None:
-                target = target.lerp(distilled[batch.index].to(target), settings.distill_weight)
+                predicted = distilled[batch.index].to(target, non_blocking=True)  # a GPU need not wait
+                target = target.lerp(predicted, settings.distill_weight)
             target = scale.probability(target)
             value = losses.score_loss(p, target)
             if settings.correlation_weight:
@@ -338,11 +348,11 @@ class Emotion(Task):
     unites = True
     meaningless = (*Task.meaningless, "loss.emotion_weight", "data.distill", "loss.distill_weight")
     meaningless += ("model.emotion_backbone",)
-    starts_from, shapes = ("emotion", "aesthetics"), ("backbone", "width", "depth")
+    starts_from, shapes = ("emotion", "aesthetics"), ("backbone", "width", "emotion_levels", "depth")
 
     def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:
         model = self.config.model
-        shape = model.width, model.depth, model.drop_path
+        shape = model.width, model.emotion_levels, model.depth, model.drop_path
         return EmotionNetwork(model.backbone, emotions, model.emotion_scale, *shape)
 
     def views(self) -> set[tuple[float, str]]:

@@ -380,6 +380,7 @@ def load_emotion_branch(network: Network, source: Source) -> Weights:
     theirs, ours = weights.description["architecture"], network.arguments
     for what, its, wanted in (
         ("emotion backbone", emotion_backbone(theirs), emotion_backbone(ours)),
+        ("emotion levels", theirs.get("emotion_levels", 3), ours["emotion_levels"]),
         ("model.depth", emotion_depth(theirs), emotion_depth(ours)),
         ("emotions", list(theirs.get("emotions", ())), list(ours["emotions"])),
     ):
@@ -438,7 +439,7 @@ def emotion_depth(arguments: dict) -> int:
 
 
 def pyramids(model: Network) -> dict[str, nn.Module]:
-    """The network's backbones, and its tail, which has ImageNet weights too, by the prefix of their names."""
+    """The backbones, and their tails, which have ImageNet weights too, by the prefix of their names."""
     modules = dict(model.named_modules())
-    places = ("emotion.pyramid", "detail", "context", "tail")
+    places = ("emotion.pyramid", "emotion.tail", "detail", "context", "tail")
     return {f"{place}.": modules[place] for place in places if place in modules}
