@@ -209,6 +209,7 @@ FORMS = {
     "shortcut": partial(build, shortcut=True),
     "linear": lambda: LinearNetwork(TINY, 1, 0.0, depth=5),
     "emotion": lambda: EmotionNetwork(TINY, EMOTIONS, 1.0, 16, depth=5),
+    "emotion, 4 levels": lambda: EmotionNetwork(TINY, EMOTIONS, 1.0, 16, emotion_levels=4, depth=5),
     "pairs": lambda: SeriesNetwork(TINY, "paunit", depth=5),
     "pairs, pooled": lambda: SeriesNetwork(TINY, "resnet"),
     **{name: partial(build, name, share_backbone=True, depth=2, without=("emotion",)) for name in SHAPES},
