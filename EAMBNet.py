@@ -116,7 +116,7 @@ class EmotionBranch(nn.Module):
         drop_path: float = 0.0,
     ):
         super().__init__()
-        self.pyramid = build_pyramid(backbone, levels, depth=depth, drop_path=drop_path)
+        self.pyramid = build_pyramid(backbone, levels, first=levels - 2, depth=depth, drop_path=drop_path)
         fine, middle, coarse = self.pyramid.channels[-3:]
         self.tail = Tail(backbone) if levels == 4 else None
         self.lateral_fine, self.lateral_middle = nn.Identity(), nn.Identity()

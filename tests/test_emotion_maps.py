@@ -127,6 +127,15 @@ def test_the_branch_is_another_with_each_thing_that_decides_its_output(network):
     assert key() == keys[0]
 
 
+def test_the_branch_is_another_where_the_same_weights_see_another_normalisation():
+    names = ("efficientnet_lite0", "tf_efficientnet_lite0")
+    first, second = (build_model(BACKBONE, 1, emotion_backbone=name, **SHAPES).eval() for name in names)
+    second.emotion.load_state_dict(first.emotion.state_dict())
+    images = torch.rand(1, 3, 64, 64)
+    assert not torch.equal(first.emotions(images)[0], second.emotions(images)[0])
+    assert branch_key(first, 64, True, COMPUTE) != branch_key(second, 64, True, COMPUTE)
+
+
 # ---- damaged files and pictures, full disks, several processes
 
 

@@ -114,8 +114,8 @@ def test_para_targets(tmp_path):
     official = load_dataset("para", root, ("test",), DataOptions(score_range="official"))["test"]
     assert (official.scale.offset, official.scale.factor) == (0, 5)
     assert official.emotions is None and official.emotion_classes == ()
-    words = "split of para (official PARA-GiaaTrain.csv without 5 %, by hash of the id) has none; use"
-    refused(f"the train {words}", "para", root, target="distribution")
+    words = "official PARA-GiaaTrain.csv (there is no PARA-GiaaTrain-distributions.csv beside it) without 5 %"
+    refused(f"and the train split of para ({words}", "para", root, target="distribution")
     root = make_para(tmp_path / "bins", bins=True)
     sets = load_dataset("para", root, options=DataOptions(target="distribution"))
     assert sets["train"].scale.bins == PARA_BINS

@@ -1,11 +1,25 @@
 """First weights: of the emotion branch, of whole networks, of the official code; what cannot start a run."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
-from small import STILL, evaluate, parameters, read_csv, read_log, same, tensors, train, write_csv
+from small import (
+    BACKBONE,
+    STILL,
+    UNTRAINED,
+    evaluate,
+    parameters,
+    read_csv,
+    read_log,
+    same,
+    tensors,
+    train,
+    write_csv,
+)
 
 from datasets import load_dataset
 from eamb.files import file_hash
@@ -15,6 +29,7 @@ from eamb.runtime.config import load_config
 from eamb.training.starting import build_network, read_sources
 from eamb.training.tasks import choose_task
 from eamb.weights import checkpoint
+from EAMBNet import EmotionNetwork, build_model
 
 
 @pytest.mark.parametrize("branch", ["emotion_run", "score_run"])
@@ -134,6 +149,75 @@ def test_an_emotion_training_starts_from_the_branch_of_a_whole_network(score_run
     words = ["--task", "emotion", "--weights", score_run / "best.pt", *STILL]
     assert train("csv", scored_set, tmp_path / "run", *words) == 0
     assert same(parameters(tmp_path / "run" / "last.pt"), parameters(score_run / "best.pt"), "emotion.")
+
+
+# ---- networks with another backbone for the emotion branch, and ViTs
+
+VIT = "test_vit"  # 6 blocks
+SIZES = {"width": 16, "guided_width": 8, "guided_hidden": 4, "head_width": 8}
+
+
+def kept(network, path):
+    scale = Scale("score", 1, 5, 3, offset=1, factor=4) if "outputs" in network.arguments else None
+    checkpoint.export_weights(
+        path, checkpoint.Weights(network.state_dict(), checkpoint.describe(network, scale))
+    )
+    return str(path)
+
+
+def sources(path, *words):
+    words = ["data.dataset=csv", *(f"model.{name}={size}" for name, size in SIZES.items()), *words]
+    return read_sources(choose_task(load_config(words=[*words, UNTRAINED])), path, None)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "emotion_backbone", "seen"),
+    [(VIT, BACKBONE, BACKBONE), (BACKBONE, VIT, VIT), (VIT, "", VIT)],
+)
+def test_an_emotion_training_starts_from_the_branchs_own_backbone(backbone, emotion_backbone, seen, tmp_path):
+    depth = 4 if backbone == VIT else 0
+    whole = build_model(backbone, 1, emotion_backbone=emotion_backbone, depth=depth, **SIZES)
+    path, own = kept(whole, tmp_path / "whole.safetensors"), depth if seen == backbone else 0
+    words = ["task=emotion", f"model.backbone={seen}", f"model.depth={own}"]
+    task, (source, _) = choose_task(load_config(words=words)), sources(path, *words)
+    branch = EmotionNetwork(seen, EMOTIONS, 0.5, 16, depth=own)
+    assert task.start_from(branch, source, None, other_branch=False) == ""
+    assert same(branch.state_dict(), whole.state_dict(), "emotion.")
+    other = BACKBONE if seen == VIT else VIT
+    with pytest.raises(ValueError, match=f"has model.backbone={seen}.* and this run model.backbone={other}"):
+        sources(path, "task=emotion", f"model.backbone={other}")
+
+
+def test_a_given_branch_needs_no_imagenet_weights_of_its_backbone(tmp_path, monkeypatch):
+    torch.save(timm.create_model(VIT).state_dict(), tmp_path / "vit.pth")
+    branch = kept(EmotionNetwork(BACKBONE, EMOTIONS, 0.5, 16), tmp_path / "branch.safetensors")
+    words = [f"model.backbone={VIT}", f"model.emotion_backbone={BACKBONE}", "model.width=16", UNTRAINED]
+    words.append(f"model.imagenet={tmp_path / 'vit.pth'}")
+    monkeypatch.setattr(timm, "create_model", partial(offline, timm.create_model))
+    network, origin = started(words, emotion_checkpoint=branch)
+    assert same(network.state_dict(), tensors(branch), "emotion.")
+    assert origin["imagenet"] == "vit.pth"
+    with pytest.raises(ValueError, match=f"no fitting ImageNet weights for timm's '{BACKBONE}'"):
+        started(words)
+
+
+def offline(create_model, name, *arguments, **options):
+    if options.get("pretrained"):
+        raise ConnectionError("offline")
+    return create_model(name, *arguments, **options)
+
+
+def test_all_blocks_of_a_vit_may_be_named_by_their_number(tmp_path):
+    whole = build_model(VIT, 1, share_backbone=True, context_scale=1.0, depth=6, **SIZES)
+    path = kept(whole, tmp_path / "whole.safetensors")
+    words = [f"model.backbone={VIT}", "model.share_backbone=true", "model.context_scale=1"]
+    for same_words in ([], ["model.depth=6"], ["model.depth=0", f"model.emotion_backbone={VIT}"]):
+        assert sources(path, *words, *same_words)[0].path == tmp_path / "whole.safetensors"
+    with pytest.raises(ValueError, match=r"has model\.depth=6 and this run model\.depth=5; give the former"):
+        sources(path, *words, "model.depth=5")
+    branch = build_model(VIT, 1, context_scale=1.0, **SIZES)
+    checkpoint.load_emotion_branch(branch, checkpoint.read_source(path))
+    assert same(branch.state_dict(), whole.state_dict(), "emotion.")
 
 
 # ---- lists of emotions

@@ -49,6 +49,7 @@ IMPOSSIBLE = [
     (["model.symmetric=false", UNTRAINED], "model.symmetric=False means nothing"),
     ([*PAIRS, "train.validate_on=test"], "train.validate_on=test means nothing"),
     ([*PAIRS, "data.folds=5"], "data.folds=5 means nothing for this run of the task series; leave it out"),
+    ([*EMOTION, "model.emotion_backbone=resnet50"], "model.emotion_backbone=resnet50 means nothing"),
     ([*EMOTION, "model.emotions=awe,bogus"], "names awe, bogus; csv has awe, amuse"),
     (["model.without=detail,contxt", UNTRAINED], "without must name some of .* got 'contxt'"),
     (["model.without=detail,context", UNTRAINED], "needs its detail or its context branch"),

@@ -167,7 +167,10 @@ def test_a_size_that_may_not_be_resized_is_refused_with_the_nearest():
             [f"model.backbone={BACKBONE}", "optimizer.layer_decay=0.75"],
             "error: training: optimizer.layer_decay=0.75",
         ),
-        (["optimizer.layer_decay=1.5"], "error: training: optimizer.layer_decay=1.5 must be from 0 to 1"),
+        (
+            ["optimizer.layer_decay=1.5"],
+            "error: config: .*'optimizer.layer_decay' must be at most 1, got '1.5'",
+        ),
         (["model.depth=7"], "error: backbones: 'test_vit' has 6 blocks, got model.depth=7"),
         (
             [f"model.backbone={BACKBONE}", "model.depth=2"],
@@ -206,6 +209,7 @@ FORMS = {
     "shortcut": partial(build, shortcut=True),
     "linear": lambda: LinearNetwork(TINY, 1, 0.0, depth=5),
     "emotion": lambda: EmotionNetwork(TINY, EMOTIONS, 1.0, 16, depth=5),
+    "emotion, 4 levels": lambda: EmotionNetwork(TINY, EMOTIONS, 1.0, 16, emotion_levels=4, depth=5),
     "pairs": lambda: SeriesNetwork(TINY, "paunit", depth=5),
     "pairs, pooled": lambda: SeriesNetwork(TINY, "resnet"),
     **{name: partial(build, name, share_backbone=True, depth=2, without=("emotion",)) for name in SHAPES},

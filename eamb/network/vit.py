@@ -40,6 +40,12 @@ def plain_vit(name: str) -> Shape | None:
     return Shape(len(body.blocks), body.embed_dim, body.patch_embed.patch_size[0])
 
 
+def blocks_taken(name: str, depth: int) -> int:
+    """How many blocks `depth` takes of the ViT of this name (0: all of them); 0 for other networks."""
+    shape = plain_vit(name)
+    return depth or shape.depth if shape else 0
+
+
 def create_timm(name: str, **options) -> nn.Module:
     import timm
 
@@ -120,7 +126,7 @@ class ViTPyramid(nn.Module):
         whole = plain_vit(name)
         if depth > whole.depth:
             raise ValueError(f"backbones: '{name}' has {whole.depth} blocks, got model.depth={depth}")
-        self.patch, self.first, self.depth = whole.patch, first, depth or whole.depth
+        self.patch, self.first, self.depth = whole.patch, first, blocks_taken(name, depth)
         self.channels = (whole.width,) * levels
         self.body = create_timm(name, dynamic_img_size=True, depth=self.depth, drop_path_rate=drop_path)
         self.ends = [passed - 1 for passed in blocks_of_levels(self.depth)[first - 1 : levels]]

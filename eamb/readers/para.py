@@ -32,9 +32,12 @@ def parse_para(root: Path, splits: tuple[str, ...], options: DataOptions, read: 
     parts = {split: _para_part(sheet, split) for split, sheet in sheets.items()}
     more = root / "annotation" / PARA_TRAINING_VOTES
     train = parts.get("train")
-    if options.target == "distribution" and train and train.votes is None and more.is_file():
-        train.votes = _training_votes(read(Sheet, more), train, read)
-        train.protocol["train"] += f" with the votes in {more.name}"
+    if options.target == "distribution" and train and train.votes is None:
+        if more.is_file():
+            train.votes = _training_votes(read(Sheet, more), train, read)
+            train.protocol["train"] += f" with the votes in {more.name}"
+        else:  # the error about missing votes quotes the protocol
+            train.protocol["train"] += f" (there is no {more.name} beside it)"
     table = joined(list(parts.values()))
     table.places = [root / "imgs"]
     listed = root / "annotation" / "identical_images.txt"

@@ -129,7 +129,7 @@ class Optimizer:
     name: str = one_of("adam", "adamw", "sgd")
     learning_rate: float = limited(3e-5, least=0)
     backbone_factor: float = limited(1.0, least=0)  # the backbones' learning rate is this times the above
-    layer_decay: float = limited(1.0, least=0)
+    layer_decay: float = limited(1.0, least=0, most=1)
     weight_decay: float = limited(0.0, least=0)
     schedule: str = one_of("constant", "ava", "para", "series", "one_cycle")
 

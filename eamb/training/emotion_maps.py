@@ -22,6 +22,7 @@ from torch import Tensor
 
 from datasets import PictureSet, TestOrder, make_loader
 from eamb.files import written_whole
+from eamb.network import backbones
 from eamb.readers.rated import RatedSet
 from eamb.runtime import distributed
 from eamb.runtime.command import check_output
@@ -146,4 +147,6 @@ def branch_key(network: EAMBNet, size: int, exif: bool, compute: Compute) -> str
     """Hash of everything but the picture that decides the branch's output."""
     tensors = {name: value for name, value in network.state_dict().items() if name.startswith("emotion.")}
     inputs = [checkpoint.weights_hash(tensors), network.emotion_scale, size, exif, compute.mean, compute.std]
+    if network.renormalise.needed:
+        inputs += backbones.normalisation(checkpoint.emotion_backbone(network.arguments))
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]

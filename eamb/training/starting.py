@@ -10,6 +10,7 @@ import torch
 
 from eamb.files import file_hash
 from eamb.network.outputs import EMOTIONS
+from eamb.network.vit import blocks_taken
 from eamb.readers.rated import RatedSet, emotion_name
 from eamb.runtime import distributed
 from eamb.runtime.config import Config, Model
@@ -49,6 +50,7 @@ def read_sources(task: Task, weights: str | None, emotion_checkpoint: str | None
         # Older files of an EAMBNet lack newer settings; other networks do not have all of them.
         theirs = (asdict(Model()) if network == "eambnet" else ours) | architecture
         theirs |= {"network": network, "without": ",".join(architecture.get("without", ()))}
+        theirs, ours = (settled(shape, task.name == "emotion") for shape in (theirs, ours))
         other = [name for name in task.shapes if theirs[name] != ours[name]]
         if other:
             has, wants = (" ".join(f"model.{name}={d[name]}" for name in other) for d in (theirs, ours))
@@ -62,6 +64,18 @@ def read_sources(task: Task, weights: str | None, emotion_checkpoint: str | None
             "model.emotion_weights=none"
         )
     return source, branch
+
+
+def settled(model: dict, branch_alone: bool) -> dict:
+    """`model.` settings with the emotion branch's backbone and the number of a ViT's blocks written out.
+
+    Args:
+        branch_alone: "backbone" and "depth" become those of the emotion branch.
+    """
+    emotion_backbone, depth = checkpoint.emotion_backbone(model), checkpoint.emotion_depth(model)
+    name = emotion_backbone if branch_alone else model["backbone"]
+    depth = depth if branch_alone else blocks_taken(name, model["depth"])
+    return model | {"backbone": name, "emotion_backbone": emotion_backbone, "depth": depth}
 
 
 def named_emotions(config: Config) -> tuple[str, ...]:
@@ -88,7 +102,7 @@ def build_network(task: Task, rated: RatedSet, sources: Sources) -> tuple[Networ
             if distributed.is_main():
                 print(note, flush=True)
     elif config.model.imagenet != "none":
-        checkpoint.load_imagenet(network, config.model.imagenet)
+        checkpoint.load_imagenet(network, config.model.imagenet, branch_given=bool(branch))
         origin["imagenet"] = Path(config.model.imagenet).name  # not the folder, which means nothing elsewhere
     if branch:
         known = checkpoint.load_emotion_branch(network, branch)

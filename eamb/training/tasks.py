@@ -113,10 +113,10 @@ class Task:
     def check_backbones(self) -> None:
         """Refuses a size that a ViT would resize where it may not, and rates by block for other backbones."""
         config, decay = self.config, self.config.optimizer.layer_decay
-        if decay != 1 and (decay > 1 or not plain_vit(config.model.backbone)):
+        if decay != 1 and not plain_vit(config.model.backbone):
             raise ValueError(
-                f"training: optimizer.layer_decay={decay} must be from 0 to 1, and is for "
-                f"ViTs only, unlike {config.model.backbone}; for others there is optimizer.backbone_factor"
+                f"training: optimizer.layer_decay={decay} is for ViTs only, unlike {config.model.backbone}; "
+                "for others there is optimizer.backbone_factor"
             )
         if not config.model.resize_input:
             for scale, backbone in sorted(self.views()):
@@ -347,6 +347,7 @@ class Emotion(Task):
     networks = ("eambnet",)
     unites = True
     meaningless = (*Task.meaningless, "loss.emotion_weight", "data.distill", "loss.distill_weight")
+    meaningless += ("model.emotion_backbone",)
     starts_from, shapes = ("emotion", "aesthetics"), ("backbone", "width", "emotion_levels", "depth")
 
     def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:

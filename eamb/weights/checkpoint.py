@@ -392,8 +392,11 @@ def load_emotion_branch(network: Network, source: Source) -> Weights:
     return replace(weights, emotion_training_ids=ids)
 
 
-def load_imagenet(network: Network, source: str = "auto") -> None:
+def load_imagenet(network: Network, source: str = "auto", branch_given: bool = False) -> None:
     """Fills every backbone of the network with ImageNet weights: downloaded ("auto"), or from a local file.
+
+    Args:
+        branch_given: leave the emotion branch alone, which has weights of its own.
 
     Raises:
         FileNotFoundError: no such file, or no connection to download it; says which file to put where.
@@ -401,7 +404,10 @@ def load_imagenet(network: Network, source: str = "auto") -> None:
     """
     main, states = network.arguments["backbone"], {}
     for place, pyramid in pyramids(network).items():
-        name = emotion_backbone(network.arguments) if place.startswith("emotion.") else main
+        of_emotions = place.startswith("emotion.")
+        if of_emotions and branch_given:
+            continue
+        name = emotion_backbone(network.arguments) if of_emotions else main
         # A local file is the main backbone's; another one of the emotion branch gets its own weights.
         file = Path(source) if source != "auto" and name == main else backbones.imagenet_file(name)
         state = states[name] = states.get(name) or imagenet_state(name, file)
@@ -427,8 +433,9 @@ def emotion_backbone(arguments: dict) -> str:
 
 
 def emotion_depth(arguments: dict) -> int:
-    """The number of blocks that the emotion branch takes of a ViT; 0: all."""
-    return arguments.get("depth", 0) if emotion_backbone(arguments) == arguments["backbone"] else 0
+    """The number of blocks that the emotion branch takes of a ViT; 0 for other backbones."""
+    name = emotion_backbone(arguments)
+    return vit.blocks_taken(name, arguments.get("depth", 0) if name == arguments["backbone"] else 0)
 
 
 def pyramids(model: Network) -> dict[str, nn.Module]:
