@@ -47,7 +47,7 @@ def halved(tensors: Tensors, path: Path) -> Tensors:
     """The tensors with float16 in place of float32; whole numbers stay."""
     result = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
     if wrong := [name for name, value in result.items() if not value.isfinite().all()]:
-        raise ValueError(f"export_weights: {wrong[0]} in {path} does not fit into float16; leave out --half")
+        raise ValueError(f"checkpoint: {wrong[0]} in {path} does not fit into float16; leave out --half")
     return result
 
 

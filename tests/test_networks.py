@@ -9,7 +9,7 @@ import torch
 from datasets import Batch
 from eamb.network.outputs import Output, Scale
 from eamb.readers.decoding import View
-from eamb.runtime.networks import Ensemble, check_averaged, spread
+from eamb.runtime.networks import Ensemble, check_averaged, disagreement
 from eamb.weights.checkpoint import Weights
 
 pytestmark = pytest.mark.portable
@@ -80,13 +80,13 @@ def test_flipped_predictions_are_averaged_and_the_rest_stays_that_of_the_picture
     torch.testing.assert_close(output.emotion_map[:, 0, 0].double(), left, atol=1e-6, rtol=0)
 
 
-def test_the_spread_is_the_standard_deviation_of_the_scores():
+def test_the_disagreement_is_the_standard_deviation_of_the_scores():
     # Scores 1 + 4p: 2, 3 and 4 for the first picture, three times 5 for the second.
     members = np.array([[[0.25], [0.5], [0.75]], [[1.0], [1.0], [1.0]]])
-    assert spread(members, STARS) == pytest.approx([np.sqrt(2 / 3), 0])
+    assert disagreement(members, STARS) == pytest.approx([np.sqrt(2 / 3), 0])
     shares = np.array([[[1.0, 0, 0], [0, 0, 1.0]]])  # means 1 and 3
-    assert spread(shares, BINS) == pytest.approx([1.0])
-    assert spread(shares[:, :1], BINS) is None
+    assert disagreement(shares, BINS) == pytest.approx([1.0])
+    assert disagreement(shares[:, :1], BINS) is None
 
 
 def weights(path, scale=STARS, task="aesthetics", dataset="para", ids=(), emotion_ids=()):

@@ -15,7 +15,7 @@ from eamb.evaluation.report import Report, rounded
 from eamb.readers.rated import RatedSet
 from eamb.runtime import engine
 from eamb.runtime.config import Config
-from eamb.runtime.networks import Ensemble, spread
+from eamb.runtime.networks import Ensemble, disagreement
 from eamb.weights.checkpoint import Weights
 
 
@@ -53,7 +53,7 @@ def measure_scores(
     scale = weights.scale if weights else rated.scale
     cross = weights is not None and is_cross_set(weights, rated)
     columns = {"id": np.array(kept.ids), "prediction": rounded(scale.value(predictions.prediction))}
-    differences = None if predictions.members is None else spread(predictions.members, scale)  # (n,)
+    differences = None if predictions.members is None else disagreement(predictions.members, scale)  # (n,)
     if differences is not None:
         columns["score_model_std"] = rounded(differences)
     shares = rounded(predictions.prediction)  # (n, K)

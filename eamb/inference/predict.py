@@ -56,16 +56,15 @@ def predict(options: argparse.Namespace) -> int:
     if scorer.emotions and not scorer.emotions_trained:
         words = "the emotion branch of these weights was never trained on emotions; its emotions are left out"
         print(words, file=sys.stderr)
-    several = len(options.checkpoint) > 1
-    columns = column_names(scorer.scale, scorer.emotions if options.emotions else (), several)
+    emotions = scorer.emotions if options.emotions else ()
+    columns = column_names(scorer.scale, emotions, several=len(options.checkpoint) > 1)
     maps = MapFolder(folder, scorer, options.maps_raw) if folder is not None else None
     rows = []
     if options.resume and output.exists():
         rows, length = read_rows(output, columns, pictures)
         if maps:
-            maps.resume(
-                [(pictures[i], row["error"]) for i, row in enumerate(rows) if row["score"] is not None]
-            )
+            scored = [(pictures[i], row["error"]) for i, row in enumerate(rows) if row["score"] is not None]
+            maps.resume(scored)
         os.truncate(output, length)
     results = remaining(scorer, pictures, rows, output, maps)
     if maps:

@@ -27,7 +27,7 @@ from eamb.network.outputs import Scale
 from eamb.readers.decoding import DecodeError, decode_views, stack
 from eamb.runtime.config import Data
 from eamb.runtime.distributed import choose_device
-from eamb.runtime.networks import Ensemble, TorchNetwork, check_averaged, spread
+from eamb.runtime.networks import Ensemble, TorchNetwork, check_averaged, disagreement
 from eamb.weights.checkpoint import Weights, load_weights
 from eamb.weights.shipped import DEFAULT, checkpoint_files
 
@@ -222,7 +222,7 @@ class Scorer:
         if self.scale is ODDS:  # as the first and as the second of a pair
             predictions = predictions.mean(axis=1, keepdims=True)  # (n, 1)
         else:
-            differences = spread(output.members.numpy(), self.scale)  # (n,)
+            differences = disagreement(output.members.numpy(), self.scale)  # (n,)
         values, deviations = self.scale.value(predictions), self.scale.deviation(predictions)  # (n,), (n,)
         emotions = output.emotion_logits.double().softmax(dim=1).numpy()  # (n, E)
         maps = output.emotion_map[:, 0].numpy()  # (n, h, w)

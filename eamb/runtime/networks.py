@@ -165,7 +165,7 @@ class Ensemble:
         return self.networks[0].class_maps(batch, batch_size)
 
 
-def spread(members: np.ndarray, scale: Scale) -> np.ndarray | None:
+def disagreement(members: np.ndarray, scale: Scale) -> np.ndarray | None:
     """(N, M, K) predictions of M networks -> (N,) standard deviation of the networks' scores, in the unit of
     `scale.value`; None for a single network."""
     scores = [scale.value(member) for member in members.transpose(1, 0, 2)]  # M times (N,)

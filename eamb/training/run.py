@@ -81,8 +81,7 @@ def train(
             print(*map(task.describe, data.values()), sep="\n", flush=True)
         if resume:
             files = {"weights": weights, "emotion_checkpoint": emotion_checkpoint}
-            files["distill"] = config.data.distill
-            check_same_run(last, config, data, stopped, state, files)
+            check_same_run(last, config, data, stopped, state, files | {"distill": config.data.distill})
             network = stopped.build().to(memory_format=torch.channels_last)
             ids = {"training_ids": stopped.training_ids, "emotion_training_ids": stopped.emotion_training_ids}
             origin = stopped.description["origin"] | ids

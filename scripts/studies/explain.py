@@ -143,9 +143,8 @@ def explain(options: argparse.Namespace) -> int:
     estimates = {name: Estimate(value, *intervals[name]) for name, value in figures(changes).items()}
 
     pictures = f"{len(changes):,} pictures of {rated.name} {rated.split}"
-    unit = f"ratings from {scale.minimum:g} to {scale.maximum:g}"
-    if scale.kind == "label":
-        unit = "probability of high"
+    on_scale = f"ratings from {scale.minimum:g} to {scale.maximum:g}"
+    unit = "probability of high" if scale.kind == "label" else on_scale
     others = [f"{estimates[k, 'eam minus it']} more than the {MAPS[k]}'s" for k in MAPS if k != "eam"]
     area = f"the area of the emotion-aware map is {estimates['eam', 'area']}"
     facts = {
