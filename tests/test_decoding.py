@@ -248,8 +248,9 @@ def test_a_jpeg_that_lacks_only_its_end_marker_is_read_with_a_note(tmp_path, wor
 
 def test_one_list_of_endings_for_all_that_pillow_knows():
     registered = Image.registered_extensions()
-    known = {ending for ending, kind in registered.items() if kind in (*decoding.FORMATS, "MPO")}
-    assert {*PICTURE_ENDINGS} == known - {".pfm"}  # floating point
+    kinds = (*decoding.FORMATS, "MPO", "HEIF", "JXL")
+    known = {ending for ending, kind in registered.items() if kind in kinds}
+    assert {*PICTURE_ENDINGS} - {*RAW_ENDINGS} == known - {".pfm"}  # floating point
 
 
 # ---- modes
@@ -328,9 +329,16 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 50
         ("a.jpg", b"", "the file is empty"),
         ("a.jpg", b"  <!DOCTYPE html><html>", "a web page (HTML), not a picture; the download failed"),
         ("a.jpg", b"version https://git-lfs.github.com/", "a git-lfs pointer, not the picture; run git lfs"),
-        ("a.heic", HEIC, "a HEIC picture; convert it to JPEG first"),
-        ("a.jpg", HEIC, "a HEIC picture"),
-        ("a.NEF", b"II*\0", "a raw camera file; convert it to JPEG first"),
+        ("a.heic", HEIC, "a damaged HEIC picture"),
+        ("a.jpg", HEIC, "a damaged HEIC picture"),
+        ("a.jxl", b"\xff\x0a" + b"\1" * 99, "a damaged JPEG XL picture"),
+        ("a.NEF", b"II*\0", "a RAW file that LibRaw cannot read"),
+        ("a.jpg", b"FUJIFILMCCD-RAW 0201", "a RAW file without its ending; rename it"),
+        ("a.mov", b"\0\0\0\x14ftypqt  ", "a video, not a picture"),
+        ("a.mp4", b"\0\0\0\x18ftypmp42", "a video, not a picture"),
+        ("a.avi", b"RIFF\0\0\0\0AVI LIST", "a video, not a picture"),
+        ("a.psd", b"8BPS\0\1", "a Photoshop document; export it as JPEG"),
+        ("a.pdf", b"%PDF-1.7\n", "a PDF document, not a picture"),
         ("a.jpg", b"hello", "not a picture in a known format"),
         # It would start another program.
         ("a.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "not a picture in a known format"),
@@ -389,7 +397,7 @@ def test_large_pictures_are_decoded_one_at_a_time(tmp_path, monkeypatch, name, l
     path = saved(tmp_path, random_image(size=(64, 64)), name, progressive=name.startswith("p"))
     together = threading.Barrier(2, timeout=seconds)
 
-    def meet(image):
+    def meet(image, tags):
         together.wait()
         return image
 
@@ -417,7 +425,7 @@ SMALL, BIG = 16, 512  # BIG: 8 times 4 times as large
 def decoded_sides(monkeypatch):
     """The shorter side of each picture as libjpeg gave it."""
     sides = []
-    noted = lambda image: sides.append(min(image.size)) or image  # noqa: E731
+    noted = lambda image, tags: sides.append(min(image.size)) or image  # noqa: E731
     monkeypatch.setattr(decoding, "_upright", noted)
     return sides
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from eamb.files import home_in_row, list_folder, on_disk, printable
-from eamb.readers.decoding import PICTURE_ENDINGS
+from eamb.readers.endings import PICTURE_ENDINGS
 
 
 class PictureFile(NamedTuple):

@@ -15,7 +15,6 @@ import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +22,10 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, JpegImagePlugin
 from torch import Tensor
+
+from eamb.readers.camera_files import SHOWN, is_raw, name_other, open_photo, read_raw
+from eamb.readers.endings import AVIF_ENDINGS
+from eamb.readers.endings import PICTURE_ENDINGS as PICTURE_ENDINGS  # others import it from here
 
 
 class View(NamedTuple):
@@ -41,19 +44,10 @@ class DecodeError(ValueError):
         self.reason = reason or message
 
 
-RAW_ENDINGS = (".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mrw", ".nef",
-               ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw",
-               ".x3f")  # fmt: skip
-HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 # The formats that Pillow may try, whatever a file's name. Others are left out: for EPS it starts Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
-# The file name endings of these formats.
-PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jpe", ".jfif", ".mpo",
-                   ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf",
-                   ".jpx")  # fmt: skip
-if find_spec("PIL.AvifImagePlugin"):  # since Pillow 11.3
+if AVIF_ENDINGS:
     FORMATS += ("AVIF",)
-    PICTURE_ENDINGS += (".avif", ".avifs")
 
 # For the EXIF orientations 2 to 8. ImageOps.exif_transpose also rewrites EXIF, which fails if it is damaged.
 TURNS = (
@@ -100,10 +94,13 @@ def decode(
 ) -> np.ndarray:
     """A picture file as RGB; transparency is laid over white, as viewers and web pages show it.
 
+    Of a RAW file the camera's preview is taken, or the RAW at half size if that is smaller than `size`.
+
     Args:
         size: side of a square or (height, width); resized with antialiasing exactly as PIL's BILINEAR
             does, whatever the aspect ratio. None keeps the picture's own size.
-        exif: turn the picture as its EXIF orientation says.
+        exif: turn the picture as its EXIF orientation says. HEIC and JPEG XL hold their orientation apart
+            from EXIF; it is always applied.
         exact: False lets a large JPEG be decoded at 1/2, 1/4 or 1/8 of its side, MARGIN times `size` or more,
             before it is resized: several times faster, pixels differ by a few levels.
         look: called with the picture as RGB, before it is resized, and its EXIF. An exception that it raises
@@ -138,9 +135,6 @@ def decode_views(
     Raises:
         DecodeError: as `decode`.
     """
-    if str(path).lower().endswith(RAW_ENDINGS):
-        # PIL would open many of these as TIFF and return the small preview inside.
-        raise _decode_error(path, "a raw camera file; convert it to JPEG first")
     if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113 - Path's may raise
         raise _decode_error(path, "a folder, a pipe or a device, not a file")  # a pipe could wait for ever
     # Not by `warnings.catch_warnings`, which is not safe with threads.
@@ -148,16 +142,19 @@ def decode_views(
         warnings.filterwarnings("ignore", module=PILLOW_IS_SILENT[3].pattern)
     sizes = [view.size for view in views]
     # The longer side for both, because EXIF may still turn the picture and swap width and height.
-    side = None if exact or None in sizes else MARGIN * int(max(np.max(size) for size in sizes))
+    least = max(SHOWN if size is None else int(np.max(size)) for size in sizes)
+    side = None if exact or None in sizes else MARGIN * least
     try:
         with ExitStack() as opened:
             try:
-                image, tags, turned = _loaded(path, side, opened, note=note)
+                image, tags, turned = _loaded(path, side, least, opened, note=note)
             except Exception as error:
                 opened.close()
-                image, tags, turned = _loaded(path, side, opened, _mended(path, error))
+                image, tags, turned = _loaded(path, side, least, opened, _mended(path, error))
             used = dict.fromkeys(view.exif for view in views)
-            pictures = {exif: _rgb(_upright(image) if exif else _as_stored(image, turned)) for exif in used}
+            pictures = {
+                exif: _rgb(_upright(image, tags) if exif else _as_stored(image, turned)) for exif in used
+            }
             if look:
                 look(pictures[views[0].exif], tags)
             return [_resized(pictures[view.exif], view.size, view.crop) for view in views]
@@ -169,6 +166,7 @@ def decode_views(
 def _loaded(
     path: str | Path,
     side: int | None,
+    least: int,
     opened: ExitStack,
     content: bytes | None = None,
     note: Callable[[str], object] | None = None,
@@ -177,20 +175,28 @@ def _loaded(
 
     Args:
         side: a JPEG may be decoded as small as this.
+        least: pixels that the shorter side of a RAW file's preview needs.
 
     Returns:
         The third value is the EXIF orientation by which Pillow has turned a TIFF already, or None.
     """
-    image = _opened(path, content)
+
+    def admit(pixels: int) -> None:
+        _check_pixels(pixels)
+        if pixels > LARGE:
+            opened.enter_context(one_large)
+
+    tags = None
+    if content is None and is_raw(path):  # before Pillow, which opens many as TIFF and finds a small preview
+        content, tags = read_raw(path, least, admit, note)
+    image = content if isinstance(content, Image.Image) else _opened(path, content, admit)
     opened.callback(image.close)
     if image.format == "TIFF":
         _choose_page(image)
         _check_layout(image)
     pixels = image.width * image.height
-    # Pillow's limit; a higher one for JPEG, whose pixels take a third of the memory of the largest others.
-    limit = (Image.MAX_IMAGE_PIXELS or pixels) * (3 if image.format in ("JPEG", "MPO") else 2)
-    if pixels > limit:
-        raise ValueError(f"more than {limit:,} pixels, refused as a decompression bomb")
+    # A higher limit for JPEG, whose pixels take a third of the memory of the largest others.
+    _check_pixels(pixels, 3 if image.format in ("JPEG", "MPO") else 2)
     if image.format in ("JPEG", "MPO"):
         data = content or Path(path).read_bytes()
         scans = [scan.end() for scan in SCAN.finditer(data)]
@@ -206,7 +212,7 @@ def _loaded(
         opened.enter_context(one_large)
     orientation = _exif(image).get(ExifTags.Base.Orientation) if image.format == "TIFF" else None
     image.load()  # also applies a TIFF's orientation
-    tags = _exif(image)
+    tags = tags or _exif(image)
     if image.format == "TIFF" and image.mode == "I;16":
         if image.tag_v2.get(BITS) == (12,):
             image = image.point(lambda value: value * (65535 / 4095) + 0)
@@ -215,12 +221,24 @@ def _loaded(
     return image, tags, orientation
 
 
-def _opened(path: str | Path, content: bytes | None) -> Image.Image:
+def _check_pixels(pixels: int, times: int = 2) -> None:
+    """Refuses decompression bombs: pictures of so many times Pillow's limit."""
+    limit = times * (Image.MAX_IMAGE_PIXELS or pixels)
+    if pixels > limit:
+        raise ValueError(f"more than {limit:,} pixels, refused as a decompression bomb")
+
+
+def _opened(path: str | Path, content: bytes | None, admit: Callable[[int], object]) -> Image.Image:
     def source() -> str | Path | io.BytesIO:
         return path if content is None else io.BytesIO(content)
 
     try:
-        return Image.open(source(), formats=FORMATS)
+        try:
+            return Image.open(source(), formats=FORMATS)
+        except Image.UnidentifiedImageError:
+            if content is None and (image := open_photo(path, admit)):
+                return image
+            raise
     except Image.DecompressionBombError as error:
         try:
             return JpegImagePlugin.JpegImageFile(source())  # without that limit; `_loaded` has its own
@@ -268,7 +286,9 @@ def _mended(path: str | Path, error: Exception) -> bytes:
     JPEG gets its missing end marker, if its pixels are complete and so do not depend on what follows them.
     """
     try:
-        content = Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            start = file.read(len(PNG))
+            content = start + file.read() if start.startswith((PNG, JPEG)) else b""
     except (OSError, ValueError):
         raise error from None
     if content.startswith(PNG):
@@ -282,7 +302,7 @@ def _mended(path: str | Path, error: Exception) -> bytes:
         sums = set()
         for followed in (content, content + after):
             with ExitStack() as opened:
-                sums.add(zlib.crc32(_loaded(path, None, opened, followed + JPEG_END)[0].tobytes()))
+                sums.add(zlib.crc32(_loaded(path, None, 0, opened, followed + JPEG_END)[0].tobytes()))
         if len(sums) == 1:
             return content + JPEG_END
     raise error
@@ -322,8 +342,8 @@ def _exif(image: Image.Image) -> Image.Exif:
     return exif
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    turn = TURNS.get(_exif(image).get(ExifTags.Base.Orientation))
+def _upright(image: Image.Image, tags: Image.Exif) -> Image.Image:
+    turn = TURNS.get(tags.get(ExifTags.Base.Orientation))
     return image.transpose(Image.Transpose[turn]) if turn else image
 
 
@@ -380,8 +400,8 @@ def explain_failure(path: str | Path, error: Exception) -> str:
         return failure.strerror or str(failure)
     if not start:
         return "the file is empty"
-    if start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS:
-        return "a HEIC picture; convert it to JPEG first"
+    if isinstance(error, Image.UnidentifiedImageError) and (words := name_other(start)):
+        return words
     if start.startswith(b"version https://git-lfs"):
         return "a git-lfs pointer, not the picture; run git lfs pull"
     if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):

@@ -13,7 +13,7 @@ import numpy as np
 
 from eamb.files import write_csv
 from eamb.network.outputs import Scale
-from eamb.readers.decoding import PICTURE_ENDINGS
+from eamb.readers.endings import PICTURE_ENDINGS
 from eamb.readers.options import DataOptions as DataOptions  # others import it from here
 
 SPLITS = ("train", "val", "test")
