@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eamb.network.names import NETWORKS, TASKS
+from eamb.readers.endings import RAW_CHOICES, RAW_HELP
 from eamb.readers.registry import DATASETS
 from eamb.runtime.command import guarded
 from eamb.weights import shipped
@@ -144,6 +145,7 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
     add("--precision", choices=("fp32", "bf16", "fp16", "int8", "auto"), help=precision)
     add("--batch-size", type=int, default=16)
     add("--workers", type=int, default=-1, help=workers)
+    add("--raw", choices=RAW_CHOICES, default="jpeg", help=RAW_HELP)
     add("--force", action="store_true", help="overwrite an existing output")
     add(
         "--excel",

@@ -8,8 +8,10 @@ import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from importlib import import_module
 
 import numpy as np
+import pi_heif
 import pytest
 import tifffile
 import torch
@@ -26,6 +28,7 @@ from eamb.readers.decoding import (
     normalise,
     stack,
 )
+from eamb.readers.endings import RAW_ENDINGS
 from tests.stress.images import chunk
 
 
@@ -115,7 +118,8 @@ def test_every_layout_of_a_tiff_is_read_as_it_is_meant_or_refused(tmp_path, kind
     ):  # no Pillow, or not every one, reads these
         always = ""
     assert {(order, pressed, "contig") for order in always for pressed in (None, "zlib")} <= read
-    assert dtype[0] != "f" or not read
+    if dtype[0] == "f" and kind in ("grey", "RGB"):
+        assert {("<", None, "contig"), ("<", "zlib", "contig"), (">", None, "contig")} <= read
 
 
 def tiff(width, height, pixels, *tags, order="<"):
@@ -247,6 +251,8 @@ def test_a_jpeg_that_lacks_only_its_end_marker_is_read_with_a_note(tmp_path, wor
 
 
 def test_one_list_of_endings_for_all_that_pillow_knows():
+    pi_heif.register_heif_opener()
+    import_module("pillow_jxl.JpegXLImagePlugin")
     registered = Image.registered_extensions()
     kinds = (*decoding.FORMATS, "MPO", "HEIF", "JXL")
     known = {ending for ending, kind in registered.items() if kind in kinds}
@@ -375,12 +381,10 @@ def test_what_phones_put_behind_a_picture_is_no_scan(tmp_path):
     assert np.array_equal(decode(path), alone)
 
 
-def test_a_pipe_a_folder_and_floating_point_pixels_are_errors(tmp_path):
+def test_a_pipe_and_a_folder_are_errors(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
-    saved(tmp_path, Image.fromarray(np.ones((4, 4), np.float32)), "f.tif")
-    odd = {"pipe.jpg": "a folder, a pipe or", "": "a folder, a pipe or", "f.tif": "floating-point pixels"}
-    for name, words in odd.items():
-        with pytest.raises(DecodeError, match=f"{name} cannot be decoded: {words}"):
+    for name in ("pipe.jpg", ""):
+        with pytest.raises(DecodeError, match=f"{name} cannot be decoded: a folder, a pipe or"):
             decode(tmp_path / name)
 
 

@@ -38,7 +38,7 @@ def predict(options: argparse.Namespace) -> int:
         map_folders = [Shard(number, part.count).target(options.maps) for number in range(1, part.count + 1)]
     check_options(options, output, folder)
     pictures = find_pictures(
-        options.paths, part or choose_shard(options.shard), map_folders if folder else ()
+        options.paths, part or choose_shard(options.shard), map_folders if folder else (), options.raw
     )
     scorer = Scorer(
         tuple(options.checkpoint),

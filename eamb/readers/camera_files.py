@@ -146,8 +146,9 @@ def is_raw(path: str | Path) -> bool:
             start = file.read(16)
     except OSError:
         return False
-    other = start.startswith((b"\xff\xd8\xff", b"\x89PNG")) or kind_of(start) in ("HEIC", "JPEG XL")
-    return bool(start) and not other
+    if start.startswith((b"\xff\xd8\xff", b"\x89PNG")) or start[4:8] == b"ftyp":
+        return kind_of(start) == "RAW"  # a CR3
+    return bool(start) and kind_of(start) != "JPEG XL"
 
 
 def read_raw(

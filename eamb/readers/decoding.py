@@ -26,6 +26,7 @@ from torch import Tensor
 from eamb.readers.camera_files import SHOWN, is_raw, name_other, open_photo, read_raw
 from eamb.readers.endings import AVIF_ENDINGS
 from eamb.readers.endings import PICTURE_ENDINGS as PICTURE_ENDINGS  # others import it from here
+from eamb.readers.floating import by_range, open_float_tiff
 
 
 class View(NamedTuple):
@@ -189,7 +190,7 @@ def _loaded(
     tags = None
     if content is None and is_raw(path):  # before Pillow, which opens many as TIFF and finds a small preview
         content, tags = read_raw(path, least, admit, note)
-    image = content if isinstance(content, Image.Image) else _opened(path, content, admit)
+    image = content if isinstance(content, Image.Image) else _opened(path, content, admit, note)
     opened.callback(image.close)
     if image.format == "TIFF":
         _choose_page(image)
@@ -212,12 +213,14 @@ def _loaded(
         opened.enter_context(one_large)
     orientation = _exif(image).get(ExifTags.Base.Orientation) if image.format == "TIFF" else None
     image.load()  # also applies a TIFF's orientation
-    tags = tags or _exif(image)
+    tags = _exif(image) if tags is None else tags
     if image.format == "TIFF" and image.mode == "I;16":
         if image.tag_v2.get(BITS) == (12,):
             image = image.point(lambda value: value * (65535 / 4095) + 0)
         elif image.tag_v2.get(PHOTOMETRIC) == 0:  # 0 is white
             image = image.point(lambda value: value * -1 + 65535)
+    if image.mode == "F":
+        image = by_range(np.asarray(image), note)
     return image, tags, orientation
 
 
@@ -228,7 +231,12 @@ def _check_pixels(pixels: int, times: int = 2) -> None:
         raise ValueError(f"more than {limit:,} pixels, refused as a decompression bomb")
 
 
-def _opened(path: str | Path, content: bytes | None, admit: Callable[[int], object]) -> Image.Image:
+def _opened(
+    path: str | Path,
+    content: bytes | None,
+    admit: Callable[[int], object],
+    note: Callable[[str], object] | None,
+) -> Image.Image:
     def source() -> str | Path | io.BytesIO:
         return path if content is None else io.BytesIO(content)
 
@@ -236,8 +244,10 @@ def _opened(path: str | Path, content: bytes | None, admit: Callable[[int], obje
         try:
             return Image.open(source(), formats=FORMATS)
         except Image.UnidentifiedImageError:
-            if content is None and (image := open_photo(path, admit)):
-                return image
+            if content is None:
+                for image in (open_photo(path, admit), open_float_tiff(path, admit, note)):
+                    if image:
+                        return image
             raise
     except Image.DecompressionBombError as error:
         try:
@@ -275,8 +285,10 @@ def _check_layout(image: Image.Image) -> None:
         wrong = separate and image.mode in ("LA", "La", "PA")
     if wrong:
         raise ValueError("its channels lie in separate planes of a kind that is not read; interleave them")
-    if image.mode == "I" and tags.prefix == b"MM" and not plain:
-        raise ValueError("signed big-endian pixels are not read; convert it to 8 or 16 bits")
+    if image.mode in ("I", "F") and tags.prefix == b"MM" and not plain:
+        raise ValueError("big-endian pixels of this kind are not read; convert it to 8 or 16 bits")
+    if image.mode == "F" and tags.get(PHOTOMETRIC) == 0:
+        raise ValueError("floating-point pixels with white as 0 are not read; convert it to 16 bits")
 
 
 def _mended(path: str | Path, error: Exception) -> bytes:
@@ -356,8 +368,6 @@ def _as_stored(image: Image.Image, turned: int | None) -> Image.Image:
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no agreed range; convert it to 8 or 16 bits")
     sixteen_bits = image.mode == "I" or image.mode.startswith("I;16")
     if not (sixteen_bits or image.has_transparency_data):
         return image.convert("RGB")

@@ -19,6 +19,7 @@ RAW_ENDINGS = (".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", "
                ".x3f")  # fmt: skip
 PICTURE_ENDINGS = (*JPEG_ENDINGS, *PILLOW_ENDINGS, *AVIF_ENDINGS, *HEIC_ENDINGS, *JXL_ENDINGS, *RAW_ENDINGS)
 RAW_CHOICES = ("jpeg", "raw", "both")
+RAW_HELP = "of a photograph that is there as RAW and as JPEG (or HEIC), score this; default: jpeg"
 
 
 def extra_shots(paths: Iterable[str], raw: str = "jpeg") -> set[str]:

@@ -36,7 +36,7 @@ def select(options: argparse.Namespace) -> int:
     """
     check_options(options)
     output, page = options.output, options.page
-    pictures = find_pictures(options.paths, maps=[page] if page else ())
+    pictures = find_pictures(options.paths, maps=[page] if page else (), raw=options.raw)
     networks = (tuple(options.checkpoint), options.device, options.precision)
     scorer = Scorer(*networks, options.batch_size, options.workers, flip=options.flip)
     photographs = score_photographs([picture.path for picture in pictures], scorer, page)
