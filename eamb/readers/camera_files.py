@@ -15,7 +15,7 @@ from types import ModuleType
 
 from PIL import ExifTags, Image
 
-from eamb.readers.endings import RAW_ENDINGS
+from eamb.readers.endings import AVIF_ENDINGS, RAW_ENDINGS
 
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 JXL_CODESTREAM, JXL_BOX = b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"
@@ -51,8 +51,11 @@ def name_other(start: bytes) -> str:
     """What a file is that no decoder takes, by its first 256 bytes; "" for anything unknown."""
     if kind := kind_of(start):
         return "a RAW file without its ending; rename it" if kind == "RAW" else f"a damaged {kind} picture"
-    if start[4:8] == b"ftyp" and start[8:12] not in (b"avif", b"avis"):
-        return VIDEO
+    if start[4:8] == b"ftyp":
+        avif = (
+            "a damaged AVIF picture" if AVIF_ENDINGS else "an AVIF picture, which needs Pillow 11.3 or newer"
+        )
+        return avif if start[8:12] in (b"avif", b"avis") else VIDEO
     return next((words for place, mark, words in OTHERS if start.startswith(mark, place)), "")
 
 

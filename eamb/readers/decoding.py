@@ -410,7 +410,8 @@ def explain_failure(path: str | Path, error: Exception) -> str:
         return failure.strerror or str(failure)
     if not start:
         return "the file is empty"
-    if isinstance(error, Image.UnidentifiedImageError) and (words := name_other(start)):
+    unread = (Image.UnidentifiedImageError, EOFError, RuntimeError)
+    if isinstance(error, unread) and (words := name_other(start)):
         return words
     if start.startswith(b"version https://git-lfs"):
         return "a git-lfs pointer, not the picture; run git lfs pull"
