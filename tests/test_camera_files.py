@@ -121,6 +121,16 @@ def test_grey_transparent_and_deep_jpeg_xl_are_as_their_png(tmp_path, mode):
     assert notes == ["floating-point pixels: 0 was taken as black and 1 as white"] * (mode == "F")
 
 
+def test_heic_of_ten_bits_and_of_hdr_is_read_in_eight_bits(tmp_path):
+    values, notes = np.random.default_rng(0).integers(0, 1024, (48, 64, 3)), []
+    ten = pillow_heif.from_bytes("RGB;10", SIZE, values.astype(np.uint16).tobytes())
+    ten.save(tmp_path / "a.heic", **LOSSLESS)
+    assert np.abs(decode(tmp_path / "a.heic", note=notes.append) - values / 1023 * 255).max() < 1.1
+    ten.save(tmp_path / "hdr.heic", **LOSSLESS, color_primaries=9, transfer_characteristics=16)
+    decode(tmp_path / "hdr.heic", note=notes.append)
+    assert notes == ["an HDR picture (PQ), read without tone mapping; it looks flat"]
+
+
 def test_the_first_picture_counts_not_its_gain_map_or_thumbnail(tmp_path):
     first, other = random_image(size=SIZE), random_image(1, (16, 12))
     first.save(tmp_path / "a.mpo", save_all=True, append_images=[other], quality=95)  # as Ultra HDR is stored
@@ -163,8 +173,12 @@ def test_a_small_preview_is_better_than_nothing_and_a_cut_raw_is_no_black_pictur
     assert decode(path, 64, note=notes.append).shape == (64, 64, 3)
     assert notes == ["scored by its preview of 24x16; LibRaw cannot develop the rest"]
     path = written(tmp_path / "b.dng")
-    path.write_bytes(path.read_bytes()[:-3000])
+    content = path.read_bytes()
+    path.write_bytes(content[:-3000])
     with pytest.raises(DecodeError, match="a RAW file that LibRaw cannot read"):
+        decode(path, 64)
+    path.write_bytes(content[: -2 * SIZE[0] * SIZE[1]] + bytes(2 * SIZE[0] * SIZE[1]))
+    with pytest.raises(DecodeError, match="a RAW file whose pixels are all zero"):
         decode(path, 64)
 
 

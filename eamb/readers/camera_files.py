@@ -35,7 +35,10 @@ OTHERS = [
     *((0, b"0&\xb2u\x8ef\xcf\x11", VIDEO), (8, b"AVI ", VIDEO)),  # Windows Media
 ]
 
+HDR_CURVES = {16: "PQ", 18: "HLG"}  # transfer characteristics of ITU-T H.273
+
 Admit = Callable[[int], object]  # is told how many pixels are to be decoded; raises ValueError if too many
+Note = Callable[[str], object]  # is told what is wrong with a file that can still be decoded
 
 
 def kind_of(start: bytes) -> str:
@@ -59,7 +62,7 @@ def name_other(start: bytes) -> str:
     return next((words for place, mark, words in OTHERS if start.startswith(mark, place)), "")
 
 
-def open_photo(path: str | Path, admit: Admit) -> Image.Image | None:
+def open_photo(path: str | Path, admit: Admit, note: Note | None = None) -> Image.Image | None:
     """A HEIC or JPEG XL file, whatever its ending, as Pillow opens files; None if it is neither.
 
     Its orientation has been applied, or is in its EXIF, never both.
@@ -75,7 +78,11 @@ def open_photo(path: str | Path, admit: Admit) -> Image.Image | None:
         package("pi_heif", "HEIC").register_heif_opener(
             thumbnails=False, depth_images=False, aux_images=False, decode_threads=1
         )
-        return Image.open(io.BytesIO(content), formats=("HEIF",))
+        image = Image.open(io.BytesIO(content), formats=("HEIF",))
+        curve = image.info.get("nclx_profile", {}).get("transfer_characteristics")
+        if note and curve in HDR_CURVES:
+            note(f"an HDR picture ({HDR_CURVES[curve]}), read without tone mapping; it looks flat")
+        return image
     if kind == "JPEG XL":
         plugin = package("pillow_jxl.JpegXLImagePlugin", "JPEG XL")
         plugin.DECODE_THREADS = 0
@@ -155,7 +162,7 @@ def is_raw(path: str | Path) -> bool:
 
 
 def read_raw(
-    path: str | Path, least: int, admit: Admit, note: Callable[[str], object] | None = None
+    path: str | Path, least: int, admit: Admit, note: Note | None = None
 ) -> tuple[bytes | Image.Image, Image.Exif]:
     """The preview in a RAW file; if its shorter side is below `least` pixels, the RAW developed at half size.
 
@@ -201,23 +208,26 @@ def read_preview(raw) -> tuple[bytes | None, Image.Image | None]:
         return None, None
 
 
-def develop(raw, preview: Image.Image | None, note: Callable[[str], object] | None) -> Image.Image | None:
+def develop(raw, preview: Image.Image | None, note: Note | None) -> Image.Image | None:
     """At half size, with the camera's white balance, in sRGB; None if only the preview can be read."""
     import rawpy
 
+    failure = ValueError("a RAW file whose pixels are all zero")
     try:
-        pixels = raw.postprocess(half_size=True, use_camera_wb=True, user_flip=0, gamma=SRGB_CURVE)
-    except rawpy.LibRawError:
-        if not preview:
-            raise
-        if note:
-            note(f"scored by its preview of {preview.width}x{preview.height}; LibRaw cannot develop the rest")
-        return None
-    return Image.fromarray(pixels)  # from (h, w, 3)
+        if raw.raw_image_visible.any():  # of zeros LibRaw makes noise
+            pixels = raw.postprocess(half_size=True, use_camera_wb=True, user_flip=0, gamma=SRGB_CURVE)
+            return Image.fromarray(pixels)  # from (h, w, 3)
+    except rawpy.LibRawError as error:
+        failure = error
+    if not preview:
+        raise failure
+    if note:
+        note(f"scored by its preview of {preview.width}x{preview.height}; LibRaw cannot develop the rest")
+    return None
 
 
 def read_exif(path: str | Path) -> Image.Exif:
-    """The EXIF of a RAW file built like a TIFF, or of a CR3; empty if there is none that can be read."""
+    """The EXIF and TIFF tags of a TIFF or a RAW file built like one, or of a CR3; empty if it has none."""
     exif = Image.Exif()
     try:
         with Path(path).open("rb") as file:

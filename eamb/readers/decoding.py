@@ -245,7 +245,7 @@ def _opened(
             return Image.open(source(), formats=FORMATS)
         except Image.UnidentifiedImageError:
             if content is None:
-                for image in (open_photo(path, admit), open_float_tiff(path, admit, note)):
+                for image in (open_photo(path, admit, note), open_float_tiff(path, admit, note)):
                     if image:
                         return image
             raise

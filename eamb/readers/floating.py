@@ -8,6 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
+from eamb.readers.camera_files import read_exif
+
+SAMPLE_FORMAT, FLOATING = 339, 3  # a TIFF tag and its value
+
 
 def by_range(values: np.ndarray, note: Callable[[str], object] | None = None) -> Image.Image:
     """A picture of (H, W) or (H, W, 3) floating-point values, in 8 bits; what is not a number becomes black.
@@ -39,6 +43,8 @@ def open_float_tiff(
     Args:
         admit: told how many pixels of 4 bytes the page takes; raises ValueError if they are too many.
     """
+    if FLOATING not in np.atleast_1d(read_exif(path).get(SAMPLE_FORMAT, 0)):
+        return None
     import tifffile  # scikit-image needs it
 
     try:
