@@ -173,6 +173,7 @@ def read_raw(
         ValueError: its package is missing, it has too many pixels, or libraw cannot read it.
     """
     rawpy = package("rawpy", "RAW")
+    exif = read_exif(path)
     with rawpy.RawPy() as raw:
         try:
             try:
@@ -182,15 +183,16 @@ def read_raw(
                     raw.open_buffer(file)
             sizes, developed = raw.sizes, None
             jpeg, preview = read_preview(raw)
+            if ExifTags.Base.Model not in exif:
+                if not preview:
+                    raise ValueError("a damaged RAW file: it names no camera")
+                exif = preview.getexif()  # LibRaw adds one where the camera has not
             if not preview or min(preview.size) < min(least, sizes.iwidth // 2, sizes.iheight // 2):
                 admit(sizes.raw_width * sizes.raw_height)
                 developed = develop(raw, preview, note)
         except rawpy.LibRawError as error:
             reason = error.args[0].decode() if isinstance(error.args[0], bytes) else error.args[0]
             raise ValueError(f"a RAW file that LibRaw cannot read ({reason})") from error
-    exif = read_exif(path)
-    if ExifTags.Base.Model not in exif and preview:
-        exif = preview.getexif()  # LibRaw adds one where the camera has not
     exif[ExifTags.Base.Orientation] = ORIENTATIONS.get(sizes.flip, 1)
     return developed or jpeg or preview, exif
 
@@ -212,18 +214,25 @@ def develop(raw, preview: Image.Image | None, note: Note | None) -> Image.Image 
     """At half size, with the camera's white balance, in sRGB; None if only the preview can be read."""
     import rawpy
 
-    failure = ValueError("a RAW file whose pixels are all zero")
+    failure = ValueError("a damaged RAW file: pixels of some colour are missing")
     try:
-        if raw.raw_image_visible.any():  # of zeros LibRaw makes noise
+        if has_every_colour(raw):
             pixels = raw.postprocess(half_size=True, use_camera_wb=True, user_flip=0, gamma=SRGB_CURVE)
             return Image.fromarray(pixels)  # from (h, w, 3)
-    except rawpy.LibRawError as error:
+    except (rawpy.LibRawError, NotImplementedError) as error:
         failure = error
     if not preview:
         raise failure
     if note:
         note(f"scored by its preview of {preview.width}x{preview.height}; LibRaw cannot develop the rest")
     return None
+
+
+def has_every_colour(raw) -> bool:
+    """Whether an open RawPy has pixels other than zeros, and of each colour; of others LibRaw makes noise."""
+    pattern, names = raw.raw_pattern, raw.color_desc  # as in [[0, 1], [3, 2]] and b"RGBG"
+    there = names if pattern is None else b"".join(names[k : k + 1] for k in pattern.ravel())
+    return len(set(there)) >= raw.num_colors and bool(raw.raw_image_visible.any())
 
 
 def read_exif(path: str | Path) -> Image.Exif:
