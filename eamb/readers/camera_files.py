@@ -214,25 +214,18 @@ def develop(raw, preview: Image.Image | None, note: Note | None) -> Image.Image 
     """At half size, with the camera's white balance, in sRGB; None if only the preview can be read."""
     import rawpy
 
-    failure = ValueError("a damaged RAW file: pixels of some colour are missing")
+    failure = ValueError("a damaged RAW file: all pixels are zero")
     try:
-        if has_every_colour(raw):
+        if raw.raw_image_visible.any():  # of zeros LibRaw makes noise
             pixels = raw.postprocess(half_size=True, use_camera_wb=True, user_flip=0, gamma=SRGB_CURVE)
             return Image.fromarray(pixels)  # from (h, w, 3)
-    except (rawpy.LibRawError, NotImplementedError) as error:
+    except rawpy.LibRawError as error:
         failure = error
     if not preview:
         raise failure
     if note:
         note(f"scored by its preview of {preview.width}x{preview.height}; LibRaw cannot develop the rest")
     return None
-
-
-def has_every_colour(raw) -> bool:
-    """Whether an open RawPy has pixels other than zeros, and of each colour; of others LibRaw makes noise."""
-    pattern, names = raw.raw_pattern, raw.color_desc  # as in [[0, 1], [3, 2]] and b"RGBG"
-    there = names if pattern is None else b"".join(names[k : k + 1] for k in pattern.ravel())
-    return len(set(there)) >= raw.num_colors and bool(raw.raw_image_visible.any())
 
 
 def read_exif(path: str | Path) -> Image.Exif:
