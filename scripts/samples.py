@@ -77,7 +77,7 @@ def write_each(folder: Path, picture: Image.Image) -> dict[str, Path]:
     names = ("a.jpg", "a.heic", "preview.dng", "a.dng")
     files = {kind: folder / name for kind, name in zip(kinds, names, strict=True)}
     picture.save(folder / "a.jpg", quality=95)
-    write_heic(folder / "a.heic", picture, quality=80, enc_params={"preset": "ultrafast"})
+    write_heic(folder / "a.heic", picture, quality=60, enc_params={"preset": "ultrafast"})
     write_dng(folder / "preview.dng", picture, picture, Image.Exif())
     write_dng(folder / "a.dng", picture, None, Image.Exif())
     return files
