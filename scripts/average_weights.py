@@ -38,6 +38,7 @@ from eamb.runtime import distributed, engine
 from eamb.runtime.command import check_output, guarded
 from eamb.runtime.config import Config, from_settings, read_settings
 from eamb.runtime.progress import progress
+from eamb.training.starting import settled
 from eamb.training.tasks import choose_task
 from eamb.weights import checkpoint
 from eamb.weights.checkpoint import Weights
@@ -124,7 +125,7 @@ def check_alike(inputs: list[Input]) -> None:
 
 def facts(weights: Weights) -> dict:
     """What the networks must share, by name. Dropout may differ: it does nothing after the training."""
-    arguments = weights.build().arguments.items()
+    arguments = settled(weights.build().arguments, branch_alone=False).items()
     arguments = {f"model.{name}": value for name, value in arguments if name not in ("dropout", "drop_path")}
     return {name: weights.description.get(name, default) for name, default in ALIKE.items()} | arguments
 
