@@ -219,7 +219,14 @@ def measure_table(table: Table, runs: dict[str, Run], root: Path, resamples: int
     labels = rated.scale.kind == "label"
     truth = rated.high().astype(np.float64) if labels else rated.scores  # (n,)
     threshold = 0.5 if labels else rated.scale.threshold
-    predicted = [(runs[name], read_predictions(runs[name], rated)) for name in table.runs]
+    predicted = [(runs[name], read_predictions(runs[name].folder, rated)) for name in table.runs]
+    for run, columns in predicted:
+        if run.has_shapes and (not rated.bins or f"p_{rated.bins[0]:g}" not in columns):
+            raise ValueError(
+                f"make_tables: {run.folder} was measured on votes, and {rated.name} {rated.split} has none "
+                f"in {root}, or its predictions no columns p_<rating>; give the label files with votes, or "
+                "evaluate it again"
+            )
     arrays = [truth, *(columns["prediction"].to_numpy() for _, columns in predicted)]
     shares = [columns.filter(regex="^p_").to_numpy() for run, columns in predicted if run.has_shapes]
     arrays += [metrics.compare_distributions(p, rated.distributions, rated.bins) for p in shares]
@@ -238,23 +245,15 @@ def sources(table: Table, runs: dict[str, Run]) -> dict[str, dict[str, str]]:
     return {row: {name: runs[name].sha256 for name in names} for row, names in table.rows.items()}
 
 
-def read_predictions(run: Run, rated: RatedSet) -> pd.DataFrame:
-    """The columns "prediction" and "p_<rating>", if there are votes, (n,) each, in the order of the set.
-
-    Raises:
-        ValueError: a picture has not one finite number, or no votes are there for a run of distributions.
-    """
-    path = run.folder / "predictions.csv.gz"
+def read_predictions(folder: Path, rated: RatedSet) -> pd.DataFrame:
+    """The columns "prediction" and, if the set has votes, "p_<rating>", (n,) each, in the order of the set.
+    Raises ValueError unless each picture has one finite number."""
+    path = folder / "predictions.csv.gz"
     table, misfits = match_ids(path, rated)
     if wrong := [picture.id for pictures in misfits.values() for picture in pictures]:
         raise ValueError(
             f"make_tables: {path} must have each picture of {rated.name} {rated.split} once; {len(wrong)} "
             f"are missing, unknown or there twice, e.g. {wrong[:3]}"
-        )
-    if run.has_shapes and (not rated.bins or f"p_{rated.bins[0]:g}" not in table):
-        raise ValueError(
-            f"make_tables: {run.folder} was measured on votes, and {rated.name} {rated.split} has none here, "
-            f"or {path.name} no columns p_<rating>; give the label files with votes, or evaluate it again"
         )
     return table
 

@@ -234,7 +234,7 @@ def test_runs_that_predict_distributions_have_a_table_of_their_shapes(made, tmp_
     score = Config(data=Data(dataset="csv", target="score"), train=Train(epochs=4))
     made.run("score", made.noisy(0.2), config=score)
     made.tables("Score", Score=["score"], Shape=["shape"])
-    refused(made, capsys, "shape was measured on votes, and csv test has none here, or predictions.csv.gz no")
+    refused(made, capsys, "shape was measured on votes, and csv test has none in")
     columns = {"id": made.rated.ids, "prediction": shares @ ratings}
     columns |= {f"p_{rating}": shares[:, i] for i, rating in enumerate(ratings)}
     text = pd.DataFrame(columns).to_csv(index=False)
