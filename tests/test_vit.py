@@ -33,7 +33,7 @@ SHAPES = {
     "vit_small_patch14_dinov2": (12, 384, 14),
     "vit_small_patch14_reg4_dinov2": (12, 384, 14),  # registers, which have no positions
     "vit_small_patch16_dinov3": (12, 384, 16),  # rotary positions
-    "vit_base_patch16_clip_224": (12, 768, 16),  # normalises before the first block
+    "vit_xsmall_patch16_clip_224": (10, 256, 16),  # normalises before the first block
     "vit_base_patch16_siglip_224": (12, 768, 16),  # no class token
     TINY: (6, 64, 16),
 }
