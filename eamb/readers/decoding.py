@@ -220,7 +220,8 @@ def _loaded(
         elif image.tag_v2.get(PHOTOMETRIC) == 0:  # 0 is white
             image = image.point(lambda value: value * -1 + 65535)
     if image.mode == "F":
-        image = by_range(np.asarray(image), note)
+        image, profile = by_range(np.asarray(image), note), image.info.get("icc_profile")
+        image.info["icc_profile"] = profile
     return image, tags, orientation
 
 

@@ -55,7 +55,7 @@ def open_float_tiff(
                 return None
             admit(page.size * page.dtype.itemsize // 4)
             values = page.asarray()
-            orientation = page.tags.get("Orientation")
+            orientation, profile = page.tags.get("Orientation"), page.tags.get("InterColorProfile")
     except (
         tifffile.TiffFileError,
         KeyError,
@@ -65,4 +65,5 @@ def open_float_tiff(
     separate = values.ndim == 3 and page.planarconfig == 2
     image = by_range(np.moveaxis(values, 0, 2) if separate else values, note)  # from (H, W, 3)
     image.getexif()[ExifTags.Base.Orientation] = int(orientation.value) if orientation else 1
+    image.info["icc_profile"] = profile and profile.value
     return image
