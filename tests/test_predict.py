@@ -32,6 +32,7 @@ from eamb.readers.decoding import decode, decode_views
 from eamb.readers.para import PARA_BINS
 from eamb.weights.shipped import SHIPPED
 from main import main
+from scripts.samples import write_dng, write_heic
 
 pytestmark = pytest.mark.portable
 
@@ -604,7 +605,36 @@ def test_bad_arguments_are_a_sentence(album, lively_weights, capsys, monkeypatch
 
 
 def test_scoring_and_drawing_load_only_what_they_need():
-    needless = {"predict": {"matplotlib", "pandas", "scipy", "sklearn", "openvino"}, "panels": {"torch"}}
+    photos = {"pi_heif", "pillow_jxl", "rawpy", "tifffile"}
+    needless = {
+        "predict": {"matplotlib", "pandas", "scipy", "sklearn", "openvino"} | photos,
+        "panels": {"torch"},
+    }
     for module, names in needless.items():
         code = f"import sys, eamb.inference.{module}; sys.exit(bool({names} & sys.modules.keys()))"
         assert small.command("-c", code, folder=small.ROOT).returncode == 0
+
+
+def test_raw_and_heic_without_their_packages_have_rows_that_say_so(tmp_path, lively_weights, monkeypatch):
+    exif, photos, table = Image.Exif(), tmp_path / "photos", tmp_path / "scores.csv"
+    photos.mkdir()
+    blotches(0).save(photos / "a.jpg")
+    write_heic(photos / "b.heic", blotches(0))
+    for name in ("a.dng", "c.dng"):  # a: beside its JPEG
+        write_dng(photos / name, blotches(0), blotches(0), exif)
+    words = ["predict", str(photos), "--checkpoint", str(lively_weights), "--device", "cpu", "--workers", "0"]
+    assert main([*words, "--output", str(table)]) == 0
+    assert [Path(row["path"]).name for row in read_csv(table)] == ["a.jpg", "b.heic", "c.dng"]
+    scores = {Path(row["path"]).name: float(row["score"]) for row in read_csv(table)}
+    assert max(scores.values()) - min(scores.values()) < 0.1
+    for name in ("pi_heif", "rawpy"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main([*words, "--output", str(table), "--force", "--raw", "raw"]) == 1
+    rows = {Path(row["path"]).name: (row["score"], row["error"]) for row in read_csv(table)}
+    install = "pip install -r requirements-photos.txt"
+    raw = ("", f"RAW files need the package rawpy: {install}")
+    assert rows == {
+        "a.dng": raw,
+        "b.heic": ("", f"HEIC files need the package pi-heif: {install}"),
+        "c.dng": raw,
+    }

@@ -6,12 +6,14 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable
 from importlib.util import find_spec
+from pathlib import Path
 
 JPEG_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
 # Of the other formats that Pillow reads by itself; .pfm, of floating point, is left out.
 PILLOW_ENDINGS = (".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".apng", ".ppm", ".pgm", ".pbm", ".pnm",
                   ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx")  # fmt: skip
-AVIF_ENDINGS = (".avif", ".avifs") if find_spec("PIL.AvifImagePlugin") else ()  # since Pillow 11.3
+PILLOW = Path(find_spec("PIL").origin).parent  # not imported, so that --help stays fast
+AVIF_ENDINGS = (".avif", ".avifs") if (PILLOW / "AvifImagePlugin.py").exists() else ()  # since 11.3
 HEIC_ENDINGS = (".heic", ".heics", ".heif", ".heifs", ".hif")
 JXL_ENDINGS = (".jxl",)
 RAW_ENDINGS = (".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mrw", ".nef",
