@@ -20,13 +20,14 @@ from eamb.inference.maps import MapFolder
 from eamb.inference.photographs import PictureFile, Shard, choose_shard, find_pictures, torchrun_shard
 from eamb.inference.rows import FORMATS, NOTE, as_row, column_names, open_rows, read_rows
 from eamb.inference.scorer import Scored, Scorer, check_scores, is_exported
+from eamb.inference.sidecars import check_sidecar_options, finish
 from eamb.runtime.command import check_output
 from eamb.runtime.progress import progress
 from eamb.weights.shipped import checkpoint_files
 
 
 def predict(options: argparse.Namespace) -> int:
-    """`main.py predict`: 0 if every picture was scored, 1 if some could not be.
+    """`main.py predict`: 0 if every picture was scored and has its sidecar, if asked for; 1 if not.
 
     Raises:
         ValueError, OSError: bad arguments, in one sentence; nothing was written then.
@@ -37,6 +38,7 @@ def predict(options: argparse.Namespace) -> int:
         output, folder = part.target(output), part.target(folder)
         map_folders = [Shard(number, part.count).target(options.maps) for number in range(1, part.count + 1)]
     check_options(options, output, folder)
+    rates = check_sidecar_options(options)
     pictures = find_pictures(
         options.paths, part or choose_shard(options.shard), map_folders if folder else ()
     )
@@ -73,16 +75,22 @@ def predict(options: argparse.Namespace) -> int:
         results = maps.write_all(results, min(cores, (len(pictures) - len(rows)) // 8))
     else:
         results = (scored for _, scored in results)
+    scores = [row["score"] for row in rows]
     failed = sum(not (row["error"] or NOTE).startswith(NOTE) for row in rows)
     mode = "a" if options.resume else "w" if options.force else "x"
     bar = progress(desc="predict", total=len(pictures), initial=len(rows), unit=" images")
     with open_rows(output, mode, columns, options.excel) as write, bar, closing(results):
         for scored in results:
             failed += bool(scored.error)
-            write(as_row(scored, columns))  # after its maps, so that every picture with a row has them
+            row = as_row(scored, columns)
+            write(row)  # after its maps, so that every picture with a row has them
+            scores.append(row["score"])
             bar.update()
     written = "".join(f", {target} written" for target in (output, folder) if target)
     print(f"{len(pictures) - failed} of {len(pictures)} pictures scored{written}", file=sys.stderr)
+    if rates:
+        paths = (picture.path for picture in pictures)
+        failed += finish(options, {path: s for path, s in zip(paths, scores, strict=True) if s is not None})
     # With exit code 1, torchrun would kill the processes that are still scoring.
     return 1 if failed and not part else 0
 

@@ -21,6 +21,7 @@ from PIL import Image
 from eamb.files import as_cell, csv_line, safe_path, written_whole
 from eamb.inference.photographs import find_pictures
 from eamb.inference.scorer import Scorer
+from eamb.inference.sidecars import check_sidecar_options, finish
 from eamb.runtime.command import check_output
 from eamb.runtime.progress import progress
 from eamb.selection.exif import Taken, describe_time, read_taken
@@ -29,12 +30,13 @@ from eamb.selection.page import shrink, write_page, write_thumbnail
 
 
 def select(options: argparse.Namespace) -> int:
-    """`main.py select`: 0 if every picture was scored, 1 if some could not be.
+    """`main.py select`: 0 if every picture was scored and has its sidecar, if asked for; 1 if not.
 
     Raises:
         ValueError, OSError: bad arguments, in one sentence; nothing was written then.
     """
     check_options(options)
+    rates = check_sidecar_options(options)
     output, page = options.output, options.page
     pictures = find_pictures(options.paths, maps=[page] if page else ())
     networks = (tuple(options.checkpoint), options.device, options.precision)
@@ -57,6 +59,10 @@ def select(options: argparse.Namespace) -> int:
     words = f"{picked} of {len(photographs)} photographs picked from {len(sizes)} series"
     words += f" ({alone} of only one)" + (f", {failed} could not be scored" if failed else "")
     print(words + "".join(f", {target} written" for target in (output, page) if target), file=sys.stderr)
+    if rates:
+        scored = [each for each in photographs if each.series]
+        scores = {each.path: each.scored.score for each in scored}
+        failed += finish(options, scores, {each.path: each.picked for each in scored})
     return 1 if failed else 0
 
 

@@ -1,0 +1,350 @@
+"""Stars and picks for other programs: XMP sidecars beside the photographs, which stay untouched.
+
+    python main.py predict PHOTOS --xmp --stars "95,80,50,20"
+
+What a sidecar holds already stays as it is, and so does a rating or flag that a person has set.
+"""
+
+# Names that are not UTF-8 stay unchanged as plain strings.
+# ruff: noqa: PTH112, PTH113, PTH117, PTH118, PTH119, PTH120, PTH122
+from __future__ import annotations
+
+import argparse
+import errno
+import functools
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+from scipy.stats import rankdata
+
+from eamb.files import list_folder, nfc, printable, written_whole
+from eamb.inference.ratings import compare_ratings
+from eamb.inference.xmp import DECISIONS, Document, as_stars, record_of
+from eamb.readers.decoding import FORMATS, PICTURE_ENDINGS, RAW_ENDINGS
+from eamb.runtime.progress import progress
+
+NAMES = ("darktable", "adobe")  # photo.jpg.xmp, photo.xmp
+STARS = "95,80,50,20"
+PICK = ("1", "true")  # xmpDM:pick, xmpDM:good
+LARGEST = 64 * 2**20  # bytes of a sidecar; those with many edits have some megabytes
+EXIF_RATING = 0x4746
+Decisions = dict[str, tuple[str, ...] | None]  # of xmp.DECISIONS their values; None takes ours back
+
+
+def check_sidecar_options(options: argparse.Namespace) -> bool:
+    """Whether `finish` has something to do; to be called before any work.
+
+    Raises:
+        ValueError: options that make no sense.
+    """
+    given = {name: getattr(options, name) for name in ("xmp_names", "stars", "overwrite_ratings", "dry_run")}
+    unused = [name.replace("_", "-") for name, value in given.items() if value and not options.xmp]
+    if unused:
+        raise ValueError(f"xmp: --{unused[0]} is for sidecars; add --xmp")
+    read_limits(options.stars or STARS)
+    rates = options.xmp or getattr(options, "learn_from_ratings", False)  # the latter only in `predict`
+    if rates and (getattr(options, "shard", None) or int(os.environ.get("WORLD_SIZE", 1)) > 1):
+        raise ValueError(
+            "xmp: --xmp and --learn-from-ratings compare all photographs with each other; leave out --shard, "
+            "and start one process"
+        )
+    return rates
+
+
+def read_limits(text: str) -> tuple[float, ...]:
+    """The percentiles of --stars: from which on a photograph gets 5, 4, 3 and 2 stars."""
+    try:
+        limits = tuple(map(float, text.split(",")))
+    except ValueError:
+        limits = ()
+    if len(limits) != 4 or not 100 >= limits[0] > limits[1] > limits[2] > limits[3] >= 0:
+        raise ValueError(
+            "xmp: --stars has four falling percentiles, above which a photograph gets 5, 4, 3 and 2 stars, "
+            f'as in "{STARS}"; got "{text}"'
+        )
+    return limits
+
+
+def stars_of(scores: Sequence[float], limits: Sequence[float]) -> list[int]:
+    """Stars, 1 to 5, by each score's place among all of them; equal scores get equally many.
+
+    Args:
+        limits: percentiles, falling, from which on a score gets 5, 4, 3 and 2. The k-th lowest of n scores is
+            at 100 (k - 1/2) / n.
+    """
+    places = 100 * (rankdata(scores) - 0.5)  # (n,), percentiles times n
+    return [1 + sum(bool(place >= limit * len(scores)) for limit in limits) for place in places]
+
+
+def finish(
+    options: argparse.Namespace, scores: Mapping[str, float], picked: Mapping[str, bool] | None = None
+) -> int:
+    """What --xmp and --learn-from-ratings do once every photograph has its score.
+
+    Args:
+        scores: by path, of those that could be scored.
+        picked: by path; `select` gives only picks stars, and a flag. None: stars for all.
+
+    Returns:
+        How many photographs' sidecars could not be read or written.
+    """
+    photographs = find_sidecars(list(scores), options.xmp_names or NAMES[0])
+    read_ratings(photographs)
+    if getattr(options, "learn_from_ratings", False):
+        rated = {each.path: each.stars for each in photographs if each.stars is not None}
+        print(compare_ratings(scores, rated))
+    if not options.xmp:
+        errors = [photograph.error for photograph in photographs if photograph.error]
+        print(*(f"xmp: {error}" for error in errors), sep="\n", end="\n" * bool(errors), file=sys.stderr)
+        return len(errors)
+    stars = stars_of(list(scores.values()), read_limits(options.stars or STARS))
+    wanted = {path: {"rating": (str(number),)} for path, number in zip(scores, stars, strict=True)}
+    for path, pick in (picked or {}).items():
+        wanted[path] = wanted[path] | {"pick": PICK} if pick else {"pick": None}
+    return write_sidecars(photographs, wanted, options.overwrite_ratings, options.dry_run)
+
+
+@dataclass
+class Photograph:
+    """A photograph's path and sidecars, and what a person has said about it.
+
+    sidecar: the one to write; None if that is its RAW file's, which is in the same run.
+    others: other sidecars that may hold its rating.
+    documents: those that exist, by path.
+    stars: a person's, -1 (rejected) to 5; None: not rated.
+    error: why its sidecars cannot be read or written, with their names.
+    """
+
+    path: str
+    sidecar: str | None = None
+    others: list[str] = field(default_factory=list)
+    documents: dict[str, Document] = field(default_factory=dict)
+    stars: float | None = None
+    error: str = ""
+
+
+# ---- which sidecar is whose
+
+
+def find_sidecars(paths: Sequence[str], names: str) -> list[Photograph]:
+    """The sidecars of each photograph, which need not exist.
+
+    Args:
+        names: the one to write: "darktable" (photo.jpg.xmp) or "adobe" (photo.xmp).
+    """
+    listed, real = functools.cache(list_folder), functools.cache(os.path.realpath)
+    run = {(real(os.path.dirname(path)), os.path.basename(path)) for path in paths}
+    photographs = [Photograph(path) for path in paths]
+    for photograph in photographs:
+        folder, name = os.path.split(photograph.path)
+        stem = os.path.splitext(name)[0]
+        alike = {name, *filter(is_photograph, listed(folder).get(nfc(stem), ()))}  # but for their endings
+        scored = {each for each in alike if (real(folder), each) in run}
+        own = existing_case(f"{photograph.path}.xmp")
+        shared = existing_case(os.path.join(folder, f"{stem}.xmp"))
+        owners = adobe_owners(name, alike, scored)
+        if names == "darktable":
+            photograph.sidecar, photograph.others = own, [shared] * (owners == {name})
+        elif owners == {name}:
+            photograph.sidecar, photograph.others = shared, [own]
+        elif owners:
+            words = " and ".join(map(printable, sorted(owners)))
+            photograph.error = (
+                f"{printable(shared)} would belong to {words}; --xmp-names darktable gives each its own"
+            )
+    targets = Counter(os.path.realpath(each.sidecar) for each in photographs if each.sidecar)
+    for photograph in photographs:
+        if photograph.sidecar and targets[os.path.realpath(photograph.sidecar)] > 1:
+            photograph.error = f"{printable(photograph.sidecar)} is a link and belongs to two photographs"
+    return photographs
+
+
+def is_photograph(name: str) -> bool:
+    return name.lower().endswith((*PICTURE_ENDINGS, *RAW_ENDINGS))
+
+
+def existing_case(path: str) -> str:
+    """The path of a sidecar; ending in .XMP if only that is there."""
+    upper = f"{path[:-4]}.XMP"
+    return upper if not os.path.lexists(path) and os.path.lexists(upper) else path
+
+
+def adobe_owners(name: str, alike: set[str], scored: set[str]) -> set[str]:
+    """The files whose rating belongs into photo.xmp, as far as the photograph `name` is concerned.
+
+    That of a RAW file, which a single other file may stand for if the RAW is not scored itself.
+
+    Args:
+        alike: the photographs of its folder that differ from it at most in their ending.
+        scored: those of them that are in this run.
+    """
+    raws = {each for each in alike if each.lower().endswith(RAW_ENDINGS)}
+    if name in raws or len(raws) > 1:
+        return raws
+    return alike if not raws else set() if raws & scored else scored
+
+
+# ---- what a person has said
+
+
+def read_ratings(photographs: Sequence[Photograph]) -> None:
+    """Sets `documents` and `stars` of each photograph, from its sidecars and the file itself, or `error`."""
+    for photograph in photographs:
+        for sidecar in filter(None, (photograph.sidecar, *photograph.others)):
+            try:
+                if not photograph.error and os.path.lexists(sidecar):
+                    photograph.documents[sidecar] = read_sidecar(sidecar)
+            except OSError as error:
+                photograph.error = f"{printable(sidecar)} cannot be read: {error.strerror}"
+            except ValueError as error:
+                photograph.error = f"{printable(sidecar)} {error}; repair it or move it away"
+        if not photograph.error:
+            photograph.stars = stars_of_person(photograph)
+
+
+def read_sidecar(path: str) -> Document:
+    """Raises OSError, or ValueError whose words follow the sidecar's name."""
+    if not os.path.isfile(path):
+        raise ValueError("is a folder or another thing that is no file")
+    if os.path.getsize(path) > LARGEST:
+        raise ValueError(f"has more than {LARGEST >> 20} MB")
+    document = Document(Path(path).read_bytes())
+    for decision in DECISIONS:
+        document.owner(decision)  # raises if it is in a form that is not understood
+    return document
+
+
+def stars_of_person(photograph: Photograph) -> float | None:
+    documents = photograph.documents.values()
+    owners = [document.owner("rating") for document in documents]
+    for document, owner in zip(documents, owners, strict=True):
+        if owner == "a person":
+            return document.stars()
+    # A copy of our rating in the file is ours.
+    ours = {as_stars(value) for document in documents for value in document.values(record_of("xmp:Rating"))}
+    return next((stars for stars in embedded_stars(photograph.path) if stars and stars not in ours), None)
+
+
+def embedded_stars(path: str) -> list[float | None]:
+    """The ratings in a picture file itself: of its XMP, and of its EXIF."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            exif = as_stars(image.getexif().get(EXIF_RATING))
+            packet = image.info.get("xmp")
+    except Exception:  # Pillow may raise anything for a damaged file
+        return []
+    try:
+        return [Document(packet).stars() if packet else None, exif]
+    except ValueError:  # damaged XMP in a picture that is otherwise fine
+        return [exif]
+
+
+# ---- writing
+
+
+def write_sidecars(
+    photographs: Sequence[Photograph],
+    wanted: Mapping[str, Decisions],
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> int:
+    """Merges ratings and flags into the sidecars; says what was kept and what could not be written.
+
+    Args:
+        photographs: after `read_ratings`.
+        wanted: by path.
+        overwrite: a person's ratings and flags too.
+        dry_run: list what would be written, and write nothing.
+
+    Returns:
+        How many photographs' sidecars could not be read or written.
+    """
+    counts = Counter()
+    for photograph in progress(photographs, desc="sidecars", unit=" files"):
+        decisions, sidecar = wanted[photograph.path], photograph.sidecar
+        new = sidecar not in photograph.documents
+        if new and not any(decisions.values()):
+            continue  # nothing to take back
+        if not sidecar and not photograph.error:
+            counts["left to their RAW files"] += 1
+            continue
+        document, changes = photograph.documents.get(sidecar) or Document(), []
+        if not photograph.error:
+            changes, kept = merge(photograph, document, decisions, overwrite)
+            counts["ratings and flags of yours kept"] += len(kept)
+            for words in kept:
+                print(f"{printable(photograph.path)}: {words}", file=sys.stderr)
+        try:
+            if changes:
+                check_writable(sidecar)
+            if changes and dry_run:
+                print(f"{printable(sidecar)}: {', '.join(changes)} ({'new' if new else 'changed'})")
+            elif changes:
+                replace_sidecar(sidecar, document.content())
+        except OSError as error:
+            photograph.error = f"{printable(sidecar)} cannot be written: {error.strerror}"
+        if photograph.error:
+            print(f"xmp: {photograph.error}", file=sys.stderr)
+        counts["failed" if photograph.error else "written" if changes else "unchanged"] += 1
+        counts["new"] += bool(new and changes and not photograph.error)
+    words = f"{counts['written']} sidecars {'to write' if dry_run else 'written'} ({counts['new']} new)"
+    rest = ("unchanged", "ratings and flags of yours kept", "left to their RAW files", "failed")
+    print(", ".join([words, *(f"{counts[name]} {name}" for name in rest if counts[name])]), file=sys.stderr)
+    return counts["failed"]
+
+
+def merge(
+    photograph: Photograph, document: Document, decisions: Decisions, overwrite: bool
+) -> tuple[list[str], list[str]]:
+    """Takes decisions into a sidecar, where they are not a person's; in words, what changed and was kept."""
+    changed, kept = [], []
+    for decision, values in decisions.items():
+        owner = document.owner(decision)
+        if owner == "us" and document.holds(decision, values):
+            continue
+        if decision == "rating" and photograph.stars is not None:
+            owner = "a person"  # in the file itself or in its other sidecar
+        if values is None:
+            if owner == "us":
+                document.decide(decision, None)
+                changed.append(f"no {decision}")
+        elif owner == "a person" and not overwrite:
+            theirs = describe_stars(photograph.stars) if decision == "rating" else "your flag"
+            kept.append(f"{theirs} kept, not {describe(decision, values)}")
+        else:
+            document.decide(decision, values)
+            changed.append(describe(decision, values))
+    return changed, kept
+
+
+def describe(decision: str, values: tuple[str, ...]) -> str:
+    return describe_stars(float(values[0])) if decision == "rating" else decision
+
+
+def describe_stars(stars: float | None) -> str:
+    if stars is None:
+        return "no stars"
+    return "rejected" if stars < 0 else f"{stars:g} star{'s' * (stars != 1)}"
+
+
+def check_writable(sidecar: str) -> None:
+    """Raises PermissionError if a sidecar or its folder is marked as read-only, also for an administrator."""
+    file = Path(os.path.realpath(sidecar))
+    if file.exists() and not (file.stat().st_mode & 0o222 and os.access(file, os.W_OK)):
+        raise PermissionError(errno.EACCES, "it is read-only")
+    if not os.access(file.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, "its folder is read-only")
+
+
+def replace_sidecar(sidecar: str, content: bytes) -> None:
+    file = Path(os.path.realpath(sidecar))  # a link stays one
+    with written_whole(file) as unfinished:
+        unfinished.write_bytes(content)
+        if file.exists():
+            shutil.copymode(file, unfinished)
