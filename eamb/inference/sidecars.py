@@ -6,7 +6,7 @@ What a sidecar holds already stays as it is, and so does a rating or flag that a
 """
 
 # Names that are not UTF-8 stay unchanged as plain strings.
-# ruff: noqa: PTH112, PTH113, PTH117, PTH118, PTH119, PTH120, PTH122
+# ruff: noqa: PTH113, PTH118, PTH119, PTH120, PTH122
 from __future__ import annotations
 
 import argparse
@@ -34,6 +34,7 @@ STARS = "95,80,50,20"
 PICK = ("1", "true")  # xmpDM:pick, xmpDM:good
 LARGEST = 64 * 2**20  # bytes of a sidecar; those with many edits have some megabytes
 EXIF_RATING = 0x4746
+UNCHANGED, KEPT, OF_RAW = "unchanged", "ratings or flags of yours kept", "left to their RAW files"
 Decisions = dict[str, tuple[str, ...] | None]  # of xmp.DECISIONS their values; None takes ours back
 
 
@@ -94,29 +95,48 @@ def finish(
     Returns:
         How many photographs' sidecars could not be read or written.
     """
-    photographs = find_sidecars(list(scores), options.xmp_names or NAMES[0])
-    read_ratings(photographs)
+    stars = stars_of(list(scores.values()), read_limits(options.stars or STARS))
+    wanted: dict[str, Decisions] = {
+        path: {"rating": (str(number),)} for path, number in zip(scores, stars, strict=True)
+    }
+    for path, pick in (picked or {}).items():
+        wanted[path] = wanted[path] | {"pick": PICK} if pick else {"pick": None}
+    photographs, counts = find_sidecars(list(scores), options.xmp_names or NAMES[0]), Counter()
+    for photograph in progress(photographs, desc="sidecars", unit=" files"):
+        documents = read_sidecars(photograph)
+        if options.xmp:
+            counts += update(photograph, documents, wanted[photograph.path], options)
+        if photograph.error:
+            print(f"xmp: {photograph.error}", file=sys.stderr)
+            counts["failed"] += 1
+    if options.xmp:
+        print(summary(counts, options), file=sys.stderr)
     if getattr(options, "learn_from_ratings", False):
         rated = {each.path: each.stars for each in photographs if each.stars is not None}
         print(compare_ratings(scores, rated))
-    if not options.xmp:
-        errors = [photograph.error for photograph in photographs if photograph.error]
-        print(*(f"xmp: {error}" for error in errors), sep="\n", end="\n" * bool(errors), file=sys.stderr)
-        return len(errors)
-    stars = stars_of(list(scores.values()), read_limits(options.stars or STARS))
-    wanted = {path: {"rating": (str(number),)} for path, number in zip(scores, stars, strict=True)}
-    for path, pick in (picked or {}).items():
-        wanted[path] = wanted[path] | {"pick": PICK} if pick else {"pick": None}
-    return write_sidecars(photographs, wanted, options.overwrite_ratings, options.dry_run)
+    return counts["failed"]
+
+
+def summary(counts: Counter, options: argparse.Namespace) -> str:
+    words = (
+        f"{counts['written']} sidecars {'to write' if options.dry_run else 'written'} ({counts['new']} new)"
+    )
+    words += "".join(
+        f", {counts[name]} {name}" for name in (UNCHANGED, KEPT, OF_RAW, "failed") if counts[name]
+    )
+    if options.dry_run or not counts["written"]:
+        return words
+    sidecar = "%d%f.xmp" if options.xmp_names == "adobe" else "%d%f.%e.xmp"
+    line = f"exiftool -r -ext jpg -ext jpeg -tagsFromFile {sidecar} -XMP-xmp:Rating PHOTOS"
+    return f"{words}\nno photograph was changed; to copy the stars into JPEGs: {line}"
 
 
 @dataclass
 class Photograph:
-    """A photograph's path and sidecars, and what a person has said about it.
+    """A photograph's path and sidecars, and how a person has rated it.
 
     sidecar: the one to write; None if that is its RAW file's, which is in the same run.
     others: other sidecars that may hold its rating.
-    documents: those that exist, by path.
     stars: a person's, -1 (rejected) to 5; None: not rated.
     error: why its sidecars cannot be read or written, with their names.
     """
@@ -124,7 +144,6 @@ class Photograph:
     path: str
     sidecar: str | None = None
     others: list[str] = field(default_factory=list)
-    documents: dict[str, Document] = field(default_factory=dict)
     stars: float | None = None
     error: str = ""
 
@@ -193,26 +212,27 @@ def adobe_owners(name: str, alike: set[str], scored: set[str]) -> set[str]:
 # ---- what a person has said
 
 
-def read_ratings(photographs: Sequence[Photograph]) -> None:
-    """Sets `documents` and `stars` of each photograph, from its sidecars and the file itself, or `error`."""
-    for photograph in photographs:
-        for sidecar in filter(None, (photograph.sidecar, *photograph.others)):
-            try:
-                if not photograph.error and os.path.lexists(sidecar):
-                    photograph.documents[sidecar] = read_sidecar(sidecar)
-            except OSError as error:
-                photograph.error = f"{printable(sidecar)} cannot be read: {error.strerror}"
-            except ValueError as error:
-                photograph.error = f"{printable(sidecar)} {error}; repair it or move it away"
-        if not photograph.error:
-            photograph.stars = stars_of_person(photograph)
+def read_sidecars(photograph: Photograph) -> dict[str, Document]:
+    """Its sidecars that exist, by path; sets `stars`, from those or from the file itself, or `error`."""
+    documents = {}
+    for sidecar in filter(None, (photograph.sidecar, *photograph.others)):
+        try:
+            if not photograph.error and os.path.lexists(sidecar):
+                documents[sidecar] = read_sidecar(sidecar)
+        except OSError as error:
+            photograph.error = f"{printable(sidecar)} cannot be read: {error.strerror}"
+        except ValueError as error:
+            photograph.error = f"{printable(sidecar)} {error}; repair it or move it away"
+    if not photograph.error:
+        photograph.stars = stars_of_person(photograph.path, list(documents.values()))
+    return documents
 
 
 def read_sidecar(path: str) -> Document:
     """Raises OSError, or ValueError whose words follow the sidecar's name."""
     if not os.path.isfile(path):
         raise ValueError("is a folder or another thing that is no file")
-    if os.path.getsize(path) > LARGEST:
+    if Path(path).stat().st_size > LARGEST:
         raise ValueError(f"has more than {LARGEST >> 20} MB")
     document = Document(Path(path).read_bytes())
     for decision in DECISIONS:
@@ -220,15 +240,14 @@ def read_sidecar(path: str) -> Document:
     return document
 
 
-def stars_of_person(photograph: Photograph) -> float | None:
-    documents = photograph.documents.values()
-    owners = [document.owner("rating") for document in documents]
-    for document, owner in zip(documents, owners, strict=True):
-        if owner == "a person":
+def stars_of_person(path: str, documents: Sequence[Document]) -> float | None:
+    """A person's rating of a photograph, -1 to 5 without 0: in its sidecars, else in the file itself."""
+    for document in documents:
+        if document.owner("rating") == "a person":
             return document.stars()
-    # A copy of our rating in the file is ours.
+    # Our rating may have been copied from a sidecar into the file.
     ours = {as_stars(value) for document in documents for value in document.values(record_of("xmp:Rating"))}
-    return next((stars for stars in embedded_stars(photograph.path) if stars and stars not in ours), None)
+    return next((stars for stars in embedded_stars(path) if stars is not None and stars not in ours), None)
 
 
 def embedded_stars(path: str) -> list[float | None]:
@@ -240,63 +259,45 @@ def embedded_stars(path: str) -> list[float | None]:
     except Exception:  # Pillow may raise anything for a damaged file
         return []
     try:
-        return [Document(packet).stars() if packet else None, exif]
-    except ValueError:  # damaged XMP in a picture that is otherwise fine
+        return [Document(packet.rstrip(b"\0")).stars() if packet else None, exif]
+    except (ValueError, TypeError):  # damaged XMP in a picture that is otherwise fine
         return [exif]
 
 
 # ---- writing
 
 
-def write_sidecars(
-    photographs: Sequence[Photograph],
-    wanted: Mapping[str, Decisions],
-    overwrite: bool = False,
-    dry_run: bool = False,
-) -> int:
-    """Merges ratings and flags into the sidecars; says what was kept and what could not be written.
-
-    Args:
-        photographs: after `read_ratings`.
-        wanted: by path.
-        overwrite: a person's ratings and flags too.
-        dry_run: list what would be written, and write nothing.
+def update(
+    photograph: Photograph, documents: dict[str, Document], decisions: Decisions, options: argparse.Namespace
+) -> Counter:
+    """Merges a rating and flag into a photograph's sidecar; sets its `error` if that fails.
 
     Returns:
-        How many photographs' sidecars could not be read or written.
+        1 for what was done: "written" (and "new"), UNCHANGED or OF_RAW; KEPT for each decision of a person.
     """
-    counts = Counter()
-    for photograph in progress(photographs, desc="sidecars", unit=" files"):
-        decisions, sidecar = wanted[photograph.path], photograph.sidecar
-        new = sidecar not in photograph.documents
-        if new and not any(decisions.values()):
-            continue  # nothing to take back
-        if not sidecar and not photograph.error:
-            counts["left to their RAW files"] += 1
-            continue
-        document, changes = photograph.documents.get(sidecar) or Document(), []
-        if not photograph.error:
-            changes, kept = merge(photograph, document, decisions, overwrite)
-            counts["ratings and flags of yours kept"] += len(kept)
-            for words in kept:
-                print(f"{printable(photograph.path)}: {words}", file=sys.stderr)
+    sidecar, counts = photograph.sidecar, Counter()
+    if not any(decisions.values()) and not (sidecar and os.path.lexists(sidecar)):
+        photograph.error = ""  # there is nothing to take back
+    elif not photograph.error and not sidecar:
+        counts[OF_RAW] += 1
+    elif not photograph.error:
+        new = sidecar not in documents
+        document = Document() if new else documents[sidecar]
+        changes, kept = merge(photograph, document, decisions, options.overwrite_ratings)
+        for words in kept:
+            print(f"{printable(photograph.path)}: {words}", file=sys.stderr)
         try:
             if changes:
-                check_writable(sidecar)
-            if changes and dry_run:
-                print(f"{printable(sidecar)}: {', '.join(changes)} ({'new' if new else 'changed'})")
-            elif changes:
-                replace_sidecar(sidecar, document.content())
+                write(sidecar, document.content(), options.dry_run)
         except OSError as error:
             photograph.error = f"{printable(sidecar)} cannot be written: {error.strerror}"
-        if photograph.error:
-            print(f"xmp: {photograph.error}", file=sys.stderr)
-        counts["failed" if photograph.error else "written" if changes else "unchanged"] += 1
-        counts["new"] += bool(new and changes and not photograph.error)
-    words = f"{counts['written']} sidecars {'to write' if dry_run else 'written'} ({counts['new']} new)"
-    rest = ("unchanged", "ratings and flags of yours kept", "left to their RAW files", "failed")
-    print(", ".join([words, *(f"{counts[name]} {name}" for name in rest if counts[name])]), file=sys.stderr)
-    return counts["failed"]
+            return counts
+        if changes and options.dry_run:
+            print(f"{printable(sidecar)}: {', '.join(changes)} ({'new' if new else 'changed'})")
+        counts += Counter(
+            {"written" if changes else UNCHANGED: 1, "new": new and bool(changes), KEPT: len(kept)}
+        )
+    return counts
 
 
 def merge(
@@ -315,8 +316,8 @@ def merge(
                 document.decide(decision, None)
                 changed.append(f"no {decision}")
         elif owner == "a person" and not overwrite:
-            theirs = describe_stars(photograph.stars) if decision == "rating" else "your flag"
-            kept.append(f"{theirs} kept, not {describe(decision, values)}")
+            theirs = describe_stars(photograph.stars) if decision == "rating" else "flag"
+            kept.append(f"kept yours, {theirs}; the score gives {describe(decision, values)}")
         else:
             document.decide(decision, values)
             changed.append(describe(decision, values))
@@ -333,18 +334,21 @@ def describe_stars(stars: float | None) -> str:
     return "rejected" if stars < 0 else f"{stars:g} star{'s' * (stars != 1)}"
 
 
-def check_writable(sidecar: str) -> None:
-    """Raises PermissionError if a sidecar or its folder is marked as read-only, also for an administrator."""
-    file = Path(os.path.realpath(sidecar))
-    if file.exists() and not (file.stat().st_mode & 0o222 and os.access(file, os.W_OK)):
+def write(sidecar: str, content: bytes, dry_run: bool) -> None:
+    """Writes a sidecar whole; with `dry_run` checks only whether that is possible.
+
+    Raises:
+        OSError: among others if it or its folder is marked as read-only, also for an administrator.
+    """
+    file = Path(os.path.realpath(sidecar))  # a link stays one
+    exists = file.exists()
+    if exists and not (file.stat().st_mode & 0o222 and os.access(file, os.W_OK)):
         raise PermissionError(errno.EACCES, "it is read-only")
     if not os.access(file.parent, os.W_OK):
         raise PermissionError(errno.EACCES, "its folder is read-only")
-
-
-def replace_sidecar(sidecar: str, content: bytes) -> None:
-    file = Path(os.path.realpath(sidecar))  # a link stays one
+    if dry_run:
+        return
     with written_whole(file) as unfinished:
         unfinished.write_bytes(content)
-        if file.exists():
+        if exists:
             shutil.copymode(file, unfinished)

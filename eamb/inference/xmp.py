@@ -5,8 +5,8 @@
     document.decide("rating", ("4",))
     document.content()                # the bytes of the changed sidecar
 
-Beside each value the program records what it wrote (`eamb:Rating` beside `xmp:Rating`). A value that differs
-from its record, or has none, is a person's.
+Beside each value the program records what it wrote (`eamb:WrittenRating` beside `xmp:Rating`). A value that
+differs from its record, or has none, is a person's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 NAMESPACES = {
     "xmp": "http://ns.adobe.com/xap/1.0/",
     "xmpDM": "http://ns.adobe.com/xmp/1.0/DynamicMedia/",
-    "eamb": "urn:eamb-net:sidecar:1",
+    "eamb": "urn:eamb-net:sidecar/",  # exiv2 adds a slash to an address that has none at its end
 }
 DECISIONS = {"rating": ("xmp:Rating",), "pick": ("xmpDM:pick", "xmpDM:good")}  # each with its properties
 NOT_SET = "0"  # no stars, no flag; a missing property means the same
@@ -110,10 +110,9 @@ class Document:
             self.set(record_of(name), value)
 
     def holds(self, decision: str, values: tuple[str, ...] | None) -> bool:
-        """Whether a decision has these values."""
-        return values is not None and [[plain(v) for v in self.values(n)] for n in DECISIONS[decision]] == [
-            [v] for v in values
-        ]
+        """Whether a decision has just these values."""
+        held = ({plain(value) for value in self.values(name)} for name in DECISIONS[decision])
+        return values is not None and list(held) == [{value} for value in values]
 
     def stars(self) -> float | None:
         """The rating, from -1 (rejected) to 5; None without one (0, or no number)."""
@@ -129,8 +128,11 @@ def qualified(name: str) -> str:
 
 
 def record_of(name: str) -> str:
-    """The property in which we record what we wrote into another: eamb:Rating for xmp:Rating."""
-    return f"eamb:{name.split(':')[1]}"
+    """Where we record what we wrote: "eamb:WrittenRating" for "xmp:Rating".
+
+    Not eamb:Rating, because programs that look for a Rating in any namespace would find that too.
+    """
+    return f"eamb:Written{name.split(':')[1].capitalize()}"
 
 
 def plain(value: str) -> str:
