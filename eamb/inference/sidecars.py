@@ -231,7 +231,7 @@ def read_sidecars(photograph: Photograph) -> dict[str, Document]:
 def read_sidecar(path: str) -> Document:
     """Raises OSError, or ValueError whose words follow the sidecar's name."""
     if not os.path.isfile(path):
-        raise ValueError("is a folder or another thing that is no file")
+        raise ValueError("is a folder, a broken link or another thing that is no file")
     if Path(path).stat().st_size > LARGEST:
         raise ValueError(f"has more than {LARGEST >> 20} MB")
     document = Document(Path(path).read_bytes())
