@@ -235,7 +235,7 @@ def detect(content: bytes) -> str:
     return "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
 
 
-@settings(max_examples=25, derandomize=True, **QUICK)
+@settings(max_examples=15, derandomize=True, **QUICK)
 @given(sidecars())
 def test_every_other_property_of_a_random_sidecar_stays(sidecar):
     check_merging(sidecar)
