@@ -20,11 +20,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
-from scipy.stats import rankdata
 
 from eamb.files import list_folder, nfc, printable, written_whole
-from eamb.inference.ratings import compare_ratings
 from eamb.inference.xmp import DECISIONS, Document, as_stars, record_of
 from eamb.readers.decoding import FORMATS, PICTURE_ENDINGS, RAW_ENDINGS
 from eamb.runtime.progress import progress
@@ -32,7 +31,7 @@ from eamb.runtime.progress import progress
 NAMES = ("darktable", "adobe")  # photo.jpg.xmp, photo.xmp
 STARS = "95,80,50,20"
 PICK = ("1", "true")  # xmpDM:pick, xmpDM:good
-LARGEST = 64 * 2**20  # bytes of a sidecar; those with many edits have some megabytes
+LARGEST = 16 * 2**20  # bytes of a sidecar; those with many edits have some megabytes
 EXIF_RATING = 0x4746
 UNCHANGED, KEPT, OF_RAW = "unchanged", "ratings or flags of yours kept", "left to their RAW files"
 Decisions = dict[str, tuple[str, ...] | None]  # of xmp.DECISIONS their values; None takes ours back
@@ -79,7 +78,10 @@ def stars_of(scores: Sequence[float], limits: Sequence[float]) -> list[int]:
         limits: percentiles, falling, from which on a score gets 5, 4, 3 and 2. The k-th lowest of n scores is
             at 100 (k - 1/2) / n.
     """
-    places = 100 * (rankdata(scores) - 0.5)  # (n,), percentiles times n
+    ordered = np.sort(scores)
+    places = 50 * (
+        np.searchsorted(ordered, scores) + np.searchsorted(ordered, scores, "right")
+    )  # (n,), times n
     return [1 + sum(bool(place >= limit * len(scores)) for limit in limits) for place in places]
 
 
@@ -112,6 +114,8 @@ def finish(
     if options.xmp:
         print(summary(counts, options), file=sys.stderr)
     if getattr(options, "learn_from_ratings", False):
+        from eamb.inference.ratings import compare_ratings  # with scipy, which a run without it need not load
+
         rated = {each.path: each.stars for each in photographs if each.stars is not None}
         print(compare_ratings(scores, rated))
     return counts["failed"]
