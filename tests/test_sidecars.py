@@ -152,7 +152,7 @@ def test_two_jpeg_like_files_of_one_stem_are_an_error_each_and_the_others_get_th
     assert ratings(tmp_path) == {"b.xmp": 2, "c.xmp": 2, "d.xmp": 3, "e.xmp": 3}
     lines = capsys.readouterr().err.splitlines()
     assert sum("a.xmp would belong to a.jpg and a.png" in line for line in lines) == 2
-    assert "4 sidecars written (4 new), 2 failed" in lines
+    assert "sidecars: 4 written (4 new), 2 failed" in lines
 
 
 def test_a_linked_sidecar_stays_a_link_and_one_of_two_photographs_is_an_error(tmp_path, capsys):
@@ -191,7 +191,7 @@ def test_edits_of_other_programs_stay_and_a_second_run_changes_nothing(tmp_path,
     assert finish(paths) == 0
     assert small.contents(tmp_path) == first and len(first) == 10
     assert [path.stat().st_mtime_ns for path in sorted(tmp_path.iterdir())] == times
-    assert capsys.readouterr().err == "0 sidecars written (0 new), 5 unchanged\n"
+    assert capsys.readouterr().err == "sidecars: 0 written (0 new), 5 unchanged\n"
     assert {name: first[name] for name in pictures if name.endswith(".jpg")}.items() <= pictures.items()
 
 
@@ -213,11 +213,11 @@ def test_our_stars_follow_the_scores_and_a_persons_stay_unless_told_otherwise(tm
     said = capsys.readouterr().err
     assert f"{b}: kept yours, 5 stars; the score gives 3 stars\n" in said
     assert f"{c}: kept yours, rejected; the score gives 3 stars\n" in said
-    assert "3 sidecars written (0 new), 2 unchanged, 2 ratings or flags of yours kept" in said
+    assert "sidecars: 3 written (0 new), 2 unchanged; ratings and flags of yours kept: 2" in said
     for _ in range(2):
         assert finish(paths[::-1], overwrite_ratings=True) == 0
     assert [*ratings(tmp_path).values()] == [4, 3, 3, 2, 1]
-    assert capsys.readouterr().err.endswith("0 sidecars written (0 new), 5 unchanged\n")
+    assert capsys.readouterr().err.endswith("sidecars: 0 written (0 new), 5 unchanged\n")
     assert finish(paths) == 0  # what was overwritten is ours
     assert [*ratings(tmp_path).values()] == [1, 2, 3, 3, 4]
     assert a
@@ -238,7 +238,7 @@ def test_a_rating_in_the_file_or_in_the_other_programs_sidecar_is_a_persons_too(
     added = {"darktable": {"c.jpg.xmp", "e.png.xmp"}, "adobe": {"c.xmp", "e.xmp"}}[names]
     assert small.contents(tmp_path).keys() - before.keys() == added
     assert before.items() <= small.contents(tmp_path).items()
-    assert "3 ratings or flags of yours kept" in capsys.readouterr().err
+    assert "ratings and flags of yours kept: 3" in capsys.readouterr().err
     assert finish(paths, xmp_names=names, overwrite_ratings=True) == 0
     for _ in range(2):
         assert {path: small.contents(tmp_path)[path] for path in before} == before  # only our own changed
@@ -292,7 +292,7 @@ def test_what_cannot_be_written_is_named_and_the_run_goes_on(tmp_path, capsys):
         reasons = [no_xml, no_file, "cannot be written: it is read-only", no_file, "is no XML", "is no XML"]
         for line, name, reason in zip(said, "abcdef", reasons, strict=False):
             assert line.startswith(f"xmp: {tmp_path}/{name}.jpg.xmp {reason}")
-        assert said[6].startswith(f"1 sidecars {'to write' if dry_run else 'written'} (1 new), 6 failed")
+        assert said[6].startswith(f"sidecars: 1 {'to write' if dry_run else 'written'} (1 new), 6 failed")
     assert ratings(tmp_path / "none") == {}
     after = small.contents(tmp_path)
     assert after.keys() - before.keys() == {"g.jpg.xmp"} and before.items() <= after.items()
@@ -344,7 +344,7 @@ def test_a_dry_run_lists_what_would_be_written(tmp_path, capsys):
         "d.jpg.xmp": "3 stars (new)",
         "e.jpg.xmp": "4 stars (new)",
     }
-    assert "4 sidecars to write (3 new), 1 unchanged, 1 ratings or flags of yours kept" in told.err
+    assert "sidecars: 4 to write (3 new), 1 unchanged; ratings and flags of yours kept: 1" in told.err
     assert finish(paths) == 0
     written = {name for name, content in small.contents(tmp_path).items() if before.get(name) != content}
     assert written == listed.keys()
@@ -472,7 +472,7 @@ def test_stars_that_are_too_few_or_ours_are_not_compared(tmp_path, predict, caps
         said = capsys.readouterr()
         few = "2 of 15 photographs have stars of yours; to compare, 10 are needed that don't all have equally"
         assert said.out == f"{few} many\n"
-        assert f"{0 if number else 13} sidecars written" in said.err
+        assert f"sidecars: {0 if number else 13} written" in said.err
     for number in range(10, 25):
         photograph(photos / f"{number}.jpg", rating=-1)
     assert predict("--learn-from-ratings", "--force") == 0

@@ -33,7 +33,7 @@ STARS = "95,80,50,20"
 PICK = ("1", "true")  # xmpDM:pick, xmpDM:good
 LARGEST = 16 * 2**20  # bytes of a sidecar; those with many edits have some megabytes
 EXIF_RATING = 0x4746
-UNCHANGED, KEPT, OF_RAW = "unchanged", "ratings or flags of yours kept", "left to their RAW files"
+UNCHANGED, OF_RAW, KEPT = "unchanged", "left to their RAW files", "kept"
 Decisions = dict[str, tuple[str, ...] | None]  # of xmp.DECISIONS their values; None takes ours back
 
 
@@ -122,12 +122,12 @@ def finish(
 
 
 def summary(counts: Counter, options: argparse.Namespace) -> str:
+    """One line on what was done, and one on how stars get into JPEGs."""
     words = (
-        f"{counts['written']} sidecars {'to write' if options.dry_run else 'written'} ({counts['new']} new)"
+        f"sidecars: {counts['written']} {'to write' if options.dry_run else 'written'} ({counts['new']} new)"
     )
-    words += "".join(
-        f", {counts[name]} {name}" for name in (UNCHANGED, KEPT, OF_RAW, "failed") if counts[name]
-    )
+    words += "".join(f", {counts[name]} {name}" for name in (UNCHANGED, OF_RAW, "failed") if counts[name])
+    words += f"; ratings and flags of yours kept: {counts[KEPT]}" if counts[KEPT] else ""
     if options.dry_run or not counts["written"]:
         return words
     sidecar = "%d%f.xmp" if options.xmp_names == "adobe" else "%d%f.%e.xmp"
