@@ -477,3 +477,7 @@ def test_stars_that_are_too_few_or_ours_are_not_compared(tmp_path, predict, caps
         photograph(photos / f"{number}.jpg", rating=-1)
     assert predict("--learn-from-ratings", "--force") == 0
     assert capsys.readouterr().out.startswith("15 of 15 photographs have stars of yours; to compare, 10 are")
+    (photos / "12.jpg.xmp").write_text("damaged")
+    assert predict("--learn-from-ratings", "--force") == 1
+    told = capsys.readouterr()
+    assert told.out.startswith("14 of 15") and "12.jpg.xmp is no XML" in told.err

@@ -19,16 +19,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from eamb.files import list_folder, nfc, printable, written_whole
 from eamb.inference.xmp import DECISIONS, Document, as_stars, record_of
 from eamb.readers.decoding import FORMATS, PICTURE_ENDINGS, RAW_ENDINGS
 from eamb.runtime.progress import progress
 
-NAMES = ("darktable", "adobe")  # photo.jpg.xmp, photo.xmp
 STARS = "95,80,50,20"
 PICK = ("1", "true")  # xmpDM:pick, xmpDM:good
 LARGEST = 16 * 2**20  # bytes of a sidecar; those with many edits have some megabytes
@@ -65,7 +66,7 @@ def read_limits(text: str) -> tuple[float, ...]:
         limits = ()
     if len(limits) != 4 or not 100 >= limits[0] > limits[1] > limits[2] > limits[3] >= 0:
         raise ValueError(
-            "xmp: --stars has four falling percentiles, above which a photograph gets 5, 4, 3 and 2 stars, "
+            "xmp: --stars has four falling percentiles, from which on a photograph gets 5, 4, 3 and 2 stars, "
             f'as in "{STARS}"; got "{text}"'
         )
     return limits
@@ -79,9 +80,8 @@ def stars_of(scores: Sequence[float], limits: Sequence[float]) -> list[int]:
             at 100 (k - 1/2) / n.
     """
     ordered = np.sort(scores)
-    places = 50 * (
-        np.searchsorted(ordered, scores) + np.searchsorted(ordered, scores, "right")
-    )  # (n,), times n
+    below, up_to = (np.searchsorted(ordered, scores, side) for side in ("left", "right"))  # (n,) each
+    places = 50 * (below + up_to)  # (n,), percentiles times n
     return [1 + sum(bool(place >= limit * len(scores)) for limit in limits) for place in places]
 
 
@@ -103,13 +103,13 @@ def finish(
     }
     for path, pick in (picked or {}).items():
         wanted[path] = wanted[path] | {"pick": PICK} if pick else {"pick": None}
-    photographs, counts = find_sidecars(list(scores), options.xmp_names or NAMES[0]), Counter()
+    photographs, counts = find_sidecars(list(scores), options.xmp_names or "darktable"), Counter()
     for photograph in progress(photographs, desc="sidecars", unit=" files"):
         documents = read_sidecars(photograph)
         if options.xmp:
             counts += update(photograph, documents, wanted[photograph.path], options)
         if photograph.error:
-            print(f"xmp: {photograph.error}", file=sys.stderr)
+            say(f"xmp: {photograph.error}")
             counts["failed"] += 1
     if options.xmp:
         print(summary(counts, options), file=sys.stderr)
@@ -119,6 +119,10 @@ def finish(
         rated = {each.path: each.stars for each in photographs if each.stars is not None}
         print(compare_ratings(scores, rated))
     return counts["failed"]
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    tqdm.write(text, file=file or sys.stderr)  # does not break the progress bar on the same terminal
 
 
 def summary(counts: Counter, options: argparse.Namespace) -> str:
@@ -289,7 +293,7 @@ def update(
         document = Document() if new else documents[sidecar]
         changes, kept = merge(photograph, document, decisions, options.overwrite_ratings)
         for words in kept:
-            print(f"{printable(photograph.path)}: {words}", file=sys.stderr)
+            say(f"{printable(photograph.path)}: {words}")
         try:
             if changes:
                 write(sidecar, document.content(), options.dry_run)
@@ -297,7 +301,7 @@ def update(
             photograph.error = f"{printable(sidecar)} cannot be written: {error.strerror}"
             return counts
         if changes and options.dry_run:
-            print(f"{printable(sidecar)}: {', '.join(changes)} ({'new' if new else 'changed'})")
+            say(f"{printable(sidecar)}: {', '.join(changes)} ({'new' if new else 'changed'})", sys.stdout)
         counts += Counter(
             {"written" if changes else UNCHANGED: 1, "new": new and bool(changes), KEPT: len(kept)}
         )
