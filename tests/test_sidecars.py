@@ -268,7 +268,7 @@ def test_a_rating_in_a_file_is_read_from_its_xmp_and_its_exif(ending, tmp_path):
     photograph(path, "&evil;", exif_rating=2)
     assert embedded_stars(str(path)) == [2]
     path.write_bytes(path.read_bytes()[:30])
-    assert embedded_stars(str(path)) == []
+    assert not any(embedded_stars(str(path)))
 
 
 # ---- what cannot be read or written
