@@ -246,6 +246,24 @@ def test_a_rating_in_the_file_or_in_the_other_programs_sidecar_is_a_persons_too(
     assert "5 unchanged" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("names", ["darktable", "adobe"])
+@pytest.mark.parametrize("where", ["file", "sidecar"])
+def test_a_jpeg_has_the_rating_of_its_raw_file_if_that_is_not_scored_itself(where, names, tmp_path):
+    paths, raw = make_five(tmp_path), tmp_path / "a.NEF"
+    tags = {700: PACKET.format(5).encode()} if where == "file" else {}
+    Image.new("RGB", (8, 8)).save(raw, format="TIFF", tiffinfo=tags)
+    if where == "sidecar":
+        (tmp_path / "a.NEF.xmp").write_text(DARKTABLE.format(rating="5"))
+    assert finish(paths, xmp_names=names) == 0
+    ours = ratings(tmp_path).keys() - {"a.NEF.xmp"}
+    assert ours == {f"{name}.jpg.xmp" if names == "darktable" else f"{name}.xmp" for name in "bcde"}
+    assert finish([str(raw), *paths]) == 0
+    assert (ratings(tmp_path).get("a.NEF.xmp"), ratings(tmp_path)["a.jpg.xmp"]) == (
+        {"file": None, "sidecar": 5}[where],
+        2,
+    )
+
+
 def test_our_rating_copied_into_the_file_does_not_become_a_persons(tmp_path):
     paths = make_five(tmp_path)
     assert finish(paths) == 0

@@ -144,6 +144,7 @@ class Photograph:
     """A photograph's path and sidecars, and how a person has rated it.
 
     sidecar: the one to write; None if that is its RAW file's, which is in the same run.
+    twins: files of the same shot, as RAW or JPEG, that are not in this run: it stands for them.
     others: other sidecars that may hold its rating.
     stars: a person's, -1 (rejected) to 5; None: not rated.
     error: why its sidecars cannot be read or written, with their names.
@@ -151,6 +152,7 @@ class Photograph:
 
     path: str
     sidecar: str | None = None
+    twins: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     stars: float | None = None
     error: str = ""
@@ -176,10 +178,12 @@ def find_sidecars(paths: Sequence[str], names: str) -> list[Photograph]:
         own = existing_case(f"{photograph.path}.xmp")
         shared = existing_case(os.path.join(folder, f"{stem}.xmp"))
         owners = adobe_owners(name, alike, scored)
-        if names == "darktable":
-            photograph.sidecar, photograph.others = own, [shared] * (owners == {name})
-        elif owners == {name}:
-            photograph.sidecar, photograph.others = shared, [own]
+        if owners == {name}:
+            twins = alike - scored if any(map(is_raw, alike)) else set()
+            photograph.twins = [os.path.join(folder, each) for each in sorted(twins)]
+            photograph.others = [own, shared, *(f"{twin}.xmp" for twin in photograph.twins)]
+        if names == "darktable" or owners == {name}:
+            photograph.sidecar = own if names == "darktable" else shared
         elif owners:
             words = " and ".join(map(printable, sorted(owners)))
             photograph.error = (
@@ -194,6 +198,10 @@ def find_sidecars(paths: Sequence[str], names: str) -> list[Photograph]:
 
 def is_photograph(name: str) -> bool:
     return name.lower().endswith((*PICTURE_ENDINGS, *RAW_ENDINGS))
+
+
+def is_raw(name: str) -> bool:
+    return name.lower().endswith(RAW_ENDINGS)
 
 
 def existing_case(path: str) -> str:
@@ -211,7 +219,7 @@ def adobe_owners(name: str, alike: set[str], scored: set[str]) -> set[str]:
         alike: the photographs of its folder that differ from it at most in their ending.
         scored: those of them that are in this run.
     """
-    raws = {each for each in alike if each.lower().endswith(RAW_ENDINGS)}
+    raws = {*filter(is_raw, alike)}
     if name in raws or len(raws) > 1:
         return raws
     return alike if not raws else set() if raws & scored else scored
@@ -223,7 +231,7 @@ def adobe_owners(name: str, alike: set[str], scored: set[str]) -> set[str]:
 def read_sidecars(photograph: Photograph) -> dict[str, Document]:
     """Its sidecars that exist, by path; sets `stars`, from those or from the file itself, or `error`."""
     documents = {}
-    for sidecar in filter(None, (photograph.sidecar, *photograph.others)):
+    for sidecar in dict.fromkeys(filter(None, (photograph.sidecar, *photograph.others))):
         try:
             if not photograph.error and os.path.lexists(sidecar):
                 documents[sidecar] = read_sidecar(sidecar)
@@ -232,7 +240,7 @@ def read_sidecars(photograph: Photograph) -> dict[str, Document]:
         except ValueError as error:
             photograph.error = f"{printable(sidecar)} {error}; repair it or move it away"
     if not photograph.error:
-        photograph.stars = stars_of_person(photograph.path, list(documents.values()))
+        photograph.stars = stars_of_person(photograph, list(documents.values()))
     return documents
 
 
@@ -248,14 +256,15 @@ def read_sidecar(path: str) -> Document:
     return document
 
 
-def stars_of_person(path: str, documents: Sequence[Document]) -> float | None:
-    """A person's rating of a photograph, -1 to 5 without 0: in its sidecars, else in the file itself."""
+def stars_of_person(photograph: Photograph, documents: Sequence[Document]) -> float | None:
+    """A person's rating, -1 to 5 without 0: in one of the sidecars, else in the file itself."""
     for document in documents:
         if document.owner("rating") == "a person":
             return document.stars()
     # Our rating may have been copied from a sidecar into the file.
     ours = {as_stars(value) for document in documents for value in document.values(record_of("xmp:Rating"))}
-    return next((stars for stars in embedded_stars(path) if stars is not None and stars not in ours), None)
+    embedded = (stars for path in (photograph.path, *photograph.twins) for stars in embedded_stars(path))
+    return next((stars for stars in embedded if stars is not None and stars not in ours), None)
 
 
 def embedded_stars(path: str) -> list[float | None]:
