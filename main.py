@@ -123,6 +123,7 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
 
 def add_select(parser: argparse.ArgumentParser) -> None:
     parser.description = "Finds the series in folders of photographs and picks the best of each."
+    parser.set_defaults(learn_from_ratings=False)  # an option of `predict`
     add = parser.add_argument
     gap, similarity = "a longer pause ends a series; default 30", "0 to 1, lower ends a series; default 0.6"
     add("paths", metavar="FOLDER", nargs="*", help="or files, globs; - reads a list")

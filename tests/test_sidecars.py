@@ -48,7 +48,7 @@ def finish(scores, picked=None, **options) -> int:
     scores = (
         scores if isinstance(scores, dict) else dict(zip(map(str, scores), range(len(scores)), strict=True))
     )
-    given = {"xmp_names": None, "stars": None, "overwrite_ratings": False, "dry_run": False}
+    given = dict.fromkeys(("xmp_names", "stars", "overwrite_ratings", "dry_run", "learn_from_ratings"))
     return sidecars.finish(Namespace(**{"xmp": True, **given, **options}), scores, picked)
 
 

@@ -38,7 +38,6 @@ def predict(options: argparse.Namespace) -> int:
         output, folder = part.target(output), part.target(folder)
         map_folders = [Shard(number, part.count).target(options.maps) for number in range(1, part.count + 1)]
     check_options(options, output, folder)
-    rates = check_sidecar_options(options)
     pictures = find_pictures(
         options.paths, part or choose_shard(options.shard), map_folders if folder else ()
     )
@@ -53,11 +52,7 @@ def predict(options: argparse.Namespace) -> int:
         flip=options.flip,
     )
     check_scores(scorer.network.weights)
-    if options.precision == "auto":
-        print(f"--precision auto: {scorer.network.precision}", file=sys.stderr)
-    if scorer.emotions and not scorer.emotions_trained:
-        words = "the emotion branch of these weights was never trained on emotions; its emotions are left out"
-        print(words, file=sys.stderr)
+    announce(scorer, options.precision)
     emotions = scorer.emotions if options.emotions else ()
     columns = column_names(scorer.scale, emotions, several=len(options.checkpoint) > 1)
     maps = MapFolder(folder, scorer, options.maps_raw) if folder is not None else None
@@ -88,11 +83,18 @@ def predict(options: argparse.Namespace) -> int:
             bar.update()
     written = "".join(f", {target} written" for target in (output, folder) if target)
     print(f"{len(pictures) - failed} of {len(pictures)} pictures scored{written}", file=sys.stderr)
-    if rates:
-        paths = (picture.path for picture in pictures)
-        failed += finish(options, {path: s for path, s in zip(paths, scores, strict=True) if s is not None})
+    failed += finish(options, dict(zip((picture.path for picture in pictures), scores, strict=True)))
     # With exit code 1, torchrun would kill the processes that are still scoring.
     return 1 if failed and not part else 0
+
+
+def announce(scorer: Scorer, precision: str | None) -> None:
+    """Says on standard error what --precision auto has chosen, and which emotions mean nothing."""
+    if precision == "auto":
+        print(f"--precision auto: {scorer.network.precision}", file=sys.stderr)
+    if scorer.emotions and not scorer.emotions_trained:
+        words = "the emotion branch of these weights was never trained on emotions; its emotions are left out"
+        print(words, file=sys.stderr)
 
 
 def check_options(options: argparse.Namespace, output: Path | None, folder: Path | None) -> None:
@@ -107,6 +109,7 @@ def check_options(options: argparse.Namespace, output: Path | None, folder: Path
         raise ValueError(f"predict: --output must end in {' or '.join(FORMATS)}, got {output}")
     if options.excel and (output is None or output.suffix.lower() != ".csv"):
         raise ValueError("predict: --excel is for a csv; add --output FILE.csv")
+    check_sidecar_options(options)
     if options.maps_raw and folder is None:
         raise ValueError("predict: --maps-raw writes beside the panels of --maps; add --maps DIR")
     if output is not None and not output.exists():  # an existing file is opened before the first picture

@@ -38,24 +38,19 @@ UNCHANGED, OF_RAW, KEPT = "unchanged", "left to their RAW files", "kept"
 Decisions = dict[str, tuple[str, ...] | None]  # of xmp.DECISIONS their values; None takes ours back
 
 
-def check_sidecar_options(options: argparse.Namespace) -> bool:
-    """Whether `finish` has something to do; to be called before any work.
-
-    Raises:
-        ValueError: options that make no sense.
-    """
+def check_sidecar_options(options: argparse.Namespace) -> None:
+    """Raises ValueError for options of `finish` that make no sense; to be called before any work."""
     given = {name: getattr(options, name) for name in ("xmp_names", "stars", "overwrite_ratings", "dry_run")}
     unused = [name.replace("_", "-") for name, value in given.items() if value and not options.xmp]
     if unused:
         raise ValueError(f"xmp: --{unused[0]} is for sidecars; add --xmp")
     read_limits(options.stars or STARS)
-    rates = options.xmp or getattr(options, "learn_from_ratings", False)  # the latter only in `predict`
-    if rates and (getattr(options, "shard", None) or int(os.environ.get("WORLD_SIZE", 1)) > 1):
+    several = getattr(options, "shard", None) or int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if several and (options.xmp or options.learn_from_ratings):
         raise ValueError(
             "xmp: --xmp and --learn-from-ratings compare all photographs with each other; leave out --shard, "
             "and start one process"
         )
-    return rates
 
 
 def read_limits(text: str) -> tuple[float, ...]:
@@ -86,23 +81,28 @@ def stars_of(scores: Sequence[float], limits: Sequence[float]) -> list[int]:
 
 
 def finish(
-    options: argparse.Namespace, scores: Mapping[str, float], picked: Mapping[str, bool] | None = None
+    options: argparse.Namespace,
+    scores: Mapping[str, float | None],
+    picked: Mapping[str, bool] | None = None,
 ) -> int:
     """What --xmp and --learn-from-ratings do once every photograph has its score.
 
     Args:
-        scores: by path, of those that could be scored.
+        scores: by path; None for those that could not be scored.
         picked: by path; `select` gives only picks stars, and a flag. None: stars for all.
 
     Returns:
         How many photographs' sidecars could not be read or written.
     """
+    if not options.xmp and not options.learn_from_ratings:
+        return 0
+    scores = {path: score for path, score in scores.items() if score is not None}
     stars = stars_of(list(scores.values()), read_limits(options.stars or STARS))
     wanted: dict[str, Decisions] = {
         path: {"rating": (str(number),)} for path, number in zip(scores, stars, strict=True)
     }
-    for path, pick in (picked or {}).items():
-        wanted[path] = wanted[path] | {"pick": PICK} if pick else {"pick": None}
+    for path in wanted if picked is not None else ():
+        wanted[path] = wanted[path] | {"pick": PICK} if picked[path] else {"pick": None}
     photographs, counts = find_sidecars(list(scores), options.xmp_names or "darktable"), Counter()
     for photograph in progress(photographs, desc="sidecars", unit=" files"):
         documents = read_sidecars(photograph)
@@ -113,7 +113,7 @@ def finish(
             counts["failed"] += 1
     if options.xmp:
         print(summary(counts, options), file=sys.stderr)
-    if getattr(options, "learn_from_ratings", False):
+    if options.learn_from_ratings:
         from eamb.inference.ratings import compare_ratings  # with scipy, which a run without it need not load
 
         rated = {each.path: each.stars for each in photographs if each.stars is not None}

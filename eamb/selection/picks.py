@@ -36,7 +36,6 @@ def select(options: argparse.Namespace) -> int:
         ValueError, OSError: bad arguments, in one sentence; nothing was written then.
     """
     check_options(options)
-    rates = check_sidecar_options(options)
     output, page = options.output, options.page
     pictures = find_pictures(options.paths, maps=[page] if page else ())
     networks = (tuple(options.checkpoint), options.device, options.precision)
@@ -59,10 +58,8 @@ def select(options: argparse.Namespace) -> int:
     words = f"{picked} of {len(photographs)} photographs picked from {len(sizes)} series"
     words += f" ({alone} of only one)" + (f", {failed} could not be scored" if failed else "")
     print(words + "".join(f", {target} written" for target in (output, page) if target), file=sys.stderr)
-    if rates:
-        scored = [each for each in photographs if each.series]
-        scores = {each.path: each.scored.score for each in scored}
-        failed += finish(options, scores, {each.path: each.picked for each in scored})
+    scores = {each.path: each.scored.score for each in photographs}
+    failed += finish(options, scores, {each.path: each.picked for each in photographs})
     return 1 if failed else 0
 
 
@@ -79,6 +76,7 @@ def check_options(options: argparse.Namespace) -> None:
     if page and (page.is_file() or (page.is_dir() and any(page.iterdir()) and not options.force)):
         words = "--page needs a new folder, or with --force one that holds other files"
         raise FileExistsError(f"picks: {words}; {page} exists")
+    check_sidecar_options(options)
     check_output("picks", output.parent, [output.name], options.force)
     if page:
         check_output("picks", page)
