@@ -344,9 +344,10 @@ class PictureSet(Dataset):
         skip_broken: leave out files that cannot be decoded and list them; otherwise they are errors.
         crop: keep the aspect ratio and cut out the middle (`decoding.decode`) instead of squashing.
         others: further views of each picture, from the same decoding, never mirrored.
+        icc: convert pictures to sRGB by their colour profiles; the official code does not.
 
     Raises:
-        ValueError: the pictures are copies made for another size, or with another use of EXIF.
+        ValueError: the pictures are copies made for another size, or with another use of EXIF or profiles.
     """
 
     rated: RatedSet
@@ -356,15 +357,16 @@ class PictureSet(Dataset):
     skip_broken: bool = False
     crop: bool = False
     others: tuple[View, ...] = ()
+    icc: bool = True
 
     def __post_init__(self):
         for copies in self.rated.copies:
             for view in self.views:
-                check_copies(copies, view.size, view.exif)
+                check_copies(copies, view)
 
     @property
     def views(self) -> list[View]:
-        return [View(self.size, self.exif, self.crop), *self.others]
+        return [View(self.size, self.exif, self.crop, self.icc), *self.others]
 
     def __len__(self) -> int:
         return len(self.rated)
