@@ -80,6 +80,8 @@ def prepare(options: argparse.Namespace) -> int:
     if broken:
         first = f"no copy of {broken[0][0]}: {broken[0][1]}"
         print(f"{first}; {len(broken)} in all, named in {output / MANIFEST}", file=sys.stderr)
+    if noted := sum(bool(source.note) for source in pictures.values()):
+        print(f"{noted} pictures have a defect and were copied all the same; notes in {output / MANIFEST}")
     print(f"{len(pictures) - len(broken)} copies in {output}, {len(todo)} pictures processed now")
     return 1 if broken else 0
 
@@ -184,7 +186,9 @@ def make_copy(root: Path, output: Path, view: View, quality: int, name: str) -> 
     picture, source = str(root / name), Source("", 0, 0)
     try:
         source = describe(picture)
-        [pixels] = decode_views(picture, [view])  # (size, size, 3)
+        notes: list[str] = []
+        [pixels] = decode_views(picture, [view], note=notes.append)  # (size, size, 3)
+        source = source._replace(note="; ".join(notes))
     except (OSError, DecodeError) as error:
         (output / name).unlink(missing_ok=True)
         reason = error.reason if isinstance(error, DecodeError) else explain_failure(picture, error)

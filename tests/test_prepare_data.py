@@ -82,7 +82,7 @@ def test_the_manifest_names_hash_size_and_settings(source, tmp_path):
     known, path = manifest(tmp_path / "copies"), source / "pics/3.png"
     assert (known["size"], known["quality"], known["exif"], known["complete"]) == (SIZE, 80, True, True)
     assert set(known["labels"]) == {"ratings.csv"} and len(known["pictures"]) == 12
-    expected = {"sha256": script.file_hash(path), "bytes": path.stat().st_size, "error": ""}
+    expected = {"sha256": script.file_hash(path), "bytes": path.stat().st_size, "error": "", "note": ""}
     assert known["pictures"]["pics/3.png"] == expected | {"mtime_ns": path.stat().st_mtime_ns}
 
 

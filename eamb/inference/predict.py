@@ -74,15 +74,19 @@ def predict(options: argparse.Namespace) -> int:
     else:
         results = (scored for _, scored in results)
     failed = sum(not (row["error"] or NOTE).startswith(NOTE) for row in rows)
+    noted = sum((row["error"] or "").startswith(NOTE) for row in rows)
     mode = "a" if options.resume else "w" if options.force else "x"
     bar = progress(desc="predict", total=len(pictures), initial=len(rows), unit=" images")
     with open_rows(output, mode, columns, options.excel) as write, bar, closing(results):
         for scored in results:
-            failed += bool(scored.error)
+            failed, noted = failed + bool(scored.error), noted + bool(scored.note)
             write(as_row(scored, columns))  # after its maps, so that every picture with a row has them
             bar.update()
     written = "".join(f", {target} written" for target in (output, folder) if target)
-    print(f"{len(pictures) - failed} of {len(pictures)} pictures scored{written}", file=sys.stderr)
+    with_notes = f", {noted} with a note on a defect of the file" if noted else ""
+    print(
+        f"{len(pictures) - failed} of {len(pictures)} pictures scored{with_notes}{written}", file=sys.stderr
+    )
     # With exit code 1, torchrun would kill the processes that are still scoring.
     return 1 if failed and not part else 0
 

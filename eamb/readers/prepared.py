@@ -18,12 +18,13 @@ MANIFEST = "prepared.json"
 
 
 class Source(NamedTuple):
-    """A file that was copied; error: why it has no copy, or ""."""
+    """A file that was copied; error: why it has no copy, or ""; note: what is wrong with it all the same."""
 
     sha256: str
     bytes: int
     mtime_ns: int
     error: str = ""
+    note: str = ""
 
     def is_unchanged(self, path: str | Path) -> bool:
         """Also true if there is no file at `path`: copies may be used without their sources."""
@@ -57,7 +58,9 @@ class Manifest:
     def command(self, root: str | Path) -> str:
         ignored = [] if self.icc else ["data.icc=false"]
         words = ["python", "scripts/prepare_data.py", "--dataset", self.dataset, "--data-root", self.source]
-        return shlex.join([*words, "--output", str(root), "--quality", str(self.quality), *self.words, *ignored])
+        return shlex.join(
+            [*words, "--output", str(root), "--quality", str(self.quality), *self.words, *ignored]
+        )
 
     def check_complete(self, root: str | Path) -> None:
         if not self.complete:
@@ -101,7 +104,7 @@ def read_manifest(root: str | Path) -> Manifest | None:
 
 
 def check_copies(copies: Copies, view: View) -> None:
-    """Refuses copies of another size, orientation or colour than decoding the pictures themselves would give."""
+    """Refuses copies of another size, orientation or colour than decoding the pictures would give."""
 
     def words(size: object, exif: bool, icc: bool) -> str:
         return f"data.size={size} data.exif={str(exif).lower()} data.icc={str(icc).lower()}"

@@ -65,8 +65,8 @@ class LeftOut(NamedTuple):
 
 
 class Copies(NamedTuple):
-    """Copies by `scripts/prepare_data.py`: folder, side in pixels, whether turned by EXIF, the command, whether
-    converted to sRGB."""
+    """Copies by `scripts/prepare_data.py`: folder, side in pixels, whether turned by EXIF, the command,
+    whether converted to sRGB."""
 
     root: str
     size: int

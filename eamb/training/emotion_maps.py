@@ -98,9 +98,7 @@ def prepare(config: Config, network: EAMBNet, rated: RatedSet, compute: Compute)
         hidden = not (share and distributed.is_main())
         allow_tf32(False, compute.device)  # kept maps are exact on every device
         for chunk in progress(share, desc="emotion maps", unit=f" x {CHUNK} pictures", disable=hidden):
-            pictures = PictureSet(
-                rated.take(chunk), view.size, view.exif, skip_broken=True, icc=view.icc
-            )
+            pictures = PictureSet(rated.take(chunk), view.size, view.exif, skip_broken=True, icc=view.icc)
             order, on_gpu = TestOrder(len(pictures), batch_size), compute.device.type == "cuda"
             keys, rows = [picture_key(rated, index) for index in chunk], []
             for batch in make_loader(pictures, order, data.worker_count(), on_gpu, data.timeout):
@@ -150,7 +148,7 @@ def picture_key(rated: RatedSet, index: int) -> bytes:
 def branch_key(network: EAMBNet, view: View, compute: Compute) -> str:
     """Hash of everything but the picture that decides the branch's output.
 
-    Kept maps of pictures that were converted to sRGB have another key than those of before conversion existed.
+    With conversion to sRGB it is another one than before that existed, so that older maps are not used.
     """
     tensors = {name: value for name, value in network.state_dict().items() if name.startswith("emotion.")}
     hashed = checkpoint.weights_hash(tensors)

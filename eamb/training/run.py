@@ -340,8 +340,9 @@ def train_epoch(run: Run, epoch: int) -> dict[str, float]:
         seconds = (time.monotonic() - start) / (run.totals.step - started)
         memory = engine.peak_memory(run.device)
         print(f"{seconds:.2f} s a step of {config.train.batch_size} {task.unit}, {memory:.1f} GB", flush=True)
-    parts = distributed.gather(run.totals.broken)
-    run.records.list_broken(rated, [LeftOut(*entry) for part in parts for entry in part])
+    for kind in ("broken", "noted"):
+        parts = distributed.gather(getattr(run.totals, kind))
+        run.records.list_pictures(kind, rated, [LeftOut(*entry) for part in parts for entry in part])
     return means
 
 
@@ -351,7 +352,8 @@ def validate(run: Run) -> dict[str, float]:
     compute, view = run.compute._replace(precision="fp32"), View(data.size, data.exif, data.crop, data.icc)
     network = Ensemble([TorchNetwork(run.kept, compute, view)])
     predictions = predict_set(network, rated, run.config)
-    run.records.list_broken(rated, predictions.broken)
+    run.records.list_pictures("broken", rated, predictions.broken)
+    run.records.list_pictures("noted", rated, predictions.noted)
     return run.task.validate(predictions, rated, run.description)
 
 

@@ -91,8 +91,8 @@ class Weights:
 
     @property
     def view(self) -> View:
-        """How the network wants its pictures; raises as `size_and_exif`. `icc` is None for weights that are older
-        than the setting."""
+        """How the network wants its pictures; raises as `size_and_exif`. `icc` is None for weights that are
+        older than the setting."""
         crop, icc = self.description.get("crop", False), self.description.get("icc")
         return View(*self.size_and_exif, crop, icc)
 
