@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datasets import SetReader
 from eamb.files import file_hash, written_whole
-from eamb.readers.decoding import DecodeError, View, decode_views, explain_failure
+from eamb.readers.decoding import DecodeError, View, decode, explain_failure
 from eamb.readers.prepared import MANIFEST, Manifest, Source, read_manifest, relative_names
 from eamb.readers.rated import SPLITS
 from eamb.readers.registry import DATASETS, SINGLE
@@ -187,7 +187,7 @@ def make_copy(root: Path, output: Path, view: View, quality: int, name: str) -> 
     try:
         source = describe(picture)
         notes: list[str] = []
-        [pixels] = decode_views(picture, [view], note=notes.append)  # (size, size, 3)
+        pixels = decode(picture, view.size, view.exif, note=notes.append, icc=view.icc)  # (size, size, 3)
         source = source._replace(note="; ".join(notes))
     except (OSError, DecodeError) as error:
         (output / name).unlink(missing_ok=True)

@@ -157,7 +157,9 @@ def copied(monkeypatch):
     """Names of the pictures that are decoded."""
     names = []
     whole = script.decode
-    monkeypatch.setattr(script, "decode", lambda path, *rest: names.append(path[-5:]) or whole(path, *rest))
+    monkeypatch.setattr(
+        script, "decode", lambda path, *rest, **words: names.append(path[-5:]) or whole(path, *rest, **words)
+    )
     return names
 
 
@@ -223,12 +225,14 @@ def test_a_full_disk_keeps_what_is_complete_and_the_same_command_goes_on(
 def test_copies_are_refused_for_another_size_or_exif(source, tmp_path):
     output = tmp_path / "copies"
     prepare(source, output)
-    said = f"datasets: {output} holds copies made with data.size=64 data.exif=true, and data"
-    assert refused(output, 96).startswith(f"{said}.size=96 data.exif=true is asked")
+    said = f"datasets: {output} holds copies made with data.size=64 data.exif=true data.icc=true, and data"
+    assert refused(output, 96).startswith(f"{said}.size=96 data.exif=true data.icc=true is asked")
     assert f"--output {output} --quality 95 data.size=64" in refused(output, 96)
-    assert "data.size=64 data.exif=false is asked" in refused(output, exif=False)
+    assert "data.size=64 data.exif=false data.icc=true is asked" in refused(output, exif=False)
     assert "data.size=None" in refused(output, None)
-    assert "data.size=96 data.exif=true is asked" in refused(output, others=(View(SIZE), View(96)))
+    assert "data.size=96 data.exif=true data.icc=true is asked" in refused(
+        output, others=(View(SIZE), View(96))
+    )
 
 
 def test_copies_outlive_their_sources_and_a_damaged_manifest_is_named(source, tmp_path):
