@@ -4,9 +4,9 @@
 
 Test pictures, those with the smallest hashes of their ids, are decoded, converted to each of three other
 spaces, stored there without loss (PNG, 8 bits) and scored as `predict` does: once with the space's profile in
-the file, so that it is converted back to sRGB, and once without, so that its numbers count as sRGB. The change
-is the difference from the score of the same picture in sRGB, in the unit of the ratings; what is left with
-conversion comes from rounding to 8 bits. Writes colour.json (figures and every score) and prints the table.
+the file, so that it is converted back to sRGB, and once without, so that its numbers count as sRGB. The
+change is the difference from the score of the same picture in sRGB, in the unit of the ratings; what is left
+with conversion comes from rounding to 8 bits. Writes colour.json (figures, every score), prints the table.
 
 Spaces: Display P3 has the primaries and white of SMPTE EG 432-1 with the curve of sRGB (IEC 61966-2-1); Adobe
 RGB (1998), version 2005-05, section 4.3; ProPhoto RGB is ROMM RGB, ISO 22028-2.
