@@ -23,13 +23,16 @@ LARGEST_KEPT = 4 << 20  # bytes; larger profiles are read anew for each picture
 class Conversion(NamedTuple):
     """Calling it gives a picture in sRGB, as RGB; `mode` is the picture's: RGB, L or CMYK.
 
-    An RGB picture serves as L too, if its three channels are equal.
+    An RGB picture serves as L too, if its three channels are equal. With `in_place`, which saves memory, an RGB
+    picture may itself be changed and returned.
     """
 
     mode: str
     transform: ImageCms.ImageCmsTransform
 
-    def __call__(self, picture: Image.Image) -> Image.Image:
+    def __call__(self, picture: Image.Image, in_place: bool = False) -> Image.Image:
+        if self.mode == "RGB" and in_place and not picture.readonly:
+            return self.transform.apply_in_place(picture)
         grey = self.mode == "L" and picture.mode == "RGB"
         return self.transform.apply(picture.getchannel(0) if grey else picture)
 

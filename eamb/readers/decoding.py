@@ -167,8 +167,9 @@ def decode_views(
                 image, tags, turned = _loaded(path, side, opened, _mended(path, error))
             conversion = find_conversion(image, note) if any(view.icc for view in views) else None
             ways = [(view.exif, conversion if view.icc else None) for view in views]
+            alone = len({*ways}) == 1
             pictures = {
-                (exif, convert): _rgb(_upright(image) if exif else _as_stored(image, turned), convert)
+                (exif, convert): _rgb(_upright(image) if exif else _as_stored(image, turned), convert, alone)
                 for exif, convert in dict.fromkeys(ways)
             }
             if look:
@@ -361,10 +362,12 @@ def _as_stored(image: Image.Image, turned: int | None) -> Image.Image:
     return image.transpose(Image.Transpose[turn]) if turn else image
 
 
-def _rgb(image: Image.Image, convert: Conversion | None = None) -> Image.Image:
-    if not convert:
-        return _as_rgb(image)
-    return convert(image if convert.mode == "CMYK" else _as_rgb(image))
+def _rgb(image: Image.Image, convert: Conversion | None, alone: bool) -> Image.Image:
+    """A picture as RGB, converted to sRGB; `alone`: it is not needed as it was."""
+    if convert and convert.mode == "CMYK":
+        return convert(image)
+    flat = _as_rgb(image)
+    return convert(flat, in_place=alone or flat is not image) if convert else flat
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
