@@ -1,6 +1,7 @@
 """Prepared copies: a data root like its source, made once, resumed, and refused when it is out of date."""
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from eamb.readers.decoding import View, decode
 from eamb.readers.prepared import MANIFEST
 from eamb.readers.rated import DataOptions, describe
 from scripts import prepare_data as script
+from scripts.studies.colour import SPACES, rgb_profile
 
 SIZE = 64
 
@@ -233,6 +235,34 @@ def test_copies_are_refused_for_another_size_or_exif(source, tmp_path):
     assert "data.size=96 data.exif=true data.icc=true is asked" in refused(
         output, others=(View(SIZE), View(96))
     )
+
+
+def test_copies_say_whether_profiles_were_converted_and_older_ones_count_as_not(source, tmp_path, capsys):
+    for name, profile in {"1": rgb_profile(SPACES["prophoto"]), "3": b"none"}.items():
+        with Image.open(source / f"pics/{name}.png") as picture:
+            picture.save(source / f"pics/{name}.png", icc_profile=profile)
+    output, picture = tmp_path / "copies", source / "pics/1.png"
+    assert prepare(source, output) == 0
+    assert "1 pictures have a defect and were copied all the same; notes in" in capsys.readouterr().out
+    known = manifest(output)
+    assert known["pictures"]["pics/3.png"]["note"] == "its colour profile is ignored: it is damaged"
+    assert known["icc"] and mean_difference(output / "pics/1.png", picture) < 1.5
+    assert np.abs(decode(picture, SIZE) - decode(picture, SIZE, icc=False).astype(float)).mean() > 10
+    said = refused(output, icc=False)
+    assert "data.exif=true data.icc=false is asked for; give data.icc=true, use the pictures" in said
+
+    del known["icc"]  # as written before
+    for entry in known["pictures"].values():
+        del entry["note"]
+    (output / MANIFEST).write_text(json.dumps(known))
+    said = refused(output)
+    assert "made with data.size=64 data.exif=true data.icc=false, and data.size=64 data.exif=true" in said
+    assert "data.icc=true is asked for; give data.icc=false, use" in said
+    assert said.endswith("--quality 95 data.size=64 data.icc=false")
+    assert len(PictureSet(load_dataset("csv", output)["train"], SIZE, icc=False)) == 8
+    assert prepare(source, output) == 2
+    assert "copies with icc False, and True is asked for; choose another" in capsys.readouterr().err
+    assert prepare(source, output, "data.icc=false") == 0  # goes on
 
 
 def test_copies_outlive_their_sources_and_a_damaged_manifest_is_named(source, tmp_path):

@@ -23,8 +23,8 @@ LARGEST_KEPT = 4 << 20  # bytes; larger profiles are read anew for each picture
 class Conversion(NamedTuple):
     """Calling it gives a picture in sRGB, as RGB; `mode` is the picture's: RGB, L or CMYK.
 
-    An RGB picture serves as L too, if its three channels are equal. With `in_place`, which saves memory, an RGB
-    picture may itself be changed and returned.
+    An RGB picture serves as L too, if its three channels are equal. With `in_place`, which saves memory, an
+    RGB picture may itself be changed and returned.
     """
 
     mode: str
