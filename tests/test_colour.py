@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, TiffImagePlugin
+from profiles import BLACK, cmyk_corner, cmyk_profile, grey_profile
 
 from datasets import PictureSet, TestOrder, make_loader
 from eamb.network.outputs import Scale
@@ -15,7 +16,6 @@ from eamb.readers.colour import read_profile
 from eamb.readers.decoding import FORMATS, View, decode, decode_views
 from eamb.readers.rated import RatedSet
 from scripts.studies.colour import D65, SPACES, SRGB, Space, rgb_profile, write_profile
-from tests.profiles import BLACK, cmyk_corner, cmyk_profile, grey_profile
 from tests.stress.images import chunk
 
 PROFILES = {name: rgb_profile(space) for name, space in SPACES.items()}
