@@ -149,7 +149,8 @@ def study(options: argparse.Namespace) -> int:
         raise ValueError(f"colour: none of the {len(rated)} pictures can be decoded")
     rows = {name: figures(values, scores["srgb"]) for name, values in scores.items() if name != "srgb"}
     facts = {"dataset": rated.name, "split": rated.split, "pictures": len(scores["srgb"])}
-    facts |= {"weights_sha256": scorer.network.weights.sha256, "changes": rows, "scores": scores}
+    facts |= {"weights_sha256": scorer.network.weights.sha256, "changes": rows}
+    facts["scores"] = {name: [round(score, 5) for score in values] for name, values in scores.items()}
     options.output.mkdir(parents=True, exist_ok=True)
     with written_whole(options.output / "colour.json") as path:
         path.write_text(json.dumps(facts, indent=1), "utf-8")
