@@ -240,8 +240,8 @@ BAD = {
     "noise": (bytes(range(256)) * 3, "it is damaged"),
     "no curves": (write_profile("Nothing", "RGB ", {}), "it is damaged"),
     "CIELAB": (LAB, "its colour space is Lab"),
-    "CMYK": (cmyk_profile(), "it is for CMYK pictures, and this one is RGB"),
-    "grey": (grey_profile(1.8), "it is for L pictures, and this one is RGB"),
+    "CMYK": (cmyk_profile(), "it is for CMYK pictures, which this one is not"),
+    "grey": (grey_profile(1.8), "it is for grey pictures, which this one is not"),
 }
 
 
@@ -274,7 +274,7 @@ def test_a_cmyk_picture_ignores_a_profile_for_rgb(tmp_path):
     notes, image = [], picture().convert("CMYK")
     path = saved(tmp_path, image, PROFILES["p3"], "a.tif")
     assert (decode(path, note=notes.append) == np.asarray(image.convert("RGB"))).all()
-    assert notes == ["its colour profile is ignored: it is for RGB pictures, and this one is CMYK"]
+    assert notes == ["its colour profile is ignored: it is for RGB pictures, which this one is not"]
 
 
 def test_no_damage_to_a_profile_costs_the_picture(tmp_path):

@@ -54,7 +54,7 @@ def find_conversion(image: Image.Image, note: Callable[[str], object] | None = N
         read = read_profile if len(profile) <= LARGEST_KEPT else read_profile.__wrapped__
         conversion, mode = read(profile)
         if (mode == "CMYK") != (image.mode == "CMYK") or (mode == "L" and not grey):
-            raise ValueError(f"it is for {mode} pictures, and this one is {image.mode}")
+            raise ValueError(f"it is for {'grey' if mode == 'L' else mode} pictures, which this one is not")
     except Exception as error:  # of LittleCMS, with words about its functions
         if note:
             said = str(error) if isinstance(error, ValueError | ImportError) else "it is damaged"

@@ -7,12 +7,14 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from eamb.files import home, nfc
-from eamb.readers.decoding import View
 from eamb.readers.rated import Copies
 from eamb.readers.table import read_json
+
+if TYPE_CHECKING:
+    from eamb.readers.decoding import View
 
 MANIFEST = "prepared.json"
 
