@@ -72,17 +72,20 @@ def predict(options: argparse.Namespace) -> int:
         results = (scored for _, scored in results)
     scores = [row["score"] for row in rows]
     failed = sum(not (row["error"] or NOTE).startswith(NOTE) for row in rows)
+    noted = sum((row["error"] or "").startswith(NOTE) for row in rows)
     mode = "a" if options.resume else "w" if options.force else "x"
     bar = progress(desc="predict", total=len(pictures), initial=len(rows), unit=" images")
     with open_rows(output, mode, columns, options.excel) as write, bar, closing(results):
         for scored in results:
-            failed += bool(scored.error)
+            failed, noted = failed + bool(scored.error), noted + bool(scored.note)
             row = as_row(scored, columns)
             write(row)  # after its maps, so that every picture with a row has them
             scores.append(row["score"])
             bar.update()
-    written = "".join(f", {target} written" for target in (output, folder) if target)
-    print(f"{len(pictures) - failed} of {len(pictures)} pictures scored{written}", file=sys.stderr)
+    words = [f"{len(pictures) - failed} of {len(pictures)} pictures scored"]
+    words += [f"{noted} with a note on a defect of the file"] if noted else []
+    words += [f"{target} written" for target in (output, folder) if target]
+    print(", ".join(words), file=sys.stderr)
     failed += finish(options, dict(zip((picture.path for picture in pictures), scores, strict=True)))
     # With exit code 1, torchrun would kill the processes that are still scoring.
     return 1 if failed and not part else 0
