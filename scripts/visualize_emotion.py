@@ -34,7 +34,7 @@ from eamb.files import as_cell, encodable, printable, write_csv
 from eamb.inference.panels import Box, draw_shares, finish_chart, fit, resize_image, show
 from eamb.inference.photographs import find_pictures
 from eamb.inference.scorer import Scored, Scorer
-from eamb.readers.decoding import decode
+from eamb.readers.decoding import decode_views
 from eamb.readers.endings import RAW_CHOICES, RAW_HELP
 from eamb.readers.rated import SPLITS, RatedSet, describe
 from eamb.runtime.command import check_output, guarded
@@ -144,7 +144,7 @@ def make_entry(rank: int, place: int, rated: RatedSet, all_scored: Sequence[Scor
     scorer.with_class_maps = scorer.emotions_trained
     scored = all_scored[place]
     maps = scorer.score(scored.path)
-    picture = Image.fromarray(decode(scored.path, exif=scorer.network.views[0].exif))
+    picture = Image.fromarray(decode_views(scored.path, [scorer.network.views[0]._replace(size=None)])[0])
     picture.thumbnail((600, 600), Image.Resampling.LANCZOS)  # a camera's picture takes 70 MB
     strongest = sorted(scored.emotions, key=scored.emotions.get, reverse=True)[:PAGE_EMOTIONS]
     sample = rated[place]

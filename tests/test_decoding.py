@@ -305,7 +305,7 @@ def test_several_views_are_what_decoding_for_each_gives(tmp_path, monkeypatch, n
     exif[0x0112] = 6
     path = saved(tmp_path, random_image(), name, exif=exif)
     views = [View(exif=False), View(5), View((7, 3), crop=True), View(5, exif=False, crop=True)]
-    expected = [decode(path, size, exif, crop=crop) for size, exif, crop in views]
+    expected = [decode(path, size, exif, crop=crop) for size, exif, crop, _ in views]
     assert [pixels.shape[:2] for pixels in expected] == [(6, 8), (5, 5), (7, 3), (5, 5)]
     open_file = decoding._opened
     monkeypatch.setattr(decoding, "_opened", lambda *words: opened.append(words) or open_file(*words))

@@ -33,6 +33,7 @@ from eamb.readers.para import PARA_BINS
 from eamb.weights.shipped import SHIPPED
 from main import main
 from scripts.samples import write_dng, write_heic
+from scripts.studies.colour import SPACES, rgb_profile
 
 pytestmark = pytest.mark.portable
 
@@ -121,6 +122,28 @@ def test_a_jpeg_without_its_end_marker_is_scored_with_a_note(album, lively_weigh
         cut, whole = read_csv(tmp_path / "s.csv")
         assert cut["score"] == whole["score"] and whole["error"] == ""
         assert cut["error"] == "note: the file lacks its end marker"
+
+
+def test_profiles_are_converted_unless_the_weights_were_trained_without(
+    album, lively_model, tmp_path, capsys
+):
+    wide, plain, cut = (tmp_path / name for name in ("wide.png", "plain.png", "cut.png"))
+    with Image.open(album / "a.PNG") as picture:
+        for path, profile in ((wide, rgb_profile(SPACES["prophoto"])), (plain, None), (cut, b"cut")):
+            picture.save(path, icc_profile=profile)
+    converted, ignored = direct_score(lively_model, wide), direct_score(lively_model, plain)
+    assert abs(converted - ignored) > 0.01
+    for number, (known, expected) in enumerate(
+        [({}, converted), ({"icc": True}, converted), ({"icc": False}, ignored)]
+    ):
+        weights = write_weights(tmp_path / f"{number}.safetensors", lively_model, **known)
+        assert Scorer(weights).score(wide).score == pytest.approx(expected, abs=4e-5)
+    for words in ((), ("--resume",)):
+        assert call([wide, cut], tmp_path / "0.safetensors", "--output", tmp_path / "s.csv", *words) == 0
+        assert "2 of 2 pictures scored, 1 with a note on a defect of the file, " in capsys.readouterr().err
+        assert (
+            read_csv(tmp_path / "s.csv")[1]["error"] == "note: its colour profile is ignored: it is damaged"
+        )
 
 
 def test_columns_are_as_documented_and_the_named_emotion_is_the_most_probable_one(scored):

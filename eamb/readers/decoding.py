@@ -20,21 +20,26 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, JpegImagePlugin
+from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin
 from torch import Tensor
 
 from eamb.readers.camera_files import SHOWN, is_raw, name_other, open_photo, read_raw
+from eamb.readers.colour import Conversion, find_conversion
 from eamb.readers.endings import AVIF_ENDINGS
 from eamb.readers.endings import PICTURE_ENDINGS as PICTURE_ENDINGS  # others import it from here
 from eamb.readers.floating import by_range, open_float_tiff
 
 
 class View(NamedTuple):
-    """How a network wants its pictures: `size`, `exif` and `crop` of `decode`."""
+    """How a network wants its pictures: `size`, `exif`, `crop` and `icc` of `decode`.
+
+    icc: None if its weights, of before profiles were converted, do not say; not converted by `decode_views`.
+    """
 
     size: int | tuple[int, int] | None = None
     exif: bool = True
     crop: bool = False
+    icc: bool | None = True
 
 
 class DecodeError(ValueError):
@@ -77,6 +82,7 @@ one_large = threading.RLock()
 
 PNG, JPEG, JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xd9"
 PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # of PNG
+EMPTY_PROFILE = b"\0\0\0\5iCCPicc\0\0" + zlib.crc32(b"iCCPicc\0\0").to_bytes(4, "big")
 # TIFF tags: what a page is (bit 0: a preview, bit 2: a mask), the same in old files, and where a raw file
 # keeps its picture.
 PAGE_KIND, OLD_PAGE_KIND, INNER_PAGES = 254, 255, 330
@@ -92,6 +98,7 @@ def decode(
     look: Callable[[Image.Image, Image.Exif], object] | None = None,
     crop: bool = False,
     note: Callable[[str], object] | None = None,
+    icc: bool = True,
 ) -> np.ndarray:
     """A picture file as RGB; transparency is laid over white, as viewers and web pages show it.
 
@@ -108,6 +115,7 @@ def decode(
             counts as a failure to decode.
         crop: keep the aspect ratio: the largest centred part with that of `size` is cut out and resized.
         note: called with a description of what is wrong with a file that can still be decoded.
+        icc: convert a picture that has another colour profile to sRGB (`colour`); otherwise ignore profiles.
 
     Returns:
         (H, W, 3) uint8.
@@ -115,7 +123,7 @@ def decode(
     Raises:
         DecodeError: one sentence that names the file and what is wrong with it.
     """
-    [pixels] = decode_views(path, [View(size, exif, crop)], exact, look, note)
+    [pixels] = decode_views(path, [View(size, exif, crop, icc)], exact, look, note)
     return pixels
 
 
@@ -152,13 +160,20 @@ def decode_views(
             except Exception as error:
                 opened.close()
                 image, tags, turned = _loaded(path, side, least, opened, _mended(path, error))
-            used = dict.fromkeys(view.exif for view in views)
+            conversion = find_conversion(image, note) if any(view.icc for view in views) else None
+            ways = [(view.exif, conversion if view.icc else None) for view in views]
+            alone = len({*ways}) == 1
             pictures = {
-                exif: _rgb(_upright(image, tags) if exif else _as_stored(image, turned)) for exif in used
+                (exif, convert): _rgb(
+                    _upright(image, tags) if exif else _as_stored(image, turned), convert, alone
+                )
+                for exif, convert in dict.fromkeys(ways)
             }
             if look:
-                look(pictures[views[0].exif], tags)
-            return [_resized(pictures[view.exif], view.size, view.crop) for view in views]
+                look(pictures[ways[0]], tags)
+            return [
+                _resized(pictures[way], view.size, view.crop) for view, way in zip(views, ways, strict=True)
+            ]
     # PIL raises nearly anything on damaged files, SyntaxError and struct.error included.
     except Exception as error:
         raise _decode_error(path, explain_failure(path, error)) from error
@@ -306,7 +321,7 @@ def _mended(path: str | Path, error: Exception) -> bytes:
         raise error from None
     if content.startswith(PNG):
         bare = _bare_png(content)
-        if len(bare) < len(content) and b"IDAT" in bare:
+        if bare != content and b"IDAT" in bare:
             return bare
     elif content.startswith(JPEG) and "truncated" in str(error) and _has_all_scans(content):
         noise = np.random.default_rng(0).integers(0, 255, (9, 64), dtype=np.uint8)  # 255 begins markers
@@ -335,15 +350,28 @@ def _has_all_scans(content: bytes) -> bool:
 
 
 def _bare_png(content: bytes) -> bytes:
+    """A PNG's pixels, and its EXIF and colour profile where they are intact; a damaged profile is emptied."""
     kept, start = [PNG], len(PNG)
     while start < len(content):
         end = start + 12 + int.from_bytes(content[start : start + 4], "big")
         kind, check = content[start + 4 : start + 8], content[end - 4 : end]
         intact = check == zlib.crc32(content[start + 4 : end - 4]).to_bytes(4, "big")
-        if kind in PIXEL_CHUNKS or (kind == b"eXIf" and intact):
+        if kind == b"iCCP" and not (intact and _is_short(content[start + 8 : end - 4])):
+            kept.append(EMPTY_PROFILE)
+        elif kind in PIXEL_CHUNKS or (kind in (b"eXIf", b"iCCP") and intact):
             kept.append(content[start:end])
         start = end
     return b"".join(kept)
+
+
+def _is_short(profile: bytes) -> bool:
+    """Whether Pillow does not refuse a PNG's compressed profile, which follows its name, for its length."""
+    unpacker = zlib.decompressobj()
+    try:
+        unpacker.decompress(profile.partition(b"\0")[2][1:], PngImagePlugin.MAX_TEXT_CHUNK)
+    except zlib.error:
+        return False
+    return not unpacker.unconsumed_tail
 
 
 def _exif(image: Image.Image) -> Image.Exif:
@@ -366,7 +394,15 @@ def _as_stored(image: Image.Image, turned: int | None) -> Image.Image:
     return image.transpose(Image.Transpose[turn]) if turn else image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, convert: Conversion | None, alone: bool) -> Image.Image:
+    """A picture as RGB, converted to sRGB; `alone`: it is not needed as it was."""
+    if convert and convert.mode == "CMYK":
+        return convert(image)
+    flat = _as_rgb(image)
+    return convert(flat, in_place=alone or flat is not image) if convert else flat
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     sixteen_bits = image.mode == "I" or image.mode.startswith("I;16")

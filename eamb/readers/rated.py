@@ -65,12 +65,14 @@ class LeftOut(NamedTuple):
 
 
 class Copies(NamedTuple):
-    """Copies by `scripts/prepare_data.py`: folder, side in pixels, whether turned by EXIF, the command."""
+    """Copies by `scripts/prepare_data.py`: folder, side in pixels, whether turned by EXIF, the command,
+    whether converted to sRGB."""
 
     root: str
     size: int
     exif: bool
     command: str
+    icc: bool = False
 
 
 @dataclass(frozen=True, eq=False)
