@@ -27,7 +27,8 @@ from tqdm import tqdm
 
 from eamb.files import list_folder, nfc, printable, written_whole
 from eamb.inference.xmp import DECISIONS, Document, as_stars, record_of
-from eamb.readers.decoding import FORMATS, PICTURE_ENDINGS, RAW_ENDINGS
+from eamb.readers.decoding import FORMATS
+from eamb.readers.endings import PICTURE_ENDINGS, RAW_ENDINGS
 from eamb.runtime.progress import progress
 
 STARS = "95,80,50,20"
@@ -197,7 +198,7 @@ def find_sidecars(paths: Sequence[str], names: str) -> list[Photograph]:
 
 
 def is_photograph(name: str) -> bool:
-    return name.lower().endswith((*PICTURE_ENDINGS, *RAW_ENDINGS))
+    return name.lower().endswith(PICTURE_ENDINGS)
 
 
 def is_raw(name: str) -> bool:
