@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import TextIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from eamb.files import list_folder, nfc, printable, written_whole
 from eamb.inference.xmp import DECISIONS, Document, as_stars, record_of
+from eamb.readers.camera_files import open_photo, read_exif
 from eamb.readers.decoding import FORMATS
 from eamb.readers.endings import PICTURE_ENDINGS, RAW_ENDINGS
 from eamb.runtime.progress import progress
@@ -271,7 +272,13 @@ def stars_of_person(photograph: Photograph, documents: Sequence[Document]) -> fl
 def embedded_stars(path: str) -> list[float | None]:
     """The ratings in a picture file itself: of its XMP, and of its EXIF."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        try:
+            image = Image.open(path, formats=FORMATS)  # of RAW files those that are built like TIFF
+        except UnidentifiedImageError:
+            image = open_photo(path, admit=int)
+        if image is None:
+            return [as_stars(read_exif(path).get(EXIF_RATING))]
+        with image:
             exif = as_stars(image.getexif().get(EXIF_RATING))
             packet = image.info.get("xmp")
     except Exception:  # Pillow may raise anything for a damaged file
