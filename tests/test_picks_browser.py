@@ -20,7 +20,7 @@ from PIL import Image
 from test_picks import OrderScorer
 
 from eamb.selection import picks
-from eamb.selection.exif import CHANGED
+from eamb.readers.exif import CHANGED
 from main import main
 
 pytestmark = pytest.mark.slow

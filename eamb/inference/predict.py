@@ -17,6 +17,7 @@ import torch
 from eamb.files import printable
 from eamb.inference.exported import ENDINGS
 from eamb.inference.maps import MapFolder
+from eamb.inference.page import PageFolder
 from eamb.inference.photographs import PictureFile, Shard, choose_shard, find_pictures, torchrun_shard
 from eamb.inference.rows import FORMATS, NOTE, as_row, column_names, open_rows, read_rows
 from eamb.inference.scorer import Scored, Scorer, check_scores, is_exported
@@ -32,14 +33,14 @@ def predict(options: argparse.Namespace) -> int:
         ValueError, OSError: bad arguments, in one sentence; nothing was written then.
     """
     part = torchrun_shard(options)
-    output, folder, map_folders = options.output, options.maps, [options.maps]
+    output, folder, page_folder = options.output, options.maps, options.page
+    written = [path for path in (folder, page_folder) if path]
     if part:
-        output, folder = part.target(output), part.target(folder)
-        map_folders = [Shard(number, part.count).target(options.maps) for number in range(1, part.count + 1)]
-    check_options(options, output, folder)
-    pictures = find_pictures(
-        options.paths, part or choose_shard(options.shard), map_folders if folder else ()
-    )
+        output, folder, page_folder = map(part.target, (output, folder, page_folder))
+        parts = [Shard(number, part.count) for number in range(1, part.count + 1)]
+        written = [each.target(path) for each in parts for path in written]
+    check_options(options, output, folder, page_folder)
+    pictures = find_pictures(options.paths, part or choose_shard(options.shard), written)
     scorer = Scorer(
         tuple(options.checkpoint),
         options.device,
@@ -59,20 +60,25 @@ def predict(options: argparse.Namespace) -> int:
     emotions = scorer.emotions if options.emotions else ()
     columns = column_names(scorer.scale, emotions, several=len(options.checkpoint) > 1)
     maps = MapFolder(folder, scorer, options.maps_raw) if folder is not None else None
+    page = PageFolder(page_folder, scorer, pictures, columns, options.excel) if page_folder else None
     rows = []
     if options.resume and output.exists():
         rows, length = read_rows(output, columns, pictures)
         if maps:
             scored = [(pictures[i], row["error"]) for i, row in enumerate(rows) if row["score"] is not None]
             maps.resume(scored)
+        if page:
+            page.resume(len(rows))
         os.truncate(output, length)
-    results = remaining(scorer, pictures, rows, output, maps)
+    results = remaining(scorer, pictures, rows, output, [each for each in (maps, page) if each])
     if maps:
         cores = torch.get_num_threads() if options.workers == -1 else options.workers
         # Starting a process takes as long as drawing about 8 panels.
         results = maps.write_all(results, min(cores, (len(pictures) - len(rows)) // 8))
     else:
         results = (scored for _, scored in results)
+    if page:
+        results = page.write_all(results)
     failed = sum(not (row["error"] or NOTE).startswith(NOTE) for row in rows)
     mode = "a" if options.resume else "w" if options.force else "x"
     bar = progress(desc="predict", total=len(pictures), initial=len(rows), unit=" images")
@@ -81,13 +87,15 @@ def predict(options: argparse.Namespace) -> int:
             failed += bool(scored.error)
             write(as_row(scored, columns))  # after its maps, so that every picture with a row has them
             bar.update()
-    written = "".join(f", {target} written" for target in (output, folder) if target)
-    print(f"{len(pictures) - failed} of {len(pictures)} pictures scored{written}", file=sys.stderr)
+    words = "".join(f", {target} written" for target in (output, folder, page_folder) if target)
+    print(f"{len(pictures) - failed} of {len(pictures)} pictures scored{words}", file=sys.stderr)
     # With exit code 1, torchrun would kill the processes that are still scoring.
     return 1 if failed and not part else 0
 
 
-def check_options(options: argparse.Namespace, output: Path | None, folder: Path | None) -> None:
+def check_options(
+    options: argparse.Namespace, output: Path | None, folder: Path | None, page: Path | None
+) -> None:
     """Refuses options that contradict each other or would overwrite something, before any work is done."""
     for file in checkpoint_files(options.checkpoint) if options.engine else ():
         if is_exported(file) != (options.engine == "openvino"):
@@ -103,11 +111,12 @@ def check_options(options: argparse.Namespace, output: Path | None, folder: Path
         raise ValueError("predict: --maps-raw writes beside the panels of --maps; add --maps DIR")
     if output is not None and not output.exists():  # an existing file is opened before the first picture
         check_output("predict", output.parent)
-    if folder is not None:
-        check_output("predict", folder)
+    for path in (folder, page):
+        if path is not None:
+            check_output("predict", path)
     if options.resume and (output is None or options.force):
         raise ValueError("predict: --resume goes on with the rows in --output FILE, --force overwrites them")
-    for path in (output, folder) if not (options.force or options.resume) else ():
+    for path in (output, folder, page) if not (options.force or options.resume) else ():
         if path is not None and path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise FileExistsError(
                 f"predict: {path} exists; choose another name, go on with the run that wrote it with "
@@ -120,14 +129,22 @@ def remaining(
     pictures: Sequence[PictureFile],
     rows: Sequence[dict],
     output: Path | None,
-    maps: MapFolder | None,
+    folders: Sequence[MapFolder | PageFolder],
 ) -> Iterator[tuple[PictureFile, Scored]]:
     """The pictures after those that have rows, with their scores.
 
     The last score of an interrupted run is computed again; raises ValueError if it differs.
+
+    Args:
+        folders: each `keep`s the decoded pictures.
     """
+
+    def keep(*decoded: object) -> None:
+        for each in folders:
+            each.keep(*decoded)
+
     first = max((number for number, row in enumerate(rows) if row["score"] is not None), default=len(rows))
-    results = scorer.score_all((picture.path for picture in pictures), first, maps.keep if maps else None)
+    results = scorer.score_all((picture.path for picture in pictures), first, keep if folders else None)
     for number, scored in enumerate(results, first):
         if number >= len(rows):
             yield pictures[number], scored

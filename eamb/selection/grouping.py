@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from eamb.selection.exif import Taken
+from eamb.readers.exif import Taken
 
 if TYPE_CHECKING:
     from eamb.inference.scorer import Scored

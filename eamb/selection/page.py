@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from eamb.files import printable, written_whole
-from eamb.selection.exif import describe_time
+from eamb.readers.exif import describe_time
 from eamb.selection.grouping import CAMERAS, Photograph
 
 TEMPLATE = Path(__file__).with_name("picks.html")

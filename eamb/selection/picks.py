@@ -23,7 +23,7 @@ from eamb.inference.photographs import find_pictures
 from eamb.inference.scorer import Scorer
 from eamb.runtime.command import check_output
 from eamb.runtime.progress import progress
-from eamb.selection.exif import Taken, describe_time, read_taken
+from eamb.readers.exif import Taken, describe_time, read_taken
 from eamb.selection.grouping import Photograph, choose, sketch
 from eamb.selection.page import shrink, write_page, write_thumbnail
 
