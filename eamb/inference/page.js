@@ -189,7 +189,10 @@ function draw(all = false) {  // `all`: places have changed too
   }
   if (current && !wanted.has(current)) wanted.set(current, blockOf(shown.indexOf(current)));  // has the focus
   for (const [key, card] of cards) {
-    if (!wanted.has(key)) { card.remove(); cards.delete(key); }
+    if (wanted.has(key)) continue;
+    for (const image of card.querySelectorAll("img")) image.removeAttribute("src");  // frees its memory now
+    card.remove();
+    cards.delete(key);
   }
   const inOrder = [];
   for (const [key, block] of wanted) {
@@ -299,6 +302,7 @@ function select(row, wanted = !selected.has(row)) {
   if (wanted) selected.add(row); else selected.delete(row);
   saved = false;
   if (cards.has(row)) showState(cards.get(row), row);
+  showPressed();
 }
 
 function toggle(row = current) {
@@ -383,7 +387,10 @@ function show(...list) {
   panel.querySelector("[data-key=w]").hidden = opened.length < 2;
   panel.querySelector("[data-key=c]").hidden = opened.length > 1 || shown.length < 2;
   makeCurrent(opened.at(-1));
-  if (!panel.open) panel.showModal();
+  if (!panel.open) {
+    panel.showModal();
+    panel.querySelector(".panes").focus();
+  }
   showPressed();
 }
 
@@ -406,12 +413,14 @@ function makePane(row) {
   if (row.shares.length) drawBars(charts, "Predicted ratings", ratings.map((rating, i) => [rating, row.shares[i]]));
   pane.querySelector(".taken").textContent = [row.time, row.camera, row.where, row.note].filter(Boolean).join(" · ");
   pane.querySelector("a").href = original(row);
+  pane.querySelector("button").addEventListener("click", () => toggle(row));
   return pane;
 }
 
-function drawBars(parent, title, values) {
-  append(parent, "h3", title);
-  const list = append(parent, "dl", "", "bars"), tallest = Math.max(...values.map(([, share]) => share));
+function drawBars(charts, title, values) {
+  const chart = append(charts, "div", "");
+  append(chart, "h3", title);
+  const list = append(chart, "dl", "", "bars"), tallest = Math.max(...values.map(([, share]) => share));
   for (const [name, share] of values) {
     const line = append(list, "div", "");
     append(line, "dt", name);
@@ -431,10 +440,10 @@ function step(by) {  // of two, the right one changes
   if (next) show(...(fixed ? [fixed, next] : [next]));
 }
 
-function showPressed() {
-  const pressed = { m: document.body.classList.contains("maps"), " ": selected.has(opened.at(-1)) };
-  for (const [key, on] of Object.entries(pressed)) panel.querySelector(`[data-key="${key}"]`).setAttribute("aria-pressed", on);
-  byId("maps").setAttribute("aria-pressed", pressed.m);
+function showPressed() {  // of the buttons that are on or off
+  const maps = document.body.classList.contains("maps");
+  for (const button of document.querySelectorAll("[data-key=m]")) button.setAttribute("aria-pressed", maps);
+  panel.querySelectorAll(".pane button").forEach((button, i) => button.setAttribute("aria-pressed", selected.has(opened[i])));
 }
 
 function toggleMaps() {
@@ -463,7 +472,7 @@ const IN_PANEL = {
   ArrowLeft: () => step(-1),
   ArrowRight: () => step(1),
   w: () => opened.length > 1 && show(...opened.toReversed()),
-  " ": () => { toggle(opened.at(-1)); showPressed(); },
+  " ": () => toggle(opened.at(-1)),
 };
 
 document.addEventListener("keydown", (event) => {
