@@ -14,7 +14,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from eamb.inference.page import PageFolder, preview, shrink
@@ -22,6 +21,7 @@ from eamb.inference.photographs import PictureFile
 from eamb.inference.rows import column_names
 from eamb.inference.scorer import Scored, Scorer
 from eamb.readers.demo import PHOTOGRAPHS, open_photograph
+from eamb.readers.exif import Taken
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
@@ -46,13 +46,15 @@ def write_large_page(folder: Path, count: int, scorer: Scorer) -> None:
     """A page of `count` photographs: the demo set's in turn, with random scores and emotions."""
     pictures = [PictureFile(f"photographs/{number:05d}.jpg", "photographs") for number in range(count)]
     page = PageFolder(folder, scorer, pictures, column_names(scorer.scale, scorer.emotions, several=False))
-    previews = [preview(shrink(open_photograph(one).convert("RGB")), Image.Exif()) for one in PHOTOGRAPHS]
+    previews = [preview(shrink(open_photograph(one).convert("RGB")), Taken()) for one in PHOTOGRAPHS]
     chance = np.random.default_rng(0)
 
     def results() -> Iterator[Scored]:
         for number, picture in enumerate(pictures):
             page.previews[picture.path] = previews[number % len(previews)]
-            emotions = dict(zip(scorer.emotions, chance.dirichlet(np.ones(len(scorer.emotions))).tolist(), strict=True))
+            emotions = dict(
+                zip(scorer.emotions, chance.dirichlet(np.ones(len(scorer.emotions))).tolist(), strict=True)
+            )
             low, high = scorer.scale.ends
             score = float(np.clip(chance.normal((low + high) / 2, (high - low) / 8), low, high))
             yield Scored(

@@ -23,8 +23,8 @@ from eamb.files import encodable
 from eamb.inference.scorer import Scored
 from eamb.readers import demo
 from eamb.readers.decoding import decode
-from eamb.selection import picks
 from eamb.readers.exif import CHANGED, DETAILS, Taken, describe_time, parse_time, read_taken
+from eamb.selection import picks
 from eamb.selection.grouping import Photograph, choose, group, similarity, sketch
 from eamb.selection.page import write_page
 from eamb.selection.picks import as_table

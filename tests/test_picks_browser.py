@@ -19,8 +19,8 @@ import pytest
 from PIL import Image
 from test_picks import OrderScorer
 
-from eamb.selection import picks
 from eamb.readers.exif import CHANGED
+from eamb.selection import picks
 from main import main
 
 pytestmark = pytest.mark.slow

@@ -56,7 +56,7 @@ if (!emotions.length) delete ORDERS.emotion;
 
 function seriesHeading(row) {  // photographs that are the only one of their series stand together
   const { size, words } = series[row.series];
-  return size > 1 ? `Series ${row.series}: ${words}` : "Only one of each";
+  return size > 1 ? [`Series ${row.series}`, words].filter(Boolean).join(": ") : "Only one of each";
 }
 
 function chosenOrder() {

@@ -36,7 +36,8 @@ LONGEST_SIDE = 320  # of thumbnails, pixels
 # In a page: the files of `write_thumbnail`.
 SHOWN = re.compile(r'"(thumbnails/\d{6,}\.jpg|maps/\d{6,}\.png)"')
 JOURNAL = "scores.jsonl"
-MORE_COLUMNS = ("time", "camera", "picture", "map", "width", "height")  # of the journal
+# A photograph's columns in the journal beside its scores.
+NOT_SHOWN = dict.fromkeys(("time", "camera", "picture", "map", "width", "height"))
 
 
 class Preview(NamedTuple):
@@ -54,14 +55,14 @@ def shrink(picture: Image.Image) -> Image.Image:
     return picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
 
 
-def preview(small: Image.Image, exif: Image.Exif) -> Preview:
+def preview(small: Image.Image, taken: Taken) -> Preview:
     file = io.BytesIO()
     small.save(file, "JPEG", quality=85)
-    return Preview(read_taken(exif), file.getvalue(), small.size)
+    return Preview(taken, file.getvalue(), small.size)
 
 
 def write_thumbnail(page: Path, number: int, shown: Preview, emotion_map: np.ndarray | None) -> dict:
-    """Writes a thumbnail and a map, (h, w) in [0, 1]; returns their MORE_COLUMNS."""
+    """Writes a thumbnail and a map, (h, w) in [0, 1]; returns the columns of NOT_SHOWN."""
     names = {"picture": f"thumbnails/{number:06d}.jpg", "map": None}
     (page / "thumbnails").mkdir(parents=True, exist_ok=True)
     (page / names["picture"]).write_bytes(shown.jpeg)
@@ -80,7 +81,7 @@ def describe(row: Mapping, path: str, page: Path, line: str) -> dict:
     """A photograph as page.js wants it: a row of the journal, short.
 
     Args:
-        row: of `rows.as_row` with all emotions, and MORE_COLUMNS.
+        row: of `rows.as_row` with all emotions, and the columns of NOT_SHOWN.
         path: of the photograph, with the bytes that UTF-8 cannot encode.
         line: what the page saves of it in a csv.
     """
@@ -97,7 +98,7 @@ def describe(row: Mapping, path: str, page: Path, line: str) -> dict:
         part: [round(row[name], 4) for name in row if is_share(name, start) and row[name] is not None]
         for part, start in parts.items()
     }
-    known = {name: row[name] for name in ("score", "percentile", *MORE_COLUMNS)}
+    known = {name: row[name] for name in ("score", "percentile", *NOT_SHOWN)}
     spreads = {"std": row["score_std"], "models": row.get("score_model_std")}
     return card | known | spreads | shares | {"name": printable(os.path.basename(path)), "link": link}
 
@@ -193,13 +194,13 @@ class PageFolder:
         self.folder, self.scorer, self.pictures, self.table = folder, scorer, pictures, columns
         self.mark = "\ufeff" if excel else ""
         several = "score_model_std" in columns
-        self.columns = [*column_names(scorer.scale, scorer.emotions, several), *MORE_COLUMNS]
+        self.columns = [*column_names(scorer.scale, scorer.emotions, several), *NOT_SHOWN]
         self.previews: dict[str, Preview] = {}  # of pictures that are not scored yet, by path
         self.journal, self.count = folder / JOURNAL, 0
 
     def keep(self, path: str, picture: Image.Image, exif: Image.Exif) -> None:
         """Takes a picture from the thread that decodes it (`on_decoded` of `Scorer.score_all`)."""
-        self.previews[path] = preview(shrink(picture), exif)
+        self.previews[path] = preview(shrink(picture), read_taken(exif))
 
     def resume(self, count: int) -> None:
         """Goes on behind the first `count` pictures, which an interrupted run has scored.
@@ -238,7 +239,7 @@ class PageFolder:
 
     def row(self, scored: Scored) -> dict:
         """A row of the journal; writes its thumbnail."""
-        more, kept = {}, self.previews.pop(scored.path, None)
+        more, kept = NOT_SHOWN, self.previews.pop(scored.path, None)
         if kept and scored.score is not None:
             emotion_map = scored.emotion_map if self.scorer.emotions_trained else None
             more = write_thumbnail(self.folder, self.count + 1, kept, emotion_map)

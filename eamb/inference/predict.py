@@ -33,14 +33,11 @@ def predict(options: argparse.Namespace) -> int:
         ValueError, OSError: bad arguments, in one sentence; nothing was written then.
     """
     part = torchrun_shard(options)
-    output, folder, page_folder = options.output, options.maps, options.page
-    written = [path for path in (folder, page_folder) if path]
-    if part:
-        output, folder, page_folder = map(part.target, (output, folder, page_folder))
-        parts = [Shard(number, part.count) for number in range(1, part.count + 1)]
-        written = [each.target(path) for each in parts for path in written]
+    targets = (options.output, options.maps, options.page)
+    output, folder, page_folder = map(part.target, targets) if part else targets
     check_options(options, output, folder, page_folder)
-    pictures = find_pictures(options.paths, part or choose_shard(options.shard), written)
+    shard = part or choose_shard(options.shard)
+    pictures = find_pictures(options.paths, shard, picture_folders(options, part))
     scorer = Scorer(
         tuple(options.checkpoint),
         options.device,
@@ -87,10 +84,18 @@ def predict(options: argparse.Namespace) -> int:
             failed += bool(scored.error)
             write(as_row(scored, columns))  # after its maps, so that every picture with a row has them
             bar.update()
-    words = "".join(f", {target} written" for target in (output, folder, page_folder) if target)
-    print(f"{len(pictures) - failed} of {len(pictures)} pictures scored{words}", file=sys.stderr)
+    written = "".join(f", {target} written" for target in (output, folder, page_folder) if target)
+    print(f"{len(pictures) - failed} of {len(pictures)} pictures scored{written}", file=sys.stderr)
     # With exit code 1, torchrun would kill the processes that are still scoring.
     return 1 if failed and not part else 0
+
+
+def picture_folders(options: argparse.Namespace, part: Shard | None) -> list[Path]:
+    """The folders into which this process, and others of its torchrun, write pictures."""
+    folders = [folder for folder in (options.maps, options.page) if folder]
+    if not part:
+        return folders
+    return [Shard(n + 1, part.count).target(folder) for n in range(part.count) for folder in folders]
 
 
 def check_options(
