@@ -39,7 +39,7 @@ const least = ranked.at(-1)?.score ?? 0, most = ranked[0]?.score ?? 0;
 let range = [least, most];
 for (const row of photographs) {
   row.strongest = row.emotions.indexOf(Math.max(...row.emotions));
-  row.words = [row.path, emotions[row.strongest], row.camera, row.time, row.note].join("\n").toLowerCase();
+  row.words = [row.path, emotions[row.strongest], row.camera, row.time, row.error].join("\n").toLowerCase();
 }
 
 const ORDERS = {  // name: [compares two photographs, the heading that one stands under]
@@ -411,7 +411,7 @@ function makePane(row) {
   const charts = pane.querySelector(".charts"), byShare = emotions.map((name, i) => [name, row.emotions[i]]);
   if (row.emotions.length) drawBars(charts, "Emotions", byShare.sort((a, b) => b[1] - a[1]));
   if (row.shares.length) drawBars(charts, "Predicted ratings", ratings.map((rating, i) => [rating, row.shares[i]]));
-  pane.querySelector(".taken").textContent = [row.time, row.camera, row.where, row.note].filter(Boolean).join(" · ");
+  pane.querySelector(".taken").textContent = [row.time, row.camera, row.where, row.error].filter(Boolean).join(" · ");
   pane.querySelector("a").href = original(row);
   pane.querySelector("button").addEventListener("click", () => toggle(row));
   return pane;

@@ -90,7 +90,7 @@ def describe(row: Mapping, path: str, page: Path, line: str) -> dict:
         return card
     place = os.path.abspath(path)
     try:
-        link = quote(os.fsencode(os.path.relpath(place, page)).replace(os.sep.encode(), b"/"))
+        link = quote(os.fsencode(os.path.relpath(place, page).replace(os.sep, "/")))
     except ValueError:  # another drive of Windows
         link = Path(place).as_uri()
     parts = {"emotions": "emotion_", "shares": "p_"}
@@ -248,7 +248,7 @@ class PageFolder:
     def write(self) -> None:
         def rows() -> Iterator[dict]:
             with self.journal.open(encoding="utf-8") as lines:
-                for line, picture in zip(lines, self.pictures, strict=False):
+                for line, picture in zip(lines, self.pictures[: self.count], strict=False):
                     row = json.loads(line)
                     cells = row | {"path": safe_path(row["path"])}
                     saved = csv_line(cells[name] for name in self.table)
