@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,14 +71,15 @@ def write_large_page(folder: Path, count: int, scorer: Scorer) -> None:
         pass
 
 
-def process_memory(browser: Browser) -> float:
-    """GB of memory of all of a browser's processes; shared pages are counted once (Linux only)."""
-    processes = browser.new_browser_cdp_session().send("SystemInfo.getProcessInfo")["processInfo"]
-    total = 0
-    for process in processes:
+def memory_by_process(browser: Browser) -> dict[str, float]:
+    """GB of memory by kind of process, as "renderer", which has the page; what processes share is divided
+    among them. Linux only."""
+    total = Counter()
+    for process in browser.new_browser_cdp_session().send("SystemInfo.getProcessInfo")["processInfo"]:
         lines = Path(f"/proc/{process['id']}/smaps_rollup").read_text().splitlines()
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return total * 1024 / 1e9
+        kilobytes = sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        total[process["type"]] += kilobytes * 1024 / 1e9
+    return dict(total)
 
 
 def open_page(browser: Browser, index: Path) -> Page:

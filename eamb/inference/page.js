@@ -45,7 +45,7 @@ for (const row of photographs) {
 const ORDERS = {  // name: [compares two photographs, the heading that one stands under]
   series: [(a, b) => a.series - b.series || b.score - a.score, seriesHeading],
   score: [(a, b) => b.score - a.score],
-  time: [(a, b) => (a.time ?? "~").localeCompare(b.time ?? "~"), (row) => row.time?.slice(0, 10) ?? "no time known"],
+  time: [(a, b) => compareTexts(a.time ?? "~", b.time ?? "~"), (row) => row.time?.slice(0, 10) ?? "no time known"],
   name: [(a, b) => a.place - b.place],
   emotion: [(a, b) => a.strongest - b.strongest || b.emotions[b.strongest] - a.emotions[a.strongest],
     (row) => emotions[row.strongest]],
@@ -53,6 +53,8 @@ const ORDERS = {  // name: [compares two photographs, the heading that one stand
 if (!picks) delete ORDERS.series;
 if (!photographs.some((row) => row.time)) delete ORDERS.time;
 if (!emotions.length) delete ORDERS.emotion;
+
+function compareTexts(a, b) { return a < b ? -1 : Number(a > b); }
 
 function seriesHeading(row) {  // photographs that are the only one of their series stand together
   const { size, words } = series[row.series];
