@@ -5,17 +5,17 @@ Needs the package playwright and a Chromium or Chrome that is installed; playwri
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Playwright, sync_playwright
 
 from eamb.inference.page import PageFolder, preview, shrink
 from eamb.inference.photographs import PictureFile
@@ -25,6 +25,12 @@ from eamb.readers.demo import PHOTOGRAPHS, open_photograph
 from eamb.readers.exif import Taken
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+SCROLL = """async () => {
+    for (let top = 0; top < document.documentElement.scrollHeight; top += innerHeight) {
+        scrollTo(0, top);
+        await new Promise(requestAnimationFrame);
+    }
+}"""
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 
 
@@ -33,10 +39,14 @@ def find_browser() -> str | None:
     return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
+def launch(playwright: Playwright) -> Browser:
+    return playwright.chromium.launch(executable_path=find_browser(), args=list(FLAGS))
+
+
 @contextmanager
 def chromium() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_browser(), args=list(FLAGS))
+        browser = launch(playwright)
         try:
             yield browser
         finally:
@@ -71,19 +81,29 @@ def write_large_page(folder: Path, count: int, scorer: Scorer) -> None:
         pass
 
 
-def memory_by_process(browser: Browser) -> dict[str, float]:
-    """GB of memory by kind of process, as "renderer", which has the page; what processes share is divided
-    among them. Linux only."""
-    total = Counter()
-    for process in browser.new_browser_cdp_session().send("SystemInfo.getProcessInfo")["processInfo"]:
-        lines = Path(f"/proc/{process['id']}/smaps_rollup").read_text().splitlines()
-        kilobytes = sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-        total[process["type"]] += kilobytes * 1024 / 1e9
-    return dict(total)
+def page_memory(browser: Browser) -> float:
+    """GB of memory of the process that shows the page, the largest of its kind; Linux only.
+
+    What it shares with the browser's other processes is divided among them.
+    """
+    processes = browser.new_browser_cdp_session().send("SystemInfo.getProcessInfo")["processInfo"]
+    files = [Path(f"/proc/{one['id']}/smaps_rollup") for one in processes if one["type"] == "renderer"]
+    kilobytes = [int(re.search(r"^Pss: +(\d+) kB", file.read_text(), re.M)[1]) for file in files]
+    return max(kilobytes) * 1024 / 1e9
 
 
-def open_page(browser: Browser, index: Path) -> Page:
-    """A new window with the page; returns when the photographs in view have been loaded."""
-    page = browser.new_page(viewport={"width": 1366, "height": 850})
-    page.goto(index.as_uri(), wait_until="load")
-    return page
+def make_opening(folder: Path, name: str) -> Callable[[], dict[str, float]]:
+    """Opens the page in a new window of a running browser, until all pictures in view are shown; if the name
+    of the variant says so, scrolls to the end, a screen at a time."""
+    browser = launch(sync_playwright().start())  # both end with this process
+
+    def run() -> dict[str, float]:
+        page = browser.new_page(viewport={"width": 1366, "height": 850})
+        page.goto((folder / "index.html").as_uri(), wait_until="load")
+        if "scroll" in name:
+            page.evaluate(SCROLL)
+        memory = page_memory(browser)
+        page.close()
+        return {"memory_gb": memory}
+
+    return run

@@ -24,7 +24,7 @@ from eamb.inference.scorer import Scorer
 from eamb.network.outputs import EMOTIONS
 from eamb.readers.exif import CHANGED
 from main import main
-from scripts.page_speed import chromium, find_browser, memory_by_process, write_large_page
+from scripts.page_speed import chromium, find_browser, page_memory, write_large_page
 
 pytestmark = pytest.mark.slow
 
@@ -474,7 +474,7 @@ def test_of_10_000_photographs_only_those_in_view_are_in_the_document(
         window.wait_for_timeout(30)
         assert 12 <= window.evaluate(count) <= 100
     window.wait_for_timeout(1000)
-    assert memory_by_process(browser)["renderer"] < 0.5  # GB
+    assert page_memory(browser) < 0.5  # GB
     press(window, "Home", "End")
     last = window.locator(".card.current")
     assert last.get_attribute("aria-posinset") == last.get_attribute("aria-setsize") == "10000"
