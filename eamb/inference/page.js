@@ -78,7 +78,7 @@ function update() {  // after any change of filters or order
   if (!shown.includes(current)) current = shown[0] ?? null;
   byId("nothing").hidden = shown.length > 0;
   grid.hidden = !shown.length;
-  byId("reset").hidden = shown.length === photographs.length;
+  byId("reset").style.visibility = shown.length === photographs.length ? "hidden" : "visible";  // keeps its place
   drawHistogram(passing);
   layOut();
   report();
@@ -496,9 +496,9 @@ grid.addEventListener("click", (event) => {
   const card = event.target.closest(".card"), row = [...cards].find(([, each]) => each === card)?.[0];
   if (!row) return;
   makeCurrent(row);
-  const onCorner = event.target.closest(".corner");
+  const chooses = picks ? !event.target.closest(".large") : event.target.closest(".corner");
   if (event.shiftKey) selectTo(row);
-  else if (Boolean(onCorner) !== picks || event.ctrlKey || event.metaKey) toggle(row);
+  else if (chooses || event.ctrlKey || event.metaKey) toggle(row);
   else show(row);
 });
 for (const button of document.querySelectorAll("[data-key]")) {
