@@ -351,6 +351,7 @@ function saveList() {  // a path a line, in the bytes of the file system, which 
   const paths = chosen().map((row) => location.protocol === "file:" ? pathOf(original(row)) : new TextEncoder().encode(row.path));
   const usable = paths.filter((path) => !path.includes(10));
   const left = paths.length - usable.length;
+  saved ||= !picks;
   download(new Blob(usable.flatMap((path) => [path, "\n"])), "text/plain", settings.list);
   if (left) report(`${left} with a line break in the name left out of ${settings.list}`);
 }
@@ -523,7 +524,7 @@ byId("reverse").addEventListener("click", toggleOrder);
 byId("reset").addEventListener("click", reset);
 byId("clear").addEventListener("click", () => selectAll(false));
 addEventListener("scroll", () => requestAnimationFrame(() => draw()), { passive: true });
-addEventListener("beforeunload", (event) => { if (!saved) event.preventDefault(); });
+addEventListener("beforeunload", (event) => { if (!saved && (picks || selected.size)) event.preventDefault(); });
 
 // ---- what is there at the beginning
 

@@ -36,8 +36,7 @@ def predict(options: argparse.Namespace) -> int:
     targets = (options.output, options.maps, options.page)
     output, folder, page_folder = map(part.target, targets) if part else targets
     check_options(options, output, folder, page_folder)
-    shard = part or choose_shard(options.shard)
-    pictures = find_pictures(options.paths, shard, picture_folders(options, part))
+    pictures = find_pictures(options.paths, part or choose_shard(options.shard), own_folders(options, part))
     scorer = Scorer(
         tuple(options.checkpoint),
         options.device,
@@ -74,8 +73,7 @@ def predict(options: argparse.Namespace) -> int:
         results = maps.write_all(results, min(cores, (len(pictures) - len(rows)) // 8))
     else:
         results = (scored for _, scored in results)
-    if page:
-        results = page.write_all(results)
+    results = page.write_all(results) if page else results
     failed = sum(not (row["error"] or NOTE).startswith(NOTE) for row in rows)
     mode = "a" if options.resume else "w" if options.force else "x"
     bar = progress(desc="predict", total=len(pictures), initial=len(rows), unit=" images")
@@ -90,7 +88,7 @@ def predict(options: argparse.Namespace) -> int:
     return 1 if failed and not part else 0
 
 
-def picture_folders(options: argparse.Namespace, part: Shard | None) -> list[Path]:
+def own_folders(options: argparse.Namespace, part: Shard | None) -> list[Path]:
     """The folders into which this process, and others of its torchrun, write pictures."""
     folders = [folder for folder in (options.maps, options.page) if folder]
     if not part:
