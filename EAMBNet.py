@@ -277,6 +277,7 @@ class EAMBNet(nn.Module):
         share_backbone: the detail map is the context branch's map at stride 8: both see the same picture.
         emotion_backbone: of the emotion branch, if it is another one.
         emotion_levels: 3, or 4 for an emotion branch from stride 8 to 32 (`EmotionBranch`).
+        emotion_width: channels of the emotion path, if other than `width`.
         depth, drop_path: as in `build_pyramid`; of the emotion branch only if it is on the same backbone.
 
     Raises:
@@ -303,6 +304,7 @@ class EAMBNet(nn.Module):
         share_backbone: bool = False,
         emotion_backbone: str = "",
         emotion_levels: int = 3,
+        emotion_width: int = 0,
         depth: int = 0,
         drop_path: float = 0.0,
     ):
@@ -326,7 +328,8 @@ class EAMBNet(nn.Module):
             if seeing != backbone:
                 depth = drop_path = 0
             dropped = drop_path if train_emotion else 0
-            branch = EmotionBranch(seeing, len(emotions), width, emotion_levels, depth, dropped)
+            channels = emotion_width or width
+            branch = EmotionBranch(seeing, len(emotions), channels, emotion_levels, depth, dropped)
             self.emotion = branch.requires_grad_(train_emotion)
             self.renormalise = Renormalise(backbone, seeing)
         self.share_backbone = share_backbone
@@ -428,6 +431,10 @@ def check_arguments(arguments: dict) -> None:
             raise ValueError(f"EAMBNet: emotion_levels must be 3 or 4, got {value}")
         if name == "depth" and value < 0:
             raise ValueError(f"EAMBNet: depth must be a number of blocks, or 0 for all, got {value}")
+        if name == "emotion_width" and value < 0:
+            raise ValueError(
+                f"EAMBNet: emotion_width must be a number of channels, or 0 for width, got {value}"
+            )
         if name == "emotion_batchnorm" and value not in ("frozen", "official"):
             raise ValueError(f"EAMBNet: emotion_batchnorm must be frozen or official, got '{value}'")
     emotions, without = arguments.get("emotions", EMOTIONS), set(arguments.get("without", ()))

@@ -159,14 +159,14 @@ def test_a_branch_that_is_trained_too_learns_from_its_logits_and_not_through_the
         assert not network(numbers(2, 3, 64, 64)).emotion_logits.requires_grad
 
 
-@pytest.mark.parametrize("levels", [3, 4])
-def test_the_emotion_network_trains_its_branch_and_shares_its_names(levels):
-    network = EmotionNetwork(BACKBONE, EMOTIONS, 0.5, width=16, emotion_levels=levels).train()
+@pytest.mark.parametrize(("levels", "width"), [(3, 0), (4, 0), (4, 8)])
+def test_the_emotion_network_trains_its_branch_and_shares_its_names(levels, width):
+    network = EmotionNetwork(BACKBONE, EMOTIONS, 0.5, width=width or 16, emotion_levels=levels).train()
     output = network(numbers(2, 3, 64, 64))
     torch.testing.assert_close(output.prediction, output.emotion_logits.softmax(dim=1))
     assert not output.emotion_map.requires_grad
     assert all(parameter.requires_grad for parameter in network.parameters())
-    whole = build_small(emotion_levels=levels)
+    whole = build_small(emotion_levels=levels, emotion_width=width)
     assert network.state_dict().keys() == {n for n in whole.state_dict() if n.startswith("emotion.")}
     whole.load_state_dict(network.state_dict(), strict=False)
     images = numbers(2, 3, 64, 96)
@@ -330,7 +330,7 @@ def test_the_paper_is_the_default(paper_network):
         "guided_width": 56, "guided_hidden": 16, "head_width": 128, "dropout": 0.75, "context_scale": 0.5,
         "emotion_scale": 0.5, "emotion_batchnorm": "frozen", "train_emotion": False, "without": (),
         "shortcut": False, "share_backbone": False, "emotion_backbone": "", "emotion_levels": 3,
-        "depth": 0, "drop_path": 0.0,
+        "emotion_width": 0, "depth": 0, "drop_path": 0.0,
     }  # fmt: skip
 
 
@@ -339,6 +339,7 @@ WRONG = [
     ({"context_scale": 1.5}, "context_scale must be above 0 and at most 1, got 1.5"),
     ({"dropout": 1.0}, "dropout must be .*got 1"),
     ({"emotion_levels": 2}, "emotion_levels must be 3 or 4, got 2"),
+    ({"emotion_width": -1}, "emotion_width must be a number of channels, or 0 for width, got -1"),
     ({"drop_path": 1.0}, "drop_path must be .*got 1"),
     ({"depth": -1}, "depth must be a number of blocks, or 0 for all, got -1"),
     ({"emotion_batchnorm": "thawed"}, "emotion_batchnorm must be .*got 'thawed'"),

@@ -145,6 +145,36 @@ def test_given_weights_over_another_emotion_branch(score_run, emotion_run, score
     assert same(parameters(score_run / "best.pt"), found, "fusion.")
 
 
+def test_given_weights_over_a_branch_of_another_shape(score_run, scored_set, tmp_path):
+    branch = EmotionNetwork(BACKBONE, EMOTIONS, 1.0, width=24, emotion_levels=4)
+    both = [
+        "--weights",
+        score_run / "best.pt",
+        "--emotion-checkpoint",
+        kept(branch, tmp_path / "b.safetensors"),
+    ]
+    shape = ["model.emotion_scale=1", "model.emotion_levels=4", "model.emotion_width=24"]
+    assert train("csv", scored_set, tmp_path / "run", *both, *shape, "data.limit=8", *STILL) == 0
+    found = parameters(tmp_path / "run" / "last.pt")
+    assert same(found, branch.state_dict(), "emotion.")
+    assert same(found, parameters(score_run / "best.pt"), "fusion.")
+    # An emotion training over the branch, whose width is that of its own path.
+    with pytest.raises(
+        ValueError, match=r"path of 24 channels; the network's: 16 \(model.emotion_width=24 fits\)"
+    ):
+        started(
+            [*shape[:2], f"model.backbone={BACKBONE}", "model.width=16", "model.imagenet=none"],
+            emotion_checkpoint=both[3],
+        )
+    words = ["task=emotion", f"model.backbone={BACKBONE}", "model.emotion_levels=4", "model.width=24"]
+    path = str(tmp_path / "run" / "best.pt")
+    assert sources(path, *words)[0].weights.task == "aesthetics"
+    with pytest.raises(
+        ValueError, match=r"has model\.width=24 and this run model\.width=16; give the former"
+    ):
+        sources(path, *words[:-1])
+
+
 def test_an_emotion_training_starts_from_the_branch_of_a_whole_network(score_run, scored_set, tmp_path):
     words = ["--task", "emotion", "--weights", score_run / "best.pt", *STILL]
     assert train("csv", scored_set, tmp_path / "run", *words) == 0

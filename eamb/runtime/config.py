@@ -86,9 +86,10 @@ class Model:
     share_backbone: bool = False  # one backbone for detail and context; needs context_scale=1
     emotion_backbone: str = ""  # of the emotion branch; "": the same as `backbone`
     emotion_levels: int = 3  # not the paper's: 4 gives it the backbone's last map too (`EmotionBranch`)
+    emotion_width: int = limited(0, least=0)  # channels of the emotion path; 0: `width`
     depth: int = limited(0, least=0)  # take a ViT's first so many blocks; 0: all
     drop_path: float = limited(0.0, least=0, below=1)  # leave out blocks in training (`build_pyramid`)
-    resize_input: bool = True  # a ViT resizes pictures to multiples of its patch; false: others are refused
+    resize_input: bool = True  # a ViT resizes pictures to multiples of its patch; false: train refuses others
     symmetric: bool = True  # P(A over B) + P(B over A) = 1; false is the published behaviour of pair networks
     emotions: str = ""  # class names, in order, for an official emotion file whose list is not the usual one
     emotion_weights: str = one_of("required", "none")  # "none" allows a branch never trained on emotions

@@ -51,7 +51,8 @@ def read_sources(task: Task, weights: str | None, emotion_checkpoint: str | None
         theirs = (asdict(Model()) if network == "eambnet" else ours) | architecture
         theirs |= {"network": network, "without": ",".join(architecture.get("without", ()))}
         theirs, ours = (settled(shape, task.name == "emotion") for shape in (theirs, ours))
-        other = [name for name in task.shapes if theirs[name] != ours[name]]
+        shapes = [name for name in task.shapes if not (branch and name.startswith("emotion_"))]
+        other = [name for name in shapes if theirs[name] != ours[name]]
         if other:
             has, wants = (" ".join(f"model.{name}={d[name]}" for name in other) for d in (theirs, ours))
             raise ValueError(f"training: {source.path} has {has} and this run {wants}; give the former")
@@ -67,15 +68,20 @@ def read_sources(task: Task, weights: str | None, emotion_checkpoint: str | None
 
 
 def settled(model: dict, branch_alone: bool) -> dict:
-    """`model.` settings with the emotion branch's backbone and the number of a ViT's blocks written out.
+    """`model.` settings with the emotion branch's backbone and a ViT's number of blocks written out.
 
     Args:
-        branch_alone: "backbone" and "depth" become those of the emotion branch.
+        branch_alone: "backbone", "width" and "depth" become those of the emotion branch.
     """
     emotion_backbone, depth = checkpoint.emotion_backbone(model), checkpoint.emotion_depth(model)
     name = emotion_backbone if branch_alone else model["backbone"]
     depth = depth if branch_alone else blocks_taken(name, model["depth"])
-    return model | {"backbone": name, "emotion_backbone": emotion_backbone, "depth": depth}
+    width, emotion_width = model["width"], model["emotion_width"]
+    emotions = {"emotion_backbone": emotion_backbone, "emotion_width": emotion_width}
+    if emotion_width == width:
+        emotions["emotion_width"] = 0
+    width = emotion_width or width if branch_alone else width
+    return model | emotions | {"backbone": name, "width": width, "depth": depth}
 
 
 def named_emotions(config: Config) -> tuple[str, ...]:

@@ -95,7 +95,7 @@ class Task:
         unused = list(self.meaningless)
         unused += ["train.validate_on"] if several else []
         only_eambnet = ["model.without", "model.shortcut", "model.share_backbone"]
-        only_eambnet += ["model.emotion_backbone", "model.emotion_levels"]
+        only_eambnet += ["model.emotion_backbone", "model.emotion_levels", "model.emotion_width"]
         unused += only_eambnet if network != "eambnet" else []
         unused += [] if self.learns_emotions else ["loss.class_weights"]
         unused += [] if self.has_emotion_branch else ["loss.emotion_weight"]
@@ -218,6 +218,7 @@ class Aesthetics(Task):
         "share_backbone",
         "emotion_backbone",
         "emotion_levels",
+        "emotion_width",
         "depth",
     )
 
@@ -347,7 +348,7 @@ class Emotion(Task):
     networks = ("eambnet",)
     unites = True
     meaningless = (*Task.meaningless, "loss.emotion_weight", "data.distill", "loss.distill_weight")
-    meaningless += ("model.emotion_backbone",)
+    meaningless += ("model.emotion_backbone", "model.emotion_width")
     starts_from, shapes = ("emotion", "aesthetics"), ("backbone", "width", "emotion_levels", "depth")
 
     def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:

@@ -387,6 +387,12 @@ def load_emotion_branch(network: Network, source: Source) -> Weights:
         if its != wanted:
             raise ValueError(f"checkpoint: {source.path} has the {what} {its}; the network's: {wanted}")
     tensors = {name: value for name, value in weights.tensors.items() if name.startswith("emotion.")}
+    width, wanted = tensors["emotion.classifier.weight"].shape[1], network.emotion.classifier.in_features
+    if width != wanted:
+        raise ValueError(
+            f"checkpoint: {source.path} has an emotion path of {width} channels; the network's: {wanted} "
+            f"(model.emotion_width={width} fits)"
+        )
     load_tensors(network, tensors, str(source.path), only="emotion.")
     ids = weights.training_ids if weights.task == "emotion" else weights.emotion_training_ids
     return replace(weights, emotion_training_ids=ids)
