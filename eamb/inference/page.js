@@ -330,7 +330,7 @@ function chosen() {  // what is saved
 }
 
 function report(more) {
-  const all = `${counted(photographs.length)} photographs`, count = counted(selected.size);
+  const all = `${counted(photographs.length)} photograph${photographs.length === 1 ? "" : "s"}`, count = counted(selected.size);
   const words = [shown.length === photographs.length ? all : `${counted(shown.length)} of ${all} shown`];
   if (picks) words.push(`${count} picked, ${photographs.filter(isFlipped).length} changed`);
   else if (selected.size) words.push(`${count} selected`);
