@@ -1,6 +1,6 @@
 "use strict";
-// The page of scored photographs; `write_page` in page.py says what `rows` and `settings` hold. Only the cards
-// in view are in the document.
+// The page of scored photographs; `describe` and `settings_of` in page.py say what `rows` and `settings` hold.
+// Only the cards in view are in the document.
 
 const { rows, settings } = JSON.parse(document.getElementById("data").textContent);
 const { emotions, ratings, ends, picks, series } = settings;
@@ -304,7 +304,6 @@ function select(row, wanted = !selected.has(row)) {
   if (wanted) selected.add(row); else selected.delete(row);
   saved = false;
   if (cards.has(row)) showState(cards.get(row), row);
-  showPressed();
 }
 
 function toggle(row = current) {
@@ -330,15 +329,17 @@ function chosen() {  // what is saved
 }
 
 function report(more) {
-  const all = `${counted(photographs.length)} photograph${photographs.length === 1 ? "" : "s"}`, count = counted(selected.size);
+  const count = counted(selected.size), saving = `Save ${counted(chosen().length)} as`;
+  const all = `${counted(photographs.length)} photograph${photographs.length === 1 ? "" : "s"}`;
   const words = [shown.length === photographs.length ? all : `${counted(shown.length)} of ${all} shown`];
   if (picks) words.push(`${count} picked, ${photographs.filter(isFlipped).length} changed`);
   else if (selected.size) words.push(`${count} selected`);
   byId("status").textContent = [...words, more].filter(Boolean).join(" · ");
   byId("clear").hidden = picks || !selected.size;
   byId("compare").disabled = shown.length < 2;
-  byId("save").firstElementChild.textContent = picks ? `Save ${settings.file}` : `Save ${counted(chosen().length)} as csv`;
-  byId("list").firstElementChild.textContent = `Save ${counted(chosen().length)} as list`;
+  byId("save").firstElementChild.textContent = picks ? `Save ${settings.file}` : `${saving} csv`;
+  byId("list").firstElementChild.textContent = `${saving} list`;
+  showPressed();
 }
 
 function save() {
@@ -348,7 +349,8 @@ function save() {
 }
 
 function saveList() {  // a path a line, in the bytes of the file system, which need not be UTF-8
-  const paths = chosen().map((row) => location.protocol === "file:" ? pathOf(original(row)) : new TextEncoder().encode(row.path));
+  const onDisk = location.protocol === "file:", encoder = new TextEncoder();
+  const paths = chosen().map((row) => onDisk ? pathOf(original(row)) : encoder.encode(row.path));
   const usable = paths.filter((path) => !path.includes(10));
   const left = paths.length - usable.length;
   saved ||= !picks;
@@ -410,7 +412,8 @@ function makePane(row) {
   if (row.std != null) words.push(`ratings vary by ${row.std.toFixed(2)}`);
   if (row.models != null) words.push(`the networks differ by ${row.models.toFixed(2)}`);
   pane.querySelector(".score span").textContent = words.filter(Boolean).join(", ");
-  pane.querySelector(".rank").textContent = `number ${counted(row.rank)} of ${counted(photographs.length)} by score`;
+  const rank = `number ${counted(row.rank)} of ${counted(photographs.length)} by score`;
+  pane.querySelector(".rank").textContent = ends ? rank : "";  // without a scale, only scores of a series compare
   const charts = pane.querySelector(".charts"), byShare = emotions.map((name, i) => [name, row.emotions[i]]);
   if (row.emotions.length) drawBars(charts, "Emotions", byShare.sort((a, b) => b[1] - a[1]));
   if (row.shares.length) drawBars(charts, "Predicted ratings", ratings.map((rating, i) => [rating, row.shares[i]]));
@@ -529,7 +532,9 @@ addEventListener("beforeunload", (event) => { if (!saved && (picks || selected.s
 // ---- what is there at the beginning
 
 function begin() {
-  for (const name of Object.keys(ORDERS)) byId("order").add(new Option(name === "emotion" ? "strongest emotion" : name, name));
+  for (const name of Object.keys(ORDERS)) {
+    byId("order").add(new Option(name === "emotion" ? "strongest emotion" : name, name));
+  }
   for (const [number, name] of emotions.entries()) {
     const count = photographs.filter((row) => row.strongest === number).length;
     byId("order").add(new Option(name, number));
