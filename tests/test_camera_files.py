@@ -4,10 +4,12 @@ import io
 import itertools
 import struct
 import sys
+import tracemalloc
 
 import numpy as np
 import pillow_heif
 import pytest
+import tifffile
 from PIL import ExifTags, Image
 from pillow_jxl import JpegXLImagePlugin  # noqa: F401 - so that Pillow writes it
 
@@ -15,7 +17,7 @@ from eamb.readers import camera_files, decoding
 from eamb.readers.camera_files import jxl_size, read_exif
 from eamb.readers.decoding import DecodeError, decode
 from eamb.readers.endings import AVIF_ENDINGS
-from eamb.selection.exif import read_taken
+from eamb.readers.exif import read_taken
 from scripts.samples import LOSSLESS, write_dng, write_heic
 from tests.test_decoding import landscape, random_image, saved
 
@@ -103,6 +105,19 @@ def test_of_jpeg_xl_the_orientation_of_its_codestream_counts_alone(tmp_path, ori
     assert jxl_size(content) == (3, 2)
 
 
+@pytest.mark.parametrize("tags", [b"", b"\0\0", b"\0\0\0\0no TIFF at all", b"\0\0\0\0II*\0" + b"\xff" * 30])
+def test_damaged_exif_does_not_cost_the_picture(tmp_path, tags):
+    boxes = ((b"ftyp", b"jxl \0\0\0\0jxl "), (b"Exif", tags), (b"jxlc", bytes.fromhex(ORIENTED % 1)))
+    content = b"".join((len(data) + 8).to_bytes(4, "big") + kind + data for kind, data in boxes)
+    (tmp_path / "a.jxl").write_bytes(camera_files.JXL_BOX + content)
+    assert (decode(tmp_path / "a.jxl") == JXL_PIXELS).all()
+    write_heic(tmp_path / "a.heic", picture(), exif=exif_of(1).tobytes())
+    content = (tmp_path / "a.heic").read_bytes()
+    place = content.rindex(b"Exif\0\0")
+    (tmp_path / "a.heic").write_bytes(content[:place] + tags + content[place + len(tags) :])
+    assert (decode(tmp_path / "a.heic") == np.asarray(picture())).all()
+
+
 @pytest.mark.parametrize("size", [(8, 8), (256, 192), (160, 120), (300, 200), (4000, 9), (513, 77), (1, 1)])
 def test_the_size_of_a_jpeg_xl_is_known_before_it_is_decoded(size):
     file = io.BytesIO()
@@ -188,6 +203,18 @@ def test_a_small_preview_is_better_than_nothing_and_a_cut_raw_is_no_black_pictur
         decode(path, 64)
 
 
+def test_a_raw_file_of_a_camera_without_colours(tmp_path):
+    ramp = np.tile(np.arange(0, 65536, 1024, dtype=np.uint16), (48, 1))  # (48, 64), linear
+    tags = [(271, "s", 0, "Leica", True), (272, "s", 0, "M MONOCHROM", True)]
+    tags += [(50706, "B", 4, (1, 4, 0, 0), True), (50708, "s", 0, "Leica M Monochrom", True)]
+    tifffile.imwrite(tmp_path / "a.dng", ramp, byteorder="<", extratags=tags, metadata=None)
+    with tifffile.TiffFile(tmp_path / "a.dng", mode="r+b") as file:
+        file.pages[0].tags["PhotometricInterpretation"].overwrite(34892)  # linear RAW
+    pixels = decode(tmp_path / "a.dng").astype(int)
+    assert pixels.shape[2] == 3 and (pixels == pixels[:1, :, :1]).all()
+    assert (np.diff(pixels[0, :, 0]) >= 0).all() and pixels[0, 0, 0] == 0 and pixels[0, -1, 0] > 240
+
+
 def tiff_of(tags, start=b"MM\0*"):
     """EXIF as bytes, which begin as a RAW file does."""
     exif = Image.Exif()
@@ -245,6 +272,27 @@ def test_cut_and_blanked_files_are_errors_in_one_line(tmp_path, name):
         with pytest.raises(DecodeError) as caught:
             decode(path, 16)
         assert caught.value.reason and "\n" not in str(caught.value)
+
+
+def test_a_heic_whose_items_have_no_names_is_an_error_and_no_crash(tmp_path):
+    write_heic(tmp_path / "a.heic", picture(), exif=exif_of(1).tobytes())
+    content = (tmp_path / "a.heic").read_bytes()
+    for changed in (b"Ex\xd1f\0", b"Exif\xff"):
+        (tmp_path / "a.heic").write_bytes(content.replace(b"Exif\0", changed, 1))
+        with pytest.raises(DecodeError, match="a damaged HEIC picture"):
+            decode(tmp_path / "a.heic")
+
+
+def test_a_large_file_of_another_kind_is_not_read_into_memory(tmp_path):
+    with (tmp_path / "a.jpg").open("wb") as file:
+        file.write(b"\0\0\0\x14ftypqt  ")
+        file.truncate(50_000_000)
+    tracemalloc.start()
+    with pytest.raises(DecodeError, match="a video, not a picture"):
+        decode(tmp_path / "a.jpg")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000
 
 
 @pytest.mark.parametrize(

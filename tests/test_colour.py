@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageCms, TiffImagePlugin
 from profiles import BLACK, cmyk_corner, cmyk_profile, grey_profile
 
@@ -170,6 +171,22 @@ def test_a_large_jpeg_is_decoded_small_and_then_converted(tmp_path):
 def test_the_profile_of_every_format_is_used(tmp_path, ending):
     path = saved(tmp_path, picture(), PROFILES["prophoto"], f"a.{ending}")
     assert distance(decode(path), expected_srgb(decode(path, icc=False), "prophoto")) < 1.6
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_floating_point_tiffs_are_turned_and_converted(tmp_path, channels):
+    values, path = np.random.default_rng(0).random((20, 30, channels)).astype(np.float32), tmp_path / "a.tif"
+    levels, said = (
+        np.rint(255 * np.rot90(np.broadcast_to(values, (20, 30, 3)), -1)),
+        "floating-point pixels: ",
+    )
+    words = {"photometric": "rgb" if channels == 3 else "minisblack", "metadata": None}
+    for profile, expected in [(None, levels), (PROFILES["adobe"], expected_srgb(levels, "adobe"))]:
+        for turn in ((6,), (6, 6)):  # two numbers, where there should be one
+            tags, notes = [(274, "H", len(turn), turn, True)], []
+            tifffile.imwrite(path, values.squeeze(), iccprofile=profile, extratags=tags, **words)
+            assert distance(decode(path, note=notes.append), expected) < 1.6
+            assert notes == ["floating-point pixels: 0 was taken as black and 1 as white"]
 
 
 # ---- nothing to convert

@@ -7,8 +7,10 @@ Pictures keep their ICC profile in `info["icc_profile"]`; what is developed from
 from __future__ import annotations
 
 import io
+import re
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +20,8 @@ from PIL import ExifTags, Image
 from eamb.readers.endings import AVIF_ENDINGS, RAW_ENDINGS
 
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+# The start of an item's entry (ISO/IEC 14496-12, 8.11.6): version, flags, number, protection; texts follow.
+HEIC_ITEM = re.compile(rb"infe(?:[\0-\x02]\0\0.{5}|\x03\0\0.{7})", re.DOTALL)
 JXL_CODESTREAM, JXL_BOX = b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"
 RAW_STARTS = (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FOVb", b"\0MRM")
 # libraw's flip (1: left and right exchanged, 2: top and bottom, 4: rows and columns) -> EXIF's orientation
@@ -71,9 +75,12 @@ def open_photo(path: str | Path, admit: Admit, note: Note | None = None) -> Imag
         ValueError: its package is missing, or it has too many pixels.
         UnidentifiedImageError: it is damaged.
     """
-    content = Path(path).read_bytes()
-    kind = kind_of(content[:16])
+    with Path(path).open("rb") as file:
+        start = file.read(16)
+        kind = kind_of(start)
+        content = start + file.read() if kind in ("HEIC", "JPEG XL") else b""  # not a video of gigabytes
     if kind == "HEIC":
+        check_items(content)
         # One thread for each picture: whoever decodes many uses all cores already.
         package("pi_heif", "HEIC").register_heif_opener(
             thumbnails=False, depth_images=False, aux_images=False, decode_threads=1
@@ -93,7 +100,8 @@ def open_photo(path: str | Path, admit: Admit, note: Note | None = None) -> Imag
         except RuntimeError as error:
             raise ValueError("a damaged JPEG XL picture") from error
         if not image.jpeg:  # all but what was packed from a JPEG is turned already; EXIF does not count
-            image.getexif().pop(ExifTags.Base.Orientation, None)
+            with suppress(Exception):  # of Pillow: damaged EXIF in a picture that is otherwise fine
+                image.getexif().pop(ExifTags.Base.Orientation, None)
         return image
     return None
 
@@ -106,6 +114,16 @@ def package(name: str, kind: str) -> ModuleType:
         raise ValueError(
             f"{kind} files need the package {distribution}: pip install -r requirements-photos.txt"
         ) from error
+
+
+def check_items(content: bytes) -> None:
+    """Raises ValueError if the kinds of a HEIC's items are no text, at which pi-heif crashes."""
+    for item in HEIC_ITEM.finditer(content):
+        length = int.from_bytes(content[item.start() - 4 : item.start()], "big")
+        try:
+            content[item.end() : item.start() - 4 + length].decode()
+        except UnicodeDecodeError as error:
+            raise ValueError("a damaged HEIC picture") from error
 
 
 def jxl_size(content: bytes) -> tuple[int, int]:
@@ -218,7 +236,7 @@ def develop(raw, preview: Image.Image | None, note: Note | None) -> Image.Image 
     try:
         if raw.raw_image_visible.any():  # of zeros LibRaw makes noise
             pixels = raw.postprocess(half_size=True, use_camera_wb=True, user_flip=0, gamma=SRGB_CURVE)
-            return Image.fromarray(pixels)  # from (h, w, 3)
+            return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)  # (h, w, 1 or 3)
     except rawpy.LibRawError as error:
         failure = error
     if not preview:

@@ -235,8 +235,8 @@ def _loaded(
         elif image.tag_v2.get(PHOTOMETRIC) == 0:  # 0 is white
             image = image.point(lambda value: value * -1 + 65535)
     if image.mode == "F":
-        image, profile = by_range(np.asarray(image), note), image.info.get("icc_profile")
-        image.info["icc_profile"] = profile
+        info, image = image.info, by_range(np.asarray(image), note)
+        image.info = info
     return image, tags, orientation
 
 
@@ -260,11 +260,12 @@ def _opened(
         try:
             return Image.open(source(), formats=FORMATS)
         except Image.UnidentifiedImageError:
+            image = None
             if content is None:
-                for image in (open_photo(path, admit, note), open_float_tiff(path, admit, note)):
-                    if image:
-                        return image
-            raise
+                image = open_photo(path, admit, note) or open_float_tiff(path, admit, note)
+            if image is None:
+                raise
+            return image
     except Image.DecompressionBombError as error:
         try:
             return JpegImagePlugin.JpegImageFile(source())  # without that limit; `_loaded` has its own

@@ -43,7 +43,8 @@ def open_float_tiff(
     Args:
         admit: told how many pixels of 4 bytes the page takes; raises ValueError if they are too many.
     """
-    if FLOATING not in np.atleast_1d(read_exif(path).get(SAMPLE_FORMAT, 0)):
+    tags = read_exif(path)
+    if FLOATING not in np.atleast_1d(tags.get(SAMPLE_FORMAT, 0)):
         return None
     import tifffile  # scikit-image needs it
 
@@ -55,15 +56,11 @@ def open_float_tiff(
                 return None
             admit(page.size * page.dtype.itemsize // 4)
             values = page.asarray()
-            orientation, profile = page.tags.get("Orientation"), page.tags.get("InterColorProfile")
-    except (
-        tifffile.TiffFileError,
-        KeyError,
-        IndexError,
-    ):  # no TIFF, or it needs imagecodecs
+    except (tifffile.TiffFileError, KeyError, IndexError):  # no TIFF, or it needs imagecodecs
         return None
     separate = values.ndim == 3 and page.planarconfig == 2
     image = by_range(np.moveaxis(values, 0, 2) if separate else values, note)  # from (H, W, 3)
-    image.getexif()[ExifTags.Base.Orientation] = int(orientation.value) if orientation else 1
-    image.info["icc_profile"] = profile and profile.value
+    image.getexif()[ExifTags.Base.Orientation] = tags.get(ExifTags.Base.Orientation, 1)
+    if ExifTags.Base.InterColorProfile in tags:
+        image.info["icc_profile"] = tags[ExifTags.Base.InterColorProfile]
     return image
