@@ -176,10 +176,7 @@ def test_the_profile_of_every_format_is_used(tmp_path, ending):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_floating_point_tiffs_are_turned_and_converted(tmp_path, channels):
     values, path = np.random.default_rng(0).random((20, 30, channels)).astype(np.float32), tmp_path / "a.tif"
-    levels, said = (
-        np.rint(255 * np.rot90(np.broadcast_to(values, (20, 30, 3)), -1)),
-        "floating-point pixels: ",
-    )
+    levels = np.rint(255 * np.rot90(np.broadcast_to(values, (20, 30, 3)), -1))
     words = {"photometric": "rgb" if channels == 3 else "minisblack", "metadata": None}
     for profile, expected in [(None, levels), (PROFILES["adobe"], expected_srgb(levels, "adobe"))]:
         for turn in ((6,), (6, 6)):  # two numbers, where there should be one
