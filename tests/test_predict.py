@@ -140,7 +140,7 @@ def test_profiles_are_converted_unless_the_weights_were_trained_without(
         assert Scorer(weights).score(wide).score == pytest.approx(expected, abs=4e-5)
     for words in ((), ("--resume",)):
         assert call([wide, cut], tmp_path / "0.safetensors", "--output", tmp_path / "s.csv", *words) == 0
-        assert "2 of 2 pictures scored, 1 with a note on a defect of the file, " in capsys.readouterr().err
+        assert "2 of 2 pictures scored, 1 with a note, " in capsys.readouterr().err
         assert (
             read_csv(tmp_path / "s.csv")[1]["error"] == "note: its colour profile is ignored: it is damaged"
         )

@@ -77,7 +77,7 @@ def predict(options: argparse.Namespace) -> int:
     failed = sum(not (error or NOTE).startswith(NOTE) for _, error in done)
     noted = sum((error or "").startswith(NOTE) for _, error in done)
     words = [f"{len(pictures) - failed} of {len(pictures)} pictures scored"]
-    words += [f"{noted} with a note on a defect of the file"] if noted else []
+    words += [f"{noted} with a note"] if noted else []
     print(", ".join([*words, *(f"{target} written" for target in targets if target)]), file=sys.stderr)
     failed += finish(options, {p.path: score for p, (score, _) in zip(pictures, done, strict=True)})
     # With exit code 1, torchrun would kill the processes that are still scoring.
