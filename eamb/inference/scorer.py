@@ -138,10 +138,9 @@ class Scorer:
             for file in files
         ]
         check_averaged([network.weights for network in networks], flip)
-        for (
-            network
-        ) in networks:  # weights that are older than data.icc learned from pictures of which few had
-            if network.view.icc is None:  # another profile, and so want sRGB
+        for network in networks:
+            # Older than data.icc: it learned from pictures of which few had a profile, and so wants sRGB.
+            if network.view.icc is None:
                 network.view = network.view._replace(icc=True)
         self.network = Ensemble(networks, flip)
         weights = self.network.weights

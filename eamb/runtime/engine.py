@@ -102,9 +102,7 @@ class Totals:
     loss: float = 0.0
     pictures: int = 0
     broken: list[tuple[str, str]] = field(default_factory=list)
-    noted: list[tuple[str, str]] = field(
-        default_factory=list
-    )  # files with a defect that were read all the same
+    noted: list[tuple[str, str]] = field(default_factory=list)  # damaged files that were read all the same
 
     def __post_init__(self):
         self.unread: list[tuple[str, Tensor, int, str]] = []  # what, its value, number of pictures, where
