@@ -33,6 +33,7 @@ from datasets import TrainOrder, make_loader
 from eamb.evaluation.predicting import as_trained
 from eamb.files import file_hash
 from eamb.network import backbones
+from eamb.network.vit import blocks_taken
 from eamb.readers.rated import RatedSet
 from eamb.runtime import distributed, engine
 from eamb.runtime.command import check_output, guarded
@@ -124,8 +125,11 @@ def check_alike(inputs: list[Input]) -> None:
 
 def facts(weights: Weights) -> dict:
     """What the networks must share, by name. Dropout may differ: it does nothing after the training."""
-    arguments = weights.build().arguments.items()
-    arguments = {f"model.{name}": value for name, value in arguments if name not in ("dropout", "drop_path")}
+    arguments = weights.build().arguments
+    arguments = arguments | {"depth": blocks_taken(arguments["backbone"], arguments["depth"])}
+    for name in ("dropout", "drop_path"):
+        arguments.pop(name, None)
+    arguments = {f"model.{name}": value for name, value in arguments.items()}
     return {name: weights.description.get(name, default) for name, default in ALIKE.items()} | arguments
 
 

@@ -43,6 +43,7 @@ from eamb.runtime.config import Config, load_config
 FUNCTIONS = ("srcc", "plcc", "rmse", "mae")  # functions of metrics.py
 MEASURES = (*FUNCTIONS, "accuracy", "accuracy_inclusive")
 PRINTED = ("srcc", "plcc", "accuracy", "accuracy_inclusive")  # the others are only in the csv
+SHAPES = ("emd2", "std_srcc", "std_mae", "coverage_50", "coverage_80")  # of runs that predict distributions
 SPREADS = 2  # a 95 % interval if standard deviations over seeds were known exactly
 TRAINED_ON = {  # key of metrics.json -> column in the csv, mark of rows with such pictures
     "test_pictures_trained_on": ("trained_on", "contaminated"),
@@ -117,6 +118,11 @@ class Table:
         return [run for names in self.rows.values() for run in names]
 
 
+def measures(table: Table, runs: dict[str, Run]) -> tuple[str, ...]:
+    """What is measured of every run of a table; NaN for a run that has none of it."""
+    return MEASURES + SHAPES * any(runs[name].has_shapes for name in table.runs)
+
+
 def read_tables(path: Path) -> list[Table]:
     """Raises ValueError: a table lacks something or has an unknown key."""
     tables = []
@@ -153,6 +159,11 @@ class Run:
     sha256: str
     budget: str
 
+    @property
+    def has_shapes(self) -> bool:
+        """Whether distributions were predicted and compared with votes."""
+        return "emd2" in self.facts["metrics"]
+
 
 def read_run(folder: Path) -> Run:
     """Raises ValueError, FileNotFoundError: something is missing."""
@@ -187,8 +198,10 @@ def measure_table(table: Table, runs: dict[str, Run], root: Path, resamples: int
     """
     facts = runs[table.runs[0]].facts
     name, split = facts["dataset"], facts["split"]
-    # The set is read with the options of our first run, or else with those in metrics.json.
-    configs = [runs[run].config for run in table.runs if runs[run].config]
+    # The set is read with the options of our first run, one with distributions if there is one, or else with
+    # those in metrics.json.
+    order = sorted(table.runs, key=lambda run: not runs[run].has_shapes)
+    configs = [runs[run].config for run in order if runs[run].config]
     options = configs[0].data.options() if configs else DataOptions(**facts.get("data", {}))
     reader = SetReader(name, root, options)
     rated = reader.load((split,))[split]
@@ -206,7 +219,17 @@ def measure_table(table: Table, runs: dict[str, Run], root: Path, resamples: int
     labels = rated.scale.kind == "label"
     truth = rated.high().astype(np.float64) if labels else rated.scores  # (n,)
     threshold = 0.5 if labels else rated.scale.threshold
-    arrays = [truth, *(read_predictions(runs[run].folder, rated) for run in table.runs)]
+    predicted = [(runs[name], read_predictions(runs[name].folder, rated)) for name in table.runs]
+    for run, columns in predicted:
+        if run.has_shapes and (not rated.bins or f"p_{rated.bins[0]:g}" not in columns):
+            raise ValueError(
+                f"make_tables: {run.folder} was measured on votes, and {rated.name} {rated.split} has none "
+                f"in {root}, or its predictions no columns p_<rating>; give the label files with votes, or "
+                "evaluate it again"
+            )
+    arrays = [truth, *(columns["prediction"].to_numpy() for _, columns in predicted)]
+    shares = [columns.filter(regex="^p_").to_numpy() for run, columns in predicted if run.has_shapes]
+    arrays += [metrics.compare_distributions(p, rated.distributions, rated.bins) for p in shares]
     content = {"threshold": threshold, "twins": int(twins.sum()), "resamples": resamples}
     # The measure whose differences are printed was chosen before measuring.
     content |= {"decisive": "accuracy" if labels else "srcc", "reference": table.reference}
@@ -222,8 +245,9 @@ def sources(table: Table, runs: dict[str, Run]) -> dict[str, dict[str, str]]:
     return {row: {name: runs[name].sha256 for name in names} for row, names in table.rows.items()}
 
 
-def read_predictions(folder: Path, rated: RatedSet) -> np.ndarray:
-    """(n,) in the order of the set. Raises ValueError unless each picture has one finite number."""
+def read_predictions(folder: Path, rated: RatedSet) -> pd.DataFrame:
+    """The columns "prediction" and, if the set has votes, "p_<rating>", (n,) each, in the order of the set.
+    Raises ValueError unless each picture has one finite number."""
     path = folder / "predictions.csv.gz"
     table, misfits = match_ids(path, rated)
     if wrong := [picture.id for pictures in misfits.values() for picture in pictures]:
@@ -231,7 +255,7 @@ def read_predictions(folder: Path, rated: RatedSet) -> np.ndarray:
             f"make_tables: {path} must have each picture of {rated.name} {rated.split} once; {len(wrong)} "
             f"are missing, unknown or there twice, e.g. {wrong[:3]}"
         )
-    return table["prediction"].to_numpy()
+    return table
 
 
 def figures(
@@ -240,7 +264,8 @@ def figures(
     """Metrics of each run; of each row, with intervals; differences from the reference, and which count.
 
     Args:
-        arrays: truth and the predictions of each run, (n,) each. Metrics that a metrics.json lacks are NaN.
+        arrays: truth and the predictions of each run, (n,) each; then, of each run that predicts
+            distributions, how they compare with the votes, (n, 6). Metrics that a metrics.json lacks are NaN.
 
     Returns:
         {"n": pictures, "runs": run -> metric -> value,
@@ -248,27 +273,30 @@ def figures(
         "differences": row -> metric -> {"difference", "low", "high", "seed_spread", "borrowed", "counts"}}
     """
     others = [row for row in table.rows if table.reference not in ("", row)]
+    shaped, wanted = [name for name in table.runs if runs[name].has_shapes], measures(table, runs)
 
     def measured(truth: np.ndarray, *arrays: np.ndarray) -> dict[tuple[str, str, str], float]:
-        values = {}
-        for name, predicted in zip(table.runs, arrays, strict=True):
+        values, count = {}, len(table.runs)
+        shapes = dict(zip(shaped, map(metrics.distribution_metrics, arrays[count:]), strict=True))
+        for name, predicted in zip(table.runs, arrays[:count], strict=True):
             # Not aesthetic_metrics, whose Kendall's tau takes longer than all the rest.
             found = {m: getattr(metrics, m)(predicted, truth) for m in FUNCTIONS}
             found["accuracy"] = metrics.accuracy(predicted, truth, threshold)
             found["accuracy_inclusive"] = metrics.accuracy(predicted, truth, threshold, inclusive=True)
+            found |= shapes.get(name, {})
             known = runs[name].facts["metrics"]
-            values |= {("runs", name, m): found[m] if m in known else math.nan for m in MEASURES}
-        for (row, names), m in product(table.rows.items(), MEASURES):
+            values |= {("runs", name, m): found[m] if m in known else math.nan for m in wanted}
+        for (row, names), m in product(table.rows.items(), wanted):
             values["rows", row, m] = float(np.mean([values["runs", name, m] for name in names]))
-        for row, m in product(others, MEASURES):
+        for row, m in product(others, wanted):
             values["differences", row, m] = values["rows", row, m] - values["rows", table.reference, m]
         return values
 
     values, intervals = measured(*arrays), bootstrap_intervals(measured, tuple(arrays), resamples)
     content = {"n": len(arrays[0]), "runs": {}, "rows": {}, "differences": {}}
-    for name, m in product(table.runs, MEASURES):
+    for name, m in product(table.runs, wanted):
         content["runs"].setdefault(name, {})[m] = values["runs", name, m]
-    for m in MEASURES:
+    for m in wanted:
         deviations = {}
         for row, names in table.rows.items():
             seeds = [values["runs", name, m] for name in names]
@@ -355,7 +383,7 @@ def check_measured(table: Table, runs: dict[str, Run], measured: dict) -> None:
             f"make_tables: table {table.name}: its rows, reference or predictions are not those that were "
             f"measured; {again}"
         )
-    for name, m in product(table.runs, MEASURES):
+    for name, m in product(table.runs, measures(table, runs)):
         recorded, now = runs[name].facts["metrics"].get(m), entry["all"]["runs"][name][m]
         # Some metrics.json have rounded values.
         if recorded != now and not math.isclose(now or 0, recorded or 0, rel_tol=1e-8, abs_tol=1e-10):
@@ -378,11 +406,7 @@ def our_table(table: Table, runs: dict[str, Run], measured: dict) -> str:
             cells[0] += f", **{mark} ({count:,})**" if count else ""
         if any(runs[name].config is None for name in names):
             cells[0] += ", trained on unknown pictures"
-        for m in PRINTED:  # .860 ± .002 (.848 to .872)
-            entry = measured["all"]["rows"][row][m]
-            deviation = "" if entry["sd"] is None else f" ± {number(m, entry['sd'], unit='')}"
-            unknown = entry["mean"] is None
-            cells.append("" if unknown else f"{number(m, entry['mean'])}{deviation} ({span(m, entry)})")
+        cells += [figure(m, measured["all"]["rows"][row][m]) for m in PRINTED]
         cells += [", ".join(number(m, rest[m]["mean"]) for m in PRINTED)] if twins else []
         lines.append([*cells, ", ".join(f"`{name}`" for name in names)])
     text = f"In brackets: 95 % bootstrap intervals over the pictures, {measured['resamples']:,} resamples. "
@@ -409,8 +433,25 @@ def our_table(table: Table, runs: dict[str, Run], measured: dict) -> str:
         verdict += ": counts" if entry["counts"] else ": does not count"
         difference = f"{FIGURES[m]} {number(m, entry['difference'], sign='+')} (paired {span(m, entry)})"
         sentences.append(f"- {row} minus {table.reference}{budgets}: {difference}, {verdict}.")
-    parts = [table.title, as_markdown(lines), textwrap.fill(text, 118), "\n".join(sentences)]
+    parts = [table.title, as_markdown(lines), shapes_table(measured["all"]["rows"])]
+    parts += [textwrap.fill(text, 118), "\n".join(sentences)]
     return "\n\n".join(filter(None, parts))
+
+
+def shapes_table(rows: dict[str, dict]) -> str:
+    """The table below the first, of the rows whose runs predict distributions; "" if none does."""
+    nothing = {"emd2": {"mean": None}}
+    shown = {row: entries for row, entries in rows.items() if (nothing | entries)["emd2"]["mean"] is not None}
+    if not shown:
+        return ""
+    lines = [["", *(metrics.TERMS[m] for m in SHAPES)]]
+    lines += [[row, *(figure(m, entries[m]) for m in SHAPES)] for row, entries in shown.items()]
+    text = (
+        "Rows that predict how often each rating is given, on the pictures with votes. Spread: the standard "
+        "deviation of a picture's ratings. Of calibrated distributions the central 50 % and 80 % hold as "
+        "many of the votes."
+    )
+    return f"{textwrap.fill(text, 118)}\n\n{as_markdown(lines)}"
 
 
 def largest_count(runs: dict[str, Run], names: list[str], key: str) -> int | None:
@@ -418,22 +459,32 @@ def largest_count(runs: dict[str, Run], names: list[str], key: str) -> int | Non
     return max((runs[name].facts[key] for name in names if key in runs[name].facts), default=None)
 
 
+def figure(measure: str, entry: dict) -> str:
+    """As in ".860 ± .002 (.848 to .872)"; "" if unknown."""
+    if entry["mean"] is None:
+        return ""
+    deviation = "" if entry["sd"] is None else f" ± {number(measure, entry['sd'], unit='')}"
+    return f"{number(measure, entry['mean'])}{deviation} ({span(measure, entry)})"
+
+
 def span(measure: str, entry: dict) -> str:
     return " to ".join(number(measure, entry[side], unit="") for side in ("low", "high"))
 
 
 def number(measure: str, value: float | None, unit: str = " %", sign: str = "") -> str:
-    """.860, or 86.8 % for an accuracy; a dash for None."""
+    """.860, or 86.8 % for an accuracy or a share of votes; a dash for None."""
     if value is None:
         return "-"
-    if measure.startswith("accuracy"):
+    if measure.startswith(("accuracy", "coverage")):
         return f"{100 * value:{sign}.1f}{unit}"
     return re.sub(r"^([+-]?)0\.", r"\1.", f"{value:{sign}.3f}")
 
 
 def csv_lines(table: Table, runs: dict[str, Run], measured: dict) -> list[dict]:
     lines = []
-    for (row, names), subset, m in product(table.rows.items(), ("all", "without_twins"), MEASURES):
+    for (row, names), subset, m in product(
+        table.rows.items(), ("all", "without_twins"), measures(table, runs)
+    ):
         content = measured[subset]
         line = {"row": row, "runs": " ".join(names), "pictures_x_epochs": runs[names[0]].budget}
         line |= {column: largest_count(runs, names, key) for key, (column, _) in TRAINED_ON.items()}

@@ -13,6 +13,7 @@ from torch import nn
 from datasets import load_dataset
 from eamb.files import file_hash
 from eamb.weights import checkpoint
+from eamb.weights.registry import build_network
 from main import main
 from scripts import average_weights
 
@@ -187,15 +188,12 @@ def test_only_pictures_that_were_trained_on_are_measured(soup_runs, scored_set, 
 
 
 def test_networks_for_votes_are_measured_on_pictures_without_votes_too(tmp_path, capsys):
-    root, start = make_para(tmp_path / "set", voted=range(0, 60, 2)), tmp_path / "first"
+    root, output = make_para(tmp_path / "set", voted=range(0, 60, 2)), tmp_path / "mean.safetensors"
     words = ["data.target=distribution", "loss.mean_weight=1", UNTRAINED, *QUICK]
-    assert train("para", root, start, *words) == 0
-    for seed in (1, 2):
-        again = ["--weights", start / "best.pt", f"train.seed={seed}"]
-        assert train("para", root, tmp_path / str(seed), *words, *again) == 0
-    files, output = [tmp_path / seed / "best.pt" for seed in "12"], tmp_path / "mean.safetensors"
+    assert train("para", root, tmp_path / "run", *words) == 0
+    best = tmp_path / "run" / "best.pt"
     capsys.readouterr()
-    assert average(*files, "--output", output, "--data-root", root, "train.batch_size=2") == 0
+    assert average(best, "--output", output, "--data-root", root, "train.batch_size=2") == 0
     assert "from 58 training pictures" in capsys.readouterr().out
     assert evaluate(output, "para", root, tmp_path / "report") == 0
     assert "emd2" in read_json(tmp_path / "report" / "metrics.json")["metrics"]
@@ -249,11 +247,11 @@ def test_in_fp16_the_file_is_half_as_large_and_statistics_are_those_of_the_round
 
 def test_a_network_without_batchnorm_needs_no_pictures(scored_set, tmp_path, capsys):
     words = ["model.network=linear", "model.backbone=test_convnext", *QUICK]
-    assert train("csv", scored_set, tmp_path / "first", *words) == 0
-    for seed in (1, 2):
-        start = ["--weights", tmp_path / "first" / "best.pt", f"train.seed={seed}"]
-        assert train("csv", scored_set, tmp_path / str(seed), *words, *start) == 0
-    runs = [tmp_path / str(seed) / "best.pt" for seed in (1, 2)]
+    assert train("csv", scored_set, tmp_path / "run", *words) == 0
+    best, runs = tmp_path / "run" / "best.pt", [tmp_path / f"{name}.safetensors" for name in "12"]
+    for path, shift in zip(runs, (0.5, -0.25), strict=True):
+        moved = {name: value + shift for name, value in tensors(best).items()}
+        changed(best, path, moved, origin={"weights_sha256": "0"})
     assert average(*runs, "--output", tmp_path / "mean.safetensors") == 0
     assert "mean of 2 networks, no BatchNorm" in capsys.readouterr().out
     first, second, mean = (tensors(path) for path in (*runs, tmp_path / "mean.safetensors"))
@@ -264,12 +262,26 @@ def test_a_network_without_batchnorm_needs_no_pictures(scored_set, tmp_path, cap
 
 
 def changed(path, output, tensors=None, origin=None, **description):
-    """A copy of weights with another description."""
+    """A copy of weights with other tensors or another description."""
     weights = checkpoint.load_weights(path)
     known = weights.description | description
     known["origin"] = known["origin"] | (origin or {})
-    checkpoint.export_weights(output, replace(weights, description=known))
+    weights = replace(weights, tensors=tensors or weights.tensors, description=known)
+    checkpoint.export_weights(output, weights)
     return output
+
+
+def refused(first, other, said, root, folder, capsys):
+    """Averaging the two must end in one sentence that names both files."""
+    capsys.readouterr()
+    output = folder / "mean.safetensors"
+    assert average(first, other, "--output", output, "--data-root", root) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: average_weights: {other} ")
+    assert said in error
+    assert str(first) in error
+    assert error.count("\n") == 1
+    assert not output.exists()
 
 
 OTHER = {"kind": "score", "minimum": 0, "maximum": 10, "threshold": 5, "inclusive": False, "bins": []}
@@ -290,35 +302,26 @@ def test_networks_that_differ_in_what_they_predict_or_started_from_are_refused(
     change, said, soup_runs, scored_set, tmp_path, capsys
 ):
     other = changed(soup_runs[1], tmp_path / "other.safetensors", **change)
-    output = tmp_path / "mean.safetensors"
-    assert average(soup_runs[0], other, "--output", output, "--data-root", scored_set) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: average_weights: {other} ")
-    assert said in error
-    assert str(soup_runs[0]) in error
-    assert error.count("\n") == 1
-    assert not output.exists()
+    refused(soup_runs[0], other, said, scored_set, tmp_path, capsys)
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["model.width=24", UNTRAINED], "has model.width 24 and "),
-        (["--task", "emotion"], "has task emotion and "),
-        (["model.network=linear"], "has network linear and "),
-        ([UNTRAINED], "started from random layers of its own and "),
-    ],
-)
-def test_networks_of_another_shape_or_task_or_start_are_refused(
-    words, said, soup_runs, scored_set, tmp_path, capsys
+def test_a_network_of_another_shape_is_refused(soup_runs, scored_set, tmp_path, capsys):
+    wider = checkpoint.load_weights(soup_runs[1]).description["architecture"] | {"width": 24}
+    state = build_network("aesthetics", "eambnet", wider).state_dict()
+    other = changed(soup_runs[1], tmp_path / "other.safetensors", state, architecture=wider)
+    refused(soup_runs[0], other, "has model.width 24 and ", scored_set, tmp_path, capsys)
+
+
+def test_networks_of_another_task_kind_or_start_are_refused(
+    soup_runs, untrained_run, emotion_run, scored_set, tmp_path, capsys
 ):
-    assert train("csv", scored_set, tmp_path / "run", *words, *QUICK) == 0
-    files = [soup_runs[0], tmp_path / "run" / "best.pt"]
-    output = tmp_path / "mean.safetensors"
-    assert average(*files, "--output", output, "--data-root", scored_set) == 2
-    error = capsys.readouterr().err
-    assert f"error: average_weights: {files[1]} {said}" in error
-    assert not output.exists()
+    assert train("csv", scored_set, tmp_path / "run", "model.network=linear", *QUICK) == 0
+    for run, said in (
+        (emotion_run, "has task emotion and "),
+        (tmp_path / "run", "has network linear and "),
+        (untrained_run, "started from random layers of its own and "),
+    ):
+        refused(soup_runs[0], run / "best.pt", said, scored_set, tmp_path, capsys)
 
 
 def test_runs_from_imagenet_share_no_start_even_with_each_other(untrained_run, scored_set, tmp_path, capsys):

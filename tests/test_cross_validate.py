@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from small import BACKBONE, WORDS, parameters, read_csv, read_json, same, write_pictures
+from small import BACKBONE, WORDS, parameters, read_csv, read_json, same, without_drawing, write_pictures
 
 from datasets import load_dataset
 from eamb.files import file_hash
@@ -41,7 +41,7 @@ def run(fi_set, weights_file, output, *words) -> int:
     (output.parent / "small.yaml").write_text("task: emotion\n")
     options = ["--config", output.parent / "small.yaml", "--dataset", "fi", "--data-root", fi_set]
     options += ["--folds", 2, "--output", output, *WORDS, f"model.imagenet={weights_file}"]
-    with warnings.catch_warnings():
+    with without_drawing(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # two validation pictures are too few for some metrics
         return cross_validate.main([str(word) for word in (*options, *words)])
 

@@ -140,7 +140,7 @@ def test_ids_in_predictions_are_safe_and_read_again_by_evaluate_and_by_the_table
     assert (table["id"].tolist(), table["prediction"].tolist()) == (ids, numbers.tolist())
     assert misfits == {"missing": [], "extra": [], "duplicate": []}
     path.with_suffix(".csv.gz").write_bytes(gzip.compress(path.read_bytes()))
-    assert make_tables.read_predictions(tmp_path, rated).tolist() == numbers.tolist()
+    assert make_tables.read_predictions(tmp_path, rated)["prediction"].tolist() == numbers.tolist()
 
     left_out = [LeftOut(i, "=no; picture") for i in [*ids, "\udcff.jpg"]]
     write_left_out(tmp_path / "left_out.csv", replace(rated, left_out=left_out))

@@ -1,5 +1,6 @@
 """Two processes that hear a signal, lose one or start again; locks. With real processes."""
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -8,15 +9,19 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 
 import pytest
-from small import UNTRAINED, command, contents, train
+from small import UNTRAINED, contents, train
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from eamb.training import interruption, tasks
+from eamb.training.run import Run
 from eamb.weights import checkpoint
 from tests.stress.training import END, Trainings, differences, finish, wait_until_written
+from tests.stress.training import train as train_in_process
 
 
 @pytest.fixture(scope="module")
@@ -74,39 +79,35 @@ def test_a_pair_that_is_stopped_then_loses_a_process_ends_as_if_nothing_had_happ
     assert differences(undisturbed, output) == []
 
 
-DIES_ONCE = """
-import os, signal, sys
-from pathlib import Path
-from eamb.training import run
-from eamb.evaluation import figures
-from main import main
+def train_and_die_once(words: list[str], log: Path, dead: Path) -> None:
+    """One process of a training, of which the second dies in its second epoch, the first time."""
+    save_if_due = Run.save_if_due
 
-save_if_due = run.Run.save_if_due
-dead = Path(sys.argv.pop(1))
+    def die_once(run: Run) -> None:
+        if (run.epoch, os.environ["RANK"]) == (1, "1") and not dead.exists():
+            dead.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        save_if_due(run)
 
-def die_once(run):
-    if (run.epoch, os.environ["RANK"]) == (1, "1") and not dead.exists():
-        dead.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    save_if_due(run)
-
-run.Run.save_if_due = die_once
-figures.write_figure = lambda figure, path: None
-sys.exit(main())
-"""
+    Run.save_if_due = die_once
+    with contextlib.suppress(SystemExit):  # a launched function returns; without its files the test fails
+        train_in_process(words, log, {"WORLD_SIZE": 2})
 
 
 def test_torchrun_starts_anew_without_a_checkpoint_and_goes_on_from_one(pair, undisturbed, tmp_path):
-    program, output = tmp_path / "dies_once.py", pair.folder / "restarted"
-    program.write_text(DIES_ONCE)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1"]
-    done = command(*launcher, program, tmp_path / "dead", *pair.words, "--output", output)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "dead").exists()
-    assert [line for line in done.stdout.splitlines() if line.startswith("resumed ")] == [
-        f"resumed {output / 'last.pt'} at epoch 2, step 1"
-    ]
-    assert "process 0 lost another" in done.stderr or "Signal 9 (SIGKILL)" in done.stderr
+    # What torchrun --standalone --nproc_per_node=2 --max-restarts=1 does; its own processes would import all
+    # modules five times.
+    output, log, dead = pair.folder / "restarted", tmp_path / "log", tmp_path / "dead"
+    settings = {"min_nodes": 1, "max_nodes": 1, "nproc_per_node": 2, "max_restarts": 1}
+    settings |= {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "test"}
+    launch = elastic_launch(LaunchConfig(**settings, start_method="forkserver"), train_and_die_once)
+    with ThreadPoolExecutor(
+        1
+    ) as thread:  # in the main thread it would replace this process's signal handlers
+        thread.submit(launch, [*pair.words, "--output", str(output)], log, dead).result()
+    assert dead.exists()
+    resumed = [line for line in log.read_text().splitlines() if line.startswith("resumed ")]
+    assert resumed == [f"resumed {output / 'last.pt'} at epoch 2, step 1"]
     assert differences(undisturbed, output) == []
 
 

@@ -210,6 +210,61 @@ def test_the_budget_of_several_networks_counts_each(made):
         assert row in text
 
 
+def test_runs_that_predict_distributions_have_a_table_of_their_shapes(made, tmp_path, capsys):
+    chance = np.random.default_rng(3)
+    root, ratings = tmp_path / "votes", np.arange(1, 6)
+    splits = ["test"] * COUNT + ["train"] * 20 + ["val"] * 5
+    votes = chance.integers(1, 9, (len(splits), 5))
+    root.mkdir()
+    for i in range(len(splits)):
+        (root / f"{i:03d}.png").write_text(f"picture {i}")
+    head = ["path", "split", *(f"score{rating}" for rating in ratings)]
+    rows = [(f"{i:03d}.png", *row) for i, row in enumerate(zip(splits, *votes.T, strict=True))]
+    write_table(root / "ratings.csv", [head, *rows])
+    options = DataOptions(target="distribution")
+    made.data, made.rated = root, load_dataset("csv", root, ("test",), options)["test"]
+    made.scores = made.rated.scores
+    config = Config(data=Data(dataset="csv", target="distribution"), train=Train(epochs=4))
+    shares = chance.gamma(votes[:COUNT])  # (n, K)
+    shares /= shares.sum(axis=1, keepdims=True)
+    figures = metrics.aesthetic_metrics(shares @ ratings, made.scores, 3.0)
+    compared = metrics.compare_distributions(shares, made.rated.distributions, made.rated.bins)
+    figures |= metrics.distribution_metrics(compared)
+    made.run("shape", shares @ ratings, config=config, metrics=figures)
+    score = Config(data=Data(dataset="csv", target="score"), train=Train(epochs=4))
+    made.run("score", made.noisy(0.2), config=score)
+    made.tables("Score", Score=["score"], Shape=["shape"])
+    refused(made, capsys, "shape was measured on votes, and csv test has none in")
+    columns = {"id": made.rated.ids, "prediction": shares @ ratings}
+    columns |= {f"p_{rating}": shares[:, i] for i, rating in enumerate(ratings)}
+    text = pd.DataFrame(columns).to_csv(index=False)
+    (made.results / "shape" / "predictions.csv.gz").write_bytes(gzip.compress(text.encode()))
+    assert made.make() == 0
+    found = made.measured()["rows"]
+    deviations = [np.sqrt(s @ (ratings - s @ ratings) ** 2) for s in (*shares, *made.rated.distributions)]
+    spreads = np.array(deviations).reshape(2, COUNT).round(12)  # equal ones may differ in the last bits
+    rank = spearmanr(*spreads).statistic
+    assert found["Shape"]["std_srcc"]["mean"] == pytest.approx(rank, rel=1e-9)
+    assert found["Shape"]["std_mae"]["mean"] == pytest.approx(abs(np.diff(spreads, axis=0)).mean())
+    distances = np.diff(np.cumsum([shares, made.rated.distributions], axis=2), axis=0)[0]
+    assert found["Shape"]["emd2"]["mean"] == pytest.approx(np.sqrt((distances**2).mean(axis=1)).mean())
+    assert found["Score"]["emd2"]["mean"] is None
+    page = made.readme.read_text()
+    assert "| | EMD (r = 2) | SRCC of the spread | MAE of the spread | votes in the central 50 % |" in page
+    [line] = [line for line in page.splitlines() if line.startswith("| Shape | .")]
+    assert line.split(" | ")[2].startswith(f"{rank:.3f} (".lstrip("0"))
+    assert line.count(" % (") == 2 and page.count("| Score |") == 1
+    lines = {
+        (r["row"], r["metric"]): r
+        for r in read_csv(made.results / "tables" / "own.csv")
+        if r["subset"] == "all"
+    }
+    assert float(lines["Shape", "coverage_80"]["mean"]) == pytest.approx(figures["coverage_80"])
+    assert lines["Score", "coverage_80"]["mean"] == ""
+    made.change("shape/metrics.json", metrics=figures | {"std_mae": 0.5})
+    refused(made, capsys, "shape: std_mae is 0.5 in metrics.json and", measure=False)
+
+
 def test_predictions_of_another_program_have_only_metrics_that_make_sense_and_unequal_budgets_are_told(made):
     made.run("theirs", 100 * made.noisy(0.5), predictions_file="scores.csv")
     correlations = ("n", "srcc", "plcc", "krcc")

@@ -32,6 +32,7 @@ def draw(image, **changes):
         "class_maps": np.zeros((5, 7, 7)),
         "training_ratings": RATINGS,
         "distribution": SHARES,
+        "deviation": 0.96,
     }
     return panels.panel(image, Explanation(**(parts | changes)))
 
@@ -173,8 +174,7 @@ def test_the_predicted_distribution_is_drawn_as_bars():
     bars = {bar.get_x() + bar.get_width() / 2: bar.get_height() for bar in chart.patches}
     assert bars == pytest.approx(SHARES)
     assert [text.get_text() for text in chart.texts] == ["5", "15", "50", "20", "10"]
-    value = sum(rating * share for rating, share in SHARES.items())
-    figure = draw(grey_image(60, 80), **BARE | {"distribution": SHARES, "value": value})
+    figure = draw(grey_image(60, 80), **BARE | {"distribution": SHARES, "value": 3.15})
     assert "predicted ratings in %: mean 3.15, SD 0.96" in [text.get_text() for text in figure.texts]
     assert [tick.get_text() for tick in chart.get_xticklabels()] == ["1", "2", "3", "4", "5"]
 

@@ -144,9 +144,9 @@ def test_json_lines_say_the_same_as_csv(scored, album, lively_weights, tmp_path)
 
 
 @pytest.mark.parametrize("scale", [TEN_BINS, PARA_VOTES])
-def test_rating_bins_become_columns_that_give_score_and_deviation(scale, album, tmp_path, capsys):
+def test_rating_bins_become_columns_that_give_score_and_deviation(scale, album, tmp_path, capsys, drawn):
     file = write_weights(tmp_path / "bins.safetensors", build_lively(outputs=scale.outputs), scale)
-    assert call(album / "b.jpg", file, "--output", tmp_path / "scores.csv") == 0
+    assert call(album / "b.jpg", file, "--output", tmp_path / "scores.csv", "--maps", tmp_path / "maps") == 0
     [row] = read_csv(tmp_path / "scores.csv")
     assert list(row)[9:] == [f"p_{rating:g}" for rating in scale.bins]
     shares, bins = np.array(list(row.values())[9:], dtype=float), np.array(scale.bins)
@@ -154,6 +154,9 @@ def test_rating_bins_become_columns_that_give_score_and_deviation(scale, album, 
     deviation = np.sqrt((shares * (bins - mean) ** 2).sum())
     assert shares.sum() == pytest.approx(1, abs=1e-5)
     assert [float(row["score"]), float(row["score_std"])] == pytest.approx([mean, deviation], abs=1e-4)
+    [(_, _, explanation)] = drawn
+    assert explanation.deviation == pytest.approx(deviation, abs=1e-4)
+    assert [*explanation.distribution.values()] == pytest.approx(shares, abs=1e-5)
     capsys.readouterr()
     assert call(album / "b.jpg", file) == 0
     header, line = (text.split() for text in capsys.readouterr().out.splitlines())
@@ -256,6 +259,11 @@ def test_several_networks_go_on_where_they_were_interrupted(album, lively_weight
     whole = output.read_bytes()
     output.write_bytes(whole[: len(whole) // 2])
     assert call(album, lively_weights, *words, "--resume") == 1 and output.read_bytes() == whole
+    output.write_bytes(
+        whole[: len(whole) // 2]
+    )  # the mean is the same in any order, maps and emotions are not
+    message = refused(capsys, album, another, "--checkpoint", lively_weights, "--output", output, "--resume")
+    assert "another probability of its emotion than now; go on with the networks in the same order" in message
     message = refused(capsys, album, lively_weights, "--output", output, "--resume")
     assert "has other columns than this run would write; go on with the same --checkpoint" in message
 

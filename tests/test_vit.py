@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from small import BACKBONE, UNTRAINED
 from timm.layers import resample_abs_pos_embed
 
+from eamb.evaluation import predicting
 from eamb.network.backbones import RESNET50, build_pyramid, imagenet_tensors, normalisation, recompute_blocks
 from eamb.network.fast import prepare_for_inference
 from eamb.network.outputs import EMOTIONS, Scale
@@ -25,14 +26,14 @@ from eamb.training.optimizer import make_optimizer
 from eamb.training.tasks import choose_task
 from eamb.weights import checkpoint
 from EAMBNet import EmotionNetwork, LinearNetwork, build_model
-from scripts import export
+from scripts import average_weights, export
 
 TINY = "test_vit"  # timm's own for tests: 64 channels, 6 blocks, a class token, 10 x 10 patches of 16 pixels
 SHAPES = {
     "vit_small_patch14_dinov2": (12, 384, 14),
     "vit_small_patch14_reg4_dinov2": (12, 384, 14),  # registers, which have no positions
     "vit_small_patch16_dinov3": (12, 384, 16),  # rotary positions
-    "vit_base_patch16_clip_224": (12, 768, 16),  # normalises before the first block
+    "vit_xsmall_patch16_clip_224": (10, 256, 16),  # normalises before the first block
     "vit_base_patch16_siglip_224": (12, 768, 16),  # no class token
     TINY: (6, 64, 16),
 }
@@ -344,6 +345,24 @@ def test_the_small_recipe_is_nine_blocks_for_both_branches_and_fits_40_mb_in_fp1
     assert (len(network.context.body.blocks), network.detail) == (9, None)
     assert "conv_stem.weight" in network.emotion.pyramid.body.state_dict()
     assert sum(2 * value.numel() for value in network.state_dict().values()) < 40e6
+
+
+def test_depth_0_is_all_blocks_and_so_is_their_number():
+    files = []
+    for depth in (0, 6, 5):
+        network = build(depth=depth, without=("emotion",))
+        described = checkpoint.describe(network, None) | {"dataset": "csv", "image_size": 64, "exif": True}
+        files.append(checkpoint.Weights(network.state_dict(), described))
+    facts = [average_weights.facts(weights) for weights in files]
+    assert facts[0] == facts[1] != facts[2]
+    for weights, fitting in ((files[0], (0, 6)), (files[1], (0, 6)), (files[2], (5,))):
+        for depth in (0, 5, 6):
+            given = {"model.depth": depth}
+            if depth in fitting:
+                predicting.as_trained(load_config(), weights, given)
+            else:
+                with pytest.raises(ValueError, match=rf"model\.depth={depth or 6} does not go with"):
+                    predicting.as_trained(load_config(), weights, given)
 
 
 def test_files_from_before_these_settings_load(lively_weights):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from datasets import PictureSet, TestOrder, make_loader
+from eamb.network.vit import blocks_taken
 from eamb.readers.rated import LeftOut, RatedSet
 from eamb.runtime import distributed, engine
 from eamb.runtime.config import Config
@@ -30,7 +31,12 @@ def as_trained(config: Config, weights: Weights, given: dict[str, object] | None
     architecture = {"network": described.get("network", "eambnet")} | described["architecture"]
     for name, value in architecture.items():
         fixed[f"model.{name}"] = ",".join(value) if isinstance(value, list) else value
-    for key, value in (given or {}).items():
+    given = dict(given or {})
+    if "model.depth" in given:  # 0 is all blocks, however many these are
+        for settings in (fixed, given):
+            depth = settings.get("model.depth", 0)
+            settings["model.depth"] = depth or blocks_taken(architecture["backbone"], 0)
+    for key, value in given.items():
         if value != fixed.get(key, value):
             raise ValueError(
                 f"evaluation: {key}={value} does not go with {weights.path}, whose {key} is {fixed[key]}; "

@@ -94,6 +94,7 @@ class MapFolder:
             class_maps=scored.class_maps,
             training_ratings=self.scorer.quantiles,
             distribution=scored.distribution,
+            deviation=scored.score_std,
         )
         return drawers.submit(self.panels.save_panel, self.folder / f"{name}.png", image, explanation)
 

@@ -43,6 +43,7 @@ class Explanation:
     class_maps: (E, h, w), in [0, 1], in the order of `emotions`; None: no emotion is shown.
     training_ratings: (Q,) quantiles, ascending, evenly spaced in share; None: unknown.
     distribution: predicted share of each rating; empty for networks that give a score only.
+    deviation: standard deviation of that distribution; None without one.
     """
 
     title: str
@@ -55,6 +56,7 @@ class Explanation:
     class_maps: np.ndarray | None = None
     training_ratings: np.ndarray | None = None
     distribution: Mapping[float, float] = field(default_factory=dict)
+    deviation: float | None = None
 
 
 class Box(NamedTuple):
@@ -179,9 +181,7 @@ def draw_predicted_ratings(figure: Figure, box: Box, explanation: Explanation) -
     axes.bar_label(bars, fmt=lambda share: f"{100 * share:.0f}", fontsize=9, color=FAINT)
     axes.margins(x=0, y=0.2)
     axes.set_xticks(list(explanation.distribution))
-    ratings, shares = np.array(list(explanation.distribution.items())).T  # (K,) each
-    spread = np.sqrt(shares @ (ratings - explanation.value) ** 2)
-    words = f"predicted ratings in %: mean {explanation.value:.2f}, SD {spread:.2f}"
+    words = f"predicted ratings in %: mean {explanation.value:.2f}, SD {explanation.deviation:.2f}"
     finish_chart(axes, box, words)
 
 

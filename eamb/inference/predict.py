@@ -124,7 +124,8 @@ def remaining(
 ) -> Iterator[tuple[PictureFile, Scored]]:
     """The pictures after those that have rows, with their scores.
 
-    The last score of an interrupted run is computed again; raises ValueError if it differs.
+    The last score of an interrupted run is computed again; raises ValueError if it differs, or if the
+    probability of the strongest emotion does: of several networks the first gives emotions and maps.
     """
     first = max((number for number, row in enumerate(rows) if row["score"] is not None), default=len(rows))
     results = scorer.score_all((picture.path for picture in pictures), first, maps.keep if maps else None)
@@ -132,10 +133,18 @@ def remaining(
         if number >= len(rows):
             yield pictures[number], scored
         elif number == first:
-            before = rows[number]["score"]
+            before, likely = rows[number]["score"], rows[number]["emotion_probability"] or 0
+            what = ""
             if scored.error or abs(scored.score - before) > 1e-4 * (scored.score_max - scored.score_min):
+                what = (
+                    f"the score {before:g}, and now it is {scored.error or format(scored.score, 'g')}; go on"
+                )
+            elif abs((scored.emotion_probability or 0) - likely) > 1e-4:
+                what = (
+                    "another probability of its emotion than now; go on with the networks in the same order,"
+                )
+            if what:
                 raise ValueError(
-                    f"predict: {output} gives {printable(scored.path)} the score {before:g}, and now it is "
-                    f"{scored.error or format(scored.score, 'g')}; go on with the same weights and settings, "
-                    "or overwrite it with --force"
+                    f"predict: {output} gives {printable(scored.path)} {what} with the same weights and "
+                    "settings, or overwrite it with --force"
                 )

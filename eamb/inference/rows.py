@@ -102,7 +102,7 @@ def read_rows(
     Any bytes after that are a row, or the header, that was being written when the run ended.
 
     Returns:
-        Rows as dicts by column, the score as a number or None; the number of bytes.
+        Rows as dicts by column, score and emotion_probability as numbers or None; the number of bytes.
 
     Raises:
         ValueError: a row is damaged or has other columns, or the rows are not those of the first pictures.
@@ -123,8 +123,9 @@ def read_rows(
             row = dict(zip(columns, record, strict=True)) if as_csv else dict(record)
             if list(row) != list(columns):
                 raise ValueError("other columns")
-            score = None if row["score"] in ("", None) else float(row["score"])
-            rows.append(row | {"path": str(row["path"]), "score": score})
+            for name in ("score", "emotion_probability"):
+                row[name] = None if row[name] in ("", None) else float(row[name])
+            rows.append(row | {"path": str(row["path"])})
     except (ValueError, TypeError, csv.Error) as error:
         raise ValueError(
             f"predict: row {len(rows) + 1} of {output} is damaged or has other columns than this run would "

@@ -89,7 +89,7 @@ class Model:
     emotion_width: int = limited(0, least=0)  # channels of the emotion path; 0: `width`
     depth: int = limited(0, least=0)  # take a ViT's first so many blocks; 0: all
     drop_path: float = limited(0.0, least=0, below=1)  # leave out blocks in training (`build_pyramid`)
-    resize_input: bool = True  # a ViT resizes pictures to multiples of its patch; false: others are refused
+    resize_input: bool = True  # a ViT resizes pictures to multiples of its patch; false: train refuses others
     symmetric: bool = True  # P(A over B) + P(B over A) = 1; false is the published behaviour of pair networks
     emotions: str = ""  # class names, in order, for an official emotion file whose list is not the usual one
     emotion_weights: str = one_of("required", "none")  # "none" allows a branch never trained on emotions
