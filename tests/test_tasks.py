@@ -405,8 +405,8 @@ def test_a_layer_for_the_mean_of_distributions_is_exact_around_a_bell_and_keeps_
 
     near = 1e-3 * torch.randn(9, 6, generator=generator).double()
     torch.testing.assert_close(
-        *both(near), rtol=0, atol=1e-7
+        *both(near), rtol=0, atol=1e-5
     )  # the error grows with the square of the logits
-    assert both(near)[1].std() > 1e-5
+    assert both(near)[1].std() > 5e-5
     tilted = torch.outer(bins, torch.randn(6, generator=generator).double())
     assert spearmanr(*both(tilted)).statistic == pytest.approx(1)
