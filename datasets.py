@@ -314,6 +314,7 @@ class Picture(NamedTuple):
     index: int
     image: Tensor  # (3, H, W) uint8
     others: tuple[Tensor, ...] = ()
+    notes: tuple[str, ...] = ()  # what is wrong with a file that could be decoded all the same
 
 
 class Batch(NamedTuple):
@@ -321,7 +322,7 @@ class Batch(NamedTuple):
 
     index (N,) int64, images (N, 3, H, W) uint8, channels last in memory, scores (N,) float64 in the set's
     unit, distributions (N, K) float32, emotions (N, E) float32, NaN as in Sample. others: the pictures again,
-    as `images`, for each of `PictureSet.others`.
+    as `images`, for each of `PictureSet.others`. noted: what is wrong with files that could be decoded.
     """
 
     index: Tensor
@@ -331,6 +332,7 @@ class Batch(NamedTuple):
     emotions: Tensor | None
     broken: list[LeftOut]
     others: tuple[Tensor, ...] = ()
+    noted: Sequence[LeftOut] = ()
 
 
 @dataclass(eq=False)
@@ -344,9 +346,10 @@ class PictureSet(Dataset):
         skip_broken: leave out files that cannot be decoded and list them; otherwise they are errors.
         crop: keep the aspect ratio and cut out the middle (`decoding.decode`) instead of squashing.
         others: further views of each picture, from the same decoding, never mirrored.
+        icc: convert pictures to sRGB by their colour profiles; the official code does not.
 
     Raises:
-        ValueError: the pictures are copies made for another size, or with another use of EXIF.
+        ValueError: the pictures are copies made for another size, or with another use of EXIF or profiles.
     """
 
     rated: RatedSet
@@ -356,15 +359,16 @@ class PictureSet(Dataset):
     skip_broken: bool = False
     crop: bool = False
     others: tuple[View, ...] = ()
+    icc: bool = True
 
     def __post_init__(self):
         for copies in self.rated.copies:
             for view in self.views:
-                check_copies(copies, view.size, view.exif)
+                check_copies(copies, view)
 
     @property
     def views(self) -> list[View]:
-        return [View(self.size, self.exif, self.crop), *self.others]
+        return [View(self.size, self.exif, self.crop, self.icc), *self.others]
 
     def __len__(self) -> int:
         return len(self.rated)
@@ -374,15 +378,15 @@ class PictureSet(Dataset):
 
         Does not raise the error, which torch would wrap in the worker's traceback; `Loader` raises it.
         """
-        epoch, index = draw if isinstance(draw, tuple) else (0, draw)
+        (epoch, index), notes = draw if isinstance(draw, tuple) else (0, draw), []
         try:
-            images = decode_views(self.rated.paths[index], self.views)  # (H, W, 3) each
+            images = decode_views(self.rated.paths[index], self.views, note=notes.append)  # (H, W, 3) each
         except DecodeError as error:
             return LeftOut(self.rated.ids[index], str(error))
         tensor, *others = (torch.from_numpy(image).permute(2, 0, 1) for image in images)  # (3, H, W) each
         if self.flip_seed is not None and coin(self.flip_seed, epoch, index):
             tensor = tensor.flip(2)  # 30 times as fast as numpy's [:, ::-1]
-        return Picture(index, tensor, tuple(others))
+        return Picture(index, tensor, tuple(others), tuple(notes))
 
     def collate(self, pictures: Sequence[Picture | LeftOut]) -> Batch:
         """Stacks what was decoded and lists what was not; a batch may come out empty."""
@@ -404,6 +408,7 @@ class PictureSet(Dataset):
             emotions=emotions,
             broken=[picture for picture in pictures if isinstance(picture, LeftOut)],
             others=tuple(others),
+            noted=[LeftOut(self.rated.ids[each.index], "; ".join(each.notes)) for each in good if each.notes],
         )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eamb.network.names import NETWORKS, TASKS
+from eamb.readers.endings import RAW_CHOICES, RAW_HELP
 from eamb.readers.registry import DATASETS
 from eamb.runtime.command import guarded
 from eamb.weights import shipped
@@ -115,11 +116,15 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     add("--engine", choices=("torch", "openvino"), help=engines)
     add("--exact", action="store_true", help=exact)
     add("--shard", metavar="I/N", help=shard)
+    learn = "compare your own stars with the scores, and list the largest differences"
+    add("--learn-from-ratings", action="store_true", help=learn)
+    add_sidecar_options(parser)
     add_scoring_options(parser)
 
 
 def add_select(parser: argparse.ArgumentParser) -> None:
     parser.description = "Finds the series in folders of photographs and picks the best of each."
+    parser.set_defaults(learn_from_ratings=False)  # an option of `predict`
     add = parser.add_argument
     gap, similarity = "a longer pause ends a series; default 30", "0 to 1, lower ends a series; default 0.6"
     add("paths", metavar="FOLDER", nargs="*", help="or files, globs; - reads a list")
@@ -128,7 +133,19 @@ def add_select(parser: argparse.ArgumentParser) -> None:
     add("--page", metavar="DIR", type=Path, help="write a page to review and change the picks")
     add("--gap", metavar="SECONDS", type=float, default=30, help=gap)
     add("--similarity", metavar="X", type=float, default=0.6, help=similarity)
+    add_sidecar_options(parser)
     add_scoring_options(parser)
+
+
+def add_sidecar_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    names = "photo.jpg.xmp, the default, or photo.xmp"
+    stars = 'percentiles among these photographs for 5, 4, 3 and 2 stars; default "95,80,50,20"'
+    add("--xmp", action="store_true", help="write stars into XMP sidecars beside the photographs")
+    add("--xmp-names", choices=("darktable", "adobe"), help=names)
+    add("--stars", metavar="A,B,C,D", help=stars)
+    add("--overwrite-ratings", action="store_true", help="in sidecars replace ratings of yours, too")
+    add("--dry-run", action="store_true", help="list the sidecars that --xmp would write, and write none")
 
 
 def add_scoring_options(parser: argparse.ArgumentParser) -> None:
@@ -144,6 +161,7 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
     add("--precision", choices=("fp32", "bf16", "fp16", "int8", "auto"), help=precision)
     add("--batch-size", type=int, default=16)
     add("--workers", type=int, default=-1, help=workers)
+    add("--raw", choices=RAW_CHOICES, default="jpeg", help=RAW_HELP)
     add("--force", action="store_true", help="overwrite an existing output")
     add(
         "--excel",

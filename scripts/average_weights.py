@@ -47,7 +47,7 @@ from scripts.export_weights import halved
 
 # What descriptions must share, and what it is where an older file does not say it.
 ALIKE = {"task": None, "network": "eambnet", "scale": None, "dataset": None, "image_size": None, "exif": None}
-ALIKE |= {"crop": False, "class_shift": {}}
+ALIKE |= {"crop": False, "icc": False, "class_shift": {}}
 START = ("weights_sha256", "emotion_checkpoint_sha256", "new_layer_seed")  # in a description's origin
 RANDOM = "random layers of its own"
 

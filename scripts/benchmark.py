@@ -3,8 +3,9 @@
     python scripts/benchmark.py [--quick] [--only forward,step,...] [--output benchmark.json]
     python scripts/benchmark.py --tables benchmark.json [--readme docs/performance.md]     # of an earlier run
 
-The parts: forward, step (training), loader, predict (files to scores), start (of `main.py predict`), engines
-(PyTorch and OpenVINO), scaled (what scaled decoding does to scores), table (a set of AVA's size).
+The parts: forward, step (training), loader, predict (files to scores), formats (of cameras and phones), start
+(of `main.py predict`), engines (PyTorch and OpenVINO), scaled (what scaled decoding does to scores), table (a
+set of AVA's size).
 
 docs/performance.md says what the reference path is and how to read the tables. Every variant runs in its own
 process, so that its peak memory can be measured; the processes take turns, with one timed run per round.
@@ -61,6 +62,7 @@ from eamb.weights.shipped import SHIPPED
 from EAMBNet import EAMBNet, Fusion, build_model, resize
 from losses import emd_loss
 from scripts.export import embedded_pictures
+from scripts.samples import noisy, photograph, write_each
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
@@ -171,17 +173,6 @@ def flops(network: nn.Module, side: int, *emotions: tuple[Tensor, Tensor]) -> fl
 def known_emotions(count: int, side: int) -> tuple[Tensor, Tensor]:
     """Logits (N, 8) and maps (N, 1, h, w), as kept maps are given to the network."""
     return torch.zeros(count, 8), torch.ones(count, 1, side // 8, side // 8)
-
-
-def noisy(image: Image.Image, width: int, height: int) -> Image.Image:
-    """A picture enlarged, with sensor-like noise, so that its JPEG is as large as a camera's."""
-    pixels = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC), np.int16)
-    noise = np.random.default_rng(0).normal(0, 5, pixels.shape).astype(np.int16)
-    return Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
-
-
-def photograph(width: int, height: int) -> Image.Image:
-    return noisy(open_photograph(PHOTOGRAPHS[0]), width, height)
 
 
 def batch_of(side: int, count: int) -> Tensor:
@@ -316,6 +307,13 @@ def predict_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
         yield title, with_steps(cumulative(steps), make_predict, ((path,) * count,), count)
 
 
+def formats_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
+    count, steps = 4 if options.quick else 24, ("fast network", "scaled decoding")
+    files = write_each(folder, photograph(6000, 4000))
+    rows = [Variant(kind, make_predict, ((path,) * count, steps), count) for kind, path in files.items()]
+    yield "predict, lite, 24 megapixels as cameras and phones store them, files to scores", rows
+
+
 def make_predict(paths: tuple[Path, ...], steps: Steps) -> Callable[[], dict[str, Tensor]]:
     """`main.py predict` without start-up: files to scores, on as many threads as torch uses."""
     precision = "bf16" if "bf16" in steps else "fp32"
@@ -393,7 +391,17 @@ def make_ceiling(kind: str) -> Callable[[], None]:
 
 OPERATIONS = 2 * 256 * 256 * 9 * 64 * 64  # of the ceiling, for one picture
 CEILINGS = [Variant(kind, make_ceiling, (kind,), 4, OPERATIONS, kind) for kind in ("fp32", "bf16")]
-JOBS = (forward_jobs, step_jobs, loader_jobs, predict_jobs, start_jobs, engines_jobs, scaled_jobs, table_jobs)
+JOBS = (
+    forward_jobs,
+    step_jobs,
+    loader_jobs,
+    predict_jobs,
+    formats_jobs,
+    start_jobs,
+    engines_jobs,
+    scaled_jobs,
+)
+JOBS = (*JOBS, table_jobs)
 PARTS = {jobs.__name__.removesuffix("_jobs"): jobs for jobs in JOBS}
 QUICK_PARTS = ("forward", "step", "loader", "predict")
 

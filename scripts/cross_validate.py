@@ -184,7 +184,10 @@ def imagenet_features(config: Config, parts: list[RatedSet]) -> dict[int, list[n
     features = {size: [] for size in (full, round(full * config.model.emotion_scale))}
     for part in parts:
         rows = {size: [] for size in features}
-        pictures, order = PictureSet(part, full, exif=config.data.exif), TestOrder(len(part), 32)
+        pictures, order = (
+            PictureSet(part, full, exif=config.data.exif, icc=config.data.icc),
+            TestOrder(len(part), 32),
+        )
         for batch in make_loader(pictures, order, config.data.worker_count(), timeout=config.data.timeout):
             images = normalise(batch.images, mean, std)  # (N, 3, H, W)
             with torch.inference_mode():

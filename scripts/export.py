@@ -35,7 +35,7 @@ from eamb.files import written_whole
 from eamb.inference.exported import ENDINGS, INPUT, KEY, Exported, metadata, openvino, pack
 from eamb.network import backbones, vit
 from eamb.network.outputs import Output
-from eamb.readers.decoding import decode, normalise
+from eamb.readers.decoding import View, decode_views, normalise
 from eamb.readers.demo import PHOTOGRAPHS, open_photograph
 from eamb.runtime.command import check_output, guarded
 from eamb.weights import checkpoint
@@ -83,14 +83,14 @@ def export(options: argparse.Namespace) -> int:
         raise ValueError("export: a package is missing; pip install onnx openvino nncf")
     weights = checkpoint.load_weights(options.checkpoint)
     whole = Whole(weights.build(), weights.description["architecture"]["backbone"]).eval()
-    size, exif = weights.size_and_exif
-    pictures = read_pictures(options.check, size, exif) if options.check else embedded_pictures(size)
+    size = weights.view.size
+    pictures = read_pictures(options.check, weights.view) if options.check else embedded_pictures(size)
     graph = trace(whole, pictures)
     if options.int8:
         os.environ.setdefault("NNCF_CI", "1")  # or it reports its use to its developers
         import nncf
 
-        batches = read_pictures(options.calibrate, size, exif).contiguous().split(4)
+        batches = read_pictures(options.calibrate, weights.view).contiguous().split(4)
         model, ranges = openvino().Core().read_model(graph.SerializeToString()), [b.numpy() for b in batches]
         network = nncf.quantize(model, nncf.Dataset(ranges), subset_size=len(ranges))
 
@@ -119,9 +119,9 @@ def export(options: argparse.Namespace) -> int:
     return 0
 
 
-def read_pictures(paths: list[Path], size: int, exif: bool) -> Tensor:
+def read_pictures(paths: list[Path], view: View) -> Tensor:
     """Files -> (n, 3, size, size) uint8."""
-    return torch.stack([torch.from_numpy(decode(path, size, exif)).permute(2, 0, 1) for path in paths])
+    return torch.stack([torch.from_numpy(decode_views(path, [view])[0]).permute(2, 0, 1) for path in paths])
 
 
 def embedded_pictures(size: int) -> Tensor:

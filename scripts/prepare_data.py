@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datasets import SetReader
 from eamb.files import file_hash, written_whole
-from eamb.readers.decoding import DecodeError, decode, explain_failure
+from eamb.readers.decoding import DecodeError, View, decode, explain_failure
 from eamb.readers.prepared import MANIFEST, Manifest, Source, read_manifest, relative_names
 from eamb.readers.rated import SPLITS
 from eamb.readers.registry import DATASETS, SINGLE
@@ -46,10 +46,10 @@ def prepare(options: argparse.Namespace) -> int:
     root, output = options.data_root, options.output
     splits = [] if options.splits == ",".join(SPLITS) else ["--splits", options.splits]
     program = {"pillow": Image.__version__, "libjpeg_turbo": features.version("libjpeg_turbo") or "none"}
-    words, size, exif = [*splits, *options.settings], config.data.size, config.data.exif
-    asked = Manifest(
-        options.dataset, str(root.resolve()), words, size, exif, options.quality, program=program
-    )
+    words = [*splits, *(word for word in options.settings if not word.startswith("data.icc="))]
+    view = View(config.data.size, config.data.exif, icc=config.data.icc)
+    given = (options.dataset, str(root.resolve()), words, view.size, view.exif, options.quality)
+    asked = Manifest(*given, program=program, icc=view.icc)
     manifest = start(asked, root, output)
     data = config.data.options()
     _, paths = SetReader(options.dataset, root, data).table(options.splits.split(","))
@@ -67,7 +67,7 @@ def prepare(options: argparse.Namespace) -> int:
         forget(manifest.pictures, names, output)
         pictures = manifest.pictures
         todo = [name for name in names if not is_done(pictures.get(name), root / name, output / name)]
-        copy = partial(make_copy, root, output, size, exif, options.quality)
+        copy = partial(make_copy, root, output, view, options.quality)
         saved = time.monotonic()
         with closing(results(copy, todo, config.data.worker_count())) as made:  # ends the processes
             for name, source in progress(made, total=len(todo), unit=" pictures"):
@@ -80,6 +80,8 @@ def prepare(options: argparse.Namespace) -> int:
     if broken:
         first = f"no copy of {broken[0][0]}: {broken[0][1]}"
         print(f"{first}; {len(broken)} in all, named in {output / MANIFEST}", file=sys.stderr)
+    if noted := sum(bool(source.note) for source in pictures.values()):
+        print(f"{noted} pictures have a defect and were copied all the same; notes in {output / MANIFEST}")
     print(f"{len(pictures) - len(broken)} copies in {output}, {len(todo)} pictures processed now")
     return 1 if broken else 0
 
@@ -102,7 +104,7 @@ def start(asked: Manifest, root: Path, output: Path) -> Manifest:
         if output.is_dir() and any(output.iterdir()):
             raise FileExistsError(f"prepare_data: {output} holds other files; choose a new folder")
         return asked
-    for key in ("dataset", "source", "size", "exif", "quality", "words"):
+    for key in ("dataset", "source", "size", "exif", "icc", "quality", "words"):
         if getattr(before, key) != getattr(asked, key):
             raise ValueError(
                 f"prepare_data: {output} holds copies with {key} {getattr(before, key)}, and "
@@ -175,7 +177,7 @@ def results(copy: Callable, names: list[str], workers: int) -> Iterator[tuple[st
             raise ChildProcessError(f"{words} (fewer need less)") from error  # `saving` adds the rest
 
 
-def make_copy(root: Path, output: Path, size: int, exif: bool, quality: int, name: str) -> tuple[str, Source]:
+def make_copy(root: Path, output: Path, view: View, quality: int, name: str) -> tuple[str, Source]:
     """Writes a picture's copy; its Source has an error if the picture cannot be decoded.
 
     Raises:
@@ -184,7 +186,9 @@ def make_copy(root: Path, output: Path, size: int, exif: bool, quality: int, nam
     picture, source = str(root / name), Source("", 0, 0)
     try:
         source = describe(picture)
-        pixels = decode(picture, size, exif)  # (size, size, 3)
+        notes: list[str] = []
+        pixels = decode(picture, view.size, view.exif, note=notes.append, icc=view.icc)  # (size, size, 3)
+        source = source._replace(note="; ".join(notes))
     except (OSError, DecodeError) as error:
         (output / name).unlink(missing_ok=True)
         reason = error.reason if isinstance(error, DecodeError) else explain_failure(picture, error)

@@ -38,7 +38,8 @@ from eamb.runtime import distributed, engine
 from eamb.runtime.command import check_output, guarded
 from EAMBNet import build_model
 from losses import score_loss
-from scripts.benchmark import photograph, picture_set
+from scripts.benchmark import picture_set
+from scripts.samples import photograph
 
 NETWORKS = {
     "paper": {"backbone": backbones.RESNET50},

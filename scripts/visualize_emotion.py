@@ -34,7 +34,8 @@ from eamb.files import as_cell, encodable, printable, write_csv
 from eamb.inference.panels import Box, draw_shares, finish_chart, fit, resize_image, show
 from eamb.inference.photographs import find_pictures
 from eamb.inference.scorer import Scored, Scorer
-from eamb.readers.decoding import decode
+from eamb.readers.decoding import decode_views
+from eamb.readers.endings import RAW_CHOICES, RAW_HELP
 from eamb.readers.rated import SPLITS, RatedSet, describe
 from eamb.runtime.command import check_output, guarded
 from eamb.runtime.config import load_config
@@ -107,7 +108,7 @@ def read_set(options: argparse.Namespace, weights: Weights) -> tuple[str, RatedS
         ValueError, OSError: no such set or folder.
     """
     if options.folder:
-        paths = [picture.path for picture in find_pictures([str(options.folder)])]
+        paths = [picture.path for picture in find_pictures([str(options.folder)], raw=options.raw)]
         ids = [encodable(str(Path(path).relative_to(options.folder))) for path in paths]
         name, unknown = printable(options.folder.resolve().name), np.full(len(ids), np.nan)
         rated = RatedSet(name, "", "a folder", ids, paths, unknown, weights.scale)
@@ -143,7 +144,7 @@ def make_entry(rank: int, place: int, rated: RatedSet, all_scored: Sequence[Scor
     scorer.with_class_maps = scorer.emotions_trained
     scored = all_scored[place]
     maps = scorer.score(scored.path)
-    picture = Image.fromarray(decode(scored.path, exif=scorer.network.views[0].exif))
+    picture = Image.fromarray(decode_views(scored.path, [scorer.network.views[0]._replace(size=None)])[0])
     picture.thumbnail((600, 600), Image.Resampling.LANCZOS)  # a camera's picture takes 70 MB
     strongest = sorted(scored.emotions, key=scored.emotions.get, reverse=True)[:PAGE_EMOTIONS]
     sample = rated[place]
@@ -278,6 +279,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--dataset", type=str.lower, metavar="SET", help="ava, para, iae, csv or demo")
     source.add_argument("--folder", type=Path, metavar="DIR", help="photographs without ratings")
+    add("--raw", choices=RAW_CHOICES, default="jpeg", help=RAW_HELP)
     add("--data-root", metavar="DIR", help="the set's folder")
     add("--split", type=str.lower, choices=SPLITS, default="test")
     add("--checkpoint", metavar="FILE", action="append", help=f"{shipped.HELP}; default: {shipped.DEFAULT}")

@@ -126,7 +126,10 @@ def test_weights_hash_changes_with_one_value_one_name_one_shape_and_with_nothing
 def test_weights_that_do_not_say_for_which_pictures_are_refused_in_a_sentence(about):
     with pytest.raises(ValueError, match='must say which pictures they are for, "image_size" in pixels'):
         _ = Weights({}, about).size_and_exif
-    assert Weights({}, {"image_size": 96, "exif": False}).size_and_exif == (96, False)
+    about = {"image_size": 96, "exif": False}
+    assert Weights({}, about).size_and_exif == (96, False)
+    assert Weights({}, about).view == (96, False, False, None)  # older than data.icc
+    assert Weights({}, about | {"crop": True, "icc": True}).view == (96, False, True, True)
 
 
 # ---- writing whole or not at all

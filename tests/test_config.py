@@ -22,11 +22,11 @@ def test_every_shipped_config_loads_and_opens_with_its_command(path):
     assert f"--dataset {dataset} " in command or not dataset
 
 
-def test_official_changes_its_four_settings_and_leaves_the_rest():
+def test_official_changes_its_five_settings_and_leaves_the_rest():
     before, after = (load_config([OFFICIAL.with_name("para.yaml"), *more]) for more in ([], [OFFICIAL]))
     assert after == replace(
         before,
-        data=replace(before.data, exif=False, score_range="official"),
+        data=replace(before.data, exif=False, icc=False, score_range="official"),
         model=replace(before.model, emotion_batchnorm="official"),
         loss=replace(before.loss, emd_reduction="batch"),
     )

@@ -8,8 +8,10 @@ import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from importlib import import_module
 
 import numpy as np
+import pi_heif
 import pytest
 import tifffile
 import torch
@@ -26,6 +28,7 @@ from eamb.readers.decoding import (
     normalise,
     stack,
 )
+from eamb.readers.endings import RAW_ENDINGS
 from tests.stress.images import chunk
 
 
@@ -115,7 +118,8 @@ def test_every_layout_of_a_tiff_is_read_as_it_is_meant_or_refused(tmp_path, kind
     ):  # no Pillow, or not every one, reads these
         always = ""
     assert {(order, pressed, "contig") for order in always for pressed in (None, "zlib")} <= read
-    assert dtype[0] != "f" or not read
+    if dtype[0] == "f" and kind in ("grey", "RGB"):
+        assert {("<", None, "contig"), ("<", "zlib", "contig"), (">", None, "contig")} <= read
 
 
 def tiff(width, height, pixels, *tags, order="<"):
@@ -247,9 +251,12 @@ def test_a_jpeg_that_lacks_only_its_end_marker_is_read_with_a_note(tmp_path, wor
 
 
 def test_one_list_of_endings_for_all_that_pillow_knows():
+    pi_heif.register_heif_opener()
+    import_module("pillow_jxl.JpegXLImagePlugin")
     registered = Image.registered_extensions()
-    known = {ending for ending, kind in registered.items() if kind in (*decoding.FORMATS, "MPO")}
-    assert {*PICTURE_ENDINGS} == known - {".pfm"}  # floating point
+    kinds = (*decoding.FORMATS, "MPO", "HEIF", "JXL")
+    known = {ending for ending, kind in registered.items() if kind in kinds}
+    assert {*PICTURE_ENDINGS} - {*RAW_ENDINGS} == known - {".pfm"}  # floating point
 
 
 # ---- modes
@@ -298,7 +305,7 @@ def test_several_views_are_what_decoding_for_each_gives(tmp_path, monkeypatch, n
     exif[0x0112] = 6
     path = saved(tmp_path, random_image(), name, exif=exif)
     views = [View(exif=False), View(5), View((7, 3), crop=True), View(5, exif=False, crop=True)]
-    expected = [decode(path, size, exif, crop=crop) for size, exif, crop in views]
+    expected = [decode(path, size, exif, crop=crop) for size, exif, crop, _ in views]
     assert [pixels.shape[:2] for pixels in expected] == [(6, 8), (5, 5), (7, 3), (5, 5)]
     open_file = decoding._opened
     monkeypatch.setattr(decoding, "_opened", lambda *words: opened.append(words) or open_file(*words))
@@ -328,9 +335,16 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 50
         ("a.jpg", b"", "the file is empty"),
         ("a.jpg", b"  <!DOCTYPE html><html>", "a web page (HTML), not a picture; the download failed"),
         ("a.jpg", b"version https://git-lfs.github.com/", "a git-lfs pointer, not the picture; run git lfs"),
-        ("a.heic", HEIC, "a HEIC picture; convert it to JPEG first"),
-        ("a.jpg", HEIC, "a HEIC picture"),
-        ("a.NEF", b"II*\0", "a raw camera file; convert it to JPEG first"),
+        ("a.heic", HEIC, "a damaged HEIC picture"),
+        ("a.jpg", HEIC, "a damaged HEIC picture"),
+        ("a.jxl", b"\xff\x0a" + b"\1" * 99, "a damaged JPEG XL picture"),
+        ("a.NEF", b"II*\0", "a RAW file that LibRaw cannot read"),
+        ("a.jpg", b"FUJIFILMCCD-RAW 0201", "a RAW file without its ending; rename it"),
+        ("a.mov", b"\0\0\0\x14ftypqt  ", "a video, not a picture"),
+        ("a.mp4", b"\0\0\0\x18ftypmp42", "a video, not a picture"),
+        ("a.avi", b"RIFF\0\0\0\0AVI LIST", "a video, not a picture"),
+        ("a.psd", b"8BPS\0\1", "a Photoshop document; export it as JPEG"),
+        ("a.pdf", b"%PDF-1.7\n", "a PDF document, not a picture"),
         ("a.jpg", b"hello", "not a picture in a known format"),
         # It would start another program.
         ("a.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "not a picture in a known format"),
@@ -367,12 +381,10 @@ def test_what_phones_put_behind_a_picture_is_no_scan(tmp_path):
     assert np.array_equal(decode(path), alone)
 
 
-def test_a_pipe_a_folder_and_floating_point_pixels_are_errors(tmp_path):
+def test_a_pipe_and_a_folder_are_errors(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
-    saved(tmp_path, Image.fromarray(np.ones((4, 4), np.float32)), "f.tif")
-    odd = {"pipe.jpg": "a folder, a pipe or", "": "a folder, a pipe or", "f.tif": "floating-point pixels"}
-    for name, words in odd.items():
-        with pytest.raises(DecodeError, match=f"{name} cannot be decoded: {words}"):
+    for name in ("pipe.jpg", ""):
+        with pytest.raises(DecodeError, match=f"{name} cannot be decoded: a folder, a pipe or"):
             decode(tmp_path / name)
 
 
@@ -389,7 +401,7 @@ def test_large_pictures_are_decoded_one_at_a_time(tmp_path, monkeypatch, name, l
     path = saved(tmp_path, random_image(size=(64, 64)), name, progressive=name.startswith("p"))
     together = threading.Barrier(2, timeout=seconds)
 
-    def meet(image):
+    def meet(image, tags):
         together.wait()
         return image
 
@@ -417,7 +429,7 @@ SMALL, BIG = 16, 512  # BIG: 8 times 4 times as large
 def decoded_sides(monkeypatch):
     """The shorter side of each picture as libjpeg gave it."""
     sides = []
-    noted = lambda image: sides.append(min(image.size)) or image  # noqa: E731
+    noted = lambda image, tags: sides.append(min(image.size)) or image  # noqa: E731
     monkeypatch.setattr(decoding, "_upright", noted)
     return sides
 

@@ -1,6 +1,8 @@
 """Kept emotion maps: the branch's own output, read again, never for another picture or another branch."""
 
+import hashlib
 import io
+import json
 import os
 import shutil
 from pathlib import Path
@@ -12,11 +14,13 @@ from PIL import Image
 from small import BACKBONE, write_csv
 
 from datasets import PictureSet, load_dataset
+from eamb.readers.decoding import View
 from eamb.runtime import distributed
 from eamb.runtime.config import load_config
 from eamb.runtime.engine import Compute
 from eamb.training import emotion_maps
 from eamb.training.emotion_maps import EmotionMaps, branch_key, prepare
+from eamb.weights.checkpoint import weights_hash
 from EAMBNet import build_model
 
 COMPUTE = Compute(torch.device("cpu"), "fp32", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -116,15 +120,22 @@ def test_a_changed_picture_and_another_branch_are_computed_anew(rated, maps_of, 
 
 
 def test_the_branch_is_another_with_each_thing_that_decides_its_output(network):
-    def key(exif=True, mean=COMPUTE.mean, std=COMPUTE.std):
-        return branch_key(network, 64, exif, COMPUTE._replace(mean=mean, std=std))
+    def key(exif=True, mean=COMPUTE.mean, std=COMPUTE.std, icc=True):
+        return branch_key(network, View(64, exif, icc=icc), COMPUTE._replace(mean=mean, std=std))
 
-    keys = [key(), key(exif=False), key(mean=(0.4, 0.5, 0.5)), key(std=(0.4, 0.5, 0.5))]
+    keys = [key(), key(exif=False), key(icc=False), key(mean=(0.4, 0.5, 0.5)), key(std=(0.4, 0.5, 0.5))]
     before, network.emotion_scale = network.emotion_scale, 1.0
     keys.append(key())
     network.emotion_scale = before
-    assert len(set(keys)) == 5
+    assert len(set(keys)) == 6
     assert key() == keys[0]
+
+
+def test_maps_from_before_profiles_were_converted_count_as_not_converted(network):
+    tensors = {name: value for name, value in network.state_dict().items() if name.startswith("emotion.")}
+    inputs = [weights_hash(tensors), network.emotion_scale, 64, True, COMPUTE.mean, COMPUTE.std]
+    before = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
+    assert branch_key(network, View(64, icc=False), COMPUTE) == before
 
 
 def test_the_branch_is_another_where_the_same_weights_see_another_normalisation():
@@ -133,7 +144,7 @@ def test_the_branch_is_another_where_the_same_weights_see_another_normalisation(
     second.emotion.load_state_dict(first.emotion.state_dict())
     images = torch.rand(1, 3, 64, 64)
     assert not torch.equal(first.emotions(images)[0], second.emotions(images)[0])
-    assert branch_key(first, 64, True, COMPUTE) != branch_key(second, 64, True, COMPUTE)
+    assert branch_key(first, View(64), COMPUTE) != branch_key(second, View(64), COMPUTE)
 
 
 # ---- damaged files and pictures, full disks, several processes

@@ -8,22 +8,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small
+import torch
 from PIL import Image
 from small import evaluate, read_csv, read_json, write_csv
 
 import datasets
 from datasets import SetReader, load_dataset
-from eamb.evaluation.predicting import labelled
+from eamb.evaluation.predicting import as_trained, labelled, predict_set
 from eamb.evaluation.preferences import measure_pairs
 from eamb.evaluation.ratings import compare_scores, find_twins, measure_scores
 from eamb.evaluation.report import Report, versions, without_nan
-from eamb.network.outputs import EMOTIONS, Scale
+from eamb.network.outputs import EMOTIONS, Output, Scale
+from eamb.readers.decoding import View, decode
 from eamb.readers.pairs import PairedSet
 from eamb.readers.rated import RatedSet
+from eamb.runtime.config import load_config
 from eamb.runtime.engine import Predictions
+from eamb.runtime.networks import Ensemble
 from eamb.weights import checkpoint
 from main import main
 from metrics import emotion_metrics
+from scripts.studies.colour import SPACES, rgb_profile
 
 pytestmark = pytest.mark.portable
 
@@ -312,6 +317,7 @@ def test_high_and_low_are_decided_by_exact_ratings():
     [
         ("data.size", "512", "64"),
         ("data.exif", "False", "True"),
+        ("data.icc", "False", "True"),
         ("model.backbone", "resnet50", small.BACKBONE),
         ("model.network", "linear", "eambnet"),
         ("model.width", "24", "16"),
@@ -326,6 +332,40 @@ def test_a_setting_that_the_weights_fix_is_refused_where_it_differs(
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert evaluate(score_run / "best.pt", "csv", scored_set, tmp_path / "out", f"{key}={fixed}") == 0
+
+
+class Brightness:
+    """A network whose prediction is the mean of a picture, 0 to 1."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, icc):
+        self.view = View(8, icc=icc)
+
+    def outputs(self, batches, batch_size):
+        for batch in batches:
+            mean = batch.images.float().mean(dim=(1, 2, 3))[:, None] / 255
+            yield batch, Output(mean, mean, mean[..., None, None])
+
+
+def test_weights_from_before_profiles_were_converted_ignore_them_unless_told_otherwise(tmp_path):
+    path = tmp_path / "wide.png"
+    Image.new("RGB", (9, 9), (128, 128, 128)).save(path, icc_profile=rgb_profile(SPACES["prophoto"]))
+    scale = Scale("score", 1, 5, 3, offset=1, factor=4)
+    rated = RatedSet("csv", "test", "", ["a"], [str(path)], np.ones(1), scale)
+    known = {"task": "aesthetics", "dataset": "csv", "image_size": 64, "exif": True}
+    known["architecture"] = {"backbone": small.BACKBONE}
+    default = load_config([], ["data.workers=0"])
+    cases = [({}, None, False), ({"data.icc": True}, None, True), ({}, True, True), ({}, False, False)]
+    for given, icc, expected in cases:
+        about = known if icc is None else known | {"icc": icc}
+        config = as_trained(default, checkpoint.Weights({}, about), given)
+        assert config.data.icc is expected
+        found = predict_set(Ensemble([Brightness(icc)]), rated, config)
+        assert found.prediction[0, 0] == pytest.approx(decode(path, 8, icc=expected).mean() / 255, abs=1e-6)
+    both = predict_set(Ensemble([Brightness(True), Brightness(False)]), rated, config)  # each in its own way
+    means = [decode(path, 8, icc=icc).mean() / 255 for icc in (True, False)]
+    assert both.members[0, :, 0] == pytest.approx(means, abs=1e-6) and means[0] > means[1] + 0.05
 
 
 @pytest.mark.parametrize("source", ["--checkpoint best.pt", "--predictions test/predictions.csv"])

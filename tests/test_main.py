@@ -289,6 +289,7 @@ WRITING = [  # a program and its words, in which OUT is where nothing can be wri
     ("scripts.prepare_data", "--dataset", "csv", "--data-root", "SET", "--output", "OUT"),
     ("scripts.scaling", "--output", "OUT/s.json"),
     ("scripts.series_table", "none", "--output", "OUT/s.json"),
+    ("scripts.studies.colour", "--dataset", "demo", "--data-root", "none", *SCORED, "--output", "OUT"),
     ("scripts.studies.explain", "--dataset", "demo", "--data-root", "none", *SCORED, "--output", "OUT"),
     ("scripts.subgroups", "--dataset", "csv", "--data-root", "SET", "--predictions", "n", "--output", "OUT"),
     ("scripts.visualize_emotion", "--folder", ".", *SCORED, "--output", "OUT"),

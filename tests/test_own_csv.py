@@ -230,6 +230,18 @@ def test_of_several_endings_none_is_taken_and_another_one_is_a_hint(tmp_path):
     }
 
 
+def test_a_name_without_ending_means_the_jpeg_beside_a_raw_file(tmp_path):
+    write_noise(tmp_path, ["a.jpg", "c.jpg"])
+    for name in ("a.CR2", "b.nef", "c.heic"):
+        (tmp_path / name).touch()
+    make_table(tmp_path, ["a", "a.CR2", "b", "c"])
+    test = load_dataset("csv", tmp_path, ("test",))["test"]
+    assert dict(zip(test.ids, test.paths, strict=True)) == {
+        name: str(tmp_path / file) for name, file in (("a", "a.jpg"), ("a.CR2", "a.CR2"), ("b", "b.nef"))
+    }
+    assert dict(test.left_out)["c"].startswith("c may be 'c.heic' or 'c.jpg'")
+
+
 def make_table(root: Path, names: list[str]) -> Path:
     rows = [[name, 1 + i, "test"] for i, name in enumerate(names)]
     write_table(root / "t.csv", [["path", "score", "split"], *rows])

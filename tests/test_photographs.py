@@ -12,7 +12,7 @@ from eamb.inference.photographs import Shard, choose_shard, find_pictures
 from eamb.readers.decoding import PICTURE_ENDINGS
 
 ALBUM = ["a.PNG", "b.jpg", "broken.jpg", "\udcff.jpg", "sub/b.jpg", "sub/c.webp"]
-OTHERS = [".hidden.jpg", ".cache/d.jpg", "notes.txt", "raw.CR2"]
+OTHERS = [".hidden.jpg", ".cache/d.jpg", "notes.txt", "clip.MOV"]
 
 
 def touch(folder, *names):
@@ -36,7 +36,7 @@ def found(*arguments, shard=None):
 
 def test_a_folder_is_sorted_and_what_it_holds_beside_pictures_is_counted(album, capsys):
     assert found(".") == [f"./{name}" for name in ALBUM]
-    assert capsys.readouterr().err == "passed over in folders: 2 hidden, 1 linked, 1 .txt, 1 .cr2\n"
+    assert capsys.readouterr().err == "passed over in folders: 2 hidden, 1 linked, 1 .mov, 1 .txt\n"
     assert found("sub") == ["sub/b.jpg", "sub/c.webp"]
     assert capsys.readouterr().err == ""
 
@@ -47,11 +47,52 @@ def test_paths_stay_as_they_were_given_and_a_file_named_twice_is_found_once(albu
 
 
 def test_a_folder_gives_every_kind_that_can_be_decoded(tmp_path, capsys):
-    names = sorted(f"a{ending}" for ending in PICTURE_ENDINGS)
-    assert {"a.jfif", "a.jpe", "a.jp2", "a.mpo", "a.ppm"} < {*names}
+    names = sorted(f"a{ending[1:]}{ending}" for ending in PICTURE_ENDINGS)
+    assert {"ajfif.jfif", "ajp2.jp2", "ampo.mpo", "aheic.heic", "ajxl.jxl", "anef.nef"} < {*names}
     touch(tmp_path, *names, "a.JP2", "a.pdf")
     assert found(str(tmp_path)) == [f"{tmp_path}/{name}" for name in sorted([*names, "a.JP2"])]
     assert capsys.readouterr().err == "passed over in folders: 1 .pdf\n"
+
+
+PAIRS = [
+    "a.CR2",
+    "a.JPG",
+    "b.dng",
+    "b.heic",
+    "c.nef",
+    "c.png",
+    "d.arw",
+    "d.jpg",
+    "e.jpg",
+    "sub/e.nef",
+]
+
+
+@pytest.mark.parametrize(
+    ("raw", "left_out", "said"),
+    [
+        (
+            "jpeg",
+            {"a.CR2", "b.dng", "d.arw"},
+            "left out: 3 with a JPEG or HEIC of",
+        ),
+        (
+            "raw",
+            {"a.JPG", "b.heic", "d.jpg"},
+            "left out: 3 with a RAW of",
+        ),
+        ("both", set(), ""),
+    ],
+)
+def test_a_raw_file_beside_its_jpeg_is_one_photograph(tmp_path, monkeypatch, capsys, raw, left_out, said):
+    touch(tmp_path, *PAIRS)
+    monkeypatch.chdir(tmp_path)
+    pictures = find_pictures([".", str(tmp_path / "d.jpg")], raw=raw)
+    assert [picture.path[2:] for picture in pictures] == [name for name in PAIRS if name not in left_out]
+    assert capsys.readouterr().err == (said and f"{said} the same name (--raw {raw})\n")
+    parts = [find_pictures(["."], Shard(number, 2), raw=raw) for number in (1, 2)]
+    assert sorted(parts[0] + parts[1]) == sorted(pictures)
+    assert found("a.CR2", "sub") == ["a.CR2", "sub/e.nef"]  # whose JPEG is not among what was named
 
 
 def test_a_link_to_a_picture_is_a_picture_of_its_own_and_files_come_before_folders(album):

@@ -32,6 +32,8 @@ from eamb.readers.decoding import decode, decode_views
 from eamb.readers.para import PARA_BINS
 from eamb.weights.shipped import SHIPPED
 from main import main
+from scripts.samples import write_dng, write_heic
+from scripts.studies.colour import SPACES, rgb_profile
 
 pytestmark = pytest.mark.portable
 
@@ -120,6 +122,28 @@ def test_a_jpeg_without_its_end_marker_is_scored_with_a_note(album, lively_weigh
         cut, whole = read_csv(tmp_path / "s.csv")
         assert cut["score"] == whole["score"] and whole["error"] == ""
         assert cut["error"] == "note: the file lacks its end marker"
+
+
+def test_profiles_are_converted_unless_the_weights_were_trained_without(
+    album, lively_model, tmp_path, capsys
+):
+    wide, plain, cut = (tmp_path / name for name in ("wide.png", "plain.png", "cut.png"))
+    with Image.open(album / "a.PNG") as picture:
+        for path, profile in ((wide, rgb_profile(SPACES["prophoto"])), (plain, None), (cut, b"cut")):
+            picture.save(path, icc_profile=profile)
+    converted, ignored = direct_score(lively_model, wide), direct_score(lively_model, plain)
+    assert abs(converted - ignored) > 0.01
+    for number, (known, expected) in enumerate(
+        [({}, converted), ({"icc": True}, converted), ({"icc": False}, ignored)]
+    ):
+        weights = write_weights(tmp_path / f"{number}.safetensors", lively_model, **known)
+        assert Scorer(weights).score(wide).score == pytest.approx(expected, abs=4e-5)
+    for words in ((), ("--resume",)):
+        assert call([wide, cut], tmp_path / "0.safetensors", "--output", tmp_path / "s.csv", *words) == 0
+        assert "2 of 2 pictures scored, 1 with a note on a defect of the file, " in capsys.readouterr().err
+        assert (
+            read_csv(tmp_path / "s.csv")[1]["error"] == "note: its colour profile is ignored: it is damaged"
+        )
 
 
 def test_columns_are_as_documented_and_the_named_emotion_is_the_most_probable_one(scored):
@@ -605,6 +629,32 @@ def test_bad_arguments_are_a_sentence(album, lively_weights, capsys, monkeypatch
 
 def test_scoring_and_drawing_load_only_what_they_need():
     needless = {"predict": {"matplotlib", "pandas", "scipy", "sklearn", "openvino"}, "panels": {"torch"}}
+    needless["predict"] |= {"pi_heif", "pillow_jxl", "rawpy", "tifffile"}  # until such a file comes
     for module, names in needless.items():
         code = f"import sys, eamb.inference.{module}; sys.exit(bool({names} & sys.modules.keys()))"
         assert small.command("-c", code, folder=small.ROOT).returncode == 0
+
+
+def test_raw_and_heic_without_their_packages_have_rows_that_say_so(tmp_path, lively_weights, monkeypatch):
+    exif, photos, table = Image.Exif(), tmp_path / "photos", tmp_path / "scores.csv"
+    photos.mkdir()
+    blotches(0).save(photos / "a.jpg")
+    write_heic(photos / "b.heic", blotches(0))
+    for name in ("a.dng", "c.dng"):  # a: beside its JPEG
+        write_dng(photos / name, blotches(0), blotches(0), exif)
+    words = ["predict", str(photos), "--checkpoint", str(lively_weights), "--device", "cpu", "--workers", "0"]
+    assert main([*words, "--output", str(table)]) == 0
+    assert [Path(row["path"]).name for row in read_csv(table)] == ["a.jpg", "b.heic", "c.dng"]
+    scores = {Path(row["path"]).name: float(row["score"]) for row in read_csv(table)}
+    assert max(scores.values()) - min(scores.values()) < 0.1
+    for name in ("pi_heif", "rawpy"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main([*words, "--output", str(table), "--force", "--raw", "raw"]) == 1
+    rows = {Path(row["path"]).name: (row["score"], row["error"]) for row in read_csv(table)}
+    install = "pip install -r requirements-photos.txt"
+    raw = ("", f"RAW files need the package rawpy: {install}")
+    assert rows == {
+        "a.dng": raw,
+        "b.heic": ("", f"HEIC files need the package pi-heif: {install}"),
+        "c.dng": raw,
+    }

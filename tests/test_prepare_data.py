@@ -1,6 +1,7 @@
 """Prepared copies: a data root like its source, made once, resumed, and refused when it is out of date."""
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from eamb.readers.decoding import View, decode
 from eamb.readers.prepared import MANIFEST
 from eamb.readers.rated import DataOptions, describe
 from scripts import prepare_data as script
+from scripts.studies.colour import SPACES, rgb_profile
 
 SIZE = 64
 
@@ -82,7 +84,7 @@ def test_the_manifest_names_hash_size_and_settings(source, tmp_path):
     known, path = manifest(tmp_path / "copies"), source / "pics/3.png"
     assert (known["size"], known["quality"], known["exif"], known["complete"]) == (SIZE, 80, True, True)
     assert set(known["labels"]) == {"ratings.csv"} and len(known["pictures"]) == 12
-    expected = {"sha256": script.file_hash(path), "bytes": path.stat().st_size, "error": ""}
+    expected = {"sha256": script.file_hash(path), "bytes": path.stat().st_size, "error": "", "note": ""}
     assert known["pictures"]["pics/3.png"] == expected | {"mtime_ns": path.stat().st_mtime_ns}
 
 
@@ -157,7 +159,9 @@ def copied(monkeypatch):
     """Names of the pictures that are decoded."""
     names = []
     whole = script.decode
-    monkeypatch.setattr(script, "decode", lambda path, *rest: names.append(path[-5:]) or whole(path, *rest))
+    monkeypatch.setattr(
+        script, "decode", lambda path, *rest, **words: names.append(path[-5:]) or whole(path, *rest, **words)
+    )
     return names
 
 
@@ -223,12 +227,42 @@ def test_a_full_disk_keeps_what_is_complete_and_the_same_command_goes_on(
 def test_copies_are_refused_for_another_size_or_exif(source, tmp_path):
     output = tmp_path / "copies"
     prepare(source, output)
-    said = f"datasets: {output} holds copies made with data.size=64 data.exif=true, and data"
-    assert refused(output, 96).startswith(f"{said}.size=96 data.exif=true is asked")
+    said = f"datasets: {output} holds copies made with data.size=64 data.exif=true data.icc=true, and data"
+    assert refused(output, 96).startswith(f"{said}.size=96 data.exif=true data.icc=true is asked")
     assert f"--output {output} --quality 95 data.size=64" in refused(output, 96)
-    assert "data.size=64 data.exif=false is asked" in refused(output, exif=False)
+    assert "data.size=64 data.exif=false data.icc=true is asked" in refused(output, exif=False)
     assert "data.size=None" in refused(output, None)
-    assert "data.size=96 data.exif=true is asked" in refused(output, others=(View(SIZE), View(96)))
+    assert "data.size=96 data.exif=true data.icc=true is asked" in refused(
+        output, others=(View(SIZE), View(96))
+    )
+
+
+def test_copies_say_whether_profiles_were_converted_and_older_ones_count_as_not(source, tmp_path, capsys):
+    for name, profile in {"1": rgb_profile(SPACES["prophoto"]), "3": b"none"}.items():
+        with Image.open(source / f"pics/{name}.png") as picture:
+            picture.save(source / f"pics/{name}.png", icc_profile=profile)
+    output, picture = tmp_path / "copies", source / "pics/1.png"
+    assert prepare(source, output) == 0
+    assert "1 pictures have a defect and were copied all the same; notes in" in capsys.readouterr().out
+    known = manifest(output)
+    assert known["pictures"]["pics/3.png"]["note"] == "its colour profile is ignored: it is damaged"
+    assert known["icc"] and mean_difference(output / "pics/1.png", picture) < 1.5
+    assert np.abs(decode(picture, SIZE) - decode(picture, SIZE, icc=False).astype(float)).mean() > 10
+    said = refused(output, icc=False)
+    assert "data.exif=true data.icc=false is asked for; give data.icc=true, use the pictures" in said
+
+    del known["icc"]  # as written before
+    for entry in known["pictures"].values():
+        del entry["note"]
+    (output / MANIFEST).write_text(json.dumps(known))
+    said = refused(output)
+    assert "made with data.size=64 data.exif=true data.icc=false, and data.size=64 data.exif=true" in said
+    assert "data.icc=true is asked for; give data.icc=false, use" in said
+    assert said.endswith("--quality 95 data.size=64 data.icc=false")
+    assert len(PictureSet(load_dataset("csv", output)["train"], SIZE, icc=False)) == 8
+    assert prepare(source, output) == 2
+    assert "copies with icc False, and True is asked for; choose another" in capsys.readouterr().err
+    assert prepare(source, output, "data.icc=false") == 0  # goes on
 
 
 def test_copies_outlive_their_sources_and_a_damaged_manifest_is_named(source, tmp_path):

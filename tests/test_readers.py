@@ -271,11 +271,11 @@ def test_fi_is_a_folder_a_class_or_a_name_a_class(tmp_path, layout):
 
 def test_fi_counts_what_class_folders_hold_beside_pictures(tmp_path):
     root = make_fi(tmp_path / "set", count=3)
-    for name in ("awe/1.heic", "awe/notes.txt", "sadness/2.jfif", "list.txt"):
+    for name in ("awe/1.mov", "awe/notes.txt", "sadness/2.jfif", "list.txt"):
         (root / name).write_bytes((root / "awe/1.jpg").read_bytes())
     sets = load_dataset("fi", root).values()
     left_out = sorted(row for rated in sets for row in rated.left_out)
-    assert left_out == [(f"awe/{name}", "no picture, by its ending") for name in ("1.heic", "notes.txt")]
+    assert left_out == [(f"awe/{name}", "no picture, by its ending") for name in ("1.mov", "notes.txt")]
     assert "sadness/2.jfif" in {i for rated in sets for i in rated.ids}
 
 

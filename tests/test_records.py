@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 from PIL import Image
-from small import LONG, SHORT, UNTRAINED, assert_same_run, contents, read_csv, read_log, train
+from small import LONG, SHORT, UNTRAINED, assert_same_run, contents, read_csv, read_json, read_log, train
 
 from eamb import files
 from eamb.runtime import distributed
@@ -56,13 +56,20 @@ def test_tensorboard_gets_the_numbers_of_the_log(score_run):
         assert written == [(line["epoch"], pytest.approx(line[name])) for line in read_log(score_run)]
 
 
+DAMAGED_PROFILES = {"train": 1, "val": 10, "test": 11}
+
+
 @pytest.fixture
 def damaged_set(scored_set, tmp_path):
-    """`scored_set` with a broken picture in train and in val, and one of test missing."""
+    """`scored_set` with a broken picture in train and in val, one of test missing, and a damaged profile in
+    one of each."""
     root = shutil.copytree(scored_set, tmp_path / "damaged")
     for number in (0, 4):
         (root / "images" / f"0_{number:03d}.png").write_bytes(b"<html>not found</html>")
     (root / "images" / "0_005.png").unlink()
+    for number in DAMAGED_PROFILES.values():
+        path = root / "images" / f"0_{number:03d}.png"
+        Image.open(path).save(path, icc_profile=b"damaged")
     return root
 
 
@@ -80,11 +87,19 @@ def test_a_broken_picture_is_an_error_or_counted_and_listed(damaged_set, tmp_pat
         [row] = read_csv(output / f"broken_{split}.csv")
         assert row["id"] == name
         assert "a web page (HTML)" in row["reason"]
+    for split in ("train", "val"):
+        [row] = read_csv(output / f"noted_{split}.csv")
+        assert row["id"] == f"0_{DAMAGED_PROFILES[split]:03d}.png"
+        assert row["reason"] == "its colour profile is ignored: it is damaged"
+    found = read_json(output / "test" / "metrics.json")
+    assert found["noted"] == [["0_011.png", row["reason"]]]
+    assert "pictures with a defect, read all the same: 1" in found["notes"]
     [row] = read_csv(output / "left_out_test.csv")
     assert row == {"id": "0_005.png", "reason": "no picture file 0_005.png"}
     assert not (output / "left_out_train.csv").exists()
     said = capsys.readouterr().out
     assert said.count("1 pictures of train cannot be decoded and are left out:") == 1
+    assert said.count("1 pictures of train have a defect and are read all the same:") == 1
 
 
 # ---- a full disk

@@ -1,6 +1,7 @@
 """A run that stopped goes on as if it had not, from its newest whole checkpoint; another run is refused."""
 
 import shutil
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -9,6 +10,9 @@ from small import LONG, SHORT, assert_same_run, contents, read_log, train, train
 
 from datasets import load_dataset
 from eamb.runtime import distributed
+from eamb.runtime.config import load_config
+from eamb.training.resuming import changed_settings
+from eamb.training.run import settle
 from eamb.weights import checkpoint
 
 PLACES = {"start": 1, "step 2": 3, "validation": 5}  # of a stop -> the step at which the run goes on
@@ -51,6 +55,18 @@ def test_lines_of_epochs_behind_the_checkpoint_are_cut_off(stopped_runs, scored_
     (output / "metrics.jsonl").write_bytes(log + b'{"epoch": 2}\n')
     assert train("csv", scored_set, output, *LONG, "--resume") == 0
     assert (output / "metrics.jsonl").read_bytes() == log
+
+
+def test_a_run_from_before_profiles_were_converted_goes_on_without(capsys):
+    task, cpu = SimpleNamespace(config=load_config()), torch.device("cpu")
+    stopped = task.config.as_dict()
+    assert changed_settings(stopped, settle(task, cpu, {"config": stopped}).as_dict()) == []
+    assert task.config.data.icc and not capsys.readouterr().out
+    del stopped["data"]["icc"]
+    assert changed_settings(stopped, task.config.as_dict()) == ["data.icc was False and is True"]
+    assert changed_settings(stopped, settle(task, cpu, {"config": stopped}).as_dict()) == []
+    assert not task.config.data.icc
+    assert capsys.readouterr().out.startswith("data.icc=false, because this run began before")
 
 
 def test_resume_without_a_run_starts_one(scored_set, tmp_path):

@@ -22,7 +22,7 @@ def test_hostile_files_are_scored_or_have_a_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "in_new_process", here)
     monkeypatch.setattr(images, "DECODERS", 0)
     words = ["--checkpoint", str(write_checkpoint(tmp_path))]
-    fates = images.make_files(tmp_path / "files", 130, seed=0, large=False)
+    fates = images.make_files(tmp_path / "files", 170, seed=0, large=False)
     assert set(fates.values()) == {"good", "scored", "refused", "either"}
     assert images.hostile(tmp_path, fates, 4.0, words) == []
 

@@ -78,6 +78,8 @@ def evaluate(network: Ensemble, rated: RatedSet, task: Task) -> Report:
         report.notes.insert(0, words)
     if predictions.broken:
         report.notes.append(f"pictures that cannot be decoded, left out: {len(predictions.broken)}")
+    if predictions.noted:
+        report.notes.append(f"pictures with a defect, read all the same: {len(predictions.noted)}")
     leaked = leaks(rated, network.weights)
     report.notes += [f"{name.replace('_', ' ')}: {count}" for name, count in leaked.items()]
     report.facts |= {
@@ -85,6 +87,7 @@ def evaluate(network: Ensemble, rated: RatedSet, task: Task) -> Report:
         **about(rated, task.name),
         **provenance(network),
         "broken": [list(entry) for entry in predictions.broken],
+        "noted": [list(entry) for entry in predictions.noted],
     }
     return report
 

@@ -21,7 +21,7 @@ from eamb.evaluation.evaluate import about, publish, report_folder
 from eamb.evaluation.ratings import compare_scores, find_twins
 from eamb.evaluation.report import Report
 from eamb.files import file_hash, nfc, original, told_apart, write_csv
-from eamb.readers.decoding import PICTURE_ENDINGS
+from eamb.readers.endings import PICTURE_ENDINGS
 from eamb.readers.rated import DataOptions, LeftOut, RatedSet
 from eamb.readers.table import Sheet
 

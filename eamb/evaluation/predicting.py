@@ -19,6 +19,8 @@ from eamb.weights.checkpoint import Weights
 def as_trained(config: Config, weights: Weights, given: dict[str, object] | None = None) -> Config:
     """The config with what the weights decide: task, backbone, picture size, the set's threshold.
 
+    Weights that are older than data.icc were trained without it, and are used so unless it is given.
+
     Args:
         given: the settings that the user gave, by flat key.
 
@@ -26,8 +28,12 @@ def as_trained(config: Config, weights: Weights, given: dict[str, object] | None
         ValueError: a given setting contradicts the weights.
     """
     described, data = weights.description, config.data
-    size, exif, crop = weights.view
+    size, exif, crop, icc = weights.view
     fixed = {"task": weights.task, "data.size": size, "data.exif": exif, "data.crop": crop}
+    if icc is None:
+        icc = bool((given or {}).get("data.icc"))
+    else:
+        fixed["data.icc"] = icc
     architecture = {"network": described.get("network", "eambnet")} | described["architecture"]
     for name, value in architecture.items():
         fixed[f"model.{name}"] = ",".join(value) if isinstance(value, list) else value
@@ -54,7 +60,7 @@ def as_trained(config: Config, weights: Weights, given: dict[str, object] | None
     if data.dataset in described.get("dealt", ()) and not data.folds:  # which part was left for the test
         names += ("folds", "fold")
     kept |= {name: trained[name] for name in names if name in trained and not getattr(data, name)}
-    data = replace(data, size=size, exif=exif, crop=crop, **kept)
+    data = replace(data, size=size, exif=exif, crop=crop, icc=icc, **kept)
     model = replace(config.model, backbone=described["architecture"]["backbone"])
     return replace(config, task=weights.task, data=data, model=model)
 
@@ -97,8 +103,11 @@ def predict_set(network: Ensemble, rated: RatedSet, config: Config, show: bool =
     Raises:
         ValueError: no picture can be decoded.
     """
-    data, (view, *others) = config.data, network.views
-    pictures = PictureSet(rated, view.size, view.exif, None, data.skip_broken, view.crop, tuple(others))
+    data = config.data
+    view, *others = (v if v.icc is not None else v._replace(icc=data.icc) for v in network.views)
+    pictures = PictureSet(
+        rated, view.size, view.exif, None, data.skip_broken, view.crop, tuple(others), view.icc
+    )
     order = TestOrder(len(rated), config.evaluate.batch_size, distributed.rank(), distributed.world())
     on_gpu = network.device.type == "cuda"
     loader = make_loader(pictures, order, data.worker_count(), pin_memory=on_gpu, timeout=data.timeout)

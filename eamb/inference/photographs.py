@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from eamb.files import home_in_row, list_folder, on_disk, printable
-from eamb.readers.decoding import PICTURE_ENDINGS
+from eamb.readers.endings import PICTURE_ENDINGS, extra_shots
 
 
 class PictureFile(NamedTuple):
@@ -26,7 +26,7 @@ class PictureFile(NamedTuple):
 
 
 def find_pictures(
-    arguments: Sequence[str], shard: Shard | None = None, maps: Sequence[Path] = ()
+    arguments: Sequence[str], shard: Shard | None = None, maps: Sequence[Path] = (), raw: str = "jpeg"
 ) -> list[PictureFile]:
     """The pictures that a command line names, each file once, in that order; or a shard of them.
 
@@ -37,6 +37,7 @@ def find_pictures(
         arguments: paths, globs, or - for the list on standard input.
         maps: folders into which this run, or another shard of it, writes pictures, perhaps already before an
             interruption; they are not searched.
+        raw: what is taken of a photograph that is there as RAW and as JPEG or HEIC: "jpeg", "raw" or "both".
 
     Raises:
         ValueError: nothing was named, or what was named holds no picture.
@@ -57,6 +58,8 @@ def find_pictures(
             pictures.setdefault(os.path.join(real_folder(parent), name), PictureFile(file, folder))
     written = tuple(os.path.join(os.path.realpath(folder), "") for folder in maps)
     pictures = {place: picture for place, picture in pictures.items() if not place.startswith(written)}
+    extra = extra_shots(pictures, raw)
+    pictures = {place: picture for place, picture in pictures.items() if place not in extra}
     beside = ", ".join(f"{count} {printable(kind)}" for kind, count in (+passed_over).most_common())
     if not pictures:
         named = f"{printable(', '.join(arguments[:3]))}; passed over: {beside or 'nothing'}"
@@ -66,6 +69,9 @@ def find_pictures(
         raise FileNotFoundError(f"predict: no such file or folder: {first}")
     if beside:
         print(f"passed over in folders: {beside}", file=sys.stderr)
+    if extra:
+        other = "a JPEG or HEIC" if raw == "jpeg" else "a RAW"
+        print(f"left out: {len(extra)} with {other} of the same name (--raw {raw})", file=sys.stderr)
     return shard.take(pictures) if shard else list(pictures.values())
 
 

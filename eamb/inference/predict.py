@@ -20,13 +20,14 @@ from eamb.inference.maps import MapFolder
 from eamb.inference.photographs import PictureFile, Shard, choose_shard, find_pictures, torchrun_shard
 from eamb.inference.rows import FORMATS, NOTE, as_row, column_names, open_rows, read_rows
 from eamb.inference.scorer import Scored, Scorer, check_scores, is_exported
+from eamb.inference.sidecars import check_sidecar_options, finish
 from eamb.runtime.command import check_output
 from eamb.runtime.progress import progress
 from eamb.weights.shipped import checkpoint_files
 
 
 def predict(options: argparse.Namespace) -> int:
-    """`main.py predict`: 0 if every picture was scored, 1 if some could not be.
+    """`main.py predict`: 0 if every picture was scored and has its sidecar, if asked for; 1 if not.
 
     Raises:
         ValueError, OSError: bad arguments, in one sentence; nothing was written then.
@@ -38,7 +39,7 @@ def predict(options: argparse.Namespace) -> int:
         map_folders = [Shard(number, part.count).target(options.maps) for number in range(1, part.count + 1)]
     check_options(options, output, folder)
     pictures = find_pictures(
-        options.paths, part or choose_shard(options.shard), map_folders if folder else ()
+        options.paths, part or choose_shard(options.shard), map_folders if folder else (), options.raw
     )
     scorer = Scorer(
         tuple(options.checkpoint),
@@ -51,11 +52,7 @@ def predict(options: argparse.Namespace) -> int:
         flip=options.flip,
     )
     check_scores(scorer.network.weights)
-    if options.precision == "auto":
-        print(f"--precision auto: {scorer.network.precision}", file=sys.stderr)
-    if scorer.emotions and not scorer.emotions_trained:
-        words = "the emotion branch of these weights was never trained on emotions; its emotions are left out"
-        print(words, file=sys.stderr)
+    announce(scorer, options.precision)
     emotions = scorer.emotions if options.emotions else ()
     columns = column_names(scorer.scale, emotions, several=len(options.checkpoint) > 1)
     maps = MapFolder(folder, scorer, options.maps_raw) if folder is not None else None
@@ -73,18 +70,34 @@ def predict(options: argparse.Namespace) -> int:
         results = maps.write_all(results, min(cores, (len(pictures) - len(rows)) // 8))
     else:
         results = (scored for _, scored in results)
+    scores = [row["score"] for row in rows]
     failed = sum(not (row["error"] or NOTE).startswith(NOTE) for row in rows)
+    noted = sum((row["error"] or "").startswith(NOTE) for row in rows)
     mode = "a" if options.resume else "w" if options.force else "x"
     bar = progress(desc="predict", total=len(pictures), initial=len(rows), unit=" images")
     with open_rows(output, mode, columns, options.excel) as write, bar, closing(results):
         for scored in results:
-            failed += bool(scored.error)
-            write(as_row(scored, columns))  # after its maps, so that every picture with a row has them
+            failed, noted = failed + bool(scored.error), noted + bool(scored.note)
+            row = as_row(scored, columns)
+            write(row)  # after its maps, so that every picture with a row has them
+            scores.append(row["score"])
             bar.update()
-    written = "".join(f", {target} written" for target in (output, folder) if target)
-    print(f"{len(pictures) - failed} of {len(pictures)} pictures scored{written}", file=sys.stderr)
+    words = [f"{len(pictures) - failed} of {len(pictures)} pictures scored"]
+    words += [f"{noted} with a note on a defect of the file"] if noted else []
+    words += [f"{target} written" for target in (output, folder) if target]
+    print(", ".join(words), file=sys.stderr)
+    failed += finish(options, dict(zip((picture.path for picture in pictures), scores, strict=True)))
     # With exit code 1, torchrun would kill the processes that are still scoring.
     return 1 if failed and not part else 0
+
+
+def announce(scorer: Scorer, precision: str | None) -> None:
+    """Says on standard error what --precision auto has chosen, and which emotions mean nothing."""
+    if precision == "auto":
+        print(f"--precision auto: {scorer.network.precision}", file=sys.stderr)
+    if scorer.emotions and not scorer.emotions_trained:
+        words = "the emotion branch of these weights was never trained on emotions; its emotions are left out"
+        print(words, file=sys.stderr)
 
 
 def check_options(options: argparse.Namespace, output: Path | None, folder: Path | None) -> None:
@@ -99,6 +112,7 @@ def check_options(options: argparse.Namespace, output: Path | None, folder: Path
         raise ValueError(f"predict: --output must end in {' or '.join(FORMATS)}, got {output}")
     if options.excel and (output is None or output.suffix.lower() != ".csv"):
         raise ValueError("predict: --excel is for a csv; add --output FILE.csv")
+    check_sidecar_options(options)
     if options.maps_raw and folder is None:
         raise ValueError("predict: --maps-raw writes beside the panels of --maps; add --maps DIR")
     if output is not None and not output.exists():  # an existing file is opened before the first picture

@@ -138,6 +138,11 @@ class Scorer:
             for file in files
         ]
         check_averaged([network.weights for network in networks], flip)
+        for (
+            network
+        ) in networks:  # weights that are older than data.icc learned from pictures of which few had
+            if network.view.icc is None:  # another profile, and so want sRGB
+                network.view = network.view._replace(icc=True)
         self.network = Ensemble(networks, flip)
         weights = self.network.weights
         check_scores(weights, ("aesthetics", "series"))
@@ -159,7 +164,7 @@ class Scorer:
         """
         path = os.fspath(path)
         notes = {}
-        image, *others = (view[None] for view in self._read(path, notes=notes))  # (1, 3, H, W) each
+        image, *others = (view[None] for view in self._read(path, None, notes))  # (1, 3, H, W) each
         return self._score(Decoded([path], [None], image, notes, tuple(others)), batch_size=1)[0]
 
     def score_all(
@@ -202,12 +207,14 @@ class Scorer:
             results = (self._score(batch, batch_size) for batch in decoded)
         yield from itertools.islice(itertools.chain.from_iterable(results), first % batch_size, None)
 
-    def _read(self, path: str, on_decoded: Callable | None = None, notes: dict | None = None) -> list[Tensor]:
+    def _read(self, path: str, on_decoded: Callable | None, notes: dict[str, str]) -> list[Tensor]:
         """A file as (3, H, W) uint8 for each of the networks' views; defects that did not prevent decoding
         are added to `notes`."""
         receive = functools.partial(on_decoded, path) if on_decoded else None
-        note = None if notes is None else functools.partial(notes.__setitem__, path)
-        views = decode_views(path, self.network.views, self.exact, receive, note)  # (H, W, 3) each
+        said: list[str] = []
+        views = decode_views(path, self.network.views, self.exact, receive, said.append)  # (H, W, 3) each
+        if said:
+            notes[path] = "; ".join(said)
         return [torch.from_numpy(pixels).permute(2, 0, 1) for pixels in views]
 
     def _score(self, batch: Decoded, batch_size: int) -> list[Scored]:

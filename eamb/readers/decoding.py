@@ -15,22 +15,31 @@ import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, JpegImagePlugin
+from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin
 from torch import Tensor
+
+from eamb.readers.camera_files import SHOWN, is_raw, name_other, open_photo, read_raw
+from eamb.readers.colour import Conversion, find_conversion
+from eamb.readers.endings import AVIF_ENDINGS
+from eamb.readers.endings import PICTURE_ENDINGS as PICTURE_ENDINGS  # others import it from here
+from eamb.readers.floating import by_range, open_float_tiff
 
 
 class View(NamedTuple):
-    """How a network wants its pictures: `size`, `exif` and `crop` of `decode`."""
+    """How a network wants its pictures: `size`, `exif`, `crop` and `icc` of `decode`.
+
+    icc: None if its weights, of before profiles were converted, do not say; not converted by `decode_views`.
+    """
 
     size: int | tuple[int, int] | None = None
     exif: bool = True
     crop: bool = False
+    icc: bool | None = True
 
 
 class DecodeError(ValueError):
@@ -41,19 +50,10 @@ class DecodeError(ValueError):
         self.reason = reason or message
 
 
-RAW_ENDINGS = (".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mrw", ".nef",
-               ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw",
-               ".x3f")  # fmt: skip
-HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 # The formats that Pillow may try, whatever a file's name. Others are left out: for EPS it starts Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
-# The file name endings of these formats.
-PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jpe", ".jfif", ".mpo",
-                   ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf",
-                   ".jpx")  # fmt: skip
-if find_spec("PIL.AvifImagePlugin"):  # since Pillow 11.3
+if AVIF_ENDINGS:
     FORMATS += ("AVIF",)
-    PICTURE_ENDINGS += (".avif", ".avifs")
 
 # For the EXIF orientations 2 to 8. ImageOps.exif_transpose also rewrites EXIF, which fails if it is damaged.
 TURNS = (
@@ -82,6 +82,7 @@ one_large = threading.RLock()
 
 PNG, JPEG, JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xd9"
 PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # of PNG
+EMPTY_PROFILE = b"\0\0\0\5iCCPicc\0\0" + zlib.crc32(b"iCCPicc\0\0").to_bytes(4, "big")
 # TIFF tags: what a page is (bit 0: a preview, bit 2: a mask), the same in old files, and where a raw file
 # keeps its picture.
 PAGE_KIND, OLD_PAGE_KIND, INNER_PAGES = 254, 255, 330
@@ -97,19 +98,24 @@ def decode(
     look: Callable[[Image.Image, Image.Exif], object] | None = None,
     crop: bool = False,
     note: Callable[[str], object] | None = None,
+    icc: bool = True,
 ) -> np.ndarray:
     """A picture file as RGB; transparency is laid over white, as viewers and web pages show it.
+
+    Of a RAW file the camera's preview is taken, or the RAW at half size if that is smaller than `size`.
 
     Args:
         size: side of a square or (height, width); resized with antialiasing exactly as PIL's BILINEAR
             does, whatever the aspect ratio. None keeps the picture's own size.
-        exif: turn the picture as its EXIF orientation says.
+        exif: turn the picture as its EXIF orientation says. HEIC and JPEG XL hold their orientation apart
+            from EXIF; it is always applied.
         exact: False lets a large JPEG be decoded at 1/2, 1/4 or 1/8 of its side, MARGIN times `size` or more,
             before it is resized: several times faster, pixels differ by a few levels.
         look: called with the picture as RGB, before it is resized, and its EXIF. An exception that it raises
             counts as a failure to decode.
         crop: keep the aspect ratio: the largest centred part with that of `size` is cut out and resized.
         note: called with a description of what is wrong with a file that can still be decoded.
+        icc: convert a picture that has another colour profile to sRGB (`colour`); otherwise ignore profiles.
 
     Returns:
         (H, W, 3) uint8.
@@ -117,7 +123,7 @@ def decode(
     Raises:
         DecodeError: one sentence that names the file and what is wrong with it.
     """
-    [pixels] = decode_views(path, [View(size, exif, crop)], exact, look, note)
+    [pixels] = decode_views(path, [View(size, exif, crop, icc)], exact, look, note)
     return pixels
 
 
@@ -138,9 +144,6 @@ def decode_views(
     Raises:
         DecodeError: as `decode`.
     """
-    if str(path).lower().endswith(RAW_ENDINGS):
-        # PIL would open many of these as TIFF and return the small preview inside.
-        raise _decode_error(path, "a raw camera file; convert it to JPEG first")
     if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113 - Path's may raise
         raise _decode_error(path, "a folder, a pipe or a device, not a file")  # a pipe could wait for ever
     # Not by `warnings.catch_warnings`, which is not safe with threads.
@@ -148,19 +151,29 @@ def decode_views(
         warnings.filterwarnings("ignore", module=PILLOW_IS_SILENT[3].pattern)
     sizes = [view.size for view in views]
     # The longer side for both, because EXIF may still turn the picture and swap width and height.
-    side = None if exact or None in sizes else MARGIN * int(max(np.max(size) for size in sizes))
+    least = max(SHOWN if size is None else int(np.max(size)) for size in sizes)
+    side = None if exact or None in sizes else MARGIN * least
     try:
         with ExitStack() as opened:
             try:
-                image, tags, turned = _loaded(path, side, opened, note=note)
+                image, tags, turned = _loaded(path, side, least, opened, note=note)
             except Exception as error:
                 opened.close()
-                image, tags, turned = _loaded(path, side, opened, _mended(path, error))
-            used = dict.fromkeys(view.exif for view in views)
-            pictures = {exif: _rgb(_upright(image) if exif else _as_stored(image, turned)) for exif in used}
+                image, tags, turned = _loaded(path, side, least, opened, _mended(path, error))
+            conversion = find_conversion(image, note) if any(view.icc for view in views) else None
+            ways = [(view.exif, conversion if view.icc else None) for view in views]
+            alone = len({*ways}) == 1
+            pictures = {
+                (exif, convert): _rgb(
+                    _upright(image, tags) if exif else _as_stored(image, turned), convert, alone
+                )
+                for exif, convert in dict.fromkeys(ways)
+            }
             if look:
-                look(pictures[views[0].exif], tags)
-            return [_resized(pictures[view.exif], view.size, view.crop) for view in views]
+                look(pictures[ways[0]], tags)
+            return [
+                _resized(pictures[way], view.size, view.crop) for view, way in zip(views, ways, strict=True)
+            ]
     # PIL raises nearly anything on damaged files, SyntaxError and struct.error included.
     except Exception as error:
         raise _decode_error(path, explain_failure(path, error)) from error
@@ -169,6 +182,7 @@ def decode_views(
 def _loaded(
     path: str | Path,
     side: int | None,
+    least: int,
     opened: ExitStack,
     content: bytes | None = None,
     note: Callable[[str], object] | None = None,
@@ -177,20 +191,28 @@ def _loaded(
 
     Args:
         side: a JPEG may be decoded as small as this.
+        least: pixels that the shorter side of a RAW file's preview needs.
 
     Returns:
         The third value is the EXIF orientation by which Pillow has turned a TIFF already, or None.
     """
-    image = _opened(path, content)
+
+    def admit(pixels: int) -> None:
+        _check_pixels(pixels)
+        if pixels > LARGE:
+            opened.enter_context(one_large)
+
+    tags = None
+    if content is None and is_raw(path):  # before Pillow, which opens many as TIFF and finds a small preview
+        content, tags = read_raw(path, least, admit, note)
+    image = content if isinstance(content, Image.Image) else _opened(path, content, admit, note)
     opened.callback(image.close)
     if image.format == "TIFF":
         _choose_page(image)
         _check_layout(image)
     pixels = image.width * image.height
-    # Pillow's limit; a higher one for JPEG, whose pixels take a third of the memory of the largest others.
-    limit = (Image.MAX_IMAGE_PIXELS or pixels) * (3 if image.format in ("JPEG", "MPO") else 2)
-    if pixels > limit:
-        raise ValueError(f"more than {limit:,} pixels, refused as a decompression bomb")
+    # A higher limit for JPEG, whose pixels take a third of the memory of the largest others.
+    _check_pixels(pixels, 3 if image.format in ("JPEG", "MPO") else 2)
     if image.format in ("JPEG", "MPO"):
         data = content or Path(path).read_bytes()
         scans = [scan.end() for scan in SCAN.finditer(data)]
@@ -206,21 +228,43 @@ def _loaded(
         opened.enter_context(one_large)
     orientation = _exif(image).get(ExifTags.Base.Orientation) if image.format == "TIFF" else None
     image.load()  # also applies a TIFF's orientation
-    tags = _exif(image)
+    tags = _exif(image) if tags is None else tags
     if image.format == "TIFF" and image.mode == "I;16":
         if image.tag_v2.get(BITS) == (12,):
             image = image.point(lambda value: value * (65535 / 4095) + 0)
         elif image.tag_v2.get(PHOTOMETRIC) == 0:  # 0 is white
             image = image.point(lambda value: value * -1 + 65535)
+    if image.mode == "F":
+        image, profile = by_range(np.asarray(image), note), image.info.get("icc_profile")
+        image.info["icc_profile"] = profile
     return image, tags, orientation
 
 
-def _opened(path: str | Path, content: bytes | None) -> Image.Image:
+def _check_pixels(pixels: int, times: int = 2) -> None:
+    """Refuses decompression bombs: pictures of so many times Pillow's limit."""
+    limit = times * (Image.MAX_IMAGE_PIXELS or pixels)
+    if pixels > limit:
+        raise ValueError(f"more than {limit:,} pixels, refused as a decompression bomb")
+
+
+def _opened(
+    path: str | Path,
+    content: bytes | None,
+    admit: Callable[[int], object],
+    note: Callable[[str], object] | None,
+) -> Image.Image:
     def source() -> str | Path | io.BytesIO:
         return path if content is None else io.BytesIO(content)
 
     try:
-        return Image.open(source(), formats=FORMATS)
+        try:
+            return Image.open(source(), formats=FORMATS)
+        except Image.UnidentifiedImageError:
+            if content is None:
+                for image in (open_photo(path, admit, note), open_float_tiff(path, admit, note)):
+                    if image:
+                        return image
+            raise
     except Image.DecompressionBombError as error:
         try:
             return JpegImagePlugin.JpegImageFile(source())  # without that limit; `_loaded` has its own
@@ -257,8 +301,10 @@ def _check_layout(image: Image.Image) -> None:
         wrong = separate and image.mode in ("LA", "La", "PA")
     if wrong:
         raise ValueError("its channels lie in separate planes of a kind that is not read; interleave them")
-    if image.mode == "I" and tags.prefix == b"MM" and not plain:
-        raise ValueError("signed big-endian pixels are not read; convert it to 8 or 16 bits")
+    if image.mode in ("I", "F") and tags.prefix == b"MM" and not plain:
+        raise ValueError("big-endian pixels of this kind are not read; convert it to 8 or 16 bits")
+    if image.mode == "F" and tags.get(PHOTOMETRIC) == 0:
+        raise ValueError("floating-point pixels with white as 0 are not read; convert it to 16 bits")
 
 
 def _mended(path: str | Path, error: Exception) -> bytes:
@@ -268,12 +314,14 @@ def _mended(path: str | Path, error: Exception) -> bytes:
     JPEG gets its missing end marker, if its pixels are complete and so do not depend on what follows them.
     """
     try:
-        content = Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            start = file.read(len(PNG))
+            content = start + file.read() if start.startswith((PNG, JPEG)) else b""
     except (OSError, ValueError):
         raise error from None
     if content.startswith(PNG):
         bare = _bare_png(content)
-        if len(bare) < len(content) and b"IDAT" in bare:
+        if bare != content and b"IDAT" in bare:
             return bare
     elif content.startswith(JPEG) and "truncated" in str(error) and _has_all_scans(content):
         noise = np.random.default_rng(0).integers(0, 255, (9, 64), dtype=np.uint8)  # 255 begins markers
@@ -282,7 +330,7 @@ def _mended(path: str | Path, error: Exception) -> bytes:
         sums = set()
         for followed in (content, content + after):
             with ExitStack() as opened:
-                sums.add(zlib.crc32(_loaded(path, None, opened, followed + JPEG_END)[0].tobytes()))
+                sums.add(zlib.crc32(_loaded(path, None, 0, opened, followed + JPEG_END)[0].tobytes()))
         if len(sums) == 1:
             return content + JPEG_END
     raise error
@@ -302,15 +350,28 @@ def _has_all_scans(content: bytes) -> bool:
 
 
 def _bare_png(content: bytes) -> bytes:
+    """A PNG's pixels, and its EXIF and colour profile where they are intact; a damaged profile is emptied."""
     kept, start = [PNG], len(PNG)
     while start < len(content):
         end = start + 12 + int.from_bytes(content[start : start + 4], "big")
         kind, check = content[start + 4 : start + 8], content[end - 4 : end]
         intact = check == zlib.crc32(content[start + 4 : end - 4]).to_bytes(4, "big")
-        if kind in PIXEL_CHUNKS or (kind == b"eXIf" and intact):
+        if kind == b"iCCP" and not (intact and _is_short(content[start + 8 : end - 4])):
+            kept.append(EMPTY_PROFILE)
+        elif kind in PIXEL_CHUNKS or (kind in (b"eXIf", b"iCCP") and intact):
             kept.append(content[start:end])
         start = end
     return b"".join(kept)
+
+
+def _is_short(profile: bytes) -> bool:
+    """Whether Pillow does not refuse a PNG's compressed profile, which follows its name, for its length."""
+    unpacker = zlib.decompressobj()
+    try:
+        unpacker.decompress(profile.partition(b"\0")[2][1:], PngImagePlugin.MAX_TEXT_CHUNK)
+    except zlib.error:
+        return False
+    return not unpacker.unconsumed_tail
 
 
 def _exif(image: Image.Image) -> Image.Exif:
@@ -322,8 +383,8 @@ def _exif(image: Image.Image) -> Image.Exif:
     return exif
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    turn = TURNS.get(_exif(image).get(ExifTags.Base.Orientation))
+def _upright(image: Image.Image, tags: Image.Exif) -> Image.Image:
+    turn = TURNS.get(tags.get(ExifTags.Base.Orientation))
     return image.transpose(Image.Transpose[turn]) if turn else image
 
 
@@ -333,11 +394,17 @@ def _as_stored(image: Image.Image, turned: int | None) -> Image.Image:
     return image.transpose(Image.Transpose[turn]) if turn else image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, convert: Conversion | None, alone: bool) -> Image.Image:
+    """A picture as RGB, converted to sRGB; `alone`: it is not needed as it was."""
+    if convert and convert.mode == "CMYK":
+        return convert(image)
+    flat = _as_rgb(image)
+    return convert(flat, in_place=alone or flat is not image) if convert else flat
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no agreed range; convert it to 8 or 16 bits")
     sixteen_bits = image.mode == "I" or image.mode.startswith("I;16")
     if not (sixteen_bits or image.has_transparency_data):
         return image.convert("RGB")
@@ -380,8 +447,9 @@ def explain_failure(path: str | Path, error: Exception) -> str:
         return failure.strerror or str(failure)
     if not start:
         return "the file is empty"
-    if start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS:
-        return "a HEIC picture; convert it to JPEG first"
+    unread = (Image.UnidentifiedImageError, EOFError, RuntimeError)
+    if isinstance(error, unread) and (words := name_other(start)):
+        return words
     if start.startswith(b"version https://git-lfs"):
         return "a git-lfs pointer, not the picture; run git lfs pull"
     if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):

@@ -9,7 +9,7 @@ import numpy as np
 
 from eamb.files import encodable
 from eamb.network.outputs import EMOTIONS
-from eamb.readers.decoding import PICTURE_ENDINGS
+from eamb.readers.endings import PICTURE_ENDINGS
 from eamb.readers.rated import SPLIT_WORDS, SPLITS, DataOptions, LeftOut, emotion_name
 from eamb.readers.table import NO_RATING, Read, Table, one_hot
 

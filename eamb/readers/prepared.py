@@ -7,22 +7,26 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from eamb.files import home, nfc
 from eamb.readers.rated import Copies
 from eamb.readers.table import read_json
 
+if TYPE_CHECKING:
+    from eamb.readers.decoding import View
+
 MANIFEST = "prepared.json"
 
 
 class Source(NamedTuple):
-    """A file that was copied; error: why it has no copy, or ""."""
+    """A file that was copied; error: why it has no copy, or ""; note: what is wrong with it all the same."""
 
     sha256: str
     bytes: int
     mtime_ns: int
     error: str = ""
+    note: str = ""
 
     def is_unchanged(self, path: str | Path) -> bool:
         """Also true if there is no file at `path`: copies may be used without their sources."""
@@ -37,7 +41,8 @@ class Source(NamedTuple):
 class Manifest:
     """The content of prepared.json; labels, pictures: path relative to the root -> Source.
 
-    words: settings as key=value. program: versions of the libraries that made the copies.
+    words: settings as key=value, without data.icc. program: versions of the libraries that made the copies.
+    icc: whether they are converted to sRGB; older ones are not.
     """
 
     dataset: str
@@ -48,12 +53,16 @@ class Manifest:
     quality: int
     program: dict[str, str]
     complete: bool = False
+    icc: bool = False
     labels: dict[str, Source] = field(default_factory=dict)
     pictures: dict[str, Source] = field(default_factory=dict)
 
     def command(self, root: str | Path) -> str:
+        ignored = [] if self.icc else ["data.icc=false"]
         words = ["python", "scripts/prepare_data.py", "--dataset", self.dataset, "--data-root", self.source]
-        return shlex.join([*words, "--output", str(root), "--quality", str(self.quality), *self.words])
+        return shlex.join(
+            [*words, "--output", str(root), "--quality", str(self.quality), *self.words, *ignored]
+        )
 
     def check_complete(self, root: str | Path) -> None:
         if not self.complete:
@@ -72,7 +81,8 @@ class Manifest:
                 f"datasets: {root} holds copies of {self.source}, and {len(wrong)} files are not copied or "
                 f"have changed there since, first '{wrong[0]}'; remove files you added and rerun: {command}"
             )
-        return (Copies(str(root), self.size, self.exif, command),), [self.pictures[n].sha256 for n in names]
+        copies = Copies(str(root), self.size, self.exif, command, self.icc)
+        return (copies,), [self.pictures[name].sha256 for name in names]
 
 
 def relative_names(root: str | Path, paths: Iterable[str]) -> list[str]:
@@ -95,13 +105,18 @@ def read_manifest(root: str | Path) -> Manifest | None:
     return manifest
 
 
-def check_copies(copies: Copies, size: int | tuple[int, int] | None, exif: bool) -> None:
-    """Refuses copies of another size or orientation than decoding the pictures themselves would give."""
-    have = f"data.size={copies.size} data.exif={str(copies.exif).lower()}"
-    side = copies.size if size == (copies.size, copies.size) else size
-    want = f"data.size={side} data.exif={str(exif).lower()}"
+def check_copies(copies: Copies, view: View) -> None:
+    """Refuses copies of another size, orientation or colour than decoding the pictures would give."""
+
+    def words(size: object, exif: bool, icc: bool) -> str:
+        return f"data.size={size} data.exif={str(exif).lower()} data.icc={str(icc).lower()}"
+
+    side = copies.size if view.size == (copies.size, copies.size) else view.size
+    have, want = words(copies.size, copies.exif, copies.icc), words(side, view.exif, bool(view.icc))
     if have != want:
+        only_colour = have == words(side, view.exif, copies.icc)
+        hint = f"give data.icc={str(copies.icc).lower()}, " if only_colour else ""
         raise ValueError(
-            f"datasets: {copies.root} holds copies made with {have}, and {want} is asked for; use the "
+            f"datasets: {copies.root} holds copies made with {have}, and {want} is asked for; {hint}use the "
             f"pictures themselves, or make other copies in another folder. These came from: {copies.command}"
         )

@@ -13,7 +13,7 @@ import numpy as np
 
 from eamb.files import write_csv
 from eamb.network.outputs import Scale
-from eamb.readers.decoding import PICTURE_ENDINGS
+from eamb.readers.endings import PICTURE_ENDINGS
 from eamb.readers.options import DataOptions as DataOptions  # others import it from here
 
 SPLITS = ("train", "val", "test")
@@ -65,12 +65,14 @@ class LeftOut(NamedTuple):
 
 
 class Copies(NamedTuple):
-    """Copies by `scripts/prepare_data.py`: folder, side in pixels, whether turned by EXIF, the command."""
+    """Copies by `scripts/prepare_data.py`: folder, side in pixels, whether turned by EXIF, the command,
+    whether converted to sRGB."""
 
     root: str
     size: int
     exif: bool
     command: str
+    icc: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from eamb.files import list_folder, nfc, on_disk, told_apart
+from eamb.readers.endings import extra_shots
 from eamb.readers.rated import ANY_CASE_ENDINGS, SPLITS, Copies, LeftOut, take_rows
 
 
@@ -331,6 +332,7 @@ def find_files(
             there = [one for one in files.get(stem, ()) if nfc(one) == composed]
             there = there or [one for one in files.get(composed, ()) if one.endswith(ANY_CASE_ENDINGS)]
             there = [one for one in there if one.startswith(file)] or there
+            there = there if len(there) == 1 else [one for one in there if one not in extra_shots(there)]
             if len(there) == 1:
                 return os.path.join(folder, there[0]), ""  # noqa: PTH118
             if there:

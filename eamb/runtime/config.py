@@ -32,6 +32,7 @@ class Data(DataOptions):
     root: str = ""
     size: int = limited(512, least=SMALLEST_SIDE)  # pixels; squashed to size x size (the paper's input)
     exif: bool = True  # turn pictures as their EXIF orientation says; false is the official code's behaviour
+    icc: bool = True  # convert to sRGB by embedded colour profiles; the official code ignores them
     flip: bool = True  # in training mirror half of the pictures, at random
     crop: bool = False  # keep the aspect ratio and cut out the middle instead of squashing
     workers: int = limited(-1, least=-1)  # decoding processes; -1: one per spare core, at most 8

@@ -102,6 +102,9 @@ class Totals:
     loss: float = 0.0
     pictures: int = 0
     broken: list[tuple[str, str]] = field(default_factory=list)
+    noted: list[tuple[str, str]] = field(
+        default_factory=list
+    )  # files with a defect that were read all the same
 
     def __post_init__(self):
         self.unread: list[tuple[str, Tensor, int, str]] = []  # what, its value, number of pictures, where
@@ -169,6 +172,7 @@ def train_one_epoch(
         totals.unread.append(("loss", loss.detach(), count, where))
         totals.step, totals.pictures = step + 1, totals.pictures + count
         totals.broken += [tuple(entry) for entry in batch.broken]
+        totals.noted += [tuple(entry) for entry in batch.noted]
         if not last:
             continue
         if epoch.clip or not scaler.is_enabled():
@@ -251,6 +255,7 @@ class Predictions:
     """The predictions of a set, one row per picture that could be read, in the order of the set.
 
     members: (n, M, K) float64, of each of M networks, of which `prediction` is the mean; None if unknown.
+    noted: the pictures whose files have a defect that did not prevent decoding, sorted by id.
     """
 
     index: np.ndarray  # (n,) int64 rows of the RatedSet
@@ -258,6 +263,7 @@ class Predictions:
     emotion: np.ndarray  # (n, E) float64, probabilities
     broken: list[LeftOut]  # the pictures that could not be decoded, sorted by id
     members: np.ndarray | None = None
+    noted: Sequence[LeftOut] = ()
 
 
 def predict(network: Ensemble, loader: Iterable[Batch], batch_size: int) -> Predictions:
@@ -266,12 +272,14 @@ def predict(network: Ensemble, loader: Iterable[Batch], batch_size: int) -> Pred
     for batch, output in network.outputs(loader, batch_size):
         emotion = output.emotion_logits.softmax(dim=1)
         arrays = (batch.index, output.prediction, emotion, output.members)
-        rows.append((*(array.numpy() for array in arrays), batch.broken))
+        rows.append((*(array.numpy() for array in arrays), batch.broken, batch.noted))
     rows = [row for part in distributed.gather(rows) for row in part]
     index, prediction, emotion, members = (np.concatenate([row[i] for row in rows]) for i in range(4))
     order = np.argsort(index)
-    broken = sorted(entry for *_, lost in rows for entry in lost)
-    return Predictions(index[order], prediction[order], emotion[order].astype(float), broken, members[order])
+    broken, noted = (sorted(entry for row in rows for entry in row[i]) for i in (4, 5))
+    return Predictions(
+        index[order], prediction[order], emotion[order].astype(float), broken, members[order], noted
+    )
 
 
 def outputs(

@@ -21,6 +21,7 @@ from PIL import Image
 from eamb.files import as_cell, csv_line, safe_path, written_whole
 from eamb.inference.photographs import find_pictures
 from eamb.inference.scorer import Scorer
+from eamb.inference.sidecars import check_sidecar_options, finish
 from eamb.runtime.command import check_output
 from eamb.runtime.progress import progress
 from eamb.selection.exif import Taken, describe_time, read_taken
@@ -29,14 +30,14 @@ from eamb.selection.page import shrink, write_page, write_thumbnail
 
 
 def select(options: argparse.Namespace) -> int:
-    """`main.py select`: 0 if every picture was scored, 1 if some could not be.
+    """`main.py select`: 0 if every picture was scored and has its sidecar, if asked for; 1 if not.
 
     Raises:
         ValueError, OSError: bad arguments, in one sentence; nothing was written then.
     """
     check_options(options)
     output, page = options.output, options.page
-    pictures = find_pictures(options.paths, maps=[page] if page else ())
+    pictures = find_pictures(options.paths, maps=[page] if page else (), raw=options.raw)
     networks = (tuple(options.checkpoint), options.device, options.precision)
     scorer = Scorer(*networks, options.batch_size, options.workers, flip=options.flip)
     photographs = score_photographs([picture.path for picture in pictures], scorer, page)
@@ -57,6 +58,8 @@ def select(options: argparse.Namespace) -> int:
     words = f"{picked} of {len(photographs)} photographs picked from {len(sizes)} series"
     words += f" ({alone} of only one)" + (f", {failed} could not be scored" if failed else "")
     print(words + "".join(f", {target} written" for target in (output, page) if target), file=sys.stderr)
+    scores = {each.path: each.scored.score for each in photographs}
+    failed += finish(options, scores, {each.path: each.picked for each in photographs})
     return 1 if failed else 0
 
 
@@ -73,6 +76,7 @@ def check_options(options: argparse.Namespace) -> None:
     if page and (page.is_file() or (page.is_dir() and any(page.iterdir()) and not options.force)):
         words = "--page needs a new folder, or with --force one that holds other files"
         raise FileExistsError(f"picks: {words}; {page} exists")
+    check_sidecar_options(options)
     check_output("picks", output.parent, [output.name], options.force)
     if page:
         check_output("picks", page)

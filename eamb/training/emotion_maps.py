@@ -23,6 +23,7 @@ from torch import Tensor
 from datasets import PictureSet, TestOrder, make_loader
 from eamb.files import written_whole
 from eamb.network import backbones
+from eamb.readers.decoding import View
 from eamb.readers.rated import RatedSet
 from eamb.runtime import distributed
 from eamb.runtime.command import check_output
@@ -83,7 +84,8 @@ def prepare(config: Config, network: EAMBNet, rated: RatedSet, compute: Compute)
         OSError: the maps cannot be written.
     """
     data, batch_size = config.data, config.evaluate.batch_size
-    folder = Path(config.train.emotion_maps) / branch_key(network, data.size, data.exif, compute)
+    view = View(data.size, data.exif, icc=data.icc)
+    folder = Path(config.train.emotion_maps) / branch_key(network, view, compute)
     chunks = []
     try:
         if distributed.is_main():
@@ -96,7 +98,7 @@ def prepare(config: Config, network: EAMBNet, rated: RatedSet, compute: Compute)
         hidden = not (share and distributed.is_main())
         allow_tf32(False, compute.device)  # kept maps are exact on every device
         for chunk in progress(share, desc="emotion maps", unit=f" x {CHUNK} pictures", disable=hidden):
-            pictures = PictureSet(rated.take(chunk), data.size, data.exif, skip_broken=True)
+            pictures = PictureSet(rated.take(chunk), view.size, view.exif, skip_broken=True, icc=view.icc)
             order, on_gpu = TestOrder(len(pictures), batch_size), compute.device.type == "cuda"
             keys, rows = [picture_key(rated, index) for index in chunk], []
             for batch in make_loader(pictures, order, data.worker_count(), on_gpu, data.timeout):
@@ -143,10 +145,15 @@ def picture_key(rated: RatedSet, index: int) -> bytes:
     return hashlib.sha256(f"{rated.name}/{rated.ids[index]}/{state}".encode()).hexdigest()[:32].encode()
 
 
-def branch_key(network: EAMBNet, size: int, exif: bool, compute: Compute) -> str:
-    """Hash of everything but the picture that decides the branch's output."""
+def branch_key(network: EAMBNet, view: View, compute: Compute) -> str:
+    """Hash of everything but the picture that decides the branch's output.
+
+    With conversion to sRGB it is another one than before that existed, so that older maps are not used.
+    """
     tensors = {name: value for name, value in network.state_dict().items() if name.startswith("emotion.")}
-    inputs = [checkpoint.weights_hash(tensors), network.emotion_scale, size, exif, compute.mean, compute.std]
+    hashed = checkpoint.weights_hash(tensors)
+    inputs = [hashed, network.emotion_scale, view.size, view.exif, compute.mean, compute.std]
+    inputs += ["icc"] if view.icc else []
     if network.renormalise.needed:
         inputs += backbones.normalisation(checkpoint.emotion_backbone(network.arguments))
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]

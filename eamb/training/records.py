@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,15 @@ from eamb.weights.checkpoint import Weights, save_training
 
 PREVIOUS = "previous.pt"  # the last.pt before
 NAMES = ("last.pt", PREVIOUS, "best.pt", "metrics.jsonl", "curves.png", "left_out_*.csv", "broken_*.csv")
-NAMES += ("tensorboard/events.*", *(f"{test}/{name}" for test in ("test", "test/*") for name in FILES))
+NAMES += (
+    "noted_*.csv",
+    "tensorboard/events.*",
+    *(f"{test}/{name}" for test in ("test", "test/*") for name in FILES),
+)
+LISTED = {
+    "broken": "cannot be decoded and are left out",
+    "noted": "have a defect and are read all the same",
+}
 UNFINISHED = (".*.tmp", "test/.*.tmp", "test/*/.*.tmp")
 
 
@@ -66,7 +74,7 @@ class Records:
         self.saved = True
         self.log: list[str] = []
         self.new_best: tuple[Weights, int] | None = None  # and its epoch, not yet on the disk
-        self.listed: dict[str, set[LeftOut]] = {}
+        self.listed: dict[str, set[LeftOut]] = {}  # of each list of pictures, by its file's name
         self.tensorboard = None
 
     def open(self, config: Config, data: dict[str, RatedSet], resumed: Path | None, epoch: int) -> None:
@@ -124,15 +132,15 @@ class Records:
                 if not checkpoints(self.output):
                     clear(self.output, ("metrics.jsonl", "best.pt"))
 
-    def list_broken(self, rated: RatedSet, broken: list[LeftOut]) -> None:
-        """Adds to broken_<split>.csv, which names each picture that could not be decoded."""
-        listed = self.listed.setdefault(rated.split, set())
-        if not distributed.is_main() or listed.issuperset(broken):
+    def list_pictures(self, kind: str, rated: RatedSet, pictures: Sequence[LeftOut]) -> None:
+        """Adds to broken_<split>.csv or noted_<split>.csv, which name each picture that could not be decoded,
+        or whose file has a defect (a damaged colour profile) that did not prevent it."""
+        path = self.output / f"{kind}_{rated.split}.csv"
+        listed = self.listed.setdefault(path.name, set())
+        if not distributed.is_main() or listed.issuperset(pictures):
             return
-        path, every = self.output / f"broken_{rated.split}.csv", listed | set(broken)
+        every = listed | set(pictures)
         with warn_on_failure(f"{path} was not written"):
             write_left_out(path, replace(rated, left_out=sorted(every)))
-            listed.update(broken)
-        print(
-            f"{len(every)} pictures of {rated.split} cannot be decoded and are left out: {path}", flush=True
-        )
+            listed.update(pictures)
+        print(f"{len(every)} pictures of {rated.split} {LISTED[kind]}: {path}", flush=True)

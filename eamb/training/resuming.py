@@ -13,6 +13,7 @@ from eamb.training.records import checkpoints
 from eamb.weights.checkpoint import Weights, load_training
 
 SETTLED = ("task", "data", "model", "loss", "optimizer", "train")  # sections that a resumed run must share
+OLDER = {"data": {"icc": False}}  # what runs did before there was a setting, where its default is another
 FREE = ("data.root", "data.workers", "data.timeout", "train.device", "train.checkpoint_minutes")
 FREE += ("train.log_every",)
 MOVABLE = ("train.emotion_maps", "data.distill")  # may lie elsewhere, but are used or not
@@ -81,12 +82,12 @@ def which_are_copies(rated: RatedSet) -> list[bool]:
 
 
 def changed_settings(before: dict, now: dict) -> list[str]:
-    differences, defaults = [], Config().as_dict()  # older runs lack newer keys: the default
+    differences, defaults = [], Config().as_dict()  # for newer keys, which older runs lack
     for section in SETTLED:
         if section == "task":
             pairs = [(section, before[section], now[section])]
         else:
-            old = defaults[section] | before[section]
+            old = defaults[section] | OLDER.get(section, {}) | before[section]
             pairs = [(f"{section}.{key}", old[key], value) for key, value in now[section].items()]
         pairs = [pair for pair in pairs if (pair[0], pair[2]) != ("train.precision", "auto")]
         # Using kept emotion maps or not may not change: in bf16 results differ.

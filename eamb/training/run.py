@@ -68,7 +68,7 @@ def train(
         if not (force or resume):
             refuse_another_run(output)
         last, stopped, state = load_stopped(output) if resume else (None, None, None)
-        config = settle_precision(task, device, state)
+        config = settle(task, device, state)
         if config.train.sync_batchnorm and (device.type != "cuda" or config.data.skip_broken):
             raise ValueError(
                 f"training: train.sync_batchnorm needs CUDA (this run is on {device.type}) and does not go "
@@ -104,14 +104,19 @@ def train(
             finish(run)
 
 
-def settle_precision(task: Task, device: torch.device, state: dict | None) -> Config:
-    """The settings with train.precision=auto resolved: for this device, or as in the run being resumed."""
-    train = task.config.train
+def settle(task: Task, device: torch.device, state: dict | None) -> Config:
+    """The settings with train.precision=auto resolved: for this device, or as in the run being resumed; and
+    without data.icc if the run being resumed is older than it."""
+    train, data = task.config.train, task.config.data
+    if state and "icc" not in state["config"]["data"] and data.icc:
+        data = replace(data, icc=False)
+        if distributed.is_main():
+            print("data.icc=false, because this run began before colour profiles were converted", flush=True)
     asked = state["config"]["train"]["precision"] if state and train.precision == "auto" else train.precision
     precision = distributed.broadcast(choose_precision(asked, device))
     if train.precision == "auto" and distributed.is_main():
         print(f"train.precision=auto: {precision} on {device}", flush=True)
-    task.config = replace(task.config, train=replace(train, precision=precision))
+    task.config = replace(task.config, data=data, train=replace(train, precision=precision))
     return task.config
 
 
@@ -171,6 +176,7 @@ class Run:
             "image_size": config.data.size,
             "exif": config.data.exif,
             "crop": config.data.crop,
+            "icc": config.data.icc,
             "class_shift": class_shifts(config.loss, rated),
             "training_ratings": [round(float(value), 6) for value in quantiles],
             "origin": {name: value for name, value in origin.items() if not isinstance(value, np.ndarray)},
@@ -334,18 +340,20 @@ def train_epoch(run: Run, epoch: int) -> dict[str, float]:
         seconds = (time.monotonic() - start) / (run.totals.step - started)
         memory = engine.peak_memory(run.device)
         print(f"{seconds:.2f} s a step of {config.train.batch_size} {task.unit}, {memory:.1f} GB", flush=True)
-    parts = distributed.gather(run.totals.broken)
-    run.records.list_broken(rated, [LeftOut(*entry) for part in parts for entry in part])
+    for kind in ("broken", "noted"):
+        parts = distributed.gather(getattr(run.totals, kind))
+        run.records.list_pictures(kind, rated, [LeftOut(*entry) for part in parts for entry in part])
     return means
 
 
 def validate(run: Run) -> dict[str, float]:
     """Metrics on the validation pictures, without intervals; always in fp32."""
     data, rated = run.config.data, run.data[run.config.train.validate_on]
-    compute, view = run.compute._replace(precision="fp32"), View(data.size, data.exif, data.crop)
+    compute, view = run.compute._replace(precision="fp32"), View(data.size, data.exif, data.crop, data.icc)
     network = Ensemble([TorchNetwork(run.kept, compute, view)])
     predictions = predict_set(network, rated, run.config)
-    run.records.list_broken(rated, predictions.broken)
+    run.records.list_pictures("broken", rated, predictions.broken)
+    run.records.list_pictures("noted", rated, predictions.noted)
     return run.task.validate(predictions, rated, run.description)
 
 

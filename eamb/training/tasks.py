@@ -178,7 +178,7 @@ class Task:
         """The pictures, or pairs, that an epoch draws from, randomly mirrored if data.flip."""
         data = self.config.data
         flips = self.config.train.seed if data.flip else None
-        return self.draws(rated, data.size, data.exif, flips, data.skip_broken, data.crop)
+        return self.draws(rated, data.size, data.exif, flips, data.skip_broken, data.crop, icc=data.icc)
 
     def start_from(self, network: Network, source: Source, scale: Scale, other_branch: bool) -> str:
         """Loads given weights into the network, except the emotion branch if it has weights of its own.

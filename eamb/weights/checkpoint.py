@@ -91,8 +91,10 @@ class Weights:
 
     @property
     def view(self) -> View:
-        """How the network wants its pictures; raises as `size_and_exif`."""
-        return View(*self.size_and_exif, self.description.get("crop", False))
+        """How the network wants its pictures; raises as `size_and_exif`. `icc` is None for weights that are
+        older than the setting."""
+        crop, icc = self.description.get("crop", False), self.description.get("icc")
+        return View(*self.size_and_exif, crop, icc)
 
     def build(self) -> Network:
         """The network with these weights, in evaluation mode."""

@@ -229,7 +229,9 @@ def blur_and_score(
     """
     network.requires_grad_(False)
     batch_size = config.evaluate.batch_size
-    pictures = PictureSet(rated, config.data.size, exif=config.data.exif, skip_broken=True)
+    pictures = PictureSet(
+        rated, config.data.size, exif=config.data.exif, skip_broken=True, icc=config.data.icc
+    )
     order, workers = TestOrder(len(rated), batch_size), config.data.worker_count()
     on_gpu, timeout = compute.device.type == "cuda", config.data.timeout
     loader = make_loader(pictures, order, workers, on_gpu, timeout)

@@ -29,20 +29,24 @@ from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 
 import numpy as np
 from PIL import Image, ImageOps
+from pillow_jxl import JpegXLImagePlugin  # noqa: F401 - so that Pillow writes it
 
 from datasets import PictureSet, TestOrder, make_loader
 from eamb.files import encodable
 from eamb.inference.rows import NOTE
 from eamb.network.outputs import Scale
 from eamb.readers.demo import PHOTOGRAPHS, open_photograph
+from eamb.readers.endings import AVIF_ENDINGS
 from eamb.readers.rated import RatedSet
 from main import main as eambnet
+from scripts.samples import write_dng, write_heic
 from tests.small import bound_by_permissions, read_csv
 
 Row = tuple[float | None, str]  # score as a share of its range, reason why there is none
 Rows = dict[str, Row]  # by path
 # Of files, by name: bytes, or a function that makes the file at a path.
 Contents = dict[str | bytes, bytes | Callable[[str], object]]
+CAMERAS = ("heic", "avif", "jxl", "dng") if AVIF_ENDINGS else ("heic", "jxl", "dng")
 ALONE = "good pictures alone"  # the name of that run
 DECODERS = 2  # processes of the loader
 
@@ -54,8 +58,10 @@ def encoded(picture: Image.Image, kind: str, **options) -> bytes:
 
 
 def photographs() -> list[Image.Image]:
+    """Of even sides, as RAW files need them."""
     pictures = [open_photograph(photograph).convert("RGB") for photograph in PHOTOGRAPHS]
-    return [ImageOps.contain(picture, (160, 160)) for picture in pictures]
+    pictures = [ImageOps.contain(picture, (160, 160)) for picture in pictures]
+    return [picture.crop((0, 0, picture.width & ~1, picture.height & ~1)) for picture in pictures]
 
 
 def refused(picture: Image.Image) -> Contents:
@@ -63,12 +69,13 @@ def refused(picture: Image.Image) -> Contents:
     jpeg, progressive = encoded(picture, "JPEG"), encoded(picture, "JPEG", progressive=True)
     short, last_scan = zlib.compress(bytes(1000)), progressive[progressive.rindex(b"\xff\xda") : -2]
     bmp, gif = encoded(picture, "BMP"), encoded(picture, "GIF")
-    contents = [b"", bytes(5000), random.Random(0).randbytes(5000), encoded(picture.convert("F"), "TIFF")]
+    contents = [b"", bytes(5000), random.Random(0).randbytes(5000)]
     contents += [b"<!DOCTYPE html><html><body>404</body></html>", b"%PDF-1.7\n1 0 obj\n<<>>\nendobj\n"]
     contents += [b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"]
     contents += [b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', b"PK\3\4" + bytes(200)]
     contents += [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) print quit\n"]
     contents += [b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(50), b"P5 99999 99999 255\n" + bytes(100)]
+    contents += [b"\0\0\0\x14ftypqt  " + bytes(50), b"8BPS\0\1" + bytes(50), b"\xff\x0a" + b"\xff" * 50]
     contents += [png(side, side, 8, 2, short) for side in (0, 100_000, 2**31 - 1)]
     contents += [resized_jpeg(jpeg, 65_500, 65_500), patched(bmp, 18, "<ii", 60_000, 60_000)]
     contents += [patched(gif, 6, "<HH", 65_535, 65_535)]
@@ -78,6 +85,7 @@ def refused(picture: Image.Image) -> Contents:
     slow += [resized_jpeg(progressive[:-2] + 20_000 * last_scan, 12_000, 12_000)]
     return {
         **{f"refused{number}.jpg": content for number, content in enumerate(contents)},
+        **{f"cut{number}.{kind}": cut for kind in CAMERAS for number, cut in enumerate(cuts(kind, picture))},
         **{f"slow{number}.png": content for number, content in enumerate(slow)},
         "loop.jpg": lambda path: Path(path).symlink_to(path),
         "nowhere.jpg": lambda path: Path(path).symlink_to("no such file"),
@@ -85,6 +93,35 @@ def refused(picture: Image.Image) -> Contents:
         "pipe.jpg": os.mkfifo,
         "unreadable.jpg": lambda path: Path(path).write_bytes(jpeg) and Path(path).chmod(0),
     }
+
+
+def of_camera(kind: str, picture: Image.Image, preview: bool = True) -> bytes:
+    """A HEIC, AVIF, JPEG XL or RAW file."""
+    if kind in ("avif", "jxl"):
+        return encoded(picture, kind)
+    with tempfile.NamedTemporaryFile(suffix=f".{kind}") as file:
+        if kind == "heic":
+            write_heic(file.name, picture, quality=90)
+        else:
+            write_dng(file.name, picture, picture if preview else None, Image.Exif())
+        return Path(file.name).read_bytes()
+
+
+def cuts(kind: str, picture: Image.Image) -> Iterator[bytes]:
+    """Files that end too early, hold nothing but zeros, or claim enormous sizes."""
+    whole = of_camera(kind, picture, preview=False)
+    yield from (whole[:kept] for kept in (12, len(whole) // 4, len(whole) // 2, len(whole) - 99))
+    yield whole[:12] + bytes(len(whole) - 12)
+    place = whole.find(b"ispe") + 8  # of HEIC and AVIF
+    if kind in ("heic", "avif"):
+        yield from (patched(whole, place, ">II", side, side) for side in (60_000, 2**31 - 1))
+    elif kind == "jxl":
+        sides = 3 << 1 | (2**30 - 1) << 3 | 1 << 33  # 30 bits of height, and as wide
+        yield b"\xff\x0a" + sides.to_bytes(8, "little") + whole[8:]
+    else:
+        for tag, side in zip((256, 257), picture.size, strict=True):
+            whole = whole.replace(*(struct.pack("<HHII", tag, 4, 1, value) for value in (side, 60_000)))
+        yield whole
 
 
 def scored(picture: Image.Image) -> Contents:
@@ -103,7 +140,8 @@ def scored(picture: Image.Image) -> Contents:
     contents += [encoded(one, kind) for one in (deep, picture.convert("1")) for kind in ("PNG", "TIFF")]
     contents += [encoded(one, "PNG") for one in (clear, clear.convert("LA"))]
     contents += [encoded(grey, "JPEG"), encoded(picture, "JPEG", progressive=True), encoded(clear, "WEBP")]
-    contents += [encoded(picture.convert("CMYK"), "TIFF"), encoded(palette, "GIF", transparency=3)]
+    contents += [encoded(picture.convert("F"), "TIFF"), encoded(picture.convert("CMYK"), "TIFF")]
+    contents += [encoded(palette, "GIF", transparency=3)]
     contents += [encoded(palette, "PNG", transparency=bytes(range(0, 256, 17)))]
     endless, whole = b"Comment\0\0" + zlib.compress(bytes(200_000_000)), encoded(picture, "PNG")
     contents += [whole[:33] + chunk(b"zTXt", endless) + whole[33:]]
@@ -111,6 +149,9 @@ def scored(picture: Image.Image) -> Contents:
     files = {f"scored{number}.jpg": content for number, content in enumerate(contents)}
     others = {"ppm": "PPM", "pgm": "PPM", "jp2": "JPEG2000", "mpo": "MPO", "jfif": "JPEG"}
     files |= {f"scored.{ending}": encoded(picture, kind) for ending, kind in others.items()}
+    files |= {f"scored.{kind}": of_camera(kind, picture) for kind in CAMERAS}
+    files |= {f"scored-{kind}.nef": of_camera(kind, picture) for kind in CAMERAS}  # with a wrong ending
+    files["developed.dng"] = of_camera("dng", picture, preview=False)
     for mode in ("1", "LA", "I;16"):
         files[f"slow{len(files)}.gif"] = lambda path, mode=mode: Image.new(mode, (8000, 8000)).save(
             path, "PNG"
@@ -136,7 +177,13 @@ def plain(picture: Image.Image) -> Contents:
 
 
 def scored_or_refused(picture: Image.Image) -> Contents:
+    wholes = {kind: of_camera(kind, picture, preview=False) for kind in CAMERAS}
     return {
+        # Decoders take zeros for pixels.
+        **{
+            f"zeros.{kind}": whole[: len(whole) // 2] + bytes(len(whole) // 2)
+            for kind, whole in wholes.items()
+        },
         # libjpeg fills the rest with grey.
         "slow.jpg": resized_jpeg(encoded(picture, "JPEG"), 65_500, 2000),
         "slow.jpe": resized_jpeg(encoded(picture, "JPEG"), 16_320, 12_240),
@@ -173,6 +220,7 @@ def damaged(pictures: list[Image.Image], chance: random.Random) -> Iterator[tupl
     ]
     kinds.append(("TIFF", {"compression": "tiff_lzw"}))
     sources = [(kind.lower(), encoded(one, kind, **words)) for one in pictures for kind, words in kinds]
+    sources += [(kind, of_camera(kind, one)) for one in pictures[:2] for kind in CAMERAS]
     while True:
         ending, whole = chance.choice(sources)
         content, length = bytearray(whole), chance.choice((1, 4, 40, 4000))
