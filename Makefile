@@ -1,6 +1,7 @@
 # make demo   sets up, then evaluates, trains and scores on the embedded data set
 # make test   sets up, then runs the tests
 # make test-portable   the tests of computing, as on processors without AVX-512
+# make test-pages   sets up, then tests the pages in an installed Chromium or Chrome
 # make lint   sets up, then checks style, layers and links
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,7 +9,7 @@ SHIPPED := checkpoints/eambnet_lite_para.safetensors
 srcc = $(BIN)/python -c 'import json; m = json.load(open("runs/demo/$(1)/metrics.json")); \
     print("%.2f (%.2f to %.2f)" % (m["metrics"]["srcc"], *m["intervals_95"]["srcc"]))'
 
-.PHONY: demo test test-portable lint clean
+.PHONY: demo test test-portable test-pages lint clean
 
 demo: .venv/installed
 	$(BIN)/python -m eamb.readers.demo --root data/demo
@@ -31,6 +32,9 @@ test-portable: .venv/installed-dev
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/python -m pytest -m 'portable and not slow' \
 	    --ignore tests/test_export.py --ignore tests/test_exported.py
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -m 'portable and not slow'
+
+test-pages: .venv/installed-dev
+	$(BIN)/python -m pytest -n 0 -m slow tests/test_page_browser.py
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -111,6 +111,7 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     add("--output", metavar="FILE", type=Path, help="scores.csv or scores.jsonl")
     add("--maps", metavar="DIR", type=Path, help="write a panel that explains each score")
     add("--maps-raw", action="store_true", help="with --maps: the maps as .npy files too")
+    add("--page", metavar="DIR", type=Path, help="write a page to look through, filter and select")
     add("--emotions", action="store_true", help="one column per emotion")
     add("--resume", action="store_true", help="go on where the run in --output stopped")
     add("--engine", choices=("torch", "openvino"), help=engines)

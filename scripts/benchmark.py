@@ -5,7 +5,7 @@
 
 The parts: forward, step (training), loader, predict (files to scores), formats (of cameras and phones), start
 (of `main.py predict`), engines (PyTorch and OpenVINO), scaled (what scaled decoding does to scores), table (a
-set of AVA's size).
+set of AVA's size), page.
 
 docs/performance.md says what the reference path is and how to read the tables. Every variant runs in its own
 process, so that its peak memory can be measured; the processes take turns, with one timed run per round.
@@ -381,6 +381,16 @@ def make_loading(folder: str) -> Callable[[], dict[str, int]]:
     return lambda: {split: len(rated) for split, rated in load_dataset("ava", folder).items()}
 
 
+def page_jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
+    if not find_spec("playwright"):
+        return print("benchmark: page is left out: install playwright, and Chromium")
+    from scripts.page_speed import make_opening, write_large_page
+
+    write_large_page(folder, count := 1_000 if options.quick else 10_000, Scorer())
+    rows = [Variant(name, make_opening, (folder, name)) for name in ("open", "open, scroll to the end")]
+    yield f"page, {count:,} photographs in Chromium; memory of the page's process", rows
+
+
 def make_ceiling(kind: str) -> Callable[[], None]:
     """The highest speed to expect: that of a 3x3 convolution with 256 channels at 64x64."""
     placed = {"dtype": PRECISIONS[kind], "memory_format": torch.channels_last}
@@ -391,17 +401,8 @@ def make_ceiling(kind: str) -> Callable[[], None]:
 
 OPERATIONS = 2 * 256 * 256 * 9 * 64 * 64  # of the ceiling, for one picture
 CEILINGS = [Variant(kind, make_ceiling, (kind,), 4, OPERATIONS, kind) for kind in ("fp32", "bf16")]
-JOBS = (
-    forward_jobs,
-    step_jobs,
-    loader_jobs,
-    predict_jobs,
-    formats_jobs,
-    start_jobs,
-    engines_jobs,
-    scaled_jobs,
-)
-JOBS = (*JOBS, table_jobs)
+JOBS = (forward_jobs, step_jobs, loader_jobs, predict_jobs, formats_jobs, start_jobs, engines_jobs)
+JOBS += (scaled_jobs, table_jobs, page_jobs)
 PARTS = {jobs.__name__.removesuffix("_jobs"): jobs for jobs in JOBS}
 QUICK_PARTS = ("forward", "step", "loader", "predict")
 
@@ -420,7 +421,7 @@ def take_turn(variant: Variant, threads: int) -> Turn:
     [output] = names["outputs"]
     fields = output._asdict() if isinstance(output, Output) else output if isinstance(output, dict) else {}
     arrays = {name: np.asarray(value, np.float64) for name, value in fields.items()}
-    return seconds, arrays, engine.peak_memory(CPU)
+    return seconds, arrays, float(arrays.pop("memory_gb", engine.peak_memory(CPU)))
 
 
 def measure(variants: list[Variant], rounds: int, threads: int) -> list[list[Turn]]:

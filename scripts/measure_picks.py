@@ -29,8 +29,8 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from eamb.readers import demo
+from eamb.readers.exif import CHANGED
 from eamb.runtime.command import check_output, guarded
-from eamb.selection.exif import CHANGED
 from eamb.selection.grouping import similarity, sketch
 
 ROOT = Path(__file__).resolve().parent.parent

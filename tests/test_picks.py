@@ -2,29 +2,25 @@
 
 import codecs
 import csv
-import html.parser
 import io
 import itertools
-import json
-import os
-import re
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from urllib.parse import unquote
 
 import numpy as np
 import pytest
 import small
-from lively import blotches, build_lively, write_weights
+from lively import SIZE, STARS, blotches, build_lively, write_weights
 from PIL import Image
+from test_page import Page
 
 from eamb.files import encodable
 from eamb.inference.scorer import Scored
 from eamb.readers import demo
-from eamb.readers.decoding import decode
+from eamb.readers.decoding import View, decode
+from eamb.readers.exif import CHANGED, DETAILS, Taken, describe_time, parse_time, read_taken
 from eamb.selection import picks
-from eamb.selection.exif import CHANGED, DETAILS, Taken, describe_time, parse_time, read_taken
 from eamb.selection.grouping import Photograph, choose, group, similarity, sketch
 from eamb.selection.page import write_page
 from eamb.selection.picks import as_table
@@ -178,7 +174,9 @@ def save(path, seed, seconds=None, camera=CANON):
 
 
 class OrderScorer:
-    """Any scorer will do that has score_all; for this one later pictures are better."""
+    """Any scorer will do that has these; for this one later pictures are better."""
+
+    scale, emotions, network = STARS, (), SimpleNamespace(views=[View(SIZE)])
 
     def __init__(self, emotions_trained):
         self.emotions_trained = emotions_trained
@@ -328,25 +326,6 @@ def test_bad_arguments_are_one_sentence_and_nothing_is_written(words, said, tmp_
 # ---- the page
 
 
-class Page(html.parser.HTMLParser):
-    """The attributes of the tags in order, and the texts with the tag before them."""
-
-    def __init__(self, folder):
-        super().__init__()
-        self.tags, self.texts = [], []
-        self.feed((folder / "index.html").read_text(encoding="utf-8"))
-        self.table = json.loads(next(text for tag, text in self.texts if tag == "script"))
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append({"tag": tag, **dict(attributes)})
-
-    def handle_data(self, data):
-        self.texts.append((self.lasttag, data))
-
-    def named(self, name):
-        return [values for values in self.tags if name in values.get("class", "").split()]
-
-
 def test_for_excel_the_table_and_what_the_page_saves_begin_with_a_byte_order_mark(tmp_path, monkeypatch):
     save(tmp_path / "\u00e4.jpg", 0)
     monkeypatch.setattr(picks, "Scorer", lambda *settings, **named: OrderScorer(emotions_trained=False))
@@ -355,7 +334,7 @@ def test_for_excel_the_table_and_what_the_page_saves_begin_with_a_byte_order_mar
         assert select(tmp_path / "\u00e4.jpg", "--output", table, "--page", page, *words) == 0
     plain, marked = (table.read_bytes() for table in tables)
     assert marked == codecs.BOM_UTF8 + plain
-    assert Page(pages[1]).table["header"] == "\ufeff" + Page(pages[0]).table["header"]
+    assert Page(pages[1]).settings["header"] == "\ufeff" + Page(pages[0]).settings["header"]
 
 
 def test_with_force_a_page_is_written_again_and_thumbnails_go_with_their_photographs(tmp_path, monkeypatch):
@@ -373,9 +352,8 @@ def test_with_force_a_page_is_written_again_and_thumbnails_go_with_their_photogr
     assert select(tmp_path, *words, "--force") == 0
     assert small.contents(page).keys() == {"index.html", "thumbnails/000001.jpg", *mine}
     assert len(small.read_csv(tmp_path / "picks.csv")) == 1  # a thumbnail is not a photograph
-    assert len(Page(page).named("photograph")) == 1
-    [button] = [values for values in Page(page).tags if values.get("id") == "maps"]
-    assert "hidden" in button
+    [row] = Page(page).rows
+    assert row["map"] is None  # so that the page hides its button
 
 
 @pytest.fixture(scope="module")
@@ -384,42 +362,42 @@ def page(selected):
 
 
 def test_the_page_holds_the_lines_of_the_csv_and_what_they_are_with_the_other_pick(page, selected, rows):
-    header, (lines, others) = page.table["header"], zip(*page.table["rows"], strict=True)
+    header, lines = page.settings["header"], [row["line"] for row in page.rows]
     assert (header + "".join(lines)).encode() == (selected[1] / "picks.csv").read_bytes()
-    others = csv.DictReader(io.StringIO(header + "".join(others), newline=""))
-    for row, other in zip(rows.values(), others, strict=True):
-        assert int(other.pop("picked")) == 1 - int(row["picked"])
+    others = csv.DictReader(io.StringIO(header + "".join(row["other"] for row in page.rows), newline=""))
+    for row, other, shown in zip(rows.values(), others, page.rows, strict=True):
+        assert int(other.pop("picked")) == 1 - int(row["picked"]) == 1 - shown["picked"]
         assert other.pop("note") == "; ".join(filter(None, [row["note"], "changed by hand"]))
         assert other.items() <= row.items()
-    cards = {int(card["data-row"]): card["aria-pressed"] for card in page.named("photograph")}
-    picked = [("false", "true")[int(row["picked"])] for row in rows.values() if row["series"]]
-    assert cards == dict(enumerate(picked))
+        assert str(shown["series"] or "") == row["series"]
+
+
+def test_the_page_says_where_a_photograph_stands_and_what_its_series_is(page):
+    shown = {row["name"]: row for row in page.rows if row.get("picture")}
+    second, words = shown["IMG_00x1.jpg"]["where"].split(" · similarity ")
+    assert (second[1:], float(words) > 0.9) == (". · 12:00:01 · +1 s", True)
+    series = page.settings["series"][str(shown["IMG_000.jpg"]["series"])]
+    assert series == {"size": 3, "words": "2024-05-03 12:00:00 to 2024-05-03 12:00:02 · Canon EOS R5"}
+    assert page.settings["picks"] is True
 
 
 def test_names_stay_text(page, tmp_path):
     assert [values["tag"] for values in page.tags].count("script") == 2
-    names = [image["alt"] for image in page.named("thumbnail")]
-    assert NASTY.replace("\n", r"\n").replace("\udcff", r"\xff") in names
-    assert any("😀 \\xff" in line for line, _ in page.table["rows"])
+    assert NASTY.replace("\n", r"\n").replace("\udcff", r"\xff") in [row.get("name") for row in page.rows]
     failed = Photograph("a</script>/<!--.jpg", Taken(), scored=Scored("a", error="<b>no</b>"))
-    write_page(tmp_path, [failed], "", as_table([failed]))
-    page = Page(tmp_path)
-    assert page.table["rows"][0][0].startswith("a</script>/<!--.jpg,")
-    assert ("li", "a</script>/<!--.jpg: <b>no</b>") in page.texts
+    write_page(tmp_path, [failed], OrderScorer(emotions_trained=True), "", as_table([failed]))
+    [row] = Page(tmp_path).rows
+    assert row["line"].startswith("a</script>/<!--.jpg,")
+    assert (row["path"], row["error"]) == ("a</script>/<!--.jpg", "<b>no</b>")
 
 
-def test_thumbnails_keep_the_aspect_and_links_lead_to_the_originals(page, selected, album):
-    folder = selected[1] / "page"
-    images, maps = page.named("thumbnail"), page.named("map")
-    assert len(images) == len(maps) == len(list(folder.rglob("*.jpg"))) == 11
-    for image, emotion_map in zip(images, maps, strict=True):
-        with Image.open(folder / image["src"]) as picture, Image.open(folder / emotion_map["src"]) as colours:
-            assert picture.size == (int(image["width"]), int(image["height"])) == (320, 267)
+def test_thumbnails_and_links_lead_to_the_originals(page, selected, album):
+    shown = [row for row in page.rows if row.get("picture")]
+    assert len(shown) == len(list((selected[1] / "page").rglob("*.jpg"))) == 11
+    for row in shown:
+        with Image.open(selected[1] / "page" / row["picture"]) as picture:
+            assert picture.size == (row["width"], row["height"]) == (320, 267)
+        with Image.open(selected[1] / "page" / row["map"]) as colours:
             assert colours.size == (8, 8)
-    links = [unquote(values["href"], "utf-8", "surrogateescape") for values in page.named("original")]
     originals = {str(path) for path in album.rglob("*.jpg") if path.stat().st_size > 6}
-    assert {os.path.realpath(folder / link) for link in links} == originals
-    sources = [values[name] for values in page.tags for name in ("src", "href") if name in values]
-    assert not [source for source in sources if re.match(r"[a-z]+:|//", source)]
-    [policy] = [values["content"] for values in page.tags if "http-equiv" in values]
-    assert policy.startswith("default-src 'none'; img-src 'self' file:;")
+    assert {page.original(row) for row in shown} == originals

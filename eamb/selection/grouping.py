@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from eamb.selection.exif import Taken
+from eamb.readers.exif import Taken
 
 if TYPE_CHECKING:
     from eamb.inference.scorer import Scored
@@ -32,7 +32,7 @@ class Photograph:
     """A picture file and all that is known about it.
 
     sketch: (16, 16, 3) uint8, see `sketch`; None if the file could not be scored.
-    thumbnail: on the page: paths "picture" and "map" (None without a map), "width" and "height".
+    thumbnail: on the page: from `inference.page.write_thumbnail`.
     series: its number, from 1. `group` sets series, gap and similarity.
     gap: seconds since the photograph before it, of the same folder and camera; None for the first, and
         without a time.

@@ -9,7 +9,6 @@ alike. No photograph is moved, renamed, changed or deleted.
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,14 +18,15 @@ from pathlib import Path
 from PIL import Image
 
 from eamb.files import as_cell, csv_line, safe_path, written_whole
+from eamb.inference.page import preview, shrink, write_thumbnail
 from eamb.inference.photographs import find_pictures
 from eamb.inference.scorer import Scorer
 from eamb.inference.sidecars import check_sidecar_options, finish
+from eamb.readers.exif import Taken, describe_time, read_taken
 from eamb.runtime.command import check_output
 from eamb.runtime.progress import progress
-from eamb.selection.exif import Taken, describe_time, read_taken
 from eamb.selection.grouping import Photograph, choose, sketch
-from eamb.selection.page import shrink, write_page, write_thumbnail
+from eamb.selection.page import write_page
 
 
 def select(options: argparse.Namespace) -> int:
@@ -50,7 +50,7 @@ def select(options: argparse.Namespace) -> int:
         unfinished.write_bytes("".join([table["header"], *(line for line, _ in table["rows"])]).encode())
     if page:
         words = f"--keep {options.keep}, --gap {options.gap:g}, --similarity {options.similarity:g}."
-        write_page(page, photographs, words, table)
+        write_page(page, photographs, scorer, words, table)
     sizes = Counter(photograph.series for photograph in photographs if photograph.series)
     alone = sum(size == 1 for size in sizes.values())
     picked = sum(photograph.picked for photograph in photographs)
@@ -90,22 +90,20 @@ def score_photographs(paths: Sequence[str], scorer: Scorer, page: Path | None) -
             `emotions_trained`; if that is False, no map is shown.
         page: the folder of the thumbnails; None for no page.
     """
-    previews = {}  # path -> its time and camera, its sketch, the thumbnail's size and JPEG file
+    previews = {}  # path -> its time and camera, its sketch, its thumbnail
 
     def keep_preview(path: str, picture: Image.Image, exif: Image.Exif) -> None:
-        small, file = shrink(picture), io.BytesIO()
-        if page:
-            small.save(file, "JPEG", quality=85)
-        previews[path] = read_taken(exif), sketch(small), small.size, file.getvalue()
+        small, taken = shrink(picture), read_taken(exif)
+        previews[path] = taken, sketch(small), preview(small, taken) if page else None
 
     for number, scored in enumerate(scorer.score_all(paths, on_decoded=keep_preview), 1):
-        taken, small, size, jpeg = previews.pop(scored.path, (Taken(), None, None, None))
+        taken, small, thumbnail = previews.pop(scored.path, (Taken(), None, None))
         photograph = Photograph(scored.path, taken, small)
         photograph.notes += [scored.note] if scored.note else []
         photograph.scored = replace(scored, emotion_map=None, class_maps=None)  # maps would fill the memory
         if page and not scored.error:
             emotion_map = scored.emotion_map if scorer.emotions_trained else None
-            photograph.thumbnail = write_thumbnail(page, number, jpeg, size, emotion_map)
+            photograph.thumbnail = write_thumbnail(page, number, thumbnail, emotion_map)
         yield photograph
 
 
