@@ -53,7 +53,7 @@ ROWS = {  # of the table: title, and the config that is laid over the set's own
 RECIPES = {  # set, Lite or not -> configs of the networks and of their emotion branch
     ("ava", False): ("ava", "emotion"),
     ("para", False): ("para", "emotion"),
-    ("para", True): ("para_lite_first", "emotion_para_lite"),
+    ("para", True): ("para_lite", "emotion_para_lite"),
     ("iae", False): ("iae", "emotion"),
     ("demo", False): ("demo", "demo"),
 }
