@@ -1,13 +1,16 @@
 """Public sets described by a YAML each: the real columns of their label files, with stand-in pictures."""
 
+import re
+
 import pytest
-from small import make_csv, write_noise, write_table
+from small import ROOT, make_csv, write_noise, write_table
 
 from datasets import load_dataset
 from eamb.network.outputs import Scale
 from eamb.readers.named_csv import parse_named
-from eamb.readers.rated import DataOptions
+from eamb.readers.rated import SPLITS, DataOptions
 from eamb.readers.registry import DATASETS, NAMED
+from eamb.readers.table import Rating
 
 ROWS = {  # as in the sets' own files
     "aadb": (["filename", "score", "newscore"], [["a.jpg", 0.55, 5.5], ["b.jpg", 0.05, 0.5]], (0, 1, 0.5)),
@@ -76,6 +79,20 @@ def test_spaq_is_split_by_hash(tmp_path):
     write_table(table, [["Image name", "MOS"], *rows])
     sets = load_dataset("spaq", tmp_path)
     assert sum(map(len, sets.values())) == 40 and sets["test"].scale.maximum == 100
+
+
+def test_the_description_in_the_docs_reads_a_set(tmp_path):
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"^```yaml\n(.*?)^```", text, re.M | re.S)
+    (tmp_path / "mine.yaml").write_text(block)
+    write_table(
+        tmp_path / "labels.csv", [["file", "stars", "part"], ["a.jpg", 4, "train"], ["b.jpg", 2, "test"]]
+    )
+    table = parse_named(
+        tmp_path / "mine.yaml", tmp_path, SPLITS, DataOptions(), lambda kind, path: kind(path)
+    )
+    assert (table.name, table.ids, [*table.split]) == ("mine", ["a.jpg", "b.jpg"], ["train", "test"])
+    assert table.places == [tmp_path / "photographs"] and table.rating == Rating(1, 5, 3)
 
 
 def test_a_description_with_an_unknown_setting_is_named(tmp_path):
