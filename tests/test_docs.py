@@ -10,6 +10,9 @@ import pytest
 import yaml
 from small import ROOT, UNTRAINED, WORDS, command, read_csv, write_pictures
 
+from eamb.readers.demo import make_demo
+from main import main
+
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 PAGES += [ROOT / "checkpoints" / "README.md", ROOT / "results" / "README.md", *(ROOT / "docs").glob("*.md")]
 
@@ -113,3 +116,20 @@ def test_the_worked_examples_of_development_work(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "aadb train: 4 pictures (imgListTrainRegression_score.txt)" in done.stdout
     assert (tmp_path / "run" / "best.pt").is_file()
+
+
+def test_the_commands_of_the_page_for_photographers_print_what_it_says(tmp_path, monkeypatch, capfd):
+    text = (ROOT / "docs" / "photographers.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    make_demo(Path("data/demo"))
+    exec(compile(code, "docs/photographers.md", "exec"), {})
+    steps = re.findall(r"^```\npython main.py (.*)\n```\n(?:\n```\n((?:.*\n)*?)```)?", text, re.M)
+    for words, expected in steps:
+        if "adobe" in words:
+            for sidecar in Path("card").glob("*.xmp"):
+                sidecar.unlink()
+        assert main(words.split()) == 0
+        printed = capfd.readouterr()
+        assert {*expected.splitlines()} <= {*(printed.out + printed.err).splitlines()}, words
+    assert len(steps) == 7
