@@ -131,7 +131,9 @@ def test_the_commands_of_the_page_for_photographers_print_what_it_says(tmp_path,
     for module in (predict, picks):
         monkeypatch.setattr(module, "Scorer", scorer)
     steps = re.findall(r"^```\npython main.py (.*)\n```\n\n```\n((?:.*\n)*?)```", text, re.M)
-    for words, expected in steps[:-1]:  # the last one takes as long again as the first
+    for words, expected in steps:
+        if words.endswith((" adobe", " --resume")):  # for time; other tests have them
+            continue
         assert main(words.split()) == 0
         printed = capfd.readouterr()
         assert {*expected.splitlines()} - {"..."} <= {*(printed.out + printed.err).splitlines()}, words
