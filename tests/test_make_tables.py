@@ -462,9 +462,11 @@ def document_line(start: str) -> list[str]:
 
 
 def test_the_emotion_table_in_the_documents_is_that_of_the_results():
-    shipped, both = map(document_line, ("PARA's votes (**shipped**)", "PARA's votes and FI's labels"))
+    names = ("PARA's votes, the whole picture", "PARA's votes, 112 px (**shipped**)")
+    whole, shipped, both = map(document_line, (*names, "PARA's votes and FI's labels"))
     results = ROOT / "results"
-    for line, folder in ((shipped, "para_lite_emotion"), (both, "emotion_lite_para_fi/para")):
+    folders = (whole, "para_lite_emotion_full"), (shipped, "para_lite_emotion")
+    for line, folder in (*folders, (both, "emotion_lite_para_fi/para")):
         report = read_json(results / folder / "metrics.json")
         assert line[1:3] == [recorded(report, "kl"), recorded(report, "kl_ratio")]
         assert line[-1] == f"`results/{folder.removesuffix('/para')}`"

