@@ -1,6 +1,7 @@
 """README and docs: links lead somewhere, figures are those of results/, the worked examples work."""
 
 import re
+import runpy
 import shutil
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,11 @@ from urllib.parse import unquote
 import pytest
 import yaml
 from small import ROOT, UNTRAINED, WORDS, command, read_csv, write_pictures
+
+from eamb.inference import predict
+from eamb.inference.scorer import Scorer
+from eamb.selection import picks
+from main import main
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 PAGES += [ROOT / "checkpoints" / "README.md", ROOT / "results" / "README.md", *(ROOT / "docs").glob("*.md")]
@@ -114,3 +120,22 @@ def test_the_worked_examples_of_development_work(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "aadb_lists train: 4 pictures (imgListTrainRegression_score.txt)" in done.stdout
     assert (tmp_path / "run" / "best.pt").is_file()
+
+
+def test_the_commands_of_the_page_for_photographers_print_what_it_says(tmp_path, monkeypatch, capfd):
+    text = (ROOT / "docs" / "photographers.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    Path("make.py").write_text(code, encoding="utf-8")
+    runpy.run_path("make.py")
+    scorer = cache(Scorer)  # its weights are read once for all commands
+    for module in (predict, picks):
+        monkeypatch.setattr(module, "Scorer", scorer)
+    steps = re.findall(r"^```\npython main.py (.*)\n```\n\n```\n((?:.*\n)*?)```", text, re.M)
+    for words, expected in steps:
+        if words.endswith((" adobe", " --resume")):  # for time; other tests have them
+            continue
+        assert main(words.split()) == 0
+        printed = capfd.readouterr()
+        assert {*expected.splitlines()} - {"..."} <= {*(printed.out + printed.err).splitlines()}, words
+    assert [words.split()[1] for words, _ in steps] == ["card"] * 4 + ["rated", "card"]
