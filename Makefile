@@ -40,7 +40,7 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 0 tests/test_layers.py tests/test_docs.py -k 'not worked_examples'
+	$(BIN)/python -m pytest -n 0 tests/test_layers.py tests/test_docs.py -k 'not worked_examples and not commands'
 
 .venv/installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version)'

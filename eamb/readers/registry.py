@@ -3,14 +3,19 @@
     DATASETS["ava"].labels  # "ratings"
     parse = DATASETS["ava"].load_reader()  # eamb.readers.ava.parse_ava
 
-To add a set, write its reader beside the others and enter it here.
+To add a set, write its reader beside the others and enter it here; for one whose labels are plain tables, a
+YAML in configs/sets/ is enough (`eamb/readers/named_csv.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from pkgutil import resolve_name
+
+NAMED = sorted((Path(__file__).parents[2] / "configs" / "sets").glob("*.yaml"))
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,7 @@ class DataSet:
     recipe, emotion_recipe: the config in configs/ for its own labels and for the task emotion, without .yaml.
     label_files: glob patterns, below the set's folder, of the files that are needed besides the pictures.
     folder: where the set is if --data-root is not given; "" if it must be given.
+    description: the file that tells the reader how the set's tables are read.
     """
 
     labels: str
@@ -30,9 +36,11 @@ class DataSet:
     emotion_recipe: str = "emotion"
     label_files: tuple[str, ...] = ()
     folder: str = ""
+    description: Path | None = None
 
     def load_reader(self) -> Callable:
-        return resolve_name(f"eamb.readers.{self.reader}")
+        reader = resolve_name(f"eamb.readers.{self.reader}")
+        return partial(reader, self.description) if self.description else reader
 
 
 AVA_FILES = ("*.txt", "*.csv", "*.jpgl", "splits/*.csv", "aesthetics_image_lists/*")
@@ -49,6 +57,10 @@ DATASETS: dict[str, DataSet] = {
     "phototriage": DataSet("pairs", "pairs:read_phototriage", "series"),
     "pairs": DataSet("pairs", "pairs:read_pairs_csv", "series"),
 }
+for file in NAMED:
+    DATASETS[file.stem] = DataSet(
+        "ratings", "named_csv:parse_named", "csv", label_files=("*.csv", "*.tsv", "*/*.csv"), description=file
+    )
 
 # The sets whose labels are pairs of photographs, and those of single pictures.
 PAIRED = tuple(name for name, data_set in DATASETS.items() if data_set.labels == "pairs")
