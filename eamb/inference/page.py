@@ -158,12 +158,11 @@ def settings_of(scorer: Scorer, page: Path, header: str, file: str) -> dict:
         picks, series: False and {}; `select` has its own.
     """
     view = scorer.network.views[0]
-    height, width = (view.size, view.size) if isinstance(view.size, int) else view.size
     return {
         "emotions": scorer.emotions if scorer.emotions_trained else (),
         "ratings": scorer.scale.bins,
         "ends": scorer.scale.ends if math.isfinite(scorer.scale.ends[0]) else None,
-        "crop": width / height if view.crop else None,
+        "crop": view.aspect,
         "upright": view.exif,
         "folder": f"{Path(os.path.abspath(page)).as_uri()}/",
         "header": header,
