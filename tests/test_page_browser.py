@@ -217,7 +217,8 @@ def test_the_map_lies_over_the_part_of_its_picture_that_the_network_saw(open_pag
         index.write_text(text, encoding="utf-8")
         window = open_page(folder / "page" if crop == "null" else tmp_path / crop)
         assert not boxes(window, ".map")[:, 2:].any()
-        press(window, "m")
+        assert not window.evaluate(f"{CARDS}.some((card) => card.querySelector('.map').naturalWidth)")
+        press(window, "m")  # loads them, too
         pictures, maps = boxes(window, ".thumbnail"), boxes(window, ".map")
         loaded = "[...document.images].every((image) => image.naturalWidth > 0)"
         window.wait_for_function(loaded)
