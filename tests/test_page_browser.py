@@ -474,7 +474,7 @@ def test_of_10_000_photographs_only_those_in_view_are_in_the_document(
         window.evaluate(f"scrollTo(0, {share * height})")
         window.wait_for_timeout(30)
         assert 12 <= window.evaluate(count) <= 100
-    assert page_memory(browser, window) < 0.5  # GB
+    assert page_memory(browser) < 0.5  # GB
     press(window, "Home", "End")
     last = window.locator(".card.current")
     assert last.get_attribute("aria-posinset") == last.get_attribute("aria-setsize") == "10000"

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from eamb.inference.scorer import Scored, Scorer
 
 FOLDER = Path(__file__).parent
-LONGEST_SIDE = 256  # of thumbnails, pixels; Chromium keeps some hundreds of them decoded
+LONGEST_SIDE = 256  # of thumbnails, pixels
 # In a page: the files of `write_thumbnail`.
 SHOWN = re.compile(r'"(thumbnails/\d{6,}\.jpg|maps/\d{6,}\.png)"')
 JOURNAL = "scores.jsonl"
