@@ -6,6 +6,7 @@ tests' own folders, fails a test.
 
 import csv
 import io
+import itertools
 import os
 import re
 import shutil
@@ -336,6 +337,25 @@ def test_the_picks_of_a_series_are_changed_and_saved(open_page, folder):
     assert window.locator("#panel h2").inner_text() == current(window)
 
 
+def test_cards_that_are_used_again_show_their_own_photographs(window):
+    def thumbnails():
+        window.wait_for_timeout(500)  # they are drawn
+        drawn = [card.locator(".thumbnail").screenshot() for card in window.locator(".card").all()]
+        pixels = [np.asarray(Image.open(io.BytesIO(each)).convert("RGB").resize((8, 8)), int) for each in drawn]
+        return dict(zip(names(window), (each[4:] for each in pixels), strict=True))  # below the tick's corner
+
+    before = thumbnails()
+    different = [abs(one - other).mean() for one, other in itertools.combinations(before.values(), 2)]
+    assert len(before) == len(NAMES) and min(different) > 5
+    window.fill("#find", "nothing like this")
+    assert names(window) == []
+    window.fill("#find", "")
+    after = thumbnails()
+    assert after.keys() == before.keys()
+    for name, pixels in after.items():
+        assert abs(pixels - before[name]).mean() < 1
+
+
 # ---- names, keys, screen readers, small and dark screens
 
 
@@ -346,7 +366,7 @@ def test_names_stay_text(window):
     press(window, "Tab")
     window.locator(".card").first.click()
     assert window.locator("#panel h2").inner_text() == name
-    assert window.locator(".thumbnail").first.get_attribute("alt") == name
+    assert window.locator("#panel .thumbnail").get_attribute("alt") == name
     assert window.evaluate("document.querySelectorAll('b').length") == 0
     press(window, "Escape")
     window.locator("#failed summary").click()
