@@ -341,7 +341,9 @@ def test_cards_that_are_used_again_show_their_own_photographs(window):
     def thumbnails():
         window.wait_for_timeout(500)  # they are drawn
         drawn = [card.locator(".thumbnail").screenshot() for card in window.locator(".card").all()]
-        pixels = [np.asarray(Image.open(io.BytesIO(each)).convert("RGB").resize((8, 8)), int) for each in drawn]
+        pixels = [
+            np.asarray(Image.open(io.BytesIO(each)).convert("RGB").resize((8, 8)), int) for each in drawn
+        ]
         return dict(zip(names(window), (each[4:] for each in pixels), strict=True))  # below the tick's corner
 
     before = thumbnails()

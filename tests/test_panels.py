@@ -83,7 +83,9 @@ def test_a_hot_spot_of_each_map_lies_there_on_the_panel(shape):
 
 
 def test_maps_of_the_middle_lie_there_and_leave_the_rest_grey():
-    figure = draw(grey_image(300, 450), emotion_map=np.ones((7, 7)), class_maps=np.ones((5, 7, 7)), aspect=1.0)
+    figure = draw(
+        grey_image(300, 450), emotion_map=np.ones((7, 7)), class_maps=np.ones((5, 7, 7)), aspect=1.0
+    )
     for label in ("map", *(f"map of {name}" for name in STRONGEST)):
         area = pixels(figure, label)
         coloured = np.flatnonzero((area[area.shape[0] // 2] != 128).any(axis=1))  # columns
