@@ -15,7 +15,7 @@ from eamb.readers import camera_files, decoding
 from eamb.readers.camera_files import jxl_size, read_exif
 from eamb.readers.decoding import DecodeError, decode
 from eamb.readers.endings import AVIF_ENDINGS
-from eamb.selection.exif import read_taken
+from eamb.readers.exif import read_taken
 from scripts.samples import LOSSLESS, write_dng, write_heic
 from tests.test_decoding import landscape, random_image, saved
 
