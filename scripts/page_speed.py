@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from playwright.sync_api import Browser, Page, Playwright, sync_playwright
+from playwright.sync_api import Browser, Playwright, sync_playwright
 
 from eamb.inference.page import PageFolder, preview, shrink
 from eamb.inference.photographs import PictureFile
@@ -26,7 +26,7 @@ from eamb.readers.exif import Taken
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SCROLL = """async () => {
-    for (let top = 0; top < document.documentElement.scrollHeight; top += 4 * innerHeight) {
+    for (let top = 0; top < document.documentElement.scrollHeight; top += 2 * innerHeight) {
         scrollTo(0, top);
         await new Promise((done) => setTimeout(done, 50));  // pictures are loaded and drawn
     }
@@ -81,18 +81,11 @@ def write_large_page(folder: Path, count: int, scorer: Scorer) -> None:
         pass
 
 
-def page_memory(browser: Browser, page: Page | None = None) -> float:
+def page_memory(browser: Browser) -> float:
     """GB of memory of the process that shows the page, the largest of its kind; Linux only.
 
     What it shares with the browser's other processes is divided among them.
-
-    Args:
-        page: told first that memory is short, so that Chromium drops pictures that it keeps decoded though
-            they are out of view (some 300 MB after scrolling far).
     """
-    if page:
-        page.context.new_cdp_session(page).send("Memory.simulatePressureNotification", {"level": "critical"})
-        page.wait_for_timeout(1000)
     processes = browser.new_browser_cdp_session().send("SystemInfo.getProcessInfo")["processInfo"]
     files = [Path(f"/proc/{one['id']}/smaps_rollup") for one in processes if one["type"] == "renderer"]
     kilobytes = [int(re.search(r"^Pss: +(\d+) kB", file.read_text(), re.M)[1]) for file in files]
@@ -102,7 +95,7 @@ def page_memory(browser: Browser, page: Page | None = None) -> float:
 def make_opening(folder: Path, name: str) -> Callable[[], dict[str, float]]:
     """Opens the page in a new window of a running browser, until all pictures in view are shown.
 
-    If the name of the variant says so, it then scrolls to the end and shows every fourth screen.
+    If the name of the variant says so, it then scrolls to the end, so that every thumbnail is loaded.
     """
     browser = launch(sync_playwright().start())  # both end with this process
 
@@ -111,7 +104,7 @@ def make_opening(folder: Path, name: str) -> Callable[[], dict[str, float]]:
         page.goto((folder / "index.html").as_uri(), wait_until="load")
         if "scroll" in name:
             page.evaluate(SCROLL)
-        memory = page_memory(browser, page if "scroll" in name else None)
+        memory = page_memory(browser)
         page.close()
         return {"memory_gb": memory}
 

@@ -61,6 +61,7 @@ class Entry(NamedTuple):
     image: (H, W, 3) uint8, no larger than the figures need.
     emotion_map: (h, w) in [0, 1].
     class_maps: emotion -> (h, w) in [0, 1], strongest first; empty if the branch was never trained.
+    aspect: width / height of the part in the middle of the picture that maps cover; None: they cover all.
     """
 
     rank: int
@@ -70,6 +71,7 @@ class Entry(NamedTuple):
     image: np.ndarray
     emotion_map: np.ndarray
     class_maps: Mapping[str, np.ndarray]
+    aspect: float | None = None
 
     def fit(self, widest: int, tallest: int) -> tuple[int, int]:
         return fit(self.image.shape[1] / self.image.shape[0], widest, tallest)
@@ -144,7 +146,8 @@ def make_entry(rank: int, place: int, rated: RatedSet, all_scored: Sequence[Scor
     scorer.with_class_maps = scorer.emotions_trained
     scored = all_scored[place]
     maps = scorer.score(scored.path)
-    picture = Image.fromarray(decode_views(scored.path, [scorer.network.views[0]._replace(size=None)])[0])
+    view = scorer.network.views[0]
+    picture = Image.fromarray(decode_views(scored.path, [view._replace(size=None)])[0])
     picture.thumbnail((600, 600), Image.Resampling.LANCZOS)  # a camera's picture takes 70 MB
     strongest = sorted(scored.emotions, key=scored.emotions.get, reverse=True)[:PAGE_EMOTIONS]
     sample = rated[place]
@@ -155,7 +158,8 @@ def make_entry(rank: int, place: int, rated: RatedSet, all_scored: Sequence[Scor
         ends = (rated.scale.minimum, rated.scale.maximum)
         scores.append((f"rated {sample.score:.2f}", sample.score, ends, shares))
     class_maps = {name: maps.class_maps[scorer.emotions.index(name)] for name in strongest}
-    return Entry(rank + 1, sample.id, scored, scores, np.asarray(picture), maps.emotion_map, class_maps)
+    shown = (np.asarray(picture), maps.emotion_map, class_maps, view.aspect)
+    return Entry(rank + 1, sample.id, scored, scores, *shown)
 
 
 def write_numbers(path: Path, entries: Iterable[Entry]) -> None:
@@ -209,7 +213,7 @@ def draw_sheet(most: Sequence[Entry], least: Sequence[Entry], subject: Subject) 
             picture = resize_image(entry.image, box)
             show(figure, box, picture, f"picture {entry.rank}")
             box = box._replace(top=top + tall + BETWEEN)
-            show(figure, box, overlay(picture, entry.emotion_map), f"map {entry.rank}")
+            show(figure, box, overlay(picture, entry.emotion_map, entry.aspect), f"map {entry.rank}")
             lines = [words for words, *_ in entry.scores]
             if entry.scored.emotion:
                 lines.append(f"{entry.scored.emotion} {100 * entry.scored.emotion_probability:.0f} %")
@@ -237,10 +241,10 @@ def draw_page(entries: Sequence[Entry], subject: Subject) -> Figure:
         box = Box(0, top, *size)
         picture = resize_image(entry.image, box)
         shown = [("picture", picture, f"rank {entry.rank:,}")]
-        shown.append(("map", overlay(picture, entry.emotion_map), ""))
+        shown.append(("map", overlay(picture, entry.emotion_map, entry.aspect), ""))
         for name, class_map in entry.class_maps.items():
             caption = f"{name} {100 * entry.scored.emotions[name]:.0f} %"
-            shown.append((f"map of {name}", overlay(picture, class_map), caption))
+            shown.append((f"map of {name}", overlay(picture, class_map, entry.aspect), caption))
         for left, (label, pixels, caption) in zip(lefts, shown, strict=False):
             show(figure, box._replace(left=left), pixels, f"{label} {entry.rank}")
             write(figure, left, box.bottom + LINE - 4, caption, size=TEXT, color=FAINT)

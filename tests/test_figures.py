@@ -51,6 +51,23 @@ def test_a_hot_cell_of_the_map_lies_at_its_pixels_of_the_picture(shape, cell):
     assert len(np.unique(laid[far])) == 1 and laid[far].max() < laid.max()
 
 
+@pytest.mark.parametrize(
+    ("shape", "aspect", "covered"),
+    [((60, 90), 1.0, (0, 15, 60, 60)), ((90, 60), 2.0, (30, 0, 30, 60)), ((60, 90), 0.5, (0, 30, 60, 30))],
+)
+def test_a_map_of_the_middle_leaves_the_rest_grey(shape, aspect, covered):
+    top, left, height, width = covered
+    inside = np.s_[top : top + height, left : left + width]
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    chance_map = np.random.default_rng(1).random((7, 7))
+    laid = overlay(image, chance_map, aspect)
+    np.testing.assert_array_equal(laid[inside], overlay(np.ascontiguousarray(image[inside]), chance_map))
+    outside = np.ones(shape, bool)
+    outside[inside] = False
+    grey = np.asarray(Image.fromarray(image).convert("L"))
+    assert (laid[outside] == grey[outside][:, None]).all()
+
+
 def test_the_overlay_is_three_parts_of_colour_and_two_of_grey():
     # inferno begins at (0.001462, 0.000466, 0.013866) and ends at (0.988362, 0.998364, 0.644924).
     image = grey_image(8, 8)

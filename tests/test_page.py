@@ -120,7 +120,7 @@ def test_thumbnails_and_maps_are_those_of_their_pictures(written, album, lively_
         with Image.open(folder / "page" / row["picture"]) as picture, Image.open(album / name) as original:
             expected = original.convert("RGB").resize(picture.size, Image.Resampling.BILINEAR)
             assert (
-                picture.size == (row["width"], row["height"]) == ((64, 8) if "wide" in name else (320, 240))
+                picture.size == (row["width"], row["height"]) == ((64, 8) if "wide" in name else (256, 192))
             )
             assert np.abs(np.asarray(picture, int) - np.asarray(expected, int)).mean() < 8
         with Image.open(folder / "page" / row["map"]) as colours:

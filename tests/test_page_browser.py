@@ -6,6 +6,7 @@ tests' own folders, fails a test.
 
 import csv
 import io
+import itertools
 import os
 import re
 import shutil
@@ -217,7 +218,8 @@ def test_the_map_lies_over_the_part_of_its_picture_that_the_network_saw(open_pag
         index.write_text(text, encoding="utf-8")
         window = open_page(folder / "page" if crop == "null" else tmp_path / crop)
         assert not boxes(window, ".map")[:, 2:].any()
-        press(window, "m")
+        assert not window.evaluate(f"{CARDS}.some((card) => card.querySelector('.map').naturalWidth)")
+        press(window, "m")  # loads them, too
         pictures, maps = boxes(window, ".thumbnail"), boxes(window, ".map")
         loaded = "[...document.images].every((image) => image.naturalWidth > 0)"
         window.wait_for_function(loaded)
@@ -335,6 +337,27 @@ def test_the_picks_of_a_series_are_changed_and_saved(open_page, folder):
     assert window.locator("#panel h2").inner_text() == current(window)
 
 
+def test_cards_that_are_used_again_show_their_own_photographs(window):
+    def thumbnails():
+        window.wait_for_timeout(500)  # they are drawn
+        drawn = [card.locator(".thumbnail").screenshot() for card in window.locator(".card").all()]
+        pixels = [
+            np.asarray(Image.open(io.BytesIO(each)).convert("RGB").resize((8, 8)), int) for each in drawn
+        ]
+        return dict(zip(names(window), (each[4:] for each in pixels), strict=True))  # below the tick's corner
+
+    before = thumbnails()
+    different = [abs(one - other).mean() for one, other in itertools.combinations(before.values(), 2)]
+    assert len(before) == len(NAMES) and min(different) > 5
+    window.fill("#find", "nothing like this")
+    assert names(window) == []
+    window.fill("#find", "")
+    after = thumbnails()
+    assert after.keys() == before.keys()
+    for name, pixels in after.items():
+        assert abs(pixels - before[name]).mean() < 1
+
+
 # ---- names, keys, screen readers, small and dark screens
 
 
@@ -345,7 +368,7 @@ def test_names_stay_text(window):
     press(window, "Tab")
     window.locator(".card").first.click()
     assert window.locator("#panel h2").inner_text() == name
-    assert window.locator(".thumbnail").first.get_attribute("alt") == name
+    assert window.locator("#panel .thumbnail").get_attribute("alt") == name
     assert window.evaluate("document.querySelectorAll('b').length") == 0
     press(window, "Escape")
     window.locator("#failed summary").click()
@@ -473,7 +496,7 @@ def test_of_10_000_photographs_only_those_in_view_are_in_the_document(
         window.evaluate(f"scrollTo(0, {share * height})")
         window.wait_for_timeout(30)
         assert 12 <= window.evaluate(count) <= 100
-    assert page_memory(browser, window) < 0.5  # GB
+    assert page_memory(browser) < 0.5  # GB
     press(window, "Home", "End")
     last = window.locator(".card.current")
     assert last.get_attribute("aria-posinset") == last.get_attribute("aria-setsize") == "10000"

@@ -82,6 +82,17 @@ def test_a_hot_spot_of_each_map_lies_there_on_the_panel(shape):
         assert_hottest(pixels(figure, f"map of {name}"), *spots[list(EMOTIONS).index(name)])
 
 
+def test_maps_of_the_middle_lie_there_and_leave_the_rest_grey():
+    figure = draw(
+        grey_image(300, 450), emotion_map=np.ones((7, 7)), class_maps=np.ones((5, 7, 7)), aspect=1.0
+    )
+    for label in ("map", *(f"map of {name}" for name in STRONGEST)):
+        area = pixels(figure, label)
+        coloured = np.flatnonzero((area[area.shape[0] // 2] != 128).any(axis=1))  # columns
+        third = area.shape[1] / 6
+        assert abs(coloured[0] - third) <= 1 and abs(coloured[-1] + 1 - 5 * third) <= 1
+
+
 def test_the_strongest_emotions_stand_in_a_row_with_their_probability():
     figure = draw(grey_image(60, 80))
     boxes = [box(figure, f"map of {name}") for name in STRONGEST]

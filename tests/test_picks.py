@@ -396,7 +396,7 @@ def test_thumbnails_and_links_lead_to_the_originals(page, selected, album):
     assert len(shown) == len(list((selected[1] / "page").rglob("*.jpg"))) == 11
     for row in shown:
         with Image.open(selected[1] / "page" / row["picture"]) as picture:
-            assert picture.size == (row["width"], row["height"]) == (320, 267)
+            assert picture.size == (row["width"], row["height"]) == (256, 214)
         with Image.open(selected[1] / "page" / row["map"]) as colours:
             assert colours.size == (8, 8)
     originals = {str(path) for path in album.rglob("*.jpg") if path.stat().st_size > 6}

@@ -574,6 +574,16 @@ def test_a_branch_that_was_never_trained_names_no_emotion(lively_model, album, t
     assert contents(tmp_path / "maps").keys() == {"b.jpg.eam.npy"}  # those of classes would have no meaning
 
 
+@pytest.mark.parametrize(("crop", "aspect"), [(False, None), (True, 1.0)])
+def test_panels_know_the_part_of_the_picture_that_the_network_sees(
+    crop, aspect, lively_model, album, tmp_path, drawn
+):
+    file = write_weights(tmp_path / "w.safetensors", lively_model, crop=crop)
+    assert call(album / "b.jpg", file, "--maps", tmp_path / "maps") == 0
+    [(_, _, explanation)] = drawn
+    assert explanation.aspect == aspect
+
+
 def test_pictures_of_one_name_and_the_longest_names_get_maps_of_their_own_which_are_no_pictures(
     lively_weights, tmp_path, small_panels
 ):

@@ -48,20 +48,28 @@ def resize_map(emotion_map: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(resized).clip(0, 1)
 
 
-def overlay(image: np.ndarray, emotion_map: np.ndarray) -> np.ndarray:
+def overlay(image: np.ndarray, emotion_map: np.ndarray, aspect: float | None = None) -> np.ndarray:
     """Lay a map over the grey version of a picture, so that all colour comes from the map.
 
     Args:
         image: (H, W, 3) uint8.
         emotion_map: (h, w), in [0, 1]; resized to the picture.
+        aspect: width / height of the part in the middle of the picture that the map covers, and outside of
+            which the picture is grey only (`View.aspect`); None: the map covers all.
 
     Returns:
         (H, W, 3) uint8.
     """
-    values = resize_map(emotion_map, *image.shape[:2])
-    colours = colormaps[MAP_COLOURS](values)[..., :3]  # (H, W, 3), in [0, 1]
-    grey = np.asarray(Image.fromarray(image).convert("L"))[..., None] / 255  # (H, W, 1)
-    return np.rint(255 * (0.6 * colours + 0.4 * grey)).astype(np.uint8)
+    height, width, _ = image.shape
+    aspect = aspect or width / height
+    rows, columns = max(1, round(min(height, width / aspect))), max(1, round(min(width, height * aspect)))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    part = np.s_[top : top + rows, left : left + columns]
+    grey = np.asarray(Image.fromarray(image).convert("L"))[..., None].repeat(3, axis=2)  # (H, W, 3)
+    colours = colormaps[MAP_COLOURS](resize_map(emotion_map, rows, columns))[..., :3]  # in [0, 1]
+    laid = grey.copy()
+    laid[part] = np.rint(255 * (0.6 * colours + 0.4 * (grey[part] / 255)))
+    return laid
 
 
 def colour_ramp(height: int, width: int) -> np.ndarray:

@@ -89,6 +89,7 @@ class MapFolder:
             value=scored.score,
             ends=self.scorer.scale.ends,
             emotion_map=scored.emotion_map,
+            aspect=self.scorer.network.views[0].aspect,
             map_title="emotion-aware map" if self.scorer.emotions_trained else UNTRAINED_MAP,
             emotions=scored.emotions,
             class_maps=scored.class_maps,

@@ -12,6 +12,7 @@ const GAP = 12, HEADING = 38, BINS = 48, AHEAD = 600;  // pixels; bars of the hi
 const photographs = rows.filter((row) => row.picture);
 const selected = new Set(photographs.filter((row) => row.picked));
 const cards = new Map();  // photograph or heading -> its element, of those in the document
+const spare = [];  // cards that are not in the document now
 let shown = [], blocks = [], columns = 1, side = 0;  // what passes the filters, in order; the rows of the grid
 let current = null, anchor = null;  // the photograph that keys act on; where a range of Shift begins
 let reversed = false, saved = true, opened = [];  // `opened`: the one or two photographs in the panel
@@ -192,8 +193,8 @@ function draw(all = false) {  // `all`: places have changed too
   if (current && !wanted.has(current)) wanted.set(current, blockOf(shown.indexOf(current)));  // has the focus
   for (const [key, card] of cards) {
     if (wanted.has(key)) continue;
-    for (const image of card.querySelectorAll("img")) image.removeAttribute("src");  // frees its memory now
     card.remove();
+    if (!key.title) empty(card);
     cards.delete(key);
   }
   const inOrder = [];
@@ -220,14 +221,31 @@ function makeHeading({ top, title, count }) {
 }
 
 function makeCard(row) {
-  const card = byId("card").content.firstElementChild.cloneNode(true);
+  const card = spare.pop() ?? byId("card").content.firstElementChild.cloneNode(true);
   card.id = `photograph-${row.place}`;
   card.querySelector("strong").textContent = row.score.toFixed(2);
   card.querySelector(".name").textContent = row.name;
   card.querySelector(".where").textContent = row.where ?? "";
   fillPicture(card, row);
+  drawThumbnail(card, row);
   showState(card, row);
   return card;
+}
+
+function empty(card) {  // frees the memory of its pictures now, and keeps it for another photograph
+  for (const image of card.querySelectorAll("img")) image.removeAttribute("src");
+  card.querySelector("canvas").getContext("bitmaprenderer").transferFromImageBitmap(null);
+  spare.push(card);
+}
+
+function drawThumbnail(card, row) {  // on a canvas: Chromium keeps a thousand <img> decoded that left the page
+  const image = card.querySelector(".source");
+  image.onload = async () => {
+    const bitmap = await createImageBitmap(image);
+    if (cards.get(row) === card) card.querySelector("canvas").getContext("bitmaprenderer").transferFromImageBitmap(bitmap);
+    else bitmap.close();
+  };
+  image.src = row.picture;
 }
 
 function arrange(card, row, block) {  // what depends on the order
@@ -250,9 +268,8 @@ function showState(card, row) {
 function fillPicture(part, row) {
   const map = part.querySelector(".map"), aspect = row.width / row.height;
   part.style.setProperty("--aspect", aspect);
-  part.querySelector(".thumbnail").src = row.picture;
-  part.querySelector(".thumbnail").alt = row.name;
-  if (!row.map) return map.remove();
+  map.hidden = !row.map;
+  if (!row.map) return;
   map.src = row.map;
   const across = settings.crop ?? aspect;  // a network may see only the middle of a picture
   map.style.width = `${100 * Math.min(1, across / aspect)}%`;
@@ -402,6 +419,8 @@ function show(...list) {
 function makePane(row) {
   const pane = byId("pane").content.firstElementChild.cloneNode(true), large = pane.querySelector(".original");
   fillPicture(pane, row);
+  pane.querySelector(".thumbnail").src = row.picture;
+  pane.querySelector(".thumbnail").alt = row.name;
   large.onload = () => { large.hidden = false; };  // where the browser cannot show it, the thumbnail stays
   if (settings.upright) large.src = original(row);
   pane.querySelector("h2").textContent = row.name;

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from eamb.inference.scorer import Scored, Scorer
 
 FOLDER = Path(__file__).parent
-LONGEST_SIDE = 320  # of thumbnails, pixels
+LONGEST_SIDE = 256  # of thumbnails, pixels
 # In a page: the files of `write_thumbnail`.
 SHOWN = re.compile(r'"(thumbnails/\d{6,}\.jpg|maps/\d{6,}\.png)"')
 JOURNAL = "scores.jsonl"
@@ -48,16 +48,16 @@ class Preview(NamedTuple):
     size: tuple[int, int]
 
 
-def shrink(picture: Image.Image) -> Image.Image:
-    """A picture at thumbnail size."""
-    scale = min(1, LONGEST_SIDE / max(picture.size))
+def shrink(picture: Image.Image, longest: int = LONGEST_SIDE) -> Image.Image:
+    """A picture at thumbnail size, or with another longest side, in pixels; never enlarged."""
+    scale = min(1, longest / max(picture.size))
     size = tuple(max(1, round(scale * side)) for side in picture.size)
     return picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
 
 
 def preview(small: Image.Image, taken: Taken) -> Preview:
     file = io.BytesIO()
-    small.save(file, "JPEG", quality=85)
+    small.save(file, "JPEG", quality=80)
     return Preview(taken, file.getvalue(), small.size)
 
 
@@ -158,12 +158,11 @@ def settings_of(scorer: Scorer, page: Path, header: str, file: str) -> dict:
         picks, series: False and {}; `select` has its own.
     """
     view = scorer.network.views[0]
-    height, width = (view.size, view.size) if isinstance(view.size, int) else view.size
     return {
         "emotions": scorer.emotions if scorer.emotions_trained else (),
         "ratings": scorer.scale.bins,
         "ends": scorer.scale.ends if math.isfinite(scorer.scale.ends[0]) else None,
-        "crop": width / height if view.crop else None,
+        "crop": view.aspect,
         "upright": view.exif,
         "folder": f"{Path(os.path.abspath(page)).as_uri()}/",
         "header": header,

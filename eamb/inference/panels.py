@@ -38,6 +38,7 @@ class Explanation:
     score: in words, with its scale: "3.72 of 1 to 5, above 81 % of the training ratings".
     value, ends: the score itself, and the two ends of its scale.
     emotion_map: (h, w), in [0, 1].
+    aspect: width / height of the part in the middle of the picture that maps cover; None: they cover all.
     map_title: what this map is.
     emotions: probability of every emotion by name.
     class_maps: (E, h, w), in [0, 1], in the order of `emotions`; None: no emotion is shown.
@@ -51,6 +52,7 @@ class Explanation:
     value: float
     ends: tuple[float, float]
     emotion_map: np.ndarray
+    aspect: float | None = None
     map_title: str = "emotion-aware map"
     emotions: Mapping[str, float] = field(default_factory=dict)
     class_maps: np.ndarray | None = None
@@ -117,7 +119,7 @@ def panel(image: np.ndarray, explanation: Explanation) -> Figure:
     picture = resize_image(image, box)  # once, because photographs are large; the rest uses this copy
     show(figure, box, picture, "picture")
     map_box = box._replace(left=box.left + box.width + BETWEEN)
-    show(figure, map_box, overlay(picture, explanation.emotion_map), "map")
+    show(figure, map_box, overlay(picture, explanation.emotion_map, explanation.aspect), "map")
     write(figure, map_box.left, map_box.top - 10, explanation.map_title, size=10, color=FAINT)
     bar = map_box._replace(left=map_box.left + map_box.width + BETWEEN, width=14, height=max(box.height, 40))
     colours = figures.colour_ramp(bar.width, bar.height).transpose(1, 0, 2)[::-1]  # 1 at the top
@@ -134,7 +136,8 @@ def panel(image: np.ndarray, explanation: Explanation) -> Figure:
         for number, ((name, probability), class_map) in enumerate(strongest):
             box = emotion_box._replace(left=left + number * (cell + BETWEEN))
             write(figure, box.left, box.top - 10, f"{name} {100 * probability:.0f} %", size=12)
-            show(figure, box, overlay(resize_image(picture, box), class_map), f"map of {name}")
+            laid = overlay(resize_image(picture, box), class_map, explanation.aspect)
+            show(figure, box, laid, f"map of {name}")
     return figure
 
 

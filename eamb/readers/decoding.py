@@ -41,6 +41,13 @@ class View(NamedTuple):
     crop: bool = False
     icc: bool | None = True
 
+    @property
+    def aspect(self) -> float | None:
+        """Width / height of the part in the middle of a picture that the network sees; None: it sees all."""
+        if not self.crop or self.size is None:
+            return None
+        return 1.0 if isinstance(self.size, int) else self.size[1] / self.size[0]
+
 
 class DecodeError(ValueError):
     """A picture file that cannot be decoded. `reason` is the part of the message after the path."""

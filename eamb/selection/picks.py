@@ -28,6 +28,8 @@ from eamb.runtime.progress import progress
 from eamb.selection.grouping import Photograph, choose, sketch
 from eamb.selection.page import write_page
 
+SKETCHED = 320  # pixels, the longest side of what sketches are made of; similarities depend on it a little
+
 
 def select(options: argparse.Namespace) -> int:
     """`main.py select`: 0 if every picture was scored and has its sidecar, if asked for; 1 if not.
@@ -93,8 +95,8 @@ def score_photographs(paths: Sequence[str], scorer: Scorer, page: Path | None) -
     previews = {}  # path -> its time and camera, its sketch, its thumbnail
 
     def keep_preview(path: str, picture: Image.Image, exif: Image.Exif) -> None:
-        small, taken = shrink(picture), read_taken(exif)
-        previews[path] = taken, sketch(small), preview(small, taken) if page else None
+        small, taken = shrink(picture, SKETCHED), read_taken(exif)
+        previews[path] = taken, sketch(small), preview(shrink(small), taken) if page else None
 
     for number, scored in enumerate(scorer.score_all(paths, on_decoded=keep_preview), 1):
         taken, small, thumbnail = previews.pop(scored.path, (Taken(), None, None))
