@@ -107,6 +107,11 @@ class Totals:
     def __post_init__(self):
         self.unread: list[tuple[str, Tensor, int, str]] = []  # what, its value, number of pictures, where
 
+    def add(self, batch: Batch) -> None:
+        self.pictures += len(batch.images)
+        self.broken += [tuple(entry) for entry in batch.broken]
+        self.noted += [tuple(entry) for entry in batch.noted]
+
     def read(self) -> None:
         """Adds the losses that are still on the device; FloatingPointError: one, or a norm, is not finite."""
         unread, self.unread = self.unread, []
@@ -168,9 +173,8 @@ def train_one_epoch(
         names = ", ".join(epoch.ids[i] for i in batch.index.tolist())
         where = f"at step {step + 1} of epoch {epoch.number + 1}, learning rate {rate:g} (pictures {names})"
         totals.unread.append(("loss", loss.detach(), count, where))
-        totals.step, totals.pictures = step + 1, totals.pictures + count
-        totals.broken += [tuple(entry) for entry in batch.broken]
-        totals.noted += [tuple(entry) for entry in batch.noted]
+        totals.step = step + 1
+        totals.add(batch)
         if not last:
             continue
         if epoch.clip or not scaler.is_enabled():
