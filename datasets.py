@@ -31,6 +31,7 @@ from eamb.readers.registry import DATASETS, SINGLE
 from eamb.readers.splitting import find_twins, split_by_hash
 from eamb.readers.table import Table, find_pictures, read_once
 from eamb.readers.workers import WatchedLoader
+from eamb.readers.zooming import Zoom, cut, uniform
 
 
 def load_dataset(
@@ -344,6 +345,7 @@ class PictureSet(Dataset):
         skip_broken: leave out files that cannot be decoded and list them; otherwise they are errors.
         crop: keep the aspect ratio and cut out the middle (`decoding.decode`) instead of squashing.
         others: further views of each picture, from the same decoding, never mirrored.
+        zoom: show a random part of each picture; None: all of it.
 
     Raises:
         ValueError: the pictures are copies made for another size, or with another use of EXIF.
@@ -356,6 +358,7 @@ class PictureSet(Dataset):
     skip_broken: bool = False
     crop: bool = False
     others: tuple[View, ...] = ()
+    zoom: Zoom | None = None
 
     def __post_init__(self):
         for copies in self.rated.copies:
@@ -382,6 +385,8 @@ class PictureSet(Dataset):
         tensor, *others = (torch.from_numpy(image).permute(2, 0, 1) for image in images)  # (3, H, W) each
         if self.flip_seed is not None and coin(self.flip_seed, epoch, index):
             tensor = tensor.flip(2)  # 30 times as fast as numpy's [:, ::-1]
+        if self.zoom:
+            tensor = cut(tensor, self.zoom.part(epoch, index))
         return Picture(index, tensor, tuple(others))
 
     def collate(self, pictures: Sequence[Picture | LeftOut]) -> Batch:
@@ -414,15 +419,8 @@ def empty(view: View) -> Tensor:
 
 
 def coin(seed: int, epoch: int, index: int) -> bool:
-    """A fair coin toss, a function of its arguments: splitmix64 takes a microsecond, builds no generator."""
-    mask = (1 << 64) - 1
-    bits = 0
-    for number in (seed, epoch, index):
-        bits = (bits + number + 1) * 0x9E3779B97F4A7C15 & mask
-        bits = (bits ^ bits >> 30) * 0xBF58476D1CE4E5B9 & mask
-        bits = (bits ^ bits >> 27) * 0x94D049BB133111EB & mask
-        bits ^= bits >> 31
-    return bool(bits >> 63)
+    """A fair coin toss, a function of its arguments."""
+    return uniform(seed, epoch, index) >= 0.5
 
 
 @dataclass(eq=False)

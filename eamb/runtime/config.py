@@ -33,6 +33,7 @@ class Data(DataOptions):
     size: int = limited(512, least=SMALLEST_SIDE)  # pixels; squashed to size x size (the paper's input)
     exif: bool = True  # turn pictures as their EXIF orientation says; false is the official code's behaviour
     flip: bool = True  # in training mirror half of the pictures, at random
+    zoom: float = limited(0.0, least=0, below=1)  # in training show a random part, this much smaller at most
     crop: bool = False  # keep the aspect ratio and cut out the middle instead of squashing
     workers: int = limited(-1, least=-1)  # decoding processes; -1: one per spare core, at most 8
     timeout: int = limited(600, least=0)  # seconds without a batch after which a run ends; 0: never

@@ -22,6 +22,7 @@ from eamb.network.backbones import recompute_blocks
 from eamb.network.names import PAIR_NETWORKS
 from eamb.readers.decoding import View
 from eamb.readers.rated import SPLITS, LeftOut, RatedSet
+from eamb.readers.zooming import cut
 from eamb.runtime import distributed, engine
 from eamb.runtime.config import Config
 from eamb.runtime.networks import Ensemble, TorchNetwork
@@ -311,7 +312,12 @@ def train_epoch(run: Run, epoch: int) -> dict[str, float]:
         def kept_maps(batch: Batch) -> tuple[Tensor, Tensor]:
             index = batch.index.tolist()
             flipped = [config.data.flip and coin(config.train.seed, epoch, i) for i in index]
-            return run.emotion_maps.read(index, flipped)
+            logits, maps = run.emotion_maps.read(index, flipped)  # (N, E), (N, 1, h, w)
+            if zoom := task.zoom:
+                maps = torch.stack(
+                    [cut(one, zoom.part(epoch, i)) for one, i in zip(maps, index, strict=True)]
+                )
+            return logits, maps
 
         plan = engine.Epoch(
             number=epoch,

@@ -37,6 +37,7 @@ from eamb.readers.distilled import read_targets
 from eamb.readers.pairs import PairedSet, describe_pairs, load_pairs
 from eamb.readers.rated import RatedSet, describe
 from eamb.readers.registry import DATASETS, PAIRED, SINGLE
+from eamb.readers.zooming import Zoom
 from eamb.runtime.config import Config, Loss
 from eamb.runtime.engine import Predictions
 from eamb.runtime.networks import Ensemble
@@ -178,7 +179,13 @@ class Task:
         """The pictures, or pairs, that an epoch draws from, randomly mirrored if data.flip."""
         data = self.config.data
         flips = self.config.train.seed if data.flip else None
-        return self.draws(rated, data.size, data.exif, flips, data.skip_broken, data.crop)
+        pictures = self.draws(rated, data.size, data.exif, flips, data.skip_broken, data.crop)
+        return replace(pictures, zoom=self.zoom) if self.zoom else pictures
+
+    @property
+    def zoom(self) -> Zoom | None:
+        largest = self.config.data.zoom
+        return Zoom(self.config.train.seed, largest) if largest else None
 
     def start_from(self, network: Network, source: Source, scale: Scale, other_branch: bool) -> str:
         """Loads given weights into the network, except the emotion branch if it has weights of its own.
@@ -390,7 +397,7 @@ class Series(Task):
     name, unit, draws = "series", "pairs", PairPictures
     trained_on = evaluated_on = PAIRED
     networks = PAIR_NETWORKS
-    meaningless = ("data.folds", "train.emotion_maps", "train.validate_on", "data.distill")
+    meaningless = ("data.folds", "train.emotion_maps", "train.validate_on", "data.distill", "data.zoom")
     meaningless += ("loss.distill_weight",)
     starts_from, shapes = ("series",), ("backbone", "network", "symmetric", "depth")
     has_emotion_branch = learns_emotions = False
