@@ -28,6 +28,7 @@ from eamb.readers.decoding import DecodeError, View, decode
 from eamb.readers.iae import IAE_EMOTIONS
 from eamb.readers.para import PARA_EMOTIONS
 from eamb.readers.rated import DataOptions, RatedSet, describe, emotion_name
+from eamb.readers.zooming import Zoom, cut
 
 # ---- RatedSet
 
@@ -283,6 +284,14 @@ def test_flips_mirror_half_of_the_pictures_by_seed_epoch_and_index(tmp_path):
         for index in range(40):
             image, same = flipped[Draw(epoch, index)].image, plain[index].image
             assert image.equal(same.flip(2) if coin(5, epoch, index) else same)
+
+
+def test_zoomed_pictures_are_parts_of_the_mirrored_ones_by_seed_epoch_and_index(tmp_path):
+    rated, zoom = rated_set(tmp_path, 4), Zoom(3, 0.5)
+    flipped, zoomed = PictureSet(rated, 8, flip_seed=5), PictureSet(rated, 8, flip_seed=5, zoom=zoom)
+    for draw in (Draw(0, 1), Draw(1, 1), Draw(1, 3)):
+        assert zoomed[draw].image.equal(cut(flipped[draw].image, zoom.part(*draw)))
+        assert not zoomed[draw].image.equal(flipped[draw].image)
 
 
 def test_workers_give_the_same_batches_and_leave_the_random_state_alone(tmp_path):

@@ -14,7 +14,9 @@ import pytest
 import torch
 from small import LONG, SHORT, evaluate, read_csv, read_json, read_log, same, tensors, train
 
+import datasets
 from datasets import load_dataset
+from eamb.readers.zooming import cut
 from eamb.training import interruption
 from eamb.training import run as run_module
 from eamb.training.run import Best, Run
@@ -220,6 +222,16 @@ def test_a_run_with_kept_maps_equals_one_without(scored_set, emotion_run, tmp_pa
     [line], [other] = (read_log(tmp_path / name) for name in ("computed", "kept"))
     assert line["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
     assert list(maps.rglob("*.npy"))
+
+
+def test_kept_maps_are_cut_as_the_pictures_are(scored_set, emotion_run, tmp_path, monkeypatch):
+    parts = {"pictures": [], "maps": []}
+    for name, module in (("pictures", datasets), ("maps", run_module)):
+        keep = parts[name].append
+        monkeypatch.setattr(module, "cut", lambda one, part, keep=keep: keep(part) or cut(one, part))
+    words = ["--emotion-checkpoint", emotion_run / "best.pt", f"train.emotion_maps={tmp_path / 'maps'}"]
+    assert train("csv", scored_set, tmp_path / "run", *words, "data.zoom=0.4", "train.score_test=false") == 0
+    assert parts["pictures"] == parts["maps"] and len(set(parts["maps"])) > 8
 
 
 def test_the_branch_can_be_trained_with_the_rest(scored_set, emotion_run, tmp_path):
