@@ -21,13 +21,17 @@ class Zoom(NamedTuple):
     def part(self, epoch: int, index: int) -> tuple[float, float, float]:
         """(top, left, side) as shares of the picture's height and width."""
         size, down, right = (uniform(self.seed, epoch, index, k) for k in range(1, 4))
-        side = 1 - self.largest * size
+        side = 1 - self.largest
         return (1 - side) * down, (1 - side) * right, side
 
 
 def cut(image: Tensor, part: tuple[float, float, float]) -> Tensor:
     """A part of (C, H, W), uint8 or float, in the same size (bilinear); a map of the picture is cut alike."""
     top, left, side = part
+    if not image.is_floating_point():
+        height, width = image.shape[1:]
+        y, x = round(top * height), round(left * width)
+        return image[:, y : y + round(side * height), x : x + round(side * width)]
     theta = torch.tensor([[[side, 0, 2 * left + side - 1], [0, side, 2 * top + side - 1]]])
     grid = F.affine_grid(theta, [1, *image.shape], align_corners=False)  # (1, H, W, 2), -1 to 1
     found = F.grid_sample(image[None].float(), grid, padding_mode="border", align_corners=False)[0]
