@@ -164,7 +164,7 @@ def test_several_checkpoints_are_evaluated_by_their_mean(several, scored_set, tm
         assert evaluate(path, "csv", scored_set, tmp_path / path.stem) == 0
         alone.append(column(tmp_path / path.stem / "predictions.csv", "prediction"))
     decoded, decode_views = [], datasets.decode_views
-    count = lambda *words: decoded.append(words[0]) or decode_views(*words)  # noqa: E731
+    count = lambda *words, **named: decoded.append(words[0]) or decode_views(*words, **named)  # noqa: E731
     monkeypatch.setattr(datasets, "decode_views", count)
     capsys.readouterr()
     assert evaluate(several[0], "csv", scored_set, tmp_path / "all", *more(several[1:])) == 0
