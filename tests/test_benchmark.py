@@ -127,7 +127,7 @@ def test_variants_take_turns_a_few_beside_the_reference(tmp_path, monkeypatch):
         assert row["memory_gb"] > 0.05
 
 
-@pytest.mark.parametrize("name", ["benchmark.json", "benchmark_avx2.json"])
+@pytest.mark.parametrize("name", ["benchmark.json", "benchmark_avx2.json", "benchmark_photos.json"])
 def test_the_tables_in_the_documents_are_those_of_the_results_and_can_be_put_in_again(name, tmp_path, capsys):
     results, page = small.ROOT / "results" / name, tmp_path / "page.md"
     text = (small.ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
