@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import ctypes
+import functools
 import hashlib
 import json
 import os
@@ -144,6 +145,17 @@ def plain(content):
 def without_versions(content: dict) -> dict:
     """A commit may have come between."""
     return {name: value for name, value in content.items() if name != "versions"}
+
+
+def scorers_built_once(module) -> Callable:
+    """A fixture that spares the time in which each run of a command in `module` builds its network."""
+
+    def built_once() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "Scorer", functools.cache(module.Scorer))
+            yield
+
+    return pytest.fixture(scope="module", autouse=True)(built_once)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

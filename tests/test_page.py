@@ -1,7 +1,6 @@
 """The page of `main.py predict`: complete after any run, true to the table, and no name becomes markup."""
 
 import base64
-import functools
 import hashlib
 import html.parser
 import json
@@ -14,14 +13,13 @@ import numpy as np
 import pytest
 from lively import SIZE, blotches, build_lively, write_weights
 from PIL import Image
-from small import contents, read_csv
+from small import contents, read_csv, scorers_built_once
 
 from eamb.files import csv_line, encodable, printable
 from eamb.inference import page as page_module
 from eamb.inference import panels
 from eamb.inference import predict as predict_module
 from eamb.inference import scorer as scorer_module
-from eamb.inference.scorer import Scorer
 from eamb.network.outputs import EMOTIONS, Scale
 from eamb.readers.decoding import decode_views
 from eamb.readers.exif import CHANGED
@@ -32,12 +30,7 @@ ALBUM = ["1.jpg", "a b#1 50%25?.jpg", "broken.jpg", "ä.png", "sub/wide.jpg", NA
 VOTES = Scale("distribution", 1.0, 4.0, 2.5, bins=(1.0, 2.0, 3.0, 4.0))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def built_once():
-    """Spares the time in which each run builds its network."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(predict_module, "Scorer", functools.cache(Scorer))
-        yield
+built_once = scorers_built_once(predict_module)
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +146,7 @@ def test_each_file_is_decoded_once_with_maps_and_page(album, lively_weights, tmp
         scorer_module, "decode_views", lambda path, *rest: decoded.append(path) or decode_views(path, *rest)
     )
     folder = page_module.PageFolder
-    monkeypatch.setattr(predict_module, "PageFolder", lambda *rest: kept.append(folder(*rest)) or kept[0])
+    monkeypatch.setattr(page_module, "PageFolder", lambda *rest: kept.append(folder(*rest)) or kept[0])
     words = ("--maps", tmp_path / "maps", "--page", tmp_path / "page", "--output", tmp_path / "s.csv")
     assert call([album], lively_weights, *words) == 1
     assert len(decoded) == len(set(decoded)) == len(ALBUM)

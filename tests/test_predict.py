@@ -1,7 +1,6 @@
 """`main.py predict`: each file a row, in order; interrupted runs go on; maps explain the rows."""
 
 import codecs
-import functools
 import io
 import json
 import multiprocessing
@@ -18,7 +17,7 @@ import small
 import torch
 from lively import RATINGS, SIZE, as_input, blotches, build_lively, direct_score, write_weights
 from PIL import Image
-from small import contents, read_csv
+from small import contents, read_csv, scorers_built_once
 
 from eamb.files import written_whole
 from eamb.inference import panels
@@ -49,12 +48,7 @@ def save_small_panel(path, image, explanation):
         unfinished.write_text(f"{image.mean():.4f} {explanation.score}")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def built_once():
-    """Spares the time in which each run builds its network."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(predict_module, "Scorer", functools.cache(Scorer))
-        yield
+built_once = scorers_built_once(predict_module)
 
 
 @pytest.fixture
@@ -640,6 +634,7 @@ def test_bad_arguments_are_a_sentence(album, lively_weights, capsys, monkeypatch
 def test_scoring_and_drawing_load_only_what_they_need():
     needless = {"predict": {"matplotlib", "pandas", "scipy", "sklearn", "openvino"}, "panels": {"torch"}}
     needless["predict"] |= {"pi_heif", "pillow_jxl", "rawpy", "tifffile"}  # until such a file comes
+    needless["predict"] |= {"jinja2"}  # without --page
     for module, names in needless.items():
         code = f"import sys, eamb.inference.{module}; sys.exit(bool({names} & sys.modules.keys()))"
         assert small.command("-c", code, folder=small.ROOT).returncode == 0

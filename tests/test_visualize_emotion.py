@@ -1,6 +1,5 @@
 """scripts/visualize_emotion.py: the right pictures, each in its own shape, with the numbers of Scorer."""
 
-import functools
 import io
 import math
 import sys
@@ -23,12 +22,7 @@ SHAPES = [(96, 64), (64, 96), (64, 64), (120, 40)]  # width, height
 COUNT = 12  # pictures of the set that can be decoded; number 12 is broken
 
 
-@pytest.fixture(scope="module", autouse=True)
-def built_once():
-    """Spares the time in which each run builds its network."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script, "Scorer", functools.cache(Scorer))
-        yield
+built_once = small.scorers_built_once(script)
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from eamb.files import printable
 from eamb.inference.exported import ENDINGS
 from eamb.inference.maps import MapFolder
-from eamb.inference.page import PageFolder
 from eamb.inference.photographs import PictureFile, Shard, choose_shard, find_pictures, torchrun_shard
 from eamb.inference.rows import FORMATS, NOTE, as_row, column_names, open_rows, read_rows
 from eamb.inference.scorer import Scored, Scorer, check_scores, is_exported
@@ -25,6 +25,9 @@ from eamb.inference.sidecars import check_sidecar_options, finish
 from eamb.runtime.command import check_output
 from eamb.runtime.progress import progress
 from eamb.weights.shipped import checkpoint_files
+
+if TYPE_CHECKING:
+    from eamb.inference.page import PageFolder
 
 
 def predict(options: argparse.Namespace) -> int:
@@ -47,7 +50,11 @@ def predict(options: argparse.Namespace) -> int:
     emotions = scorer.emotions if options.emotions else ()
     columns = column_names(scorer.scale, emotions, several=len(options.checkpoint) > 1)
     maps = MapFolder(folder, scorer, options.maps_raw) if folder else None
-    page = PageFolder(page_folder, scorer, pictures, columns, options.excel) if page_folder else None
+    page = None
+    if page_folder:
+        from eamb.inference.page import PageFolder  # with jinja2, which a run without it need not load
+
+        page = PageFolder(page_folder, scorer, pictures, columns, options.excel)
     rows = []
     if options.resume and output.exists():
         rows, length = read_rows(output, columns, pictures)
@@ -162,9 +169,8 @@ def remaining(
             before, likely = rows[number]["score"], rows[number]["emotion_probability"] or 0
             what = ""
             if scored.error or abs(scored.score - before) > 1e-4 * (scored.score_max - scored.score_min):
-                what = (
-                    f"the score {before:g}, and now it is {scored.error or format(scored.score, 'g')}; go on"
-                )
+                now = scored.error or format(scored.score, "g")
+                what = f"the score {before:g}, and now it is {now}; go on"
             elif abs((scored.emotion_probability or 0) - likely) > 1e-4:
                 what = (
                     "another probability of its emotion than now; go on with the networks in the same order,"

@@ -76,11 +76,10 @@ def settled(model: dict, branch_alone: bool) -> dict:
     emotion_backbone, depth = checkpoint.emotion_backbone(model), checkpoint.emotion_depth(model)
     name = emotion_backbone if branch_alone else model["backbone"]
     depth = depth if branch_alone else blocks_taken(name, model["depth"])
-    width, emotion_width = model["width"], model["emotion_width"]
-    emotions = {"emotion_backbone": emotion_backbone, "emotion_width": emotion_width}
-    if emotion_width == width:
-        emotions["emotion_width"] = 0
-    width = emotion_width or width if branch_alone else width
+    emotion_width = model["emotion_width"] or model["width"]
+    width = emotion_width if branch_alone else model["width"]
+    other_width = emotion_width if emotion_width != model["width"] else 0
+    emotions = {"emotion_backbone": emotion_backbone, "emotion_width": other_width}
     return model | emotions | {"backbone": name, "width": width, "depth": depth}
 
 

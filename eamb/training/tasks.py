@@ -210,17 +210,8 @@ class Aesthetics(Task):
     name = "aesthetics"
     evaluated_on = tuple(DATASETS)
     starts_from = ("aesthetics",)
-    shapes = ("backbone", "width", "guided_width", "guided_hidden", "head_width")
-    shapes += (
-        "network",
-        "without",
-        "shortcut",
-        "share_backbone",
-        "emotion_backbone",
-        "emotion_levels",
-        "emotion_width",
-        "depth",
-    )
+    shapes = ("backbone", "width", "guided_width", "guided_hidden", "head_width", "network", "without")
+    shapes += ("shortcut", "share_backbone", "emotion_backbone", "emotion_levels", "emotion_width", "depth")
 
     def __init__(self, config: Config):
         super().__init__(config)
