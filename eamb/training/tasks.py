@@ -366,12 +366,12 @@ class Emotion(Task):
     networks = ("eambnet",)
     unites = True
     meaningless = (*Task.meaningless, "loss.emotion_weight", "data.distill", "loss.distill_weight")
-    meaningless += ("model.emotion_backbone", "model.emotion_width")
+    meaningless += ("model.emotion_backbone",)
     starts_from, shapes = ("emotion", "aesthetics"), ("backbone", "width", "emotion_levels", "depth")
 
     def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:
         model = self.config.model
-        shape = model.width, model.emotion_levels, model.depth, model.drop_path
+        shape = model.emotion_width or model.width, model.emotion_levels, model.depth, model.drop_path
         return EmotionNetwork(model.backbone, emotions, model.emotion_scale, *shape)
 
     def views(self) -> set[tuple[float, str]]:
