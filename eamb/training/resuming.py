@@ -47,7 +47,8 @@ def check_same_run(
     """
     differences = changed_settings(state["config"], config.as_dict())
     if config.train.epochs < state["epoch"] and not differences:
-        differences.append(f"it has trained {state['epoch']} epochs, and train.epochs is {config.train.epochs}")
+        done, asked = state["epoch"], config.train.epochs
+        differences.append(f"it has trained {done} epochs, and train.epochs is {asked}")
     if state["world"] != distributed.world():
         differences.append(f"the number of processes was {state['world']} and is {distributed.world()}")
     description = stopped.description
