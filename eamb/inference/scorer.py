@@ -173,7 +173,7 @@ class Scorer:
         """
         views, note = read_picture(picture, self.network.views, self.exact)
         image, *others = (view[None] for view in views)  # (1, 3, H, W) each
-        return self._score(Decoded([path_of(picture)], [None], [note], image, tuple(others)), batch_size=1)[0]
+        return self._score(Decoded([path_of(picture)], [None], image, [note], tuple(others)), batch_size=1)[0]
 
     def score_many(self, pictures: Iterable[Picture], batch_size: int | None = None) -> Iterator[Scored]:
         """Scores pictures as `score` takes them, in batches of this size or the Scorer's; yields one result
@@ -265,17 +265,17 @@ class Scorer:
 
 
 class Decoded(NamedTuple):
-    """A batch of pictures: their paths; for each the reason why it cannot be decoded, or None; what is wrong
-    with it all the same, or None; the pixels.
+    """A batch of pictures: their paths; for each the reason why it cannot be decoded, or None; the pixels.
 
     images: (n, 3, H, W) uint8, channels last in memory, those decoded; None if there are none.
+    notes: for each, what is wrong with it although it could be decoded, or None.
     others: the pictures again, as `images`, for each further view of the networks.
     """
 
     paths: list[str]
     reasons: list[str | None]
-    notes: list[str | None]
     images: Tensor | None
+    notes: list[str | None]
     others: tuple[Tensor, ...] = ()
 
 
@@ -293,7 +293,7 @@ def decode_batch(
             reasons.append(error.reason)
             notes.append(None)
     first, *others = [stack(view) for view in zip(*images, strict=True)] or [None]
-    return Decoded([path_of(picture) for picture in batch], reasons, notes, first, tuple(others))
+    return Decoded([path_of(picture) for picture in batch], reasons, first, notes, tuple(others))
 
 
 def read_picture(
