@@ -5,13 +5,17 @@ Arguments: our folder, or OWNER/NAME:REF and a zip archive of it; a picture.
 
 import json
 import shutil
+import socket
 import sys
+import time
 import urllib.request
+from contextlib import suppress
 
-import datasets  # another package of this name
 import huggingface_hub
 import numpy as np
 import torch
+
+import datasets  # another package of this name
 
 source, archive, picture = sys.argv[1:]
 torch.set_num_threads(1)
@@ -39,6 +43,11 @@ said["scores"] = [
     each.error or each.score for each in scorer.score_many([picture, np.zeros((9, 9, 3), np.uint8)])
 ]
 
+ours = [module for name, module in sys.modules.items() if name.partition(".")[0] in ("eamb", "EAMBNet")]
+values = [value for module in ours for value in vars(module).values()]
+imported = [str(getattr(v, "__module__", getattr(v, "__name__", ""))).partition(".")[0] for v in values]
+said["packages"] = sorted({*imported} - {*sys.stdlib_module_names, "eamb", "EAMBNet", "None", ""})
+
 # Which of these names are now ours?
 names = ("datasets", "losses", "metrics", "main", "scripts", "tests", "hubconf")
 said["modules"] = {name: getattr(__import__(name), "OTHERS", False) for name in names}
@@ -58,7 +67,12 @@ attempt("cached", predict, "someone/stars", local_files_only=True)
 attempt("missing", predict, "someone/nothing")
 attempt("revision", predict, "someone/stars", revision="old")
 attempt("half", predict, "someone/half")
-urllib.request.urlopen(f"{huggingface_hub.constants.ENDPOINT}/stop")  # noqa: S310 - ends the server
+endpoint = huggingface_hub.constants.ENDPOINT
+urllib.request.urlopen(f"{endpoint}/stop")  # noqa: S310 - ends the server
+with suppress(OSError):
+    while True:
+        socket.create_connection(("127.0.0.1", int(endpoint.rpartition(":")[2]))).close()
+time.sleep = lambda _: None  # the client tries again for 23 seconds
 attempt("cached without connection", predict, "someone/stars")
 attempt("no connection", predict, "someone/other")
 print(json.dumps(said))

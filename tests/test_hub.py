@@ -1,4 +1,4 @@
-"""Hubs: folders as Hugging Face's hub has them, a server that speaks its protocol, torch.hub from elsewhere."""
+"""Folders as Hugging Face's hub has them; a server that speaks its protocol; torch.hub, from elsewhere."""
 
 import http.server
 import json
@@ -8,18 +8,21 @@ import subprocess
 import sys
 import threading
 import zipfile
+from contextlib import contextmanager
 
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
-from lively import SIZE, STARS, blotches, build_lively, write_weights
+from lively import SIZE, STARS, blotches
 from small import ROOT, read_json
 
 from eamb.inference.scorer import Scorer
-from eamb.network import hub
-from eamb.weights.checkpoint import load_weights, weights_of
+from eamb.network.outputs import Scale
+from eamb.weights import checkpoint
+from eamb.weights.checkpoint import Weights, load_weights, weights_of
 from eamb.weights.shipped import FOLDER, SHIPPED
 from EAMBNet import EAMBNet, EmotionNetwork, build_model
+from hubconf import dependencies
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHERS = ("datasets", "losses", "metrics", "main", "scripts", "tests", "hubconf")  # packages with our names
@@ -136,10 +139,7 @@ def test_a_scorer_takes_folders_and_networks(stars, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (
-            {"width": 24},
-            "config.json does not fit model.safetensors: emotion_merge.0.bias is (16,), the network's",
-        ),
+        ({"width": 24}, "fusion.expand.1.running_mean is (16,), the network's is (24,)"),
         ({"outputs": 10}, "head.5.bias is (1,), the network's is (10,)"),
         ({"emotions": ["joy"]}, "emotion.classifier.bias is (8,), the network's is (1,)"),
         ({"width": 10**9}, "take both from one model"),  # terabytes if they were allocated
@@ -215,7 +215,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
             return self.answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
         return self.answer(200, path.read_bytes(), {"X-Repo-Commit": COMMIT, "ETag": f'"{name}{file}"'})
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815
 
     def answer(self, status, content, headers):
         self.send_response(status)
@@ -229,16 +229,13 @@ class Hub(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="module")
-def hub_server(stars, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("served")
-    shutil.copytree(stars[0], folder / "stars")
-    (folder / "half").mkdir()
-    shutil.copy(stars[0] / "config.json", folder / "half")
+@contextmanager
+def serving(folder):
+    """A server of a folder's models, for which its attribute `asked` lists the requests."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.folder, server.asked = folder, []
     server.stop = lambda: (server.shutdown(), server.server_close())
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     yield server
     server.stop()
 
@@ -254,30 +251,32 @@ def archive_of_the_program(path):
 
 
 @pytest.fixture(scope="module", params=["local", pytest.param("github", marks=pytest.mark.slow)])
-def elsewhere(request, hub_server, tmp_path_factory):
-    """What hub_from_elsewhere.py says, with packages that bear our names."""
+def elsewhere(request, stars, tmp_path_factory):
+    """What hub_from_elsewhere.py says, among packages with our names; its folder; what it asked the hub."""
     folder = tmp_path_factory.mktemp("elsewhere")
     for name in OTHERS:
         (folder / "packages" / name).mkdir(parents=True)
         (folder / "packages" / name / "__init__.py").write_text("OTHERS = True\n")
+    shutil.copytree(stars[0], folder / "served" / "stars")
+    shutil.copytree(stars[0], folder / "served" / "half", ignore=shutil.ignore_patterns("*.safetensors"))
     blotches(1).save(folder / "picture.png")
-    from_github = request.param == "github"
-    archive = archive_of_the_program(folder / "program.zip") if from_github else ""
+    source, archive = ROOT, ""
+    if request.param == "github":
+        source, archive = "someone/program:main", archive_of_the_program(folder / "program.zip")
     places = {"PYTHONPATH": folder / "packages", "HF_HOME": folder / "hf", "TORCH_HOME": folder / "torch"}
-    environment = os.environ | {name: str(path) for name, path in places.items()}
-    environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{hub_server.server_port}", "OMP_NUM_THREADS": "1"}
-    source = "someone/program:main" if from_github else ROOT
     script = shutil.copy(ROOT / "tests" / "hub_from_elsewhere.py", folder)
     words = [sys.executable, script, source, archive, folder / "picture.png"]
-    done = subprocess.run(
-        [*map(str, words)], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    with serving(folder / "served") as server:
+        places["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
+        environment = os.environ | {name: str(place) for name, place in places.items()}
+        options = {"cwd": folder, "env": environment, "capture_output": True, "text": True}
+        done = subprocess.run([*map(str, words)], **options, check=False)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1]), folder
+    return json.loads(done.stdout.splitlines()[-1]), folder, server.asked
 
 
 def test_torch_hub_gives_networks_and_scorers_and_hides_no_package(elsewhere):
-    said, folder = elsewhere
+    said, folder, _ = elsewhere
     scorer = Scorer("lite", device="cpu", maps=True)
     assert said["score"] == pytest.approx(scorer.score(folder / "picture.png").score, abs=1e-4)
     assert said["scores"] == pytest.approx([said["score"], said["scores"][1]], abs=1e-4)
@@ -287,13 +286,13 @@ def test_torch_hub_gives_networks_and_scorers_and_hides_no_package(elsewhere):
     assert said["path"] == []
 
 
-def test_networks_are_downloaded_once_and_then_loaded_without_a_connection(elsewhere, stars, hub_server):
-    said, _ = elsewhere
+def test_networks_are_downloaded_once_and_then_loaded_without_a_connection(elsewhere, stars):
+    said, _, asked = elsewhere
     with torch.inference_mode():
         expected = stars[1].build()(torch.ones(1, 3, SIZE, SIZE)).prediction.item()
     for name in ("downloaded", "cached", "cached without connection"):
         assert said[name] == pytest.approx(expected, abs=1e-5)
-    downloads = [each for each in hub_server.asked if each.startswith("GET /someone/stars/")]
+    downloads = [each for each in asked if each.startswith("GET /someone/stars/")]
     # The weights of the commit whose config.json came, whatever main is by then.
     files = [("main", "config.json"), (COMMIT, "model.safetensors")]
     assert [*dict.fromkeys(downloads)] == [f"GET /someone/stars/resolve/{r}/{file}" for r, file in files]
@@ -309,8 +308,45 @@ def test_networks_are_downloaded_once_and_then_loaded_without_a_connection(elsew
     ],
 )
 def test_what_cannot_be_downloaded_is_one_sentence(elsewhere, name, words):
-    assert (
-        elsewhere[0][name].startswith("FileNotFoundError: checkpoint: someone/")
-        and words in elsewhere[0][name]
-    )
-    assert "\n" not in elsewhere[0][name]
+    said = elsewhere[0][name]
+    assert said.startswith("FileNotFoundError: checkpoint: someone/") and words in said and "\n" not in said
+
+
+# ---- entries of hubconf.py
+
+
+def enter(entry, **options):
+    return torch.hub.load(str(ROOT), entry, source="local", **options)
+
+
+@pytest.mark.slow  # builds the paper's network three times
+def test_the_papers_network_with_official_weights_and_with_ours(official_state, paper_network, tmp_path):
+    images = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = paper_network(images).prediction
+        torch.save(official_state, tmp_path / "official.pth")
+        network = enter("eambnet_resnet50", weights=tmp_path / "official.pth")
+        assert torch.equal(network(images).prediction, expected)
+        assert "has no description" in refused(network.scorer)
+        network.save_pretrained(tmp_path / "paper")
+        assert torch.equal(EAMBNet.from_pretrained(tmp_path / "paper")(images).prediction, expected)
+        bins = Scale("distribution", 1.0, 10.0, 5.0, bins=tuple(map(float, range(1, 11))))
+        described = checkpoint.describe(paper_network, bins) | {"image_size": 96, "exif": True}
+        checkpoint.export_weights(tmp_path / "ours.safetensors", Weights(network.state_dict(), described))
+        ours = enter("eambnet_resnet50", weights=tmp_path / "ours.safetensors", outputs=10)
+        assert torch.equal(ours(images).prediction, expected)
+    blotches(1).save(tmp_path / "1.png")
+    scored = ours.scorer(device="cpu").score(tmp_path / "1.png")
+    assert 1 < scored.score < 10 and sum(scored.distribution.values()) == pytest.approx(1)
+
+
+def test_weights_of_another_network_are_refused(stars):
+    with pytest.raises(
+        ValueError, match="must hold a whole EAMBNet on resnet50; it is of aesthetics, eambnet, test_"
+    ):
+        enter("eambnet_resnet50", weights=stars[0])
+
+
+def test_every_package_that_a_hub_needs_is_listed(elsewhere):
+    packages = elsewhere[0]["packages"]
+    assert "torch" in packages and {*packages} <= {*dependencies}
