@@ -10,6 +10,7 @@ TAGS = ("image-aesthetics", "image-quality-assessment", "emotion-recognition", "
 TEXT = """# {name}
 
 {what}. EAMB-Net ([IEEE TIM 2024](https://doi.org/10.1109/TIM.2024.3365174)), in PyTorch.
+In the folder of its program:
 
 ```python
 from EAMBNet import {name}

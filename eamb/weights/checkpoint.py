@@ -30,7 +30,7 @@ from eamb.network.hub import EMOTION_IDS, IDS, NOT_WEIGHTS
 from eamb.network.outputs import EMOTIONS, Scale
 from eamb.readers.decoding import View
 from eamb.weights.official import Tensors, looks_official, translate_official, unwrapped
-from eamb.weights.registry import Network, build_network, kind_of, name_of
+from eamb.weights.registry import Network, build_network, class_of, kind_of, name_of
 
 FORMAT = 1  # of our own files
 UNDESCRIBED = (
@@ -262,6 +262,22 @@ def export_weights(path: Path, weights: Weights) -> None:
     tensors |= id_tensors(weights)
     with written_whole(Path(path)) as temporary:
         save_file(tensors, temporary, {"format": "pt", "eambnet": json.dumps(weights.description)})
+
+
+def export_folder(folder: Path, weights: Weights) -> str:
+    """Writes config.json and model.safetensors for a hub (`eamb.network.hub`); returns the network's class.
+
+    Raises:
+        ValueError: it is neither an EAMBNet nor an emotion branch.
+    """
+    network = class_of(weights.task, name := weights.description.get("network", "eambnet"))
+    if not issubclass(network, hub.HubNetwork):
+        raise ValueError(
+            f"checkpoint: {weights.path} is of a '{name}' network; a hub's folder holds an eambnet"
+        )
+    parts = weights.description["architecture"], weights.travelling, weights.tensors, id_tensors(weights)
+    hub.write_folder(folder, hub.Stored(network.__name__, *parts))
+    return network.__name__
 
 
 def save_training(path: Path, weights: Weights, state: dict, previous: Path | None = None) -> None:
