@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 import pytest
 import yaml
+from PIL import Image
 from small import ROOT, UNTRAINED, WORDS, command, read_csv, write_pictures
 
 from eamb.inference import predict
@@ -139,3 +140,24 @@ def test_the_commands_of_the_page_for_photographers_print_what_it_says(tmp_path,
         printed = capfd.readouterr()
         assert {*expected.splitlines()} - {"..."} <= {*(printed.out + printed.err).splitlines()}, words
     assert [words.split()[1] for words, _ in steps] == ["card"] * 4 + ["rated", "card"]
+
+
+def test_the_worked_examples_of_python_work(tmp_path, monkeypatch, capsys):
+    shutil.copy(ROOT / "docs" / "page.jpg", tmp_path / "photo.jpg")
+    (tmp_path / "EAMB-Net").symlink_to(ROOT)
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    first, tensors, _ = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    assert len(first.splitlines()) == 10
+    names = {}
+    exec(first, names)  # noqa: S102 - our own page
+    best, *rows = capsys.readouterr().out.splitlines()
+    score = Scorer("lite", device="cpu").score("photo.jpg").score
+    assert best.startswith(f"{score:.2f} of 1 to 5, ")
+    assert [float(row) for row in rows] == pytest.approx([score, score], abs=0.1)  # one of them at a scale
+    with Image.open("map.png") as saved:
+        assert saved.size == names["scored"].emotion_map.shape[::-1]
+    exec(tensors, names)  # noqa: S102
+    shapes = [*re.search(r"network\(images\)  # (.*)", tensors)[1].split("), ")]
+    outputs = (names["prediction"], names["emotion_logits"], names["emotion_map"])
+    assert [str(tuple(each.shape)) for each in outputs] == [shape.rstrip(")") + ")" for shape in shapes]
