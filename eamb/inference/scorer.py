@@ -189,7 +189,8 @@ class Scorer:
             raise ValueError(f"predict: score_many takes {words}")
         left = iter(pictures)
         batches = iter(lambda: list(itertools.islice(left, batch_size)), [])
-        return itertools.chain.from_iterable(self._score_batches(batches, batch_size, self.workers))
+        results = self._score_batches(batches, batch_size, self.workers)
+        return (scored for batch in results for scored in batch)
 
     def score_all(
         self,
