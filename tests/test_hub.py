@@ -17,6 +17,7 @@ from lively import SIZE, STARS, blotches
 from small import ROOT, read_json
 
 from eamb.inference.scorer import Scorer
+from eamb.network import hub
 from eamb.network.outputs import Scale
 from eamb.weights import checkpoint
 from eamb.weights.checkpoint import Weights, load_weights, weights_of
@@ -158,6 +159,17 @@ def test_a_config_that_does_not_fit_is_one_sentence(changes, said, copied):
     assert said in refused(EAMBNet.from_pretrained, edited(copied, **changes))
 
 
+def test_a_network_is_built_without_memory_before_it_is_built(stars):
+    devices = []
+
+    def build():
+        devices.append(torch.empty(1).device.type)
+        return EAMBNet(**hub.read_folder(stars[0]).arguments)
+
+    hub.check_fit(build, hub.read_folder(stars[0]).tensors, stars[0])
+    assert devices == ["meta"]
+
+
 def test_weights_by_a_config_of_another_network_are_one_sentence_for_every_command(copied):
     text = refused(load_weights, edited(copied, head_width=9))
     assert "config.json does not fit model.safetensors: head.2.bias is (8,), the network's is (9,)" in text
@@ -282,7 +294,7 @@ def test_torch_hub_gives_networks_and_scorers_and_hides_no_package(elsewhere):
     assert said["scores"] == pytest.approx([said["score"], said["scores"][1]], abs=1e-4)
     assert said["size"] == load_weights(SHIPPED["lite"]).description["image_size"]
     assert sum(said["emotions"].values()) == pytest.approx(1)
-    assert said["modules"] == dict.fromkeys(OTHERS, True) and said["datasets"]
+    assert said["modules"] == dict.fromkeys(OTHERS, True) and said["metrics"]
     assert said["path"] == []
 
 
