@@ -85,11 +85,14 @@ def test_the_shipped_networks_come_back_with_the_hashes_of_what_they_were_traine
     with torch.inference_mode():
         assert torch.equal(again(images).prediction, network(images).prediction)
     read = load_weights(tmp_path)
-    assert (read.training_ids == weights.training_ids).all() and len(read.training_ids) > 20_000
+    assert len(read.training_ids) > 0 and (read.training_ids == weights.training_ids).all()
     assert (read.emotion_training_ids == weights.emotion_training_ids).all()
     card = ModelCard.load(tmp_path / "README.md")
-    assert card.data.license_name == "trained-on-para-research-and-learning-only"
-    assert f"import {type(network).__name__}" in card.text and weights.description["source"] in card.text
+    for said in (
+        f"import {type(network).__name__}",
+        *(weights.description[name] for name in ("licence", "source")),
+    ):
+        assert said in card.text
 
 
 def test_a_network_that_was_never_trained_here_has_weights_and_no_meaning(tmp_path):
