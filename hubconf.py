@@ -12,17 +12,7 @@ Each entry gives a network in evaluation mode on the CPU. `network.description` 
 from __future__ import annotations
 
 # Imports are inside the functions: torch.hub first says which of these packages are missing.
-dependencies = [
-    "huggingface_hub",
-    "numpy",
-    "PIL",
-    "safetensors",
-    "timm",
-    "torch",
-    "torchvision",
-    "tqdm",
-    "yaml",
-]
+dependencies = ["huggingface_hub", "numpy", "PIL", "safetensors", "timm", "torch", "torchvision", "yaml"]
 
 
 def eambnet_lite_para():
@@ -51,7 +41,7 @@ def eambnet_resnet50(outputs: int | None = None, weights: str | None = None):
     from EAMBNet import build_model
 
     if weights is None:
-        return _with_scorer(build_model("resnet50", outputs or 10).eval())
+        return _with_scorer(build_model("resnet50", 10 if outputs is None else outputs).eval())
     read = checkpoint.read_source(weights).weights
     kind = read.task, read.description.get("network", "eambnet"), read.description["architecture"]["backbone"]
     if kind != ("aesthetics", "eambnet", "resnet50"):

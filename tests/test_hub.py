@@ -180,6 +180,8 @@ def test_weights_by_a_config_of_another_network_are_one_sentence_for_every_comma
     description = read_json(copied / "config.json")["description"]
     text = refused(load_weights, edited(copied, head_width=8, description=description | {"scale": scale}))
     assert "3 ratings for 1 outputs" in text
+    text = refused(Scorer, edited(copied, description=description | {"image_size": "224"}))
+    assert '"image_size" in pixels and "exif" true or false; found 224 and True' in text
 
 
 def test_damaged_and_missing_files_are_one_sentence(copied, tmp_path):

@@ -27,10 +27,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-CLASSES, DESCRIPTION = (
-    "architectures",
-    "description",
-)  # keys of config.json beside the constructor's arguments
+# Keys of config.json beside the constructor's arguments.
+CLASSES, DESCRIPTION = "architectures", "description"
 IDS, EMOTION_IDS = "training_ids", "emotion_training_ids"  # tensors beside the network's own
 NOT_WEIGHTS = (
     "is not a weights file: it is empty, cut off, damaged, a web page or a Git LFS pointer, or holds code, "

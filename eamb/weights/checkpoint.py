@@ -85,7 +85,7 @@ class Weights:
     def size_and_exif(self) -> tuple[int, bool]:
         """The pictures' side in pixels, and whether EXIF turns them; ValueError: not in the description."""
         size, exif = self.description.get("image_size"), self.description.get("exif")
-        if size and exif is not None:
+        if isinstance(size, int) and size > 0 and isinstance(exif, bool):
             return size, exif
         raise ValueError(
             "checkpoint: the description of these weights must say which pictures they are for, "
