@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 import pytest
 import yaml
+from PIL import Image
 from small import ROOT, UNTRAINED, WORDS, command, read_csv, write_pictures
 
 from eamb.inference import predict
@@ -139,3 +140,25 @@ def test_the_commands_of_the_page_for_photographers_print_what_it_says(tmp_path,
         printed = capfd.readouterr()
         assert {*expected.splitlines()} - {"..."} <= {*(printed.out + printed.err).splitlines()}, words
     assert [words.split()[1] for words, _ in steps] == ["card"] * 4 + ["rated", "card"]
+
+
+def test_the_worked_examples_of_python_work(tmp_path, monkeypatch, capsys):
+    shutil.copy(ROOT / "docs" / "page.jpg", tmp_path / "photo.jpg")
+    (tmp_path / "EAMB-Net").symlink_to(ROOT)
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    first, tensors, _ = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    assert len(first.splitlines()) == 10
+    names = {}
+    exec(first, names)  # noqa: S102 - our own page
+    best, *rows = capsys.readouterr().out.splitlines()
+    scored = Scorer("lite", device="cpu").score("photo.jpg")
+    assert best == f"{scored.score:.2f} of {scored.score_min:g} to {scored.score_max:g}, {scored.emotion}"
+    assert [float(row) for row in rows] == pytest.approx(
+        [scored.score] * 2, abs=0.1
+    )  # one of them at a scale
+    with Image.open("map.png") as saved:
+        assert saved.size == scored.emotion_map.shape[::-1]
+    exec(tensors, names)  # noqa: S102
+    assert names["emotion_logits"].shape == (1, len(scored.emotions))
+    assert names["emotion_map"].shape == (1, 1, *scored.emotion_map.shape)
