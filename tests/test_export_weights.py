@@ -27,6 +27,8 @@ def test_half_of_the_bytes_give_the_same_score(tmp_path, monkeypatch):
     write_weights(path, build_lively())
     assert export(monkeypatch, path, whole) == export(monkeypatch, path, half, "--half") == 0
     assert half.stat().st_size < 0.6 * whole.stat().st_size
+    (tmp_path / "other").touch()
+    assert whole.stat().st_mode == (tmp_path / "other").stat().st_mode  # who may read it
     exact, close = checkpoint.load_weights(whole), checkpoint.load_weights(half)
     assert (close.description["licence"], close.description["source"]) == ("L", "S")
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -185,7 +185,7 @@ def read_folder(folder: Path | str) -> Stored:
 
 def write_folder(folder: Path, stored: Stored) -> None:
     """Writes config.json and model.safetensors, each whole or not at all; what is there is replaced."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     description = stored.description and stored.description | normalisation(stored.arguments["backbone"])
     config = {CLASSES: [stored.network], **stored.arguments, DESCRIPTION: description}
@@ -193,7 +193,7 @@ def write_folder(folder: Path, stored: Stored) -> None:
         name: value.detach().cpu().contiguous() for name, value in (stored.tensors | stored.ids).items()
     }
     with written_whole(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary, {"format": "pt"})
+        temporary.write_bytes(save(tensors, {"format": "pt"}))
     with written_whole(folder / CONFIG) as temporary:
         temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

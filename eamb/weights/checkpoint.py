@@ -256,12 +256,13 @@ def some(names: Iterable[str]) -> str:
 
 def export_weights(path: Path, weights: Weights) -> None:
     """Writes a safetensors file: tensors, id hashes, the description as JSON in the metadata."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.tensors.items()}
     tensors |= id_tensors(weights)
     with written_whole(Path(path)) as temporary:
-        save_file(tensors, temporary, {"format": "pt", "eambnet": json.dumps(weights.description)})
+        metadata = {"format": "pt", "eambnet": json.dumps(weights.description)}
+        temporary.write_bytes(save(tensors, metadata))  # what save_file writes, only its owner may read
 
 
 def export_folder(folder: Path, weights: Weights) -> str:
