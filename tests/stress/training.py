@@ -75,9 +75,13 @@ def train(words: list[str], log: Path, variables: dict[str, object]) -> None:
     multiprocessing.set_start_method(None, force=True)  # decoding processes start in the usual way
     if variables["WORLD_SIZE"] > 1:
         os.environ |= {name: str(value) for name, value in variables.items()}
-    with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        with without_drawing():
-            sys.exit(eambnet(words))
+    with (
+        log.open("a") as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+        without_drawing(),
+    ):
+        sys.exit(eambnet(words))
 
 
 def finish(processes: list[BaseProcess]) -> None:
