@@ -7,7 +7,6 @@ import copy
 import gc
 import io
 import math
-import multiprocessing
 import os
 import socket
 import warnings
@@ -31,7 +30,7 @@ from eamb.runtime import distributed, engine
 from eamb.runtime.networks import Ensemble, TorchNetwork
 from eamb.training.run import Run
 from EAMBNet import build_model
-from tests.stress.training import LOADED
+from tests.stress.training import forkserver
 
 COUNT = 13  # pictures: two processes get 7 and 6, the last batches are not full
 COMPUTE = engine.Compute(torch.device("cpu"), "fp32", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -193,13 +192,11 @@ def work(rank: int, root: Path, ports: list[int]) -> dict[str, dict[str, np.ndar
 @pytest.fixture(scope="module")
 def together(root) -> list[dict[int, dict[str, np.ndarray]]]:
     """What each of four processes found, by the number of processes at work."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*LOADED, "test_distributed"])  # imported once, not four times
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
     ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:
         each.close()
-    with ProcessPoolExecutor(4, context) as pool:
+    with ProcessPoolExecutor(4, forkserver()) as pool:
         at_work = [pool.submit(work, rank, root, ports) for rank in range(4)]
         return [each.result(timeout=300) for each in at_work]
 

@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -42,6 +43,13 @@ LOADED += ["timm", "torchvision", "torch.utils.tensorboard"]
 END = 60  # seconds within which a process must end whose partner has died
 
 
+def forkserver() -> BaseContext:
+    """Starts processes that have imported LOADED already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(LOADED)
+    return context
+
+
 class Trainings:
     """Trainings of `count` processes on a demo set in `folder`; what they print is in logs beside it."""
 
@@ -54,8 +62,7 @@ class Trainings:
 
     def start(self, output: Path) -> list[BaseProcess]:
         """A training's processes, begun or resumed."""
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(LOADED)
+        context = forkserver()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1]}
