@@ -34,6 +34,14 @@ def pytest_collection_finish():
     gc.enable()
 
 
+# Files that take long come first: the last one would keep a single core busy.
+FIRST = ["test_interruption", "test_resuming", "test_run", "test_distributed", "test_vit", "test_predict"]
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in FIRST)
+
+
 CBR = {1: (512, 56), 2: (512, 56), 3: (1024, 56), 4: (2048, 56), 5: (56, 256), 6: (512, 256), 7: (512, 256)}
 
 
