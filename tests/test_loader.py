@@ -55,7 +55,7 @@ def do(trouble: str) -> None:
     elif trouble == "sleep":
         time.sleep(1000)
     elif trouble == "slow":
-        time.sleep(0.15)
+        time.sleep(0.08)
     elif trouble == "exit":
         os._exit(3)
     elif trouble == "bug":
