@@ -502,6 +502,9 @@ def test_of_10_000_photographs_only_those_in_view_are_in_the_document(
     assert last.get_attribute("aria-posinset") == last.get_attribute("aria-setsize") == "10000"
     box = last.bounding_box()
     assert 0 < box["y"] < 850
+    # Some browsers tell the place of a grid that became shorter only in their next frame.
+    stale = f"({{ top: {-box['y'] - height} }})"
+    window.evaluate(f"document.getElementById('grid').getBoundingClientRect = () => {stale}")
     window.fill("#find", "0001")
     assert window.inner_text("#status") == "11 of 10,000 photographs shown"
     assert window.evaluate(count) == 11

@@ -182,7 +182,8 @@ function blockAt(test) {  // the first block for which an increasing test holds,
 }
 
 function draw(all = false) {  // `all`: places have changed too
-  const above = -grid.getBoundingClientRect().top;  // pixels of the grid that are scrolled away
+  // Pixels of the grid that are scrolled away; of a grid that became shorter the browser says so only later.
+  const above = Math.min(-grid.getBoundingClientRect().top, parseFloat(grid.style.height) - AHEAD);
   const from = blockAt((block) => block.top + block.height > above - AHEAD);
   const to = blockAt((block) => block.top > above + innerHeight + AHEAD);
   const wanted = new Map();  // block or photograph -> its block, in order
