@@ -35,9 +35,9 @@ def parse_filter(text: str, schema: pa.Schema) -> pc.Expression:
     try:
         tree = ast.parse(text.strip(), mode="eval")
         return condition(tree.body, schema)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+    except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else str(error) or "too deep"
-        raise ValueError(f"filter: --filter \"{text}\": {reason}") from error
+        raise ValueError(f'filter: --filter "{text}": {reason}') from error
 
 
 def condition(node: ast.expr, schema: pa.Schema) -> pc.Expression:

@@ -1,0 +1,118 @@
+"""Scores collections of any size, on a laptop or a Ray cluster, into Parquet files.
+
+    python scripts/score_collection.py SOURCE OUTPUT [--filter "score > 3.5 and emotion != 'disgust'"]
+
+SOURCE: a folder or bucket prefix (s3://...) with WebDataset tars, Parquet files or pictures; a glob; one file.
+Run again after an interruption, it goes on with the shards that are missing (docs/scale.md). Needs
+requirements-cluster.txt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from eamb.files import printable
+from eamb.runtime.command import guarded
+from eamb.weights import shipped
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0 success, 1 pictures or shards failed, 2 bad input, 130 Ctrl-C."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="folder, bucket prefix, glob or file: tars, Parquet or pictures")
+    add("output", metavar="OUTPUT", help="folder or bucket prefix for the scores")
+    add("--filter", metavar="EXPRESSION", help="write the ids of the pictures that it is true for")
+    add("--address", metavar="HOST:PORT", help="join this Ray cluster; auto: the one on this machine")
+    add("--column", default="image", help="of Parquet files, with bytes or paths; default: image")
+    add("--id-column", metavar="NAME", help="of Parquet files; default: the path, or the row's number")
+    add("--shard-size", metavar="N", type=int, default=1000, help="files a shard in folders; default: 1000")
+    add("--checkpoint", metavar="FILE", action="append", help=f"{shipped.HELP}; default: {shipped.DEFAULT}")
+    add("--emotions", action="store_true", help="one column per emotion")
+    add("--flip", action="store_true", help=shipped.FLIP_HELP)
+    add("--exact", action="store_true", help="decode large JPEGs whole; several times slower")
+    add("--precision", choices=("fp32", "bf16", "fp16", "int8", "auto"), help="as in predict")
+    add("--batch-size", metavar="N", type=int, default=16, help="default: 16")
+    add("--cores", metavar="N", type=int, help="of each actor without a GPU; default: a node's, at most 8")
+    return guarded(score_collection, parser.parse_args(arguments))
+
+
+def score_collection(options: argparse.Namespace) -> int:
+    if missing := [name for name in ("ray", "pyarrow", "fsspec") if not find_spec(name)]:
+        raise ValueError(
+            f"collection: {', '.join(missing)} is not installed; pip install -r requirements-cluster.txt"
+        )
+    from eamb.files import file_hash
+    from eamb.inference.collection import find_source
+    from eamb.inference.row_filter import parse_filter
+    from eamb.inference.scored_shards import Output, Scoring, schema_of
+
+    if options.cores is not None and options.cores < 1:
+        raise ValueError(f"collection: --cores is at least 1, got {options.cores}")
+    files = shipped.checkpoint_files(options.checkpoint or [shipped.DEFAULT])
+    settings = {name: getattr(options, name) for name in ("precision", "flip", "exact")}
+    exported = any(file.suffix in (".onnx", ".int8") for file in files)
+    scorer_options = settings | {"batch_size": options.batch_size, "device": "cpu" if exported else "auto"}
+    contents = {f"{number}{file.suffix}": file.read_bytes() for number, file in enumerate(files)}
+    scoring = Scoring(contents, scorer_options, emotions=options.emotions)
+    schema = schema_of(scoring.scorer(device="cpu"), options.emotions)  # of weights that work
+    expression = parse_filter(options.filter, schema) if options.filter else None
+    source = find_source(options.source, options.shard_size, options.column, options.id_column)
+    weights = {"weights": [file_hash(file) for file in files], "emotions": options.emotions}
+    output = Output(options.output, source.description | weights | settings)
+    report = score_missing(source.shards, scoring, output, options)
+    print(summary(report, options.output), file=sys.stderr)
+    for name, reason in report["bad_shards"].items():
+        print(f"shard {printable(name)} {reason}", file=sys.stderr)
+    if expression is not None:
+        whole = [shard.name for shard in source.shards if shard.name not in report["bad_shards"]]
+        kept = output.write_kept(whole, expression, schema)
+        print(f"{kept:,} pictures match --filter, {options.output}/kept.parquet written", file=sys.stderr)
+    return 1 if report["failed"] or report["bad_shards"] else 0
+
+
+def score_missing(shards: list, scoring, output, options: argparse.Namespace) -> dict:
+    """Scores the shards that the output lacks, and writes each when it is whole; what the report says."""
+    from eamb.runtime.progress import progress
+
+    whole = output.whole(shards)
+    missing = {shard.name: shard for shard in shards if shard.name not in whole}
+    report = {"shards": len(shards), "skipped": len(whole), "pictures": 0, "failed": 0, "noted": 0}
+    bad: dict[str, str] = {}
+    if missing:
+        from eamb.inference.cluster import score_shards, started
+
+        bar = progress(desc="score", total=len(shards), initial=len(whole), unit=" shards")
+        with started(options.address), bar:
+            for result in score_shards([*missing.values()], scoring, options.cores):
+                missing.pop(result["name"])
+                if result["error"]:
+                    bad[result["name"]] = result["error"]
+                else:
+                    output.write_shard(result["name"], result["file"])
+                    for count in ("pictures", "failed", "noted"):
+                        report[count] += result[count]
+                bar.set_postfix_str(f"{report['pictures']:,} pictures", refresh=False)
+                bar.update()
+    bad |= {name: "was given up: the processes that scored it died" for name in missing}
+    report["bad_shards"] = {name: bad[name] for name in sorted(bad)}
+    output.write_report(report)
+    return report
+
+
+def summary(report: dict, output: str) -> str:
+    scored = report["pictures"] - report["failed"]
+    words = [f"{scored:,} of {report['pictures']:,} pictures scored"]
+    words += [f"{report['noted']:,} with a note"] if report["noted"] else []
+    words += [f"{report['skipped']:,} of {report['shards']:,} shards were there"] if report["skipped"] else []
+    words += [f"{len(report['bad_shards']):,} shards cannot be read"] if report["bad_shards"] else []
+    return ", ".join([*words, f"{output}/scores written"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
