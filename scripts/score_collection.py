@@ -2,9 +2,9 @@
 
     python scripts/score_collection.py SOURCE OUTPUT [--filter "score > 3.5 and emotion != 'disgust'"]
 
-SOURCE: a folder or bucket prefix (s3://...) with WebDataset tars, Parquet files or pictures; a glob; one file.
-Run again after an interruption, it goes on with the shards that are missing (docs/scale.md). Needs
-requirements-cluster.txt.
+SOURCE: a folder or bucket prefix (s3://...) with WebDataset tars, Parquet files or pictures; a glob; a file.
+Run again after an interruption, it goes on with the shards that are missing. Needs requirements-cluster.txt;
+more in docs/scale.md.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def score_missing(shards: list, scoring, output, options: argparse.Namespace) ->
     from eamb.runtime.progress import progress
 
     whole = output.whole(shards)
-    missing = {shard.name: shard for shard in shards if shard.name not in whole}
+    missing = [shard for shard in shards if shard.name not in whole]
     report = {"shards": len(shards), "skipped": len(whole), "pictures": 0, "failed": 0, "noted": 0}
     bad: dict[str, str] = {}
     if missing:
@@ -89,8 +89,7 @@ def score_missing(shards: list, scoring, output, options: argparse.Namespace) ->
 
         bar = progress(desc="score", total=len(shards), initial=len(whole), unit=" shards")
         with started(options.address), bar:
-            for result in score_shards([*missing.values()], scoring, options.cores):
-                missing.pop(result["name"])
+            for result in score_shards(missing, scoring, options.cores):
                 if result["error"]:
                     bad[result["name"]] = result["error"]
                 else:
@@ -99,7 +98,6 @@ def score_missing(shards: list, scoring, output, options: argparse.Namespace) ->
                         report[count] += result[count]
                 bar.set_postfix_str(f"{report['pictures']:,} pictures", refresh=False)
                 bar.update()
-    bad |= {name: "was given up: the processes that scored it died" for name in missing}
     report["bad_shards"] = {name: bad[name] for name in sorted(bad)}
     output.write_report(report)
     return report
@@ -110,7 +108,8 @@ def summary(report: dict, output: str) -> str:
     words = [f"{scored:,} of {report['pictures']:,} pictures scored"]
     words += [f"{report['noted']:,} with a note"] if report["noted"] else []
     words += [f"{report['skipped']:,} of {report['shards']:,} shards were there"] if report["skipped"] else []
-    words += [f"{len(report['bad_shards']):,} shards cannot be read"] if report["bad_shards"] else []
+    bad = len(report["bad_shards"])
+    words += [f"{bad:,} shard{'s' * (bad > 1)} cannot be read"] if bad else []
     return ", ".join([*words, f"{output}/scores written"])
 
 

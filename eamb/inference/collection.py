@@ -9,7 +9,7 @@ fsspec, which knows s3, gs, hdfs, https and more; others are paths on this machi
 """
 
 # Paths are plain strings here, so that names that are not UTF-8 stay unchanged.
-# ruff: noqa: PTH100, PTH111, PTH112, PTH113, PTH118, PTH119, PTH120, PTH122
+# ruff: noqa: PTH100, PTH110, PTH112, PTH118, PTH119, PTH120, PTH122
 from __future__ import annotations
 
 import hashlib

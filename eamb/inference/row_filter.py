@@ -29,8 +29,8 @@ def parse_filter(text: str, schema: pa.Schema) -> pc.Expression:
     and a row of which the whole is not true does not match.
 
     Raises:
-        ValueError: it is no expression, has something that is not allowed, a column that is not in the schema,
-            or compares a number with a text.
+        ValueError: it is no expression, has something that is not allowed, a column that is not in the
+            schema, or compares a number with a text.
     """
     try:
         tree = ast.parse(text.strip(), mode="eval")

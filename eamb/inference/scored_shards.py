@@ -33,7 +33,7 @@ from eamb.inference.collection import (
     opened,
     read_shard,
 )
-from eamb.inference.rows import COLUMNS, NOTE, as_row, column_names
+from eamb.inference.rows import NOTE, as_row, column_names
 from eamb.inference.scorer import Decoded, Scored, Scorer, in_threads
 
 TEXTS = ("shard", "path", "emotion", "error")
@@ -76,9 +76,9 @@ class ShardScorer:
     Memory holds the network, about two batches per thread, and the rows of one shard.
 
     Args:
-        decode: called in other threads with pictures, views and `exact`, as `decode_pictures`; if it is given,
-            the threads decode and the caller's own runs the network, on a GPU say. Otherwise each thread does
-            both, as in `predict` on a CPU.
+        decode: called in other threads with pictures, views and `exact`, as `decode_pictures`; if it is
+            given, the threads decode and the caller's own runs the network, on a GPU say. Otherwise each
+            thread does both, as in `predict` on a CPU.
     """
 
     def __init__(self, scoring: Scoring, decode: Callable[..., Decoded] | None = None):
@@ -94,7 +94,7 @@ class ShardScorer:
         shard = pickle.loads(row["shard"])  # noqa: S301 - we pickled it
         result = {"name": shard.name, "file": b"", "pictures": 0, "failed": 0, "noted": 0, "error": ""}
         try:
-            rows = [as_row(scored, self.schema.names) for scored in self.score_all(read_shard(shard))]
+            rows = self.rows(shard)
         except BadShardError as error:
             return result | {"error": str(error)}
         errors = [row["error"] or "" for row in rows]
@@ -103,6 +103,9 @@ class ShardScorer:
         table = pa.Table.from_pylist([row | {"shard": name} for row in rows], self.schema)
         counts = {"pictures": len(rows), "failed": sum(map(bool, errors)) - notes, "noted": notes}
         return result | counts | {"file": as_parquet(table)}
+
+    def rows(self, shard: Shard) -> list[dict]:
+        return [as_row(scored, self.schema.names) for scored in self.score_all(read_shard(shard))]
 
     def score_all(self, pictures: Iterator[Picture]) -> Iterator[Scored]:
         """The results of pictures, in order."""
@@ -148,13 +151,12 @@ class Output:
                 ours, theirs = description.get(name), before.get(name)
                 if ours != theirs:
                     raise ValueError(
-                        f"collection: {printable(place)} holds scores with {name} {json.dumps(theirs)}, and this "
-                        f"run has {json.dumps(ours)}; choose another folder for the output"
+                        f"collection: {printable(place)} holds scores of a run with {name} "
+                        f"{json.dumps(theirs)}, and this one has {json.dumps(ours)}; choose another output"
                     )
         elif existing:
             raise FileExistsError(
-                f"collection: {printable(place)} is not empty and holds no {DESCRIPTION}; choose another folder "
-                "for the output"
+                f"collection: {printable(place)} is not empty and has no {DESCRIPTION}; choose another output"
             )
         else:
             self.write(DESCRIPTION, json.dumps(description, indent=1).encode())
