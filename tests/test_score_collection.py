@@ -479,7 +479,7 @@ def test_ten_runs_that_are_killed_with_all_their_processes_end_as_an_undisturbed
     assert start(tmp_path / "whole").wait() == 0
     lasts = time.monotonic() - begun
     expected = small.contents(tmp_path / "whole" / "scores")
-    chance, found = random.Random(0), []
+    chance, found = random.Random(0), []  # noqa: S311
     for number in range(10):
         output = tmp_path / ("killed" if number < 8 else f"killed {number}")
         process, wanted, end = (

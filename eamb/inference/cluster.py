@@ -136,8 +136,8 @@ def score_shards(shards: Sequence[Shard], scoring: Scoring, cores: int | None = 
     cpus = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
     gpus = 0 if scoring.options.get("device") == "cpu" else int(ray.cluster_resources().get("GPU", 0))
     if gpus:
-        actors, needs = gpus, {"num_cpus": 1, "num_gpus": 1}
-        threads = max(1, int(sum(cpus) - gpus) // gpus)
+        actors, needs = gpus, {"num_cpus": 0, "num_gpus": 1}  # a CPU less could leave none for decoding
+        threads = max(1, int(sum(cpus)) // gpus)
     else:
         threads = cores or int(min(8, *[count for count in cpus if count], 8))
         actors, needs = max(1, sum(int(count // threads) for count in cpus)), {"num_cpus": threads}
