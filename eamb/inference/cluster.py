@@ -49,7 +49,8 @@ def started(address: str | None) -> Iterator[None]:
         gpus = torch.cuda.device_count()
         options |= {"num_cpus": len(os.sched_getaffinity(0)), "num_gpus": gpus}
         options |= {"object_store_memory": None if gpus else SMALL}
-        options |= {"runtime_env": {"env_vars": {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}}}
+        modules = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        options |= {"runtime_env": {"env_vars": {**ENVIRONMENT, "PYTHONPATH": modules}}}
     else:  # our code travels with the job
         unused = [".git", ".venv", "checkpoints", "docs", "results", "runs", "tests", "data"]
         code = {"working_dir": str(ROOT), "excludes": unused}
