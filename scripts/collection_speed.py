@@ -158,7 +158,8 @@ def as_tables(report: dict) -> str:
     lines += [f"| difference | | {more['seconds']:+.0%} | {more['processor']:+.0%} | |", ""]
     lines += [
         f"One core decodes {rates['decode']:.0f} of these files or {rates['decode_800x600']:.0f} JPEGs of "
-        f"800x600 ({rates['bytes_800x600'] / 1e3:.0f} kB) a second, and scores {rates['network']:.0f} pictures.",
+        f"800x600 ({rates['bytes_800x600'] / 1e3:.0f} kB) a second, and scores "
+        f"{rates['network']:.0f} pictures.",
         "",
         f"| {GPUS} GPUs | pictures/s | {COUNT / 1e6:g} M pictures, hours | GPU hours |",
         "|---|---:|---:|---:|",

@@ -372,10 +372,10 @@ def call(source, output, weights, *options):
     return score_collection.main([str(word) for word in words])
 
 
-def actors():
-    """The processes of this one's Ray that run a network."""
+def workers(kind="ShardActor"):
+    """The processes of this one's Ray that run the network, or a function of that name."""
     children = psutil.Process().children(recursive=True)
-    return [each for each in children if "ShardActor" in " ".join(each.cmdline())]
+    return [each for each in children if kind in " ".join(each.cmdline())]
 
 
 @pytest.mark.slow
@@ -412,9 +412,9 @@ def test_a_killed_worker_costs_nothing(device, ray_started, tars, scoring, shard
         assert result["name"] not in results
         results[result["name"]] = result
         if killed < 2:
-            for each in actors()[:1]:
+            for each in (*workers()[:1], *workers("decode_remotely")):
                 each.kill()
-                killed += 1
+            killed += 1
     assert killed == 2 and results == expected
 
 
@@ -428,7 +428,7 @@ def test_a_shard_that_kills_its_actors_is_given_up(ray_started, tars, scoring, m
 
     def kill_reader():
         with pipe.open("wb"):  # waits for the reader
-            for each in actors():
+            for each in workers():
                 if any(file.path == str(pipe) for file in each.open_files()) or each.num_fds():
                     each.kill()
 
