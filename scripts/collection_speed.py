@@ -43,7 +43,7 @@ COUNT, GPUS, CORES, STORE = (
     16,
     25e9,
 )  # of the model: pictures, GPUs, cores a GPU, bytes/s of the store
-PEAK, SHARE = 19.5e12, 0.25  # FLOP/s of a GPU in fp32 (A100's data sheet), and how much of it is assumed
+GPU = 31220 / 17  # pictures/s of `predict` on one H100, in bf16 (docs/performance.md#on-one-h100)
 
 
 def run_watched(*words: str) -> dict:
@@ -130,11 +130,11 @@ def core_rates(pictures: list[str]) -> dict:
     return rates | {"bytes_800x600": len(large.getvalue())}
 
 
-def model(rates: dict, flops: float) -> list[tuple[str, float]]:
-    """What a cluster of GPUS could do in a second, by the part that limits it."""
+def model(rates: dict) -> list[tuple[str, float]]:
+    """Pictures a second that each part of a cluster of GPUS could handle; the slowest decides."""
     return [
-        (f"decode, {CORES} cores a GPU", GPUS * CORES * rates["decode_800x600"]),
-        (f"network, {SHARE:.0%} of {PEAK / 1e12:g} TFLOP/s", GPUS * SHARE * PEAK / flops),
+        (f"decoding, {CORES} cores a GPU", GPUS * CORES * rates["decode_800x600"]),
+        ("network, as on one H100", GPUS * GPU),
         (f"store, {STORE / 1e9:g} GB/s", STORE / rates["bytes_800x600"]),
     ]
 
@@ -173,8 +173,6 @@ def as_tables(report: dict) -> str:
 def measure(options: argparse.Namespace) -> dict:
     import ray
 
-    from scripts.benchmark import build, flops
-
     pictures = [picture.path for picture in find_pictures([options.pictures])]
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     processor = next((line.split(": ")[1] for line in lines if line.startswith("model name")), "unknown")
@@ -186,7 +184,7 @@ def measure(options: argparse.Namespace) -> dict:
             "ray": f"ray {ray.__version__}",
         },
         "rates": rates,
-        "model": model(rates, flops(build("lite"), 224)),
+        "model": model(rates),
         "compared": compare(pictures, options.count, options.rounds),
     }
 
