@@ -54,6 +54,11 @@ def score_collection(options: argparse.Namespace) -> int:
 
     if options.cores is not None and options.cores < 1:
         raise ValueError(f"collection: --cores is at least 1, got {options.cores}")
+    if f"{options.output}/".startswith(f"{options.source.rstrip('/')}/"):
+        raise ValueError(
+            f"collection: {options.output} lies in {options.source} and would be searched by the next run; "
+            "choose another output"
+        )
     files = shipped.checkpoint_files(options.checkpoint or [shipped.DEFAULT])
     settings = {name: getattr(options, name) for name in ("precision", "flip", "exact")}
     exported = any(file.suffix in (".onnx", ".int8") for file in files)

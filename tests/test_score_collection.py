@@ -266,6 +266,11 @@ def test_an_output_keeps_what_is_whole_and_refuses_what_is_of_others(place, tmp_
     assert output.names("") == {"collection.json", "scores/a/0.tar.parquet"}
 
 
+def test_an_output_inside_its_source_is_refused(folder, capsys):
+    assert score_collection.main([f"{folder}/", f"{folder}/out"]) == 2
+    assert "lies in" in capsys.readouterr().err and not (folder / "out").exists()
+
+
 def test_a_folder_with_other_things_is_no_output(tmp_path):
     (tmp_path / "thesis.doc").touch()
     refused("is not empty", Output, str(tmp_path), {}, error=FileExistsError)
@@ -426,17 +431,22 @@ def test_a_shard_that_kills_its_actors_is_given_up(ray_started, tars, scoring, m
     os.mkfifo(pipe)
     shards = [Shard("pipe.tar", str(pipe)), *find_source(str(tars)).shards]
 
+    def reads(process):
+        opened = Path(f"/proc/{process.pid}/fd").iterdir()
+        return any(os.readlink(file) == str(pipe) for file in opened)
+
     def kill_reader():
         with pipe.open("wb"):  # waits for the reader
-            for each in workers():
-                if any(file.path == str(pipe) for file in each.open_files()) or each.num_fds():
-                    each.kill()
+            while not (readers := [each for each in workers() if reads(each)]):
+                time.sleep(0.05)
+            readers[0].kill()
 
     thread = threading.Thread(target=kill_reader)
     thread.start()
     results = {result["name"]: result for result in ray_started.score_shards(shards, scoring, 1)}
     thread.join()
     assert results["pipe.tar"]["error"].startswith("was given up: the process that had it died")
+    assert [name for name, result in results.items() if result["error"]] == ["pipe.tar"]
     assert len(results) == len(shards)
 
 

@@ -47,7 +47,7 @@ def started(address: str | None) -> Iterator[None]:
     options = {"log_to_driver": False, "logging_level": logging.CRITICAL, "include_dashboard": False}
     if address is None:
         gpus = torch.cuda.device_count()
-        options |= {"num_cpus": len(os.sched_getaffinity(0)), "num_gpus": gpus}
+        options |= {"address": "local", "num_cpus": torch.get_num_threads(), "num_gpus": gpus}
         options |= {"object_store_memory": None if gpus else SMALL}
         modules = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         options |= {"runtime_env": {"env_vars": {**ENVIRONMENT, "PYTHONPATH": modules}}}

@@ -272,6 +272,8 @@ def check_columns(schema: pa.Schema, shard: Shard) -> None:
     kind = schema.field(shard.column).type
     if pa.types.is_struct(kind) and "bytes" in [each.name for each in kind]:
         kind = kind.field("bytes").type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
     good = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_string, pa.types.is_large_string)
     if not any(fits(kind) for fits in good):
         raise BadShardError(

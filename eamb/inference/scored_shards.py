@@ -13,9 +13,10 @@ import json
 import pickle
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -159,7 +160,7 @@ class Output:
                 f"collection: {printable(place)} is not empty and has no {DESCRIPTION}; choose another output"
             )
         else:
-            self.write(DESCRIPTION, json.dumps(description, indent=1).encode())
+            self.write(DESCRIPTION, json.dumps(description, indent=1))
 
     def names(self, folder: str) -> set[str]:
         """The files below a folder of it, relative to that."""
@@ -171,19 +172,25 @@ class Output:
         root = path.rstrip("/") + "/"
         return {file[len(root) :] for file in system.find(path) if "/." not in file[len(root) - 1 :]}
 
-    def write(self, name: str, content: bytes) -> None:
-        """Writes a file under a temporary name and renames it, so that what has its name is whole."""
+    @contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        """A file to write to; it gets its name when it is whole."""
         place = f"{self.place}/{name}"
         if not is_url(place):
-            with written_whole(Path(place)) as unfinished:
-                unfinished.write_bytes(content)
+            with written_whole(Path(place)) as unfinished, unfinished.open("wb") as file:
+                yield file
             return
         system, path = find_system(place)
         folder, _, last = path.rpartition("/")
         system.makedirs(folder, exist_ok=True)
         temporary = f"{folder}/.{last}.tmp"
-        system.pipe_file(temporary, content)
+        with system.open(temporary, "wb") as file:
+            yield file
         system.mv(temporary, path)
+
+    def write(self, name: str, text: str) -> None:
+        with self.writing(name) as file:
+            file.write(text.encode())
 
     def whole(self, shards: Sequence[Shard]) -> set[str]:
         """The names of the shards that need not be scored again."""
@@ -191,26 +198,24 @@ class Output:
         return {shard.name for shard in shards if file_of(shard.name) in names}
 
     def write_shard(self, name: str, content: bytes) -> None:
-        self.write(f"{SCORES}/{file_of(name)}", content)
+        with self.writing(f"{SCORES}/{file_of(name)}") as file:
+            file.write(content)
 
     def write_report(self, report: dict) -> None:
-        self.write(
-            REPORT, json.dumps(report, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
-        )
+        self.write(REPORT, json.dumps(report, indent=1))
 
     def write_kept(self, shards: Iterable[str], expression: pc.Expression, schema: pa.Schema) -> int:
         """Writes shard and path of each picture with a score that matches, in order; how many they are."""
-        file, ids = io.BytesIO(), pa.schema([schema.field("shard"), schema.field("path")])
+        ids = pa.schema([schema.field("shard"), schema.field("path")])
         matching = expression & pc.field("score").is_valid()
         count = 0
-        with pq.ParquetWriter(file, ids, compression="zstd") as writer:
+        with self.writing(KEPT) as file, pq.ParquetWriter(file, ids, compression="zstd") as writer:
             for name in shards:
                 with opened(f"{self.place}/{SCORES}/{file_of(name)}") as scores:
                     kept = pq.read_table(scores, schema=schema).filter(matching).select(ids.names)
                 count += len(kept)
                 if len(kept):
                     writer.write_table(kept)
-        self.write(KEPT, file.getvalue())
         return count
 
 
