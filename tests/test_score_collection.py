@@ -433,7 +433,7 @@ def test_a_shard_that_kills_its_actors_is_given_up(ray_started, tars, scoring, m
 
     def reads(process):
         opened = Path(f"/proc/{process.pid}/fd").iterdir()
-        return any(os.readlink(file) == str(pipe) for file in opened)
+        return any(file.readlink() == pipe for file in opened)
 
     def kill_reader():
         with pipe.open("wb"):  # waits for the reader
