@@ -49,8 +49,10 @@ def score_collection(options: argparse.Namespace) -> int:
         )
     from eamb.files import file_hash
     from eamb.inference.collection import find_source
+    from eamb.inference.predict import announce
     from eamb.inference.row_filter import parse_filter
     from eamb.inference.scored_shards import Output, Scoring, schema_of
+    from eamb.inference.scorer import Scorer, check_scores, is_exported
 
     if options.cores is not None and options.cores < 1:
         raise ValueError(f"collection: --cores is at least 1, got {options.cores}")
@@ -61,11 +63,15 @@ def score_collection(options: argparse.Namespace) -> int:
         )
     files = shipped.checkpoint_files(options.checkpoint or [shipped.DEFAULT])
     settings = {name: getattr(options, name) for name in ("precision", "flip", "exact")}
-    exported = any(file.suffix in (".onnx", ".int8") for file in files)
-    scorer_options = settings | {"batch_size": options.batch_size, "device": "cpu" if exported else "auto"}
+    scorer_options = settings | {"batch_size": options.batch_size}
+    scorer = Scorer(files, device="cpu", **scorer_options)  # here only to see that the weights work
+    check_scores(scorer.network.weights)
+    announce(scorer, None)
+    schema = schema_of(scorer, options.emotions)
+    del scorer
+    scorer_options["device"] = "cpu" if any(map(is_exported, files)) else "auto"
     contents = {f"{number}{file.suffix}": file.read_bytes() for number, file in enumerate(files)}
     scoring = Scoring(contents, scorer_options, emotions=options.emotions)
-    schema = schema_of(scoring.scorer(device="cpu"), options.emotions)  # of weights that work
     expression = parse_filter(options.filter, schema) if options.filter else None
     source = find_source(options.source, options.shard_size, options.column, options.id_column)
     weights = {"weights": [file_hash(file) for file in files], "emotions": options.emotions}

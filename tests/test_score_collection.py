@@ -266,6 +266,15 @@ def test_an_output_keeps_what_is_whole_and_refuses_what_is_of_others(place, tmp_
     assert output.names("") == {"collection.json", "scores/a/0.tar.parquet"}
 
 
+def test_weights_that_do_not_work_are_named_and_nothing_is_written(folder, tmp_path, capsys):
+    (tmp_path / "w.pt").write_bytes(b"?")
+    assert (
+        score_collection.main([str(folder), str(tmp_path / "out"), "--checkpoint", f"{tmp_path}/w.pt"]) == 2
+    )
+    assert f"{tmp_path}/w.pt is not a weights file" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_output_inside_its_source_is_refused(folder, capsys):
     assert score_collection.main([f"{folder}/", f"{folder}/out"]) == 2
     assert "lies in" in capsys.readouterr().err and not (folder / "out").exists()
@@ -354,7 +363,6 @@ def test_without_ray_one_sentence_says_what_to_install(folder, tmp_path, monkeyp
 def ray_started():
     """Ray on this machine, with a GPU that it only believes to be there; commands use it as it is."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_worker_niceness", "0")
         patch.setattr("torch.cuda.device_count", lambda: 1)
         from eamb.inference import cluster
 
@@ -484,7 +492,7 @@ def test_ten_runs_that_are_killed_with_all_their_processes_end_as_an_undisturbed
 
     def start(output):
         words = [sys.executable, *map(str, program), str(output)]
-        return subprocess.Popen(words, stderr=subprocess.PIPE, env={**os.environ, "RAY_worker_niceness": "0"})
+        return subprocess.Popen(words, stderr=subprocess.DEVNULL)
 
     begun = time.monotonic()
     assert start(tmp_path / "whole").wait() == 0

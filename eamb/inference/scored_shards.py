@@ -63,12 +63,12 @@ class Scoring(NamedTuple):
     threads: int = 1
     emotions: bool = False
 
-    def scorer(self, **changes: Any) -> Scorer:
+    def scorer(self) -> Scorer:
         with tempfile.TemporaryDirectory() as folder:
             paths = [Path(folder, name) for name in self.files]
             for path, content in zip(paths, self.files.values(), strict=True):
                 path.write_bytes(content)
-            return Scorer(paths, **(self.options | changes))
+            return Scorer(paths, **self.options)
 
 
 class ShardScorer:
