@@ -133,6 +133,7 @@ def score_shards(shards: Sequence[Shard], scoring: Scoring, cores: int | None = 
         cores: of an actor without a GPU; None: all of the smallest node, but at most 8.
 
     Raises:
+        ValueError: no machine has so many cores.
         ChildProcessError: an actor cannot be started, or fails otherwise than by dying.
     """
     cpus = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
@@ -141,8 +142,12 @@ def score_shards(shards: Sequence[Shard], scoring: Scoring, cores: int | None = 
         actors, needs = gpus, {"num_cpus": 0, "num_gpus": 1}  # a CPU less could leave none for decoding
         threads = max(1, int(sum(cpus)) // gpus)
     else:
-        threads = cores or int(min(8, *[count for count in cpus if count], 8))
-        actors, needs = max(1, sum(int(count // threads) for count in cpus)), {"num_cpus": threads}
+        threads = cores or int(min([8, *(count for count in cpus if count)]))
+        actors, needs = sum(int(count // threads) for count in cpus), {"num_cpus": threads}
+        if not actors:
+            raise ValueError(
+                f"collection: no machine of the cluster has {threads} cores; give fewer by --cores"
+            )
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     items = [{"shard": pickle.dumps(shard)} for shard in shards]
