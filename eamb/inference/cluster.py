@@ -61,9 +61,10 @@ def started(address: str | None) -> Iterator[None]:
         with without_stderr():
             ray.init(**options)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
-        where = f"join a Ray cluster at {address}" if address else "start Ray"
+        what = f"join the Ray cluster at {address}" if address else "start Ray"
+        advice = "; if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" if address else ""
         reason = str(error).strip().splitlines()[0]
-        raise ConnectionError(f"collection: cannot {where} ({reason})") from error
+        raise ConnectionError(f"collection: cannot {what} ({reason}){advice}") from error
     try:
         yield
     finally:
