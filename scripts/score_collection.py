@@ -120,7 +120,7 @@ def summary(report: dict, output: str) -> str:
     words += [f"{report['noted']:,} with a note"] if report["noted"] else []
     words += [f"{report['skipped']:,} of {report['shards']:,} shards were there"] if report["skipped"] else []
     bad = len(report["bad_shards"])
-    words += [f"{bad:,} shard{'s' * (bad > 1)} cannot be read"] if bad else []
+    words += [f"{bad:,} shard{'s' * (bad > 1)} failed"] if bad else []
     return ", ".join([*words, f"{output}/scores written"])
 
 

@@ -467,7 +467,7 @@ def test_a_bad_shard_is_named_and_scored_once_it_is_whole(
     (source / "03.tar").write_bytes(whole[:5000])
     assert call(source, tmp_path / "out", lively_weights) == 1
     messages = capsys.readouterr().err
-    assert "66 of 66 pictures scored, 1 shard cannot be read" in messages
+    assert "66 of 66 pictures scored, 1 shard failed, " in messages
     assert "shard 03.tar is cut off or damaged" in messages
     assert [*small.read_json(tmp_path / "out" / "report.json")["bad_shards"]] == ["03.tar"]
     (source / "03.tar").write_bytes(whole)

@@ -13,6 +13,8 @@ from functools import reduce
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from eamb.files import printable
+
 COMPARISONS = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
@@ -37,7 +39,7 @@ def parse_filter(text: str, schema: pa.Schema) -> pc.Expression:
         return condition(tree.body, schema)
     except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else str(error) or "too deep"
-        raise ValueError(f'filter: --filter "{text}": {reason}') from error
+        raise ValueError(f'filter: --filter "{printable(text)}": {printable(reason)}') from error
 
 
 def condition(node: ast.expr, schema: pa.Schema) -> pc.Expression:

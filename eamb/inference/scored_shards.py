@@ -148,7 +148,7 @@ class Output:
         if DESCRIPTION in existing:
             with opened(f"{self.place}/{DESCRIPTION}") as file:
                 before = json.load(file)
-            for name in description.keys() | before.keys():
+            for name in dict.fromkeys([*description, *before]):
                 ours, theirs = description.get(name), before.get(name)
                 if ours != theirs:
                     raise ValueError(
