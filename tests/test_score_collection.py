@@ -494,34 +494,35 @@ def test_ten_runs_that_are_killed_with_all_their_processes_end_as_an_undisturbed
         words = [sys.executable, *map(str, program), str(output)]
         return subprocess.Popen(words, stderr=subprocess.DEVNULL)
 
+    def whole_files(output):
+        files = small.contents(output / "scores") if output.exists() else {}
+        return {name: content for name, content in files.items() if not name.startswith(".")}
+
     begun = time.monotonic()
     assert start(tmp_path / "whole").wait() == 0
     lasts = time.monotonic() - begun
     expected = small.contents(tmp_path / "whole" / "scores")
-    chance, found = random.Random(0), []  # noqa: S311
-    for number in range(10):
-        output = tmp_path / ("killed" if number < 8 else f"killed {number}")
-        process, wanted, end = (
-            start(output),
-            chance.randrange(12),
-            time.monotonic() + chance.uniform(0, lasts),
-        )
+    chance, found, outputs = random.Random(0), [], [tmp_path / "killed 0"]  # noqa: S311
+    while len(found) < 10:
+        process, wanted = start(outputs[-1]), chance.randrange(12) if len(found) % 2 else 12
+        end = time.monotonic() + chance.uniform(0, lasts)
         while process.poll() is None and time.monotonic() < end:
-            if number % 2 and len([*output.glob("scores/*.parquet")]) > wanted:
+            if len([*outputs[-1].glob("scores/*.parquet")]) > wanted:
                 break
             time.sleep(0.01)
+        if process.poll() is not None:  # it has reached its end, and the next ones begin anew
+            outputs.append(tmp_path / f"killed {len(outputs)}")
+            continue
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         for each in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.kill()
         process.wait()
         psutil.wait_procs(family, timeout=30)
-        there = small.contents(output / "scores") if output.exists() else {}
-        there = {name: content for name, content in there.items() if not name.startswith(".")}
-        assert there.items() <= expected.items()
-        found.append(len(there))
+        found.append(len(whole_files(outputs[-1])))
+        assert whole_files(outputs[-1]).items() <= expected.items()
     print("shards after each kill:", found)
-    for output in {tmp_path / "killed", tmp_path / "killed 8", tmp_path / "killed 9"}:
+    assert len({*found}) > 2
+    for output in outputs:
         assert start(output).wait() == 0
-        scores = small.contents(output / "scores")
-        assert {name: scores[name] for name in scores if not name.startswith(".")} == expected
+        assert whole_files(output) == expected
