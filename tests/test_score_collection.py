@@ -504,10 +504,12 @@ def test_ten_runs_that_are_killed_with_all_their_processes_end_as_an_undisturbed
     expected = small.contents(tmp_path / "whole" / "scores")
     chance, found, outputs = random.Random(0), [], [tmp_path / "killed 0"]  # noqa: S311
     while len(found) < 10:
-        process, wanted = start(outputs[-1]), chance.randrange(12) if len(found) % 2 else 12
-        end = time.monotonic() + chance.uniform(0, lasts)
-        while process.poll() is None and time.monotonic() < end:
-            if len([*outputs[-1].glob("scores/*.parquet")]) > wanted:
+        # In turn at a moment of the whole time, which is mostly that of starting, and among the shards.
+        early, there = len(found) % 2 == 0, len(whole_files(outputs[-1]))
+        wanted, end = there + chance.randrange(1, 4), time.monotonic() + chance.uniform(0, lasts)
+        process = start(outputs[-1])
+        while process.poll() is None and not (early and time.monotonic() > end):
+            if not early and len([*outputs[-1].glob("scores/*.parquet")]) >= wanted:
                 break
             time.sleep(0.01)
         if process.poll() is not None:  # it has reached its end, and the next ones begin anew
