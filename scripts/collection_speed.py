@@ -50,9 +50,9 @@ def run_watched(*words: str) -> dict:
     """Runs one of our programs to its end.
 
     Returns:
-        seconds: of the wall clock. processor: seconds of all its processes. others: of these, what others spent
-        than the busiest. memory: MB of its largest process, after a quarter, a half, three quarters and all of
-        the time.
+        seconds: of the wall clock. processor: seconds of all its processes. others: of these, the seconds of
+        all but the busiest process. memory: MB of its largest process, after a quarter, a half, three
+        quarters and all of the time.
     """
     begun = time.perf_counter()
     process = subprocess.Popen([sys.executable, *words], cwd=ROOT)
@@ -157,8 +157,8 @@ def as_tables(report: dict) -> str:
     ]
     for program, row in rows.items():
         memory = ", ".join(f"{size:,.0f}" for size in row["memory"])
-        pace = f"{count / row['seconds']:.1f} | {row['seconds']:.0f} | {row['processor']:.0f} | {row['others']:.0f}"
-        lines.append(f"| {program} | {pace} | {memory} |")
+        spent = " | ".join(f"{row[key]:.0f}" for key in ("seconds", "processor", "others"))
+        lines.append(f"| {program} | {count / row['seconds']:.1f} | {spent} | {memory} |")
     more = {key: rows["score_collection"][key] / rows["predict"][key] - 1 for key in ("seconds", "processor")}
     lines += [f"| difference | | {more['seconds']:+.0%} | {more['processor']:+.0%} | | |", ""]
     lines += [
