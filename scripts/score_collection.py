@@ -83,7 +83,9 @@ def score_collection(options: argparse.Namespace) -> int:
     if expression is not None:
         whole = [shard.name for shard in source.shards if shard.name not in report["bad_shards"]]
         kept = output.write_kept(whole, expression, schema)
-        print(f"{kept:,} pictures match --filter, {options.output}/kept.parquet written", file=sys.stderr)
+        print(
+            f"pictures that --filter keeps: {kept:,}, {options.output}/kept.parquet written", file=sys.stderr
+        )
     return 1 if report["failed"] or report["bad_shards"] else 0
 
 
@@ -115,10 +117,12 @@ def score_missing(shards: list, scoring, output, options: argparse.Namespace) ->
 
 
 def summary(report: dict, output: str) -> str:
+    if report["skipped"] == report["shards"]:
+        return f"nothing left to score: all shards are in {output}/scores"
     scored = report["pictures"] - report["failed"]
     words = [f"{scored:,} of {report['pictures']:,} pictures scored"]
     words += [f"{report['noted']:,} with a note"] if report["noted"] else []
-    words += [f"{report['skipped']:,} of {report['shards']:,} shards were there"] if report["skipped"] else []
+    words += [f"{report['skipped']:,} of {report['shards']:,} shards skipped"] if report["skipped"] else []
     bad = len(report["bad_shards"])
     words += [f"{bad:,} shard{'s' * (bad > 1)} failed"] if bad else []
     return ", ".join([*words, f"{output}/scores written"])

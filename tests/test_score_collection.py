@@ -475,7 +475,7 @@ def test_a_bad_shard_is_named_and_scored_once_it_is_whole(
     assert call(f"file://{source}", tmp_path / "out", lively_weights) == 2
     assert "holds scores of a run with source" in capsys.readouterr().err
     assert call(source, tmp_path / "out", lively_weights) == 0
-    assert "6 of 6 pictures scored, 11 of 12 shards were there" in capsys.readouterr().err
+    assert "6 of 6 pictures scored, 11 of 12 shards skipped" in capsys.readouterr().err
     after = small.contents(tmp_path / "out" / "scores")
     assert {*after} - {*before} == {"03.tar.parquet"} and before.items() <= after.items()
     remote = f"file://{tmp_path}/remote"
