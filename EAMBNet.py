@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eamb.network.backbones import Renormalise, Tail, build_pyramid
+from eamb.network.hub import HubNetwork
 from eamb.network.outputs import EMOTIONS, Output, as_prediction, check_size, no_emotions
 from eamb.network.vit import ViTPyramid
 
@@ -166,7 +167,7 @@ class EmotionBranch(nn.Module):
             return (probability * maps).sum(dim=1, keepdim=True).clamp(max=1)  # rounding may give more
 
 
-class EmotionNetwork(nn.Module):
+class EmotionNetwork(HubNetwork):
     """The emotion branch alone, for training it on emotions; its `prediction` is the emotion distribution.
 
     Its tensors are named as in EAMBNet (`emotion.*`), so that the weights of one load into the other.
@@ -256,7 +257,7 @@ class Fusion(nn.Module):
         return self.merge(torch.cat([guided, semantic], dim=1))
 
 
-class EAMBNet(nn.Module):
+class EAMBNet(HubNetwork):
     """Detail, context and emotion branch; `forward(images (N, 3, H, W), normalised)` gives an `Output`.
 
     By default the emotion branch is frozen: it stays in evaluation mode, its parameters get no gradient.

@@ -9,6 +9,9 @@ SHIPPED := checkpoints/eambnet_lite_para.safetensors
 srcc = $(BIN)/python -c 'import json; m = json.load(open("runs/demo/$(1)/metrics.json")); \
     print("%.2f (%.2f to %.2f)" % (m["metrics"]["srcc"], *m["intervals_95"]["srcc"]))'
 
+# Tests start many processes: compiled once, not in each.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test test-portable test-pages lint clean
 
 demo: .venv/installed

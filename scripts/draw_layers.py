@@ -25,7 +25,7 @@ LAYERS = (  # lowest first; each imports only from layers below its own
     ("eamb.evaluation",),
     ("eamb.training", "eamb.inference"),
     ("eamb.selection",),
-    ("main", "scripts"),
+    ("main", "scripts", "hubconf"),
 )
 BOXES = {box: height for height, layer in enumerate(LAYERS) for box in layer}  # box -> number of its layer
 Edges = dict[str, set[str]]  # box -> the boxes that it imports from

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import metrics
 from eamb.files import written_whole
+from eamb.network.card import card_head, with_head
 from eamb.runtime.command import guarded
 from eamb.weights import checkpoint
 from eamb.weights.checkpoint import Weights
@@ -40,7 +41,6 @@ FIGURES = {
     },
 }
 TASKS = {"aesthetics": "image aesthetics", "emotion": "emotions of pictures", "series": "photos of a series"}
-TAGS = ("image-aesthetics", "image-quality-assessment", "emotion-recognition")
 PLACE = re.compile(r"(<!-- figures -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 
 
@@ -72,7 +72,7 @@ def write_card(options: argparse.Namespace) -> int:
     body = PLACE.sub(lambda found: found[1] + as_table(results) + found[2], body)
     data = card_data(options.weights.stem, weights, results, options.base)
     with written_whole(options.card) as temporary:
-        temporary.write_text(f"---\n{data.to_yaml()}\n---\n\n{body}", encoding="utf-8", newline="\n")
+        temporary.write_text(with_head(data, body), encoding="utf-8", newline="\n")
     print(f"{options.card}: {len(results)} figures")
     return 0
 
@@ -129,21 +129,12 @@ def figure_name(name: str, part: dict) -> str:
 def card_data(
     name: str, weights: Weights, results: list[EvalResult], base: list[tuple[str, str]]
 ) -> ModelCardData:
-    licence = weights.description["licence"]
-    known = {"license": licence}
-    if not re.fullmatch(r"[a-z0-9.-]+", licence):  # the hub's identifiers look so, as apache-2.0 does
-        slug = re.sub(r"[^a-z0-9]+", "-", licence.lower()).strip("-")
-        known = {"license": "other", "license_name": slug}
-    return ModelCardData(
-        **known,
+    return card_head(
+        weights.description,
         model_name=name,
-        library_name="pytorch",
-        tags=[*TAGS, "safetensors"],
-        datasets=weights.description["dataset"].split("+"),
         metrics=[*dict.fromkeys(result.metric_type for result in results)],
         base_model=[name for name, _ in base if "/" in name] or None,  # only ids of the hub may stand there
         base_weights=[{"name": name, "license": licence} for name, licence in base] or None,
-        trained_on=weights.description["source"],
         eval_results=results,
     )
 

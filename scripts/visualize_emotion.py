@@ -33,7 +33,7 @@ from eamb.evaluation.predicting import as_trained, is_cross_set
 from eamb.files import as_cell, encodable, printable, write_csv
 from eamb.inference.panels import Box, draw_shares, finish_chart, fit, resize_image, show
 from eamb.inference.photographs import find_pictures
-from eamb.inference.scorer import Scored, Scorer
+from eamb.inference.scorer import Scored, Scorer, check_scores
 from eamb.readers.decoding import decode_views
 from eamb.readers.endings import RAW_CHOICES, RAW_HELP
 from eamb.readers.rated import SPLITS, RatedSet, describe
@@ -307,6 +307,7 @@ def visualize(options: argparse.Namespace) -> int:
     check_options(options)
     checkpoints = tuple(options.checkpoint or [shipped.DEFAULT])
     scorer = Scorer(checkpoints, options.device, workers=options.workers, maps=True, exact=True)
+    check_scores(scorer.network.weights, ("aesthetics", "series"))
     name, rated = read_set(options, scorer.network.weights)
     scored, scorer.with_class_maps = [], False
     for row in progress(scorer.score_all(rated.paths), total=len(rated), unit=" images"):

@@ -1,5 +1,6 @@
 """The paper's network with the rule-made official weights, and EAMB-Net Lite: built once for all tests."""
 
+import gc
 import shutil
 import zlib
 
@@ -19,6 +20,27 @@ from eamb.weights.official import translate_official
 from EAMBNet import build_model
 
 torch.set_num_threads(1)  # these networks are too small for more, and two processes run at once
+
+
+# What is imported stays: looking through it for garbage again and again took a fifth of the tests' time.
+
+
+def pytest_configure():
+    gc.disable()
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
+
+
+# Files that take long come first: the last one would keep a single core busy.
+FIRST = ["test_interruption", "test_resuming", "test_run", "test_distributed", "test_vit", "test_predict"]
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in FIRST)
+
 
 CBR = {1: (512, 56), 2: (512, 56), 3: (1024, 56), 4: (2048, 56), 5: (56, 256), 6: (512, 256), 7: (512, 256)}
 

@@ -26,9 +26,11 @@ from eamb.readers.decoding import (
     decode,
     decode_views,
     normalise,
+    picture_views,
     stack,
 )
 from eamb.readers.endings import RAW_ENDINGS
+from scripts.studies.colour import SPACES, rgb_profile
 from tests.stress.images import chunk
 
 
@@ -525,3 +527,57 @@ def test_a_crop_of_another_shape_is_of_that_shape(tmp_path):
     pixels = decode(saved(tmp_path, image), (30, 10), crop=True)  # 60 by 20 of the middle
     assert pixels.shape == (30, 10, 3) and (pixels == 255).all()
     assert (decode(tmp_path / "picture.png", (30, 10)) == 0).any()
+
+
+# ---- pictures in memory
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "CMYK", "I;16", "F"])
+@pytest.mark.parametrize("loaded", [True, False])
+def test_a_picture_in_memory_gives_the_pixels_of_its_file_and_stays_as_it_is(tmp_path, mode, loaded):
+    exif, views = Image.Exif(), [View(5), View((7, 4), exif=False, crop=True, icc=False)]
+    exif[ExifTags.Base.Orientation] = 6
+    image = random_image()
+    if mode in ("I;16", "F"):
+        pixels = np.random.default_rng(0).integers(0, 1000, (6, 8))
+        image = Image.fromarray(pixels.astype(np.uint16 if mode == "I;16" else np.float32))
+    profile = rgb_profile(SPACES["adobe"]) if mode in ("RGB", "RGBA", "P") else None
+    options = {} if loaded else {"exif": exif}  # a loaded TIFF is turned already
+    path = saved(
+        tmp_path,
+        image.convert(mode) if image.mode == "RGB" else image,
+        "a.tif",
+        icc_profile=profile,
+        **options,
+    )
+    with Image.open(path) as picture, Image.open(path) as again:
+        if loaded:
+            picture.load()
+        for some in (views, views[:1]):
+            for ours, files in zip(picture_views(picture, some), decode_views(path, some), strict=True):
+                assert (ours == files).all()
+        assert (np.asarray(picture) == np.asarray(again)).all() and picture.info == again.info
+
+
+@pytest.mark.parametrize("channels", [(), (3,), (4,)])
+def test_pixels_are_grey_rgb_or_rgba(tmp_path, channels):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, *channels), dtype=np.uint8)
+    path = saved(tmp_path, Image.fromarray(pixels))
+    for given in (pixels, torch.from_numpy(pixels), pixels[::-1].copy()[::-1]):
+        assert (picture_views(given, [View()])[0] == decode(path)).all()
+
+
+@pytest.mark.parametrize(
+    "pixels", [np.zeros((3, 9, 9), np.uint8), np.zeros((9, 9, 3)), np.zeros((9, 9, 2), np.uint8), b"jpeg"]
+)
+def test_other_pixels_are_refused_by_shape_and_type(pixels):
+    words = r"this picture cannot be decoded: pixels must be \(H, W\), \(H, W, 3\) or \(H, W, 4\) uint8, got "
+    with pytest.raises(DecodeError, match=words):
+        picture_views(pixels, [View(5)])
+
+
+def test_a_picture_that_pillow_cannot_load_is_a_reason(tmp_path):
+    path = saved(tmp_path, random_image(size=(99, 99)), "cut.jpg")
+    path.write_bytes(path.read_bytes()[:-900])
+    with Image.open(path) as cut, pytest.raises(DecodeError, match=r"this picture cannot be .* truncated"):
+        picture_views(cut, [View(5)])

@@ -4,9 +4,9 @@ Four gloo processes are started once: all four, then the first two of them, do w
 """
 
 import copy
+import gc
 import io
 import math
-import multiprocessing
 import os
 import socket
 import warnings
@@ -30,6 +30,7 @@ from eamb.runtime import distributed, engine
 from eamb.runtime.networks import Ensemble, TorchNetwork
 from eamb.training.run import Run
 from EAMBNet import build_model
+from tests.stress.training import forkserver
 
 COUNT = 13  # pictures: two processes get 7 and 6, the last batches are not full
 COMPUTE = engine.Compute(torch.device("cpu"), "fp32", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -174,6 +175,7 @@ def train_run(root: Path) -> dict[str, object]:
 
 def work(rank: int, root: Path, ports: list[int]) -> dict[str, dict[str, np.ndarray]]:
     """What one of the four processes finds: in a group of four, and the first two again in two of two."""
+    gc.freeze()  # what was imported
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "RANK": str(rank), "LOCAL_RANK": str(rank)}
     found = {}
@@ -190,13 +192,11 @@ def work(rank: int, root: Path, ports: list[int]) -> dict[str, dict[str, np.ndar
 @pytest.fixture(scope="module")
 def together(root) -> list[dict[int, dict[str, np.ndarray]]]:
     """What each of four processes found, by the number of processes at work."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_distributed"])  # torch and ours are imported once, not four times
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
     ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:
         each.close()
-    with ProcessPoolExecutor(4, context) as pool:
+    with ProcessPoolExecutor(4, forkserver()) as pool:
         at_work = [pool.submit(work, rank, root, ports) for rank in range(4)]
         return [each.result(timeout=300) for each in at_work]
 

@@ -3,18 +3,23 @@
 import re
 import runpy
 import shutil
+import sys
+from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 import yaml
-from small import ROOT, UNTRAINED, WORDS, command, read_csv, write_pictures
+from PIL import Image
+from small import ROOT, UNTRAINED, WORDS, read_csv, write_pictures
 
 from eamb.inference import predict
 from eamb.inference.scorer import Scorer
 from eamb.selection import picks
 from main import main
+from tests.stress.training import forkserver
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 PAGES += [ROOT / "checkpoints" / "README.md", ROOT / "results" / "README.md", *(ROOT / "docs").glob("*.md")]
@@ -91,6 +96,16 @@ def test_the_lowest_and_the_tested_versions_are_those_of_everything_required():
     assert {line.split(">=")[0].lower() for line in required} == tested
 
 
+def run_program(program: Path, words: list[str], log: Path) -> None:
+    """Runs the main.py of a copy, in a process that has imported the original."""
+    for name in [*sys.modules]:
+        if (ROOT / name.partition(".")[0]).exists() or (ROOT / f"{name}.py").exists():
+            del sys.modules[name]
+    sys.path.insert(0, str(program))
+    with log.open("w") as file, redirect_stdout(file), redirect_stderr(file):
+        sys.exit(import_module("main").main(words))
+
+
 def test_the_worked_examples_of_development_work(tmp_path):
     """A copy of the program with a new data set, backbone and loss trains on 12 pictures."""
     program, data = tmp_path / "program", tmp_path / "aadb"
@@ -114,11 +129,14 @@ def test_the_worked_examples_of_development_work(tmp_path):
     for place, split in enumerate(("Train", "Validation", "TestNew")):
         rows = [f"{names[i]} {(i + 1) / 13:.2f}\n" for i in range(4 * place, 4 * place + 4)]
         (data / "imgListFiles_label" / f"imgList{split}Regression_score.txt").write_text("".join(rows))
-    words = ["train", "--dataset", "aadb_lists", "--data-root", data, "--output", tmp_path / "run", *WORDS]
-    words += ["model.backbone=tiny", "loss.of_scores=huber", UNTRAINED]
-    done = command(program / "main.py", *words, PYTHONPATH=str(program))
-    assert done.returncode == 0, done.stderr
-    assert "aadb_lists train: 4 pictures (imgListTrainRegression_score.txt)" in done.stdout
+    words = ["train", "--dataset", "aadb_lists", "--data-root", str(data), "--output", str(tmp_path / "run")]
+    words += [*WORDS, "model.backbone=tiny", "loss.of_scores=huber", UNTRAINED]
+    process = forkserver().Process(target=run_program, args=(program, words, tmp_path / "log"))
+    process.start()
+    process.join()
+    printed = (tmp_path / "log").read_text()
+    assert process.exitcode == 0, printed
+    assert "aadb_lists train: 4 pictures (imgListTrainRegression_score.txt)" in printed
     assert (tmp_path / "run" / "best.pt").is_file()
 
 
@@ -139,3 +157,25 @@ def test_the_commands_of_the_page_for_photographers_print_what_it_says(tmp_path,
         printed = capfd.readouterr()
         assert {*expected.splitlines()} - {"..."} <= {*(printed.out + printed.err).splitlines()}, words
     assert [words.split()[1] for words, _ in steps] == ["card"] * 4 + ["rated", "card"]
+
+
+def test_the_worked_examples_of_python_work(tmp_path, monkeypatch, capsys):
+    shutil.copy(ROOT / "docs" / "page.jpg", tmp_path / "photo.jpg")
+    (tmp_path / "EAMB-Net").symlink_to(ROOT)
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    first, tensors, _ = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    assert len(first.splitlines()) == 10
+    names = {}
+    exec(first, names)  # noqa: S102 - our own page
+    best, *rows = capsys.readouterr().out.splitlines()
+    scored = Scorer("lite", device="cpu").score("photo.jpg")
+    assert best == f"{scored.score:.2f} of {scored.score_min:g} to {scored.score_max:g}, {scored.emotion}"
+    assert [float(row) for row in rows] == pytest.approx(
+        [scored.score] * 2, abs=0.1
+    )  # one of them at a scale
+    with Image.open("map.png") as saved:
+        assert saved.size == scored.emotion_map.shape[::-1]
+    exec(tensors, names)  # noqa: S102
+    assert names["emotion_logits"].shape == (1, len(scored.emotions))
+    assert names["emotion_map"].shape == (1, 1, *scored.emotion_map.shape)

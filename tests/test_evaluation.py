@@ -312,18 +312,18 @@ def test_high_and_low_are_decided_by_exact_ratings():
     assert not report.plots  # no scatter plot of labels
 
 
-@pytest.mark.parametrize(
-    "key, other, fixed",
-    [
-        ("data.size", "512", "64"),
-        ("data.exif", "False", "True"),
-        ("data.icc", "False", "True"),
-        ("model.backbone", "resnet50", small.BACKBONE),
-        ("model.network", "linear", "eambnet"),
-        ("model.width", "24", "16"),
-        ("task", "emotion", "aesthetics"),
-    ],
-)
+FIXED = [
+    ("data.size", "512", "64"),
+    ("data.exif", "False", "True"),
+    ("data.icc", "False", "True"),
+    ("model.backbone", "resnet50", small.BACKBONE),
+    ("model.network", "linear", "eambnet"),
+    ("model.width", "24", "16"),
+    ("task", "emotion", "aesthetics"),
+]
+
+
+@pytest.mark.parametrize("key, other, fixed", FIXED)
 def test_a_setting_that_the_weights_fix_is_refused_where_it_differs(
     key, other, fixed, score_run, scored_set, tmp_path, capsys
 ):
@@ -331,7 +331,11 @@ def test_a_setting_that_the_weights_fix_is_refused_where_it_differs(
     said = f"does not go with {score_run}/best.pt, whose {key} is {fixed}; leave it out"
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    assert evaluate(score_run / "best.pt", "csv", scored_set, tmp_path / "out", f"{key}={fixed}") == 0
+
+
+def test_settings_as_the_weights_fix_them_are_accepted(score_run, scored_set, tmp_path):
+    words = [f"{key}={fixed}" for key, _, fixed in FIXED]
+    assert evaluate(score_run / "best.pt", "csv", scored_set, tmp_path / "out", *words) == 0
 
 
 class Brightness:

@@ -1,6 +1,5 @@
 """Two processes that hear a signal, lose one or start again; locks. With real processes."""
 
-import contextlib
 import ctypes
 import errno
 import fcntl
@@ -90,8 +89,7 @@ def train_and_die_once(words: list[str], log: Path, dead: Path) -> None:
         save_if_due(run)
 
     Run.save_if_due = die_once
-    with contextlib.suppress(SystemExit):  # a launched function returns; without its files the test fails
-        train_in_process(words, log, {"WORLD_SIZE": 2})
+    train_in_process(words, log, {"WORLD_SIZE": 2})
 
 
 def test_torchrun_starts_anew_without_a_checkpoint_and_goes_on_from_one(pair, undisturbed, tmp_path):
@@ -101,9 +99,7 @@ def test_torchrun_starts_anew_without_a_checkpoint_and_goes_on_from_one(pair, un
     settings = {"min_nodes": 1, "max_nodes": 1, "nproc_per_node": 2, "max_restarts": 1}
     settings |= {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "test"}
     launch = elastic_launch(LaunchConfig(**settings, start_method="forkserver"), train_and_die_once)
-    with ThreadPoolExecutor(
-        1
-    ) as thread:  # in the main thread it would replace this process's signal handlers
+    with ThreadPoolExecutor(1) as thread:  # the main thread's signal handlers would be replaced
         thread.submit(launch, [*pair.words, "--output", str(output)], log, dead).result()
     assert dead.exists()
     resumed = [line for line in log.read_text().splitlines() if line.startswith("resumed ")]

@@ -1,15 +1,16 @@
 """A loader whose processes die, find no room or fall silent ends with a sentence. With real processes."""
 
+import ctypes
 import errno
 import gc
 import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +22,10 @@ from eamb.network.outputs import Scale
 from eamb.readers import workers
 from eamb.readers.rated import RatedSet
 from eamb.training import interruption
+from tests.stress.training import forkserver
+from tests.stress.training import train as train_in_process
 
+NO_NAMESPACE = 77
 NO_ROOM = "unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"
 
 
@@ -51,7 +55,7 @@ def do(trouble: str) -> None:
     elif trouble == "sleep":
         time.sleep(1000)
     elif trouble == "slow":
-        time.sleep(0.15)
+        time.sleep(0.08)
     elif trouble == "exit":
         os._exit(3)
     elif trouble == "bug":
@@ -219,27 +223,31 @@ def test_a_signal_ends_a_training_that_waits_for_pictures(scored_set, tmp_path, 
     assert_none_is_left()
 
 
+def train_in_1_mb(words, log) -> None:
+    """A training whose /dev/shm has 1 MB, in a namespace of its own."""
+    system, user, group = ctypes.CDLL(None), os.getuid(), os.getgid()
+    # CLONE_NEWUSER and CLONE_NEWNS, on Linux
+    if not hasattr(system, "unshare") or system.unshare(0x10020000):
+        sys.exit(NO_NAMESPACE)
+    for name, line in {"setgroups": "deny", "uid_map": f"0 {user} 1", "gid_map": f"0 {group} 1"}.items():
+        Path("/proc/self", name).write_text(line)
+    if system.mount(b"tmpfs", os.fsencode(workers.SHM), b"tmpfs", 0, b"size=1m"):
+        sys.exit(NO_NAMESPACE)
+    workers.WATCH = 0.2
+    train_in_process(words, log, {"WORLD_SIZE": 1})
+
+
 def test_a_full_shared_memory_ends_a_training(scored_set, tmp_path):
-    """A real one, of 1 MB, in a namespace of its own: each batch has 1.5 MB."""
-    own = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
-    mount = "mount -t tmpfs -o size=1m tmpfs /dev/shm"
-    if not sys.platform.startswith("linux") or subprocess.run([*own, mount], capture_output=True).returncode:
+    """A real one: each batch has 1.5 MB."""
+    words = [*WORDS, *SHORT, "data.size=256", "data.workers=1", "--dataset", "csv"]
+    words = ["train", *words, "--data-root", str(scored_set), "--output", str(tmp_path / "run")]
+    process = forkserver().Process(target=train_in_1_mb, args=(words, tmp_path / "log"))
+    process.start()
+    process.join()
+    if process.exitcode == NO_NAMESPACE:
         pytest.skip("this user may not make a namespace")
-    words = [
-        *WORDS,
-        *SHORT,
-        "data.size=256",
-        "data.workers=1",
-        "--dataset",
-        "csv",
-        "--data-root",
-        str(scored_set),
-    ]
-    run = f'{mount} && exec "$@"'
-    program = [sys.executable, "main.py", "train", *words, "--output", str(tmp_path / "run")]
-    done = subprocess.run([*own, run, "sh", *program], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == (
+    assert process.exitcode == 2
+    assert (tmp_path / "log").read_text().splitlines()[-1] == (
         "error: datasets: /dev/shm, 1 MB, is too small or full; data.workers=1 processes hand over their "
         "pictures through it: use data.workers=0, or make /dev/shm larger (docker run --shm-size=8g)"
     )

@@ -176,7 +176,8 @@ def save(path, seed, seconds=None, camera=CANON):
 class OrderScorer:
     """Any scorer will do that has these; for this one later pictures are better."""
 
-    scale, emotions, network = STARS, (), SimpleNamespace(views=[View(SIZE)])
+    scale, emotions = STARS, ()
+    network = SimpleNamespace(views=[View(SIZE)], weights=SimpleNamespace(task="aesthetics"))
 
     def __init__(self, emotions_trained):
         self.emotions_trained = emotions_trained

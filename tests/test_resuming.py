@@ -31,8 +31,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(place, stopped_runs, scored
 @pytest.mark.parametrize(
     "words",
     [
-        ["--task", "emotion", "train.accumulate=2"],
-        ["--task", "emotion", "train.freeze_backbone=1", "train.fixed_batchnorm=true"],
+        ["--task", "emotion", "train.accumulate=2", "train.freeze_backbone=1", "train.fixed_batchnorm=true"],
         ["loss.emotion_weight=0.1"],
         ["model.network=linear"],
         ["train.average=0.9", "train.emotion_maps={maps}", "--emotion-checkpoint", "{branch}"],
@@ -88,17 +87,18 @@ def test_a_finished_run_may_be_resumed_elsewhere_and_with_other_workers(
 # ---- damaged checkpoints
 
 
-@pytest.mark.parametrize("damage", ["flipped", "locator", "cut", "missing"])
+# tests/test_checkpoint.py has damage of every kind.
+@pytest.mark.parametrize("damage", ["flipped", "missing"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     damage, stopped_runs, scored_set, tmp_path, capsys
 ):
     output = shutil.copytree(stopped_runs["step 4"], tmp_path / "run")
     content = bytearray((output / "last.pt").read_bytes())
-    content[content.rfind(b"PK\x06\x07") + 4 if damage == "locator" else len(content) // 2] ^= 1
+    content[len(content) // 2] ^= 1
     if damage == "missing":  # between the two renamings
         (output / "last.pt").unlink()
     else:
-        (output / "last.pt").write_bytes(content[:-1000] if damage == "cut" else content)
+        (output / "last.pt").write_bytes(content)
     (output / ".last.pt.7.tmp").write_bytes(b"half a checkpoint")
     assert train("csv", scored_set, output, *LONG, "--resume") == 0
     said = capsys.readouterr()

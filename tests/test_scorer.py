@@ -1,19 +1,25 @@
 """The Scorer: each picture its own figures or its reason, in order, the same in any company."""
 
 import copy
+import itertools
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import small
 import torch
-from lively import RATINGS, SIZE, blotches, direct_score, write_weights
+from lively import RATINGS, SIZE, as_input, blotches, direct_score, write_weights
+from PIL import Image
 
 from eamb.inference.scorer import Scorer, in_threads, percentile
 from eamb.network.outputs import Scale
-from eamb.readers.decoding import DecodeError
+from eamb.readers.decoding import DecodeError, decode
 from eamb.weights.shipped import SHIPPED
+from EAMBNet import EmotionNetwork
 
 pytestmark = pytest.mark.portable
 
@@ -74,6 +80,66 @@ def test_score_raises_where_score_all_reports(lively_scorer, tmp_path):
     with pytest.raises(DecodeError, match=r"empty\.jpg cannot be decoded: the file is empty"):
         lively_scorer.score(tmp_path / "empty.jpg")
     assert list(lively_scorer.score_all([])) == []
+
+
+def test_a_picture_is_scored_as_a_file_as_pillows_and_as_pixels(lively_scorer, pictures):
+    expected = lively_scorer.score(pictures[0])
+    with Image.open(pictures[0]) as picture:
+        for given in (picture, np.asarray(picture)):
+            scored = lively_scorer.score(given)
+            assert scored.path == "" and replace(scored, path=pictures[0]) == expected
+            assert (scored.emotion_map == expected.emotion_map).all()
+
+
+def test_many_pictures_come_as_they_are_taken_each_with_its_result_or_reason(lively_scorer, pictures):
+    taken = []
+
+    def without_end():
+        for number in itertools.count():
+            taken.append(number)
+            yield [pictures[0], blotches(1), pictures[3], np.zeros(3)][number % 4]
+
+    for batch_size, workers in ((1, 0), (3, 0), (4, 2)):
+        taken.clear()
+        results = with_workers(lively_scorer, 16, workers).score_many(without_end(), batch_size)
+        found = [*itertools.islice(results, 8)]
+        results.close()
+        assert len(taken) <= 8 + batch_size * (workers + 2)
+        assert [each.path for each in found] == [pictures[0], "", pictures[3], ""] * 2
+        scores = [lively_scorer.score(picture).score for picture in (pictures[0], blotches(1))]
+        assert [each.score for each in found[:2]] == pytest.approx(scores, abs=4e-5)
+        assert found[2].error == "the file is empty"
+        assert found[3].error.startswith("pixels must be (H, W)")
+    several = np.stack([np.array(blotches(seed)) for seed in range(3)])
+    assert [each.score for each in lively_scorer.score_many(several)] == pytest.approx(
+        [lively_scorer.score(pixels).score for pixels in several], abs=4e-5
+    )
+    assert [*lively_scorer.score_many([])] == []
+
+
+@pytest.mark.parametrize("one", ["photo.jpg", Path("photo.jpg"), blotches(1), np.zeros((9, 9, 3), np.uint8)])
+def test_one_picture_in_place_of_many_is_refused(one, lively_scorer):
+    with pytest.raises(ValueError, match="score_many takes several pictures"):
+        lively_scorer.score_many(one)
+    with pytest.raises(ValueError, match="a batch size of at least 1"):
+        lively_scorer.score_many([one], batch_size=0)
+
+
+def test_an_emotion_network_gives_emotions_and_maps_and_no_score(pictures, tmp_path):
+    torch.manual_seed(0)
+    network = EmotionNetwork(small.BACKBONE, ("joy", "fear", "awe"), emotion_scale=1.0, width=8).eval()
+    file = write_weights(tmp_path / "emotions.safetensors", network, None)
+    scorer = Scorer(file, device="cpu", maps=True)
+    scored = scorer.score(pictures[0])
+    with torch.inference_mode():
+        expected = network(as_input(decode(pictures[0], SIZE))).prediction[0].tolist()
+    assert [*scored.emotions.values()] == pytest.approx(expected, abs=1e-5)
+    assert scored.emotion == max(scored.emotions, key=scored.emotions.get)
+    assert scored.class_maps.shape == (3, *scored.emotion_map.shape)
+    assert (scored.score, scored.score_min, scored.percentile, scored.error) == (None,) * 4
+    assert (
+        scorer.scale is None and next(scorer.score_many(pictures)).emotions.keys() == scored.emotions.keys()
+    )
 
 
 def test_a_network_that_gives_no_number_is_a_reason(lively_weights, pictures):

@@ -448,12 +448,12 @@ def test_the_fast_form_gives_the_same_output(name):
     torch.testing.assert_close(same.emotion_map, expected.emotion_map, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", [TINY, "vit_small_patch14_reg4_dinov2", DINOV3])
+@pytest.mark.parametrize("name", [TINY, DINOV3])
 def test_an_exported_network_computes_the_same(name, tmp_path):
     for package in ("onnx", "openvino"):
         pytest.importorskip(package)
     network = build(
-        name, depth=3, share_backbone=True, emotions=("joy", "fear"), emotion_backbone=BACKBONE
+        name, depth=2, share_backbone=True, emotions=("joy", "fear"), emotion_backbone=BACKBONE
     ).eval()
     scale = Scale("score", 1.0, 5.0, 3.0, offset=1.0, factor=4.0)
     described = checkpoint.describe(network, scale) | {"image_size": 70, "exif": True}  # no multiple of 16
@@ -462,7 +462,7 @@ def test_an_exported_network_computes_the_same(name, tmp_path):
     assert export.main([str(source), str(target)]) == 0
     exported = export.Exported(target)
     assert exported.export["differences"]["prediction"] < 1e-4
-    assert exported.weights.description["architecture"]["depth"] == 3
+    assert exported.weights.description["architecture"]["depth"] == 2
     pictures = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 3, 70, 70), dtype=np.uint8))
     with torch.inference_mode():
         expected = export.Whole(network, name)(pictures)[0]

@@ -1,4 +1,4 @@
-"""Scores photographs with a network and its weights.
+"""Scores photographs with a network and its weights (docs/python.md).
 
 from eamb.inference.scorer import Scorer
 scorer = Scorer()
@@ -20,27 +20,28 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from eamb.inference.exported import ENDINGS, Exported
 from eamb.network.outputs import Scale
-from eamb.readers.decoding import DecodeError, decode_views, stack
+from eamb.readers.decoding import DecodeError, View, decode_views, picture_views, stack
 from eamb.runtime.config import Data
 from eamb.runtime.distributed import choose_device
-from eamb.runtime.networks import Ensemble, TorchNetwork, check_averaged, disagreement
-from eamb.weights.checkpoint import Weights, load_weights
+from eamb.runtime.networks import Averaged, Ensemble, TorchNetwork, check_averaged, disagreement
+from eamb.weights.checkpoint import Weights, load_weights, weights_of
 from eamb.weights.shipped import DEFAULT, checkpoint_files
 
 ODDS = Scale("score", -np.inf, np.inf, 0.0)  # for pair networks, which have no scale
+Picture = str | Path | Image.Image | np.ndarray
 
 
 @dataclass(frozen=True)
 class Scored:
     """The result for one picture; only `path` and `error` if it cannot be decoded.
 
-    path: as it was given.
+    path: as it was given; "" for a picture that is no file.
     score: in the unit of the training set's ratings, whose scale runs from score_min to score_max; for a
-        network of high/low labels the probability of "high", 0 to 1.
+        network of high/low labels the probability of "high", 0 to 1. None for a network of emotions alone.
     score_std: standard deviation of the predicted rating distribution, same unit; None for other networks.
     score_model_std: standard deviation over several networks of their scores, whose mean `score` is, same
         unit; None for a single network, and for pair networks, of which only differences of scores compare.
@@ -74,19 +75,21 @@ class Scored:
 
 
 class Scorer:
-    """A network with its weights, or several together, ready to score pictures: `score` one, or `score_all`.
+    """A network with its weights, or several together, ready to score pictures: `score` one, `score_many`, or
+    the files of a list, `score_all`.
 
     Args:
-        checkpoint: weights for aesthetics, .pt or .safetensors, or what scripts/export.py wrote, or the name
-            of a shipped network, as "lite". A pair network (`eamb.network.pair_networks`) works too; its
-            scores are log-odds, which are comparable only within one series of photographs. Several, on one
-            scale: a picture is decoded once and its score is the mean of theirs; emotions, maps and
-            the training ratings for percentiles are the first's.
+        checkpoint: weights, .pt or .safetensors, a folder as a hub has it, what scripts/export.py wrote, the
+            name of a shipped network, as "lite", or a network in memory that has a description. Of pair
+            networks (`eamb.network.pair_networks`) scores are log-odds, which are comparable only within one
+            series of photographs; emotion networks give emotions and maps, and no score. Several, on one
+            scale: a picture is decoded once and its score is the mean of theirs; emotions, maps and the
+            training ratings for percentiles are the first's.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         precision: "fp32" (the default), "bf16", "fp16" or "auto" (bf16 where the device computes it);
             an exported file has its own.
-        batch_size: pictures per batch in `score_all`.
-        workers: threads of `score_all`. On a CPU each decodes and scores batches with its share of the cores;
+        batch_size: pictures per batch in `score_many` and `score_all`.
+        workers: threads of the two. On a CPU each decodes and scores batches with its share of the cores;
             for other devices they only decode ahead. 0: the calling thread; -1: one per core, up to 8.
         maps: also compute a map for each emotion, which runs the emotion branch a second time.
         exact: decode large JPEGs at full size, as training and evaluation do. Otherwise they are decoded at a
@@ -94,21 +97,21 @@ class Scorer:
         flip: score each picture's mirror image too, and take the mean; the rest stays that of the picture.
 
     Attributes:
-        scale: what a score means: its ends, its threshold, its rating bins.
+        scale: what a score means: its ends, its threshold, its rating bins; None if there are no scores.
         emotions: names, in the network's order; empty if it has no emotion branch.
         emotions_trained: False if the emotion branch was never trained on emotions, so that its names mean
             nothing; results leave them out.
         with_class_maps: whether results have a map for each emotion; may be changed between calls.
 
     Raises:
-        ValueError: the weights give no score, or no maps when asked for, or are on different scales, or an
-            argument is out of range.
+        ValueError: the weights give no maps when asked for, or are on different scales or not described, or
+            an argument is out of range.
         FileNotFoundError: there are no such weights.
     """
 
     def __init__(
         self,
-        checkpoint: Path | str | Sequence[Path | str] | None = None,
+        checkpoint: Path | str | nn.Module | Sequence[Path | str | nn.Module] | None = None,
         device: str = "auto",
         precision: str | None = None,
         batch_size: int = 16,
@@ -121,8 +124,8 @@ class Scorer:
             raise ValueError(
                 f"predict: batch size at least 1, workers at least -1; got {batch_size}, {workers}"
             )
-        files = checkpoint_files(DEFAULT if checkpoint is None else checkpoint)
-        exported = [is_exported(file) for file in files]
+        sources = sources_of(DEFAULT if checkpoint is None else checkpoint)
+        exported = [isinstance(source, Path) and is_exported(source) for source in sources]
         if any(exported) and device not in ("auto", "cpu"):
             raise ValueError(f"predict: exported networks run on the CPU, not on {device}")
         chosen = choose_device("cpu" if any(exported) else device, "--device")
@@ -132,10 +135,12 @@ class Scorer:
         self.workers = min(8, torch.get_num_threads()) if all_cores else Data(workers=workers).worker_count()
         own = None if precision == "auto" else precision  # of an exported network
         networks = [
-            Exported(file, own, streams=self.workers)
-            if is_exported(file)
-            else TorchNetwork.load(load_weights(file), chosen, precision or "fp32")
-            for file in files
+            Exported(source, own, streams=self.workers)
+            if exports
+            else TorchNetwork.load(
+                source if isinstance(source, Weights) else load_weights(source), chosen, precision or "fp32"
+            )
+            for source, exports in zip(sources, exported, strict=True)
         ]
         check_averaged([network.weights for network in networks], flip)
         for network in networks:
@@ -144,27 +149,48 @@ class Scorer:
                 network.view = network.view._replace(icc=True)
         self.network = Ensemble(networks, flip)
         weights = self.network.weights
-        check_scores(weights, ("aesthetics", "series"))
-        self.scale, self.emotions = weights.scale or ODDS, weights.emotions
+        self.scale = ODDS if weights.task == "series" else weights.scale
+        self.emotions = weights.emotions
         self.emotions_trained = weights.emotion_branch == "trained"
         if maps and (exported[0] or not self.emotions):
             words = "maps need a .pt or .safetensors file with an emotion branch, the first of several"
-            raise ValueError(f"predict: {words}; {files[0]} is none")
+            raise ValueError(f"predict: {words}; {getattr(sources[0], 'path', sources[0])} is none")
         self.with_class_maps = maps and self.emotions_trained
         self.batch_size, self.exact = batch_size, exact
-        ratings = weights.description.get("training_ratings", ()) if self.scale.kind != "label" else ()
+        rated = self.scale is not None and self.scale.kind != "label"
+        ratings = weights.description.get("training_ratings", ()) if rated else ()
         self.quantiles = np.asarray(ratings) if len(ratings) > 1 else None
 
-    def score(self, path: Path | str) -> Scored:
+    def score(self, picture: Picture) -> Scored:
         """Scores one picture.
 
+        Args:
+            picture: a file; a picture of Pillow's, with its EXIF and colour profile; or sRGB pixels, (H, W),
+                (H, W, 3) or (H, W, 4) uint8: grey, RGB, RGBA.
+
         Raises:
-            DecodeError: the file cannot be decoded; `score_all` returns such files with an `error` instead.
+            DecodeError: it cannot be decoded; `score_many` returns such pictures with an `error` instead.
         """
-        path = os.fspath(path)
-        notes = {}
-        image, *others = (view[None] for view in self._read(path, None, notes))  # (1, 3, H, W) each
-        return self._score(Decoded([path], [None], image, notes, tuple(others)), batch_size=1)[0]
+        views, note = read_picture(picture, self.network.views, self.exact)
+        image, *others = (view[None] for view in views)  # (1, 3, H, W) each
+        return self._score(Decoded([path_of(picture)], [None], image, [note], tuple(others)), batch_size=1)[0]
+
+    def score_many(self, pictures: Iterable[Picture], batch_size: int | None = None) -> Iterator[Scored]:
+        """Scores pictures as `score` takes them, in batches of this size or the Scorer's; yields one result
+        each, in order, also for those with an `error`. Takes about one batch per worker ahead.
+
+        Raises:
+            ValueError: one picture in place of several; a batch size below 1.
+        """
+        batch_size = self.batch_size if batch_size is None else batch_size
+        one = isinstance(pictures, str | Path | Image.Image | np.ndarray) and np.ndim(pictures) != 4
+        if one or batch_size < 1:
+            words = "several pictures, as an array (N, H, W, 3), and a batch size of at least 1"
+            raise ValueError(f"predict: score_many takes {words}")
+        left = iter(pictures)
+        batches = iter(lambda: list(itertools.islice(left, batch_size)), [])
+        results = self._score_batches(batches, batch_size, self.workers)
+        return (scored for batch in results for scored in batch)
 
     def score_all(
         self,
@@ -187,34 +213,23 @@ class Scorer:
         starts = range(first - first % batch_size, len(paths), batch_size)
         batches = [paths[start : start + batch_size] for start in starts]
         threads = self.workers if len(paths) > batch_size else 0  # as without `first`
-
-        def decode_batch(batch_paths: list[str]) -> Decoded:
-            images, reasons, notes = [], [], {}
-            for path in batch_paths:
-                try:
-                    images.append(self._read(path, on_decoded, notes))
-                    reasons.append(None)
-                except DecodeError as error:
-                    reasons.append(error.reason)
-            first, *others = [stack(view) for view in zip(*images, strict=True)] or [None]
-            return Decoded(batch_paths, reasons, first, notes, tuple(others))
-
-        if self.on_cpu:
-            results = in_threads(lambda batch: self._score(decode_batch(batch), batch_size), batches, threads)
-        else:  # one thread alone runs the network on the device, while others decode
-            decoded = in_threads(decode_batch, batches, threads)
-            results = (self._score(batch, batch_size) for batch in decoded)
+        results = self._score_batches(batches, batch_size, threads, on_decoded)
         yield from itertools.islice(itertools.chain.from_iterable(results), first % batch_size, None)
 
-    def _read(self, path: str, on_decoded: Callable | None, notes: dict[str, str]) -> list[Tensor]:
-        """A file as (3, H, W) uint8 for each of the networks' views; defects that did not prevent decoding
-        are added to `notes`."""
-        receive = functools.partial(on_decoded, path) if on_decoded else None
-        said: list[str] = []
-        views = decode_views(path, self.network.views, self.exact, receive, said.append)  # (H, W, 3) each
-        if said:
-            notes[path] = "; ".join(said)
-        return [torch.from_numpy(pixels).permute(2, 0, 1) for pixels in views]
+    def _score_batches(
+        self,
+        batches: Iterable[list[Picture]],
+        batch_size: int,
+        threads: int,
+        on_decoded: Callable | None = None,
+    ) -> Iterator[list[Scored]]:
+        def decode(batch: list[Picture]) -> Decoded:
+            return decode_batch(batch, self.network.views, self.exact, on_decoded)
+
+        if self.on_cpu:
+            return in_threads(lambda batch: self._score(decode(batch), batch_size), batches, threads)
+        decoded = in_threads(decode, batches, threads)
+        return (self._score(batch, batch_size) for batch in decoded)  # by one thread alone
 
     def _score(self, batch: Decoded, batch_size: int) -> list[Scored]:
         """Results of a batch, of whose files n could be decoded."""
@@ -224,19 +239,13 @@ class Scorer:
         if batch.images is None:
             return results
         [(_, output)] = self.network.outputs([batch], batch_size)
-        predictions, differences = output.prediction.numpy(), None  # (n, K)
-        if self.scale is ODDS:  # as the first and as the second of a pair
-            predictions = predictions.mean(axis=1, keepdims=True)  # (n, 1)
-        else:
-            differences = disagreement(output.members.numpy(), self.scale)  # (n,)
-        values, deviations = self.scale.value(predictions), self.scale.deviation(predictions)  # (n,), (n,)
+        ratings = ratings_of(output, self.scale, self.quantiles)
         emotions = output.emotion_logits.double().softmax(dim=1).numpy()  # (n, E)
         maps = output.emotion_map[:, 0].numpy()  # (n, h, w)
         class_maps = self.network.class_maps(batch, batch_size) if self.with_class_maps else None
-        finite = np.isfinite(values) & np.isfinite(emotions).all(axis=1)  # (n,)
         decoded = [place for place, reason in enumerate(batch.reasons) if reason is None]
         for i, place in enumerate(decoded):
-            if not finite[i]:
+            if not (np.isfinite(ratings[i].get("score", 0)) and np.isfinite(emotions[i]).all()):
                 error = "the network's output is not a number; --precision fp32 usually helps"
                 results[place] = Scored(batch.paths[place], error=error)
                 continue
@@ -245,36 +254,85 @@ class Scorer:
             strongest = max(named, key=named.get, default=None)
             results[place] = Scored(
                 batch.paths[place],
-                score=float(values[i]),
-                score_min=self.scale.ends[0],
-                score_max=self.scale.ends[1],
-                score_std=None if np.isnan(deviations[i]) else float(deviations[i]),
-                score_model_std=None if differences is None else float(differences[i]),
-                percentile=None if self.quantiles is None else percentile(values[i], self.quantiles),
+                **ratings[i],
                 emotion=strongest,
                 emotion_probability=named.get(strongest),
                 emotions=named,
-                distribution=dict(zip(self.scale.bins, predictions[i].tolist(), strict=False)),  # no bins: {}
                 emotion_map=maps[i],
                 class_maps=None if class_maps is None else class_maps[i],
-                note=batch.notes.get(batch.paths[place]),
+                note=batch.notes[place],
             )
         return results
 
 
 class Decoded(NamedTuple):
-    """A batch of files: their paths; for each the reason why it cannot be decoded, or None; the pictures.
+    """A batch of pictures: their paths; for each the reason why it cannot be decoded, or None; the pixels.
 
     images: (n, 3, H, W) uint8, channels last in memory, those decoded; None if there are none.
-    notes: path -> what is wrong with a file that could still be decoded.
+    notes: for each, what is wrong with it although it could be decoded, or None.
     others: the pictures again, as `images`, for each further view of the networks.
     """
 
     paths: list[str]
     reasons: list[str | None]
     images: Tensor | None
-    notes: dict[str, str]
+    notes: list[str | None]
     others: tuple[Tensor, ...] = ()
+
+
+def decode_batch(
+    batch: list[Picture], views: list[View], exact: bool, on_decoded: Callable | None
+) -> Decoded:
+    images, reasons, notes = [], [], []
+    for picture in batch:
+        try:
+            image, note = read_picture(picture, views, exact, on_decoded)
+            images.append(image)
+            reasons.append(None)
+            notes.append(note)
+        except DecodeError as error:
+            reasons.append(error.reason)
+            notes.append(None)
+    first, *others = [stack(view) for view in zip(*images, strict=True)] or [None]
+    return Decoded([path_of(picture) for picture in batch], reasons, first, notes, tuple(others))
+
+
+def read_picture(
+    picture: Picture, views: list[View], exact: bool, on_decoded: Callable | None = None
+) -> tuple[list[Tensor], str | None]:
+    """A picture as (3, H, W) uint8 for each view, and its defects that did not prevent decoding, if any."""
+    said: list[str] = []
+    if isinstance(picture, str | os.PathLike):
+        path = os.fspath(picture)
+        receive = functools.partial(on_decoded, path) if on_decoded else None
+        arrays = decode_views(path, views, exact, receive, said.append)  # (H, W, 3) each
+    else:
+        arrays = picture_views(picture, views, said.append)
+    return [torch.from_numpy(pixels).permute(2, 0, 1) for pixels in arrays], "; ".join(said) or None
+
+
+def ratings_of(output: Averaged, scale: Scale | None, quantiles: np.ndarray | None) -> list[dict]:
+    """The values of `Scored` that rate each picture; none without a scale, as of emotions alone."""
+    predictions, differences = output.prediction.numpy(), None  # (n, K)
+    if scale is None:
+        return [{} for _ in predictions]
+    if scale is ODDS:  # as the first and as the second of a pair
+        predictions = predictions.mean(axis=1, keepdims=True)  # (n, 1)
+    else:
+        differences = disagreement(output.members.numpy(), scale)  # (n,)
+    values, deviations = scale.value(predictions), scale.deviation(predictions)  # (n,), (n,)
+    return [
+        {
+            "score": float(values[i]),
+            "score_min": scale.ends[0],
+            "score_max": scale.ends[1],
+            "score_std": None if np.isnan(deviations[i]) else float(deviations[i]),
+            "score_model_std": None if differences is None else float(differences[i]),
+            "percentile": None if quantiles is None else percentile(values[i], quantiles),
+            "distribution": dict(zip(scale.bins, prediction.tolist(), strict=False)),  # no bins: {}
+        }
+        for i, prediction in enumerate(predictions)
+    ]
 
 
 def in_threads(function: Callable, items: Iterable, threads: int) -> Iterator:
@@ -312,6 +370,18 @@ def percentile(value: float, quantiles: np.ndarray) -> float:
     """
     # Computed from the share above, because np.interp takes the last of equal quantiles.
     return float(100 - np.interp(-value, -quantiles[::-1], np.linspace(0, 100, len(quantiles))))
+
+
+def path_of(picture: Picture) -> str:
+    return os.fspath(picture) if isinstance(picture, str | os.PathLike) else ""
+
+
+def sources_of(checkpoint: Path | str | nn.Module | Sequence[Path | str | nn.Module]) -> list[Path | Weights]:
+    """The files, and the weights of networks in memory; raises as `checkpoint_files` and `weights_of`."""
+    several = [checkpoint] if isinstance(checkpoint, str | Path | nn.Module) else list(checkpoint)
+    given = [each for each in several if not isinstance(each, nn.Module)]
+    files = iter(checkpoint_files(given) if given or not several else [])
+    return [weights_of(each) if isinstance(each, nn.Module) else next(files) for each in several]
 
 
 def is_exported(file: Path) -> bool:

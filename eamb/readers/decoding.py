@@ -167,23 +167,66 @@ def decode_views(
             except Exception as error:
                 opened.close()
                 image, tags, turned = _loaded(path, side, least, opened, _mended(path, error))
-            conversion = find_conversion(image, note) if any(view.icc for view in views) else None
-            ways = [(view.exif, conversion if view.icc else None) for view in views]
-            alone = len({*ways}) == 1
-            pictures = {
-                (exif, convert): _rgb(
-                    _upright(image, tags) if exif else _as_stored(image, turned), convert, alone
-                )
-                for exif, convert in dict.fromkeys(ways)
-            }
-            if look:
-                look(pictures[ways[0]], tags)
-            return [
-                _resized(pictures[way], view.size, view.crop) for view, way in zip(views, ways, strict=True)
-            ]
+            return _as_views(image, tags, turned, views, look, note)
     # PIL raises nearly anything on damaged files, SyntaxError and struct.error included.
     except Exception as error:
         raise _decode_error(path, explain_failure(path, error)) from error
+
+
+def picture_views(
+    picture: Image.Image | np.ndarray, views: Sequence[View], note: Callable[[str], object] | None = None
+) -> list[np.ndarray]:
+    """What `decode_views` gives for a file, of a picture in memory, which is not changed.
+
+    Args:
+        picture: one of Pillow's, with its EXIF and colour profile; or sRGB pixels, (H, W), (H, W, 3) or
+            (H, W, 4) uint8: grey, RGB, RGBA.
+
+    Raises:
+        DecodeError: Pillow cannot load it, or the pixels are of another shape or type.
+    """
+    try:
+        if not isinstance(picture, Image.Image):
+            pixels = np.asarray(picture)
+            if (
+                pixels.dtype != np.uint8
+                or pixels.ndim not in (2, 3)
+                or pixels.shape[2:] not in ((), (3,), (4,))
+            ):
+                words = "pixels must be (H, W), (H, W, 3) or (H, W, 4) uint8"
+                raise ValueError(f"{words}, got {pixels.shape} {pixels.dtype}")
+            picture = Image.fromarray(pixels)
+        orientation = _exif(picture).get(ExifTags.Base.Orientation) if picture.format == "TIFF" else None
+        picture.load()  # also applies a TIFF's orientation
+        image, tags = picture, _exif(picture)
+        if image.mode == "F":
+            image = by_range(np.asarray(image), note)
+            image.info = picture.info
+        return _as_views(image, tags, orientation, views, None, note, ours=False)
+    except Exception as error:  # as of files
+        raise _decode_error("this picture", str(error).strip().rstrip(".") or type(error).__name__) from error
+
+
+def _as_views(
+    image: Image.Image,
+    tags: Image.Exif,
+    turned: int | None,
+    views: Sequence[View],
+    look: Callable[[Image.Image, Image.Exif], object] | None,
+    note: Callable[[str], object] | None,
+    ours: bool = True,
+) -> list[np.ndarray]:
+    """A loaded picture as each view wants it; `ours`: it is not needed as it was."""
+    conversion = find_conversion(image, note) if any(view.icc for view in views) else None
+    ways = [(view.exif, conversion if view.icc else None) for view in views]
+    alone = ours and len({*ways}) == 1
+    pictures = {
+        (exif, convert): _rgb(_upright(image, tags) if exif else _as_stored(image, turned), convert, alone)
+        for exif, convert in dict.fromkeys(ways)
+    }
+    if look:
+        look(pictures[ways[0]], tags)
+    return [_resized(pictures[way], view.size, view.crop) for view, way in zip(views, ways, strict=True)]
 
 
 def _loaded(

@@ -62,7 +62,7 @@ def _emoset_part(path: Path, split: str, classes: tuple[str, ...], read: Read) -
     ids = [encodable(entry[1] if len(entry) == 4 else Path(entry[1]).stem) for entry in entries]
     names = [entry[-2] for entry in entries]
     for values in (ids, names):
-        repeated = pd.Series(values).duplicated()
+        repeated = pd.Series(values, dtype=object).duplicated()  # a name may hold what pyarrow refuses
         if repeated.any():
             raise entry_error(int(repeated.argmax()) + 1, "each picture once")
     return Table(

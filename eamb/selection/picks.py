@@ -20,7 +20,7 @@ from PIL import Image
 from eamb.files import as_cell, csv_line, safe_path, written_whole
 from eamb.inference.page import preview, shrink, write_thumbnail
 from eamb.inference.photographs import find_pictures
-from eamb.inference.scorer import Scorer
+from eamb.inference.scorer import Scorer, check_scores
 from eamb.inference.sidecars import check_sidecar_options, finish
 from eamb.readers.exif import Taken, describe_time, read_taken
 from eamb.runtime.command import check_output
@@ -42,6 +42,7 @@ def select(options: argparse.Namespace) -> int:
     pictures = find_pictures(options.paths, maps=[page] if page else (), raw=options.raw)
     networks = (tuple(options.checkpoint), options.device, options.precision)
     scorer = Scorer(*networks, options.batch_size, options.workers, flip=options.flip)
+    check_scores(scorer.network.weights, ("aesthetics", "series"))
     photographs = score_photographs([picture.path for picture in pictures], scorer, page)
     bar = progress(photographs, desc="select", total=len(pictures), unit=" images")
     photographs = choose(list(bar), options.keep, options.gap, options.similarity)

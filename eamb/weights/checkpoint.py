@@ -25,15 +25,18 @@ import torch
 from torch import Tensor, nn
 
 from eamb.files import written_whole
-from eamb.network import backbones, vit
+from eamb.network import backbones, hub, vit
+from eamb.network.hub import EMOTION_IDS, IDS, NOT_WEIGHTS
 from eamb.network.outputs import EMOTIONS, Scale
 from eamb.readers.decoding import View
 from eamb.weights.official import Tensors, looks_official, translate_official, unwrapped
-from eamb.weights.registry import Network, build_network, kind_of, name_of
+from eamb.weights.registry import Network, build_network, class_of, kind_of, name_of
 
 FORMAT = 1  # of our own files
-IDS = "training_ids"
-EMOTION_IDS = "emotion_training_ids"
+UNDESCRIBED = (
+    "has no description, so that nothing says what its output means; give weights that this program has "
+    "trained"
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Weights:
     def size_and_exif(self) -> tuple[int, bool]:
         """The pictures' side in pixels, and whether EXIF turns them; ValueError: not in the description."""
         size, exif = self.description.get("image_size"), self.description.get("exif")
-        if size and exif is not None:
+        if isinstance(size, int) and size > 0 and isinstance(exif, bool):
             return size, exif
         raise ValueError(
             "checkpoint: the description of these weights must say which pictures they are for, "
@@ -100,8 +103,15 @@ class Weights:
         """The network with these weights, in evaluation mode."""
         name = self.description.get("network", "eambnet")
         network = build_network(self.task, name, self.description["architecture"])
-        load_tensors(network, self.tensors, "the set of tensors")
+        load_tensors(network, self.tensors, self.path)
+        network.description, network.ids = self.travelling, id_tensors(self)
         return network.eval()
+
+    @property
+    def travelling(self) -> dict:
+        """The description as `eamb.network.hub` has it: without the architecture, with mean and deviation."""
+        rest = {key: value for key, value in self.description.items() if key != "architecture"}
+        return rest | hub.normalisation(self.description["architecture"]["backbone"])
 
 
 def describe(network: Network, scale: Scale | None) -> dict:
@@ -110,9 +120,30 @@ def describe(network: Network, scale: Scale | None) -> dict:
         "format": FORMAT,
         "task": kind_of(network).task,
         "network": name_of(network),
-        "architecture": {n: list(v) if isinstance(v, tuple) else v for n, v in network.arguments.items()},
+        "architecture": architecture(network),
         "scale": scale.as_dict() if scale else None,
     }
+
+
+def architecture(network: Network) -> dict:
+    """The constructor's arguments as plain values."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in network.arguments.items()
+    }
+
+
+def weights_of(network: Network) -> Weights:
+    """The weights of a network that `Weights.build` or `from_pretrained` gave, as they are now.
+
+    Raises:
+        ValueError: the network does not say what its output means.
+    """
+    description = getattr(network, "description", None)
+    if not description:
+        raise ValueError(f"checkpoint: this {type(network).__name__} {UNDESCRIBED}")
+    description = description | {"architecture": architecture(network)}
+    ids = {name: value.numpy() for name, value in network.ids.items()}
+    return Weights(network.state_dict(), description, **ids, path=f"this {type(network).__name__}")
 
 
 def weights_hash(tensors: Tensors) -> str:
@@ -128,25 +159,27 @@ def weights_hash(tensors: Tensors) -> str:
 def read_file(path: Path | str) -> tuple[dict, bytes]:
     """Reads any weights file once, without executing anything in it: its content, and its bytes.
 
-    A safetensors file of ours gives the same entries as one that torch.save wrote.
+    A safetensors file of ours, and a folder as a hub has it, give the same entries as a file of torch.save.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: it is not a weights file, is damaged, or holds more than tensors and plain values.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if path.is_dir():
+        return read_hub_folder(path), (path / hub.WEIGHTS).read_bytes()
+    if not path.is_file():
         raise FileNotFoundError(f"checkpoint: no file {path}")
-    raw = Path(path).read_bytes()
+    raw = path.read_bytes()
+    if path.suffix == ".safetensors":
+        content, metadata = hub.read_safetensors(path)
+        if "eambnet" in metadata:
+            ids = {name: content.pop(name, None) for name in (IDS, EMOTION_IDS)}
+            return {"weights": content, "description": metadata["eambnet"], **ids}, raw
+        if path.name == hub.WEIGHTS and path.with_name(hub.CONFIG).is_file():
+            return read_hub_folder(path.parent), raw
+        return content, raw
     try:
-        if Path(path).suffix == ".safetensors":
-            from safetensors.torch import load
-
-            content = load(raw)
-            header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-            if "eambnet" in header.get("__metadata__", {}):
-                ids = {name: content.pop(name, None) for name in (IDS, EMOTION_IDS)}
-                content = {"weights": content, "description": header["__metadata__"]["eambnet"], **ids}
-            return content, raw
         if raw.startswith(b"PK"):  # torch does not check the CRC-32 of each part
             with zipfile.ZipFile(io.BytesIO(raw)) as file:
                 # For a part that this bit marks as a folder, torch returns uninitialised memory.
@@ -155,11 +188,7 @@ def read_file(path: Path | str) -> tuple[dict, bytes]:
         content, unread = read_pickle(raw)
         state = unwrapped(content)
     except Exception as error:  # damaged files raise nearly anything: EOFError, IndexError, struct.error ...
-        raise ValueError(
-            f"checkpoint: {path} is not a weights file: it is empty, cut off, damaged, a web page or a Git "
-            "LFS pointer, or holds code, which is never executed; download or copy the file itself again "
-            "(networks that scripts/export.py wrote are for predict and select)"
-        ) from error
+        raise ValueError(f"checkpoint: {path} {NOT_WEIGHTS}") from error
     if unread and ("weights" in content or not any(isinstance(value, Tensor) for value in state.values())):
         keys = f" (keys found: {some(content)})" if content else ""
         raise ValueError(
@@ -167,6 +196,19 @@ def read_file(path: Path | str) -> tuple[dict, bytes]:
             f"can be read without it{keys}; save those alone, with torch.save(network.state_dict(), FILE)"
         )
     return content, raw
+
+
+def read_hub_folder(folder: Path) -> dict:
+    """The entries of a file of ours from a folder of `eamb.network.hub`, whose files must fit each other."""
+    stored = hub.read_folder(folder)
+    if not stored.description:
+        raise ValueError(f"checkpoint: {folder} {UNDESCRIBED}")
+    text = json.dumps(stored.description | {"architecture": stored.arguments})
+    description = read_description(text, folder / hub.CONFIG)
+    kind = description["task"], description.get("network", "eambnet")
+    hub.check_fit(lambda: build_network(*kind, stored.arguments), stored.tensors, folder)
+    no_ids = dict.fromkeys((IDS, EMOTION_IDS), torch.empty(0, dtype=torch.int64))
+    return {"weights": stored.tensors, "description": text, **no_ids, **stored.ids}
 
 
 class Unread:
@@ -214,12 +256,29 @@ def some(names: Iterable[str]) -> str:
 
 def export_weights(path: Path, weights: Weights) -> None:
     """Writes a safetensors file: tensors, id hashes, the description as JSON in the metadata."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.tensors.items()}
     tensors |= id_tensors(weights)
     with written_whole(Path(path)) as temporary:
-        save_file(tensors, temporary, {"format": "pt", "eambnet": json.dumps(weights.description)})
+        metadata = {"format": "pt", "eambnet": json.dumps(weights.description)}
+        temporary.write_bytes(save(tensors, metadata))  # what save_file writes, only its owner may read
+
+
+def export_folder(folder: Path, weights: Weights) -> str:
+    """Writes config.json and model.safetensors for a hub (`eamb.network.hub`); returns the network's class.
+
+    Raises:
+        ValueError: it is neither an EAMBNet nor an emotion branch.
+    """
+    network = class_of(weights.task, name := weights.description.get("network", "eambnet"))
+    if not issubclass(network, hub.HubNetwork):
+        raise ValueError(
+            f"checkpoint: {weights.path} is of a '{name}' network; a hub's folder holds an eambnet"
+        )
+    parts = weights.description["architecture"], weights.travelling, weights.tensors, id_tensors(weights)
+    hub.write_folder(folder, hub.Stored(network.__name__, *parts))
+    return network.__name__
 
 
 def save_training(path: Path, weights: Weights, state: dict, previous: Path | None = None) -> None:
@@ -318,21 +377,13 @@ def load_tensors(
         ValueError: lists missing, unknown and misshapen names, and those with values that are not finite.
     """
     target = model.state_dict()
-    wanted = {name for name in target if name.startswith(only) and not name.startswith(leave or "\0")}
-    given = {name for name in tensors if not name.startswith(leave or "\0")}
-    problems = [f"missing {name}" for name in sorted(wanted - given)]
-    problems += [f"unknown {name}" for name in sorted(given - wanted)]
-    for name in sorted(wanted & given):
-        value, shape = tensors[name], tuple(target[name].shape)
-        if not isinstance(value, Tensor):
-            problems.append(f"{name} is not a tensor but {type(value).__name__}, the network's is {shape}")
-        elif tuple(value.shape) != shape:
-            problems.append(f"{name} is {tuple(value.shape)}, the network's is {shape}")
-        elif not value.isfinite().all():
-            problems.append(f"{name} holds values that are NaN or infinite")
-    if problems:
-        more = f" (+{len(problems) - 12} more)" if len(problems) > 12 else ""
-        raise ValueError(f"checkpoint: {source} does not fit the network: {'; '.join(problems[:12])}{more}")
+    wanted, given = (
+        {name: value for name, value in each.items() if not name.startswith(leave or "\0")}
+        for each in (target, tensors)
+    )
+    wanted = {name: value for name, value in wanted.items() if name.startswith(only)}
+    if problems := hub.misfits(wanted, given):
+        raise ValueError(f"checkpoint: {source} does not fit the network: {problems}")
     with torch.no_grad():
         for name in wanted:
             target[name].copy_(tensors[name])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from eamb.network.pair_networks import SeriesNetwork
-from EAMBNet import EAMBNet, EmotionNetwork, LinearNetwork, build_model
+from EAMBNet import EAMBNet, EmotionNetwork, LinearNetwork
 
 Network = EAMBNet | EmotionNetwork | LinearNetwork | SeriesNetwork
 
@@ -36,6 +36,13 @@ def name_of(network: Network) -> str:
     return network.arguments.get("network", "eambnet")
 
 
+def class_of(task: str, name: str) -> type[Network]:
+    """The class of the networks for a task, `name` as `model.network`."""
+    if name == "linear":
+        return LinearNetwork
+    return {"emotion": EmotionNetwork, "series": SeriesNetwork}.get(task, EAMBNet)
+
+
 def build_network(task: str, name: str, arguments: dict) -> Network:
     """A network with random weights.
 
@@ -46,8 +53,7 @@ def build_network(task: str, name: str, arguments: dict) -> Network:
         ValueError: the arguments fit no network of ours.
     """
     arguments = {**arguments, "emotions": tuple(arguments.get("emotions", ()))}
-    builders = {"emotion": EmotionNetwork, "series": SeriesNetwork}
-    build = LinearNetwork if name == "linear" else builders.get(task, build_model)
+    build = class_of(task, name)
     if build in (LinearNetwork, SeriesNetwork):
         del arguments["emotions"]
     try:

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from datasets import first_by_hash, load_dataset
 from eamb.evaluation.predicting import as_trained
 from eamb.files import written_whole
-from eamb.inference.scorer import Scorer
+from eamb.inference.scorer import Scorer, check_scores
 from eamb.readers.decoding import DecodeError, decode
 from eamb.runtime.command import check_output, guarded
 from eamb.runtime.config import load_config
@@ -130,6 +130,7 @@ def study(options: argparse.Namespace) -> int:
         raise ValueError(f"colour: at least 1 of --pictures, got {options.pictures}")
     check_output("colour", options.output)
     scorer = Scorer(options.checkpoint)
+    check_scores(scorer.network.weights, ("aesthetics", "series"))
     words = [*options.settings, f"data.dataset={options.dataset}", f"data.root={options.data_root}"]
     data = as_trained(load_config((), words), scorer.network.weights).data.options()
     rated = load_dataset(options.dataset, options.data_root, (options.split,), data)[options.split]

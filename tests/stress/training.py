@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import multiprocessing
 import os
 import random
@@ -23,23 +24,30 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
 
-from eamb.evaluation import figures
 from eamb.readers.demo import make_demo
 from eamb.weights import checkpoint
 from main import main as eambnet
-from tests.small import UNTRAINED, WORDS, plain, without_versions
+from tests.small import UNTRAINED, WORDS, plain, without_drawing, without_versions
 
 SETTINGS = [*WORDS, "data.workers=1", "data.limit=64", "train.batch_size=16", "train.checkpoint_minutes=0"]
 SETTINGS += ["train.clip=0.5", "optimizer.schedule=one_cycle", "evaluate.batch_size=64", UNTRAINED]
 # Imported once for all trainings, which then start at once.
 LOADED = ["main", "eamb.training.run", "eamb.readers.demo", "eamb.evaluation.figures", "torch._dynamo"]
-LOADED += ["torchvision", "torch.utils.tensorboard"]
+LOADED += ["timm", "torchvision", "torch.utils.tensorboard"]
 END = 60  # seconds within which a process must end whose partner has died
+
+
+def forkserver() -> BaseContext:
+    """Starts processes that have imported LOADED already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(LOADED)
+    return context
 
 
 class Trainings:
@@ -54,8 +62,7 @@ class Trainings:
 
     def start(self, output: Path) -> list[BaseProcess]:
         """A training's processes, begun or resumed."""
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(LOADED)
+        context = forkserver()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1]}
@@ -70,12 +77,17 @@ class Trainings:
 
 def train(words: list[str], log: Path, variables: dict[str, object]) -> None:
     """One process of a training."""
-    figures.write_figure = lambda figure, path: None  # most of a tiny training's time
+    gc.freeze()  # what was imported
     torch.set_num_threads(1)
     multiprocessing.set_start_method(None, force=True)  # decoding processes start in the usual way
     if variables["WORLD_SIZE"] > 1:
         os.environ |= {name: str(value) for name, value in variables.items()}
-    with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+    with (
+        log.open("a") as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+        without_drawing(),
+    ):
         sys.exit(eambnet(words))
 
 
