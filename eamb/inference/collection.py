@@ -24,12 +24,11 @@ from typing import NamedTuple
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from eamb.files import printable
 from eamb.inference.photographs import expand_glob, find_pictures, is_glob
-from eamb.inference.scorer import Decoded
-from eamb.readers.decoding import DecodeError, View, decode_views, stack
+from eamb.inference.scorer import Decoded, read_picture
+from eamb.readers.decoding import DecodeError, View, stack
 from eamb.readers.endings import PICTURE_ENDINGS, extra_shots
 
 ENDINGS = {"tar": (".tar", ".tar.gz", ".tgz"), "parquet": (".parquet",), "pictures": PICTURE_ENDINGS}
@@ -291,21 +290,20 @@ def short_type(kind: pa.DataType) -> str:
 
 def decode_pictures(pictures: Sequence[Picture], views: Sequence[View], exact: bool) -> Decoded:
     """A batch of pictures, decoded for each of the views as `predict` does (`decoding.decode_views`)."""
-    images, reasons, notes = [], [], {}
+    images, reasons, notes = [], [], []
     for picture in pictures:
-        said: list[str] = []
+        reason = note = None
         try:
             with on_this_machine(picture) as path:
-                decoded = decode_views(path, views, exact, None, said.append)  # (H, W, 3) each
-            images.append([torch.from_numpy(pixels).permute(2, 0, 1) for pixels in decoded])
-            reasons.append(None)
+                image, note = read_picture(path, list(views), exact)
+            images.append(image)
         except DecodeError as error:
-            reasons.append(error.reason)
+            reason = error.reason
         except OSError as error:
             missing = isinstance(error, FileNotFoundError)
-            reasons.append("there is no such file" if missing else error.strerror or str(error))
-        if said:
-            notes[picture.name] = "; ".join(said)
+            reason = "there is no such file" if missing else error.strerror or str(error)
+        reasons.append(reason)
+        notes.append(note)
     first, *others = [stack(view) for view in zip(*images, strict=True)] or [None]
     return Decoded([picture.name for picture in pictures], reasons, first, notes, tuple(others))
 
