@@ -10,6 +10,7 @@ more in docs/scale.md.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,11 +48,10 @@ def score_collection(options: argparse.Namespace) -> int:
         raise ValueError(
             f"collection: {', '.join(missing)} is not installed; pip install -r requirements-cluster.txt"
         )
-    from eamb.files import file_hash
     from eamb.inference.collection import find_source
     from eamb.inference.predict import announce
     from eamb.inference.row_filter import parse_filter
-    from eamb.inference.scored_shards import Output, Scoring, schema_of
+    from eamb.inference.scored_shards import Output, Scoring, read_weights, schema_of
     from eamb.inference.scorer import Scorer, check_scores, is_exported
 
     if options.cores is not None and options.cores < 1:
@@ -70,11 +70,11 @@ def score_collection(options: argparse.Namespace) -> int:
     schema = schema_of(scorer, options.emotions)
     del scorer
     scorer_options["device"] = "cpu" if any(map(is_exported, files)) else "auto"
-    contents = {f"{number}{file.suffix}": file.read_bytes() for number, file in enumerate(files)}
-    scoring = Scoring(contents, scorer_options, emotions=options.emotions)
+    scoring = Scoring(read_weights(files), scorer_options, emotions=options.emotions)
     expression = parse_filter(options.filter, schema) if options.filter else None
     source = find_source(options.source, options.shard_size, options.column, options.id_column)
-    weights = {"weights": [file_hash(file) for file in files], "emotions": options.emotions}
+    hashes = [hashlib.sha256(content).hexdigest() for content in scoring.files.values()]
+    weights = {"weights": hashes, "emotions": options.emotions}
     output = Output(options.output, source.description | weights | settings)
     report = score_missing(source.shards, scoring, output, options)
     print(summary(report, options.output), file=sys.stderr)

@@ -34,8 +34,9 @@ from eamb.inference.collection import (
     read_shard,
 )
 from eamb.inference.row_filter import parse_filter
-from eamb.inference.scored_shards import Output, Scoring, ShardScorer
+from eamb.inference.scored_shards import Output, Scoring, ShardScorer, read_weights
 from eamb.readers.decoding import View
+from eamb.weights.checkpoint import export_folder, load_weights
 from main import main
 from scripts import score_collection
 
@@ -235,6 +236,15 @@ def test_each_picture_of_a_shard_has_its_score_or_its_reason(shard_scorer, livel
         assert all(row["emotion_awe"] > 0 and row["emotion"] and row["error"] is None for row in rows)
         assert broken["score"] is None and "web page" in broken["error"]
         assert Path(broken["path"]).name == "x.jpg"
+
+
+def test_weights_travel_as_files_and_as_folders_of_a_hub(lively_weights, tmp_path):
+    export_folder(tmp_path / "hub", load_weights(lively_weights))
+    for place in (tmp_path / "hub", tmp_path / "hub" / "model.safetensors"):
+        files = read_weights([lively_weights, place])
+        assert [*files] == ["0.safetensors", "1/config.json", "1/model.safetensors"]
+    first, second = Scoring(files, {"device": "cpu"}).scorer().network.networks
+    assert small.same(first.weights.tensors, second.weights.tensors)
 
 
 def test_decoding_elsewhere_gives_the_same(shard_scorer, scoring, tmp_path):

@@ -36,6 +36,7 @@ from eamb.inference.collection import (
 )
 from eamb.inference.rows import NOTE, as_row, column_names
 from eamb.inference.scorer import Decoded, Scored, Scorer, in_threads
+from eamb.network.hub import CONFIG, WEIGHTS
 
 TEXTS = ("shard", "path", "emotion", "error")
 DESCRIPTION, SCORES, REPORT, KEPT = "collection.json", "scores", "report.json", "kept.parquet"
@@ -51,7 +52,7 @@ def schema_of(scorer: Scorer, emotions: bool) -> pa.Schema:
 class Scoring(NamedTuple):
     """How pictures are scored; plain values, which travel to other machines.
 
-    files: name -> content of each network's file, in the order in which they are averaged.
+    files: of `read_weights`.
     options: of `Scorer`.
     threads: on a CPU as many decode and score, with one core each; for a GPU so many batches are decoded
         ahead.
@@ -65,10 +66,24 @@ class Scoring(NamedTuple):
 
     def scorer(self) -> Scorer:
         with tempfile.TemporaryDirectory() as folder:
-            paths = [Path(folder, name) for name in self.files]
-            for path, content in zip(paths, self.files.values(), strict=True):
-                path.write_bytes(content)
-            return Scorer(paths, **self.options)
+            for name, content in self.files.items():
+                Path(folder, name).parent.mkdir(exist_ok=True)
+                Path(folder, name).write_bytes(content)
+            networks = dict.fromkeys(Path(folder, name.partition("/")[0]) for name in self.files)
+            return Scorer([*networks], **self.options)
+
+
+def read_weights(networks: Sequence[Path]) -> dict[str, bytes]:
+    """The files of networks, each a file or a folder as a hub has it: a number for each network, with the
+    ending or with a folder's file behind a slash -> content."""
+    contents = {}
+    for number, path in enumerate(networks):
+        folder = path.parent if path.name == WEIGHTS and path.with_name(CONFIG).is_file() else path
+        if folder.is_dir():
+            contents |= {f"{number}/{name}": (folder / name).read_bytes() for name in (CONFIG, WEIGHTS)}
+        else:
+            contents[f"{number}{path.suffix}"] = path.read_bytes()
+    return contents
 
 
 class ShardScorer:
