@@ -38,7 +38,7 @@ from eamb.inference.scored_shards import Output, Scoring, ShardScorer, read_weig
 from eamb.readers.decoding import View
 from eamb.weights.checkpoint import export_folder, load_weights
 from main import main
-from scripts import score_collection
+from scripts import collection_speed, score_collection
 
 NAMES = ["a.png", "b.jpg", "c.webp", "d.png", "e.jpg"]
 
@@ -209,8 +209,9 @@ def test_a_bucket_gives_the_same_as_a_folder(folder, tmp_path):
         decoded = [decode_pictures(each, [View(32)], False) for each in (ours, theirs)]
         assert decoded[0].reasons == decoded[1].reasons
         assert np.array_equal(decoded[0].images, decoded[1].images)
-    [shard] = find_source("memory://bucket/tars/*.tar").shards
-    assert (shard.name, pictures(shard)) == ("0.tar", [*CONTENTS.items()])
+    for place in ("memory://bucket/tars/*.tar", "memory://bucket/tars/", "memory://bucket/tars/0.tar"):
+        [shard] = find_source(place).shards
+        assert (shard.name, pictures(shard)) == ("0.tar", [*CONTENTS.items()])
     gone = decode_pictures([Picture("gone.jpg", "memory://bucket/gone.jpg")], [View(32)], False)
     assert gone.reasons == ["there is no such file"]
 
@@ -364,6 +365,28 @@ def test_without_ray_one_sentence_says_what_to_install(folder, tmp_path, monkeyp
     assert score_collection.main([str(folder), str(tmp_path / "out")]) == 2
     assert "ray is not installed; pip install -r requirements-cluster.txt" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_page_of_scale_gets_the_figures_between_its_markers(tmp_path):
+    rates = {"decode": 500.0, "decode_800x600": 100.0, "network": 20.0, "bytes_800x600": 125_000}
+    row = {"seconds": 200.0, "processor": 400.0, "others": 0.0, "memory": [900.0, 900.0, 900.0, 900.0]}
+    rows = {"predict": row, "score_collection": row | {"seconds": 220.0, "others": 20.0}}
+    compared = {"count": 20000, "rounds": 1, "rows": rows, "difference": 0.0}
+    machine = {"processor": "a CPU", "cores": 2, "ray": "ray 2.60.0"}
+    model = collection_speed.model(rates)
+    assert [rate for _, rate in model] == [64 * 16 * 100, 64 * 31220 / 17, 25e9 / 125_000]
+    report = {"machine": machine, "rates": rates, "model": model, "compared": compared}
+    small.write_json(tmp_path / "speed.json", report)
+    page = shutil.copy(ROOT / "docs" / "scale.md", tmp_path)
+    options = ["--tables", str(tmp_path / "speed.json"), "--readme", str(page)]
+    assert collection_speed.main(options) == collection_speed.main(options) == 0
+    text = Path(page).read_text(encoding="utf-8")
+    for line in (
+        "| score_collection | 90.9 | 220 | 400 | 20 | 900, 900, 900, 900 |",
+        "| difference | | +10% | +0% | | |",
+        "| decoding, 16 cores a GPU | 102,400 | 0.27 | 17 |",  # 1e8 / 102,400 / 3600 h
+    ):
+        assert text.splitlines().count(line) == 1
 
 
 # ---- on Ray, whose start alone takes ten seconds
