@@ -51,7 +51,7 @@ lint: .venv/installed-dev
 	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements.txt
 	touch $@
 
-.venv/installed-dev: .venv/installed requirements-dev.txt requirements-photos.txt
+.venv/installed-dev: .venv/installed requirements-dev.txt requirements-photos.txt requirements-cluster.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements-dev.txt
 	touch $@
 

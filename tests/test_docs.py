@@ -90,7 +90,7 @@ def requirements(name: str) -> list[str]:
 
 
 def test_the_lowest_and_the_tested_versions_are_those_of_everything_required():
-    required = requirements("") + requirements("-photos") + requirements("-dev")
+    required = [line for name in ("", "-photos", "-cluster", "-dev") for line in requirements(name)]
     assert [line.replace(">=", "==") for line in required] == requirements("-lowest")
     tested = {line.split("==")[0].lower() for line in requirements("-tested")}
     assert {line.split(">=")[0].lower() for line in required} == tested

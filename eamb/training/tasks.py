@@ -352,7 +352,8 @@ def layer_of_mean(weight: Tensor, bias: Tensor, scale: Scale) -> tuple[Tensor, T
     Returns:
         (1, H) and (1,).
     """
-    weight, bias = weight.float(), bias.float()  # which files may hold in 16 bits
+    if weight.dtype == torch.half:  # as files may hold it
+        weight, bias = weight.float(), bias.float()
     t = scale.probability(torch.tensor(scale.bins, dtype=weight.dtype))  # (K,)
     q = torch.softmax(-((t - 0.5) ** 2) / (2 * 0.2**2), dim=0)  # (K,)
     mean = q @ t
