@@ -275,7 +275,8 @@ class EAMBNet(HubNetwork):
         train_emotion: train the emotion branch too, through its logits; its map still carries no gradient.
         without: some of PARTS, for ablations; not both "detail" and "context".
         shortcut: the head also gets the context branch's deepest map, through the backbone's last layers.
-        share_backbone: the detail map is the context branch's map at stride 8: both see the same picture.
+        share_backbone: the detail map is the context branch's map at stride 8: both see the same picture. Of
+            no effect without one of the two.
         emotion_backbone: of the emotion branch, if it is another one.
         emotion_levels: 3, or 4 for an emotion branch from stride 8 to 32 (`EmotionBranch`).
         emotion_width: channels of the emotion path, if other than `width`.
@@ -318,7 +319,8 @@ class EAMBNet(HubNetwork):
         self.context_scale, self.emotion_scale = context_scale, emotion_scale
         self.emotion_batchnorm, self.train_emotion = emotion_batchnorm, train_emotion
         taken = {"depth": depth, "drop_path": drop_path}
-        alone = "detail" not in without and not share_backbone
+        self.share_backbone = share_backbone and not {"detail", "context"} & set(without)
+        alone = "detail" not in without and not self.share_backbone
         self.detail = build_pyramid(backbone, levels=2, first=2, **taken) if alone else None
         self.context = (
             build_pyramid(backbone, levels=4, first=2, **taken) if "context" not in without else None
@@ -333,8 +335,7 @@ class EAMBNet(HubNetwork):
             branch = EmotionBranch(seeing, len(emotions), channels, emotion_levels, depth, dropped)
             self.emotion = branch.requires_grad_(train_emotion)
             self.renormalise = Renormalise(backbone, seeing)
-        self.share_backbone = share_backbone
-        detailed = self.context if share_backbone else self.detail
+        detailed = self.context if self.share_backbone else self.detail
         detail = detailed.channels[1] if detailed else 0
         context = self.context.channels[1:] if self.context else ()
         plain = "guided_fusion" in without
@@ -445,7 +446,7 @@ def check_arguments(arguments: dict) -> None:
         raise ValueError(f"EAMBNet: without must name some of {', '.join(PARTS)}, got '{unknown}'")
     if {"detail", "context"} <= without:
         raise ValueError("EAMBNet: a network needs its detail or its context branch, got without both")
-    needs = {"shortcut": {"context"}, "train_emotion": {"emotion"}, "share_backbone": {"detail", "context"}}
+    needs = {"shortcut": {"context"}, "train_emotion": {"emotion"}}
     for name, parts in needs.items():
         if arguments.get(name) and parts & without:
             raise ValueError(f"EAMBNet: {name} needs the {min(parts & without)} branch, got without it")

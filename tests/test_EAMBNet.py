@@ -349,7 +349,6 @@ WRONG = [
     ({"without": ("detail", "context")}, "a network needs its detail or its context branch"),
     ({"without": ("context",), "shortcut": True}, "shortcut needs the context branch"),
     ({"without": ("emotion",), "train_emotion": True}, "train_emotion needs the emotion branch"),
-    ({"without": ("detail",), "share_backbone": True}, "share_backbone needs the detail branch"),
     ({"share_backbone": True}, "share_backbone needs .*context_scale=1, got 0.5"),
 ]
 
@@ -388,6 +387,10 @@ def test_one_backbone_for_detail_and_context_equals_two_with_the_same_weights():
     images = numbers(2, 3, 64, 96)
     with torch.inference_mode():
         assert torch.equal(shared(images).prediction, apart(images).prediction)
+    for left in ("detail", "context"):
+        alone = build_small(context_scale=1, share_backbone=True, without=(left,))
+        assert alone.state_dict().keys() == build_small(context_scale=1, without=(left,)).state_dict().keys()
+        assert alone.eval()(images).prediction.shape == (2, 1)
 
 
 def test_the_emotion_branch_may_have_another_backbone_with_its_own_normalisation():

@@ -75,7 +75,7 @@ def test_all_that_travels_with_the_weights_comes_back(stars):
     assert load_weights(folder / "model.safetensors").sha256 == weights.sha256  # its folder is meant
 
 
-@pytest.mark.parametrize("name", ["eambnet_lite_para", "emotion_lite_para_full"])
+@pytest.mark.parametrize("name", ["eambnet_lite_para", "emotion_lite_para_first"])
 def test_the_shipped_networks_come_back_with_the_hashes_of_what_they_were_trained_on(name, tmp_path):
     weights = load_weights(FOLDER / f"{name}.safetensors")
     network = weights.build()

@@ -462,10 +462,10 @@ def document_line(start: str) -> list[str]:
 
 
 def test_the_emotion_table_in_the_documents_is_that_of_the_results():
-    names = ("PARA's votes, the whole picture", "PARA's votes, 112 px (**shipped**)")
-    whole, shipped, both = map(document_line, (*names, "PARA's votes and FI's labels"))
+    names = ("PARA's votes, the whole picture (**shipped**)", "PARA's votes, 112 px (first)")
+    shipped, first, both = map(document_line, (*names, "PARA's votes and FI's labels"))
     results = ROOT / "results"
-    folders = (whole, "para_lite_emotion_full"), (shipped, "para_lite_emotion")
+    folders = (shipped, "para_lite_emotion"), (first, "para_lite_emotion_first")
     for line, folder in (*folders, (both, "emotion_lite_para_fi/para")):
         report = read_json(results / folder / "metrics.json")
         assert line[1:3] == [recorded(report, "kl"), recorded(report, "kl_ratio")]
@@ -480,7 +480,7 @@ def test_the_emotion_table_in_the_documents_is_that_of_the_results():
 @pytest.mark.parametrize(
     ("start", "name"),
     [
-        ("emotion branch of EAMB-Net Lite (sees 112 px)", "network"),
+        ("emotion branch of the first EAMB-Net Lite (sees 112 px)", "network"),
         ("linear probe, same backbone, ImageNet features, 112 px", "probe_112"),
         ("linear probe, the same at 224 px", "probe_224"),
     ],

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import main
 from eamb.files import file_hash
 from eamb.network.backbones import LITE0
+from eamb.network.outputs import EMOTIONS, Scale
 from eamb.readers import demo
 from eamb.runtime.config import load_config
 from eamb.training import run as run_module
@@ -56,13 +57,17 @@ def run(*words: object) -> int:
 # ---- the configs
 
 
-@pytest.mark.parametrize("base", ["ava", "para", "iae", "csv", "demo", "para_lite", "csv_lite"])
+@pytest.mark.parametrize(
+    "base", ["ava", "para", "iae", "csv", "demo", "para_lite", "para_lite_first", "csv_lite"]
+)
 def test_an_ablation_changes_one_setting_of_any_config(base):
     before = settings(base)
     for name, change in CHANGES.items():
         expected = dict(change)
         if before["model.shortcut"] and name in ("ablation_no_context", "linear"):
             expected["model.shortcut"] = False  # a part of what is left out
+        if before["model.share_backbone"] and name == "linear":
+            expected |= {"model.share_backbone": False, "model.emotion_levels": 3, "model.emotion_width": 0}
         assert {key: now for key, now in settings(base, name).items() if now != before[key]} == expected
 
 
@@ -133,9 +138,11 @@ def test_kept_maps_are_for_branches_that_do_not_move():
 # ---- what it costs
 
 
-@pytest.mark.parametrize("backbone, name", [("resnet50", "paper_network"), (LITE0, "lite_network")])
-def test_costs_are_those_of_the_networks(backbone, name, request):
-    network, costs = request.getfixturevalue(name), script.COSTS[backbone]
+@pytest.mark.parametrize("backbone, config", [("resnet50", "para"), (LITE0, "para_lite")])
+def test_costs_are_those_of_the_networks(backbone, config):
+    task = choose_task(load_config([CONFIGS / f"{config}.yaml"], ["model.imagenet=none"]))
+    network = task.build(Scale("score", 1, 5, 3, offset=1, factor=4), EMOTIONS).eval()
+    costs = script.COSTS[backbone]
     trained, frozen, _, parameters = costs["main"]
     area = (64 / costs["size"]) ** 2
     for part, expected in ((network, trained + frozen), (network.emotions, frozen)):

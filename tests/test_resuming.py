@@ -6,11 +6,22 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from small import LONG, SHORT, assert_same_run, contents, read_log, train, train_and_copy
+from small import (
+    LONG,
+    SHORT,
+    UNTRAINED,
+    assert_same_run,
+    contents,
+    parameters,
+    read_log,
+    same,
+    train,
+    train_and_copy,
+)
 
 from datasets import load_dataset
 from eamb.runtime import distributed
-from eamb.runtime.config import load_config
+from eamb.runtime.config import load_config, read_settings
 from eamb.training.resuming import changed_settings
 from eamb.training.run import settle
 from eamb.weights import checkpoint
@@ -45,6 +56,20 @@ def test_every_kind_of_run_resumes_exactly(words, scored_set, series_set, emotio
     runs = train_and_copy(dataset, root, tmp_path / "run", *words)
     assert train(dataset, root, runs["step 2"], *words, "--resume") == 0
     assert_same_run(runs["step 2"], runs["whole"])
+
+
+def test_at_a_constant_rate_a_run_may_be_made_longer_but_not_shorter_than_it_is(scored_set, tmp_path, capsys):
+    words = [UNTRAINED, "data.limit=8", "optimizer.schedule=constant", "optimizer.learning_rate=1e-3"]
+    longer, whole = tmp_path / "longer", tmp_path / "whole"
+    assert train("csv", scored_set, longer, *words, "train.epochs=1") == 0
+    assert train("csv", scored_set, longer, *words, "train.epochs=2", "--resume") == 0
+    assert train("csv", scored_set, whole, *words, "train.epochs=2") == 0
+    assert same(parameters(longer / "last.pt"), parameters(whole / "last.pt"))
+    for name in ("metrics.jsonl", "test/predictions.csv"):
+        assert (longer / name).read_bytes() == (whole / name).read_bytes()
+    assert read_settings([longer / "config.yaml"], [])["train.epochs"] == 2
+    assert train("csv", scored_set, longer, *words, "train.epochs=1", "--resume") == 2
+    assert "it has trained 2 epochs, and train.epochs is 1" in capsys.readouterr().err
 
 
 def test_lines_of_epochs_behind_the_checkpoint_are_cut_off(stopped_runs, scored_set, tmp_path):

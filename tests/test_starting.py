@@ -146,9 +146,15 @@ def test_a_fine_tuned_network_remembers_what_it_was_trained_on_before(score_run,
     assert after.description["origin"]["weights_sha256"] == file_hash(score_run / "best.pt")
 
 
-def test_given_weights_over_another_emotion_branch(score_run, emotion_run, scored_set, tmp_path):
-    both = ["--weights", score_run / "best.pt", "--emotion-checkpoint", emotion_run / "last.pt"]
+def test_given_weights_over_another_emotion_branch(score_run, emotion_run, scored_set, tmp_path, capsys):
+    weights, branch = score_run / "best.pt", emotion_run / "last.pt"
+    both = ["--weights", weights, "--emotion-checkpoint", branch, "model.context_scale=1"]
+    both.append("model.emotion_scale=1")
     assert train("csv", scored_set, tmp_path / "run", *both, "data.limit=8", *STILL) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("note:")] == [
+        f"note: {file} was trained with model.{name}=0.5, and this run has 1"
+        for file, name in ((weights, "context_scale"), (branch, "emotion_scale"))
+    ]
     found = parameters(tmp_path / "run" / "last.pt")
     assert same(parameters(emotion_run / "last.pt"), found, "emotion.")
     assert same(parameters(score_run / "best.pt"), found, "fusion.")

@@ -64,7 +64,7 @@ IMPOSSIBLE = [
         ["--emotion-checkpoint", "EMOTION", "model.emotion_levels=4"],
         "has the emotion levels 3; the network's",
     ),
-    ([*EMOTION, "model.emotion_width=8"], "model.emotion_width=8 means nothing"),
+    ([*EMOTION, "model.emotion_backbone=x"], "model.emotion_backbone=x means nothing"),
     ([*EMOTION, "model.emotion_levels=5"], "emotion_levels must be 3 or 4, got 5"),
     (["model.network=linear", "model.emotion_levels=4"], "model.emotion_levels=4 means nothing"),
     (["--weights", "SCORE", "model.without=detail"], "has model.without= and this run model.without=detail"),

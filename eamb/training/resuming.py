@@ -46,6 +46,9 @@ def check_same_run(
     empty if not given again.
     """
     differences = changed_settings(state["config"], config.as_dict())
+    if config.train.epochs < state["epoch"] and not differences:
+        done, asked = state["epoch"], config.train.epochs
+        differences.append(f"it has trained {done} epochs, and train.epochs is {asked}")
     if state["world"] != distributed.world():
         differences.append(f"the number of processes was {state['world']} and is {distributed.world()}")
     description = stopped.description
@@ -92,5 +95,6 @@ def changed_settings(before: dict, now: dict) -> list[str]:
         pairs = [pair for pair in pairs if (pair[0], pair[2]) != ("train.precision", "auto")]
         # Using kept emotion maps or not may not change: in bf16 results differ.
         pairs = [pair for pair in pairs if pair[0] not in MOVABLE or not (pair[1] and pair[2])]
-        differences += [f"{key} was {a} and is {b}" for key, a, b in pairs if a != b and key not in FREE]
+        free = (*FREE, "train.epochs") if now["optimizer"]["schedule"] == "constant" else FREE
+        differences += [f"{key} was {a} and is {b}" for key, a, b in pairs if a != b and key not in free]
     return differences

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from eamb.weights import checkpoint
 from eamb.weights.checkpoint import Source
 from eamb.weights.registry import Network
 
+SCALES = ("context_scale", "emotion_scale")  # of the pictures that two of the branches see
 Sources = tuple[Source | None, Source | None]  # of the whole network, and of the emotion branch
 
 
@@ -67,6 +69,22 @@ def read_sources(task: Task, weights: str | None, emotion_checkpoint: str | None
     return source, branch
 
 
+def changed_scales(network: Network, source: Source, names: Iterable[str]) -> list[str]:
+    """A note for each scale that differs from the one which the given weights were trained at."""
+    trained = source.weights.description["architecture"]
+    return [
+        f"note: {source.path} was trained with model.{name}={trained[name]:g}, and this run has {now:g}"
+        for name in names
+        if name in trained and (now := network.arguments.get(name, trained[name])) != trained[name]
+    ]
+
+
+def announce(*notes: str) -> None:
+    if distributed.is_main():
+        for note in notes:
+            print(note, flush=True)
+
+
 def settled(model: dict, branch_alone: bool) -> dict:
     """`model.` settings with the emotion branch's backbone and a ViT's number of blocks written out.
 
@@ -104,8 +122,7 @@ def build_network(task: Task, rated: RatedSet, sources: Sources) -> tuple[Networ
         origin |= {"emotion_branch": known.emotion_branch, "emotion_training_ids": known.emotion_training_ids}
         if note:
             origin["new_layer_seed"] = config.train.seed
-            if distributed.is_main():
-                print(note, flush=True)
+            announce(note)
     elif config.model.imagenet != "none":
         checkpoint.load_imagenet(network, config.model.imagenet, branch_given=bool(branch))
         origin["imagenet"] = Path(config.model.imagenet).name  # not the folder, which means nothing elsewhere
@@ -115,6 +132,10 @@ def build_network(task: Task, rated: RatedSet, sources: Sources) -> tuple[Networ
         origin |= {"emotion_branch": known.emotion_branch, "emotion_training_ids": known.emotion_training_ids}
     if file := config.data.distill:
         origin |= {"distill": Path(file).name, "distill_sha256": file_hash(file)}
+    if source:
+        announce(*changed_scales(network, source, ["context_scale"] if branch else SCALES))
+    if branch:
+        announce(*changed_scales(network, branch, SCALES))
     if task.learns_emotions or not task.has_emotion_branch:
         origin["emotion_branch"] = "trained" if task.learns_emotions else "none"
     return network.to(memory_format=torch.channels_last), origin

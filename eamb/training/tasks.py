@@ -352,6 +352,8 @@ def layer_of_mean(weight: Tensor, bias: Tensor, scale: Scale) -> tuple[Tensor, T
     Returns:
         (1, H) and (1,).
     """
+    if weight.dtype == torch.half:  # as files may hold it
+        weight, bias = weight.float(), bias.float()
     t = scale.probability(torch.tensor(scale.bins, dtype=weight.dtype))  # (K,)
     q = torch.softmax(-((t - 0.5) ** 2) / (2 * 0.2**2), dim=0)  # (K,)
     mean = q @ t
@@ -366,12 +368,12 @@ class Emotion(Task):
     networks = ("eambnet",)
     unites = True
     meaningless = (*Task.meaningless, "loss.emotion_weight", "data.distill", "loss.distill_weight")
-    meaningless += ("model.emotion_backbone", "model.emotion_width")
+    meaningless += ("model.emotion_backbone",)
     starts_from, shapes = ("emotion", "aesthetics"), ("backbone", "width", "emotion_levels", "depth")
 
     def build(self, scale: Scale, emotions: tuple[str, ...]) -> Network:
         model = self.config.model
-        shape = model.width, model.emotion_levels, model.depth, model.drop_path
+        shape = model.emotion_width or model.width, model.emotion_levels, model.depth, model.drop_path
         return EmotionNetwork(model.backbone, emotions, model.emotion_scale, *shape)
 
     def views(self) -> set[tuple[float, str]]:
