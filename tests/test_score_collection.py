@@ -554,6 +554,18 @@ def test_a_shard_that_kills_its_actors_is_given_up(ray_started, tars, scoring, m
 
 
 @pytest.mark.slow
+def test_an_actor_that_dies_while_it_loads_the_network_ends_the_run(ray_started, tars, scoring, monkeypatch):
+    class Dying(Scoring):
+        def scorer(self):
+            os._exit(1)
+
+    monkeypatch.setattr(ray_started, "TRIES", 2)
+    scoring = Dying(*scoring)._replace(options={"device": "cpu"})
+    with pytest.raises(ChildProcessError, match="died while it loaded the network, again and again"):
+        [*ray_started.score_shards(find_source(str(tars)).shards, scoring, 1)]
+
+
+@pytest.mark.slow
 def test_a_bad_shard_is_named_and_scored_once_it_is_whole(
     ray_started, tars, lively_weights, tmp_path, capsys
 ):

@@ -110,22 +110,31 @@ def decode_on_cluster(pictures: Sequence[Picture], views: Sequence[View], exact:
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Attempts:
-    """Counts how often each shard was begun; one that kills its actor would be tried for ever."""
+    """Counts how often each shard or actor was begun; one that kills its process would be tried for ever."""
 
     def __init__(self, most: int):
         self.most, self.counts = most, Counter()
 
-    def begin(self, shard: str) -> bool:
-        """Counts, and says whether the shard may be tried."""
-        self.counts[shard] += 1
-        return self.counts[shard] <= self.most
+    def begin(self, name: str) -> bool:
+        """Counts, and says whether it may be tried."""
+        self.counts[name] += 1
+        return self.counts[name] <= self.most
+
+    def forget(self, name: str) -> None:
+        self.counts.pop(name, None)
 
 
 class ShardActor(ShardScorer):
     """A `ShardScorer` that gives up a shard whose actors have died too often."""
 
     def __init__(self, scoring: Scoring, decode: Callable[..., Decoded] | None, attempts: ActorHandle):
+        own = ray.get_runtime_context().get_actor_id()  # the same after Ray has started it again
+        if not ray.get(attempts.begin.remote(own)):
+            raise MemoryError(
+                "it died while it loaded the network, again and again, perhaps for want of memory"
+            )
         super().__init__(scoring, decode)
+        attempts.forget.remote(own)
         self.attempts = attempts
 
     def rows(self, shard: Shard) -> list[dict]:
