@@ -40,7 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     add("--precision", choices=("fp32", "bf16", "fp16", "int8", "auto"), help="as in predict")
     add("--batch-size", metavar="N", type=int, default=16, help="default: 16")
     add("--cores", metavar="N", type=int, help="of each actor without a GPU; default: a node's, at most 8")
-    return guarded(score_collection, parser.parse_args(arguments))
+    options = parser.parse_args(arguments)
+    return guarded(score_collection, options, interrupted="interrupted; the same command goes on")
 
 
 def score_collection(options: argparse.Namespace) -> int:
@@ -48,7 +49,7 @@ def score_collection(options: argparse.Namespace) -> int:
         raise ValueError(
             f"collection: {', '.join(missing)} is not installed; pip install -r requirements-cluster.txt"
         )
-    from eamb.inference.collection import find_source
+    from eamb.inference.collection import find_source, lies_in
     from eamb.inference.predict import announce
     from eamb.inference.row_filter import parse_filter
     from eamb.inference.scored_shards import Output, Scoring, read_weights, schema_of
@@ -56,7 +57,7 @@ def score_collection(options: argparse.Namespace) -> int:
 
     if options.cores is not None and options.cores < 1:
         raise ValueError(f"collection: --cores is at least 1, got {options.cores}")
-    if f"{options.output}/".startswith(f"{options.source.rstrip('/')}/"):
+    if lies_in(options.output, options.source):
         raise ValueError(
             f"collection: {options.output} lies in {options.source} and would be searched by the next run; "
             "choose another output"

@@ -182,6 +182,8 @@ def test_weights_by_a_config_of_another_network_are_one_sentence_for_every_comma
     assert "3 ratings for 1 outputs" in text
     text = refused(Scorer, edited(copied, description=description | {"image_size": "224"}))
     assert '"image_size" in pixels and "exif" true or false; found 224 and True' in text
+    network = EAMBNet.from_pretrained(edited(copied, description={"task": "aesthetics"}))
+    assert "the description in this EAMBNet is damaged or of another version" in refused(Scorer, network)
 
 
 def test_damaged_and_missing_files_are_one_sentence(copied, tmp_path):
@@ -312,7 +314,7 @@ def test_networks_are_downloaded_once_and_then_loaded_without_a_connection(elsew
     downloads = [each for each in asked if each.startswith("GET /someone/stars/")]
     # The weights of the commit whose config.json came, whatever main is by then.
     files = [("main", "config.json"), (COMMIT, "model.safetensors")]
-    assert [*dict.fromkeys(downloads)] == [f"GET /someone/stars/resolve/{r}/{file}" for r, file in files]
+    assert downloads == [f"GET /someone/stars/resolve/{r}/{file}" for r, file in files]
 
 
 @pytest.mark.parametrize(
@@ -352,6 +354,8 @@ def test_the_papers_network_with_official_weights_and_with_ours(official_state, 
         checkpoint.export_weights(tmp_path / "ours.safetensors", Weights(network.state_dict(), described))
         ours = enter("eambnet_resnet50", weights=tmp_path / "ours.safetensors", outputs=10)
         assert torch.equal(ours(images).prediction, expected)
+    with pytest.raises(ValueError, match=r"ours\.safetensors has 10 outputs, not 5; leave out outputs"):
+        enter("eambnet_resnet50", weights=tmp_path / "ours.safetensors", outputs=5)
     blotches(1).save(tmp_path / "1.png")
     scored = ours.scorer(device="cpu").score(tmp_path / "1.png")
     assert 1 < scored.score < 10 and sum(scored.distribution.values()) == pytest.approx(1)

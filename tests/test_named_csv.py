@@ -49,6 +49,8 @@ def test_sets_with_a_table_for_each_split(name, tmp_path):
         assert rated.scale == Scale("score", low, high, threshold, offset=low, factor=high - low)
     low_first = DataOptions(threshold=0.1 * high)
     assert load_dataset(name, tmp_path, options=low_first)["train"].scale.threshold == 0.1 * high
+    wider = DataOptions(maximum=2 * high)  # as of another column: the threshold is of another scale, too
+    assert load_dataset(name, tmp_path, options=wider)["train"].scale.threshold == high
 
 
 def test_koniq_has_votes_and_its_own_split(tmp_path):

@@ -25,6 +25,7 @@ import small
 from lively import blotches, direct_score
 from small import ROOT
 
+from eamb.inference import collection
 from eamb.inference.collection import (
     BadShardError,
     Picture,
@@ -216,6 +217,41 @@ def test_a_bucket_gives_the_same_as_a_folder(folder, tmp_path):
     assert gone.reasons == ["there is no such file"]
 
 
+def test_whatever_a_bucket_raises_costs_a_picture_or_a_shard(tmp_path, monkeypatch):
+    places = ["nowhere://bucket/a.jpg", "memory://bucket/gone.jpg"]
+    [shard] = find_source(str(write_parquet(tmp_path / "p.parquet", image=places))).shards
+    read = [*read_shard(shard)]
+    unknown, gone = decode_pictures(read, [View(32)], False).reasons
+    assert unknown.startswith("cannot be read (nowhere://bucket/a.jpg cannot be opened (Protocol not known")
+    assert gone == "there is no such file"
+
+    def fails(place):
+        raise RuntimeError("no answer\nof the store")
+
+    monkeypatch.setattr(collection, "opened", fails)
+    assert decode_pictures(read, [View(32)], False).reasons == ["cannot be read (no answer of the store)"] * 2
+    refused("cannot be read (no answer of the store)", pictures, shard, error=BadShardError)
+    monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "find", lambda *_: fails(""))
+    for call in (find_source, lambda place: Output(place, {})):
+        refused("memory://b cannot be listed (no answer of the store)", call, "memory://b", error=OSError)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch, capsys):
+    scan = os.scandir
+    for name in ("open/0.tar", "shut/1.tar"):
+        (tmp_path / name).parent.mkdir()
+        write_tar(tmp_path / name)
+
+    def scandir(place):
+        if str(place).endswith("shut"):
+            raise PermissionError(13, "Permission denied", place)
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert [shard.name for shard in find_source(str(tmp_path)).shards] == ["open/0.tar"]
+    assert capsys.readouterr().err == f"folder {tmp_path}/shut cannot be listed (Permission denied)\n"
+
+
 # ---- scores
 
 
@@ -286,14 +322,21 @@ def test_weights_that_do_not_work_are_named_and_nothing_is_written(folder, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_an_output_inside_its_source_is_refused(folder, capsys):
-    assert score_collection.main([f"{folder}/", f"{folder}/out"]) == 2
-    assert "lies in" in capsys.readouterr().err and not (folder / "out").exists()
+def test_an_output_inside_its_source_is_refused(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    for source, output in ((f"{folder}/", f"{folder}/out"), (".", "out"), (folder, "out"), (".", ".")):
+        assert score_collection.main([str(source), output]) == 2
+        assert "lies in" in capsys.readouterr().err and not (folder / "out").exists()
+    assert not collection.lies_in("../pictures out", ".")
+    assert collection.lies_in("s3://bucket/a/out", "s3://bucket/a/")
 
 
 def test_a_folder_with_other_things_is_no_output(tmp_path):
     (tmp_path / "thesis.doc").touch()
     refused("is not empty", Output, str(tmp_path), {}, error=FileExistsError)
+    for content in ("", "{", "[1]", "3"):
+        (tmp_path / "collection.json").write_text(content)
+        refused("collection.json is damaged or not of this program; choose", Output, str(tmp_path), {})
 
 
 # ---- filter
@@ -331,6 +374,16 @@ def test_a_filter_keeps_rows_for_which_it_is_true(text, kept, tmp_path):
     assert output.write_kept(["s"], parse_filter(text, SCHEMA), SCHEMA) == len(kept)
     table = pq.read_table(tmp_path / "out" / "kept.parquet")
     assert table.to_pylist() == [{"shard": "s", "path": letter} for letter in kept]
+
+
+def test_scores_that_are_damaged_since_are_named(tmp_path):
+    output = Output(str(tmp_path / "out"), {})
+    output.write_shard("s", b"PAR1")
+    text = refused(
+        "delete it and run again", output.write_kept, ["s"], parse_filter("score > 1", SCHEMA), SCHEMA
+    )
+    assert f"{tmp_path}/out/scores/s.parquet cannot be read" in text
+    assert not (tmp_path / "out" / "kept.parquet").exists()
 
 
 @pytest.mark.parametrize(
@@ -465,6 +518,15 @@ def test_a_killed_worker_costs_nothing(device, ray_started, tars, scoring, shard
 
 
 @pytest.mark.slow
+def test_the_process_that_counts_attempts_may_be_killed(ray_started):
+    attempts = ray_started.Attempts.remote(9)
+    for _ in range(3):
+        assert ray_started.ray.get(attempts.begin.remote("0.tar"))
+        for each in workers("Attempts"):
+            each.kill()
+
+
+@pytest.mark.slow
 def test_a_shard_that_kills_its_actors_is_given_up(ray_started, tars, scoring, monkeypatch):
     monkeypatch.setattr(ray_started, "TRIES", 1)
     scoring = scoring._replace(options=scoring.options | {"device": "cpu"})
@@ -492,6 +554,18 @@ def test_a_shard_that_kills_its_actors_is_given_up(ray_started, tars, scoring, m
 
 
 @pytest.mark.slow
+def test_an_actor_that_dies_while_it_loads_the_network_ends_the_run(ray_started, tars, scoring, monkeypatch):
+    class Dying(Scoring):
+        def scorer(self):
+            os._exit(1)
+
+    monkeypatch.setattr(ray_started, "TRIES", 2)
+    scoring = Dying(*scoring)._replace(options={"device": "cpu"})
+    with pytest.raises(ChildProcessError, match="died while it loaded the network, again and again"):
+        [*ray_started.score_shards(find_source(str(tars)).shards, scoring, 1)]
+
+
+@pytest.mark.slow
 def test_a_bad_shard_is_named_and_scored_once_it_is_whole(
     ray_started, tars, lively_weights, tmp_path, capsys
 ):
@@ -514,6 +588,45 @@ def test_a_bad_shard_is_named_and_scored_once_it_is_whole(
     remote = f"file://{tmp_path}/remote"
     assert call(f"file://{source}/*.tar", remote, lively_weights) == 0
     assert small.contents(tmp_path / "remote" / "scores") == after
+
+
+@pytest.mark.slow
+def test_a_cluster_is_joined_and_may_lose_a_machine(
+    ray_started, tars, lively_weights, shard_scorer, tmp_path
+):
+    from ray.cluster_utils import Cluster
+
+    output = tmp_path / "out"
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        machine = cluster.add_node(num_cpus=1)
+        words = [ROOT / "scripts" / "score_collection.py", tars, output, "--address", cluster.address]
+        words += ["--checkpoint", lively_weights, "--emotions", "--batch-size", 2]
+        process = subprocess.Popen([sys.executable, *map(str, words)])
+        while process.poll() is None and not [*output.glob("scores/*.parquet")]:
+            time.sleep(0.01)
+        there = len([*output.glob("scores/*.parquet")])
+        cluster.remove_node(machine, allow_graceful=False)
+        assert process.wait() == 0 and there < 12
+    finally:
+        cluster.shutdown()
+    for shard in find_source(str(tars)).shards:
+        expected = shard_scorer({"shard": pickle.dumps(shard)})["file"]
+        assert (output / "scores" / f"{shard.name}.parquet").read_bytes() == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [("127.0.0.1:9", "refused"), ("ray://127.0.0.1:9", "refused"), ("head", "HOST:PORT")],
+)
+def test_a_cluster_that_does_not_answer_is_one_sentence(address, reason, monkeypatch):
+    from eamb.inference import cluster
+
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    words = f"cannot join the Ray cluster at {address} .*{reason}"
+    with pytest.raises(ConnectionError, match=words), cluster.started(address):
+        pass
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import pickle
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -58,9 +59,11 @@ def started(address: str | None) -> Iterator[None]:
         options = {**options, "runtime_env": {**code, "env_vars": ENVIRONMENT}, "address": address}
         del options["include_dashboard"]
     try:
+        if address not in (None, "auto"):
+            check_answer(address)
         with without_stderr():
             ray.init(**options)
-    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         what = f"join the Ray cluster at {address}" if address else "start Ray"
         advice = "; if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" if address else ""
         reason = str(error).strip().splitlines()[0]
@@ -69,6 +72,14 @@ def started(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def check_answer(address: str) -> None:
+    """Raises OSError or ValueError if nobody answers there; Ray itself would try for minutes, silently."""
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    if not port.isdecimal():
+        raise ValueError("an address is HOST:PORT, or auto")
+    socket.create_connection((host, int(port)), timeout=10).close()
 
 
 @contextlib.contextmanager
@@ -97,24 +108,33 @@ def decode_on_cluster(pictures: Sequence[Picture], views: Sequence[View], exact:
         raise BadShardError(f"was given up near {printable(pictures[0].name)}: {DIED}") from error
 
 
-@ray.remote(num_cpus=0, max_restarts=-1)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Attempts:
-    """Counts how often each shard was begun; one that kills its actor would be tried for ever."""
+    """Counts how often each shard or actor was begun; one that kills its process would be tried for ever."""
 
     def __init__(self, most: int):
         self.most, self.counts = most, Counter()
 
-    def begin(self, shard: str) -> bool:
-        """Counts, and says whether the shard may be tried."""
-        self.counts[shard] += 1
-        return self.counts[shard] <= self.most
+    def begin(self, name: str) -> bool:
+        """Counts, and says whether it may be tried."""
+        self.counts[name] += 1
+        return self.counts[name] <= self.most
+
+    def forget(self, name: str) -> None:
+        self.counts.pop(name, None)
 
 
 class ShardActor(ShardScorer):
     """A `ShardScorer` that gives up a shard whose actors have died too often."""
 
     def __init__(self, scoring: Scoring, decode: Callable[..., Decoded] | None, attempts: ActorHandle):
+        own = ray.get_runtime_context().get_actor_id()  # the same after Ray has started it again
+        if not ray.get(attempts.begin.remote(own)):
+            raise MemoryError(
+                "it died while it loaded the network, again and again, perhaps for want of memory"
+            )
         super().__init__(scoring, decode)
+        attempts.forget.remote(own)
         self.attempts = attempts
 
     def rows(self, shard: Shard) -> list[dict]:
@@ -143,6 +163,7 @@ def score_shards(shards: Sequence[Shard], scoring: Scoring, cores: int | None = 
         actors, needs = gpus, {"num_cpus": 0, "num_gpus": 1}  # a CPU less could leave none for decoding
         threads = max(1, int(sum(cpus)) // gpus)
     else:
+        scoring = scoring._replace(options=scoring.options | {"device": "cpu"})
         threads = cores or int(min([8, *(count for count in cpus if count)]))
         actors, needs = sum(int(count // threads) for count in cpus), {"num_cpus": threads}
         if not actors:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -72,6 +73,12 @@ class BadShardError(ValueError):
 
 def is_url(place: str) -> bool:
     return "://" in place
+
+
+def lies_in(place: str, folder: str) -> bool:
+    """Whether a path or URL is that of a folder or of something below it."""
+    place, folder = (each if is_url(each) else os.path.abspath(each) for each in (place, folder))
+    return f"{place}/".startswith(f"{folder.rstrip('/')}/")
 
 
 def find_source(
@@ -139,7 +146,7 @@ def list_local(place: str) -> tuple[str, list[str]]:
     """The folder that names of shards are relative to, and the files, sorted."""
     if os.path.isdir(place):
         files = []
-        for parent, folders, names in os.walk(place):
+        for parent, folders, names in os.walk(place, onerror=say_unreadable):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             files += [os.path.join(parent, name) for name in sorted(names) if not name.startswith(".")]
         return place, files
@@ -150,25 +157,37 @@ def list_local(place: str) -> tuple[str, list[str]]:
     return os.path.dirname(place), [place]
 
 
+def say_unreadable(error: OSError) -> None:
+    """Says on standard error that a folder is left out."""
+    print(f"folder {printable(error.filename)} cannot be listed ({error.strerror})", file=sys.stderr)
+
+
 def list_remote(place: str) -> tuple[str, list[str]]:
     """As `list_local`, of a URL."""
     system, path = find_system(place)
-    try:
+    with listing(place):
         if is_glob(path):
             root, paths = fixed_part(path), system.glob(path)
         elif system.isfile(path):
             root, paths = path.rpartition("/")[0], [path]
         else:
             root, paths = path.rstrip("/"), system.find(path)
-    except (OSError, ValueError) as error:
-        raise OSError(f"collection: {place} cannot be listed ({error})") from error
     hidden = {file for file in paths if "/." in file[len(root) :]}
     files = [system.unstrip_protocol(file) for file in sorted(paths) if file not in hidden]
     return system.unstrip_protocol(root), files
 
 
+@contextmanager
+def listing(place: str) -> Iterator[None]:
+    """Makes one sentence of what a bucket's library raises, which may be nearly anything."""
+    try:
+        yield
+    except Exception as error:
+        raise OSError(f"collection: {printable(place)} cannot be listed ({reason_of(error)})") from error
+
+
 def fixed_part(pattern: str) -> str:
-    """The folder before the first * or ?."""
+    """The folder before the first *, ? or [."""
     parts = pattern.split("/")
     return "/".join(parts[: next(place for place, part in enumerate(parts) if is_glob(part))])
 
@@ -209,11 +228,18 @@ def read_shard(shard: Shard) -> Iterator[Picture]:
     try:
         with opened(shard.place) as file:
             yield from read(file, shard)
+    except BadShardError:
+        raise
     except (tarfile.TarError, EOFError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BadShardError(f"is cut off or damaged ({reason}); copy it again") from error
-    except OSError as error:
-        raise BadShardError(f"cannot be read ({error.strerror or error})") from error
+        raise BadShardError(f"is cut off or damaged ({reason_of(error)}); copy it again") from error
+    except Exception as error:  # damaged files, and libraries of buckets, raise nearly anything
+        raise BadShardError(f"cannot be read ({reason_of(error)})") from error
+
+
+def reason_of(error: Exception) -> str:
+    """An error's own words on one line, for a message of ours."""
+    words = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(words).split()).removeprefix("collection: ")[:200]
 
 
 class CheckedHeader(tarfile.TarInfo):
@@ -299,9 +325,10 @@ def decode_pictures(pictures: Sequence[Picture], views: Sequence[View], exact: b
             images.append(image)
         except DecodeError as error:
             reason = error.reason
-        except OSError as error:
-            missing = isinstance(error, FileNotFoundError)
-            reason = "there is no such file" if missing else error.strerror or str(error)
+        except FileNotFoundError:
+            reason = "there is no such file"
+        except Exception as error:  # as in `read_shard`; one picture never ends the run
+            reason = f"cannot be read ({reason_of(error)})"
         reasons.append(reason)
         notes.append(note)
     first, *others = [stack(view) for view in zip(*images, strict=True)] or [None]

@@ -31,8 +31,10 @@ from eamb.inference.collection import (
     decode_pictures,
     find_system,
     is_url,
+    listing,
     opened,
     read_shard,
+    reason_of,
 )
 from eamb.inference.rows import NOTE, as_row, column_names
 from eamb.inference.scorer import Decoded, Scored, Scorer, in_threads
@@ -70,7 +72,7 @@ class Scoring(NamedTuple):
                 Path(folder, name).parent.mkdir(exist_ok=True)
                 Path(folder, name).write_bytes(content)
             networks = dict.fromkeys(Path(folder, name.partition("/")[0]) for name in self.files)
-            return Scorer([*networks], **self.options)
+            return Scorer([*networks], workers=self.threads, **self.options)
 
 
 def read_weights(networks: Sequence[Path]) -> dict[str, bytes]:
@@ -161,8 +163,7 @@ class Output:
         self.place = place.rstrip("/")
         existing = self.names("")
         if DESCRIPTION in existing:
-            with opened(f"{self.place}/{DESCRIPTION}") as file:
-                before = json.load(file)
+            before = self.described()
             for name in dict.fromkeys([*description, *before]):
                 ours, theirs = description.get(name), before.get(name)
                 if ours != theirs:
@@ -177,6 +178,16 @@ class Output:
         else:
             self.write(DESCRIPTION, json.dumps(description, indent=1))
 
+    def described(self) -> dict:
+        try:
+            with opened(f"{self.place}/{DESCRIPTION}") as file:
+                return dict(json.load(file))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"collection: {printable(self.place)}/{DESCRIPTION} is damaged or not of this program; "
+                "choose another output"
+            ) from error
+
     def names(self, folder: str) -> set[str]:
         """The files below a folder of it, relative to that."""
         place = f"{self.place}/{folder}".rstrip("/")
@@ -185,7 +196,9 @@ class Output:
             return {str(path.relative_to(place)) for path in files if not path.name.startswith(".")}
         system, path = find_system(place)
         root = path.rstrip("/") + "/"
-        return {file[len(root) :] for file in system.find(path) if "/." not in file[len(root) - 1 :]}
+        with listing(place):
+            files = system.find(path)
+        return {file[len(root) :] for file in files if "/." not in file[len(root) - 1 :]}
 
     @contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
@@ -216,6 +229,16 @@ class Output:
         with self.writing(f"{SCORES}/{file_of(name)}") as file:
             file.write(content)
 
+    def read_scores(self, name: str, schema: pa.Schema) -> pa.Table:
+        place = f"{self.place}/{SCORES}/{file_of(name)}"
+        try:
+            with opened(place) as file:
+                return pq.read_table(file, schema=schema)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(
+                f"collection: {printable(place)} cannot be read ({reason_of(error)}); delete it and run again"
+            ) from error
+
     def write_report(self, report: dict) -> None:
         self.write(REPORT, json.dumps(report, indent=1))
 
@@ -226,8 +249,7 @@ class Output:
         count = 0
         with self.writing(KEPT) as file, pq.ParquetWriter(file, ids, compression="zstd") as writer:
             for name in shards:
-                with opened(f"{self.place}/{SCORES}/{file_of(name)}") as scores:
-                    kept = pq.read_table(scores, schema=schema).filter(matching).select(ids.names)
+                kept = self.read_scores(name, schema).filter(matching).select(ids.names)
                 count += len(kept)
                 if len(kept):
                     writer.write_table(kept)

@@ -28,6 +28,8 @@ def parse_named(
             key: value for key, value in described.items() if key not in ("score_column", "count_columns")
         }
     given = {key: value for key, value in asdict(options).items() if value != USUAL[key]}
+    if given.keys() & {"minimum", "maximum"}:  # of another scale
+        described.pop("threshold", None)
     table = parse_csv(root, splits, replace(options, **described | given), read)
     table.name = description.stem
     table.rating = replace(table.rating, threshold=described.get("threshold", table.rating.threshold))

@@ -136,14 +136,14 @@ def weights_of(network: Network) -> Weights:
     """The weights of a network that `Weights.build` or `from_pretrained` gave, as they are now.
 
     Raises:
-        ValueError: the network does not say what its output means.
+        ValueError: the network does not say what its output means, or its description is damaged.
     """
-    description = getattr(network, "description", None)
+    this, description = f"this {type(network).__name__}", getattr(network, "description", None)
     if not description:
-        raise ValueError(f"checkpoint: this {type(network).__name__} {UNDESCRIBED}")
-    description = description | {"architecture": architecture(network)}
+        raise ValueError(f"checkpoint: {this} {UNDESCRIBED}")
+    description = read_description(json.dumps(description | {"architecture": architecture(network)}), this)
     ids = {name: value.numpy() for name, value in network.ids.items()}
-    return Weights(network.state_dict(), description, **ids, path=f"this {type(network).__name__}")
+    return Weights(network.state_dict(), description, **ids, path=this)
 
 
 def weights_hash(tensors: Tensors) -> str:
