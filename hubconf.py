@@ -16,7 +16,7 @@ dependencies = ["huggingface_hub", "numpy", "PIL", "safetensors", "timm", "torch
 
 
 def eambnet_lite_para():
-    """EAMB-Net Lite: ratings (mean and spread) and emotions of a photograph (checkpoints/eambnet_lite_para.md)."""
+    """EAMB-Net Lite: ratings, mean and spread, and emotions (checkpoints/eambnet_lite_para.md)."""
     return _shipped("eambnet_lite_para")
 
 

@@ -45,7 +45,10 @@ def check_same_run(
     `files` are "weights" and "emotion_checkpoint", as on the command line, and "distill", as in data.distill;
     empty if not given again.
     """
-    differences = changed_settings(state["config"], config.as_dict())
+    before = state["config"]
+    if config.optimizer.schedule == "constant":  # then the number of epochs changes none of them
+        before = before | {"train": before["train"] | {"epochs": config.train.epochs}}
+    differences = changed_settings(before, config.as_dict())
     if config.train.epochs < state["epoch"] and not differences:
         done, asked = state["epoch"], config.train.epochs
         differences.append(f"it has trained {done} epochs, and train.epochs is {asked}")
@@ -95,6 +98,5 @@ def changed_settings(before: dict, now: dict) -> list[str]:
         pairs = [pair for pair in pairs if (pair[0], pair[2]) != ("train.precision", "auto")]
         # Using kept emotion maps or not may not change: in bf16 results differ.
         pairs = [pair for pair in pairs if pair[0] not in MOVABLE or not (pair[1] and pair[2])]
-        free = (*FREE, "train.epochs") if now["optimizer"]["schedule"] == "constant" else FREE
-        differences += [f"{key} was {a} and is {b}" for key, a, b in pairs if a != b and key not in free]
+        differences += [f"{key} was {a} and is {b}" for key, a, b in pairs if a != b and key not in FREE]
     return differences
