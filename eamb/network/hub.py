@@ -151,8 +151,11 @@ def find_folder(source: str | Path, **options) -> Path:
     return config.parent
 
 
-def read_folder(folder: Path | str) -> Stored:
+def read_folder(folder: Path | str, raw: bytes | None = None) -> Stored:
     """What a folder holds; executes nothing, and builds nothing.
+
+    Args:
+        raw: the content of its model.safetensors, if that was read already.
 
     Raises:
         FileNotFoundError: one of the two files is missing.
@@ -178,7 +181,8 @@ def read_folder(folder: Path | str) -> Stored:
         raise ValueError(
             f"checkpoint: {folder / CONFIG} is damaged, or not of a network of this program: {words}"
         ) from error
-    tensors, _ = read_safetensors(folder / WEIGHTS)
+    path = folder / WEIGHTS
+    tensors, _ = parse_safetensors(path.read_bytes() if raw is None else raw, path)
     ids = {name: tensors.pop(name) for name in (IDS, EMOTION_IDS) if name in tensors}
     return Stored(network, config, description, tensors, ids)
 
@@ -204,11 +208,10 @@ def normalisation(backbone: str) -> dict[str, list[float]]:
     return {"mean": list(mean), "std": list(std)}
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A safetensors file's tensors and metadata; raises ValueError if it is damaged or none."""
+def parse_safetensors(raw: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file's content; raises ValueError if it is damaged or none."""
     from safetensors.torch import load
 
-    raw = path.read_bytes()
     try:
         header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
         return load(raw), header.get("__metadata__", {})

@@ -167,17 +167,19 @@ def read_file(path: Path | str) -> tuple[dict, bytes]:
     """
     path = Path(path)
     if path.is_dir():
-        return read_hub_folder(path), (path / hub.WEIGHTS).read_bytes()
+        file = path / hub.WEIGHTS
+        raw = file.read_bytes() if file.is_file() else b""
+        return read_hub_folder(path, raw), raw
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint: no file {path}")
     raw = path.read_bytes()
     if path.suffix == ".safetensors":
-        content, metadata = hub.read_safetensors(path)
+        content, metadata = hub.parse_safetensors(raw, path)
         if "eambnet" in metadata:
             ids = {name: content.pop(name, None) for name in (IDS, EMOTION_IDS)}
             return {"weights": content, "description": metadata["eambnet"], **ids}, raw
         if path.name == hub.WEIGHTS and path.with_name(hub.CONFIG).is_file():
-            return read_hub_folder(path.parent), raw
+            return read_hub_folder(path.parent, raw), raw
         return content, raw
     try:
         if raw.startswith(b"PK"):  # torch does not check the CRC-32 of each part
@@ -198,9 +200,9 @@ def read_file(path: Path | str) -> tuple[dict, bytes]:
     return content, raw
 
 
-def read_hub_folder(folder: Path) -> dict:
+def read_hub_folder(folder: Path, raw: bytes) -> dict:
     """The entries of a file of ours from a folder of `eamb.network.hub`, whose files must fit each other."""
-    stored = hub.read_folder(folder)
+    stored = hub.read_folder(folder, raw)
     if not stored.description:
         raise ValueError(f"checkpoint: {folder} {UNDESCRIBED}")
     text = json.dumps(stored.description | {"architecture": stored.arguments})
