@@ -13,6 +13,7 @@ scripts/model_card.py, unless there is one already.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -72,9 +73,14 @@ def write_hub_folder(folder: Path, weights: Weights, given: Path | None) -> None
         card = with_head(card_head(weights.description), card)
     if given or not (folder / hub.CARD).exists():
         with written_whole(folder / hub.CARD) as temporary:
-            text = card or begun_card(network, weights.travelling)
+            text = without_files(card) or begun_card(network, weights.travelling)
             temporary.write_text(text, encoding="utf-8", newline="\n")
     print(f"{folder}: {hub.CONFIG}, {hub.WEIGHTS}, {hub.CARD}")
+
+
+def without_files(card: str) -> str:
+    """The card with the words alone of links to files, which do not travel with it."""
+    return re.sub(r"\[([^\]]*)\]\((?![a-z]+:|#)[^)]*\)", r"\1", card)
 
 
 def halved(tensors: Tensors, path: Path) -> Tensors:

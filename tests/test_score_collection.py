@@ -213,6 +213,7 @@ def test_a_bucket_gives_the_same_as_a_folder(folder, tmp_path):
     for place in ("memory://bucket/tars/*.tar", "memory://bucket/tars/", "memory://bucket/tars/0.tar"):
         [shard] = find_source(place).shards
         assert (shard.name, pictures(shard)) == ("0.tar", [*CONTENTS.items()])
+    assert find_source("memory://bucket/tars/") == find_source("memory://bucket/tars")
     gone = decode_pictures([Picture("gone.jpg", "memory://bucket/gone.jpg")], [View(32)], False)
     assert gone.reasons == ["there is no such file"]
 

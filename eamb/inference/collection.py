@@ -28,8 +28,8 @@ import pyarrow.parquet as pq
 
 from eamb.files import printable
 from eamb.inference.photographs import expand_glob, find_pictures, is_glob
-from eamb.inference.scorer import Decoded, read_picture
-from eamb.readers.decoding import DecodeError, View, stack
+from eamb.inference.scorer import Decoded, decode_batch, read_picture
+from eamb.readers.decoding import DecodeError, View
 from eamb.readers.endings import PICTURE_ENDINGS, extra_shots
 
 ENDINGS = {"tar": (".tar", ".tar.gz", ".tgz"), "parquet": (".parquet",), "pictures": PICTURE_ENDINGS}
@@ -101,6 +101,7 @@ def find_source(
     """
     if shard_size < 1:
         raise ValueError(f"collection: --shard-size is at least 1, got {shard_size}")
+    place = place.rstrip("/") if is_url(place.rstrip("/")) else place  # one source with and without
     if not is_url(place):
         place = os.path.abspath(place)
     root, files = list_remote(place) if is_url(place) else list_local(place)
@@ -316,23 +317,19 @@ def short_type(kind: pa.DataType) -> str:
 
 def decode_pictures(pictures: Sequence[Picture], views: Sequence[View], exact: bool) -> Decoded:
     """A batch of pictures, decoded for each of the views as `predict` does (`decoding.decode_views`)."""
-    images, reasons, notes = [], [], []
-    for picture in pictures:
-        reason = note = None
+
+    def read(picture: Picture):
         try:
             with on_this_machine(picture) as path:
-                image, note = read_picture(path, list(views), exact)
-            images.append(image)
-        except DecodeError as error:
-            reason = error.reason
-        except FileNotFoundError:
-            reason = "there is no such file"
+                return read_picture(path, list(views), exact)
+        except DecodeError:
+            raise
+        except FileNotFoundError as error:
+            raise DecodeError("there is no such file") from error
         except Exception as error:  # as in `read_shard`; one picture never ends the run
-            reason = f"cannot be read ({reason_of(error)})"
-        reasons.append(reason)
-        notes.append(note)
-    first, *others = [stack(view) for view in zip(*images, strict=True)] or [None]
-    return Decoded([picture.name for picture in pictures], reasons, first, notes, tuple(others))
+            raise DecodeError(f"cannot be read ({reason_of(error)})") from error
+
+    return decode_batch([picture.name for picture in pictures], pictures, read)
 
 
 @contextmanager

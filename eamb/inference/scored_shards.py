@@ -135,9 +135,13 @@ class ShardScorer:
             return decode(batch, scorer.network.views, scorer.exact)
 
         if self.decode:
-            results = (scorer._score(batch, size) for batch in in_threads(decoded, batches, self.threads))
+            results = (
+                scorer.score_decoded(batch, size) for batch in in_threads(decoded, batches, self.threads)
+            )
         else:
-            results = in_threads(lambda batch: scorer._score(decoded(batch), size), batches, self.threads)
+            results = in_threads(
+                lambda batch: scorer.score_decoded(decoded(batch), size), batches, self.threads
+            )
         for batch in results:
             yield from batch
 

@@ -173,7 +173,8 @@ class Scorer:
         """
         views, note = read_picture(picture, self.network.views, self.exact)
         image, *others = (view[None] for view in views)  # (1, 3, H, W) each
-        return self._score(Decoded([path_of(picture)], [None], image, [note], tuple(others)), batch_size=1)[0]
+        batch = Decoded([path_of(picture)], [None], image, [note], tuple(others))
+        return self.score_decoded(batch, batch_size=1)[0]
 
     def score_many(self, pictures: Iterable[Picture], batch_size: int | None = None) -> Iterator[Scored]:
         """Scores pictures as `score` takes them, in batches of this size or the Scorer's; yields one result
@@ -224,15 +225,18 @@ class Scorer:
         on_decoded: Callable | None = None,
     ) -> Iterator[list[Scored]]:
         def decode(batch: list[Picture]) -> Decoded:
-            return decode_batch(batch, self.network.views, self.exact, on_decoded)
+            def read(picture: Picture) -> tuple[list[Tensor], str | None]:
+                return read_picture(picture, self.network.views, self.exact, on_decoded)
+
+            return decode_batch([*map(path_of, batch)], batch, read)
 
         if self.on_cpu:
-            return in_threads(lambda batch: self._score(decode(batch), batch_size), batches, threads)
+            return in_threads(lambda batch: self.score_decoded(decode(batch), batch_size), batches, threads)
         decoded = in_threads(decode, batches, threads)
-        return (self._score(batch, batch_size) for batch in decoded)  # by one thread alone
+        return (self.score_decoded(batch, batch_size) for batch in decoded)  # by one thread alone
 
-    def _score(self, batch: Decoded, batch_size: int) -> list[Scored]:
-        """Results of a batch, of whose files n could be decoded."""
+    def score_decoded(self, batch: Decoded, batch_size: int) -> list[Scored]:
+        """One result for each picture of a batch of at most `batch_size`, of which n could be decoded."""
         results = [
             Scored(path, error=reason) for path, reason in zip(batch.paths, batch.reasons, strict=True)
         ]
@@ -280,21 +284,20 @@ class Decoded(NamedTuple):
     others: tuple[Tensor, ...] = ()
 
 
-def decode_batch(
-    batch: list[Picture], views: list[View], exact: bool, on_decoded: Callable | None
-) -> Decoded:
+def decode_batch(names: list[str], pictures: Sequence, read: Callable) -> Decoded:
+    """Pictures with their names, each read as by `read_picture`; a DecodeError costs one of them."""
     images, reasons, notes = [], [], []
-    for picture in batch:
+    for picture in pictures:
+        reason = note = None
         try:
-            image, note = read_picture(picture, views, exact, on_decoded)
+            image, note = read(picture)
             images.append(image)
-            reasons.append(None)
-            notes.append(note)
         except DecodeError as error:
-            reasons.append(error.reason)
-            notes.append(None)
+            reason = error.reason
+        reasons.append(reason)
+        notes.append(note)
     first, *others = [stack(view) for view in zip(*images, strict=True)] or [None]
-    return Decoded([path_of(picture) for picture in batch], reasons, first, notes, tuple(others))
+    return Decoded(names, reasons, first, notes, tuple(others))
 
 
 def read_picture(
