@@ -102,7 +102,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
 def add_predict(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     engines = "openvino runs what scripts/export.py wrote"
-    exact = "decode large JPEGs whole, as evaluate does; several times slower"
+    exact = "decode large JPEGs whole, as evaluate does; slower"
     shard = (
         "score part I, from 1, of N equal parts of the pictures; torchrun sets it by itself, and each "
         "process writes a file of its own: scores.IofN.csv"

@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--checkpoint", metavar="FILE", action="append", help=f"{shipped.HELP}; default: {shipped.DEFAULT}")
     add("--emotions", action="store_true", help="one column per emotion")
     add("--flip", action="store_true", help=shipped.FLIP_HELP)
-    add("--exact", action="store_true", help="decode large JPEGs whole; several times slower")
+    add("--exact", action="store_true", help="decode large JPEGs whole; slower")
     add("--precision", choices=("fp32", "bf16", "fp16", "int8", "auto"), help="as in predict")
     add("--batch-size", metavar="N", type=int, default=16, help="default: 16")
     add("--cores", metavar="N", type=int, help="of each actor without a GPU; default: a node's, at most 8")
