@@ -192,8 +192,7 @@ class Run:
         self.average = engine.Average(self.network, config.train.average) if config.train.average else None
         self.kept = self.average.network if self.average else self.network  # what is validated and kept
         self.optimizer = make_optimizer(config, self.network)
-        pyramids = checkpoint.pyramids(self.network).values()
-        self.backbones = [part for part in pyramids if any(p.requires_grad for p in part.parameters())]
+        self.backbones = checkpoint.learning_pyramids(self.network)
         self.learning = [p for part in self.backbones for p in part.parameters() if p.requires_grad]
         self.set_frozen(config.train.freeze_backbone > 0)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
