@@ -20,6 +20,7 @@ from eamb.evaluation.report import versions
 from eamb.network import backbones
 from eamb.network.backbones import recompute_blocks
 from eamb.network.names import PAIR_NETWORKS
+from eamb.network.vit import ADDED
 from eamb.readers.decoding import View
 from eamb.readers.rated import SPLITS, LeftOut, RatedSet
 from eamb.runtime import distributed, engine
@@ -193,7 +194,8 @@ class Run:
         self.kept = self.average.network if self.average else self.network  # what is validated and kept
         self.optimizer = make_optimizer(config, self.network)
         self.backbones = checkpoint.learning_pyramids(self.network)
-        self.learning = [p for part in self.backbones for p in part.parameters() if p.requires_grad]
+        named = [each for part in self.backbones for each in part.named_parameters()]
+        self.pretrained = [p for name, p in named if p.requires_grad and not name.startswith(ADDED)]
         self.set_frozen(config.train.freeze_backbone > 0)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
         mean, std = backbones.normalisation(config.model.backbone)
@@ -205,9 +207,9 @@ class Run:
         self.emotion_maps: emotion_maps.EmotionMaps | None = None
 
     def set_frozen(self, frozen: bool) -> None:
-        """Freezes the backbones' weights that learn, or lets them learn."""
+        """Freezes the backbones' pretrained weights, or lets them learn."""
         self.frozen = frozen
-        for parameter in self.learning:
+        for parameter in self.pretrained:
             parameter.requires_grad_(not frozen)
         # Made anew each time: several processes wait for the gradients that were required when it was made.
         self.model = distributed.wrap(self.network, self.device, self.config.train.gradient_precision)
