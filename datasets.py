@@ -156,6 +156,7 @@ def _scale(table: Table, split: str, options: DataOptions) -> Scale:
     lacks_votes = target == "distribution" and _shares(table.votes) is None
     if lacks_votes or (target == "score" and not rating.scored):
         what, other = ("vote counts", "score") if rating.scored else ("scores or vote counts", "label")
+        other += " loss.emd_weight=1 loss.mean_weight=0" * lacks_votes  # as other targets need
         raise ValueError(
             f"datasets: data.target={target} needs {what} and the {split} split of {table.name} "
             f"({table.protocol[split]}) has none; use data.target={other}."

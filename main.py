@@ -216,8 +216,10 @@ def run_evaluate(options: argparse.Namespace) -> int:
         evaluate_predictions(options.predictions, choose_task(config), *target)
     else:
         several = [load_weights(file) for file in shipped.checkpoint_files(options.checkpoint)]
-        config, *_ = [as_trained(config, weights, given) for weights in several]  # all must allow `given`
-        evaluate_checkpoints(several, choose_task(config), *target, options.flip)
+        configs = [as_trained(config, weights, given) for weights in several]  # all must allow `given`
+        # The config's data.icc is for older weights, which do not say it: what was given, or false.
+        data = replace(configs[0].data, icc=all(each.data.icc for each in configs))
+        evaluate_checkpoints(several, choose_task(replace(configs[0], data=data)), *target, options.flip)
     return 0
 
 

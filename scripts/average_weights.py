@@ -5,8 +5,9 @@
         --output averaged.safetensors --data-root PARA
 
 BatchNorm's statistics are not averaged but measured anew on training pictures, as the mean over batches
-(torch.optim.swa_utils.update_bn does the same); those of a frozen emotion branch stay. Of a single file only
-the statistics change. A network without BatchNorm needs no pictures.
+(torch.optim.swa_utils.update_bn does the same). Those that the training kept stay: of a frozen emotion
+branch, and of backbones that were frozen in all epochs or had train.fixed_batchnorm=true. Of a single file
+only the statistics change. A network without BatchNorm to measure needs no pictures.
 
 The output is read like any checkpoint. Its description names the files (origin.averaged), and it has the
 hashes of all their training pictures. (Wortsman et al., "Model soups", ICML 2022)
@@ -83,11 +84,11 @@ def average(options: argparse.Namespace) -> int:
     read = [(path, checkpoint.load_weights(path)) for path in paths]
     inputs = [Input(path, file_hash(path), weights) for path, weights in read]
     check_alike(inputs)
-    weights, words = merged(inputs), "no BatchNorm"
+    weights, words = merged(inputs), "no BatchNorm to measure"
     if options.half:  # before the statistics are measured
         weights = replace(weights, tensors=halved(weights.tensors, output))
     network = weights.build()
-    if layers := changing_layers(network):
+    if layers := changing_layers(network, inputs[0].weights.description):
         config = read_config(weights, settings, options.data_root or [], options.pictures)
         pictures = measure_on_set(network, layers, config, weights.training_ids)
         tensors = network.state_dict()
@@ -125,12 +126,14 @@ def check_alike(inputs: list[Input]) -> None:
 
 def facts(weights: Weights) -> dict:
     """What the networks must share, by name. Dropout may differ: it does nothing after the training."""
-    arguments = weights.build().arguments
+    network, description = weights.build(), weights.description
+    arguments = network.arguments
     arguments = arguments | {"depth": blocks_taken(arguments["backbone"], arguments["depth"])}
     for name in ("dropout", "drop_path"):
         arguments.pop(name, None)
     arguments = {f"model.{name}": value for name, value in arguments.items()}
-    return {name: weights.description.get(name, default) for name, default in ALIKE.items()} | arguments
+    arguments["layers with kept BatchNorm statistics"] = len(kept_layers(network, description))
+    return {name: description.get(name, default) for name, default in ALIKE.items()} | arguments
 
 
 def start_of(weights: Weights) -> str:
@@ -197,12 +200,21 @@ def differing(values: dict, common: dict) -> dict:
 # ---- BatchNorm
 
 
-def changing_layers(network: nn.Module) -> list[_BatchNorm]:
-    """The BatchNorm layers whose statistics change in training; those of a frozen branch do not."""
+def changing_layers(network: nn.Module, description: dict) -> list[_BatchNorm]:
+    """The BatchNorm layers whose statistics changed in the training; those of a frozen branch do not."""
     network.train()
     layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm) and layer.training]
     network.eval()
-    return layers
+    kept = kept_layers(network, description)
+    return [layer for layer in layers if layer not in kept]
+
+
+def kept_layers(network: nn.Module, description: dict) -> set[_BatchNorm]:
+    """The BatchNorm layers of backbones that learn, if the training kept the statistics of these."""
+    train = description.get("config", {}).get("train", {})
+    frozen = train.get("freeze_backbone", 0) >= train.get("epochs", 1)
+    parts = checkpoint.learning_pyramids(network) if frozen or train.get("fixed_batchnorm") else ()
+    return {layer for part in parts for layer in part.modules() if isinstance(layer, _BatchNorm)}
 
 
 def measure_on_set(network: nn.Module, layers: list[_BatchNorm], config: Config, ids: np.ndarray) -> int:

@@ -149,8 +149,8 @@ class Run:
     """A folder of results/.
 
     facts: metrics.json. config: None for another program's predictions. sha256: of the predictions.
-    budget: pictures in an epoch x epochs, of several networks x their number, each counted as the one whose
-        settings lie in the folder; "" for another program's.
+    budget: pictures in an epoch x epochs, of several networks x their number; "" if these had different
+        ones, and for another program's.
     """
 
     folder: Path
@@ -180,11 +180,20 @@ def read_run(folder: Path) -> Run:
             f"make_tables: {folder}: metrics.json and the head of metrics.jsonl have no '{missing[0]}'; "
             "evaluate the run again and keep it"
         )
-    budget = f"{facts['train_pictures']:,} x {config.train.epochs}" if config else ""
-    several = facts.get("checkpoints") or facts.get("origin", {}).get("averaged", ())
-    if config and len(several) > 1:
-        budget += f" x {len(several)}"
+    budget, several = "", facts.get("checkpoints") or facts.get("origin", {}).get("averaged", ())
+    if config and len({learned_from(network) for network in several}) <= 1:
+        budget = f"{facts['train_pictures']:,} x {config.train.epochs}"
+        budget += f" x {len(several)}" if len(several) > 1 else ""
     return Run(folder, facts, config, file_hash(folder / "predictions.csv.gz"), budget)
+
+
+def learned_from(network: dict) -> tuple:
+    """The pictures, epochs and first weights of one of several networks, as metrics.json has them."""
+    settings = network.get("training") or network.get("config", {})  # of averaged weights: what differs
+    data, names = settings.get("data", {}), ("dataset", "validation", "folds", "limit", "only_with_votes")
+    pictures = tuple(data.get(name) or 0 for name in names)  # older weights lack some of them
+    epochs, start = settings.get("train", {}).get("epochs"), network.get("origin", {}).get("weights_sha256")
+    return pictures, epochs, start
 
 
 # ---- Measuring: needs the ratings
@@ -400,7 +409,7 @@ def our_table(table: Table, runs: dict[str, Run], measured: dict) -> str:
     head += [f"without the {twins} twins: SRCC, PLCC, accuracies"] if twins else []
     lines = [[*head, "folder in `results/`"]]
     for row, names in table.rows.items():
-        cells, rest = [row, runs[names[0]].budget], measured["without_twins"]["rows"][row]
+        cells, rest = [row, runs[names[0]].budget or "-"], measured["without_twins"]["rows"][row]
         for key, (_, mark) in TRAINED_ON.items():
             count = largest_count(runs, names, key)
             cells[0] += f", **{mark} ({count:,})**" if count else ""

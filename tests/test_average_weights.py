@@ -172,6 +172,18 @@ def test_one_file_keeps_its_parameters_and_gets_new_statistics(untrained_run, sc
     assert all(name.endswith(STATISTICS) and not name.startswith("emotion.") for name in changed)
 
 
+@pytest.mark.parametrize("kept", ["train.fixed_batchnorm=true", "train.freeze_backbone=1"])
+def test_statistics_that_the_training_kept_stay(kept, scored_set, tmp_path):
+    words, output = ["--task", "emotion", UNTRAINED, kept, *QUICK], tmp_path / "one.safetensors"
+    assert train("csv", scored_set, tmp_path / "run", *words) == 0
+    best = tmp_path / "run" / "best.pt"
+    assert average(best, "--output", output, "--data-root", scored_set) == 0
+    before, after = tensors(best), tensors(output)
+    norms = [name for name in before if name.endswith(STATISTICS)]
+    still = {name for name in norms if torch.equal(before[name], after[name])}
+    assert still == {name for name in norms if name.startswith("emotion.pyramid.")} != set(norms)
+
+
 def test_only_pictures_that_were_trained_on_are_measured(soup_runs, scored_set, tmp_path, capsys):
     words = ["--output", tmp_path / "a.safetensors", "--data-root", scored_set, "train.batch_size=2"]
     assert average(*soup_runs, *words, "--pictures", 6) == 0
@@ -293,6 +305,7 @@ OTHER = {"kind": "score", "minimum": 0, "maximum": 10, "threshold": 5, "inclusiv
         ({"scale": OTHER | {"offset": 0, "factor": 10}}, "has scale {'kind': 'score', 'minimum': 0"),
         ({"image_size": 96}, "has image_size 96 and "),
         ({"dataset": "para"}, "has dataset para and "),
+        ({"config": {"train": {"fixed_batchnorm": True}}}, "has layers with kept BatchNorm statistics "),
         ({"origin": {"weights_sha256": "0"}}, "started from weights_sha256 0 and "),
         ({"origin": {"emotion_checkpoint_sha256": "0"}}, "emotion_checkpoint_sha256 0 and "),
         ({"origin": {"new_layer_seed": 1}}, "new_layer_seed 1 and "),

@@ -372,6 +372,34 @@ def test_weights_from_before_profiles_were_converted_ignore_them_unless_told_oth
     assert both.members[0, :, 0] == pytest.approx(means, abs=1e-6) and means[0] > means[1] + 0.05
 
 
+def test_older_weights_ignore_profiles_unless_told_otherwise_whichever_come_first(
+    score_run, scored_set, tmp_path
+):
+    root, weights = (
+        shutil.copytree(scored_set, tmp_path / "set"),
+        checkpoint.load_weights(score_run / "best.pt"),
+    )
+    for path in (root / "images").iterdir():
+        with Image.open(path) as image:
+            image.save(path, icc_profile=rgb_profile(SPACES["prophoto"]))
+    rest = {key: value for key, value in weights.description.items() if key != "icc"}
+    for name, icc in {"new": {"icc": True}, "ignoring": {"icc": False}, "old": {}}.items():
+        checkpoint.export_weights(tmp_path / f"{name}.safetensors", replace(weights, description=rest | icc))
+
+    def predicted(names, *words):
+        first, *others = (tmp_path / f"{name}.safetensors" for name in names.split())
+        more = [word for other in others for word in ("--checkpoint", other)]
+        assert evaluate(first, "csv", root, tmp_path / "out", *more, *words) == 0
+        return column(tmp_path / "out" / "predictions.csv", "prediction")
+
+    new, ignoring = predicted("new"), predicted("ignoring")
+    assert abs(new - ignoring).max() > 1e-4
+    for words, expected in (([], (new + ignoring) / 2), (["data.icc=true"], new)):
+        found = predicted("new old", *words)
+        assert found == pytest.approx(expected, abs=2e-6)
+        assert np.array_equal(found, predicted("old new", *words))
+
+
 @pytest.mark.parametrize("source", ["--checkpoint best.pt", "--predictions test/predictions.csv"])
 def test_an_existing_report_is_kept_unless_force_is_given(source, score_run, scored_set, tmp_path, capsys):
     option, file = source.split()

@@ -210,6 +210,26 @@ def test_the_budget_of_several_networks_counts_each(made):
         assert row in text
 
 
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"checkpoints": [{"training": {"train": {"epochs": epochs}}} for epochs in (4, 2)]},
+        {"checkpoints": [{"training": {"data": {"limit": limit}}} for limit in (0, 800)]},
+        {"checkpoints": [{"origin": {}}, {"origin": {"weights_sha256": "0"}}]},
+        {"origin": {"averaged": [{"config": {"train": {"epochs": epochs}}} for epochs in (4, 2)]}},
+    ],
+)
+def test_networks_with_different_budgets_have_none_together(facts, made):
+    made.run("one", made.noisy(0.5))
+    made.run("mean", made.noisy(0.4), **facts)
+    made.tables("One", One=["one"], Mean=["mean"])
+    assert made.make() == 0
+    text = made.readme.read_text()
+    assert "| Mean | - | ." in text and "- Mean minus One: SRCC" in text
+    lines = read_csv(made.results / "tables" / "own.csv")
+    assert {line["pictures_x_epochs"] for line in lines if line["row"] == "Mean"} == {""}
+
+
 def test_runs_that_predict_distributions_have_a_table_of_their_shapes(made, tmp_path, capsys):
     chance = np.random.default_rng(3)
     root, ratings = tmp_path / "votes", np.arange(1, 6)
@@ -277,7 +297,7 @@ def test_predictions_of_another_program_have_only_metrics_that_make_sense_and_un
     text = made.readme.read_text()
     assert "- B minus A (1,600 x 9 pictures against 1,600 x 4): SRCC +.000" in text
     assert "- Theirs minus A: SRCC +.000" in text
-    assert "| Theirs, trained on unknown pictures | | ." in text
+    assert "| Theirs, trained on unknown pictures | - | ." in text
     row = next(line for line in text.splitlines() if line.startswith("| Theirs"))
     assert row.split(" | ")[-1] == "`theirs` |" and "%" not in row
     assert made.measured()["rows"]["Theirs"]["rmse"]["mean"] is None

@@ -198,8 +198,8 @@ def test_validating_on_test_leaves_out_pictures_without_votes_from_both_other_sp
     [
         ("data.target=distribution", r"the votes of \d+ of \d+ training pictures of para are not known"),
         ("data.target=distribution loss.emd_weight=0", "loss.mean_weight=0 nothing is learned"),
-        ("loss.mean_weight=1", "networks that predict distributions, and this one predicts a score; leave"),
-        ("loss.emd_weight=0", "networks that predict distributions, and this one predicts a score; leave"),
+        ("loss.mean_weight=1", "networks that predict distributions, and this one predicts a score; set"),
+        ("loss.emd_weight=0", "networks that predict distributions, and this one predicts a score; set"),
         (
             "data.target=distribution data.only_with_votes=true data.distill=t.csv loss.distill_weight=1",
             "data.distill is for scores, or means with loss.mean_weight above 0",
@@ -212,6 +212,23 @@ def test_weights_of_the_loss_that_would_teach_nothing_are_refused(words, said, t
     assert train("para", root, tmp_path / "run", UNTRAINED, *words.split()) == 2
     assert re.search(said, capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_advice_for_a_set_without_votes_works(tmp_path, capsys):
+    root = make_para(tmp_path / "set")
+    words = [
+        "data.target=distribution",
+        "loss.mean_weight=1",
+        "loss.emd_weight=0.1",
+        UNTRAINED,
+        "train.score_test=false",
+    ]
+    assert train("para", root, tmp_path / "run", *words) == 2
+    said = capsys.readouterr().err
+    assert "(there is no PARA-GiaaTrain-distributions.csv beside it)" in said
+    advice = said.partition(" has none; use ")[2].strip().removesuffix(".").split()
+    assert train("para", root, tmp_path / "run", *words, *advice) == 0
+    assert checkpoint.load_weights(tmp_path / "run" / "best.pt").scale.kind == "score"
 
 
 def test_iae_over_a_branch_that_knows_more_emotions_predicts_high_and_low_and_emotions(tmp_path):

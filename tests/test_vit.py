@@ -4,6 +4,7 @@ import copy
 import re
 from functools import partial
 from importlib import import_module
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from eamb.network.pair_networks import SeriesNetwork
 from eamb.network.vit import ViTPyramid, blocks_of_levels, check_side, nearest_multiple, plain_vit
 from eamb.runtime import engine
 from eamb.runtime.config import load_config
+from eamb.training import run as run_module
 from eamb.training.optimizer import make_optimizer
 from eamb.training.tasks import choose_task
 from eamb.weights import checkpoint
@@ -264,6 +266,21 @@ def test_rates_fall_from_block_to_block_and_new_layers_learn_at_the_full_rate():
         assert body == pytest.approx(expected)
     assert {rate for name, rate in found.items() if ".body." not in name} == {2.0}
     assert found["context.maps.0.conv.weight"] == optimizer.param_groups[-1]["lr"] == 2.0
+
+
+def test_a_frozen_vit_keeps_its_blocks_while_its_new_layers_learn(scored_set, tmp_path, monkeypatch):
+    states, train_epoch = [], run_module.train_epoch
+
+    def recording(run, epoch):
+        states.append(copy.deepcopy(dict(run.network.emotion.pyramid.named_parameters())))
+        return train_epoch(run, epoch)
+
+    monkeypatch.setattr(run_module, "train_epoch", recording)
+    words = ["--task", "emotion", f"model.backbone={TINY}", "train.epochs=3", "train.freeze_backbone=1"]
+    assert small.train("csv", scored_set, tmp_path / "run", *words, *small.SHORT[:1]) == 0
+    for still, (before, after) in zip((True, False), pairwise(states), strict=True):
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert changed == {name for name in before if name.startswith("maps.") or not still}
 
 
 @pytest.mark.parametrize("backbone", [TINY, DINOV3, "convnext_atto", "tf_efficientnet_lite0"])

@@ -33,7 +33,8 @@ def evaluate_checkpoints(
 
     Args:
         several: of one or more checkpoints, whose predictions are averaged.
-        task: the task of the weights, with the settings that `as_trained` gives for the first.
+        task: the task of the weights, with the settings that `as_trained` gives for the first, and data.icc
+            for those that do not say it.
         output: the report's folder; the default is below runs/.
         flip: also average with the predictions for mirrored pictures.
 

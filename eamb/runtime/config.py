@@ -145,7 +145,7 @@ class Train:
     log_every: optimizer steps between two readings of the loss on CUDA, where each makes the GPU wait; on
         those steps several processes also agree on signals and checkpoints. It does not change the results.
     freeze_backbone: the first epochs, in which the backbones learn nothing: they run in evaluation mode and
-        their weights stay. As many as `epochs`: they never learn.
+        their pretrained weights stay. As many as `epochs`: they never learn.
     fixed_batchnorm: BatchNorm in the backbones that learn keeps the statistics of the first weights.
     recompute: compute the inner maps of the backbones' blocks again for the gradient instead of keeping them:
         three quarters to four fifths of the memory, a fifth to two fifths more time, the same numbers.

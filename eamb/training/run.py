@@ -20,6 +20,7 @@ from eamb.evaluation.report import versions
 from eamb.network import backbones
 from eamb.network.backbones import recompute_blocks
 from eamb.network.names import PAIR_NETWORKS
+from eamb.network.vit import ADDED
 from eamb.readers.decoding import View
 from eamb.readers.rated import SPLITS, LeftOut, RatedSet
 from eamb.runtime import distributed, engine
@@ -192,9 +193,9 @@ class Run:
         self.average = engine.Average(self.network, config.train.average) if config.train.average else None
         self.kept = self.average.network if self.average else self.network  # what is validated and kept
         self.optimizer = make_optimizer(config, self.network)
-        pyramids = checkpoint.pyramids(self.network).values()
-        self.backbones = [part for part in pyramids if any(p.requires_grad for p in part.parameters())]
-        self.learning = [p for part in self.backbones for p in part.parameters() if p.requires_grad]
+        self.backbones = checkpoint.learning_pyramids(self.network)
+        named = [each for part in self.backbones for each in part.named_parameters()]
+        self.pretrained = [p for name, p in named if p.requires_grad and not name.startswith(ADDED)]
         self.set_frozen(config.train.freeze_backbone > 0)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
         mean, std = backbones.normalisation(config.model.backbone)
@@ -206,9 +207,9 @@ class Run:
         self.emotion_maps: emotion_maps.EmotionMaps | None = None
 
     def set_frozen(self, frozen: bool) -> None:
-        """Freezes the backbones' weights that learn, or lets them learn."""
+        """Freezes the backbones' pretrained weights, or lets them learn."""
         self.frozen = frozen
-        for parameter in self.learning:
+        for parameter in self.pretrained:
             parameter.requires_grad_(not frozen)
         # Made anew each time: several processes wait for the gradients that were required when it was made.
         self.model = distributed.wrap(self.network, self.device, self.config.train.gradient_precision)

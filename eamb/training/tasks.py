@@ -261,7 +261,7 @@ class Aesthetics(Task):
         if kind != "distribution" and (loss.emd_weight, loss.mean_weight) != (1, 0):
             raise ValueError(
                 f"training: {given} are for networks that predict distributions, and this one predicts a "
-                f"{kind}; leave them out, or add data.target=distribution"
+                f"{kind}; set loss.emd_weight=1 loss.mean_weight=0, or data.target=distribution"
             )
         if kind == "distribution" and not (loss.emd_weight or loss.mean_weight):
             raise ValueError(f"training: with {given} nothing is learned from ratings; raise one of them")

@@ -504,3 +504,8 @@ def pyramids(model: Network) -> dict[str, nn.Module]:
     modules = dict(model.named_modules())
     places = ("emotion.pyramid", "emotion.tail", "detail", "context", "tail")
     return {f"{place}.": modules[place] for place in places if place in modules}
+
+
+def learning_pyramids(model: Network) -> list[nn.Module]:
+    """The backbones and tails that learn, unlike those of a frozen branch."""
+    return [part for part in pyramids(model).values() if any(p.requires_grad for p in part.parameters())]
