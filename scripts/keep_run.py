@@ -70,8 +70,9 @@ def keep(run: Path, evaluation: Path, output: Path) -> None:
         if (source / "config.yaml").is_file():
             settings = yaml.safe_load((source / "config.yaml").read_text(encoding="utf-8"))
             settings["data"]["root"] = ""
-            if settings["data"].get("distill"):
-                settings["data"]["distill"] = Path(settings["data"]["distill"]).name
+            for part, name in (("data", "distill"), ("model", "imagenet")):  # files, without where they lay
+                if settings.get(part, {}).get(name):
+                    settings[part][name] = Path(settings[part][name]).name
             if settings.get("train", {}).get("emotion_maps"):
                 settings["train"]["emotion_maps"] = "kept"  # where they lay does not matter
             text = yaml.safe_dump(settings, sort_keys=False)

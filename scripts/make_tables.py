@@ -440,8 +440,10 @@ def our_table(table: Table, runs: dict[str, Run], measured: dict) -> str:
             verdict += f" the seed spread of {number(m, entry['seed_spread'])}"
             verdict += " (one seed: the table's largest)" if entry["borrowed"] else ""
         verdict += ": counts" if entry["counts"] else ": does not count"
-        difference = f"{FIGURES[m]} {number(m, entry['difference'], sign='+')} (paired {span(m, entry)})"
-        sentences.append(f"- {row} minus {table.reference}{budgets}: {difference}, {verdict}.")
+        difference = f"{FIGURES[m]} {changed(m, entry)}, {verdict}"
+        if m != "accuracy":
+            difference += f"; accuracy > {high}: {changed('accuracy', entries['accuracy'])}"
+        sentences.append(f"- {row} minus {table.reference}{budgets}: {difference}.")
     parts = [table.title, as_markdown(lines), shapes_table(measured["all"]["rows"])]
     parts += [textwrap.fill(text, 118), "\n".join(sentences)]
     return "\n\n".join(filter(None, parts))
@@ -478,6 +480,11 @@ def figure(measure: str, entry: dict) -> str:
 
 def span(measure: str, entry: dict) -> str:
     return " to ".join(number(measure, entry[side], unit="") for side in ("low", "high"))
+
+
+def changed(measure: str, entry: dict) -> str:
+    """As in "+.002 (paired -.003 to .007)"."""
+    return f"{number(measure, entry['difference'], sign='+')} (paired {span(measure, entry)})"
 
 
 def number(measure: str, value: float | None, unit: str = " %", sign: str = "") -> str:

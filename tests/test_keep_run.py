@@ -57,6 +57,7 @@ def test_a_run_that_was_not_evaluated_is_refused(tmp_path, capsys):
 
 def test_of_a_trial_settings_and_log_are_kept(tmp_path):
     settings = "data: {root: /home/me}\ntrain: {score_test: false, emotion_maps: /home/me/maps}\n"
+    settings += "model: {imagenet: /home/me/vit.pth}\n"
     (tmp_path / "trial").mkdir()
     for name, content in {"config.yaml": settings, "metrics.jsonl": "{}\n", "best.pt": "weights"}.items():
         (tmp_path / "trial" / name).write_text(content)
@@ -65,6 +66,7 @@ def test_of_a_trial_settings_and_log_are_kept(tmp_path):
     text = (tmp_path / "kept" / "config.yaml").read_text()
     assert "/home/me" not in text
     assert yaml.safe_load(text)["train"]["emotion_maps"] == "kept"  # whether, not where
+    assert yaml.safe_load(text)["model"]["imagenet"] == "vit.pth"
 
 
 def test_a_second_run_replaces_the_first_whole_or_not_at_all(tmp_path, monkeypatch):

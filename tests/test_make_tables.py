@@ -170,7 +170,8 @@ def test_a_difference_counts_beyond_its_interval_and_the_spread_of_seeds(made, b
     entry = made.measured()["differences"]["Other"]["srcc"]
     assert entry["counts"] is counts
     text = made.readme.read_text()
-    assert words in text and (": counts.\n" in text, ": does not count.\n" in text) == (counts, not counts)
+    verdicts = [f": {verdict}; accuracy > " in text for verdict in ("counts", "does not count")]
+    assert words in text and verdicts == [counts, not counts]
     if len(base) == 1:
         assert entry["seed_spread"] is None and entry["low"] > 0
     else:  # a row of one seed is given the deviation of the other

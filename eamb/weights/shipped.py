@@ -8,7 +8,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parents[2] / "checkpoints"
 SHIPPED = {name: FOLDER / f"eambnet_{name}_para.safetensors" for name in ("lite", "small")}
 DEFAULT = "lite"
-FILE_HELP = "weights: a file, or lite or small for a shipped network (./lite is a file)"
+FILE_HELP = "weights: a file, or lite for the shipped network (./lite is a file)"
 HELP = f"{FILE_HELP}; repeated: mean of their scores"
 FLIP_HELP = "also score mirrored pictures, and take the mean"
 
