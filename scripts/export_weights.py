@@ -79,8 +79,8 @@ def write_hub_folder(folder: Path, weights: Weights, given: Path | None) -> None
 
 
 def without_files(card: str) -> str:
-    """The card with the words alone of links to files, which do not travel with it."""
-    return re.sub(r"\[([^\]]*)\]\((?![a-z]+:|#)[^)]*\)", r"\1", card)
+    """The card with the words alone of links to files and of pictures, which do not travel with it."""
+    return re.sub(r"!?\[([^\]]*)\]\((?![a-z]+:|#)[^)]*\)", r"\1", card)
 
 
 def halved(tensors: Tensors, path: Path) -> Tensors:

@@ -96,12 +96,14 @@ def test_a_folder_for_a_hub_has_the_weights_as_they_were_stored_and_a_card_that_
 def test_a_card_that_is_given_becomes_the_readme_and_gets_a_head_if_it_has_none(
     begins, licence, weights, tmp_path, monkeypatch
 ):
-    (tmp_path / "card.md").write_text(f"{begins}# Mine\n[a](../b.md#c) [`d`](#d) [e](https://e.org)\n")
+    (tmp_path / "card.md").write_text(
+        f"{begins}# Mine\n![a](../b.png) [a](../b.md#c) [`d`](#d) [e](https://e.org)\n"
+    )
     assert (
         export(monkeypatch, weights, "--hub", tmp_path / "hub", "--card", tmp_path / "card.md", given=()) == 0
     )
     card = ModelCard.load(tmp_path / "hub" / "README.md")
-    assert card.data.license == licence and card.text.strip() == "# Mine\na [`d`](#d) [e](https://e.org)"
+    assert card.data.license == licence and card.text.strip() == "# Mine\na a [`d`](#d) [e](https://e.org)"
 
 
 def test_what_gives_no_folder_is_one_sentence_and_writes_nothing(weights, tmp_path, monkeypatch, capsys):

@@ -224,10 +224,10 @@ class Scorer:
         threads: int,
         on_decoded: Callable | None = None,
     ) -> Iterator[list[Scored]]:
-        def decode(batch: list[Picture]) -> Decoded:
-            def read(picture: Picture) -> tuple[list[Tensor], str | None]:
-                return read_picture(picture, self.network.views, self.exact, on_decoded)
+        views = self.network.views
+        read = functools.partial(read_picture, views=views, exact=self.exact, on_decoded=on_decoded)
 
+        def decode(batch: list[Picture]) -> Decoded:
             return decode_batch([*map(path_of, batch)], batch, read)
 
         if self.on_cpu:
