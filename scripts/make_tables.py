@@ -409,7 +409,7 @@ def our_table(table: Table, runs: dict[str, Run], measured: dict) -> str:
     head += [f"without the {twins} twins: SRCC, PLCC, accuracies"] if twins else []
     lines = [[*head, "folder in `results/`"]]
     for row, names in table.rows.items():
-        cells, rest = [row, runs[names[0]].budget or "-"], measured["without_twins"]["rows"][row]
+        cells, rest = [row, budgets_of(runs, names) or "-"], measured["without_twins"]["rows"][row]
         for key, (_, mark) in TRAINED_ON.items():
             count = largest_count(runs, names, key)
             cells[0] += f", **{mark} ({count:,})**" if count else ""
@@ -432,7 +432,7 @@ def our_table(table: Table, runs: dict[str, Run], measured: dict) -> str:
     m, sentences = measured["decisive"], []
     for row, entries in measured["all"]["differences"].items():
         entry = entries[m]
-        ours, theirs = (runs[table.rows[name][0]].budget for name in (row, table.reference))
+        ours, theirs = (budgets_of(runs, table.rows[name]) for name in (row, table.reference))
         budgets = f" ({ours} pictures against {theirs})" if ours and theirs and ours != theirs else ""
         verdict = "seed spread unknown"
         if entry["seed_spread"] is not None:
@@ -487,6 +487,11 @@ def changed(measure: str, entry: dict) -> str:
     return f"{number(measure, entry['difference'], sign='+')} (paired {span(measure, entry)})"
 
 
+def budgets_of(runs: dict[str, Run], names: list[str]) -> str:
+    """The budgets of a row's runs, each once."""
+    return " and ".join(dict.fromkeys(runs[name].budget for name in names if runs[name].budget))
+
+
 def number(measure: str, value: float | None, unit: str = " %", sign: str = "") -> str:
     """.860, or 86.8 % for an accuracy or a share of votes; a dash for None."""
     if value is None:
@@ -502,7 +507,7 @@ def csv_lines(table: Table, runs: dict[str, Run], measured: dict) -> list[dict]:
         table.rows.items(), ("all", "without_twins"), measures(table, runs)
     ):
         content = measured[subset]
-        line = {"row": row, "runs": " ".join(names), "pictures_x_epochs": runs[names[0]].budget}
+        line = {"row": row, "runs": " ".join(names), "pictures_x_epochs": budgets_of(runs, names)}
         line |= {column: largest_count(runs, names, key) for key, (column, _) in TRAINED_ON.items()}
         line |= {"subset": subset, "pictures": content["n"], "metric": m} | content["rows"][row][m]
         compared = content["differences"].get(row, {}).get(m, {})

@@ -293,9 +293,10 @@ def test_predictions_of_another_program_have_only_metrics_that_make_sense_and_un
     made.change("theirs/metrics.json", metrics={name: found[name] for name in correlations})
     for name, epochs in (("a", 4), ("b", 9)):
         made.run(name, made.noisy(0.5), config=replace(CONFIG, train=Train(epochs=epochs)))
-    made.tables("A", Theirs=["theirs"], A=["a"], B=["b"])
+    made.tables("A", Theirs=["theirs"], A=["a"], B=["b"], Both=["a", "b"])
     assert made.make() == 0
     text = made.readme.read_text()
+    assert "| Both | 1,600 x 4 and 1,600 x 9 | ." in text
     assert "- B minus A (1,600 x 9 pictures against 1,600 x 4): SRCC +.000" in text
     assert "- Theirs minus A: SRCC +.000" in text
     assert "| Theirs, trained on unknown pictures | - | ." in text
