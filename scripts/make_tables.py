@@ -420,7 +420,7 @@ def our_table(table: Table, runs: dict[str, Run], measured: dict) -> str:
         lines.append([*cells, ", ".join(f"`{name}`" for name in names)])
     text = f"In brackets: 95 % bootstrap intervals over the pictures, {measured['resamples']:,} resamples. "
     several = any(len(names) > 1 for names in table.rows.values())
-    text += "Rows of several folders: mean ± standard deviation over seeds." if several else "One seed a row."
+    text += "Rows of several folders: mean ± standard deviation over seeds." if several else "One run a row."
     if twins:
         text += " Twins: test pictures with an identical one, under another name, in the training list."
     if table.reference:
