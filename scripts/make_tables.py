@@ -488,8 +488,9 @@ def changed(measure: str, entry: dict) -> str:
 
 
 def budgets_of(runs: dict[str, Run], names: list[str]) -> str:
-    """The budgets of a row's runs, each once."""
-    return " and ".join(dict.fromkeys(runs[name].budget for name in names if runs[name].budget))
+    """The budgets of a row's runs, each once; "" if a run has none."""
+    budgets = dict.fromkeys(runs[name].budget for name in names)
+    return "" if "" in budgets else " and ".join(budgets)
 
 
 def number(measure: str, value: float | None, unit: str = " %", sign: str = "") -> str:

@@ -223,10 +223,10 @@ def test_the_budget_of_several_networks_counts_each(made):
 def test_networks_with_different_budgets_have_none_together(facts, made):
     made.run("one", made.noisy(0.5))
     made.run("mean", made.noisy(0.4), **facts)
-    made.tables("One", One=["one"], Mean=["mean"])
+    made.tables("One", One=["one"], Mean=["mean"], Both=["one", "mean"])
     assert made.make() == 0
     text = made.readme.read_text()
-    assert "| Mean | - | ." in text and "- Mean minus One: SRCC" in text
+    assert "| Mean | - | ." in text and "| Both | - | ." in text and "- Mean minus One: SRCC" in text
     lines = read_csv(made.results / "tables" / "own.csv")
     assert {line["pictures_x_epochs"] for line in lines if line["row"] == "Mean"} == {""}
 
